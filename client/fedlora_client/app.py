@@ -1,0 +1,67 @@
+"""The Flower ClientApp: it takes messages to the device and brings its answers back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from fedlora.errors import FedloraError
+from fedlora.run_config import RunConfig
+from fedlora.update import Update, decode_update, encode_update
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+
+from fedlora_client.device import Device
+
+app = ClientApp()
+
+
+def _answer(message: Message, context: Context, work: Callable[[Device, Update], RecordDict]) -> Message:
+    """What `work` gives, or our error as Flower's, which costs this device the round and nobody else."""
+    try:
+        device = Device(RunConfig.from_flat(context.run_config, "run configuration"), context.node_config)
+        update = decode_update(message.content.array_records["update"]["update"].data)
+        device.check(update)
+        return Message(work(device, update), reply_to=message)
+    except FedloraError as error:
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=message)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train the adapter that came down; send the trained one up."""
+
+    def work(device: Device, update: Update) -> RecordDict:
+        started = time.monotonic()
+        result = device.train(update.adapter, update.server_round)
+        trained = Update(
+            adapter=result.adapter,
+            run=update.run,
+            server_round=update.server_round,
+            base_fingerprint=update.base_fingerprint,
+            num_examples=len(device.train_windows()),
+            metrics={
+                "train_loss": sum(result.losses) / len(result.losses),
+                "tokens": result.tokens,
+                "seconds": time.monotonic() - started,
+            },
+        )
+        data = encode_update(trained, device.config.server.codec)
+        array = Array(dtype="uint8", shape=(len(data),), stype="fedlora.update", data=data)
+        name = ConfigRecord({"device": device.name})
+        return RecordDict({"update": ArrayRecord({"update": array}), "device": name})
+
+    return _answer(message, context, work)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Measure the adapter that came down on the held-out text."""
+
+    def work(device: Device, update: Update) -> RecordDict:
+        loss, tokens = device.evaluate(update.adapter)
+        metrics = MetricRecord({"loss": loss, "tokens": tokens})
+        return RecordDict({"metrics": metrics, "device": ConfigRecord({"device": device.name})})
+
+    return _answer(message, context, work)

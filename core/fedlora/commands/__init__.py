@@ -1,0 +1,1 @@
+"""Subcommands of `fedlora` that need only the core."""

@@ -1,0 +1,80 @@
+"""`fedlora inspect`: what a pack, an adapter or an update holds."""
+
+from __future__ import annotations
+
+import click
+
+from fedlora.adapter import Adapter
+from fedlora.algebra import inner_product
+from fedlora.errors import ConfigError
+from fedlora.pack import MANIFEST, WEIGHTS, BasePack, find_pack, open_pack
+from fedlora.peft import CONFIG, read_peft
+from fedlora.update import decode_update
+
+Facts = dict[str, object]
+
+
+@click.command()
+@click.argument("path")
+def inspect(path: str) -> None:
+    """Show what PATH holds: a base pack's or a PEFT adapter's directory, or a file with one update."""
+    place = find_pack(path)
+    if (place / MANIFEST).is_file():
+        _show(f"base pack {place}", _pack_facts(open_pack(place)))
+    elif (place / CONFIG).is_file():
+        content = read_peft(place)
+        base = content.base_fingerprint or f"not recorded ({content.config.get('base_model_name_or_path')})"
+        _show(f"adapter {place}", _adapter_facts(content.adapter) | {"base": base, "stored as": content.dtype})
+    elif place.is_file():
+        update = decode_update(place.read_bytes())
+        facts: Facts = {
+            "run": update.run,
+            "round": update.server_round,
+            "examples": update.num_examples,
+            "base": update.base_fingerprint,
+            "metrics": ", ".join(f"{name} {value:.6g}" for name, value in update.metrics.items()),
+        }
+        _show(f"update {place}", facts | _adapter_facts(update.adapter))
+    else:
+        raise ConfigError(f"{place}: neither a base pack ({MANIFEST}), nor a PEFT adapter ({CONFIG}), nor an update")
+
+
+def _pack_facts(pack: BasePack) -> Facts:
+    shape, quantization = pack.shape, pack.quantization
+    parameters = sum(rows * columns for rows, columns in (shape.linear_modules() | shape.vocabulary_modules()).values())
+    return {
+        "fingerprint": pack.fingerprint,
+        "source": pack.source,
+        "weights": f"{(pack.directory / WEIGHTS).stat().st_size / 1e6:.2f} MB for {parameters / 1e6:.2f} M parameters",
+        "quantization": f"{quantization.bits} bits, block {quantization.block_size}, "
+        f"{'symmetric' if quantization.symmetric else 'asymmetric'}; embedding {quantization.embedding_bits} bits",
+        "layers": shape.num_layers,
+        "hidden / inner size": f"{shape.hidden_size} / {shape.intermediate_size}",
+        "heads": f"{shape.num_heads}, {shape.num_kv_heads} for keys and values, of {shape.head_dim}",
+        "vocabulary": f"{shape.vocab_size}{', tied head' if shape.tie_word_embeddings else ''}",
+        "context": shape.max_positions,
+    }
+
+
+def _adapter_facts(adapter: Adapter) -> Facts:
+    config = adapter.config
+    ranks = sorted({pair.rank for pair in adapter.pairs.values()})
+    return {
+        "rank": ", ".join(map(str, ranks)),
+        "alpha": f"{config.alpha:g}{' (rsLoRA)' if config.use_rslora else ''}",
+        "targets": ", ".join(config.target_modules),
+        "modules": len(adapter.pairs),
+        "parameters": f"{adapter.size_bytes // 4:,}",
+        "norm of B A": f"{sum(_squared_norm(adapter, module) for module in adapter.pairs) ** 0.5:.4g}",
+    }
+
+
+def _squared_norm(adapter: Adapter, module: str) -> float:
+    product = adapter.product(module)
+    return max(0.0, inner_product(product, product))
+
+
+def _show(title: str, facts: Facts) -> None:
+    click.echo(title)
+    for name, value in facts.items():
+        click.echo(f"  {name:<22}{value}")

@@ -1,0 +1,35 @@
+"""`fedlora pack`: a checkpoint becomes a base pack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from fedlora.pack import WEIGHTS, open_pack
+from fedlora.packing import make_pack
+from fedlora.quantize import Quantization
+
+
+@click.command()
+@click.argument("source")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The pack's directory.")
+@click.option("--bits", type=click.Choice(["4", "8"]), default="4", show_default=True, help="Of the linear weights.")
+@click.option("--embedding-bits", type=click.Choice(["4", "8"]), default="8", show_default=True)
+@click.option("--block-size", type=click.Choice(["32", "64", "128"]), default="64", show_default=True)
+@click.option("--symmetric/--asymmetric", default=True, show_default=True, help="Zero point in the middle, or stored.")
+@click.option("--force", is_flag=True, help="Replace the output if it exists.")
+def pack(
+    source: str, output: Path, bits: str, embedding_bits: str, block_size: str, symmetric: bool, force: bool
+) -> None:
+    """Quantize SOURCE, a Hugging Face checkpoint directory or a hub id, into a base pack."""
+    quantization = Quantization(
+        bits=int(bits), embedding_bits=int(embedding_bits), block_size=int(block_size), symmetric=symmetric
+    )
+    console = Console(stderr=True)
+    with console.status("packing") as status:
+        make_pack(source, output, quantization, replace=force, progress=lambda name: status.update(f"packing {name}"))
+        made = open_pack(output)
+    size = (output / WEIGHTS).stat().st_size
+    console.print(f"{output}: {size / 1e6:.2f} MB, fingerprint {made.fingerprint}", highlight=False, soft_wrap=True)

@@ -1,0 +1,50 @@
+"""What a device trains on, and how a data set is found by its name.
+
+A data set is a function `(config, node) -> DeviceData`, offered under the entry-point group `fedlora.datasets`; `node` is
+the configuration of the device that asks (in a simulation: `partition-id` and `num-partitions`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import cast
+
+from fedlora.errors import ConfigError, MissingExtraError
+from fedlora.run_config import DataConfig, Scalar
+
+GROUP = "fedlora.datasets"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceData:
+    """The texts of one device: those it trains on, and those it only measures on."""
+
+    name: str
+    train: tuple[str, ...]
+    held_out: tuple[str, ...]
+
+    @property
+    def train_bytes(self) -> int:
+        return sum(len(text.encode()) for text in self.train)
+
+
+Dataset = Callable[[DataConfig, Mapping[str, Scalar]], DeviceData]
+
+
+def find_dataset(name: str) -> Dataset:
+    """Raises ConfigError for an unknown name, MissingExtraError where its part is not installed."""
+    found = {point.name: point for point in entry_points(group=GROUP)}
+    if name not in found:
+        raise ConfigError(f"data.name: no data set {name!r}; there is {', '.join(sorted(found))}")
+    try:
+        return cast(Dataset, found[name].load())
+    except ImportError as error:
+        raise MissingExtraError(f"data set {name!r} needs a part that is not installed: {error}") from None
+
+
+def split_lines(text: str, held_out: float = 0.1) -> tuple[str, str]:
+    """(train, held-out): the last `held_out` of the text, cut at the end of a line."""
+    cut = text.rfind("\n", 0, int(len(text) * (1 - held_out))) + 1
+    return (text[:cut], text[cut:]) if cut else (text, "")

@@ -1,0 +1,69 @@
+"""Every error that fedlora raises on purpose.
+
+    FedloraError
+    +-- ConfigError          a value in a configuration or on the command line
+    +-- MissingExtraError    a part of fedlora that is not installed
+    +-- TensorFileError      a file that is not a sound safetensors file
+    +-- CheckpointError      a source model that cannot be packed
+    +-- PackError            a base pack that is damaged, foreign or missing
+    +-- AdapterError         an adapter that cannot be read
+    |   +-- AdapterMismatchError   a sound adapter that does not belong to this base or run
+    +-- UpdateError          bytes from a device that are refused; `reason` is a short word to count by
+    +-- DataError            training text that cannot be used
+    +-- RunError             a federated run that cannot go on
+    +-- GraphError           an ONNX graph that is damaged or disagrees with the base
+
+A message says where, what was expected, what came and what to do next. The command line prints it and exits with 1.
+"""
+
+
+class FedloraError(Exception):
+    """The root: catch this to catch whatever fedlora raises on purpose."""
+
+
+class ConfigError(FedloraError):
+    """A value that a configuration does not take."""
+
+
+class MissingExtraError(FedloraError):
+    """An optional part that is not installed."""
+
+
+class TensorFileError(FedloraError):
+    """A file that is not a sound safetensors file."""
+
+
+class CheckpointError(FedloraError):
+    """A source model that cannot be packed."""
+
+
+class PackError(FedloraError):
+    """A base pack that is damaged, foreign or missing."""
+
+
+class AdapterError(FedloraError):
+    """An adapter that cannot be read."""
+
+
+class AdapterMismatchError(AdapterError):
+    """A sound adapter that does not belong to this base or run."""
+
+
+class UpdateError(FedloraError):
+    """Bytes from a device that are refused."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class DataError(FedloraError):
+    """Training text that cannot be used."""
+
+
+class RunError(FedloraError):
+    """A federated run that cannot go on."""
+
+
+class GraphError(FedloraError):
+    """An ONNX graph that is damaged or disagrees with its base."""

@@ -1,0 +1,119 @@
+"""One description of each model family, read by the packer, the trainer and the exporter.
+
+A decoder block of the Llama family, x [N, H]:
+
+    h = x + o_proj(attention(rope(q_proj(n)), rope(k_proj(n)), v_proj(n)))      n = rms_norm(x)
+    y = h + down_proj(silu(gate_proj(m)) * up_proj(m))                          m = rms_norm(h)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedlora.errors import CheckpointError
+
+ATTENTION_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP_MODULES = ("gate_proj", "up_proj", "down_proj")
+LINEAR_MODULES = (*ATTENTION_MODULES, *MLP_MODULES)
+
+EMBEDDING = "model.embed_tokens"
+FINAL_NORM = "model.norm"
+HEAD = "lm_head"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderShape:
+    """The sizes and constants of a Llama-family decoder."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_positions: int
+    rms_norm_eps: float
+    rope_theta: float
+    tie_word_embeddings: bool
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+
+    def linear_modules(self) -> dict[str, tuple[int, int]]:
+        """{module name: (O, I)} of every linear layer in the blocks, in the order of the computation."""
+        hidden, inner = self.hidden_size, self.intermediate_size
+        query, key_value = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        shapes = {
+            "self_attn.q_proj": (query, hidden),
+            "self_attn.k_proj": (key_value, hidden),
+            "self_attn.v_proj": (key_value, hidden),
+            "self_attn.o_proj": (hidden, query),
+            "mlp.gate_proj": (inner, hidden),
+            "mlp.up_proj": (inner, hidden),
+            "mlp.down_proj": (hidden, inner),
+        }
+        return {f"{layer_name(i)}.{name}": shape for i in range(self.num_layers) for name, shape in shapes.items()}
+
+    def vocabulary_modules(self) -> dict[str, tuple[int, int]]:
+        """{module name: (V, H)} of the embedding and, where it is not tied to it, the head."""
+        names = (EMBEDDING,) if self.tie_word_embeddings else (EMBEDDING, HEAD)
+        return dict.fromkeys(names, (self.vocab_size, self.hidden_size))
+
+    def norm_modules(self) -> list[str]:
+        """The names of the RMS norms, each a vector [H]."""
+        per_layer = ("input_layernorm", "post_attention_layernorm")
+        return [f"{layer_name(i)}.{name}" for i in range(self.num_layers) for name in per_layer] + [FINAL_NORM]
+
+
+def layer_name(layer: int) -> str:
+    return f"model.layers.{layer}"
+
+
+def decoder_shape(config: Mapping[str, Any], where: str) -> DecoderShape:
+    """Read a Hugging Face `config.json`. Raises CheckpointError for a model that is not of the family, by name."""
+    architectures = config.get("architectures") or ["none"]
+    if architectures != ["LlamaForCausalLM"]:
+        raise CheckpointError(
+            f"{where}: architecture {', '.join(map(str, architectures))} is not supported; expected LlamaForCausalLM"
+        )
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    unsupported = {
+        "rope_type": (rope.get("rope_type", rope.get("type", "default")), "default"),
+        "hidden_act": (config.get("hidden_act", "silu"), "silu"),
+        "attention_bias": (config.get("attention_bias", False), False),
+        "mlp_bias": (config.get("mlp_bias", False), False),
+    }
+    for name, (got, expected) in unsupported.items():
+        if got != expected:
+            raise CheckpointError(f"{where}: {name} is {got!r}; only {expected!r} is supported for LlamaForCausalLM")
+    try:
+        heads = int(config["num_attention_heads"])
+        eos = config.get("eos_token_id")
+        shape = DecoderShape(
+            hidden_size=int(config["hidden_size"]),
+            intermediate_size=int(config["intermediate_size"]),
+            num_layers=int(config["num_hidden_layers"]),
+            num_heads=heads,
+            num_kv_heads=int(config.get("num_key_value_heads") or heads),
+            head_dim=int(config.get("head_dim") or int(config["hidden_size"]) // heads),
+            vocab_size=int(config["vocab_size"]),
+            max_positions=int(config.get("max_position_embeddings", 2048)),
+            rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+            rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
+            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+            bos_token_id=config.get("bos_token_id"),
+            eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (int(eos),),
+        )
+    except KeyError as error:
+        raise CheckpointError(f"{where}: {error.args[0]} is missing; a Llama config.json has it") from None
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{where}: not a Llama config.json: {error}") from None
+    sizes = (shape.hidden_size, shape.intermediate_size, shape.num_layers, heads, shape.num_kv_heads, shape.vocab_size)
+    if min(sizes) < 1 or heads % shape.num_kv_heads or shape.head_dim % 2:
+        raise CheckpointError(
+            f"{where}: sizes must be positive, heads ({heads}) a multiple of key/value heads ({shape.num_kv_heads}) "
+            f"and head_dim ({shape.head_dim}) even"
+        )
+    return shape

@@ -1,0 +1,59 @@
+"""Where a LoRA adapter sits and how large its update is (Hu et al., 2021, arXiv:2106.09685)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from fedlora.errors import ConfigError
+from fedlora.family import LINEAR_MODULES
+
+MAX_RANK = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraConfig:
+    """W' = W + scaling * B A, with scaling = alpha / rank, or alpha / sqrt(rank) for rsLoRA (arXiv:2312.03732).
+
+    A pattern gives single modules a rank or an alpha of their own: {"model.layers.0.mlp.up_proj": 4}.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    use_rslora: bool = False
+    target_modules: tuple[str, ...] = LINEAR_MODULES
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for where, rank in {"rank": self.rank, **self.rank_pattern}.items():
+            if type(rank) is not int or not 1 <= rank <= MAX_RANK:
+                raise ConfigError(f"{where}: a rank must be an integer from 1 to {MAX_RANK}, got {rank!r}")
+        for where, alpha in {"alpha": self.alpha, **self.alpha_pattern}.items():
+            if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
+                raise ConfigError(f"{where}: an alpha must be a positive number, got {alpha!r}")
+        if not self.target_modules or len(set(self.target_modules)) != len(self.target_modules):
+            raise ConfigError(f"target_modules must name at least one module, each once, got {self.target_modules}")
+        object.__setattr__(self, "rank_pattern", MappingProxyType(dict(self.rank_pattern)))
+        object.__setattr__(self, "alpha_pattern", MappingProxyType(dict(self.alpha_pattern)))
+
+    def rank_of(self, module: str) -> int:
+        return self.rank_pattern.get(module, self.rank)
+
+    def scaling_of(self, module: str) -> float:
+        """gamma in W' = W + gamma * B A."""
+        rank = self.rank_of(module)
+        return self.alpha_pattern.get(module, self.alpha) / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def targets(self, modules: Iterable[str]) -> list[str]:
+        """Those of a model's `modules` that get an adapter. Raises ConfigError for a target that the model lacks."""
+        modules = list(modules)
+        leaves = {module.rsplit(".", 1)[-1] for module in modules}
+        unknown = [target for target in self.target_modules if target not in leaves]
+        if unknown:
+            raise ConfigError(
+                f"target_modules: the base has no {', '.join(unknown)}; it has {', '.join(sorted(leaves))}"
+            )
+        return [module for module in modules if module.rsplit(".", 1)[-1] in self.target_modules]

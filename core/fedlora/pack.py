@@ -1,0 +1,187 @@
+"""The base pack: one model, quantized once, in one directory that everybody maps.
+
+    base.json           what the pack is, the sha256 of every other file, and the fingerprint over all of it
+    config.json         the model's own, and its tokenizer files
+    model.safetensors   NAME.qweight, NAME.scales, NAME.zeros of each matrix; NAME.weight of each norm
+
+The fingerprint names the base: adapters, updates and graphs carry it. Files that others put into the directory (an
+exported graph) are not part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlora.errors import CheckpointError, ConfigError, PackError, TensorFileError
+from fedlora.family import DecoderShape, decoder_shape
+from fedlora.quantize import Quantization, QuantizedMatrix
+from fedlora.tensor_file import TensorFile
+
+FORMAT = "fedlora-base"
+VERSION = 1
+MANIFEST, CONFIG, WEIGHTS, TOKENIZER = "base.json", "config.json", "model.safetensors", "tokenizer.json"
+EMBEDDED = "nano"  # the base that ships with fedlora
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BasePack:
+    """An opened, verified pack. Its arrays are views of the mapped file."""
+
+    directory: Path
+    source: str
+    fingerprint: str
+    quantization: Quantization
+    shape: DecoderShape
+    weights: TensorFile
+
+    def matrix(self, module: str) -> QuantizedMatrix:
+        """The stored weight of a linear module, the embedding or the head."""
+        zeros = f"{module}.zeros"
+        bits = self.bits(module)
+        return QuantizedMatrix(
+            qweight=self.weights.array(f"{module}.qweight"),
+            scales=self.weights.array(f"{module}.scales"),
+            zeros=self.weights.array(zeros) if zeros in self.weights.entries else None,
+            in_features=self.in_features(module),
+            bits=bits,
+        )
+
+    def norm(self, module: str) -> NDArray[np.float32]:
+        """The weight [H] of an RMS norm."""
+        return self.weights.float32(f"{module}.weight")
+
+    def bits(self, module: str) -> int:
+        vocabulary = module in self.shape.vocabulary_modules()
+        return self.quantization.embedding_bits if vocabulary else self.quantization.bits
+
+    def in_features(self, module: str) -> int:
+        return (self.shape.vocabulary_modules() | self.shape.linear_modules())[module][1]
+
+
+def find_pack(base: str | Path) -> Path:
+    """The directory of a pack; the name `nano` stands for the one that ships with fedlora."""
+    if str(base) == EMBEDDED and not Path(base).exists():
+        return Path(str(files("fedlora") / "nano"))
+    return Path(base)
+
+
+def open_pack(base: str | Path) -> BasePack:
+    """Verify every byte of a pack, map it, and return it. Raises PackError."""
+    directory = find_pack(base)
+    manifest = read_manifest(directory)
+    for name, expected in manifest["files"].items():
+        _verify(directory / name, expected)
+    try:
+        weights = TensorFile(directory / WEIGHTS)
+        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+        pack = BasePack(
+            directory=directory,
+            source=manifest["source"],
+            fingerprint=manifest["fingerprint"],
+            quantization=Quantization(**manifest["quantization"]),
+            shape=decoder_shape(config, str(directory / CONFIG)),
+            weights=weights,
+        )
+    except (TensorFileError, CheckpointError, ConfigError, TypeError, ValueError) as error:
+        raise PackError(f"{directory}: not a sound base pack: {error}; pack the model again") from None
+    expected_shapes = tensor_shapes(pack.shape, pack.quantization)
+    got = {name: (entry.dtype, entry.shape) for name, entry in weights.entries.items()}
+    if got != expected_shapes:
+        wrong = sorted(set(got.items()) ^ set(expected_shapes.items()))[0][0]
+        raise PackError(
+            f"{weights.path}: {wrong}: expected {expected_shapes.get(wrong, 'no such tensor')}, "
+            f"got {got.get(wrong, 'no such tensor')}; pack the model again"
+        )
+    return pack
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """Read base.json and check its fingerprint. Raises PackError."""
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise PackError(
+            f"{directory}: no {MANIFEST}: not a base pack; make one with: fedlora pack SOURCE -o {directory}"
+        ) from None
+    except ValueError as error:
+        raise PackError(f"{path}: not JSON: {error}; pack the model again") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise PackError(f"{path}: not the manifest of a base pack: it lacks format = {FORMAT!r}")
+    if manifest.get("version") != VERSION:
+        raise PackError(f"{path}: version {manifest.get('version')!r} of the format; this fedlora reads {VERSION}")
+    expected = fingerprint_of(manifest)
+    if manifest.get("fingerprint") != expected:
+        raise PackError(
+            f"{path}: fingerprint {manifest.get('fingerprint')} does not match the manifest ({expected}); "
+            "the file was changed after packing: pack the model again"
+        )
+    listed = manifest.get("files")
+    if not isinstance(listed, dict) or not {CONFIG, WEIGHTS, TOKENIZER} <= set(listed):
+        raise PackError(f"{path}: files must list {CONFIG}, {WEIGHTS} and {TOKENIZER}; pack the model again")
+    if any(Path(name).name != name for name in listed):
+        raise PackError(f"{path}: a file outside the pack is listed; the pack cannot be trusted")
+    return manifest
+
+
+def fingerprint_of(manifest: Mapping[str, Any]) -> str:
+    """sha256 over the manifest, in canonical JSON, without its fingerprint."""
+    content = {key: value for key, value in manifest.items() if key != "fingerprint"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def manifest_text(source: str, quantization: Quantization, directory: Path) -> str:
+    """The base.json of the files in `directory`."""
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "source": source,
+        "quantization": asdict(quantization),
+        "files": {file.name: file_digest(file) for file in sorted(directory.iterdir())},
+    }
+    manifest["fingerprint"] = fingerprint_of(manifest)
+    return json.dumps(manifest, indent=2) + "\n"
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensor_shapes(shape: DecoderShape, quantization: Quantization) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """{tensor: (dtype, shape)} of a pack's weights file, in the order of the file.
+
+    All sizes are multiples of 4 bytes but those of the zeros, which come last: every tensor is aligned for its dtype.
+    """
+    result: dict[str, tuple[str, tuple[int, ...]]] = {}
+    zeros: dict[str, tuple[str, tuple[int, ...]]] = {}
+    block = quantization.block_size
+    matrices = [(m, s, quantization.embedding_bits) for m, s in shape.vocabulary_modules().items()]
+    matrices += [(m, s, quantization.bits) for m, s in shape.linear_modules().items()]
+    for module, (rows, columns), bits in matrices:
+        blocks = -(-columns // block)
+        result[f"{module}.qweight"] = ("U8", (rows, blocks, block * bits // 8))
+        result[f"{module}.scales"] = ("F32", (rows, blocks))
+        if not quantization.symmetric:
+            zeros[f"{module}.zeros"] = ("U8", (rows, -(-blocks * bits // 8)))
+    for module in shape.norm_modules():
+        result[f"{module}.weight"] = ("F32", (shape.hidden_size,))
+    return result | zeros
+
+
+def _verify(path: Path, expected: str) -> None:
+    try:
+        got = file_digest(path)
+    except OSError as error:
+        raise PackError(f"{path}: cannot be read: {error.strerror}; copy the pack again") from None
+    if got != expected:
+        raise PackError(f"{path}: sha256 is {got}, base.json says {expected}; the file is damaged: copy the pack again")

@@ -1,0 +1,106 @@
+"""Turn a checkpoint into a base pack, a slice of rows at a time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlora.atomic import whole_directory
+from fedlora.checkpoint import Checkpoint, find_checkpoint
+from fedlora.errors import CheckpointError
+from fedlora.family import DecoderShape, decoder_shape
+from fedlora.pack import CONFIG, MANIFEST, TOKENIZER, WEIGHTS, manifest_text, tensor_shapes
+from fedlora.quantize import Quantization, QuantizedMatrix, quantize
+from fedlora.tensor_file import Dtype, TensorPlan, write_tensor_file
+
+_SLICE_ELEMENTS = 1 << 20
+_TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
+
+
+def make_pack(
+    source: str,
+    output: Path,
+    quantization: Quantization,
+    *,
+    replace: bool = False,
+    progress: Callable[[str], None] = lambda tensor: None,
+) -> None:
+    """Quantize the checkpoint `source` (a directory or a hub id) into the pack `output`.
+
+    `output` appears whole or not at all. Peak memory is one quantized tensor and one slice of rows. Calls `progress`
+    with the name of each tensor before it is written. Raises CheckpointError; ConfigError where `output` exists.
+    """
+    directory = find_checkpoint(source)
+    checkpoint = Checkpoint(directory)
+    shape = decoder_shape(checkpoint.config, str(directory / CONFIG))
+    _check(checkpoint, shape, quantization)
+    plans = [
+        TensorPlan(name=name, dtype=cast(Dtype, dtype), shape=dims)
+        for name, (dtype, dims) in tensor_shapes(shape, quantization).items()
+    ]
+    with whole_directory(output, replace=replace) as aside:
+        _copy_texts(directory, checkpoint.config, aside)
+        pending: dict[str, NDArray[Any]] = {}  # scales and zeros, which follow their codes in the file
+
+        def fill(plan: TensorPlan) -> Iterator[NDArray[Any]]:
+            progress(plan.name)
+            module, kind = plan.name.rsplit(".", 1)
+            if kind == "weight":
+                yield checkpoint.rows(plan.name, 0, shape.hidden_size)
+            elif kind == "qweight":
+                bits = plan.shape[2] * 8 // quantization.block_size
+                scales, zeros = [], []
+                for part in _quantized_slices(checkpoint, module, plan.shape[0], bits, quantization):
+                    yield part.qweight
+                    scales.append(part.scales)
+                    zeros += [] if part.zeros is None else [part.zeros]
+                pending[f"{module}.scales"] = np.concatenate(scales)
+                if zeros:
+                    pending[f"{module}.zeros"] = np.concatenate(zeros)
+            else:
+                yield pending.pop(plan.name)
+
+        write_tensor_file(aside / WEIGHTS, plans, fill)
+        (aside / MANIFEST).write_text(manifest_text(directory.resolve().name, quantization, aside), encoding="utf-8")
+
+
+def _quantized_slices(
+    checkpoint: Checkpoint, module: str, rows: int, bits: int, quantization: Quantization
+) -> Iterator[QuantizedMatrix]:
+    columns = checkpoint.columns(f"{module}.weight")
+    step = max(1, _SLICE_ELEMENTS // columns)
+    for start in range(0, rows, step):
+        yield quantize(
+            checkpoint.rows(f"{module}.weight", start, min(start + step, rows)),
+            bits=bits,
+            block_size=quantization.block_size,
+            symmetric=quantization.symmetric,
+        )
+
+
+def _check(checkpoint: Checkpoint, shape: DecoderShape, quantization: Quantization) -> None:
+    """Everything that can be refused is refused before the first byte is written."""
+    if shape.hidden_size % quantization.block_size:
+        raise CheckpointError(
+            f"{checkpoint.directory}: hidden_size {shape.hidden_size} is not a multiple of the block size "
+            f"{quantization.block_size}; pass a smaller --block-size"
+        )
+    for module, dims in (shape.vocabulary_modules() | shape.linear_modules()).items():
+        checkpoint.check(f"{module}.weight", dims)
+    for module in shape.norm_modules():
+        checkpoint.check(f"{module}.weight", (shape.hidden_size,))
+    if not (checkpoint.directory / TOKENIZER).is_file():
+        raise CheckpointError(f"{checkpoint.directory}: no {TOKENIZER}; save the model's fast tokenizer there")
+
+
+def _copy_texts(source: Path, config: dict[str, Any], target: Path) -> None:
+    (target / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for name in (TOKENIZER, *_TOKENIZER_FILES):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)

@@ -1,0 +1,190 @@
+"""PEFT's adapter directory, read and written: adapter_config.json and adapter_model.safetensors.
+
+What fedlora does not interpret (other configuration keys, `modules_to_save`, the stored dtype) is kept, so that what was
+read is written back equal. What would change the adapter's meaning unread (DoRA, biases, other methods) is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlora.adapter import Adapter, LoraPair
+from fedlora.atomic import whole_directory
+from fedlora.errors import AdapterError, ConfigError, TensorFileError
+from fedlora.lora import LoraConfig
+from fedlora.tensor_file import Dtype, TensorFile, TensorPlan, from_float32, write_tensor_file
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_BASE_KEY = "fedlora_base"  # in the safetensors metadata: PEFT ignores it
+_PREFIX = "base_model.model."
+_FACTOR = re.compile(rf"{re.escape(_PREFIX)}(?P<module>.+)\.(?P<factor>lora_[AB])\.weight")
+_REFUSED = {"use_dora": "DoRA", "lora_bias": "LoRA biases", "use_qalora": "QA-LoRA", "layer_replication": "replication"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeftDirectory:
+    """What a PEFT directory holds."""
+
+    adapter: Adapter
+    base_fingerprint: str | None = None  # of the base pack it was trained on; None where PEFT itself wrote it
+    dtype: Dtype = "F32"  # of the stored factors
+    config: Mapping[str, Any] = field(default_factory=dict)  # adapter_config.json as it was
+    saved_modules: Mapping[str, tuple[Dtype, NDArray[Any]]] = field(default_factory=dict)  # of `modules_to_save`
+
+
+def read_peft(directory: Path) -> PeftDirectory:
+    """Read an adapter. Raises AdapterError, naming the file and what is wrong, unless it is sound and plain LoRA."""
+    config = _read_config(directory / CONFIG)
+    path = directory / WEIGHTS
+    try:
+        file = TensorFile(path)
+        factors, saved, dtypes = _tensors(file, config)
+    except TensorFileError as error:
+        raise AdapterError(str(error)) from None
+    if not factors or len(dtypes) != 1:
+        raise AdapterError(
+            f"{path}: expected lora_A and lora_B of one dtype, got {', '.join(sorted(dtypes)) or 'none'}"
+        )
+    pairs = {}
+    for module, by_name in factors.items():
+        if by_name.keys() != {"lora_A", "lora_B"}:
+            raise AdapterError(f"{path}: {module} has {', '.join(by_name)} only; expected lora_A and lora_B")
+        try:
+            pairs[module] = LoraPair(by_name["lora_A"], by_name["lora_B"])
+        except AdapterError as error:
+            raise AdapterError(f"{path}: {module}: {error}") from None
+    try:
+        adapter = Adapter(_lora_config(config, list(pairs)), pairs)
+    except (AdapterError, ConfigError) as error:
+        raise AdapterError(f"{directory}: {error}") from None
+    adapter.check_finite(str(path))
+    return PeftDirectory(
+        adapter=adapter,
+        base_fingerprint=file.metadata.get(_BASE_KEY),
+        dtype=cast(Dtype, dtypes.pop()),
+        config=config,
+        saved_modules=saved,
+    )
+
+
+def write_peft(directory: Path, content: PeftDirectory, *, base_name: str | None = None, replace: bool = False) -> None:
+    """Write an adapter so that PEFT, and `read_peft`, read it back equal. The directory appears whole or not at all."""
+    adapter = content.adapter
+    config = dict(content.config) or _config_of(adapter.config, base_name)
+    arrays = dict(_named_factors(adapter, content.dtype)) | dict(content.saved_modules)
+    plans = [TensorPlan(name=name, dtype=dtype, shape=array.shape) for name, (dtype, array) in sorted(arrays.items())]
+    metadata = {"format": "pt"}
+    if content.base_fingerprint:
+        metadata[_BASE_KEY] = content.base_fingerprint
+
+    def fill(plan: TensorPlan) -> Iterator[NDArray[Any]]:
+        yield arrays[plan.name][1]
+
+    with whole_directory(directory, replace=replace) as aside:
+        (aside / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_tensor_file(aside / WEIGHTS, plans, fill, metadata)
+
+
+def _named_factors(adapter: Adapter, dtype: Dtype) -> Iterator[tuple[str, tuple[Dtype, NDArray[Any]]]]:
+    for module, pair in adapter.pairs.items():
+        yield f"{_PREFIX}{module}.lora_A.weight", (dtype, from_float32(pair.lora_A, dtype))
+        yield f"{_PREFIX}{module}.lora_B.weight", (dtype, from_float32(pair.lora_B, dtype))
+
+
+def _tensors(
+    file: TensorFile, config: Mapping[str, Any]
+) -> tuple[dict[str, dict[str, NDArray[np.float32]]], dict[str, tuple[Dtype, NDArray[Any]]], set[str]]:
+    saved_names = tuple(config.get("modules_to_save") or ())
+    factors: dict[str, dict[str, NDArray[np.float32]]] = {}
+    saved: dict[str, tuple[Dtype, NDArray[Any]]] = {}
+    dtypes = set()
+    for name, entry in file.entries.items():
+        match = _FACTOR.fullmatch(name)
+        if match and not {"base_layer", "original_module", "modules_to_save"} & set(match["module"].split(".")):
+            factors.setdefault(match["module"], {})[match["factor"]] = file.float32(name).copy()
+            dtypes.add(entry.dtype)
+        elif name.startswith(_PREFIX) and set(name.split(".")) & set(saved_names):
+            saved[name] = (cast(Dtype, entry.dtype), file.array(name).copy())
+        else:
+            raise AdapterError(
+                f"{file.path}: tensor {name} is neither lora_A or lora_B of a target module nor part of modules_to_save "
+                f"({', '.join(saved_names) or 'none'}); the file is malformed: save the adapter again with PEFT"
+            )
+    return factors, saved, dtypes
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise AdapterError(
+            f"{path}: cannot be read: {error.strerror}; expected a PEFT directory with {CONFIG} and {WEIGHTS}"
+        ) from None
+    except ValueError as error:
+        raise AdapterError(f"{path}: not JSON: {error}") from None
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        got = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
+        raise AdapterError(f"{path}: peft_type is {got!r}; only 'LORA' is supported")
+    for key, method in _REFUSED.items():
+        if config.get(key):
+            raise AdapterError(f"{path}: {key} is set; {method} is not supported")
+    if config.get("bias", "none") != "none":
+        raise AdapterError(f"{path}: bias is {config['bias']!r}; only 'none' is supported")
+    return config
+
+
+def _lora_config(config: Mapping[str, Any], modules: list[str]) -> LoraConfig:
+    try:
+        ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+        return LoraConfig(
+            rank=config["r"],
+            alpha=config["lora_alpha"],
+            use_rslora=bool(config.get("use_rslora", False)),
+            target_modules=tuple(dict.fromkeys(module.rsplit(".", 1)[-1] for module in modules)),
+            rank_pattern=_by_module(ranks, modules),
+            alpha_pattern=_by_module(alphas, modules),
+        )
+    except KeyError as error:
+        raise AdapterError(f"{CONFIG}: {error.args[0]} is missing") from None
+
+
+def _by_module(pattern: Mapping[str, Any], modules: list[str]) -> dict[str, Any]:
+    """PEFT's patterns are regular expressions on the end of a module's name; the first that matches counts."""
+    result = {}
+    for module in modules:
+        for key, value in pattern.items():
+            try:
+                matched = re.match(rf"(.*\.)?({key})$", module)
+            except re.error as error:
+                raise ConfigError(f"{key!r} in a pattern is no regular expression: {error}") from None
+            if matched:
+                result[module] = value
+                break
+    return result
+
+
+def _config_of(config: LoraConfig, base_name: str | None) -> dict[str, Any]:
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "inference_mode": True,
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "use_rslora": config.use_rslora,
+        "target_modules": list(config.target_modules),
+        # A name is a regular expression to PEFT: its dots are escaped to mean themselves.
+        "rank_pattern": {re.escape(module): rank for module, rank in config.rank_pattern.items()},
+        "alpha_pattern": {re.escape(module): alpha for module, alpha in config.alpha_pattern.items()},
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+    }

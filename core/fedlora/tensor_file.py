@@ -1,0 +1,206 @@
+"""safetensors files, read by mapping and written as a stream.
+
+The format is a uint64 (little endian) N, N bytes of JSON, then the tensors' bytes. The `safetensors` library accepts
+duplicate names and headers of any size and does not tell where a tensor lies in the file; an adapter from a stranger
+needs the first refused, and an ONNX graph that points into the file needs the second told. The library is the oracle of
+the tests. Source: https://huggingface.co/docs/safetensors (format).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlora.errors import TensorFileError
+
+MAX_HEADER_BYTES = 1 << 20
+MAX_TENSORS = 4096
+_ALIGNMENT = 64
+
+Dtype = Literal["F32", "F16", "BF16", "U8"]
+# BF16 has no numpy type: it is read as the uint16 that holds its bits, and widened by `as_float32`.
+_NUMPY: Mapping[str, np.dtype[Any]] = MappingProxyType(
+    {
+        "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"),
+        "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "I16": np.dtype("<i2"), "I8": np.dtype("i1"),
+        "U8": np.dtype("u1"), "BOOL": np.dtype("?"),
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorEntry:
+    """Where one tensor lies: `offset` and `size_bytes` count from the beginning of the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorPlan:
+    """One tensor that will be written: its name, dtype and shape, known before its bytes."""
+
+    name: str
+    dtype: Dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return math.prod(self.shape) * _NUMPY[self.dtype].itemsize
+
+
+class TensorFile:
+    """A checked, memory-mapped safetensors file; what is written to its arrays never reaches it."""
+
+    def __init__(self, path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES, max_tensors: int = MAX_TENSORS) -> None:
+        """Map `path`. Raises TensorFileError where its header and its length do not make a sound file."""
+        self.path = path
+        self.entries, self.metadata = _read_header(path, max_header_bytes, max_tensors)
+        # A private mapping: pages are shared with every other process, and torch takes no read-only arrays.
+        self._bytes = np.memmap(path, np.uint8, "c")
+
+    def array(self, name: str) -> NDArray[Any]:
+        """The tensor as a view of the mapped file, in the file's shape (BF16: as uint16 bits)."""
+        entry = self.entries[name]
+        flat = self._bytes[entry.offset : entry.offset + entry.size_bytes]
+        return np.asarray(flat).view(_NUMPY[entry.dtype]).reshape(entry.shape)
+
+    def float32(self, name: str) -> NDArray[np.float32]:
+        """The tensor widened to float32."""
+        return as_float32(self.array(name), self.entries[name].dtype, f"{self.path}: {name}")
+
+
+def as_float32(array: NDArray[Any], dtype: str, where: str) -> NDArray[np.float32]:
+    """The values of an F32, F16 or BF16 tensor as float32; anything else raises TensorFileError."""
+    if dtype == "BF16":
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    if dtype in ("F32", "F16"):
+        return array.astype(np.float32, copy=False)
+    raise TensorFileError(f"{where} has dtype {dtype}; expected F32, F16 or BF16")
+
+
+def from_float32(array: NDArray[np.float32], dtype: Dtype) -> NDArray[Any]:
+    """Values rounded to nearest in `dtype` (BF16: ties to even, as uint16 bits)."""
+    if dtype == "BF16":
+        bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+        rounded = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
+        return np.where(np.isnan(array), np.uint16(0x7FC0), rounded.astype(np.uint16))
+    return array.astype(_NUMPY[dtype])
+
+
+def write_tensor_file(
+    path: Path,
+    plans: Sequence[TensorPlan],
+    fill: Callable[[TensorPlan], Iterable[NDArray[Any]]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write tensors one by one: `fill(plan)` yields a tensor's bytes in one or more arrays, in order.
+
+    The data begins at a multiple of 64 bytes, so that tensors whose sizes keep the alignment can be used in place.
+    """
+    with path.open("wb") as file:
+        file.write(_header(plans, metadata or {}))
+        for plan in plans:
+            begin = file.tell()
+            for part in fill(plan):
+                _write_array(file, part, plan)
+            if file.tell() - begin != plan.size_bytes:
+                raise AssertionError(f"{plan.name}: planned {plan.size_bytes} bytes, wrote {file.tell() - begin}")
+
+
+def _write_array(file: BinaryIO, array: NDArray[Any], plan: TensorPlan) -> None:
+    if array.dtype != _NUMPY[plan.dtype]:
+        raise AssertionError(f"{plan.name}: planned {plan.dtype}, got {array.dtype}")
+    file.write(np.ascontiguousarray(array).data)
+
+
+def _header(plans: Sequence[TensorPlan], metadata: Mapping[str, str]) -> bytes:
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for plan in plans:
+        end = offset + plan.size_bytes
+        header[plan.name] = {"dtype": plan.dtype, "shape": list(plan.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _read_header(path: Path, max_header_bytes: int, max_tensors: int) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 10 or length > size - 8:
+                raise TensorFileError(
+                    f"{path}: truncated: {size} bytes cannot hold the header that it announces; copy the file again"
+                )
+            if length > max_header_bytes:
+                raise TensorFileError(f"{path}: header of {length} bytes; at most {max_header_bytes} are read")
+            text = file.read(length)
+    except OSError as error:
+        raise TensorFileError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        header = json.loads(text, object_pairs_hook=_without_duplicates)
+        metadata = header.pop("__metadata__", {})
+        if len(header) > max_tensors:
+            raise ValueError(f"{len(header)} tensors; at most {max_tensors} are read")
+        entries = {name: _entry(name, fields, 8 + length) for name, fields in header.items()}
+        if not all(isinstance(v, str) for v in metadata.values()):
+            raise ValueError("__metadata__ must map strings to strings")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise TensorFileError(f"{path}: not a safetensors file: {error}") from None
+    end = 8 + length
+    for entry in sorted(entries.values(), key=lambda e: (e.offset, e.size_bytes)):
+        if entry.offset != end:
+            raise TensorFileError(f"{path}: {entry.name} begins at byte {entry.offset}, expected {end}")
+        end += entry.size_bytes
+    if end != size:
+        raise TensorFileError(f"{path}: truncated or extended: expected {end} bytes, got {size}; copy the file again")
+    return entries, metadata
+
+
+def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name appears twice in the header")
+    return result
+
+
+def _entry(name: str, fields: Mapping[str, Any], data_begin: int) -> TensorEntry:
+    dtype, shape, (begin, end) = fields["dtype"], fields["shape"], fields["data_offsets"]
+    if dtype not in _NUMPY:
+        raise ValueError(f"{name} has dtype {dtype!r}; expected one of {', '.join(_NUMPY)}")
+    if not all(type(n) is int and 0 <= n < 1 << 48 for n in (*shape, begin, end)):
+        raise ValueError(f"{name}: shape and offsets must be non-negative integers")
+    size = math.prod(shape) * _NUMPY[dtype].itemsize
+    if end - begin != size:
+        raise ValueError(f"{name}: shape {shape} of {dtype} takes {size} bytes, its offsets span {end - begin}")
+    return TensorEntry(name=name, dtype=dtype, shape=tuple(shape), offset=data_begin + begin, size_bytes=size)
+
+
+def read_rows(file: int, entry: TensorEntry, start: int, stop: int) -> NDArray[np.float32]:
+    """Rows [start, stop) of a tensor as float32 [rows, ...], read (not mapped) from an open file descriptor.
+
+    A mapped page counts as resident memory; packing a model larger than memory must not.
+    """
+    dtype = _NUMPY[entry.dtype]
+    row_bytes = entry.size_bytes // max(entry.shape[0], 1)
+    wanted = (stop - start) * row_bytes
+    data = os.pread(file, wanted, entry.offset + start * row_bytes)
+    if len(data) != wanted:
+        raise TensorFileError(f"{entry.name}: expected {wanted} bytes, read {len(data)}; the file changed under us")
+    array = np.frombuffer(data, dtype).reshape(stop - start, *entry.shape[1:])
+    return as_float32(array, entry.dtype, entry.name)

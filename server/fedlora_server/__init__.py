@@ -1,0 +1,1 @@
+"""The server: it runs rounds and aggregates adapters."""

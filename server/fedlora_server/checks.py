@@ -1,0 +1,63 @@
+"""Whether an update may be added: everything is checked before the first number is used."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from fedlora.adapter import Adapter
+from fedlora.errors import UpdateError
+from fedlora.update import Update
+
+MAX_EXAMPLES = 10**9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expectation:
+    """What a sound reply of one round looks like."""
+
+    run: str
+    server_round: int
+    base_fingerprint: str
+    adapter: Adapter  # the one that went down: its configuration, modules and shapes come back
+
+    def check(self, update: Update, device: str) -> None:
+        """Raise UpdateError, with a reason to count by, unless `update` is sound."""
+        self._same(device, "wrong-run", "run", update.run, self.run)
+        self._same(device, "wrong-round", "round", update.server_round, self.server_round)
+        self._same(device, "wrong-base", "base", update.base_fingerprint, self.base_fingerprint)
+        if not 1 <= update.num_examples <= MAX_EXAMPLES:
+            raise UpdateError(
+                "bad-weight", f"device {device}: num_examples is {update.num_examples}; expected 1 to {MAX_EXAMPLES}"
+            )
+        self._same_names(update, device)
+        for module, expected in self.adapter.pairs.items():
+            got = update.adapter.pairs[module]
+            self._same(device, "wrong-rank", f"rank of {module}", got.rank, expected.rank)
+            self._same(device, "wrong-shape", f"shape of {module}", got.shape, expected.shape)
+            self._finite(module, got.lora_A, device)
+            self._finite(module, got.lora_B, device)
+        self._same(device, "wrong-config", "LoRA configuration", update.adapter.config, self.adapter.config)
+
+    def _same_names(self, update: Update, device: str) -> None:
+        missing = self.adapter.pairs.keys() - update.adapter.pairs.keys()
+        extra = update.adapter.pairs.keys() - self.adapter.pairs.keys()
+        if missing or extra:
+            example = sorted(missing or extra)[0]
+            raise UpdateError(
+                "wrong-modules",
+                f"device {device}: {len(missing)} modules are missing and {len(extra)} are unknown, {example} among them",
+            )
+
+    @staticmethod
+    def _finite(module: str, array: np.ndarray, device: str) -> None:
+        # One pass and no temporary: the sum of squares is finite where every entry is, and is not too large to be used.
+        flat = array.ravel()
+        if not math.isfinite(float(np.dot(flat, flat))):
+            raise UpdateError("not-finite", f"device {device}: {module} holds NaN, infinity or enormous numbers")
+
+    @staticmethod
+    def _same(device: str, reason: str, what: str, got: object, expected: object) -> None:
+        if got != expected:
+            raise UpdateError(reason, f"device {device}: {what} is {got}; expected {expected}")

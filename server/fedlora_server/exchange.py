@@ -1,0 +1,85 @@
+"""Messages to devices and their answers, as they arrive: Flower's types stop here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from fedlora.errors import RunError
+from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+_POLL_S = 0.05
+_LONGEST_POLL_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """One device's answer: `data` and `metrics` where it did what was asked, `error` where it did not."""
+
+    node: int
+    device: str  # the name that it gives itself; the node's number where it gives none
+    data: bytes = b""
+    metrics: dict[str, float] | None = None
+    error: str = ""
+
+
+def connected_nodes(grid: Grid, at_least: int, timeout_s: float) -> list[int]:
+    """The nodes that are connected, in order, once there are `at_least`. Raises RunError after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        nodes = sorted(grid.get_node_ids())
+        if len(nodes) >= at_least:
+            return nodes
+        if time.monotonic() > deadline:
+            raise RunError(
+                f"{len(nodes)} devices are connected after {timeout_s:g} s, the run needs {at_least}; "
+                "start more devices, or lower server.min_devices"
+            )
+        time.sleep(_LONGEST_POLL_S)
+
+
+def ask(
+    grid: Grid, nodes: Sequence[int], kind: str, data: bytes, server_round: int, timeout_s: float
+) -> Iterator[Reply]:
+    """Send `data` to each node and yield every answer once, as it arrives, until all came or `timeout_s` passed.
+
+    `kind` is Flower's message type, "train" or "evaluate". An answer is let go before the next is taken.
+    """
+    array = Array(dtype="uint8", shape=(len(data),), stype="fedlora.update", data=data)
+    waiting: dict[str, int] = {}
+    for node in nodes:
+        content = RecordDict({"update": ArrayRecord({"update": array})})
+        message = Message(content, node, kind, ttl=timeout_s, group_id=str(server_round))
+        for message_id in grid.push_messages([message]):
+            waiting[message_id] = node
+    deadline, pause = time.monotonic() + timeout_s, _POLL_S
+    while waiting and time.monotonic() < deadline:
+        arrived = False
+        for message in grid.pull_messages(list(waiting)):
+            # A lost node's error carries the wrong source: what it replies to is what tells the node.
+            node = waiting.pop(message.metadata.reply_to_message_id, None)
+            if node is not None:
+                arrived = True
+                yield _reply(message, node)
+        pause = _POLL_S if arrived else min(2 * pause, _LONGEST_POLL_S)
+        if waiting and not arrived:
+            time.sleep(pause)
+
+
+TRAIN, EVALUATE = MessageType.TRAIN, MessageType.EVALUATE
+
+
+def _reply(message: Message, node: int) -> Reply:
+    if message.has_error():
+        return Reply(node=node, device=str(node), error=message.error.reason or f"error {message.error.code}")
+    content = message.content
+    try:
+        name = str(content.config_records["device"]["device"])[:64]
+        if message.metadata.message_type == MessageType.TRAIN:
+            return Reply(node=node, device=name, data=content.array_records["update"]["update"].data)
+        metrics = {key: float(value) for key, value in content.metric_records["metrics"].items()}  # type: ignore[arg-type]
+        return Reply(node=node, device=name, metrics=metrics)
+    except (KeyError, TypeError, ValueError) as error:
+        return Reply(node=node, device=str(node), error=f"not an answer to {message.metadata.message_type}: {error!r}")

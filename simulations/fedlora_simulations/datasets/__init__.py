@@ -1,0 +1,1 @@
+"""Text that a simulation deals out to its devices: one module per data set."""

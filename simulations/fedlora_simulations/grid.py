@@ -1,0 +1,130 @@
+"""A Flower Grid inside this process: devices are threads that share one mapped base."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Self
+
+import torch
+from fedlora.run_config import Scalar
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.app.user_config import UserConfig
+from flwr.clientapp import ClientApp
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+log = logging.getLogger("fedlora.simulations")
+
+OnDone = Callable[[Message], None]
+
+
+class InProcessGrid(Grid):
+    """Runs `client_app` for devices 1..n in a pool of threads, one core each.
+
+    Messages are serialised both ways, as on a network: nothing that a device changes can reach the server or another
+    device. A device that raises becomes an error reply, as with Flower's own engines.
+    """
+
+    def __init__(
+        self,
+        client_app: ClientApp,
+        run_config: Mapping[str, Scalar],
+        *,
+        run_id: int,
+        devices: int,
+        workers: int,
+        on_push: OnDone = lambda message: None,
+        on_done: OnDone = lambda message: None,
+    ) -> None:
+        """`on_push` and `on_done` are told of each message that goes to a device and that it has been answered."""
+        self._app = client_app
+        self._run = Run.create_empty(run_id=run_id)
+        self._on_push, self._on_done = on_push, on_done
+        self._contexts = {
+            node: Context(
+                run_id=run_id,
+                node_id=node,
+                node_config=UserConfig({"partition-id": node - 1, "num-partitions": devices}),
+                state=RecordDict(),
+                run_config=UserConfig(run_config),
+            )
+            for node in range(1, devices + 1)
+        }
+        # What a device keeps in its context must not be used by two messages at once.
+        self._busy = {node: threading.Lock() for node in self._contexts}
+        self._answers: dict[str, ProtoMessage] = {}
+        self._answered = threading.Condition()
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, SUPERLINK_NODE_ID
+        self._pool = ThreadPoolExecutor(workers, "device", initializer=torch.set_num_threads, initargs=(1,))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def set_run(self, run: Run) -> None:
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        message_ids = []
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = str(uuid.uuid4())  # as Flower's own grids set it
+            self._on_push(message)
+            self._pool.submit(self._work, message_to_proto(message))
+            message_ids.append(message.metadata.message_id)
+        return message_ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """What has been answered; waits a moment for the first, so that a caller who polls does not spin."""
+        wanted = list(message_ids)
+        with self._answered:
+            self._answered.wait_for(lambda: any(i in self._answers for i in wanted), timeout=0.05)
+            ready = [self._answers.pop(i) for i in wanted if i in self._answers]
+        return [message_from_proto(proto) for proto in ready]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        waiting = set(self.push_messages(messages))
+        deadline = None if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        while waiting and (deadline is None or time.monotonic() < deadline):
+            arrived = list(self.pull_messages(waiting))
+            waiting -= {message.metadata.reply_to_message_id for message in arrived}
+            replies += arrived
+        return replies
+
+    def _work(self, proto: ProtoMessage) -> None:
+        message = message_from_proto(proto)
+        node = message.metadata.dst_node_id
+        try:
+            with self._busy[node]:
+                reply = self._app(message, self._contexts[node])
+        except Exception as error:  # whatever a device raises is its own failure
+            log.exception("device %d failed", node)
+            reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, repr(error)), reply_to=message)
+        reply.metadata.__dict__["_message_id"] = str(uuid.uuid4())
+        self._on_done(message)
+        with self._answered:
+            self._answers[message.metadata.message_id] = message_to_proto(reply)
+            self._answered.notify_all()
