@@ -26,7 +26,7 @@ class Decoder:
         modules = base.shape.linear_modules() | base.shape.vocabulary_modules()
         self._matrices = {module: PackedMatrix.view(base.matrix(module)) for module in modules}
         self._norms = {module: torch.from_numpy(base.norm(module)) for module in base.shape.norm_modules()}
-        self._cos, self._sin = _rotary_table(base.shape.head_dim, base.shape.max_positions, base.shape.rope_theta)
+        self._cos, self._sin = map(torch.from_numpy, base.shape.rotary_table())
 
     def logits(
         self,
@@ -80,10 +80,3 @@ class Decoder:
         gate = self._linear(x, f"{prefix}.mlp.gate_proj", lora)
         up = self._linear(x, f"{prefix}.mlp.up_proj", lora)
         return self._linear(F.silu(gate) * up, f"{prefix}.mlp.down_proj", lora)
-
-
-def _rotary_table(head_dim: int, positions: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin [positions, head_dim / 2] of position * theta^(-2 i / head_dim)."""
-    frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-    angles = torch.outer(torch.arange(positions, dtype=torch.float64), frequencies)
-    return angles.cos().float(), angles.sin().float()

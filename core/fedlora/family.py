@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedlora.errors import CheckpointError
 
 ATTENTION_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -40,6 +43,12 @@ class DecoderShape:
     tie_word_embeddings: bool
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+
+    def rotary_table(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """cos and sin [max_positions, head_dim / 2] of position * theta^(-2 i / head_dim) (arXiv:2104.09864)."""
+        frequencies = self.rope_theta ** (-np.arange(0, self.head_dim, 2) / self.head_dim)
+        angles = np.outer(np.arange(self.max_positions), frequencies)
+        return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
     def linear_modules(self) -> dict[str, tuple[int, int]]:
         """{module name: (O, I)} of every linear layer in the blocks, in the order of the computation."""

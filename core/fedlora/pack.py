@@ -69,7 +69,7 @@ class BasePack:
 
 def find_pack(base: str | Path) -> Path:
     """The directory of a pack; the name `nano` stands for the one that ships with fedlora."""
-    if str(base) == EMBEDDED and not Path(base).exists():
+    if str(base) == EMBEDDED:
         return Path(str(files("fedlora") / "nano"))
     return Path(base)
 

@@ -20,6 +20,7 @@ from fedlora.codec import CODECS
 from fedlora.errors import ConfigError
 from fedlora.family import LINEAR_MODULES
 from fedlora.lora import LoraConfig
+from fedlora.pack import EMBEDDED
 
 Scalar = bool | int | float | str
 
@@ -168,8 +169,8 @@ def read_scenario(path: Path) -> RunConfig:
     config = RunConfig.from_flat(dict(_flattened(content)), str(path))
     folder = path.resolve().parent
     base, data = config.base, config.data
-    if (folder / base).is_dir():
-        base = str(folder / base)
+    if base != EMBEDDED:
+        base = str(folder / Path(base).expanduser())
     if data.path:
         data = dataclasses.replace(data, path=str(folder / Path(data.path).expanduser()))
     return dataclasses.replace(config, base=base, data=data)

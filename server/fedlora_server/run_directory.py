@@ -41,12 +41,14 @@ class RunDirectory:
 
     def commit(self, server_round: int, adapter: Adapter, base: BasePack) -> Path:
         """Write the adapter of a round; return its directory."""
-        directory = self.adapter(server_round)
+        directory = self.adapter_of(self.path, server_round)
         write_peft(directory, PeftDirectory(adapter=adapter, base_fingerprint=base.fingerprint), base_name=base.source)
         return directory
 
-    def adapter(self, server_round: int) -> Path:
-        return self.path / "rounds" / f"{server_round:04d}" / "adapter"
+    @staticmethod
+    def adapter_of(run: Path, server_round: int) -> Path:
+        """Where a round's adapter lies in the directory of a run."""
+        return run / "rounds" / f"{server_round:04d}" / "adapter"
 
     def add_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Append one round's line."""

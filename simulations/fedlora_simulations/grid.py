@@ -24,7 +24,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 log = logging.getLogger("fedlora.simulations")
 
-OnDone = Callable[[Message], None]
+OnMessage = Callable[[Message], None]
 
 
 class InProcessGrid(Grid):
@@ -42,8 +42,8 @@ class InProcessGrid(Grid):
         run_id: int,
         devices: int,
         workers: int,
-        on_push: OnDone = lambda message: None,
-        on_done: OnDone = lambda message: None,
+        on_push: OnMessage = lambda message: None,
+        on_done: OnMessage = lambda message: None,
     ) -> None:
         """`on_push` and `on_done` are told of each message that goes to a device and that it has been answered."""
         self._app = client_app

@@ -1,0 +1,1 @@
+"""The exporter: a base pack becomes an ONNX graph with adapter inputs."""

@@ -1,0 +1,1 @@
+"""Serving: one base on ONNX Runtime, adapters swapped per request."""

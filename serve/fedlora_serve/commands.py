@@ -1,0 +1,34 @@
+"""`fedlora generate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fedlora_serve.engine import Engine
+from fedlora_serve.generate import generate as generate_text
+from fedlora_serve.sampling import Sampling
+
+
+@click.command()
+@click.option("--model", required=True, type=click.Path(path_type=Path), help="A base pack's folder with its graph.")
+@click.option("--adapter", type=click.Path(path_type=Path), help="A .onnx_adapter file; without it the base speaks.")
+@click.option("--prompt", required=True)
+@click.option("--max-tokens", default=128, show_default=True)
+@click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--seed", default=0, show_default=True, help="Of the sampling at temperatures above 0.")
+@click.option("--threads", default=0, show_default=True, help="0: as many as ONNX Runtime sees fit.")
+def generate(
+    model: Path, adapter: Path | None, prompt: str, max_tokens: int, temperature: float, seed: int, threads: int
+) -> None:
+    """Print the prompt and what follows it, as it comes."""
+    sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
+    engine = Engine(model, threads=threads)
+    loaded = engine.load_adapter(adapter) if adapter else None
+    pieces = generate_text(engine, prompt, sampling, adapter=loaded, seed=seed)
+    first = next(pieces, "")  # an error comes before the first output
+    click.echo(prompt + first, nl=False)
+    for piece in pieces:
+        click.echo(piece, nl=False)
+    click.echo()

@@ -1,0 +1,100 @@
+"""One base in one ONNX Runtime session; an adapter is chosen per step and nothing is rebuilt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from fedlora.errors import ConfigError, GraphError, PackError
+from fedlora.pack import TOKENIZER, open_pack
+from fedlora.slots import BASE_PROPERTY, GRAPH, model_version, slot_shapes
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from fedlora_serve.onnx_adapter import check_slots, read_onnx_adapter
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedAdapter:
+    """A verified adapter, ready to feed. It owns the memory that its OrtValues point to."""
+
+    values: Mapping[str, NDArray[np.float32]]
+    inputs: Mapping[str, ort.OrtValue]
+
+
+class Engine:
+    """The exported model of one folder."""
+
+    def __init__(self, directory: Path, *, threads: int = 0) -> None:
+        """Verify the pack and the graph, and build the session; `threads` 0 leaves the choice to ONNX Runtime.
+
+        Raises PackError, GraphError.
+        """
+        self.base = open_pack(directory)
+        graph = self.base.directory / GRAPH
+        if not graph.is_file():
+            raise GraphError(f"{graph}: no such file; write it with: fedlora export {directory}")
+        options = ort.SessionOptions()
+        options.log_severity_level = 3  # an optional input is a warning to ONNX Runtime
+        options.intra_op_num_threads = threads
+        try:
+            self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the runtime raises its own kinds, which share no base
+            raise GraphError(f"{graph}: ONNX Runtime does not load it: {error}; export it again") from None
+        made_for = self._session.get_modelmeta().custom_metadata_map.get(BASE_PROPERTY)
+        if made_for != self.base.fingerprint:
+            raise GraphError(f"{graph}: made for base {made_for}, the pack is {self.base.fingerprint}; export it again")
+        try:
+            self.tokenizer = Tokenizer.from_file(str(self.base.directory / TOKENIZER))
+        except Exception as error:
+            raise PackError(f"{self.base.directory / TOKENIZER}: not a tokenizer: {error}") from None
+
+    def load_adapter(self, path: Path) -> LoadedAdapter:
+        """Read and verify a .onnx_adapter file. Raises AdapterError."""
+        adapter = read_onnx_adapter(path)
+        expected = slot_shapes(self.base.shape.linear_modules())
+        check_slots(adapter, expected, model_version(self.base.fingerprint), str(path))
+        inputs = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in adapter.values.items()}
+        return LoadedAdapter(adapter.values, inputs)
+
+    def start(self, adapter: LoadedAdapter | None = None) -> Decoding:
+        """An empty sequence that speaks with `adapter`."""
+        return Decoding(self._session, self, adapter)
+
+
+class Decoding:
+    """One sequence: its key/value cache and its adapter."""
+
+    def __init__(self, session: ort.InferenceSession, engine: Engine, adapter: LoadedAdapter | None) -> None:
+        shape = engine.base.shape
+        self._session, self._shape = session, shape
+        self._adapter = adapter.inputs if adapter else {}
+        self._outputs = [output.name for output in session.get_outputs()]
+        empty = ort.OrtValue.ortvalue_from_shape_and_type([1, shape.num_kv_heads, 0, shape.head_dim], np.float32)
+        names = [f"{i}.{kind}" for i in range(shape.num_layers) for kind in ("key", "value")]
+        self._past = {f"past_key_values.{name}": empty for name in names}
+        self.length = 0
+
+    def step(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Read `tokens`; return the scores [V] of the next one. Raises ConfigError past the base's context."""
+        if not tokens or not all(0 <= token < self._shape.vocab_size for token in tokens):
+            raise ConfigError(f"expected token ids from 0 to {self._shape.vocab_size - 1}, got {list(tokens)[:8]}")
+        if self.length + len(tokens) > self._shape.max_positions:
+            raise ConfigError(
+                f"{self.length + len(tokens)} tokens are more than the base's context of {self._shape.max_positions}; "
+                "shorten the prompt"
+            )
+        self.length += len(tokens)
+        ids, mask = np.array([tokens], np.int64), np.ones((1, self.length), np.int64)  # an OrtValue owns no memory
+        feeds = {
+            "input_ids": ort.OrtValue.ortvalue_from_numpy(ids),
+            "attention_mask": ort.OrtValue.ortvalue_from_numpy(mask),
+            **self._past,
+            **self._adapter,
+        }
+        logits, *present = self._session.run_with_ort_values(self._outputs, feeds)
+        self._past = dict(zip(self._past, present, strict=True))
+        return logits.numpy()[0, -1]

@@ -1,0 +1,47 @@
+"""What each device reaches without the others: the baseline that a federation has to beat."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from fedlora.adapter import Adapter, initial_adapter
+from fedlora.run_config import RunConfig, Scalar
+from fedlora_client.device import Device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AloneResult:
+    """One device's own training."""
+
+    device: str
+    train_bytes: int
+    adapter: Adapter
+    loss: float  # held-out, nats per token
+
+
+def train_alone(config: RunConfig, workers: int, on_done: Callable[[], None]) -> Iterator[AloneResult]:
+    """Each device trains from the run's initial adapter for as many steps as in all of the run's rounds together.
+
+    Seed, batches and optimizer are those of the run, but for the state of AdamW, which a device alone need not give up
+    between rounds.
+    """
+    steps = config.train.steps * config.server.rounds
+    longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
+
+    def work(number: int) -> AloneResult:
+        node: dict[str, Scalar] = {"partition-id": number, "num-partitions": config.simulation.devices}
+        device = Device(longer, node)
+        modules = device.decoder.base.shape.linear_modules()
+        start = initial_adapter(config.lora.lora(), modules, np.random.default_rng([config.seed, 0]))
+        adapter = device.train(start, server_round=1).adapter
+        loss, _ = device.evaluate(adapter)
+        on_done()
+        return AloneResult(device=device.name, train_bytes=device.data.train_bytes, adapter=adapter, loss=loss)
+
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield from pool.map(work, range(config.simulation.devices))

@@ -1,0 +1,1 @@
+"""`fedlora simulate` and `fedlora demo`."""

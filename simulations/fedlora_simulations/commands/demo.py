@@ -1,0 +1,111 @@
+"""`fedlora demo`: eight devices tune one model together, and the result answers in ONNX Runtime."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+import click
+from fedlora.pack import open_pack
+from fedlora.peft import PeftDirectory, read_peft, write_peft
+from fedlora.run_config import RunConfig, read_scenario
+from fedlora_export.export import export_base
+from fedlora_export.onnx_adapter import write_onnx_adapter
+from fedlora_serve.engine import Engine
+from fedlora_serve.generate import generate
+from fedlora_serve.sampling import Sampling
+from fedlora_server.run_directory import RunDirectory, read_metrics
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fedlora_simulations.alone import AloneResult, train_alone
+from fedlora_simulations.engines import cores
+from fedlora_simulations.progress import showing
+from fedlora_simulations.report import REPORT
+from fedlora_simulations.simulation import rounds_table, simulate
+
+
+@click.command()
+@click.argument("scenario", type=click.Path(path_type=Path))
+@click.option("--prompt", default="def loads(", show_default=True)
+@click.option("--max-tokens", default=64, show_default=True)
+@click.option(
+    "--workers", type=click.IntRange(min=1), default=cores, show_default="all cores", help="Devices at a time."
+)
+def demo(scenario: Path, prompt: str, max_tokens: int, workers: int) -> None:
+    """Federate SCENARIO, train each device alone beside it, export, and answer one prompt three ways."""
+    started, console = time.monotonic(), Console()
+    config = read_scenario(scenario)
+    config = dataclasses.replace(config, output=str(Path("runs", f"demo-{time.strftime('%Y%m%d-%H%M%S')}").absolute()))
+    console.print(
+        f"[b]{config.simulation.devices} devices[/b] tune one model together: {config.server.rounds} rounds of "
+        f"{config.train.steps} steps, method {config.server.method}"
+    )
+    run = simulate(config, "in-process", workers, console)
+    console.print(rounds_table(run))
+    with showing(console) as progress:
+        task = progress.add_task("each device alone", total=config.simulation.devices)
+        alone = list(train_alone(config, workers, lambda: progress.advance(task)))
+    console.print(_losses_table(run, alone))
+    _answer(config, run, alone, prompt, max_tokens, console)
+    console.print(f"report: {run / REPORT}", soft_wrap=True, highlight=False)
+    console.print(f"{time.monotonic() - started:.0f} s in all")
+
+
+def _losses_table(run: Path, alone: list[AloneResult]) -> Table:
+    """Held-out loss per device; devices with less text than the median are the ones with little data."""
+    records = read_metrics(run)
+    base, federated = records[0]["loss"], records[-1]["loss"]
+    table = Table(title="loss on held-out text, nats per token", title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("device", "training text, kB", "base", "alone", "federated"):
+        table.add_column(heading, justify="left" if heading == "device" else "right")
+
+    def add(name: str, kilobytes: float, losses: tuple[float, float, float], *, end: bool = False) -> None:
+        best = min(losses)
+        cells = [Text(f"{loss:.3f}", style="bold green" if loss == best else "") for loss in losses]
+        table.add_row(name, f"{kilobytes:.0f}", *cells, end_section=end)
+
+    by_size = sorted(alone, key=lambda result: result.train_bytes)
+    rows = [(r, (base[r.device], r.loss, federated[r.device])) for r in by_size]
+    for number, (result, losses) in enumerate(rows):
+        add(result.device, result.train_bytes / 1e3, losses, end=number == len(rows) - 1)
+    little = rows[: len(rows) // 2]
+    for name, group in (("mean, little data", little), ("mean, all", rows)):
+        columns = zip(*(losses for _, losses in group), strict=True)
+        means = tuple(sum(column) / len(group) for column in columns)
+        add(name, sum(r.train_bytes for r, _ in group) / len(group) / 1e3, means)  # type: ignore[arg-type]
+    return table
+
+
+def _answer(
+    config: RunConfig, run: Path, alone: list[AloneResult], prompt: str, max_tokens: int, console: Console
+) -> None:
+    """Export the base and two adapters; one session answers the prompt with each."""
+    base = open_pack(config.base)
+    model = run / "model"
+    _, differences = export_base(base, model)
+    if differences:
+        console.print(f"exported to ONNX; largest difference of logits from torch: {max(differences.values()):.1e}")
+    own = min(alone, key=lambda result: result.train_bytes)
+    write_peft(run / "alone" / own.device, PeftDirectory(adapter=own.adapter, base_fingerprint=base.fingerprint))
+    federated = read_peft(RunDirectory.adapter_of(run, config.server.rounds)).adapter
+    engine = Engine(model)
+    table = Table(box=box.SIMPLE_HEAD, show_lines=True)
+    table.add_column("answer of")
+    table.add_column(f"prompt: {prompt}")
+    for name, adapter in (
+        ("the base", None),
+        ("the federated adapter", federated),
+        (f"{own.device} alone", own.adapter),
+    ):
+        loaded = None
+        if adapter is not None:
+            path = model / f"{name.replace(' ', '-')}.onnx_adapter"
+            write_onnx_adapter(adapter, base.fingerprint, path)
+            loaded = engine.load_adapter(path)
+        pieces = generate(engine, prompt, Sampling(max_tokens=max_tokens), adapter=loaded)
+        table.add_row(name, Text(prompt + "".join(pieces)))
+    console.print(table)

@@ -1,0 +1,42 @@
+"""The data set `shakespeare`: one speaking role of Shakespeare's plays on each device, the largest roles first."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+from fedlora.datasets import DeviceData
+from fedlora.errors import DataError
+from fedlora.run_config import DataConfig, Scalar
+
+
+def shakespeare(config: DataConfig, node: Mapping[str, Scalar]) -> DeviceData:
+    """`data.path` is a roles.jsonl.gz with a line per role: client, train and test (lists of speeches)."""
+    roles = _roles(Path(config.path))
+    device = int(node["partition-id"])
+    if device >= len(roles):
+        raise DataError(f"device {device}: {config.path} has {len(roles)} roles; lower simulation.devices")
+    return roles[device]
+
+
+@lru_cache(maxsize=1)
+def _roles(path: Path) -> list[DeviceData]:
+    roles = []
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    role = json.loads(line)
+                    train, held_out = "\n\n".join(role["train"]), "\n\n".join(role["test"])
+                    roles.append(DeviceData(name=role["client"], train=(train,), held_out=(held_out,)))
+                except (ValueError, KeyError, TypeError) as error:
+                    raise DataError(
+                        f"{path}: line {number}: not a role with client, train and test: {error!r}"
+                    ) from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error}; set data.path to a roles.jsonl.gz") from None
+    measured = [role for role in roles if role.held_out[0]]
+    return sorted(measured, key=lambda role: (-role.train_bytes, role.name))

@@ -1,0 +1,54 @@
+"""Run a scenario from its configuration to its report."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Literal
+
+from fedlora.run_config import RunConfig
+from fedlora_server.run_directory import read_metrics
+from rich.console import Console
+from rich.table import Table
+
+from fedlora_simulations.engines import run_in_process, run_on_flower
+from fedlora_simulations.progress import RunProgress, showing
+from fedlora_simulations.report import write_report
+
+Engine = Literal["in-process", "flower"]
+
+
+def simulate(config: RunConfig, engine: Engine, workers: int, console: Console) -> Path:
+    """Run `config`, write its report, and return the run's directory. Raises FedloraError."""
+    if not config.output:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        config = dataclasses.replace(config, output=str(Path("runs", f"{config.name}-{stamp}").absolute()))
+    if engine == "flower":
+        run_on_flower(config, workers=workers)
+    else:
+        with showing(console) as progress:
+            bars = RunProgress(progress, config.server.rounds)
+            run_in_process(config, workers=workers, on_push=bars.pushed, on_done=bars.done)
+    run = Path(config.output)
+    write_report(run)
+    return run
+
+
+def rounds_table(run: Path) -> Table:
+    """The rounds of a run, as its metrics tell them."""
+    table = Table(title="rounds", title_justify="left")
+    for heading in ("round", "answers", "mean held-out loss", "aggregation error", "MB down", "MB up", "seconds"):
+        table.add_column(heading, justify="right")
+    for record in read_metrics(run):
+        losses, error = record["loss"].values(), record["aggregation_error"]
+        table.add_row(
+            str(record["round"]),
+            f"{record['replies']} of {record['devices']}" if record["round"] else "base",
+            f"{sum(losses) / len(losses):.4f}" if losses else "",
+            "" if error is None else f"{error:.2%}",
+            f"{record['bytes_down'] / 1e6:.2f}",
+            f"{record['bytes_up'] / 1e6:.2f}",
+            f"{record['seconds']:.1f}",
+        )
+    return table
