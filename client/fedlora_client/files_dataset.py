@@ -17,7 +17,8 @@ def files(config: DataConfig, node: Mapping[str, Scalar]) -> DeviceData:
     found = sorted(place.rglob("*.txt")) if place.is_dir() else [place]
     if not found:
         raise DataError(f"{place}: no *.txt file below it")
-    train, held_out = [], []
+    train: list[str] = []
+    held_out: list[str] = []
     for file in found:
         try:
             text = file.read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from fedlora.quantize import QuantizedMatrix
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +55,9 @@ class _FrozenLinear(torch.autograd.Function):
         return x @ matrix.dequantized().T
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
-        matrix: PackedMatrix = ctx.matrix  # type: ignore[attr-defined]
-        return grads[0] @ matrix.dequantized(), None
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] @ ctx.matrix.dequantized(), None
 
 
 def frozen_linear(

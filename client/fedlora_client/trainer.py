@@ -50,7 +50,7 @@ def train(
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
             raise DataError(f"step {step + 1}: the loss is {losses[-1]}; lower train.lr ({config.lr})")
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         if config.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
         optimizer.step()

@@ -32,7 +32,7 @@ class LoraPair:
 
     @property
     def rank(self) -> int:
-        return self.lora_A.shape[0]
+        return int(self.lora_A.shape[0])
 
     @property
     def shape(self) -> tuple[int, int]:

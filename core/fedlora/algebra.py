@@ -30,7 +30,7 @@ class Product:
     @property
     def inner(self) -> int:
         """K, an upper bound of the rank."""
-        return self.A.shape[0]
+        return int(self.A.shape[0])
 
     @property
     def size_bytes(self) -> int:

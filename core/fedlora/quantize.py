@@ -61,7 +61,7 @@ class QuantizedMatrix:
 
     @property
     def block_size(self) -> int:
-        return self.qweight.shape[2] * 8 // self.bits
+        return int(self.qweight.shape[2]) * 8 // self.bits
 
 
 def quantize(
@@ -116,7 +116,7 @@ def _packed(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
         return codes
     if codes.shape[-1] % 2:
         codes = np.concatenate([codes, np.zeros_like(codes[..., :1])], -1)
-    return codes[..., 0::2] | (codes[..., 1::2] << 4)
+    return codes[..., 0::2] | (codes[..., 1::2] << np.uint8(4))
 
 
 def _unpacked(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:

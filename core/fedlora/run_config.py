@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -152,7 +153,7 @@ class RunConfig:
             parts.setdefault(section, {})[leaf] = _converted(value, known[key], f"{where}: {key}")
         try:
             types = {f.name: f.default_factory for f in dataclasses.fields(cls)}
-            sections = {name: types[name](**content) for name, content in parts.items() if name}  # type: ignore[operator, misc]
+            sections = {name: types[name](**content) for name, content in parts.items() if name}  # type: ignore[operator]
             return cls(**parts[""], **sections)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
@@ -170,10 +171,14 @@ def read_scenario(path: Path) -> RunConfig:
     folder = path.resolve().parent
     base, data = config.base, config.data
     if base != EMBEDDED:
-        base = str(folder / Path(base).expanduser())
+        base = _from(folder, base)
     if data.path:
-        data = dataclasses.replace(data, path=str(folder / Path(data.path).expanduser()))
+        data = dataclasses.replace(data, path=_from(folder, data.path))
     return dataclasses.replace(config, base=base, data=data)
+
+
+def _from(folder: Path, path: str) -> str:
+    return os.path.normpath(folder / Path(path).expanduser())
 
 
 def _flattened(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -36,7 +36,7 @@ def slot_values(adapter: Adapter) -> dict[str, NDArray[np.float32]]:
 
 def slot_shapes(modules: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
     """{input name: shape}, with -1 for the rank."""
-    shapes = {}
+    shapes: dict[str, tuple[int, int]] = {}
     for module, (rows, columns) in modules.items():
         name_a, name_b = slot_names(module)
         shapes |= {name_a: (columns, -1), name_b: (-1, rows)}

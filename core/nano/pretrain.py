@@ -58,7 +58,7 @@ def tokens_of(texts: list[str], tokenizer: Tokenizer) -> np.ndarray:
 
 
 def ngram_losses(train: np.ndarray, held_out: np.ndarray) -> tuple[float, float]:
-    """Nats per token of an add-one unigram, and of a bigram mixed with it in the proportion that suits the held-out best."""
+    """Nats per token of an add-one unigram, and of a bigram mixed with it in the proportion that suits best."""
     unigram = (np.bincount(train, minlength=VOCABULARY) + 1) / (len(train) + VOCABULARY)
     pairs = np.bincount(train[:-1] * VOCABULARY + train[1:], minlength=VOCABULARY**2).reshape(VOCABULARY, VOCABULARY)
     before, after = held_out[:-1], held_out[1:]
@@ -150,7 +150,7 @@ def main() -> None:
         starts = generator.integers(0, len(train) - WINDOW - 1, BATCH)
         ids = torch.from_numpy(np.stack([train[s : s + WINDOW + 1] for s in starts]))
         loss = compiled(ids)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -35,21 +35,21 @@ class GraphBuilder:
         return value
 
     def op(
-        self,
-        kind: str,
-        inputs: Sequence[ir.Value | None],
-        name: str,
-        *,
-        outputs: int = 1,
-        contrib: bool = False,
-        **attributes: Any,
-    ) -> Any:
-        """Add a node; return its output, or the tuple of its outputs. `name` names the node and its first output."""
-        node = ir.node(kind, inputs, attributes, domain=_CONTRIB if contrib else "", num_outputs=outputs, name=name)
-        for number, output in enumerate(node.outputs):
-            output.name = name if not number else f"{name}.{number}"
+        self, kind: str, inputs: Sequence[ir.Value], name: str, *, contrib: bool = False, **attributes: Any
+    ) -> ir.Value:
+        """Add a node with one output, which gets the node's `name`."""
+        return self.ops(kind, inputs, [name], contrib=contrib, **attributes)[0]
+
+    def ops(
+        self, kind: str, inputs: Sequence[ir.Value], names: Sequence[str], *, contrib: bool = False, **attributes: Any
+    ) -> tuple[ir.Value, ...]:
+        """Add a node with an output for each of `names`; an empty name is an output that nobody reads."""
+        domain = _CONTRIB if contrib else ""
+        node = ir.node(kind, inputs, attributes, domain=domain, num_outputs=len(names), name=names[0])
+        for output, name in zip(node.outputs, names, strict=True):
+            output.name = name
         self.nodes.append(node)
-        return node.outputs[0] if outputs == 1 else tuple(node.outputs)
+        return tuple(node.outputs)
 
     def constant(self, name: str, array: NDArray[Any]) -> ir.Value:
         """An initializer inside the graph's file: for small tensors only."""
@@ -114,10 +114,13 @@ class GraphBuilder:
 
     def add_norm(self, x: ir.Value, skip: ir.Value, module: str) -> tuple[ir.Value, ir.Value]:
         """(RMS norm of x + skip, x + skip), both [N, H]."""
-        normed, _, _, total = self.op(
-            "SkipSimplifiedLayerNormalization", [x, skip, self.stored(f"{module}.weight")], f"{module}.out",
-            outputs=4, contrib=True, epsilon=self.base.shape.rms_norm_eps,
-        )  # fmt: skip
+        normed, _, _, total = self.ops(
+            "SkipSimplifiedLayerNormalization",
+            [x, skip, self.stored(f"{module}.weight")],
+            [f"{module}.out", "", "", f"{module}.sum"],
+            contrib=True,
+            epsilon=self.base.shape.rms_norm_eps,
+        )
         return normed, total
 
     def _slot(self, name: str, shape: Sequence[int | str], default: NDArray[np.float32]) -> ir.Value:
@@ -129,7 +132,7 @@ class GraphBuilder:
 
     def _initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         if name not in self.initializers:
-            value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype))
+            value = _value(name, tensor.dtype, tensor.shape.numpy())
             value.const_value = tensor
             self.initializers[name] = value
         return self.initializers[name]

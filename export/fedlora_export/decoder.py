@@ -25,7 +25,7 @@ def build_decoder(base: BasePack) -> ir.Model:
     builder = GraphBuilder(base)
     tokens = builder.input("input_ids", ir.DataType.INT64, ["batch", "length"])
     mask = builder.input("attention_mask", ir.DataType.INT64, ["batch", "total"])
-    cache = ["batch", shape.num_kv_heads, "past", shape.head_dim]
+    cache: list[int | str] = ["batch", shape.num_kv_heads, "past", shape.head_dim]
     past = [
         tuple(builder.input(f"past_key_values.{layer}.{kind}", ir.DataType.FLOAT, cache) for kind in ("key", "value"))
         for layer in range(shape.num_layers)
@@ -96,22 +96,20 @@ class _Attention:
         if not self._fused_rotary:
             rows[:2] = (self._rotated(row, f"{prefix}.{name}") for row, name in zip(rows, ("q", "k"), strict=False))
         rotary = [self._cos, self._sin] if self._fused_rotary else []
-        mixed, key, value = builder.op(
+        mixed, *present = builder.ops(
             "GroupQueryAttention",
             [*rows, *past, self._seqlens, self._total, *rotary],
-            f"{prefix}.mixed",
-            outputs=3,
+            [f"{prefix}.mixed", f"present.{layer}.key", f"present.{layer}.value"],
             contrib=True,
             num_heads=self._shape.num_heads,
             kv_num_heads=self._shape.num_kv_heads,
             do_rotary=int(self._fused_rotary),
         )
-        dims = ["batch", self._shape.num_kv_heads, "total", self._shape.head_dim]
-        for kind, output in (("key", key), ("value", value)):
-            output.name = f"present.{layer}.{kind}"
-            output.shape, output.type = ir.Shape(dims), ir.TensorType(ir.DataType.FLOAT)
+        for output in present:
+            output.shape = ir.Shape(["batch", self._shape.num_kv_heads, "total", self._shape.head_dim])
+            output.type = ir.TensorType(ir.DataType.FLOAT)
         flat = builder.op("Reshape", [mixed, self._flat_shape], f"{prefix}.flat")
-        return builder.lora_linear(flat, f"{prefix}.o_proj"), [key, value]
+        return builder.lora_linear(flat, f"{prefix}.o_proj"), present
 
     def _rotated(self, x: ir.Value, name: str) -> ir.Value:
         """Rotary positions on x [batch, length, heads * D]."""

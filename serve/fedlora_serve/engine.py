@@ -97,4 +97,5 @@ class Decoding:
         }
         logits, *present = self._session.run_with_ort_values(self._outputs, feeds)
         self._past = dict(zip(self._past, present, strict=True))
-        return logits.numpy()[0, -1]
+        scores: NDArray[np.float32] = logits.numpy()[0, -1]
+        return scores

@@ -59,10 +59,10 @@ def ask(
         arrived = False
         for message in grid.pull_messages(list(waiting)):
             # A lost node's error carries the wrong source: what it replies to is what tells the node.
-            node = waiting.pop(message.metadata.reply_to_message_id, None)
-            if node is not None:
+            answered = message.metadata.reply_to_message_id
+            if answered in waiting:
                 arrived = True
-                yield _reply(message, node)
+                yield _reply(message, waiting.pop(answered))
         pause = _POLL_S if arrived else min(2 * pause, _LONGEST_POLL_S)
         if waiting and not arrived:
             time.sleep(pause)
@@ -79,7 +79,9 @@ def _reply(message: Message, node: int) -> Reply:
         name = str(content.config_records["device"]["device"])[:64]
         if message.metadata.message_type == MessageType.TRAIN:
             return Reply(node=node, device=name, data=content.array_records["update"]["update"].data)
-        metrics = {key: float(value) for key, value in content.metric_records["metrics"].items()}  # type: ignore[arg-type]
+        metrics = {
+            key: float(value) for key, value in content.metric_records["metrics"].items() if not isinstance(value, list)
+        }
         return Reply(node=node, device=name, metrics=metrics)
     except (KeyError, TypeError, ValueError) as error:
         return Reply(node=node, device=str(node), error=f"not an answer to {message.metadata.message_type}: {error!r}")

@@ -15,6 +15,7 @@ from fedlora.atomic import write_text
 from fedlora_server.run_directory import CONFIG, read_metrics
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 REPORT = "report.html"
 Record = dict[str, Any]
@@ -59,7 +60,7 @@ def _svg(draw: Any, records: Sequence[Record]) -> str:
         axes = figure.subplots()
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_xlabel("round")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         draw(axes, records)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=False, metadata={"Date": None})

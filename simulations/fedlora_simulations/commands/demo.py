@@ -76,7 +76,7 @@ def _losses_table(run: Path, alone: list[AloneResult]) -> Table:
     for name, group in (("mean, little data", little), ("mean, all", rows)):
         columns = zip(*(losses for _, losses in group), strict=True)
         means = tuple(sum(column) / len(group) for column in columns)
-        add(name, sum(r.train_bytes for r, _ in group) / len(group) / 1e3, means)  # type: ignore[arg-type]
+        add(name, sum(r.train_bytes for r, _ in group) / len(group) / 1e3, means)
     return table
 
 

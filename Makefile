@@ -1,0 +1,42 @@
+# Everything sets itself up: `make demo` and `make test` need Python 3.11 to 3.13, gcc and pip, nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The folders with code: what is formatted, linted and type-checked.
+CODE := core client server export serve simulations tests benchmarks
+
+.PHONY: setup demo test check format integration slow clean
+
+setup: $(VENV)/.ready
+
+# torch first and exactly: a looser requirement may bring a build with gigabytes of CUDA.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/fedlora demo simulations/scenarios/demo.toml
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_architecture.py
+
+format: setup
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
+
+integration: setup
+	$(BIN)/python -m pytest -m integration
+
+slow: setup
+	$(BIN)/python -m pytest -m slow
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
