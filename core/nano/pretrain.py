@@ -1,7 +1,8 @@
 """Pre-train fedlora-nano from scratch on the standard library's text and write a Hugging Face checkpoint.
 
-    python core/nano/pretrain.py -o build/nano            # about 70 minutes on one core with AVX-512 BF16
-    fedlora pack build/nano -o core/fedlora/nano --bits 4 --asymmetric --block-size 32 --force
+    python core/nano/pretrain.py -o build/nano            # about 75 minutes on one core with AVX-512 BF16
+    fedlora pack build/nano -o core/fedlora/nano --block-size 32 --asymmetric --force
+    python core/nano/measure.py
 
 It prints, and writes to DIR/pretraining.json, the held-out loss beside that of a unigram and of a bigram model of the
 same tokens. The text is this interpreter's own: another version of CPython gives another corpus, whose sha256 is in the
@@ -11,7 +12,6 @@ record. Thread count and instruction set change the last digits of the sums, and
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import os
@@ -22,17 +22,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fedlora_simulations.datasets.stdlib import digest, pretraining_documents
+from corpus import BOS, EOS, VOCABULARY, WINDOW, Tokens, documents, ngram_losses, tokens_of
+from fedlora_simulations.datasets.stdlib import digest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-WINDOW, BATCH, PEAK_LR, WARMUP, SEED = 256, 16, 3e-3, 200, 1
-BOS, EOS, VOCABULARY = "<s>", "</s>", 4096
-
-
-def is_held_out(name: str) -> bool:
-    """One document in fifty, chosen by its name alone, measures and never trains."""
-    return hashlib.sha256(name.encode()).digest()[0] < 5
+BATCH, PEAK_LR, WARMUP, SEED = 16, 3e-3, 200, 1
 
 
 def train_tokenizer(texts: list[str]) -> Tokenizer:
@@ -50,25 +45,8 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def tokens_of(texts: list[str], tokenizer: Tokenizer) -> np.ndarray:
-    """<s> text </s>, one document after another, as one row of ids."""
-    bos, eos = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
-    rows = [np.array([bos, *e.ids, eos], np.int64) for e in tokenizer.encode_batch(texts)]
-    return np.concatenate(rows)
-
-
-def ngram_losses(train: np.ndarray, held_out: np.ndarray) -> tuple[float, float]:
-    """Nats per token of an add-one unigram, and of a bigram mixed with it in the proportion that suits best."""
-    unigram = (np.bincount(train, minlength=VOCABULARY) + 1) / (len(train) + VOCABULARY)
-    pairs = np.bincount(train[:-1] * VOCABULARY + train[1:], minlength=VOCABULARY**2).reshape(VOCABULARY, VOCABULARY)
-    before, after = held_out[:-1], held_out[1:]
-    bigram = pairs[before, after] / np.maximum(pairs.sum(1)[before], 1)
-    mixed = [float(-np.log(m * bigram + (1 - m) * unigram[after]).mean()) for m in np.linspace(0.05, 0.99, 48)]
-    return float(-np.log(unigram[after]).mean()), min(mixed)
-
-
 @torch.no_grad()
-def held_out_loss(model: LlamaForCausalLM, held_out: np.ndarray) -> float:
+def held_out_loss(model: LlamaForCausalLM, held_out: Tokens) -> float:
     """Mean nats per predicted token over consecutive windows."""
     model.eval()
     windows = held_out[: len(held_out) // WINDOW * WINDOW].reshape(-1, WINDOW)
@@ -104,21 +82,18 @@ def main() -> None:
     torch.manual_seed(SEED)
     torch.set_num_threads(arguments.threads)
 
-    documents = list(pretraining_documents())
-    train_texts = [text for name, text in documents if not is_held_out(name)]
-    held_out_texts = [text for name, text in documents if is_held_out(name)]
-    tokenizer = train_tokenizer(train_texts)
+    train_documents, held_out_documents = documents()
+    tokenizer = train_tokenizer([text for _, text in train_documents])
     write_tokenizer(tokenizer, arguments.output)
-    train, held_out = tokens_of(train_texts, tokenizer), tokens_of(held_out_texts, tokenizer)
+    train, held_out = tokens_of(train_documents, tokenizer), tokens_of(held_out_documents, tokenizer)
     unigram, bigram = ngram_losses(train, held_out)
     record: dict[str, object] = {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "corpus_sha256": digest(documents),
-        "documents": len(documents),
+        "corpus_sha256": digest(train_documents + held_out_documents),
+        "documents": len(train_documents) + len(held_out_documents),
         "train_tokens": len(train),
         "held_out_tokens": len(held_out),
-        "held_out_bytes": len("".join(held_out_texts).encode()),
         "unigram_loss": unigram,
         "bigram_loss": bigram,
     }

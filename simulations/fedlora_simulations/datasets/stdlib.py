@@ -70,8 +70,8 @@ def pretraining_documents() -> Iterator[tuple[str, str]]:
 
 
 def digest(documents: list[tuple[str, str]]) -> str:
-    """sha256 over names and texts: equal exactly where two machines would train on the same corpus."""
+    """sha256 over names and texts, in the order of the names: equal where two machines train on the same corpus."""
     sha = hashlib.sha256()
-    for name, text in documents:
+    for name, text in sorted(documents):
         sha.update(f"{name}\0{text}\0".encode())
     return sha.hexdigest()

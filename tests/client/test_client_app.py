@@ -1,0 +1,257 @@
+"""The Flower ClientApp, called as a grid calls it: messages are serialised both ways."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fedlora.adapter import Adapter
+from fedlora.errors import ConfigError, DataError
+from fedlora.lora import LoraConfig
+from fedlora.pack import BasePack
+from fedlora.run_config import DataConfig, LoraSection, RunConfig, ServerConfig, TrainConfig
+from fedlora.update import Update, decode_update, encode_update
+from fedlora_client.app import app
+from fedlora_client.decoder import Decoder
+from fedlora_client.device import Device
+from fedlora_client.files_dataset import files
+from fedlora_client.trainer import evaluate
+from fedlora_client.windows import make_windows
+from flwr.app import Array, ArrayRecord, Context, Message, MessageType, RecordDict
+from flwr.app.user_config import UserConfig
+from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.supercore.task_identity import TaskIdentity
+
+from tests.models import Variant, assert_close, byte_tokenizer, changed, random_adapter, save_pack
+
+TEXT = "".join(f"line {number}: the quick brown fox jumps over the lazy dog\n" for number in range(20))
+LORA = LoraConfig(rank=2, alpha=8.0)
+
+Call = Callable[..., Message]
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    path = tmp_path / "kitchen.txt"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.fixture
+def config(base: BasePack, text_file: Path) -> RunConfig:
+    return RunConfig(
+        base=str(base.directory),
+        data=DataConfig(name="files", path=str(text_file)),
+        lora=LoraSection(rank=2, alpha=8.0),
+        train=TrainConfig(steps=2, batch_size=2, sequence_length=16),
+    )
+
+
+def update_for(base: BasePack, adapter: Adapter | None = None, **values: Any) -> Update:
+    circumstances: dict[str, Any] = {"run": "run-7", "server_round": 3, "base_fingerprint": base.fingerprint} | values
+    return Update(adapter=adapter or random_adapter(base, LORA), **circumstances)
+
+
+def call(config: RunConfig, data: bytes, kind: str = MessageType.TRAIN, record: str = "update", **node: Any) -> Message:
+    """What a device answers to `data`."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 7, SUPERLINK_NODE_ID
+    array = Array(dtype="uint8", shape=(len(data),), stype="fedlora.update", data=data)
+    message = Message(RecordDict({record: ArrayRecord({"update": array})}), 1, kind)
+    message.metadata.__dict__["_message_id"] = "message-1"  # as Flower's own grids set it
+    context = Context(
+        run_id=7,
+        node_id=1,
+        node_config=UserConfig({"partition-id": 0, "data-path": config.data.path, **node}),
+        state=RecordDict(),
+        run_config=UserConfig(config.flat()),
+    )
+    reply = app(message_from_proto(message_to_proto(message)), context)
+    reply.metadata.__dict__["_message_id"] = "message-2"
+    return message_from_proto(message_to_proto(reply))
+
+
+def device_of(config: RunConfig) -> Device:
+    """The same device without Flower."""
+    return Device(config, {"partition-id": 0, "data-path": config.data.path})
+
+
+def error_of(reply: Message) -> str:
+    assert reply.has_error()
+    assert reply.error.reason is not None
+    return str(reply.error.reason)
+
+
+@pytest.mark.parametrize("codec", ["f32", "f16"])
+def test_a_train_reply_is_an_update_of_the_same_run_round_and_base(
+    base: BasePack, config: RunConfig, codec: str
+) -> None:
+    config = dataclasses.replace(config, server=ServerConfig(codec=codec))
+    sent = update_for(base)
+    reply = call(config, encode_update(sent))
+    assert not reply.has_error()
+    array = reply.content.array_records["update"]["update"]
+    assert (array.dtype, array.shape, array.stype) == ("uint8", (len(array.data),), "fedlora.update")
+    got = decode_update(array.data)
+    assert (got.run, got.server_round, got.base_fingerprint) == ("run-7", 3, base.fingerprint)
+    assert got.adapter.config == sent.adapter.config
+    assert got.adapter.pairs.keys() == sent.adapter.pairs.keys()
+    assert got.metrics.keys() == {"train_loss", "tokens", "seconds"}
+    # 18 of 20 lines are for training; each of their bytes is a target once, in windows of 16.
+    device = device_of(config)
+    train_tokens = len(device.data.train[0].encode())
+    assert got.num_examples == -(-train_tokens // 16) == len(device.train_windows())
+    assert got.metrics["tokens"] == 2 * 2 * 16
+    assert reply.content.config_records["device"]["device"] == "kitchen"
+    # What came back is the training's own result.
+    expected = device.train(sent.adapter, 3)
+    dtype = {"f32": np.float32, "f16": np.float16}[codec]
+    for module, pair in expected.adapter.pairs.items():
+        assert np.array_equal(got.adapter.pairs[module].lora_A, pair.lora_A.astype(dtype).astype(np.float32))
+        assert np.array_equal(got.adapter.pairs[module].lora_B, pair.lora_B.astype(dtype).astype(np.float32))
+    assert_close(got.metrics["train_loss"], np.mean(expected.losses))
+
+
+def test_an_evaluate_reply_holds_the_held_out_loss(base: BasePack, config: RunConfig, decoder: Decoder) -> None:
+    sent = update_for(base)
+    reply = call(config, encode_update(sent), MessageType.EVALUATE)
+    assert not reply.has_error()
+    cut = TEXT.rfind("\n", 0, int(len(TEXT) * 0.9)) + 1
+    held_out = make_windows([TEXT[cut:]], byte_tokenizer(), base.shape, 16, "test")
+    loss, tokens = evaluate(decoder, sent.adapter, held_out)
+    metrics = reply.content.metric_records["metrics"]
+    assert metrics["tokens"] == tokens == len(TEXT[cut:])
+    assert_close(metrics["loss"], loss)
+    assert reply.content.config_records["device"]["device"] == "kitchen"
+
+
+@pytest.mark.parametrize("kind", [MessageType.TRAIN, MessageType.EVALUATE])
+def test_an_update_for_another_base_is_refused_with_both_fingerprints(
+    base: BasePack, config: RunConfig, kind: str
+) -> None:
+    other = hashlib.sha256(b"another base").hexdigest()
+    reason = error_of(call(config, encode_update(update_for(base, base_fingerprint=other)), kind))
+    assert other[:16] in reason
+    assert base.fingerprint[:16] in reason
+    assert "device kitchen" in reason
+
+
+def test_a_base_of_the_devices_own_goes_before_the_runs(base: BasePack, config: RunConfig, tmp_path: Path) -> None:
+    mine = save_pack(Variant(seed=9), tmp_path / "mine")
+    assert mine.fingerprint != base.fingerprint
+    data = encode_update(update_for(base))
+    reason = error_of(call(config, data, base=str(mine.directory)))
+    assert mine.fingerprint[:16] in reason
+    own = encode_update(update_for(base, base_fingerprint=mine.fingerprint))
+    assert not call(config, own, base=str(mine.directory)).has_error()
+
+
+def test_an_adapter_of_other_shapes_is_refused_by_its_module(base: BasePack, config: RunConfig, tmp_path: Path) -> None:
+    other = save_pack(Variant(inner=96), tmp_path / "other")
+    adapter = random_adapter(other, LORA)
+    reason = error_of(call(config, encode_update(update_for(base, adapter))))
+    assert "model.layers.0.mlp.gate_proj updates a weight [96, 64], the base's is [172, 64]" in reason
+
+
+@pytest.mark.parametrize("kind", [MessageType.TRAIN, MessageType.EVALUATE])
+def test_bytes_that_are_no_update_are_an_error_reply(base: BasePack, config: RunConfig, kind: str) -> None:
+    sound = encode_update(update_for(base))
+    for garbage, word in (
+        (b"", "not an update"),
+        (b"\x00" * 100, "not an update"),
+        (sound[:40], "truncated"),
+        (sound[:-3], "payload of"),
+        (sound + b"x", "payload of"),
+    ):
+        assert word in error_of(call(config, garbage, kind))
+
+
+@pytest.mark.parametrize("kind", [MessageType.TRAIN, MessageType.EVALUATE])
+def test_an_adapter_with_nan_is_refused_by_the_name_of_its_tensor(base: BasePack, config: RunConfig, kind: str) -> None:
+    victim = "model.layers.1.mlp.up_proj"
+    poisoned = changed(
+        random_adapter(base, LORA),
+        lambda module, lora_A, lora_B: (lora_A, np.full_like(lora_B, np.nan) if module == victim else lora_B),
+    )
+    reason = error_of(call(config, encode_update(update_for(base, poisoned)), kind))
+    assert victim in reason
+
+
+def test_a_message_without_the_update_record_is_an_error_reply(base: BasePack, config: RunConfig) -> None:
+    error_of(call(config, encode_update(update_for(base)), record="something-else"))
+
+
+def test_a_device_without_text_answers_with_an_error(base: BasePack, config: RunConfig, text_file: Path) -> None:
+    text_file.write_text("a single line has no end, so nothing is held out")
+    data = encode_update(update_for(base))
+    assert not call(config, data).has_error()
+    reason = error_of(call(config, data, MessageType.EVALUATE))
+    assert "device kitchen: held-out text: no text" in reason
+
+
+def test_an_unknown_key_of_the_run_configuration_is_an_error_reply(base: BasePack, config: RunConfig) -> None:
+    flat = config.flat()
+
+    class Wrong(RunConfig):
+        def flat(self) -> dict[str, bool | int | float | str]:
+            return {**flat, "train.learning_rate": 0.1}
+
+    reason = error_of(call(Wrong(), encode_update(update_for(base))))
+    assert "unknown key train.learning_rate" in reason
+
+
+def test_a_devices_training_is_its_own_each_round(config: RunConfig, base: BasePack) -> None:
+    device = device_of(config)
+    adapter = random_adapter(base, LORA)
+    first, again, later = device.train(adapter, 1), device.train(adapter, 1), device.train(adapter, 2)
+    assert first.losses == again.losses
+    assert first.losses != later.losses
+
+
+def test_max_bytes_cuts_the_training_text_and_no_character(config: RunConfig, text_file: Path) -> None:
+    text_file.write_text("é" * 30 + "\n" + "held out at the end\n", encoding="utf-8")
+    cut = dataclasses.replace(config, data=dataclasses.replace(config.data, max_bytes=9))
+    whole, short = device_of(config), device_of(cut)
+    assert short.data.train == ("éééé",)
+    assert short.data.train_bytes == 8
+    assert short.data.held_out == whole.data.held_out == ("held out at the end\n",)
+
+
+def test_files_reads_every_text_file_below_a_devices_folder(tmp_path: Path) -> None:
+    for place in ("0/a.txt", "0/deep/b.txt", "0/c.md", "1/d.txt"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text(f"{place}\n" * 20)
+    data = files(DataConfig(name="files", path=str(tmp_path)), {"partition-id": 0})
+    assert data.train == ("0/a.txt\n" * 18, "0/deep/b.txt\n" * 18)
+    assert data.held_out == ("0/a.txt\n" * 2, "0/deep/b.txt\n" * 2)
+    assert data.name == "0"
+    own = files(DataConfig(name="files", path=str(tmp_path)), {"partition-id": 0, "data-path": str(tmp_path / "1")})
+    assert own.train == ("1/d.txt\n" * 18,)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "cannot be read: No such file or directory"), (b"caf\xe9", "not UTF-8 text: byte 3 is wrong")],
+)
+def test_files_refuses_what_is_no_text_by_its_name(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "notes.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"notes\.txt: {message}"):
+        files(DataConfig(name="files", path=str(path)), {})
+
+
+def test_files_refuses_a_folder_without_text_files(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no \*\.txt file below it"):
+        files(DataConfig(name="files", path=str(tmp_path)), {})
+
+
+def test_an_unknown_data_set_is_refused_with_the_known_ones(config: RunConfig) -> None:
+    wrong = dataclasses.replace(config, data=DataConfig(name="flies"))
+    with pytest.raises(ConfigError, match=r"no data set 'flies'; there is .*files"):
+        Device(wrong, {})

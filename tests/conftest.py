@@ -1,0 +1,21 @@
+"""What the tests share: real models and adapters where they lie beside the project, small ones made here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Tests run side by side with whatever else a machine does: one thread each is steady, and nothing here is large.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+_SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real data, models and fixtures that lies beside a checkout, where it does."""
+    if not _SHARED.is_dir():
+        pytest.skip(f"{_SHARED} is not there: real data, models and fixtures are not part of the project")
+    return _SHARED

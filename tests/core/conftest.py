@@ -1,0 +1,36 @@
+"""Fixtures of the core's tests; `tests.builders` makes what they hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fedlora.adapter import Adapter
+from fedlora.lora import LoraConfig
+from fedlora.pack import BasePack
+from hypothesis import settings
+
+from tests.builders import llama_shape, random_adapter, tiny_pack, write_checkpoint
+
+# The same examples on every run, and no deadline: a busy machine fails no test.
+settings.register_profile("core", deadline=None, derandomize=True, database=None)
+settings.load_profile("core")
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A tiny checkpoint of the test's own, in a directory where nothing else is."""
+    return write_checkpoint(tmp_path / "source" / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> BasePack:
+    """One opened pack that all tests share: copy its directory before changing anything."""
+    folder = tmp_path_factory.mktemp("pack")
+    return tiny_pack(folder / "pack", write_checkpoint(folder / "tiny-llama"))
+
+
+@pytest.fixture
+def adapter() -> Adapter:
+    """A random adapter of rank 4 on every linear module of the tiny model."""
+    return random_adapter(LoraConfig(rank=4, alpha=8.0), llama_shape().linear_modules())

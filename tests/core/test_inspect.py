@@ -1,0 +1,119 @@
+"""`fedlora inspect`: a pack, an adapter, an update, and what is none of them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from fedlora.adapter import Adapter
+from fedlora.commands.inspect import inspect
+from fedlora.errors import AdapterError, ConfigError, FedloraError, PackError, UpdateError
+from fedlora.pack import BasePack
+from fedlora.peft import PeftDirectory, write_peft
+from fedlora.update import Update, encode_update
+
+
+def _inspect(path: Path) -> Result:
+    return CliRunner().invoke(inspect, [str(path)])
+
+
+def _error(path: Path) -> FedloraError:
+    result = _inspect(path)
+    assert result.output == ""
+    assert isinstance(result.exception, FedloraError)
+    return result.exception
+
+
+def _facts(path: Path) -> dict[str, str]:
+    result = _inspect(path)
+    assert result.exception is None, result.exception
+    lines = result.output.splitlines()[1:]
+    return {line[2:24].strip(): line[24:] for line in lines}
+
+
+def _update(adapter: Adapter, run: str = "a run") -> Update:
+    return Update(
+        adapter=adapter, run=run, server_round=4, base_fingerprint="ab" * 32, num_examples=9, metrics={"l": 2.5}
+    )
+
+
+def test_a_pack_is_shown_with_its_fingerprint_and_sizes(pack: BasePack) -> None:
+    facts = _facts(pack.directory)
+    assert facts["fingerprint"] == pack.fingerprint
+    assert facts["source"] == "tiny-llama"
+    assert facts["quantization"] == "4 bits, block 32, symmetric; embedding 8 bits"
+    assert facts["layers"] == "2"
+    assert facts["vocabulary"] == "264, tied head"
+
+
+def test_an_adapter_is_shown_with_its_base_and_sizes(tmp_path: Path, adapter: Adapter) -> None:
+    write_peft(tmp_path / "a", PeftDirectory(adapter=adapter, base_fingerprint="cd" * 32))
+    facts = _facts(tmp_path / "a")
+    assert facts["rank"] == "4"
+    assert facts["alpha"] == "8"
+    assert facts["modules"] == "14"
+    assert facts["base"] == "cd" * 32
+    assert facts["stored as"] == "F32"
+    assert facts["parameters"] == f"{adapter.size_bytes // 4:,}"
+
+
+def test_the_norm_that_is_shown_is_that_of_the_dense_update(tmp_path: Path, adapter: Adapter) -> None:
+    write_peft(tmp_path / "a", PeftDirectory(adapter=adapter))
+    dense = sum(float((adapter.product(module).dense().astype(float) ** 2).sum()) for module in adapter.pairs) ** 0.5
+    assert _facts(tmp_path / "a")["norm of B A"] == f"{dense:.4g}"
+
+
+def test_an_adapter_of_peft_is_shown_with_the_base_it_names(tmp_path: Path, adapter: Adapter) -> None:
+    write_peft(tmp_path / "a", PeftDirectory(adapter=adapter), base_name="someones/model")
+    assert _facts(tmp_path / "a")["base"] == "not recorded (someones/model)"
+
+
+def test_an_update_is_shown_with_its_circumstances(tmp_path: Path, adapter: Adapter) -> None:
+    (tmp_path / "u").write_bytes(encode_update(_update(adapter), "f16"))
+    facts = _facts(tmp_path / "u")
+    assert (facts["run"], facts["round"], facts["examples"], facts["metrics"]) == ("a run", "4", "9", "l 2.5")
+
+
+def test_a_run_name_that_no_terminal_can_show_breaks_nothing(tmp_path: Path, adapter: Adapter) -> None:
+    (tmp_path / "u").write_bytes(encode_update(_update(adapter, run="a\ud800b")))
+    assert "run" in _facts(tmp_path / "u")
+
+
+def test_control_characters_from_a_stranger_do_not_reach_the_terminal(tmp_path: Path, adapter: Adapter) -> None:
+    (tmp_path / "u").write_bytes(encode_update(_update(adapter, run="a\x1b[2Jb\nbase  forged")))
+    output = _inspect(tmp_path / "u").output
+    assert "\x1b" not in output
+    assert "\nbase  forged" not in output
+
+
+def test_a_damaged_pack_is_refused_by_file(tmp_path: Path, pack: BasePack) -> None:
+    shutil.copytree(pack.directory, tmp_path / "p")
+    (tmp_path / "p" / "tokenizer.json").write_text("{}")
+    error = _error(tmp_path / "p")
+    assert isinstance(error, PackError)
+    assert str(tmp_path / "p" / "tokenizer.json") in str(error)
+
+
+def test_a_damaged_adapter_is_refused_by_file(tmp_path: Path, adapter: Adapter) -> None:
+    write_peft(tmp_path / "a", PeftDirectory(adapter=adapter))
+    (tmp_path / "a" / "adapter_model.safetensors").write_bytes(b"x")
+    error = _error(tmp_path / "a")
+    assert isinstance(error, AdapterError)
+    assert str(tmp_path / "a" / "adapter_model.safetensors") in str(error)
+
+
+@pytest.mark.parametrize("content", [b"", b"no update", b"FLUP\x01\x00\x00\x00\x00"])
+def test_a_file_that_is_no_update_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "u").write_bytes(content)
+    error = _error(tmp_path / "u")
+    assert isinstance(error, UpdateError)
+    assert str(tmp_path / "u") in str(error)
+
+
+@pytest.mark.parametrize("name", ["gone", "."])
+def test_what_is_nothing_of_ours_is_refused_with_what_could_be_shown(tmp_path: Path, name: str) -> None:
+    error = _error(tmp_path / name)
+    assert isinstance(error, ConfigError)
+    assert "neither a base pack (base.json), nor a PEFT adapter (adapter_config.json), nor an update" in str(error)

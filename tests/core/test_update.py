@@ -1,0 +1,293 @@
+"""Updates on the wire: what was sent comes back, and bytes from a stranger give an update or an UpdateError."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from fedlora.adapter import Adapter
+from fedlora.codec import CODECS
+from fedlora.errors import UpdateError
+from fedlora.lora import LoraConfig
+from fedlora.update import Update, config_values, decode_update, encode_update
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tests.builders import llama_shape, random_adapter
+
+SHAPE = llama_shape(num_hidden_layers=1)
+UP = "model.layers.0.mlp.up_proj"
+PREAMBLE = 9
+
+
+def _update(config: LoraConfig | None = None, **changes: Any) -> Update:
+    adapter = random_adapter(config or LoraConfig(rank=2, target_modules=("q_proj", "up_proj")), SHAPE.linear_modules())
+    values: dict[str, Any] = {
+        "adapter": adapter,
+        "run": "a run",
+        "server_round": 3,
+        "base_fingerprint": "ab" * 32,
+        "num_examples": 17,
+        "metrics": {"loss": 1.5, "loss-before": 2.0},
+    }
+    return Update(**values | changes)
+
+
+SOUND = encode_update(_update())
+
+
+def _header(data: bytes) -> dict[str, Any]:
+    length = int.from_bytes(data[5:PREAMBLE], "little")
+    header: dict[str, Any] = json.loads(data[PREAMBLE : PREAMBLE + length])
+    return header
+
+
+def _with_header(header: object, data: bytes = SOUND) -> bytes:
+    """`data` with another header before the same payload."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    payload = data[PREAMBLE + int.from_bytes(data[5:PREAMBLE], "little") :]
+    return data[:5] + len(text).to_bytes(4, "little") + text + payload
+
+
+def _use(update: Update) -> None:
+    """What every receiver may do with an update that was accepted."""
+    assert isinstance(update.run, str)
+    assert isinstance(update.base_fingerprint, str)
+    assert all(math.isfinite(value) for value in update.metrics.values())
+    for module, pair in update.adapter.pairs.items():
+        assert pair.lora_A.shape[0] == pair.lora_B.shape[1] == update.adapter.config.rank_of(module)
+        assert math.isfinite(update.adapter.config.scaling_of(module))
+
+
+def _equal(one: Adapter, other: Adapter) -> bool:
+    return one.pairs.keys() == other.pairs.keys() and all(
+        np.array_equal(pair.lora_A, other.pairs[m].lora_A) and np.array_equal(pair.lora_B, other.pairs[m].lora_B)
+        for m, pair in one.pairs.items()
+    )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(rank=1, target_modules=("q_proj",)),
+        LoraConfig(rank=5, alpha=7.5, use_rslora=True),
+        LoraConfig(rank=3, rank_pattern={UP: 6}, alpha_pattern={UP: 2.0}),
+    ],
+)
+def test_what_is_encoded_is_decoded_equal(config: LoraConfig) -> None:
+    sent = _update(config)
+    got = decode_update(encode_update(sent))
+    assert got.adapter.config == sent.adapter.config
+    assert _equal(got.adapter, sent.adapter)
+    assert list(got.adapter.pairs) == list(sent.adapter.pairs)
+    assert (got.run, got.server_round, got.base_fingerprint) == (sent.run, sent.server_round, sent.base_fingerprint)
+    assert (got.num_examples, got.metrics) == (sent.num_examples, sent.metrics)
+
+
+@given(run=st.text(), server_round=st.integers(), num_examples=st.integers(0, 2**62), metrics=st.dictionaries(
+    st.text(max_size=5), st.floats(allow_nan=False, allow_infinity=False), max_size=3))  # fmt: skip
+def test_the_circumstances_come_back_as_they_were(
+    run: str, server_round: int, num_examples: int, metrics: dict[str, float]
+) -> None:
+    sent = _update(run=run, server_round=server_round, num_examples=num_examples, metrics=metrics)
+    got = decode_update(encode_update(sent))
+    assert (got.run, got.server_round, got.num_examples) == (run, server_round, num_examples)
+    assert got.metrics == metrics
+
+
+@pytest.mark.parametrize("codec", list(CODECS))
+def test_every_codec_carries_the_numbers_rounded_to_its_own(codec: str) -> None:
+    sent = _update()
+    got = decode_update(encode_update(sent, codec))
+    for module, pair in sent.adapter.pairs.items():
+        rounded = pair.lora_A.astype(CODECS[codec].dtype).astype(np.float32)
+        np.testing.assert_array_equal(got.adapter.pairs[module].lora_A, rounded)
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, lambda data: np.frombuffer(data, np.uint8).data])
+def test_any_block_of_bytes_is_decoded(kind: Any) -> None:
+    assert _equal(decode_update(kind(SOUND)).adapter, _update().adapter)
+
+
+def test_a_decoded_update_keeps_no_hold_on_the_bytes() -> None:
+    data = bytearray(SOUND)
+    got = decode_update(memoryview(data))
+    data[:] = bytes(len(data))
+    assert _equal(got.adapter, _update().adapter)
+
+
+def test_an_update_is_its_numbers_and_a_small_header() -> None:
+    assert len(SOUND) - _update().adapter.size_bytes < 600
+
+
+def test_metrics_that_are_not_finite_are_left_out() -> None:
+    got = decode_update(encode_update(_update(metrics={"a": math.nan, "b": math.inf, "c": 1.0})))
+    assert got.metrics == {"c": 1.0}
+
+
+def test_the_configuration_as_plain_values_is_json_that_makes_it_again() -> None:
+    config = LoraConfig(rank=3, rank_pattern={UP: 6}, alpha_pattern={UP: 2.0})
+    values = json.loads(json.dumps(config_values(config)))
+    assert LoraConfig(**values | {"target_modules": tuple(values["target_modules"])}) == config
+
+
+@given(cut=st.integers(0, len(SOUND) - 1))
+@example(cut=0)
+@example(cut=8)
+@example(cut=9)
+@example(cut=len(SOUND) - 1)
+def test_an_update_cut_anywhere_is_refused(cut: int) -> None:
+    with pytest.raises(UpdateError) as caught:
+        decode_update(SOUND[:cut])
+    assert caught.value.reason in ("bad-header", "truncated")
+
+
+@given(extra=st.binary(min_size=1, max_size=20))
+def test_an_update_with_bytes_after_its_end_is_refused(extra: bytes) -> None:
+    with pytest.raises(UpdateError, match="payload of") as caught:
+        decode_update(SOUND + extra)
+    assert caught.value.reason == "truncated"
+
+
+HEADER_END = PREAMBLE + int.from_bytes(SOUND[5:PREAMBLE], "little")
+
+
+@given(
+    changes=st.lists(
+        st.tuples(
+            st.integers(0, HEADER_END - 1) | st.integers(0, len(SOUND) - 1),
+            st.integers(0, 255) | st.sampled_from(list(b'0129[]{}",:-.eE ')),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_an_update_with_bytes_changed_is_decoded_or_refused_and_nothing_else(changes: list[tuple[int, int]]) -> None:
+    data = bytearray(SOUND)
+    for position, value in changes:
+        data[position] = value
+    try:
+        _use(decode_update(bytes(data)))
+    except UpdateError as error:
+        assert error.reason
+
+
+def test_every_single_byte_of_the_header_may_be_wrong() -> None:
+    decoded = 0
+    for position in range(HEADER_END):
+        for value in b'\x00\xff09a[{"}],-.':
+            data = bytearray(SOUND)
+            data[position] = value
+            try:
+                _use(decode_update(bytes(data)))
+                decoded += 1
+            except UpdateError as error:
+                assert error.reason == "bad-header" or error.reason in ("truncated", "bad-shape")
+    assert decoded > 100
+
+
+@given(data=st.binary(max_size=60))
+def test_arbitrary_bytes_are_refused(data: bytes) -> None:
+    for candidate in (data, b"FLUP\x01" + data, b"FLUP\x01" + len(data).to_bytes(4, "little") + data):
+        with pytest.raises(UpdateError):
+            decode_update(candidate)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=4),
+    lambda children: st.lists(children, max_size=4) | st.dictionaries(st.text(max_size=4), children, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(key=st.sampled_from(sorted(_header(SOUND))), value=JSON)
+def test_a_header_with_an_arbitrary_value_is_decoded_or_refused_and_nothing_else(key: str, value: object) -> None:
+    try:
+        _use(decode_update(_with_header(_header(SOUND) | {key: value})))
+    except UpdateError as error:
+        assert error.reason in ("bad-header", "bad-shape", "truncated")
+
+
+@given(key=st.sampled_from(sorted(_header(SOUND)["lora"])), value=JSON)
+def test_a_lora_configuration_with_an_arbitrary_value_is_decoded_or_refused_and_nothing_else(
+    key: str, value: object
+) -> None:
+    header = _header(SOUND)
+    header["lora"][key] = value
+    try:
+        _use(decode_update(_with_header(header)))
+    except UpdateError as error:
+        assert error.reason in ("bad-header", "bad-shape", "truncated")
+
+
+def _changed(**changes: object) -> bytes:
+    return _with_header(_header(SOUND) | changes)
+
+
+def _lora(**changes: object) -> bytes:
+    return _changed(lora=_header(SOUND)["lora"] | changes)
+
+
+REFUSED: dict[str, tuple[bytes, str]] = {
+    "nothing": (b"", "bad-header"),
+    "other bytes": (b"GGUF" + SOUND[4:], "bad-header"),
+    "another version": (SOUND[:4] + b"\x02" + SOUND[5:], "bad-header"),
+    "a giant header": (SOUND[:5] + b"\xff\xff\xff\xff" + SOUND[9:], "bad-header"),
+    "a header that is a list": (_with_header([]), "bad-header"),
+    "a header that is not JSON": (_with_header(b"{"), "bad-header"),
+    "an abyss of brackets": (_with_header(b"[" * 200_000), "bad-header"),
+    "an unknown codec": (_changed(codec="zip"), "bad-header"),
+    "a codec that is a list": (_changed(codec=["f32"]), "bad-header"),
+    "another codec": (_changed(codec="f16"), "truncated"),
+    "a round of text": (_changed(round="3"), "bad-header"),
+    "a round that is true": (_changed(round=True), "bad-header"),
+    "examples in fractions": (_changed(num_examples=1.5), "bad-header"),
+    "a run that is null": (_changed(run=None), "bad-header"),
+    "metrics of text": (_changed(metrics={"a": "high"}), "bad-header"),
+    "metrics of a giant": (_changed(metrics={"a": 10**400}), "bad-header"),
+    "metrics that are a list": (_changed(metrics=[1]), "bad-header"),
+    "modules that are missing": (_changed(modules=[]), "truncated"),
+    "a module twice": (_changed(modules=[["q", 32, 32], ["q", 72, 32]]), "bad-header"),
+    "a module of size zero": (_changed(modules=[["q", 0, 32]]), "bad-header"),
+    "a module of negative size": (_changed(modules=[["q", -32, 32]]), "bad-header"),
+    "a giant module": (_changed(modules=[["q", 2**31, 2**31]]), "truncated"),
+    "a module of infinite size": (_changed(modules=[["q", math.inf, 2]]), "bad-header"),
+    "too many modules": (_changed(modules=[[f"m{i}", 1, 1] for i in range(2049)]), "bad-header"),
+    "a rank of zero": (_lora(rank=0), "bad-header"),
+    "a rank of a million": (_lora(rank=10**6), "bad-header"),
+    "another rank": (_lora(rank=3), "truncated"),
+    "an alpha of infinity": (_lora(alpha=math.inf), "bad-header"),
+    "an alpha that no float holds": (_lora(alpha=10**400), "bad-header"),
+    "an unknown setting": (_lora(use_dora=True), "bad-header"),
+    "a pattern that is a list": (_lora(rank_pattern=[1]), "bad-header"),
+    "targets that are null": (_lora(target_modules=None), "bad-header"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_an_unsound_update_is_refused_with_a_reason_to_count_by(what: str) -> None:
+    data, reason = REFUSED[what]
+    with pytest.raises(UpdateError) as caught:
+        decode_update(data)
+    assert caught.value.reason == reason
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("missing", sorted(_header(SOUND)))
+def test_a_header_without_one_of_its_keys_is_refused(missing: str) -> None:
+    header = _header(SOUND)
+    del header[missing]
+    with pytest.raises(UpdateError, match=missing) as caught:
+        decode_update(_with_header(header))
+    assert caught.value.reason == "bad-header"
+
+
+def test_values_that_f16_cannot_hold_are_refused_when_encoding() -> None:
+    sent = _update()
+    pairs = {m: type(pair)(pair.lora_A * np.float32(1e6), pair.lora_B) for m, pair in sent.adapter.pairs.items()}
+    with pytest.raises(UpdateError) as caught:
+        encode_update(_update(adapter=Adapter(sent.adapter.config, pairs)), "f16")
+    assert caught.value.reason == "overflow"

@@ -1,0 +1,45 @@
+"""Packs of tiny models, each made once, and their graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import onnxruntime as ort
+import pytest
+from fedlora.pack import BasePack, open_pack
+from fedlora_export.export import export_base
+
+from tests.models import DEFAULT, Packs, Variant, made_once, open_session
+
+
+@pytest.fixture(scope="session")
+def packs(tmp_path_factory: pytest.TempPathFactory) -> Packs:
+    """The pack of a variant: for reading, it is shared."""
+    return made_once(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def base(packs: Packs) -> BasePack:
+    """One tiny pack."""
+    return packs(DEFAULT)
+
+
+@pytest.fixture(scope="session")
+def graphs(packs: Packs, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Variant], BasePack]:
+    """The pack of a variant in a folder where its graph lies too."""
+    folder = tmp_path_factory.mktemp("graphs")
+
+    @cache
+    def exported(variant: Variant) -> BasePack:
+        graph, differences = export_base(packs(variant), folder / f"model-{len(list(folder.iterdir()))}")
+        assert differences is not None
+        return open_pack(graph.parent)
+
+    return exported
+
+
+@pytest.fixture(scope="session")
+def session(graphs: Callable[[Variant], BasePack]) -> ort.InferenceSession:
+    """A session on the graph of the one tiny pack."""
+    return open_session(graphs(DEFAULT).directory / "decoder.onnx")

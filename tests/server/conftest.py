@@ -1,0 +1,32 @@
+"""What the server's tests share: a tiny base, and a player of runs over it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fedlora.pack import BasePack
+from fedlora.quantize import Quantization
+from fedlora.tensor_file import TensorFile, write_tensor_file
+
+from tests.fake_grid import FINGERPRINT, SHAPE, Player
+
+
+@pytest.fixture
+def tiny_base(tmp_path: Path) -> BasePack:
+    """A base pack with a shape and a fingerprint; the server reads no weights."""
+    weights = tmp_path / "weights.safetensors"
+    write_tensor_file(weights, [], lambda plan: [])
+    return BasePack(
+        directory=tmp_path,
+        source="tiny",
+        fingerprint=FINGERPRINT,
+        quantization=Quantization(),
+        shape=SHAPE,
+        weights=TensorFile(weights),
+    )
+
+
+@pytest.fixture
+def play(tiny_base: BasePack, tmp_path: Path) -> Player:
+    return Player(tiny_base, tmp_path / "runs")

@@ -1,0 +1,159 @@
+"""Messages go out once to each node; every answer comes back once, until all came or the time is up."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+from fedlora.errors import RunError
+from fedlora_server.exchange import EVALUATE, TRAIN, ask, connected_nodes
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+
+from tests.fake_grid import FakeGrid, evaluation_reply, training_reply
+
+
+def echo(message: Message) -> Sequence[Message]:
+    """Send back what came, with the node's number before it."""
+    node = message.metadata.dst_node_id
+    data = message.content.array_records["update"]["update"].data
+    return [training_reply(message, f"{node}:".encode() + data, f"device-{node}")]
+
+
+def silent(message: Message) -> Sequence[Message]:
+    return []
+
+
+def content_of(**records: ArrayRecord | ConfigRecord | MetricRecord) -> RecordDict:
+    return RecordDict(dict(records))
+
+
+def test_ask_yields_the_answer_of_every_node_once() -> None:
+    grid = FakeGrid(dict.fromkeys((3, 5, 8), echo))
+    replies = list(ask(grid, [3, 5, 8], TRAIN, b"data", 1, 30))
+    assert {reply.node: reply.data for reply in replies} == {3: b"3:data", 5: b"5:data", 8: b"8:data"}
+    assert sorted(reply.device for reply in replies) == ["device-3", "device-5", "device-8"]
+    assert len(replies) == 3
+    assert sorted(grid.asked) == [("train", 3), ("train", 5), ("train", 8)]
+
+
+def test_ask_sends_to_no_other_node() -> None:
+    grid = FakeGrid(dict.fromkeys((3, 5, 8), echo))
+    assert [reply.node for reply in ask(grid, [5], TRAIN, b"data", 1, 30)] == [5]
+    assert grid.asked == [("train", 5)]
+
+
+def test_ask_of_no_nodes_yields_nothing() -> None:
+    assert list(ask(FakeGrid({1: echo}), [], TRAIN, b"data", 1, 30)) == []
+
+
+def test_ask_yields_answers_as_they_arrive_in_any_order() -> None:
+    nodes = list(range(1, 21))
+    grid = FakeGrid(dict.fromkeys(nodes, echo), order=lambda replies: random.Random(2).sample(replies, len(replies)))
+    arrived = [reply.node for reply in ask(grid, nodes, TRAIN, b"data", 1, 30)]
+    assert sorted(arrived) == nodes
+    assert arrived != nodes
+
+
+def test_ask_yields_the_first_of_two_answers_to_one_message() -> None:
+    def twice(message: Message) -> Sequence[Message]:
+        return [training_reply(message, b"first", "a"), training_reply(message, b"second", "a")]
+
+    replies = list(ask(FakeGrid({1: twice, 2: echo}), [1, 2], TRAIN, b"data", 1, 30))
+    assert [reply.data for reply in replies] == [b"first", b"2:data"]
+
+
+def test_ask_stops_at_its_deadline_with_the_answers_that_came() -> None:
+    grid = FakeGrid({1: echo, 2: silent, 3: echo})
+    assert [reply.node for reply in ask(grid, [1, 2, 3], TRAIN, b"data", 1, 0.2)] == [1, 3]
+
+
+def test_ask_after_its_deadline_takes_no_answer_to_an_earlier_message() -> None:
+    held: list[Message] = []
+
+    def late(message: Message) -> Sequence[Message]:
+        """Answer only when the next message comes, and then the earlier one too."""
+        held.append(training_reply(message, f"answer {len(held)}".encode(), "late"))
+        return held if len(held) > 1 else []
+
+    grid = FakeGrid({1: late})
+    assert list(ask(grid, [1], TRAIN, b"data", 1, 0.1)) == []
+    assert [reply.data for reply in ask(grid, [1], TRAIN, b"data", 2, 30)] == [b"answer 1"]
+
+
+def test_a_node_that_takes_no_message_costs_only_itself() -> None:
+    # Flower: "The returned list has `None` for those messages", and an id of None cannot be pulled.
+    grid = FakeGrid({1: echo, 2: echo, 3: echo})
+    grid.lost = {2}
+    assert sorted(reply.node for reply in ask(grid, [1, 2, 3], TRAIN, b"data", 1, 0.3) if not reply.error) == [1, 3]
+
+
+def test_an_error_is_told_by_the_message_that_it_answers_not_by_its_source() -> None:
+    def broken(message: Message) -> Sequence[Message]:
+        raise ValueError("no disk")
+
+    (reply,) = ask(FakeGrid({7: broken}), [7], TRAIN, b"data", 1, 30)
+    assert (reply.node, reply.device, reply.data) == (7, "7", b"")
+    assert "no disk" in reply.error
+
+
+def test_an_error_without_a_reason_gives_its_code() -> None:
+    (reply,) = ask(FakeGrid({7: lambda m: [Message(Error(3), reply_to=m)]}), [7], TRAIN, b"data", 1, 30)
+    assert reply.error == "error 3"
+
+
+def test_the_answer_to_an_evaluation_is_its_metrics() -> None:
+    grid = FakeGrid({1: lambda message: [evaluation_reply(message, 1.5, "kitchen")]})
+    (reply,) = ask(grid, [1], EVALUATE, b"data", 1, 30)
+    assert (reply.device, reply.metrics, reply.error) == ("kitchen", {"loss": 1.5}, "")
+
+
+def test_metrics_that_are_lists_are_left_out() -> None:
+    content = content_of(device=NAME, metrics=MetricRecord({"loss": [1.0, 2.0], "tokens": 7}))
+    grid = FakeGrid({1: lambda message: [Message(content, reply_to=message)]})
+    (reply,) = ask(grid, [1], EVALUATE, b"data", 1, 30)
+    assert reply.metrics == {"tokens": 7.0}
+
+
+def test_a_device_that_gives_itself_an_endless_name_gets_its_beginning() -> None:
+    grid = FakeGrid({1: lambda message: [training_reply(message, b"data", "x" * 10_000)]})
+    (reply,) = ask(grid, [1], TRAIN, b"data", 1, 30)
+    assert reply.device == "x" * 64
+
+
+ARRAY = ArrayRecord({"update": Array(dtype="uint8", shape=(1,), stype="fedlora.update", data=b"x")})
+NAME = ConfigRecord({"device": "kitchen"})
+NO_ANSWERS = {
+    "nothing": (TRAIN, content_of()),
+    "no name": (TRAIN, content_of(update=ARRAY)),
+    "no array": (TRAIN, content_of(device=NAME)),
+    "an array of another name": (TRAIN, content_of(device=NAME, update=ArrayRecord({"other": ARRAY["update"]}))),
+    "metrics for training": (TRAIN, content_of(device=NAME, metrics=MetricRecord({"loss": 1.0}))),
+    "an update for an evaluation": (EVALUATE, content_of(device=NAME, update=ARRAY)),
+}
+
+
+@pytest.mark.parametrize(("kind", "content"), NO_ANSWERS.values(), ids=list(NO_ANSWERS))
+def test_records_that_are_not_an_answer_are_an_error(kind: str, content: RecordDict) -> None:
+    grid = FakeGrid({4: lambda message: [Message(content, reply_to=message)]})
+    (reply,) = ask(grid, [4], kind, b"data", 1, 30)
+    assert reply.error.startswith(f"not an answer to {kind}")
+    assert (reply.node, reply.device, reply.data, reply.metrics) == (4, "4", b"", None)
+
+
+def test_connected_nodes_are_in_order() -> None:
+    assert connected_nodes(FakeGrid(dict.fromkeys((9, 4, 6), echo)), 3, 30) == [4, 6, 9]
+
+
+def test_too_few_connected_nodes_end_the_run_with_the_numbers() -> None:
+    with pytest.raises(RunError, match=r"2 devices are connected after 0\.01 s, the run needs 3"):
+        connected_nodes(FakeGrid({1: echo, 2: echo}), 3, 0.01)
+
+
+def test_connected_nodes_waits_for_nodes_that_come_later() -> None:
+    class Growing(FakeGrid):
+        def get_node_ids(self) -> list[int]:
+            self.devices[len(self.devices) + 1] = echo
+            return list(self.devices)
+
+    assert connected_nodes(Growing({1: echo}), 3, 30) == [1, 2, 3]

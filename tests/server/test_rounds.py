@@ -1,0 +1,440 @@
+"""Runs over a grid in memory: a bad device costs only itself, and what is committed stays."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from fedlora.adapter import Adapter, LoraPair
+from fedlora.errors import ConfigError, RunError
+from fedlora.peft import read_peft
+from fedlora.run_config import RunConfig, ServerConfig
+from fedlora.update import Update, encode_update
+from fedlora_server.methods import METHODS
+from fedlora_server.run_directory import RunDirectory, default_output
+from flwr.app import ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
+
+from tests.fake_grid import (
+    FINGERPRINT,
+    Device,
+    FakeGrid,
+    Honest,
+    Played,
+    Player,
+    evaluation_reply,
+    trained,
+    training_reply,
+    update_of,
+)
+
+METHOD_NAMES = sorted(METHODS)
+
+
+def honest(*nodes: int) -> dict[int, Device]:
+    return {node: Honest(node) for node in nodes}
+
+
+def assert_same_adapter(got: Adapter, expected: Adapter) -> None:
+    """Bit for bit. (A file keeps the modules in an order of its own.)"""
+    assert (got.config.rank, got.config.alpha) == (expected.config.rank, expected.config.alpha)
+    assert set(got.config.target_modules) == set(expected.config.target_modules)
+    assert got.pairs.keys() == expected.pairs.keys()
+    for module, pair in expected.pairs.items():
+        np.testing.assert_array_equal(got.pairs[module].lora_A, pair.lora_A, err_msg=module)
+        np.testing.assert_array_equal(got.pairs[module].lora_B, pair.lora_B, err_msg=module)
+
+
+def filled(update: Update, value: float) -> Update:
+    """The update with every number of its adapter replaced."""
+    pairs = {
+        module: LoraPair(np.full_like(pair.lora_A, value), np.full_like(pair.lora_B, value))
+        for module, pair in update.adapter.pairs.items()
+    }
+    return dataclasses.replace(update, adapter=Adapter(update.adapter.config, pairs))
+
+
+def replying(change: Callable[[Update], Update]) -> Callable[[Message, Update], Sequence[Message]]:
+    return lambda message, update: [training_reply(message, encode_update(change(update)), "bad")]
+
+
+def replying_bytes(change: Callable[[bytes], bytes]) -> Callable[[Message, Update], Sequence[Message]]:
+    return lambda message, update: [training_reply(message, change(encode_update(update)), "bad")]
+
+
+def raising(message: Message, update: Update) -> Sequence[Message]:
+    raise OSError("the disk is gone")
+
+
+# How a device is bad, and the reason that it is counted by.
+BAD: dict[str, tuple[str, Callable[[Message, Update], Sequence[Message]]]] = {
+    "replies an error": ("device-error", lambda message, _: [Message(Error(3, "out of memory"), reply_to=message)]),
+    "raises": ("device-error", raising),
+    "sends empty records": ("device-error", lambda message, _: [Message(RecordDict(), reply_to=message)]),
+    "sends garbage": ("bad-header", replying_bytes(lambda data: bytes(reversed(data)))),
+    "sends no bytes": ("bad-header", replying_bytes(lambda data: b"")),
+    "sends a truncated update": ("truncated", replying_bytes(lambda data: data[:-1])),
+    "sends half a header": ("bad-header", replying_bytes(lambda data: data[:40])),
+    "sends a byte too many": ("truncated", replying_bytes(lambda data: data + b"\0")),
+    "sends NaN": ("not-finite", replying(lambda update: filled(update, math.nan))),
+    "sends infinity": ("not-finite", replying(lambda update: filled(update, math.inf))),
+    "sends the round before": (
+        "wrong-round",
+        replying(lambda update: dataclasses.replace(update, server_round=update.server_round - 1)),
+    ),
+    "sends another run's": ("wrong-run", replying(lambda update: dataclasses.replace(update, run="other"))),
+    "claims 10^12 examples": ("bad-weight", replying(lambda u: dataclasses.replace(u, num_examples=10**12))),
+    "never answers": ("no-answer", lambda message, update: []),
+}
+
+
+@pytest.mark.parametrize(("reason", "change"), BAD.values(), ids=list(BAD))
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_a_run_is_as_if_the_device_were_not_there_that(
+    play: Player, method: str, reason: str, change: Callable[[Message, Update], Sequence[Message]]
+) -> None:
+    devices = honest(1, 2, 3, 4) | {3: Honest(3, change)}
+    # Only a device that never answers makes the server wait.
+    timeout_s = 0.2 if reason == "no-answer" else 30
+    played = play.soundly(devices, method=method, min_devices=3, round_timeout_s=timeout_s)
+    without = play.soundly(honest(1, 2, 4), method=method)
+    for server_round in (1, 2):
+        assert_same_adapter(played.adapter(server_round), without.adapter(server_round))
+        record = played.metrics[server_round]
+        assert (record["devices"], record["replies"], record["excluded"]) == (4, 3, {reason: 1})
+        assert record["train_loss"] == {"device-1": 2.0, "device-2": 3.0, "device-4": 5.0}
+
+
+def test_a_device_that_answers_twice_counts_once_with_its_first_answer(play: Player) -> None:
+    def twice(message: Message, update: Update) -> Sequence[Message]:
+        other = dataclasses.replace(filled(update, 1.0), num_examples=10**6)
+        first, second = (training_reply(message, encode_update(u), "device-3") for u in (update, other))
+        return [first, second]
+
+    played = play.soundly(honest(1, 2, 3, 4) | {3: Honest(3, twice)})
+    once = play.soundly(honest(1, 2, 3, 4))
+    for server_round in (1, 2):
+        assert_same_adapter(played.adapter(server_round), once.adapter(server_round))
+        assert played.metrics[server_round]["replies"] == 4
+        assert played.metrics[server_round]["excluded"] == {}
+
+
+def test_a_node_that_takes_no_message_is_counted_as_no_answer(play: Player) -> None:
+    grid = FakeGrid(honest(1, 2, 3))
+    grid.lost = {2}
+    played = play.soundly(grid, round_timeout_s=0.3)
+    assert_same_adapter(played.adapter(2), play.soundly(honest(1, 3)).adapter(2))
+    assert played.metrics[1]["excluded"] == {"no-answer": 1}
+
+
+def test_several_bad_devices_are_counted_by_their_reasons(play: Player) -> None:
+    devices = honest(1, 2) | {
+        3: Honest(3, BAD["sends NaN"][1]),
+        4: Honest(4, BAD["sends infinity"][1]),
+        5: Honest(5, BAD["raises"][1]),
+        6: Honest(6, BAD["sends garbage"][1], from_round=2),
+    }
+    played = play.soundly(devices)
+    assert [record["excluded"] for record in played.metrics] == [
+        {},
+        {"not-finite": 2, "device-error": 1},
+        {"not-finite": 2, "device-error": 1, "bad-header": 1},
+    ]
+    assert [record["replies"] for record in played.metrics] == [0, 3, 2]
+
+
+@pytest.mark.parametrize("value", [1e6, 1e15, 1e18])
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_an_update_of_large_numbers_is_counted_out_or_folded_but_does_not_end_the_run(
+    play: Player, method: str, value: float
+) -> None:
+    large = replying(lambda update: dataclasses.replace(filled(update, value), num_examples=10**9))
+    # Enough devices for the exact mean to pass the smaller side of every module.
+    played = play.soundly(honest(*range(1, 9)) | {9: Honest(9, large)}, method=method, rounds=1)
+    record = played.metrics[1]
+    assert record["replies"] + sum(record["excluded"].values()) == 9
+    played.adapter(1).check_finite("round 1")
+    assert math.isfinite(record["aggregation_error"])
+
+
+def test_below_the_least_devices_the_run_ends_with_the_numbers_and_the_last_adapter_stays(play: Player) -> None:
+    devices = honest(1, 2) | {
+        3: Honest(3, BAD["sends NaN"][1], from_round=2),
+        4: Honest(4, BAD["raises"][1], from_round=2),
+    }
+    played = play(devices, rounds=3, min_devices=3)
+    assert isinstance(played.error, RunError)
+    message = str(played.error)
+    for part in ("round 2", "2 of 4 devices", "needs 3", "'not-finite': 1", "'device-error': 1", "of round 1 stands"):
+        assert part in message
+    assert played.committed() == ["0001"]
+    assert_same_adapter(played.adapter(1), play.soundly(honest(1, 2, 3, 4), rounds=1).adapter(1))
+    assert [record["round"] for record in played.metrics] == [0, 1, 2]
+    assert played.metrics[2]["excluded"] == {"not-finite": 1, "device-error": 1}
+    assert played.metrics[2]["aggregation_error"] is None
+
+
+def test_a_first_round_without_a_sound_answer_commits_nothing(play: Player) -> None:
+    played = play({1: Honest(1, BAD["sends garbage"][1])})
+    assert isinstance(played.error, RunError)
+    assert "0 of 1 devices" in str(played.error)
+    assert played.committed() == []
+
+
+def test_a_run_with_too_few_devices_ends_before_it_asks_any(play: Player) -> None:
+    played = play(honest(1, 2), min_devices=3, round_timeout_s=0.01)
+    assert isinstance(played.error, RunError)
+    assert "2 devices are connected" in str(played.error)
+    assert played.grid.asked == []
+
+
+def test_round_0_measures_the_base_and_trains_nobody(play: Player) -> None:
+    played = play.soundly(honest(1, 2, 3), rounds=1)
+    record = played.metrics[0]
+    assert record["loss"] == {"device-1": 2.0, "device-2": 3.0, "device-3": 4.0}
+    assert (record["round"], record["devices"], record["replies"], record["bytes_up"]) == (0, 0, 0, 0)
+    assert record["aggregation_error"] is None
+    assert played.grid.asked[:3] == [("evaluate", node) for node in (1, 2, 3)]
+    assert played.committed() == ["0001"]
+
+
+def test_the_adapter_that_goes_down_first_changes_nothing_and_is_seeded(play: Player) -> None:
+    def first_adapter(seed: int) -> Adapter:
+        seen: list[Adapter] = []
+
+        def device(message: Message) -> Sequence[Message]:
+            seen.append(update_of(message).adapter)
+            return Honest(1)(message)
+
+        play.soundly({1: device}, rounds=1, seed=seed)
+        return seen[0]
+
+    first = first_adapter(1)
+    assert not any(pair.lora_B.any() for pair in first.pairs.values())
+    assert_same_adapter(first_adapter(1), first)
+    module = next(iter(first.pairs))
+    assert not np.array_equal(first_adapter(2).pairs[module].lora_A, first.pairs[module].lora_A)
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_each_round_sends_down_what_the_round_before_committed(play: Player, method: str) -> None:
+    down: dict[tuple[str, int], Adapter] = {}
+
+    def device(message: Message) -> Sequence[Message]:
+        update = update_of(message)
+        down[message.metadata.message_type, update.server_round] = update.adapter
+        return Honest(1)(message)
+
+    played = play.soundly({1: device, 2: Honest(2)}, rounds=3, method=method)
+    for server_round in (1, 2, 3):
+        assert_same_adapter(down[MessageType.EVALUATE, server_round], played.adapter(server_round))
+    for server_round in (1, 2):
+        assert_same_adapter(down[MessageType.TRAIN, server_round + 1], played.adapter(server_round))
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_the_committed_adapter_is_the_methods_and_its_error_is_the_dense_one(play: Player, method: str) -> None:
+    sent: list[Update] = []
+
+    def device(message: Message) -> Sequence[Message]:
+        if message.metadata.message_type == MessageType.TRAIN:
+            sent.append(trained(message.metadata.dst_node_id, update_of(message)))
+        return Honest(message.metadata.dst_node_id)(message)
+
+    played = play.soundly(dict.fromkeys((1, 2, 3), device), rounds=1, method=method)
+    committed = played.adapter(1)
+    total = sum(update.num_examples for update in sent)
+    squared_error = squared_norm = 0.0
+    for module in committed.pairs:
+        mean = sum(u.num_examples / total * u.adapter.product(module).dense().astype(np.float64) for u in sent)
+        squared_error += float(np.sum((committed.product(module).dense() - mean) ** 2))
+        squared_norm += float(np.sum(np.square(mean)))
+    assert played.metrics[1]["aggregation_error"] == pytest.approx(math.sqrt(squared_error / squared_norm), rel=1e-4)
+
+
+def test_the_committed_directory_names_its_base(play: Player) -> None:
+    played = play.soundly(honest(1), rounds=1)
+    content = read_peft(RunDirectory.adapter_of(played.path, 1))
+    assert content.base_fingerprint == FINGERPRINT
+
+
+@pytest.mark.parametrize("codec", ["f32", "f16"])
+@pytest.mark.parametrize("evaluate", [True, False])
+def test_the_bytes_are_those_that_were_sent(play: Player, evaluate: bool, codec: str) -> None:
+    devices = honest(1, 2, 3) | {3: Honest(3, BAD["sends a truncated update"][1])}
+    played = play.soundly(devices, evaluate=evaluate, codec=codec)
+    assert sum(record["bytes_down"] for record in played.metrics) == played.grid.bytes_down > 0
+    assert sum(record["bytes_up"] for record in played.metrics) == played.grid.bytes_up > 0
+
+
+def test_without_evaluation_no_device_is_asked_to_evaluate(play: Player) -> None:
+    played = play.soundly(honest(1, 2), evaluate=False)
+    assert {kind for kind, _ in played.grid.asked} == {"train"}
+    assert [record["loss"] for record in played.metrics] == [{}, {}, {}]
+
+
+def asked_in_rounds(played: Played, each: int) -> list[list[int]]:
+    nodes = [node for kind, node in played.grid.asked if kind == "train"]
+    return [nodes[start : start + each] for start in range(0, len(nodes), each)]
+
+
+def test_sampling_is_seeded_and_repeatable(play: Player) -> None:
+    settings: dict[str, Any] = {"rounds": 6, "devices_per_round": 2, "evaluate": False}
+    nodes = range(1, 9)
+    first = asked_in_rounds(play.soundly(honest(*nodes), seed=1, **settings), 2)
+    again = asked_in_rounds(play.soundly(honest(*nodes), seed=1, **settings), 2)
+    other = asked_in_rounds(play.soundly(honest(*nodes), seed=2, **settings), 2)
+    assert first == again
+    assert first != other
+    assert len(first) == 6
+    assert all(len(set(pair)) == 2 for pair in first)
+    assert len({tuple(pair) for pair in first}) > 1, "the rounds take different devices"
+
+
+def test_a_sampled_round_measures_every_device(play: Player) -> None:
+    played = play.soundly(honest(1, 2, 3, 4), rounds=1, devices_per_round=2)
+    assert played.metrics[1]["devices"] == 2
+    assert sorted(played.metrics[1]["loss"]) == [f"device-{node}" for node in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("wanted", [0, 3, 50])
+def test_sampling_as_many_as_there_are_takes_all(play: Player, wanted: int) -> None:
+    played = play.soundly(honest(1, 2, 3), rounds=1, devices_per_round=wanted, evaluate=False)
+    assert asked_in_rounds(played, 3) == [[1, 2, 3]]
+
+
+def test_a_device_that_joins_between_rounds_takes_part_in_the_next(play: Player) -> None:
+    grid = FakeGrid(honest(1, 2))
+
+    def host(message: Message) -> Sequence[Message]:
+        if message.metadata.message_type == MessageType.TRAIN:
+            grid.devices[5] = Honest(5)
+        return Honest(1)(message)
+
+    grid.devices[1] = host
+    played = play.soundly(grid)
+    assert [record["devices"] for record in played.metrics] == [0, 2, 3]
+
+
+def losses_of_bad_evaluations() -> Mapping[str, Callable[[Message], Sequence[Message]]]:
+    def broken(message: Message) -> Sequence[Message]:
+        raise ValueError("no text")
+
+    return {
+        "raises": broken,
+        "replies an error": lambda message: [Message(Error(3, "no text"), reply_to=message)],
+        "sends empty records": lambda message: [Message(RecordDict(), reply_to=message)],
+        "measures a list": lambda message: [
+            Message(
+                RecordDict(
+                    {"metrics": MetricRecord({"loss": [1.0, 2.0]}), "device": ConfigRecord({"device": "device-2"})}
+                ),
+                reply_to=message,
+            )
+        ],
+        "measures NaN": lambda message: [evaluation_reply(message, math.nan, "device-2")],
+        "measures infinity": lambda message: [evaluation_reply(message, math.inf, "device-2")],
+    }
+
+
+@pytest.mark.parametrize("evaluation", losses_of_bad_evaluations().values(), ids=list(losses_of_bad_evaluations()))
+def test_an_evaluation_leaves_out_the_device_that(
+    play: Player, evaluation: Callable[[Message], Sequence[Message]]
+) -> None:
+    def device(message: Message) -> Sequence[Message]:
+        return (evaluation if message.metadata.message_type == MessageType.EVALUATE else Honest(2))(message)
+
+    played = play.soundly({1: Honest(1), 2: device, 3: Honest(3)})
+    assert [sorted(record["loss"]) for record in played.metrics] == [["device-1", "device-3"]] * 3
+    assert [record["replies"] for record in played.metrics] == [0, 3, 3]
+
+
+def refused(constant: str) -> float:
+    raise AssertionError(f"{constant} is not JSON: other readers of metrics.jsonl refuse it")
+
+
+def test_every_line_of_the_metrics_is_json_with_the_same_keys(play: Player) -> None:
+    def without_metrics(message: Message, update: Update) -> Sequence[Message]:
+        data = encode_update(dataclasses.replace(update, metrics={}))
+        return [training_reply(message, data, "device-2")]
+
+    played = play.soundly({1: Honest(1), 2: Honest(2, without_metrics)})
+    lines = (played.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line, parse_constant=refused) for line in lines]
+    assert [record["round"] for record in records] == [0, 1, 2]
+    assert len({tuple(record) for record in records}) == 1
+
+
+def test_two_devices_of_one_name_are_both_measured(play: Player) -> None:
+    # The data set `files` names a device after its folder, and every device may keep its text in the same one.
+    played = play.soundly({1: Honest(1, name="data"), 2: Honest(2, name="data"), 3: Honest(3, name="other")})
+    for record in played.metrics:
+        assert len(record["loss"]) == 3
+
+
+def test_a_run_ends_with_its_configuration_beside_it(play: Player) -> None:
+    played = play.soundly(honest(1), rounds=1, seed=77)
+    config = RunConfig.from_flat(json.loads((played.path / "config.json").read_text(encoding="utf-8")), "config.json")
+    assert (config.seed, config.server.rounds, config.lora.rank) == (77, 1, 2)
+
+
+def test_a_directory_that_holds_a_run_is_refused_and_left_alone(play: Player) -> None:
+    played = play.soundly(honest(1), rounds=1)
+    before = {file: file.read_bytes() for file in played.path.rglob("*") if file.is_file()}
+    with pytest.raises(ConfigError, match="holds a run already; name another output"):
+        RunDirectory(played.path, RunConfig(seed=9))
+    assert {file: file.read_bytes() for file in played.path.rglob("*") if file.is_file()} == before
+
+
+def test_a_round_is_not_committed_twice(play: Player) -> None:
+    played = play.soundly(honest(1), rounds=1)
+    adapter = played.adapter(1)
+    directory = RunDirectory(played.path.with_name("other"), RunConfig())
+    directory.commit(1, adapter, play.base)
+    with pytest.raises(ConfigError, match="exists already"):
+        directory.commit(1, adapter, play.base)
+    assert sorted(entry.name for entry in (directory.path / "rounds" / "0001").iterdir()) == ["adapter"]
+
+
+def test_a_commit_that_fails_leaves_no_round(play: Player, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fedlora.peft.write_tensor_file", full)
+    played = play(honest(1), rounds=1)
+    assert isinstance(played.error, OSError)
+    left = [entry for entry in (played.path / "rounds").rglob("*") if not entry.is_dir()]
+    assert left == []
+    assert not RunDirectory.adapter_of(played.path, 1).exists()
+
+
+def test_an_unknown_method_is_refused_before_any_device_is_asked(play: Player) -> None:
+    played = play(honest(1), method="fedavgg")
+    assert isinstance(played.error, ConfigError)
+    assert "did you mean 'fedavg'" in str(played.error)
+    assert played.grid.asked == []
+
+
+def test_a_run_without_an_output_goes_below_fedlora_home(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("FEDLORA_HOME", str(home))
+    assert default_output("demo", "00ff") == home / "runs" / "demo-00ff"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"min_devices": 5, "devices_per_round": 3}, "min_devices must be at most devices_per_round"),
+        ({"round_timeout_s": 0.0}, "round_timeout_s must be positive"),
+        ({"rounds": 0}, "rounds must be at least 1"),
+    ],
+)
+def test_a_server_configuration_that_cannot_work_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ServerConfig(**settings)

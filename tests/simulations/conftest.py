@@ -1,0 +1,61 @@
+"""A scenario small enough for a test, and the command that runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from fedlora.cli import commands
+
+TINY = """
+name = "tiny"
+
+[data]
+name = "stdlib"
+max_bytes = 4000
+
+[lora]
+rank = 2
+alpha = 4
+
+[train]
+steps = 2
+batch_size = 2
+sequence_length = 32
+lr = 0.01
+
+[server]
+rounds = 2
+
+[simulation]
+devices = 2
+"""
+
+
+class Simulator:
+    """Runs `fedlora simulate` in this process, one device at a time, so that answers arrive in one order."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.scenario = folder / "tiny.toml"
+        self.scenario.write_text(TINY, encoding="utf-8")
+
+    def __call__(self, name: str, *changes: str) -> tuple[Path, Result]:
+        """Run into the directory `name`; return it and what the command said. Raises what the command raises."""
+        output = self.folder / name
+        arguments = ["simulate", str(self.scenario), "-o", str(output), "--workers", "1"]
+        for change in changes:
+            arguments += ["--set", change]
+        return output, CliRunner().invoke(commands, arguments, catch_exceptions=False)
+
+
+@pytest.fixture(scope="session")
+def simulator(tmp_path_factory: pytest.TempPathFactory) -> Simulator:
+    return Simulator(tmp_path_factory.mktemp("simulate"))
+
+
+@pytest.fixture(scope="session")
+def tiny_run(simulator: Simulator) -> tuple[Path, Result]:
+    """One finished run of the tiny scenario."""
+    return simulator("finished")

@@ -1,0 +1,210 @@
+"""`fedlora simulate` from a scenario to a report, and what it says where it cannot."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from click.testing import Result
+from fedlora import open_pack, read_peft
+from fedlora.cli import main
+from fedlora.run_config import RunConfig
+from fedlora_server.run_directory import read_metrics
+
+if TYPE_CHECKING:
+    from tests.simulations.conftest import Simulator
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def adapter_bytes(run: Path) -> dict[str, bytes]:
+    """{round: the adapter's file}"""
+    return {path.parts[-3]: path.read_bytes() for path in sorted(run.glob(f"rounds/*/adapter/{WEIGHTS}"))}
+
+
+def test_a_run_leaves_its_configuration_its_metrics_its_adapters_and_its_report(tiny_run: tuple[Path, Result]) -> None:
+    run, result = tiny_run
+    assert result.exit_code == 0
+    names = sorted(path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file())
+    adapters = [f"rounds/000{n}/adapter/{file}" for n in (1, 2) for file in ("adapter_config.json", WEIGHTS)]
+    assert names == sorted(["config.json", "metrics.jsonl", "report.html", *adapters])
+
+
+def test_a_run_prints_the_path_of_its_report_alone_on_standard_output(tiny_run: tuple[Path, Result]) -> None:
+    run, result = tiny_run
+    assert result.stdout == f"{run / 'report.html'}\n"
+
+
+def test_the_configuration_of_a_run_is_every_key_that_it_ran_with(tiny_run: tuple[Path, Result]) -> None:
+    run, _ = tiny_run
+    values = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    assert values.keys() == RunConfig().flat().keys()
+    config = RunConfig.from_flat(values, "config.json")
+    assert (config.name, config.train.steps, config.data.max_bytes, config.output) == ("tiny", 2, 4000, str(run))
+
+
+def test_the_adapters_of_a_run_are_for_its_base_and_differ_from_round_to_round(tiny_run: tuple[Path, Result]) -> None:
+    run, _ = tiny_run
+    base = open_pack("nano")
+    adapters = []
+    for number in ("0001", "0002"):
+        content = read_peft(run / "rounds" / number / "adapter")
+        assert content.base_fingerprint == base.fingerprint
+        content.adapter.check_fits(base.shape.linear_modules(), number)
+        content.adapter.check_finite(number)
+        assert any(pair.lora_B.any() for pair in content.adapter.pairs.values()), "training moved B from zero"
+        adapters.append(content.adapter)
+    first, second = adapters
+    assert any(not np.array_equal(first.pairs[m].lora_B, second.pairs[m].lora_B) for m in first.pairs)
+
+
+def test_the_metrics_of_a_run_hold_every_device_in_every_round(tiny_run: tuple[Path, Result]) -> None:
+    run, _ = tiny_run
+    records = read_metrics(run)
+    assert [record["round"] for record in records] == [0, 1, 2]
+    assert [(record["devices"], record["replies"]) for record in records] == [(0, 0), (2, 2), (2, 2)]
+    for record in records:
+        assert record["loss"].keys() == {"json", "zoneinfo"}
+        assert all(math.isfinite(loss) for loss in record["loss"].values())
+        assert record["excluded"] == {}
+    for record in records[1:]:
+        assert record["train_loss"].keys() == {"json", "zoneinfo"}
+        assert 0 <= record["aggregation_error"] < 1
+        assert record["bytes_up"] > 0
+    assert records[0]["loss"] != records[2]["loss"], "the adapter has an effect"
+
+
+def test_the_report_of_a_run_shows_three_plots_and_every_device(tiny_run: tuple[Path, Result]) -> None:
+    run, _ = tiny_run
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") == 3
+    for device in ("json", "zoneinfo"):
+        assert f"<td>{device}<" in page
+    assert "http://" not in page.replace("http://www.w3.org/", "").replace("http://purl.org/", "").replace(
+        "http://creativecommons.org/", ""
+    ), "the report loads nothing"
+
+
+@pytest.mark.parametrize("method", ["svd", "fedavg"])
+def test_the_same_scenario_twice_gives_the_same_adapters_bit_for_bit(simulator: Simulator, method: str) -> None:
+    first, _ = simulator(f"{method}-1", f"server.method={method}", "data.max_bytes=1500")
+    second, _ = simulator(f"{method}-2", f"server.method={method}", "data.max_bytes=1500")
+    assert list(adapter_bytes(first)) == ["0001", "0002"]
+    assert adapter_bytes(first) == adapter_bytes(second)
+
+
+def test_another_seed_gives_another_adapter(simulator: Simulator, tiny_run: tuple[Path, Result]) -> None:
+    run, _ = tiny_run
+    other, _ = simulator("seed-2", "seed=2", "server.rounds=1")
+    assert adapter_bytes(other)["0001"] != adapter_bytes(run)["0001"]
+
+
+def test_a_device_without_text_is_left_out_with_a_reason_and_the_run_goes_on(
+    simulator: Simulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(3):
+        (tmp_path / str(number)).mkdir()
+    for number in (0, 2):
+        text = "".join(f"device {number} writes line {line}\n" for line in range(80))
+        (tmp_path / str(number) / "diary.txt").write_text(text, encoding="utf-8")
+    run, result = simulator("empty-device", "data.name=files", f"data.path={tmp_path}", "simulation.devices=3")
+    assert result.exit_code == 0
+    records = read_metrics(run)
+    assert [(r["devices"], r["replies"]) for r in records] == [(0, 0), (3, 2), (3, 2)]
+    assert [record["excluded"] for record in records] == [{}, {"device-error": 1}, {"device-error": 1}]
+    assert [sorted(record["loss"]) for record in records] == [["0", "2"]] * 3
+    assert f"{tmp_path / '1'}: no *.txt file below it" in caplog.text
+    assert "2 \N{MULTIPLICATION SIGN} device-error" in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_device_with_nothing_held_out_trains_and_is_not_measured(simulator: Simulator, tmp_path: Path) -> None:
+    for number, text in enumerate(("".join(f"line {n} of many\n" for n in range(80)), "one line that is not cut")):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "diary.txt").write_text(text, encoding="utf-8")
+    run, _ = simulator("nothing-held-out", "data.name=files", f"data.path={tmp_path}", "server.rounds=1")
+    records = read_metrics(run)
+    assert records[1]["replies"] == 2
+    assert [sorted(record["loss"]) for record in records] == [["0"], ["0"]]
+
+
+def failed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """The exit code and the standard error of the command line that a person types."""
+    monkeypatch.setattr(sys, "argv", ["fedlora", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert isinstance(caught.value.code, int)
+    return caught.value.code, capsys.readouterr().err
+
+
+WRONG = {
+    "an unknown key": ("server.metod=svd", "unknown key server.metod; did you mean server.method?"),
+    "a value of another type": ("server.rounds=many", "server.rounds must be a int"),
+    "a value out of range": ("server.rounds=0", "server.rounds must be at least 1"),
+    "a change without a value": ("server.rounds", "expected KEY=VALUE"),
+    "an unknown method": ("server.method=svdd", "did you mean 'svd'?"),
+    "an unknown data set": ("data.name=wikipedia", "no data set 'wikipedia'"),
+    "a target that the base lacks": ("lora.target_modules=qkv_proj", "the base has no qkv_proj"),
+    "a base that is missing": ("base=/nowhere", "/nowhere: no base.json: not a base pack"),
+    "a sequence beyond the base's context": ("train.sequence_length=100000", "the base's context is"),
+    "fewer devices than the run needs": ("server.min_devices=3", "min_devices"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG.values(), ids=list(WRONG))
+def test_one_line_says_what_is_wrong_and_no_directory_is_left_with(
+    simulator: Simulator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    change: str,
+    message: str,
+) -> None:
+    output = tmp_path / "run"
+    # A run that begins in spite of what is wrong is to fail soon.
+    brief = ["--set", "server.round_timeout_s=0.1"] if change.startswith("server.min_devices") else []
+    arguments = ["simulate", str(simulator.scenario), "-o", str(output), "--workers", "1", *brief, "--set", change]
+    code, error = failed(monkeypatch, capsys, *arguments)
+    assert code == 1
+    lines = [line for line in error.splitlines() if line.strip()]
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
+    assert message in lines[-1]
+    assert not output.exists(), sorted(path.name for path in output.iterdir())
+    assert len(lines) == 1
+
+
+def test_a_scenario_that_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, output = tmp_path / "absent.toml", tmp_path / "run"
+    code, error = failed(monkeypatch, capsys, "simulate", str(path), "-o", str(output))
+    assert (code, error) == (1, f"error: {path}: cannot be read: No such file or directory\n")
+    assert not output.exists()
+
+
+def test_a_scenario_that_is_not_toml_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_text("name = ", encoding="utf-8")
+    code, error = failed(monkeypatch, capsys, "simulate", str(path))
+    assert code == 1
+    assert error.startswith(f"error: {path}: not TOML: ")
+
+
+def test_a_directory_that_holds_a_run_is_refused_and_left_alone(
+    simulator: Simulator,
+    tiny_run: tuple[Path, Result],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, _ = tiny_run
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    code, error = failed(monkeypatch, capsys, "simulate", str(simulator.scenario), "-o", str(run))
+    assert code == 1
+    assert f"error: {run} holds a run already; name another output" in error
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
