@@ -14,7 +14,7 @@ from fedlora.adapter import Adapter, LoraPair
 from fedlora.family import DecoderShape
 from fedlora.pack import BasePack
 from fedlora.peft import read_peft
-from fedlora.run_config import LoraSection, RunConfig, ServerConfig
+from fedlora.run_config import LoraSection, RunConfig, ServerConfig, TrainConfig
 from fedlora.update import Update, decode_update, encode_update
 from fedlora_server.rounds import Rounds
 from fedlora_server.run_directory import RunDirectory, read_metrics
@@ -210,11 +210,11 @@ class Player:
         grid = devices if isinstance(devices, FakeGrid) else FakeGrid(devices)
         settings: dict[str, Any] = {"rounds": 2, "round_timeout_s": 30.0} | server
         lora = LoraSection(rank=2, alpha=6.0)
-        config = RunConfig(seed=seed, lora=lora, server=ServerConfig(**settings))
+        train = TrainConfig(sequence_length=8)
+        config = RunConfig(seed=seed, lora=lora, train=train, server=ServerConfig(**settings))
         played = Played(grid, self.folder / uuid.uuid4().hex)
-        directory = RunDirectory(played.path, config)
         try:
-            Rounds(grid, config, self.base, RUN, directory).run()
+            Rounds(grid, config, self.base, RUN).run(RunDirectory(played.path, config))
         except Exception as error:
             played.error = error
         return played

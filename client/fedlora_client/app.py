@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from fedlora.errors import FedloraError
+from fedlora.errors import FedloraError, UpdateError
 from fedlora.run_config import RunConfig
 from fedlora.update import Update, decode_update, encode_update
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -21,7 +21,10 @@ def _answer(message: Message, context: Context, work: Callable[[Device, Update],
     """What `work` gives, or our error as Flower's, which costs this device the round and nobody else."""
     try:
         device = Device(RunConfig.from_flat(context.run_config, "run configuration"), context.node_config)
-        update = decode_update(message.content.array_records["update"]["update"].data)
+        records = message.content.array_records
+        if "update" not in records or "update" not in records["update"]:
+            raise UpdateError("bad-header", f"device {device.name}: the message has no array record update/update")
+        update = decode_update(records["update"]["update"].data)
         device.check(update)
         return Message(work(device, update), reply_to=message)
     except FedloraError as error:

@@ -57,6 +57,7 @@ class Device:
                 f"device {self.name}: the run's base is {update.base_fingerprint[:16]}, this device holds "
                 f"{mine.fingerprint[:16]} ({mine.directory}); give the device the run's base pack"
             )
+        update.adapter.check_finite(f"device {self.name}")
         update.adapter.check_fits(mine.shape.linear_modules(), f"device {self.name}")
 
     def _windows(self, texts: tuple[str, ...], what: str) -> Windows:

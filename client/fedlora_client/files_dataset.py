@@ -13,6 +13,8 @@ from fedlora.run_config import DataConfig, Scalar
 def files(config: DataConfig, node: Mapping[str, Scalar]) -> DeviceData:
     """Every *.txt file below the device's `data-path` (a file, or a directory); in a simulation, below
     `data.path`/PARTITION. The last 10% of each file is held out. Raises DataError."""
+    if not config.path and "data-path" not in node:
+        raise DataError("the data set files needs the device's data-path (in its node configuration), or data.path")
     place = Path(str(node.get("data-path") or Path(config.path) / str(node.get("partition-id", ""))))
     found = sorted(place.rglob("*.txt")) if place.is_dir() else [place]
     if not found:

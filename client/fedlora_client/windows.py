@@ -44,10 +44,13 @@ def make_windows(texts: Sequence[str], tokenizer: Tokenizer, shape: DecoderShape
     if length > shape.max_positions:
         raise ConfigError(f"train.sequence_length is {length}; the base's context is {shape.max_positions} tokens")
     row: list[int] = []
+    text_tokens = 0
     begin = [] if shape.bos_token_id is None else [shape.bos_token_id]
     for text in texts:
-        row += begin + tokenizer.encode(text, add_special_tokens=False).ids
-    if len(row) < 2:
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        row += begin + ids
+        text_tokens += len(ids)
+    if not text_tokens or len(row) < 2:
         raise DataError(f"{where}: no text to train or measure on; give this device data, or leave it out of the run")
     inputs, targets = torch.tensor(row[:-1]), torch.tensor(row[1:])
     padding = -len(inputs) % length

@@ -76,6 +76,7 @@ def truncated(product: Product, rank: int) -> Product:
     lora_B = np.zeros((product.B.shape[0], rank), product.B.dtype)
     lora_A = np.zeros((rank, product.A.shape[1]), product.A.dtype)
     lora_B[:, :kept] = q_b @ (u[:, :kept] * root_b)
+    lora_A[kept:] = np.eye(rank - kept, product.A.shape[1]) / np.sqrt(product.A.shape[1])
     lora_A[:kept] = (vt[:kept] * root_a[:, None]) @ q_a.T
     return Product(lora_B, lora_A)
 

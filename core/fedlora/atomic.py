@@ -15,8 +15,11 @@ from fedlora.errors import ConfigError
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; it becomes `path` when the block ends well, and vanishes otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}; name another output") from None
     os.close(descriptor)
     aside = Path(name)
     try:
@@ -45,8 +48,11 @@ def whole_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
     path = Path(os.path.abspath(path))
     if path.exists() and not replace:
         raise ConfigError(f"{path} exists already; name another output, or pass --force to replace it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}; name another output") from None
     try:
         yield aside
         aside.chmod(0o777 & ~_umask())
@@ -56,8 +62,13 @@ def whole_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
             path.rename(old / path.name)
-            aside.rename(path)
-            shutil.rmtree(old)
+            try:
+                aside.rename(path)
+            except BaseException:
+                (old / path.name).rename(path)
+                raise
+            finally:
+                shutil.rmtree(old)
         else:
             aside.rename(path)
         _sync(path.parent)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora.errors import CheckpointError, MissingExtraError, TensorFileError
+from fedlora.json_file import read_object
 from fedlora.tensor_file import TensorEntry, TensorFile, read_rows
 
 # A sharded giant's header may be larger than what is taken from a stranger's adapter.
@@ -46,7 +46,7 @@ class Checkpoint:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.config: dict[str, Any] = _read_json(directory / "config.json")
+        self.config: dict[str, Any] = read_object(directory / "config.json", CheckpointError, "a model's config.json")
         self._tensors: dict[str, tuple[Path, TensorEntry]] = {}
         for file in self._weight_files():
             try:
@@ -64,9 +64,12 @@ class Checkpoint:
                 f"{self.directory}: no model.safetensors and no model.safetensors.index.json; "
                 "expected a Hugging Face checkpoint in the safetensors format"
             )
-        names = sorted(set(_read_json(index).get("weight_map", {}).values()))
+        weight_map = read_object(index, CheckpointError, "the index of a sharded checkpoint").get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise CheckpointError(f"{index}: weight_map must map tensor names to file names; copy the checkpoint again")
+        names = sorted(set(weight_map.values()))
         for name in names:
-            if not isinstance(name, str) or Path(name).name != name or not (self.directory / name).is_file():
+            if Path(name).name != name or "\0" in name or not (self.directory / name).is_file():
                 raise CheckpointError(f"{index}: shard {name!r} is not a file of {self.directory}; copy it there")
         return [self.directory / name for name in names]
 
@@ -95,15 +98,3 @@ class Checkpoint:
         if not np.isfinite(array).all():
             raise CheckpointError(f"{file}: {name} holds NaN or infinity in rows {start} to {stop}; it cannot be used")
         return array
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value

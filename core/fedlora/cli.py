@@ -50,7 +50,12 @@ def _unavailable(point: EntryPoint, error: ImportError) -> click.Command:
     def fail() -> None:
         raise click.ClickException(f"fedlora {point.name} {hint} ({error})")
 
-    return click.Command(point.name, callback=fail, help=f"({hint})", context_settings={"ignore_unknown_options": True})
+    return click.Command(
+        point.name,
+        callback=fail,
+        help=f"({hint})",
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
 
 
 @click.group(cls=RoleCommands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -65,4 +70,7 @@ def main() -> None:
         commands(prog_name="fedlora")
     except FedloraError as error:
         click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except OSError as error:  # a full disk, a folder without permission: not ours, and no reason for a traceback
+        click.echo(f"error: {error.filename or 'the system says'}: {error.strerror or error}", err=True)
         sys.exit(1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import cast
 
-from fedlora.errors import ConfigError, MissingExtraError
+from fedlora.errors import ConfigError, DataError, MissingExtraError
 from fedlora.run_config import DataConfig, Scalar
 
 GROUP = "fedlora.datasets"
@@ -42,6 +42,17 @@ def find_dataset(name: str) -> Dataset:
         return cast(Dataset, found[name].load())
     except ImportError as error:
         raise MissingExtraError(f"data set {name!r} needs a part that is not installed: {error}") from None
+
+
+def partition_of(node: Mapping[str, Scalar], count: int, what: str) -> int:
+    """Which of `count` parts a simulated device holds: its `partition-id`. Raises DataError where there is none."""
+    partition = node.get("partition-id")
+    if type(partition) is not int or not 0 <= partition < count:
+        raise DataError(
+            f"partition-id is {partition!r}; {what} has {count}, from 0 to {count - 1}: "
+            "set it in the device's node configuration, or lower simulation.devices"
+        )
+    return partition
 
 
 def split_lines(text: str, held_out: float = 0.1) -> tuple[str, str]:

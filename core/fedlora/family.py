@@ -21,6 +21,13 @@ ATTENTION_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_MODULES = ("gate_proj", "up_proj", "down_proj")
 LINEAR_MODULES = (*ATTENTION_MODULES, *MLP_MODULES)
 
+# Sizes of a decoder by their names in config.json.
+_SIZES = {
+    "hidden_size": "hidden_size", "intermediate_size": "intermediate_size", "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads", "num_kv_heads": "num_key_value_heads", "head_dim": "head_dim",
+    "vocab_size": "vocab_size", "max_positions": "max_position_embeddings",
+}  # fmt: skip
+
 EMBEDDING = "model.embed_tokens"
 FINAL_NORM = "model.norm"
 HEAD = "lm_head"
@@ -82,12 +89,13 @@ def layer_name(layer: int) -> str:
 
 def decoder_shape(config: Mapping[str, Any], where: str) -> DecoderShape:
     """Read a Hugging Face `config.json`. Raises CheckpointError for a model that is not of the family, by name."""
-    architectures = config.get("architectures") or ["none"]
+    architectures = config.get("architectures")
     if architectures != ["LlamaForCausalLM"]:
-        raise CheckpointError(
-            f"{where}: architecture {', '.join(map(str, architectures))} is not supported; expected LlamaForCausalLM"
-        )
+        named = ", ".join(map(str, architectures)) if isinstance(architectures, list) else architectures or "none"
+        raise CheckpointError(f"{where}: architecture {named} is not supported; expected LlamaForCausalLM")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise CheckpointError(f"{where}: rope_parameters and rope_scaling must be objects, got {rope!r}")
     unsupported = {
         "rope_type": (rope.get("rope_type", rope.get("type", "default")), "default"),
         "hidden_act": (config.get("hidden_act", "silu"), "silu"),
@@ -117,12 +125,13 @@ def decoder_shape(config: Mapping[str, Any], where: str) -> DecoderShape:
         )
     except KeyError as error:
         raise CheckpointError(f"{where}: {error.args[0]} is missing; a Llama config.json has it") from None
-    except (TypeError, ValueError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
         raise CheckpointError(f"{where}: not a Llama config.json: {error}") from None
-    sizes = (shape.hidden_size, shape.intermediate_size, shape.num_layers, heads, shape.num_kv_heads, shape.vocab_size)
-    if min(sizes) < 1 or heads % shape.num_kv_heads or shape.head_dim % 2:
+    sizes = {name: getattr(shape, name) for name in _SIZES}
+    small = ", ".join(f"{_SIZES[name]} {size}" for name, size in sizes.items() if size < 1)
+    if small or heads % shape.num_kv_heads or shape.head_dim % 2:
         raise CheckpointError(
-            f"{where}: sizes must be positive, heads ({heads}) a multiple of key/value heads ({shape.num_kv_heads}) "
-            f"and head_dim ({shape.head_dim}) even"
+            f"{where}: expected positive sizes (got {small or 'only such'}), num_attention_heads ({heads}) a multiple of "
+            f"num_key_value_heads ({shape.num_kv_heads}) and head_dim ({shape.head_dim}) even"
         )
     return shape

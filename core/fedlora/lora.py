@@ -11,6 +11,7 @@ from fedlora.errors import ConfigError
 from fedlora.family import LINEAR_MODULES
 
 MAX_RANK = 4096
+MAX_ALPHA = 1e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +33,12 @@ class LoraConfig:
             if type(rank) is not int or not 1 <= rank <= MAX_RANK:
                 raise ConfigError(f"{where}: a rank must be an integer from 1 to {MAX_RANK}, got {rank!r}")
         for where, alpha in {"alpha": self.alpha, **self.alpha_pattern}.items():
-            if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
-                raise ConfigError(f"{where}: an alpha must be a positive number, got {alpha!r}")
+            if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= MAX_ALPHA:
+                raise ConfigError(
+                    f"{where}: an alpha must be a positive number, got {alpha!r:.40}; at most {MAX_ALPHA:g}"
+                )
+        if type(self.use_rslora) is not bool:
+            raise ConfigError(f"use_rslora must be true or false, got {self.use_rslora!r}")
         if not self.target_modules or len(set(self.target_modules)) != len(self.target_modules):
             raise ConfigError(f"target_modules must name at least one module, each once, got {self.target_modules}")
         object.__setattr__(self, "rank_pattern", MappingProxyType(dict(self.rank_pattern)))

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from fedlora.errors import CheckpointError, ConfigError, PackError, TensorFileError
 from fedlora.family import DecoderShape, decoder_shape
+from fedlora.json_file import read_object
 from fedlora.quantize import Quantization, QuantizedMatrix
 from fedlora.tensor_file import TensorFile
 
@@ -82,7 +83,7 @@ def open_pack(base: str | Path) -> BasePack:
         _verify(directory / name, expected)
     try:
         weights = TensorFile(directory / WEIGHTS)
-        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+        config = read_object(directory / CONFIG, PackError, "a model's config.json")
         pack = BasePack(
             directory=directory,
             source=manifest["source"],
@@ -91,6 +92,8 @@ def open_pack(base: str | Path) -> BasePack:
             shape=decoder_shape(config, str(directory / CONFIG)),
             weights=weights,
         )
+    except KeyError as error:
+        raise PackError(f"{directory / MANIFEST}: {error.args[0]} is missing; pack the model again") from None
     except (TensorFileError, CheckpointError, ConfigError, TypeError, ValueError) as error:
         raise PackError(f"{directory}: not a sound base pack: {error}; pack the model again") from None
     expected_shapes = tensor_shapes(pack.shape, pack.quantization)
@@ -107,15 +110,12 @@ def open_pack(base: str | Path) -> BasePack:
 def read_manifest(directory: Path) -> dict[str, Any]:
     """Read base.json and check its fingerprint. Raises PackError."""
     path = directory / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
+    if not path.is_file():
         raise PackError(
             f"{directory}: no {MANIFEST}: not a base pack; make one with: fedlora pack SOURCE -o {directory}"
-        ) from None
-    except ValueError as error:
-        raise PackError(f"{path}: not JSON: {error}; pack the model again") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        )
+    manifest = read_object(path, PackError, "the manifest of a base pack")
+    if manifest.get("format") != FORMAT:
         raise PackError(f"{path}: not the manifest of a base pack: it lacks format = {FORMAT!r}")
     if manifest.get("version") != VERSION:
         raise PackError(f"{path}: version {manifest.get('version')!r} of the format; this fedlora reads {VERSION}")
@@ -128,7 +128,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     listed = manifest.get("files")
     if not isinstance(listed, dict) or not {CONFIG, WEIGHTS, TOKENIZER} <= set(listed):
         raise PackError(f"{path}: files must list {CONFIG}, {WEIGHTS} and {TOKENIZER}; pack the model again")
-    if any(Path(name).name != name for name in listed):
+    if any(Path(name).name != name or "\0" in name for name in listed):
         raise PackError(f"{path}: a file outside the pack is listed; the pack cannot be trusted")
     return manifest
 

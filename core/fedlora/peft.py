@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from fedlora.adapter import Adapter, LoraPair
 from fedlora.atomic import whole_directory
 from fedlora.errors import AdapterError, ConfigError, TensorFileError
+from fedlora.json_file import read_object
 from fedlora.lora import LoraConfig
 from fedlora.tensor_file import Dtype, TensorFile, TensorPlan, from_float32, write_tensor_file
 
@@ -26,7 +27,13 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _BASE_KEY = "fedlora_base"  # in the safetensors metadata: PEFT ignores it
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(rf"{re.escape(_PREFIX)}(?P<module>.+)\.(?P<factor>lora_[AB])\.weight")
-_REFUSED = {"use_dora": "DoRA", "lora_bias": "LoRA biases", "use_qalora": "QA-LoRA", "layer_replication": "replication"}
+_REFUSED = {
+    "use_dora": "DoRA", "lora_bias": "LoRA biases", "use_qalora": "QA-LoRA", "layer_replication": "layer replication",
+    "alora_invocation_tokens": "activated LoRA", "arrow_config": "Arrow", "kasa_config": "KaSA", "use_bdlora": "BD-LoRA",
+    "bdlora_config": "BD-LoRA", "velora_config": "VeLoRA", "trainable_token_indices": "trainable tokens",
+}  # fmt: skip
+# Every other initialization (PiSSA, OLoRA, CorDA, LoftQ, ...) changes the base too: the adapter alone is not the update.
+_PLAIN_INITIALIZATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,9 +85,9 @@ def read_peft(directory: Path) -> PeftDirectory:
 def write_peft(directory: Path, content: PeftDirectory, *, base_name: str | None = None, replace: bool = False) -> None:
     """Write an adapter so that PEFT, and `read_peft`, read it back equal. The directory appears whole or not at all."""
     adapter = content.adapter
-    config = dict(content.config) or _config_of(adapter.config, base_name)
+    config = _config_to_write(content, base_name)
     arrays = dict(_named_factors(adapter, content.dtype)) | dict(content.saved_modules)
-    plans = [TensorPlan(name=name, dtype=dtype, shape=array.shape) for name, (dtype, array) in sorted(arrays.items())]
+    plans = [TensorPlan(name=name, dtype=dtype, shape=array.shape) for name, (dtype, array) in arrays.items()]
     metadata = {"format": "pt"}
     if content.base_fingerprint:
         metadata[_BASE_KEY] = content.base_fingerprint
@@ -102,7 +109,9 @@ def _named_factors(adapter: Adapter, dtype: Dtype) -> Iterator[tuple[str, tuple[
 def _tensors(
     file: TensorFile, config: Mapping[str, Any]
 ) -> tuple[dict[str, dict[str, NDArray[np.float32]]], dict[str, tuple[Dtype, NDArray[Any]]], set[str]]:
-    saved_names = tuple(config.get("modules_to_save") or ())
+    saved_names = config.get("modules_to_save") or []
+    if not isinstance(saved_names, list) or not all(isinstance(name, str) for name in saved_names):
+        raise AdapterError(f"{file.path.parent / CONFIG}: modules_to_save must be a list of names, got {saved_names!r}")
     factors: dict[str, dict[str, NDArray[np.float32]]] = {}
     saved: dict[str, tuple[Dtype, NDArray[Any]]] = {}
     dtypes = set()
@@ -122,32 +131,32 @@ def _tensors(
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise AdapterError(
-            f"{path}: cannot be read: {error.strerror}; expected a PEFT directory with {CONFIG} and {WEIGHTS}"
-        ) from None
-    except ValueError as error:
-        raise AdapterError(f"{path}: not JSON: {error}") from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        got = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        raise AdapterError(f"{path}: peft_type is {got!r}; only 'LORA' is supported")
+    config = read_object(path, AdapterError, f"a PEFT directory with {CONFIG} and {WEIGHTS}")
+    if config.get("peft_type") != "LORA":
+        raise AdapterError(f"{path}: peft_type is {config.get('peft_type')!r}; only 'LORA' is supported")
     for key, method in _REFUSED.items():
         if config.get(key):
             raise AdapterError(f"{path}: {key} is set; {method} is not supported")
+    if config.get("init_lora_weights", True) not in _PLAIN_INITIALIZATIONS:
+        raise AdapterError(
+            f"{path}: init_lora_weights is {config['init_lora_weights']!r}, which changes the base as well; "
+            "convert the adapter to plain LoRA with PEFT (path_initial_model_for_weight_conversion)"
+        )
     if config.get("bias", "none") != "none":
         raise AdapterError(f"{path}: bias is {config['bias']!r}; only 'none' is supported")
     return config
 
 
 def _lora_config(config: Mapping[str, Any], modules: list[str]) -> LoraConfig:
+    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+    for name, pattern in (("rank_pattern", ranks), ("alpha_pattern", alphas)):
+        if not isinstance(pattern, dict):
+            raise ConfigError(f"{name} must be an object, got {pattern!r}")
     try:
-        ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
         return LoraConfig(
             rank=config["r"],
             alpha=config["lora_alpha"],
-            use_rslora=bool(config.get("use_rslora", False)),
+            use_rslora=config.get("use_rslora") or False,
             target_modules=tuple(dict.fromkeys(module.rsplit(".", 1)[-1] for module in modules)),
             rank_pattern=_by_module(ranks, modules),
             alpha_pattern=_by_module(alphas, modules),
@@ -169,6 +178,20 @@ def _by_module(pattern: Mapping[str, Any], modules: list[str]) -> dict[str, Any]
                 result[module] = value
                 break
     return result
+
+
+def _config_to_write(content: PeftDirectory, base_name: str | None) -> dict[str, Any]:
+    """adapter_config.json as it was read, unless the adapter is no longer the one that it describes."""
+    adapter, fresh = content.adapter, _config_of(content.adapter.config, base_name)
+    if not content.config:
+        return fresh
+    described = _lora_config(content.config, list(adapter.pairs))
+    mine = (adapter.config.use_rslora, {m: (p.rank, adapter.config.scaling_of(m)) for m, p in adapter.pairs.items()})
+    theirs = (described.use_rslora, {m: (described.rank_of(m), described.scaling_of(m)) for m in adapter.pairs})
+    if mine == theirs:
+        return dict(content.config)
+    changed = ("r", "lora_alpha", "use_rslora", "target_modules", "rank_pattern", "alpha_pattern")
+    return {**content.config, **{key: fresh[key] for key in changed}}
 
 
 def _config_of(config: LoraConfig, base_name: str | None) -> dict[str, Any]:

@@ -81,11 +81,11 @@ def quantize(
     low, high = blocked.min(2), blocked.max(2)
     if symmetric:
         extreme = np.where(-low > high, low, high)
-        scales = extreme / -(levels // 2)
+        scales = _normal(extreme / -(levels // 2))
         zeros = np.full_like(scales, levels // 2)
     else:
         low, high = np.minimum(low, 0), np.maximum(high, 0)
-        scales = (high - low) / (levels - 1)
+        scales = _normal((high - low) / (levels - 1))
         zeros = np.rint(-low / np.where(scales == 0, 1, scales))
     inverse = 1 / np.where(scales == 0, 1, scales)
     codes = np.clip(np.rint(blocked * inverse[..., None]) + zeros[..., None], 0, levels - 1).astype(np.uint8)
@@ -109,6 +109,11 @@ def dequantize(matrix: QuantizedMatrix) -> NDArray[np.float32]:
         zeros = _unpacked(matrix.zeros, matrix.bits)[:, :blocks, None].astype(np.float32)
     weight = (codes - zeros) * matrix.scales[..., None]
     return weight.reshape(rows, -1)[:, : matrix.in_features]
+
+
+def _normal(scales: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A block whose scale is subnormal is zero: the scale's inverse would overflow."""
+    return np.where(np.abs(scales) < np.finfo(np.float32).tiny, np.float32(0), scales)
 
 
 def _packed(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -132,7 +133,8 @@ class RunConfig:
     simulation: SimulationConfig = field(default_factory=SimulationConfig)
 
     def __post_init__(self) -> None:
-        _require(self.name != "" and "/" not in self.name, "name must be a word without '/'", self.name)
+        word = re.fullmatch(r"\w[\w.-]*", self.name)
+        _require(word is not None, "name must be letters, digits, '-', '_' and '.', and not begin with '.'", self.name)
         _require(0 <= self.seed < 1 << 32, "seed must be from 0 to 2^32 - 1", self.seed)
 
     def flat(self) -> dict[str, Scalar]:
@@ -165,20 +167,23 @@ def read_scenario(path: Path) -> RunConfig:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from None
     config = RunConfig.from_flat(dict(_flattened(content)), str(path))
-    folder = path.resolve().parent
+    source, folder = str(path), path.resolve().parent
     base, data = config.base, config.data
     if base != EMBEDDED:
-        base = _from(folder, base)
+        base = _from(folder, base, f"{source}: base")
     if data.path:
-        data = dataclasses.replace(data, path=_from(folder, data.path))
+        data = dataclasses.replace(data, path=_from(folder, data.path, f"{source}: data.path"))
     return dataclasses.replace(config, base=base, data=data)
 
 
-def _from(folder: Path, path: str) -> str:
-    return os.path.normpath(folder / Path(path).expanduser())
+def _from(folder: Path, path: str, where: str) -> str:
+    try:
+        return os.path.normpath(folder / Path(path).expanduser())
+    except RuntimeError as error:
+        raise ConfigError(f"{where}: {path}: {error}") from None
 
 
 def _flattened(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -203,8 +208,8 @@ def _converted(value: Any, default: Any, where: str) -> Any:
         if isinstance(parts, list) and all(isinstance(part, str) for part in parts):
             return tuple(part.strip() for part in parts)
         raise ConfigError(f"{where} must be a list of strings, got {value!r}")
-    if isinstance(default, float) and type(value) is int:
+    if isinstance(default, float) and type(value) is int and abs(value) < 1 << 53:
         return float(value)
     if type(value) is not type(default):
-        raise ConfigError(f"{where} must be a {type(default).__name__}, got {value!r}")
+        raise ConfigError(f"{where} must be of type {type(default).__name__}, got {value!r:.40}")
     return value

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora.adapter import Adapter
+from fedlora.errors import AdapterError
 
 GRAPH = "decoder.onnx"
 BASE_PROPERTY = "fedlora_base"  # in the graph's metadata: the fingerprint of its base
@@ -25,12 +26,15 @@ def slot_names(module: str) -> tuple[str, str]:
 
 
 def slot_values(adapter: Adapter) -> dict[str, NDArray[np.float32]]:
-    """{input name: value} of every module, contiguous."""
+    """{input name: value} of every module, contiguous. Raises AdapterError where a scaled value is not finite."""
     values = {}
     for module, pair in adapter.pairs.items():
         name_a, name_b = slot_names(module)
         values[name_a] = np.ascontiguousarray(pair.lora_A.T)
-        values[name_b] = np.ascontiguousarray(pair.lora_B.T * np.float32(adapter.config.scaling_of(module)))
+        with np.errstate(over="ignore"):
+            values[name_b] = np.ascontiguousarray(pair.lora_B.T * np.float32(adapter.config.scaling_of(module)))
+        if not (np.isfinite(values[name_a]).all() and np.isfinite(values[name_b]).all()):
+            raise AdapterError(f"{module}: scaling * B, or A, is not finite in float32; the adapter cannot be used")
     return values
 
 

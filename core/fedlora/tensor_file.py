@@ -153,7 +153,7 @@ def _read_header(path: Path, max_header_bytes: int, max_tensors: int) -> tuple[d
     except OSError as error:
         raise TensorFileError(f"{path}: cannot be read: {error.strerror}") from None
     try:
-        header = json.loads(text, object_pairs_hook=_without_duplicates)
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
         metadata = header.pop("__metadata__", {})
         if len(header) > max_tensors:
             raise ValueError(f"{len(header)} tensors; at most {max_tensors} are read")

@@ -42,7 +42,7 @@ def check_graph(graph: Path, base: BasePack) -> dict[str, float] | None:
     try:
         session = ort.InferenceSession(graph, _quiet(), providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime raises its own kinds, which share no base
-        raise GraphError(f"{graph}: ONNX Runtime does not load it: {error}") from None
+        raise GraphError(f"ONNX Runtime does not load it: {error}") from None
     generator = np.random.default_rng(0)
     tokens = generator.integers(0, base.shape.vocab_size, (1, min(_TOKENS, base.shape.max_positions)))
     reference = find_reference()
@@ -51,16 +51,16 @@ def check_graph(graph: Path, base: BasePack) -> dict[str, float] | None:
         try:
             got = _logits(session, base, tokens, adapter)
         except Exception as error:
-            raise GraphError(f"{graph}: ONNX Runtime does not run it ({name}): {error}") from None
+            raise GraphError(f"ONNX Runtime does not run it ({name}): {error}") from None
         if not np.isfinite(got).all():
-            raise GraphError(f"{graph}: the logits ({name}) are not finite")
+            raise GraphError(f"the logits ({name}) are not finite")
         if reference:
             expected = reference(base, tokens, adapter)
             differences[name] = float(np.abs(got - expected).max())
             allowed = TOLERANCE * max(1.0, float(np.abs(expected).max()))
             if differences[name] > allowed:
                 raise GraphError(
-                    f"{graph}: the logits ({name}) differ from torch's by {differences[name]:.3g}; allowed {allowed:.3g}"
+                    f"the logits ({name}) differ from torch's by {differences[name]:.3g}; allowed {allowed:.3g}"
                 )
     return differences or None
 

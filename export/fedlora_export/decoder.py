@@ -5,7 +5,8 @@
     MODULE.lora_A.weight / MODULE.lora_B.weight    optional, see fedlora.slots
     -> logits  float32 [batch, length, V];  present.L.key / .value  float32 [batch, K, past + length, D]
 
-Rows are flat, [batch * length, H], but inside the attention. The names are those of onnxruntime-genai.
+Rows are flat, [batch * length, H], but inside the attention. The names are those of onnxruntime-genai. ONNX Runtime's
+attention takes several new tokens after a cache for a batch of one only: prefill whole, or one sequence at a time.
 """
 
 from __future__ import annotations

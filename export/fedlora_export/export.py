@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 from fedlora.atomic import whole_directory, whole_file
+from fedlora.errors import GraphError
 from fedlora.pack import MANIFEST, BasePack, open_pack, read_manifest
 from fedlora.slots import GRAPH
 
@@ -34,4 +35,7 @@ def export_base(
 def _write_graph(base: BasePack) -> dict[str, float] | None:
     with whole_file(base.directory / GRAPH) as aside:
         ir.save(build_decoder(base), aside)
-        return check_graph(aside, base)
+        try:
+            return check_graph(aside, base)
+        except GraphError as error:
+            raise GraphError(f"the graph of {base.source} was not written: {error}") from None

@@ -22,4 +22,4 @@ def main(grid: Grid, context: Context) -> None:
     run = f"{context.run_id:016x}"
     base = open_pack(config.base)
     output = Path(config.output) if config.output else default_output(config.name, run)
-    Rounds(grid, config, base, run, RunDirectory(output, config)).run()
+    Rounds(grid, config, base, run).run(RunDirectory(output, config))

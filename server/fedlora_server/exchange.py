@@ -53,7 +53,8 @@ def ask(
         content = RecordDict({"update": ArrayRecord({"update": array})})
         message = Message(content, node, kind, ttl=timeout_s, group_id=str(server_round))
         for message_id in grid.push_messages([message]):
-            waiting[message_id] = node
+            if message_id:  # Flower gives None for what it could not take: that node does not answer
+                waiting[message_id] = node
     deadline, pause = time.monotonic() + timeout_s, _POLL_S
     while waiting and time.monotonic() < deadline:
         arrived = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from fedlora.adapter import Adapter, initial_adapter
-from fedlora.errors import RunError, UpdateError
+from fedlora.errors import ConfigError, RunError, UpdateError
 from fedlora.pack import BasePack
 from fedlora.run_config import RunConfig
 from fedlora.update import Update, decode_update, encode_update
@@ -18,7 +19,7 @@ from flwr.serverapp import Grid
 
 from fedlora_server.checks import Expectation
 from fedlora_server.exact_mean import ExactMean
-from fedlora_server.exchange import EVALUATE, TRAIN, ask, connected_nodes
+from fedlora_server.exchange import EVALUATE, TRAIN, Reply, ask, connected_nodes
 from fedlora_server.methods import find_method
 from fedlora_server.run_directory import RunDirectory
 
@@ -48,15 +49,19 @@ class RoundRecord:
 class Rounds:
     """One run of one configuration over one grid."""
 
-    def __init__(self, grid: Grid, config: RunConfig, base: BasePack, run: str, directory: RunDirectory) -> None:
+    def __init__(self, grid: Grid, config: RunConfig, base: BasePack, run: str) -> None:
         """Raises ConfigError where the configuration does not suit the base."""
-        self._grid, self._config, self._base, self._run, self._directory = grid, config, base, run, directory
+        self._grid, self._config, self._base, self._run = grid, config, base, run
+        self._labels: dict[int, str] = {}  # of nodes, in the order in which they first answered
         self._method = find_method(config.server.method)
+        length, context = config.train.sequence_length, base.shape.max_positions
+        if length > context:
+            raise ConfigError(f"train.sequence_length is {length}; the base's context is {context} tokens")
         lora = config.lora.lora()
         generator = np.random.default_rng([config.seed, 0])
         self.adapter: Adapter = initial_adapter(lora, base.shape.linear_modules(), generator)
 
-    def run(self) -> None:
+    def run(self, directory: RunDirectory) -> None:
         """Measure the base, then run every round. Raises RunError; what was committed before stays."""
         server = self._config.server
         nodes = connected_nodes(self._grid, server.min_devices, server.round_timeout_s)
@@ -65,11 +70,16 @@ class Rounds:
             record = RoundRecord(server_round)
             if server_round:
                 nodes = connected_nodes(self._grid, server.min_devices, server.round_timeout_s)
-                self._train(record, self._sampled(nodes, server_round))
+                try:
+                    self._train(record, self._sampled(nodes, server_round), directory)
+                except RunError:
+                    record.seconds = time.monotonic() - started
+                    directory.add_metrics(record.line())
+                    raise
             if server.evaluate:
                 self._evaluate(record, nodes)
             record.seconds = time.monotonic() - started
-            self._directory.add_metrics(record.line())
+            directory.add_metrics(record.line())
             log.info("%s", _summary(record, server.rounds))
 
     def _sampled(self, nodes: list[int], server_round: int) -> list[int]:
@@ -79,7 +89,7 @@ class Rounds:
         generator = np.random.default_rng([self._config.seed, server_round])
         return sorted(generator.choice(nodes, wanted, replace=False).tolist())
 
-    def _train(self, record: RoundRecord, nodes: list[int]) -> None:
+    def _train(self, record: RoundRecord, nodes: list[int], directory: RunDirectory) -> None:
         """One round of training, folded as the answers arrive, and committed."""
         server = self._config.server
         data = self._down(record.round)
@@ -103,13 +113,13 @@ class Rounds:
             fold.add(update.adapter, update.num_examples)
             exact.add(update.adapter, update.num_examples)
             record.replies += 1
-            record.train_loss[reply.device] = update.metrics.get("train_loss", float("nan"))
+            if "train_loss" in update.metrics:
+                record.train_loss[self._label(reply)] = update.metrics["train_loss"]
             record.server_s += time.monotonic() - began
         silent = len(nodes) - record.replies - sum(record.excluded.values())
         if silent:
             record.excluded["no-answer"] += silent
         if record.replies < server.min_devices:
-            self._directory.add_metrics(record.line())
             raise RunError(
                 f"round {record.round}: {record.replies} of {len(nodes)} devices gave a sound answer within "
                 f"{server.round_timeout_s:g} s, the run needs {server.min_devices} (excluded: {dict(record.excluded)}); "
@@ -118,7 +128,7 @@ class Rounds:
         began = time.monotonic()
         self.adapter = fold.result(exact)
         record.aggregation_error = exact.relative_error(self.adapter)
-        self._directory.commit(record.round, self.adapter, self._base)
+        directory.commit(record.round, self.adapter, self._base)
         record.server_s += time.monotonic() - began
 
     def _evaluate(self, record: RoundRecord, nodes: list[int]) -> None:
@@ -126,10 +136,19 @@ class Rounds:
         data = self._down(record.round)
         record.bytes_down += len(data) * len(nodes)
         for reply in ask(self._grid, nodes, EVALUATE, data, record.round, self._config.server.round_timeout_s):
-            if reply.metrics is None or "loss" not in reply.metrics:
-                log.warning("round %d: device %s was not measured: %s", record.round, reply.device, reply.error)
+            loss = math.nan if reply.metrics is None else reply.metrics.get("loss", math.nan)
+            if not math.isfinite(loss):
+                why = reply.error or f"its loss is {loss}"
+                log.warning("round %d: device %s was not measured: %s", record.round, reply.device, why)
                 continue
-            record.loss[reply.device] = reply.metrics["loss"]
+            record.loss[self._label(reply)] = loss
+
+    def _label(self, reply: Reply) -> str:
+        """The name that a device gives itself, with its node's number where another device has that name already."""
+        if reply.node not in self._labels:
+            taken = reply.device in self._labels.values()
+            self._labels[reply.node] = f"{reply.device} ({reply.node})" if taken else reply.device
+        return self._labels[reply.node]
 
     def _down(self, server_round: int) -> bytes:
         update = Update(

@@ -53,7 +53,7 @@ class RunDirectory:
     def add_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Append one round's line."""
         with (self.path / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+            file.write(json.dumps(metrics, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
 

@@ -68,8 +68,7 @@ def _configured_server(flat: Mapping[str, Scalar]) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        context.run_config = UserConfig(flat)
-        server_app(grid, context)
+        server_app(grid, _context(context.run_id, flat))
 
     return app
 
@@ -80,8 +79,9 @@ def _configured_client(flat: Mapping[str, Scalar]) -> ClientApp:
     def handle(message: Message, context: Context) -> Message:
         from fedlora_client.app import app as deployed  # in Ray's worker: an app itself does not travel
 
-        context.run_config = UserConfig(flat)
-        return deployed(message, context)
+        # A context's run configuration cannot be changed: the device gets a context of its own over the same state.
+        mine = Context(context.run_id, context.node_id, context.node_config, context.state, UserConfig(flat))
+        return deployed(message, mine)
 
     decorators: tuple[Callable[..., object], ...] = (app.train(), app.evaluate())
     for decorate in decorators:

@@ -120,11 +120,13 @@ class InProcessGrid(Grid):
         try:
             with self._busy[node]:
                 reply = self._app(message, self._contexts[node])
-        except Exception as error:  # whatever a device raises is its own failure
+            reply.metadata.__dict__["_message_id"] = str(uuid.uuid4())
+            answer = message_to_proto(reply)
+        except Exception as error:  # whatever a device raises, or returns instead of an answer, is its own failure
             log.exception("device %d failed", node)
             reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, repr(error)), reply_to=message)
-        reply.metadata.__dict__["_message_id"] = str(uuid.uuid4())
+            answer = message_to_proto(reply)
         self._on_done(message)
         with self._answered:
-            self._answers[message.metadata.message_id] = message_to_proto(reply)
+            self._answers[message.metadata.message_id] = answer
             self._answered.notify_all()

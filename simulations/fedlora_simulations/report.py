@@ -73,7 +73,7 @@ def _plot_loss(axes: Axes, records: Sequence[Record]) -> None:
     few = len(names) <= 10  # with more, single devices are a grey cloud behind their mean
     for name in names:
         points = [(record["round"], record["loss"][name]) for record in records if name in record["loss"]]
-        style = {"label": name} if few else {"color": "0.75", "linewidth": 0.7}
+        style = {"label": name.replace("$", r"\$")} if few else {"color": "0.75", "linewidth": 0.7}
         axes.plot(*zip(*points, strict=True), marker="o" if few else "", markersize=3, **style)
     means = [(record["round"], _mean(record["loss"])) for record in records if record["loss"]]
     if means:

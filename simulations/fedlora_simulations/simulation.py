@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Literal
 
+from fedlora.datasets import find_dataset
+from fedlora.errors import ConfigError
 from fedlora.run_config import RunConfig
 from fedlora_server.run_directory import read_metrics
 from rich.console import Console
@@ -21,6 +23,10 @@ Engine = Literal["in-process", "flower"]
 
 def simulate(config: RunConfig, engine: Engine, workers: int, console: Console) -> Path:
     """Run `config`, write its report, and return the run's directory. Raises FedloraError."""
+    find_dataset(config.data.name)
+    needed, devices = config.server.min_devices, config.simulation.devices
+    if needed > devices:
+        raise ConfigError(f"server.min_devices is {needed}, simulation.devices only {devices}; change one of them")
     if not config.output:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         config = dataclasses.replace(config, output=str(Path("runs", f"{config.name}-{stamp}").absolute()))

@@ -256,7 +256,7 @@ SPOILED: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "modules_to_save of a list": (_config(modules_to_save=[["a"]]), "", "modules_to_save"),
     "not JSON": (_config_text(b"{"), CONFIG, "not JSON"),
     "not text": (_config_text(b"\xff\xfe\x00"), CONFIG, "not JSON"),
-    "a list": (_config_text(b"[]"), CONFIG, "peft_type is 'list'"),
+    "a list": (_config_text(b"[]"), CONFIG, "expected a JSON object, got list"),
     "an abyss of brackets": (_config_text(b"[" * 100_000), CONFIG, "not JSON"),
     "no configuration": (lambda d: (d / CONFIG).unlink(), CONFIG, "expected a PEFT directory with"),
     "no weights": (lambda d: (d / WEIGHTS).unlink(), WEIGHTS, "cannot be read: No such file"),

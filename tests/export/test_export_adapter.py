@@ -119,7 +119,7 @@ def test_a_base_of_other_shapes_is_refused_by_its_module(base: BasePack, packs: 
     other = packs(Variant(inner=96))
     source = write(tmp_path / "adapter", random_adapter(base), None)
     message = failure(run(source, "-o", tmp_path / "a", "--base", other.directory), AdapterMismatchError)
-    assert "model.layers.0.mlp.down_proj updates a weight [64, 172], the base's is [64, 96]" in message
+    assert "model.layers.0.mlp.gate_proj updates a weight [172, 64], the base's is [96, 64]" in message
 
 
 def test_a_base_that_is_no_pack_is_refused(base: BasePack, tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ def test_a_file_that_is_no_graph_is_refused(packs: Packs, tmp_path: Path) -> Non
 
 def test_logits_that_are_not_finite_are_refused(packs: Packs, tmp_path: Path, monkeypatch: Patch) -> None:
     def infinite(base: BasePack, generator: np.random.Generator) -> Adapter:
-        return changed(original(base, generator), lambda module, lora_A, lora_B: (lora_A, np.full_like(lora_B, np.inf)))
+        return changed(original(base, generator), lambda module, lora_A, lora_B: (lora_A, np.full_like(lora_B, 1e37)))
 
     original = check_module._random_adapter
     monkeypatch.setattr(check_module, "_random_adapter", infinite)

@@ -74,7 +74,7 @@ def test_a_package_has_none_of_its_tests() -> None:
 
 
 def test_a_device_beyond_the_standard_library_is_refused_with_what_to_do() -> None:
-    with pytest.raises(DataError, match=r"device 20: the data set stdlib has 20 packages; lower simulation\.devices"):
+    with pytest.raises(DataError, match=r"partition-id is 20; .* has 20, .* lower simulation\.devices"):
         dealt("stdlib", partition(20))
 
 
@@ -128,7 +128,7 @@ def test_shakespeare_deals_the_largest_roles_first(tmp_path: Path) -> None:
         ("The rest\n\nis silence.",),
     )
     assert page.name == "PAGE"
-    with pytest.raises(DataError, match=r"device 2: .*roles\.jsonl\.gz has 2 roles; lower simulation\.devices"):
+    with pytest.raises(DataError, match=r"partition-id is 2; .*roles\.jsonl\.gz has 2, .* lower simulation\.devices"):
         dealt("shakespeare", partition(2), path)
 
 
@@ -245,5 +245,5 @@ def test_a_device_without_a_partition_is_refused_by_name(name: str, tmp_path: Pa
 @pytest.mark.parametrize("name", ["stdlib", "shakespeare"])
 def test_a_device_of_a_negative_partition_is_refused(name: str, tmp_path: Path) -> None:
     path = gzipped(tmp_path / "roles.jsonl.gz", role("A", ["a"], ["b"]))
-    with pytest.raises(DataError, match="device -1"):
+    with pytest.raises(DataError, match="partition-id is -1"):
         dealt(name, partition(-1), path)

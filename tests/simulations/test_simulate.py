@@ -143,7 +143,7 @@ def failed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
 
 WRONG = {
     "an unknown key": ("server.metod=svd", "unknown key server.metod; did you mean server.method?"),
-    "a value of another type": ("server.rounds=many", "server.rounds must be a int"),
+    "a value of another type": ("server.rounds=many", "server.rounds must be of type int"),
     "a value out of range": ("server.rounds=0", "server.rounds must be at least 1"),
     "a change without a value": ("server.rounds", "expected KEY=VALUE"),
     "an unknown method": ("server.method=svdd", "did you mean 'svd'?"),

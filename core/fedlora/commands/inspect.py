@@ -6,7 +6,7 @@ import click
 
 from fedlora.adapter import Adapter
 from fedlora.algebra import inner_product
-from fedlora.errors import ConfigError
+from fedlora.errors import ConfigError, UpdateError
 from fedlora.pack import MANIFEST, WEIGHTS, BasePack, find_pack, open_pack
 from fedlora.peft import CONFIG, read_peft
 from fedlora.update import decode_update
@@ -26,7 +26,10 @@ def inspect(path: str) -> None:
         base = content.base_fingerprint or f"not recorded ({content.config.get('base_model_name_or_path')})"
         _show(f"adapter {place}", _adapter_facts(content.adapter) | {"base": base, "stored as": content.dtype})
     elif place.is_file():
-        update = decode_update(place.read_bytes())
+        try:
+            update = decode_update(place.read_bytes())
+        except UpdateError as error:
+            raise UpdateError(error.reason, f"{place}: {error}") from None
         facts: Facts = {
             "run": update.run,
             "round": update.server_round,
@@ -77,4 +80,6 @@ def _squared_norm(adapter: Adapter, module: str) -> float:
 def _show(title: str, facts: Facts) -> None:
     click.echo(title)
     for name, value in facts.items():
-        click.echo(f"  {name:<22}{value}")
+        # What a stranger wrote is shown, not obeyed: a line break in a name must not forge a line.
+        safe = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
+        click.echo(f"  {name:<22}{safe}")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from fedlora.datasets import DeviceData
+from fedlora.datasets import DeviceData, partition_of
 from fedlora.errors import DataError
 from fedlora.run_config import DataConfig, Scalar
 
@@ -16,10 +17,7 @@ from fedlora.run_config import DataConfig, Scalar
 def shakespeare(config: DataConfig, node: Mapping[str, Scalar]) -> DeviceData:
     """`data.path` is a roles.jsonl.gz with a line per role: client, train and test (lists of speeches)."""
     roles = _roles(Path(config.path))
-    device = int(node["partition-id"])
-    if device >= len(roles):
-        raise DataError(f"device {device}: {config.path} has {len(roles)} roles; lower simulation.devices")
-    return roles[device]
+    return roles[partition_of(node, len(roles), config.path)]
 
 
 @lru_cache(maxsize=1)
@@ -36,7 +34,7 @@ def _roles(path: Path) -> list[DeviceData]:
                     raise DataError(
                         f"{path}: line {number}: not a role with client, train and test: {error!r}"
                     ) from None
-    except OSError as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}; set data.path to a roles.jsonl.gz") from None
     measured = [role for role in roles if role.held_out[0]]
     return sorted(measured, key=lambda role: (-role.train_bytes, role.name))

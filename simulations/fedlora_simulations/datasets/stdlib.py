@@ -11,7 +11,7 @@ import sysconfig
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from fedlora.datasets import DeviceData, split_lines
+from fedlora.datasets import DeviceData, partition_of, split_lines
 from fedlora.errors import DataError
 from fedlora.run_config import DataConfig, Scalar
 
@@ -39,10 +39,7 @@ def package_files(package: str) -> list[Path]:
 
 def stdlib(config: DataConfig, node: Mapping[str, Scalar]) -> DeviceData:
     """The data set `stdlib`: device i holds the i-th held-out package; the last 10% of each file is held out."""
-    device = int(node["partition-id"])
-    if device >= len(HELD_OUT):
-        raise DataError(f"device {device}: the data set stdlib has {len(HELD_OUT)} packages; lower simulation.devices")
-    package = HELD_OUT[device]
+    package = HELD_OUT[partition_of(node, len(HELD_OUT), "the list of held-out packages")]
     parts = [split_lines(file.read_text(encoding="utf-8")) for file in package_files(package)]
     if not parts:
         raise DataError(f"{stdlib_directory() / package}: this Python has no source of {package}; install it whole")

@@ -1,0 +1,22 @@
+"""Read a JSON file that somebody else may have written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fedlora.errors import FedloraError
+
+
+def read_object(path: Path, error: type[FedloraError], expected: str) -> dict[str, Any]:
+    """The JSON object in `path`. Raises `error`, saying what was `expected` there, for anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise error(f"{path}: cannot be read: {problem.strerror}; expected {expected}") from None
+    except (ValueError, RecursionError) as problem:
+        raise error(f"{path}: not JSON: {problem}; expected {expected}") from None
+    if not isinstance(value, dict):
+        raise error(f"{path}: expected a JSON object, got {type(value).__name__}; this should be {expected}")
+    return value
