@@ -38,4 +38,4 @@ def _write_graph(base: BasePack) -> dict[str, float] | None:
         try:
             return check_graph(aside, base)
         except GraphError as error:
-            raise GraphError(f"the graph of {base.source} was not written: {error}") from None
+            raise GraphError(f"{GRAPH} of {base.source} was not written: {error}; please report this") from None
