@@ -37,7 +37,8 @@ def find_checkpoint(source: str) -> Path:
         return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "tokenizer.model"]))
     except (OSError, HfHubHTTPError, ValueError) as error:
         raise CheckpointError(
-            f"{source}: neither a local directory nor a model that the hub gives: {str(error).splitlines()[0]}"
+            f"{source}: no local directory, and the hub does not give it: {str(error).splitlines()[0]}; "
+            "pass a directory with config.json and model.safetensors, or check the id and the network"
         ) from None
 
 
