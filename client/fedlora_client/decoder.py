@@ -53,21 +53,18 @@ class Decoder:
 
     def _attention(self, x: Tensor, prefix: str, lora: LoraTensors | None, batch: int, length: int) -> Tensor:
         """softmax(q k^T / sqrt(D) + causal mask) v, with rotary positions on q and k; x [N, H] -> [N, H]."""
-        heads, groups, size = (
-            self.shape.num_kv_heads,
-            self.shape.num_heads // self.shape.num_kv_heads,
-            self.shape.head_dim,
-        )
+        kv_heads, size = self.shape.num_kv_heads, self.shape.head_dim
+        groups = self.shape.num_heads // kv_heads
         q, k, v = (self._linear(x, f"{prefix}.self_attn.{name}", lora) for name in ("q_proj", "k_proj", "v_proj"))
-        q = self._rotated(q.view(batch, length, heads * groups, size).transpose(1, 2))  # [S, Q, T, D]
-        k = self._rotated(k.view(batch, length, heads, size).transpose(1, 2))  # [S, K, T, D]
-        v = v.view(batch, length, heads, size).transpose(1, 2)  # [S, K, T, D]
+        q = self._rotated(q.view(batch, length, kv_heads * groups, size).transpose(1, 2))  # [S, Q, T, D]
+        k = self._rotated(k.view(batch, length, kv_heads, size).transpose(1, 2))  # [S, K, T, D]
+        v = v.view(batch, length, kv_heads, size).transpose(1, 2)  # [S, K, T, D]
         # The G query heads that share a key head are one longer matrix: keys and values are never copied.
-        q = q.reshape(batch, heads, groups * length, size)
-        scores = (q @ k.transpose(-1, -2) / math.sqrt(size)).view(batch, heads, groups, length, length)
+        q = q.reshape(batch, kv_heads, groups * length, size)
+        scores = (q @ k.transpose(-1, -2) / math.sqrt(size)).view(batch, kv_heads, groups, length, length)
         future = torch.ones(length, length, dtype=torch.bool).triu(1)
-        weights = scores.masked_fill(future, -math.inf).softmax(-1).view(batch, heads, groups * length, length)
-        mixed = (weights @ v).view(batch, heads * groups, length, size).transpose(1, 2).reshape(batch * length, -1)
+        weights = scores.masked_fill(future, -math.inf).softmax(-1).view(batch, kv_heads, groups * length, length)
+        mixed = (weights @ v).view(batch, kv_heads * groups, length, size).transpose(1, 2).reshape(batch * length, -1)
         return self._linear(mixed, f"{prefix}.self_attn.o_proj", lora)
 
     def _rotated(self, x: Tensor) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 from fedlora.adapter import Adapter
@@ -26,8 +28,10 @@ class Device:
     def __init__(self, config: RunConfig, node: Mapping[str, Scalar]) -> None:
         """`node` is the device's own configuration; its `base` overrides the run's."""
         self.config = config
-        self._data = _data(config.data, tuple(sorted(node.items())))
-        self.decoder, self._tokenizer = _base(str(node.get("base") or config.base))
+        self._key = (config.data, tuple(sorted(node.items())))
+        self._data = _data(*self._key)
+        self._base = str(node.get("base") or config.base)
+        self.decoder, _ = _opened(self._base)
 
     @property
     def name(self) -> str:
@@ -44,10 +48,10 @@ class Device:
 
     def evaluate(self, adapter: Adapter | None) -> tuple[float, int]:
         """(nats per token, tokens) of the held-out text."""
-        return evaluate(self.decoder, adapter, self._windows(self._data.held_out, "held-out text"))
+        return evaluate(self.decoder, adapter, self._windows("held_out"))
 
     def train_windows(self) -> Windows:
-        return self._windows(self._data.train, "training text")
+        return self._windows("train")
 
     def check(self, update: Update) -> None:
         """Raise AdapterMismatchError unless the update is for this device's base."""
@@ -60,15 +64,32 @@ class Device:
         update.adapter.check_finite(f"device {self.name}")
         update.adapter.check_fits(mine.shape.linear_modules(), f"device {self.name}")
 
-    def _windows(self, texts: tuple[str, ...], what: str) -> Windows:
-        length = self.config.train.sequence_length
-        return make_windows(texts, self._tokenizer, self.decoder.shape, length, f"device {self.name}: {what}")
+    def _windows(self, part: Literal["train", "held_out"]) -> Windows:
+        return _tokenized(*self._key, self._base, self.config.train.sequence_length, part)
+
+
+_opening = threading.Lock()
+
+
+def _opened(base: str) -> tuple[Decoder, Tokenizer]:
+    """The base, opened once: devices of a simulation begin at the same moment."""
+    with _opening:
+        return _open(base)
 
 
 @lru_cache(maxsize=4)
-def _base(base: str) -> tuple[Decoder, Tokenizer]:
+def _open(base: str) -> tuple[Decoder, Tokenizer]:
     pack = open_pack(base)
     return Decoder(pack), load_tokenizer(pack.directory)
+
+
+@lru_cache(maxsize=1024)
+def _tokenized(
+    config: DataConfig, node: tuple[tuple[str, Scalar], ...], base: str, length: int, part: Literal["train", "held_out"]
+) -> Windows:
+    data, (decoder, tokenizer) = _data(config, node), _opened(base)
+    texts, what = (data.train, "training") if part == "train" else (data.held_out, "held-out")
+    return make_windows(texts, tokenizer, decoder.shape, length, f"device {data.name}: {what} text")
 
 
 @lru_cache(maxsize=1024)

@@ -11,11 +11,17 @@ from fedlora.run_config import DataConfig, Scalar
 
 
 def files(config: DataConfig, node: Mapping[str, Scalar]) -> DeviceData:
-    """Every *.txt file below the device's `data-path` (a file, or a directory); in a simulation, below
-    `data.path`/PARTITION. The last 10% of each file is held out. Raises DataError."""
-    if not config.path and "data-path" not in node:
-        raise DataError("the data set files needs the device's data-path (in its node configuration), or data.path")
-    place = Path(str(node.get("data-path") or Path(config.path) / str(node.get("partition-id", ""))))
+    """Every *.txt file below the device's own `data-path` (a file, or a directory), the last 10% of each held out.
+
+    A simulated device takes `data.path`/PARTITION instead. On a real one the run's configuration names no path: it comes
+    from the server, which must not choose what a device reads. Raises DataError.
+    """
+    if "data-path" in node:
+        place = Path(str(node["data-path"]))
+    elif "partition-id" in node and config.path:
+        place = Path(config.path) / str(node["partition-id"])
+    else:
+        raise DataError("the data set files needs data-path in the device's node configuration (simulated: data.path)")
     found = sorted(place.rglob("*.txt")) if place.is_dir() else [place]
     if not found:
         raise DataError(f"{place}: no *.txt file below it")

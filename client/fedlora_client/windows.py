@@ -39,7 +39,8 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 def make_windows(texts: Sequence[str], tokenizer: Tokenizer, shape: DecoderShape, length: int, where: str) -> Windows:
     """Each text begins with the base's bos token; all in a row are cut every `length` tokens, the last one padded.
 
-    Raises ConfigError where `length` exceeds the base's context, DataError where there is no text.
+    Raises ConfigError where `length` exceeds the base's context, DataError where there is no text, PackError where the
+    tokenizer is another model's.
     """
     if length > shape.max_positions:
         raise ConfigError(f"train.sequence_length is {length}; the base's context is {shape.max_positions} tokens")
@@ -50,6 +51,11 @@ def make_windows(texts: Sequence[str], tokenizer: Tokenizer, shape: DecoderShape
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         row += begin + ids
         text_tokens += len(ids)
+    if row and max(row) >= shape.vocab_size:
+        raise PackError(
+            f"{where}: the tokenizer gave id {max(row)}, the base's vocabulary has {shape.vocab_size}: they do not belong "
+            "together; pack the model again with its own tokenizer"
+        )
     if not text_tokens or len(row) < 2:
         raise DataError(f"{where}: no text to train or measure on; give this device data, or leave it out of the run")
     inputs, targets = torch.tensor(row[:-1]), torch.tensor(row[1:])

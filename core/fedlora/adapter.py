@@ -14,9 +14,9 @@ from fedlora.errors import AdapterError, AdapterMismatchError
 from fedlora.lora import LoraConfig
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class LoraPair:
-    """The factors of one module: lora_A [R, I] and lora_B [O, R], float32, read-only."""
+    """The factors of one module: lora_A [R, I] and lora_B [O, R], float32; read-only views, not copies."""
 
     lora_A: NDArray[np.float32]
     lora_B: NDArray[np.float32]
@@ -40,7 +40,7 @@ class LoraPair:
         return self.lora_B.shape[0], self.lora_A.shape[1]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Adapter:
     """A LoraConfig and, for each target module by its name in the model, a LoraPair."""
 

@@ -1,4 +1,4 @@
-"""The algebra of factored updates. No function forms the dense [O, I] product.
+"""The algebra of factored updates: sums, truncation and distances without the dense [O, I] product.
 
 A Product stands for the matrix B A, and (B M, M^-1 A) for the same one: every result here depends on B A alone.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # A singular value this far below the largest is rounding of float32 factors.
-_NUMERICAL_ZERO = 1e-9
+_NUMERICAL_ZERO = 1e-7
 
 Matrix = NDArray[np.floating[Any]]
 
@@ -40,7 +40,7 @@ class Product:
         return Product(self.B * factor, self.A)
 
     def dense(self) -> Matrix:
-        """[O, I]: for tests and tiny matrices."""
+        """B A [O, I]: the smaller form once K passes min(O, I)."""
         return self.B @ self.A
 
 
@@ -49,14 +49,12 @@ def concatenate(products: Sequence[Product]) -> Product:
     return Product(np.concatenate([p.B for p in products], 1), np.concatenate([p.A for p in products], 0))
 
 
-def compressed(product: Product) -> Product:
-    """The same matrix with K at most min(O, I): past that the smaller side times an identity is the smaller form."""
-    rows, columns = product.B.shape[0], product.A.shape[1]
-    if product.inner <= min(rows, columns):
-        return product
+def factored(matrix: Matrix) -> Product:
+    """A matrix [O, I] as a product: its smaller side is the inner dimension."""
+    rows, columns = matrix.shape
     if rows < columns:
-        return Product(np.eye(rows, dtype=product.B.dtype), product.B @ product.A)
-    return Product(product.B @ product.A, np.eye(columns, dtype=product.A.dtype))
+        return Product(np.eye(rows, dtype=matrix.dtype), matrix)
+    return Product(matrix, np.eye(columns, dtype=matrix.dtype))
 
 
 def truncated(product: Product, rank: int) -> Product:

@@ -40,14 +40,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def whole_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
+def whole_directory(path: Path, *, replace: str | None = None) -> Iterator[Path]:
     """Yield an empty directory beside `path`; it becomes `path` when the block ends well, and vanishes otherwise.
 
-    Raises ConfigError where `path` exists, unless `replace`.
+    `replace` names the file by which a directory of the same kind is known: only such a one, or an empty one, is replaced
+    (by two renames: killed between them, the old one stands beside, as `.NAME.old.*`). Raises ConfigError for any other.
     """
     path = Path(os.path.abspath(path))
-    if path.exists() and not replace:
+    if path.exists() and replace is None:
         raise ConfigError(f"{path} exists already; name another output, or pass --force to replace it")
+    if path.exists() and not (path / str(replace)).is_file() and (path.is_file() or any(path.iterdir())):
+        raise ConfigError(f"{path} exists and holds no {replace}: only its own kind is replaced; name another output")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))

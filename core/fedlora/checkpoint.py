@@ -34,7 +34,7 @@ def find_checkpoint(source: str) -> Path:
             f"{source}: no such directory, and a hub id needs huggingface_hub; pip install 'fedlora[hub]'"
         ) from None
     try:
-        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "tokenizer.model"]))
+        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
     except (OSError, HfHubHTTPError, ValueError) as error:
         raise CheckpointError(
             f"{source}: no local directory, and the hub does not give it: {str(error).splitlines()[0]}; "

@@ -22,7 +22,7 @@ _EXTRAS = {
 
 
 class RoleCommands(click.Group):
-    """A group that imports a subcommand only when it is asked for."""
+    """A group that imports the subcommand that runs, and no other (--help asks each for its summary)."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(_points())

@@ -127,6 +127,9 @@ def decoder_shape(config: Mapping[str, Any], where: str) -> DecoderShape:
         raise CheckpointError(f"{where}: {error.args[0]} is missing; a Llama config.json has it") from None
     except (TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
         raise CheckpointError(f"{where}: not a Llama config.json: {error}") from None
+    special = [*shape.eos_token_ids, *([] if shape.bos_token_id is None else [shape.bos_token_id])]
+    if any(type(token) is not int or not 0 <= token < shape.vocab_size for token in special):
+        raise CheckpointError(f"{where}: bos and eos token ids must be from 0 to {shape.vocab_size - 1}, got {special}")
     sizes = {name: getattr(shape, name) for name in _SIZES}
     small = ", ".join(f"{_SIZES[name]} {size}" for name, size in sizes.items() if size < 1)
     if small or heads % shape.num_kv_heads or shape.head_dim % 2:

@@ -39,6 +39,8 @@ class LoraConfig:
                 )
         if type(self.use_rslora) is not bool:
             raise ConfigError(f"use_rslora must be true or false, got {self.use_rslora!r}")
+        if type(self.target_modules) is not tuple or any(type(name) is not str for name in self.target_modules):
+            raise ConfigError(f"target_modules must be a tuple of names, got {self.target_modules!r:.80}")
         if not self.target_modules or len(set(self.target_modules)) != len(self.target_modules):
             raise ConfigError(f"target_modules must name at least one module, each once, got {self.target_modules}")
         object.__setattr__(self, "rank_pattern", MappingProxyType(dict(self.rank_pattern)))

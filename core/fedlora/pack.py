@@ -134,8 +134,9 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def fingerprint_of(manifest: Mapping[str, Any]) -> str:
-    """sha256 over the manifest, in canonical JSON, without its fingerprint."""
-    content = {key: value for key, value in manifest.items() if key != "fingerprint"}
+    """sha256 over the manifest, in canonical JSON, without its fingerprint and the source's name: the same weights and
+    texts are the same base, wherever they were packed from."""
+    content = {key: value for key, value in manifest.items() if key not in ("fingerprint", "source")}
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 

@@ -37,6 +37,7 @@ def make_pack(
     with the name of each tensor before it is written. Raises CheckpointError; ConfigError where `output` exists.
     """
     directory = find_checkpoint(source)
+    name = directory.resolve().name if Path(source).is_dir() else source
     checkpoint = Checkpoint(directory)
     shape = decoder_shape(checkpoint.config, str(directory / CONFIG))
     _check(checkpoint, shape, quantization)
@@ -44,7 +45,7 @@ def make_pack(
         TensorPlan(name=name, dtype=cast(Dtype, dtype), shape=dims)
         for name, (dtype, dims) in tensor_shapes(shape, quantization).items()
     ]
-    with whole_directory(output, replace=replace) as aside:
+    with whole_directory(output, replace=MANIFEST if replace else None) as aside:
         _copy_texts(directory, checkpoint.config, aside)
         pending: dict[str, NDArray[Any]] = {}  # scales and zeros, which follow their codes in the file
 
@@ -67,7 +68,7 @@ def make_pack(
                 yield pending.pop(plan.name)
 
         write_tensor_file(aside / WEIGHTS, plans, fill)
-        (aside / MANIFEST).write_text(manifest_text(directory.resolve().name, quantization, aside), encoding="utf-8")
+        (aside / MANIFEST).write_text(manifest_text(name, quantization, aside), encoding="utf-8")
 
 
 def _quantized_slices(

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
 
@@ -73,16 +74,19 @@ def read_peft(directory: Path) -> PeftDirectory:
     except (AdapterError, ConfigError) as error:
         raise AdapterError(f"{directory}: {error}") from None
     adapter.check_finite(str(path))
+    base = file.metadata.get(_BASE_KEY)
+    if base is not None and not re.fullmatch(r"[0-9a-f]{64}", base):
+        raise AdapterError(f"{path}: {_BASE_KEY} is {base!r:.80}; expected the 64 hexadecimal digits of a fingerprint")
     return PeftDirectory(
         adapter=adapter,
-        base_fingerprint=file.metadata.get(_BASE_KEY),
+        base_fingerprint=base,
         dtype=cast(Dtype, dtypes.pop()),
         config=config,
         saved_modules=saved,
     )
 
 
-def write_peft(directory: Path, content: PeftDirectory, *, base_name: str | None = None, replace: bool = False) -> None:
+def write_peft(directory: Path, content: PeftDirectory, *, base_name: str | None = None) -> None:
     """Write an adapter so that PEFT, and `read_peft`, read it back equal. The directory appears whole or not at all."""
     adapter = content.adapter
     config = _config_to_write(content, base_name)
@@ -95,7 +99,7 @@ def write_peft(directory: Path, content: PeftDirectory, *, base_name: str | None
     def fill(plan: TensorPlan) -> Iterator[NDArray[Any]]:
         yield arrays[plan.name][1]
 
-    with whole_directory(directory, replace=replace) as aside:
+    with whole_directory(directory) as aside:
         (aside / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         write_tensor_file(aside / WEIGHTS, plans, fill, metadata)
 
@@ -166,17 +170,22 @@ def _lora_config(config: Mapping[str, Any], modules: list[str]) -> LoraConfig:
 
 
 def _by_module(pattern: Mapping[str, Any], modules: list[str]) -> dict[str, Any]:
-    """PEFT's patterns are regular expressions on the end of a module's name; the first that matches counts."""
+    """The values of a pattern by module: a key is a module's name or the end of one; the first that fits counts.
+
+    To PEFT a key is a regular expression. One from a stranger can take for ever to match, so what is taken is literal
+    names, and `.*` for anything.
+    """
+    globs = {}
+    for key, value in pattern.items():
+        glob = key.removeprefix("^").removesuffix("$").replace("\\.", ".").replace(".*", "*")
+        if not re.fullmatch(r"[\w.*-]+", glob):
+            raise ConfigError(f"{key!r} in a pattern is more than the name of a module with '.*' for anything in it")
+        globs[glob] = value
     result = {}
     for module in modules:
-        for key, value in pattern.items():
-            try:
-                matched = re.match(rf"(.*\.)?({key})$", module)
-            except re.error as error:
-                raise ConfigError(f"{key!r} in a pattern is no regular expression: {error}") from None
-            if matched:
-                result[module] = value
-                break
+        fitting = [g for g in globs if fnmatchcase(module, g) or fnmatchcase(module, f"*.{g}")]
+        if fitting:
+            result[module] = globs[fitting[0]]
     return result
 
 

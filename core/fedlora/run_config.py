@@ -18,9 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from fedlora.adapter import Adapter, initial_adapter
 from fedlora.codec import CODECS
 from fedlora.errors import ConfigError
-from fedlora.family import LINEAR_MODULES
+from fedlora.family import LINEAR_MODULES, DecoderShape
 from fedlora.lora import LoraConfig
 from fedlora.pack import EMBEDDED
 
@@ -125,7 +128,7 @@ class RunConfig:
     name: str = "run"
     base: str = "nano"  # a base pack: `nano`, or a directory
     seed: int = 1
-    output: str = ""  # the run's directory; empty: one of its own below $FEDLORA_HOME/runs
+    output: str = ""  # the run's directory; empty: runs/NAME-TIME in a simulation, else below $FEDLORA_HOME/runs
     data: DataConfig = field(default_factory=DataConfig)
     lora: LoraSection = field(default_factory=LoraSection)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -136,6 +139,10 @@ class RunConfig:
         word = re.fullmatch(r"\w[\w.-]*", self.name)
         _require(word is not None, "name must be letters, digits, '-', '_' and '.', and not begin with '.'", self.name)
         _require(0 <= self.seed < 1 << 32, "seed must be from 0 to 2^32 - 1", self.seed)
+
+    def first_adapter(self, shape: DecoderShape) -> Adapter:
+        """The adapter that the run begins with: the same for the same seed."""
+        return initial_adapter(self.lora.lora(), shape.linear_modules(), np.random.default_rng([self.seed, 0]))
 
     def flat(self) -> dict[str, Scalar]:
         """{dotted key: scalar}, as Flower carries it."""
@@ -162,7 +169,7 @@ class RunConfig:
 
 
 def read_scenario(path: Path) -> RunConfig:
-    """Read a scenario's TOML file. A relative `base` or `data.path` counts from the file. Raises ConfigError."""
+    """Read a scenario's TOML file. A relative `base`, `data.path` or `output` counts from the file. Raises ConfigError."""
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -176,7 +183,8 @@ def read_scenario(path: Path) -> RunConfig:
         base = _from(folder, base, f"{source}: base")
     if data.path:
         data = dataclasses.replace(data, path=_from(folder, data.path, f"{source}: data.path"))
-    return dataclasses.replace(config, base=base, data=data)
+    output = _from(folder, config.output, f"{source}: output") if config.output else ""
+    return dataclasses.replace(config, base=base, data=data, output=output)
 
 
 def _from(folder: Path, path: str, where: str) -> str:

@@ -25,6 +25,7 @@ from fedlora.errors import TensorFileError
 MAX_HEADER_BYTES = 1 << 20
 MAX_TENSORS = 4096
 _ALIGNMENT = 64
+_MAX_DIMENSIONS = 8
 
 Dtype = Literal["F32", "F16", "BF16", "U8"]
 # BF16 has no numpy type: it is read as the uint16 that holds its bits, and widened by `as_float32`.
@@ -185,6 +186,8 @@ def _entry(name: str, fields: Mapping[str, Any], data_begin: int) -> TensorEntry
         raise ValueError(f"{name} has dtype {dtype!r}; expected one of {', '.join(_NUMPY)}")
     if not all(type(n) is int and 0 <= n < 1 << 48 for n in (*shape, begin, end)):
         raise ValueError(f"{name}: shape and offsets must be non-negative integers")
+    if len(shape) > _MAX_DIMENSIONS or math.prod(max(n, 1) for n in shape) >= 1 << 48:
+        raise ValueError(f"{name}: at most {_MAX_DIMENSIONS} dimensions and 2^48 elements are read")
     size = math.prod(shape) * _NUMPY[dtype].itemsize
     if end - begin != size:
         raise ValueError(f"{name}: shape {shape} of {dtype} takes {size} bytes, its offsets span {end - begin}")

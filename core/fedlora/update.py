@@ -64,7 +64,8 @@ def decode_update(data: bytes | memoryview) -> Update:
     try:
         codec = CODECS[header["codec"]]
         config = header["lora"]
-        lora = LoraConfig(**{**config, "target_modules": tuple(config["target_modules"])})
+        targets = config["target_modules"]
+        lora = LoraConfig(**{**config, "target_modules": tuple(targets) if isinstance(targets, list) else targets})
         modules = [(str(name), int(rows), int(columns)) for name, rows, columns in header["modules"]]
         if len(modules) > _MAX_MODULES or len({name for name, _, _ in modules}) != len(modules):
             raise ValueError(f"{len(modules)} modules, at most {_MAX_MODULES} are read, each once")

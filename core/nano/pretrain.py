@@ -1,7 +1,7 @@
 """Pre-train fedlora-nano from scratch on the standard library's text and write a Hugging Face checkpoint.
 
-    python core/nano/pretrain.py -o build/nano            # about 75 minutes on one core with AVX-512 BF16
-    fedlora pack build/nano -o core/fedlora/nano --block-size 32 --asymmetric --force
+    python core/nano/pretrain.py -o build/nano            # 78 minutes on one core with AVX-512 BF16
+    fedlora pack build/nano -o core/fedlora/nano --force
     python core/nano/measure.py
 
 It prints, and writes to DIR/pretraining.json, the held-out loss beside that of a unigram and of a bigram model of the

@@ -35,6 +35,11 @@ def export(base: str, output: Path | None, force: bool) -> None:
 def export_adapter(adapter: Path, output: Path, base: str | None) -> None:
     """Write ADAPTER, a PEFT directory, as a file of ONNX Runtime's adapter format."""
     content = read_peft(adapter)
+    if content.saved_modules:
+        raise AdapterMismatchError(
+            f"{adapter}: also replaces {', '.join(sorted(content.saved_modules))} (modules_to_save), which an adapter file "
+            "cannot carry; export an adapter of A and B only"
+        )
     fingerprint = content.base_fingerprint
     if base is not None:
         pack = open_pack(base)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -23,9 +24,11 @@ def export_base(
     ONNX Runtime follows no link and no path out of the graph's folder: the graph and the weights must lie together.
     Returns the graph's path and the differences that `check_graph` found. Raises GraphError, ConfigError.
     """
+    if output is not None and os.path.abspath(output) == os.path.abspath(base.directory):
+        output = None
     if output is None:
         return base.directory / GRAPH, _write_graph(base)
-    with whole_directory(output, replace=replace) as aside:
+    with whole_directory(output, replace=MANIFEST if replace else None) as aside:
         for name in (MANIFEST, *read_manifest(base.directory)["files"]):
             shutil.copyfile(base.directory / name, aside / name)
         differences = _write_graph(open_pack(aside))

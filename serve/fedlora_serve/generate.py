@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from fedlora.errors import ConfigError
 from tokenizers.decoders import DecodeStream
 
 from fedlora_serve.engine import Engine, LoadedAdapter
@@ -19,6 +20,8 @@ def generate(
     Raises ConfigError where the prompt is longer than the base's context.
     """
     shape = engine.base.shape
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise ConfigError("the prompt is not UTF-8 text")
     tokens = engine.tokenizer.encode(prompt, add_special_tokens=False).ids
     if shape.bos_token_id is not None:
         tokens = [shape.bos_token_id, *tokens]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from fedlora.pack import open_pack
@@ -18,6 +19,9 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the rounds that the run configuration describes."""
+    if not logging.getLogger("fedlora").handlers:  # Flower shows what its ServerApp process prints
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("fedlora").setLevel(logging.INFO)
     config = RunConfig.from_flat(context.run_config, "run configuration")
     run = f"{context.run_id:016x}"
     base = open_pack(config.base)

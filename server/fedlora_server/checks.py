@@ -25,45 +25,41 @@ class Expectation:
     base_fingerprint: str
     adapter: Adapter  # the one that went down: its configuration, modules and shapes come back
 
-    def check(self, update: Update, device: str) -> None:
+    def check(self, update: Update) -> None:
         """Raise UpdateError, with a reason to count by, unless `update` is sound."""
-        self._same(device, "wrong-run", "run", update.run, self.run)
-        self._same(device, "wrong-round", "round", update.server_round, self.server_round)
-        self._same(device, "wrong-base", "base", update.base_fingerprint, self.base_fingerprint)
+        self._same("wrong-run", "run", update.run, self.run)
+        self._same("wrong-round", "round", update.server_round, self.server_round)
+        self._same("wrong-base", "base", update.base_fingerprint, self.base_fingerprint)
         if not 1 <= update.num_examples <= MAX_EXAMPLES:
-            raise UpdateError(
-                "bad-weight", f"device {device}: num_examples is {update.num_examples}; expected 1 to {MAX_EXAMPLES}"
-            )
-        self._same_names(update, device)
+            raise UpdateError("bad-weight", f"num_examples is {update.num_examples}; expected 1 to {MAX_EXAMPLES}")
+        self._same_names(update)
         for module, expected in self.adapter.pairs.items():
             got = update.adapter.pairs[module]
-            self._same(device, "wrong-rank", f"rank of {module}", got.rank, expected.rank)
-            self._same(device, "wrong-shape", f"shape of {module}", got.shape, expected.shape)
-            self._sound(module, got.lora_A, device)
-            self._sound(module, got.lora_B, device)
-        self._same(device, "wrong-config", "LoRA configuration", update.adapter.config, self.adapter.config)
+            self._same("wrong-rank", f"rank of {module}", got.rank, expected.rank)
+            self._same("wrong-shape", f"shape of {module}", got.shape, expected.shape)
+            self._sound(module, got.lora_A)
+            self._sound(module, got.lora_B)
+        self._same("wrong-config", "LoRA configuration", update.adapter.config, self.adapter.config)
 
-    def _same_names(self, update: Update, device: str) -> None:
+    def _same_names(self, update: Update) -> None:
         missing = self.adapter.pairs.keys() - update.adapter.pairs.keys()
         extra = update.adapter.pairs.keys() - self.adapter.pairs.keys()
         if missing or extra:
             example = sorted(missing or extra)[0]
             raise UpdateError(
                 "wrong-modules",
-                f"device {device}: {len(missing)} modules are missing and {len(extra)} are unknown, {example} among them",
+                f"{len(missing)} modules are missing and {len(extra)} are unknown, {example} among them",
             )
 
     @staticmethod
-    def _sound(module: str, array: NDArray[np.float32], device: str) -> None:
+    def _sound(module: str, array: NDArray[np.float32]) -> None:
         largest = max(float(array.max()), -float(array.min()))  # no temporary; NaN and infinity show in both
         if not math.isfinite(largest):
-            raise UpdateError("not-finite", f"device {device}: {module} holds NaN or infinity")
+            raise UpdateError("not-finite", f"{module} holds NaN or infinity")
         if largest > MAX_MAGNITUDE:
-            raise UpdateError(
-                "too-large", f"device {device}: {module} holds {largest:.3g}; at most {MAX_MAGNITUDE:g} is taken"
-            )
+            raise UpdateError("too-large", f"{module} holds {largest:.3g}; at most {MAX_MAGNITUDE:g} is taken")
 
     @staticmethod
-    def _same(device: str, reason: str, what: str, got: object, expected: object) -> None:
+    def _same(reason: str, what: str, got: object, expected: object) -> None:
         if got != expected:
-            raise UpdateError(reason, f"device {device}: {what} is {got}; expected {expected}")
+            raise UpdateError(reason, f"{what} is {got}; expected {expected}")

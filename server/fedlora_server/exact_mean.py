@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 
 from fedlora.adapter import Adapter
-from fedlora.algebra import Product, compressed, concatenate, inner_product, squared_distance
+from fedlora.algebra import Matrix, Product, concatenate, factored, inner_product, squared_distance
 from fedlora.errors import RunError
 
 
 class ExactMean:
     """sum_k (w_k / w) * scaling_k * B_k A_k for each module, one adapter at a time.
 
-    Memory: the factors are concatenated until their inner dimension passes min(O, I); from there on each module's sum is
-    held as that one smaller factor times an identity, so that it never grows past [O, I], whatever the number of adapters.
+    Memory: a module's factors are concatenated until their inner dimension passes min(O, I); from there on its sum is the
+    matrix [O, I] itself, which is then the smaller of the two, whatever the number of adapters.
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, Product] = {}
+        self._factored: dict[str, Product] = {}
+        self._dense: dict[str, Matrix] = {}
         self._weight = 0.0
         self.count = 0
 
@@ -27,8 +28,15 @@ class ExactMean:
             raise RunError(f"the weight of an update must be positive, got {weight}")
         for module in adapter.pairs:
             term = adapter.product(module).scaled(weight)
-            parts = [self._sums[module], term] if module in self._sums else [term]
-            self._sums[module] = compressed(concatenate(parts))
+            if module in self._dense:
+                self._dense[module] += term.dense()
+                continue
+            total = concatenate([self._factored[module], term]) if module in self._factored else term
+            if total.inner > min(total.B.shape[0], total.A.shape[1]):
+                self._dense[module] = total.dense()
+                self._factored.pop(module, None)
+            else:
+                self._factored[module] = total
         self._weight += weight
         self.count += 1
 
@@ -36,7 +44,8 @@ class ExactMean:
         """{module: the mean}. Raises RunError where nothing was added."""
         if not self.count:
             raise RunError("the mean of no updates is not defined")
-        return {module: total.scaled(1 / self._weight) for module, total in self._sums.items()}
+        sums = self._factored | {module: factored(total) for module, total in self._dense.items()}
+        return {module: total.scaled(1 / self._weight) for module, total in sums.items()}
 
     def relative_error(self, committed: Adapter) -> float:
         """||committed - mean||_F / ||mean||_F over all modules together; 0 where both are zero."""

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 
 _POLL_S = 0.05
 _LONGEST_POLL_S = 1.0
+_ASKED_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,8 @@ def ask(
 ) -> Iterator[Reply]:
     """Send `data` to each node and yield every answer once, as it arrives, until all came or `timeout_s` passed.
 
-    `kind` is Flower's message type, "train" or "evaluate". An answer is let go before the next is taken.
+    `kind` is Flower's message type, "train" or "evaluate". No more than a few answers are held at a
+    time, however many nodes there are.
     """
     array = Array(dtype="uint8", shape=(len(data),), stype="fedlora.update", data=data)
     waiting: dict[str, int] = {}
@@ -56,17 +58,23 @@ def ask(
             if message_id:  # Flower gives None for what it could not take: that node does not answer
                 waiting[message_id] = node
     deadline, pause = time.monotonic() + timeout_s, _POLL_S
-    while waiting and time.monotonic() < deadline:
-        arrived = False
-        for message in grid.pull_messages(list(waiting)):
-            # A lost node's error carries the wrong source: what it replies to is what tells the node.
-            answered = message.metadata.reply_to_message_id
-            if answered in waiting:
-                arrived = True
-                yield _reply(message, waiting.pop(answered))
-        pause = _POLL_S if arrived else min(2 * pause, _LONGEST_POLL_S)
-        if waiting and not arrived:
-            time.sleep(pause)
+    while waiting and (began := time.monotonic()) < deadline:
+        before = len(waiting)
+        for asked in _slices(list(waiting)):
+            for message in grid.pull_messages(asked):
+                # A lost node's error carries the wrong source: what it replies to is what tells the node.
+                answered = message.metadata.reply_to_message_id
+                if answered in waiting:
+                    yield _reply(message, waiting.pop(answered))
+        pause = _POLL_S if len(waiting) < before else min(2 * pause, _LONGEST_POLL_S)
+        if len(waiting) == before:
+            time.sleep(max(0.0, pause - (time.monotonic() - began)))
+
+
+def _slices(ids: list[str]) -> Iterator[list[str]]:
+    """A few at a time: a grid returns everything that is ready of what it is asked for, and that is what is held."""
+    for start in range(0, len(ids), _ASKED_AT_ONCE):
+        yield ids[start : start + _ASKED_AT_ONCE]
 
 
 TRAIN, EVALUATE = MessageType.TRAIN, MessageType.EVALUATE

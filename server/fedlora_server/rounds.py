@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from fedlora.adapter import Adapter, initial_adapter
+from fedlora.adapter import Adapter
 from fedlora.errors import ConfigError, RunError, UpdateError
 from fedlora.pack import BasePack
 from fedlora.run_config import RunConfig
@@ -22,6 +22,8 @@ from fedlora_server.exact_mean import ExactMean
 from fedlora_server.exchange import EVALUATE, TRAIN, Reply, ask, connected_nodes
 from fedlora_server.methods import find_method
 from fedlora_server.run_directory import RunDirectory
+
+_LONGEST_MESSAGE = 500
 
 log = logging.getLogger("fedlora.server")
 
@@ -57,9 +59,7 @@ class Rounds:
         length, context = config.train.sequence_length, base.shape.max_positions
         if length > context:
             raise ConfigError(f"train.sequence_length is {length}; the base's context is {context} tokens")
-        lora = config.lora.lora()
-        generator = np.random.default_rng([config.seed, 0])
-        self.adapter: Adapter = initial_adapter(lora, base.shape.linear_modules(), generator)
+        self.adapter: Adapter = config.first_adapter(base.shape)
 
     def run(self, directory: RunDirectory) -> None:
         """Measure the base, then run every round. Raises RunError; what was committed before stays."""
@@ -97,18 +97,21 @@ class Rounds:
             run=self._run, server_round=record.round, base_fingerprint=self._base.fingerprint, adapter=self.adapter
         )
         fold, exact = self._method(self.adapter.config), ExactMean()
+        first: dict[str, str] = {}  # what the first device of each reason said
         record.devices, record.bytes_down = len(nodes), len(data) * len(nodes)
         for reply in ask(self._grid, nodes, TRAIN, data, record.round, server.round_timeout_s):
             began = time.monotonic()
             try:
                 if reply.error:
-                    raise UpdateError("device-error", f"device {reply.device}: {reply.error}")
+                    raise UpdateError("device-error", reply.error)
                 record.bytes_up += len(reply.data)
                 update = decode_update(reply.data)
-                expectation.check(update, reply.device)
+                expectation.check(update)
             except UpdateError as error:
                 record.excluded[error.reason] += 1
-                log.warning("round %d: excluded (%s): %s", record.round, error.reason, error)
+                said = f"device {reply.device}: {_printable(str(error))}"
+                first.setdefault(error.reason, said)
+                log.warning("round %d: excluded (%s): %s", record.round, error.reason, said)
                 continue
             fold.add(update.adapter, update.num_examples)
             exact.add(update.adapter, update.num_examples)
@@ -123,7 +126,7 @@ class Rounds:
             raise RunError(
                 f"round {record.round}: {record.replies} of {len(nodes)} devices gave a sound answer within "
                 f"{server.round_timeout_s:g} s, the run needs {server.min_devices} (excluded: {dict(record.excluded)}); "
-                f"the adapter of round {record.round - 1} stands"
+                f"the adapter of round {record.round - 1} stands" + "".join(f"; {said}" for said in first.values())
             )
         began = time.monotonic()
         self.adapter = fold.result(exact)
@@ -146,8 +149,8 @@ class Rounds:
     def _label(self, reply: Reply) -> str:
         """The name that a device gives itself, with its node's number where another device has that name already."""
         if reply.node not in self._labels:
-            taken = reply.device in self._labels.values()
-            self._labels[reply.node] = f"{reply.device} ({reply.node})" if taken else reply.device
+            name = _printable(reply.device)
+            self._labels[reply.node] = f"{name} ({reply.node})" if name in self._labels.values() else name
         return self._labels[reply.node]
 
     def _down(self, server_round: int) -> bytes:
@@ -155,6 +158,12 @@ class Rounds:
             adapter=self.adapter, run=self._run, server_round=server_round, base_fingerprint=self._base.fingerprint
         )
         return encode_update(update, self._config.server.codec)
+
+
+def _printable(text: str) -> str:
+    """What a stranger wrote, fit for one line of a log."""
+    short = text if len(text) <= _LONGEST_MESSAGE else text[:_LONGEST_MESSAGE] + "..."
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in short)
 
 
 def _summary(record: RoundRecord, rounds: int) -> str:

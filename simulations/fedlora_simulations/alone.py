@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from fedlora.adapter import Adapter, initial_adapter
+from fedlora.adapter import Adapter
 from fedlora.run_config import RunConfig, Scalar
 from fedlora_client.device import Device
 
@@ -36,8 +35,7 @@ def train_alone(config: RunConfig, workers: int, on_done: Callable[[], None]) ->
     def work(number: int) -> AloneResult:
         node: dict[str, Scalar] = {"partition-id": number, "num-partitions": config.simulation.devices}
         device = Device(longer, node)
-        modules = device.decoder.base.shape.linear_modules()
-        start = initial_adapter(config.lora.lora(), modules, np.random.default_rng([config.seed, 0]))
+        start = config.first_adapter(device.decoder.shape)
         adapter = device.train(start, server_round=1).adapter
         loss, _ = device.evaluate(adapter)
         on_done()

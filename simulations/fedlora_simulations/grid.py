@@ -24,6 +24,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 log = logging.getLogger("fedlora.simulations")
 
+_LONGEST_WAIT_S = 0.5
+
 OnMessage = Callable[[Message], None]
 
 
@@ -92,16 +94,15 @@ class InProcessGrid(Grid):
         for message in messages:
             message.metadata.__dict__["_message_id"] = str(uuid.uuid4())  # as Flower's own grids set it
             self._on_push(message)
-            self._pool.submit(self._work, message_to_proto(message))
+            self._pool.submit(self._work, message)
             message_ids.append(message.metadata.message_id)
         return message_ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """What has been answered; waits a moment for the first, so that a caller who polls does not spin."""
-        wanted = list(message_ids)
+        """What has been answered; waits a moment while nothing has, so that a caller who polls loses no time."""
         with self._answered:
-            self._answered.wait_for(lambda: any(i in self._answers for i in wanted), timeout=0.05)
-            ready = [self._answers.pop(i) for i in wanted if i in self._answers]
+            self._answered.wait_for(lambda: self._answers, timeout=_LONGEST_WAIT_S)
+            ready = [self._answers.pop(i) for i in message_ids if i in self._answers]
         return [message_from_proto(proto) for proto in ready]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
@@ -114,8 +115,11 @@ class InProcessGrid(Grid):
             replies += arrived
         return replies
 
-    def _work(self, proto: ProtoMessage) -> None:
-        message = message_from_proto(proto)
+    def _work(self, sent: Message) -> None:
+        """Let the device answer; nobody waits any more for what is past its time to live."""
+        if _expired(sent):
+            return
+        message = message_from_proto(message_to_proto(sent))
         node = message.metadata.dst_node_id
         try:
             with self._busy[node]:
@@ -126,7 +130,12 @@ class InProcessGrid(Grid):
             log.exception("device %d failed", node)
             reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, repr(error)), reply_to=message)
             answer = message_to_proto(reply)
+        if not _expired(sent):
+            with self._answered:
+                self._answers[message.metadata.message_id] = answer
+                self._answered.notify_all()
         self._on_done(message)
-        with self._answered:
-            self._answers[message.metadata.message_id] = answer
-            self._answered.notify_all()
+
+
+def _expired(message: Message) -> bool:
+    return time.time() > message.metadata.created_at + message.metadata.ttl

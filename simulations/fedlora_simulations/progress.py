@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 
 class RunProgress:
-    """One bar for each round's training and measuring: devices that answered, of those that were asked."""
+    """The bar of the present round's training or measuring: devices that answered, of those that were asked."""
 
     def __init__(self, progress: Progress, rounds: int) -> None:
         self._progress, self._rounds = progress, rounds
@@ -20,9 +20,11 @@ class RunProgress:
     def pushed(self, message: Message) -> None:
         name = self._name(message)
         if name not in self._tasks:
+            for task in self._progress.tasks:  # one bar at a time, or a long run outgrows the terminal
+                self._progress.update(task.id, visible=False)
             self._tasks[name] = self._progress.add_task(name, total=0)
-        task = self._tasks[name]
-        self._progress.update(task, total=(self._progress.tasks[task].total or 0) + 1)
+        number = self._tasks[name]
+        self._progress.update(number, total=(self._progress.tasks[number].total or 0) + 1)
 
     def done(self, message: Message) -> None:
         self._progress.advance(self._tasks[self._name(message)])

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 from fedlora.datasets import find_dataset
-from fedlora.errors import ConfigError
+from fedlora.errors import ConfigError, DataError
 from fedlora.run_config import RunConfig
 from fedlora_server.run_directory import read_metrics
 from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import Progress
 from rich.table import Table
 
 from fedlora_simulations.engines import run_in_process, run_on_flower
@@ -23,7 +28,7 @@ Engine = Literal["in-process", "flower"]
 
 def simulate(config: RunConfig, engine: Engine, workers: int, console: Console) -> Path:
     """Run `config`, write its report, and return the run's directory. Raises FedloraError."""
-    find_dataset(config.data.name)
+    _check_devices(config)
     needed, devices = config.server.min_devices, config.simulation.devices
     if needed > devices:
         raise ConfigError(f"server.min_devices is {needed}, simulation.devices only {devices}; change one of them")
@@ -33,12 +38,37 @@ def simulate(config: RunConfig, engine: Engine, workers: int, console: Console) 
     if engine == "flower":
         run_on_flower(config, workers=workers)
     else:
-        with showing(console) as progress:
+        with showing(console) as progress, _warnings_above(progress):
             bars = RunProgress(progress, config.server.rounds)
             run_in_process(config, workers=workers, on_push=bars.pushed, on_done=bars.done)
     run = Path(config.output)
     write_report(run)
     return run
+
+
+@contextmanager
+def _warnings_above(progress: Progress) -> Iterator[None]:
+    """What the roles have to warn of goes above the bars, not through them."""
+    handler = RichHandler(logging.WARNING, progress.console, show_path=False, show_time=False)
+    logger = logging.getLogger("fedlora")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def _check_devices(config: RunConfig) -> None:
+    """Raise DataError for a device without text: in a simulation that is a mistake, and known before the start."""
+    dataset, devices = find_dataset(config.data.name), config.simulation.devices
+    for partition in range(devices):
+        data = dataset(config.data, {"partition-id": partition, "num-partitions": devices})
+        needed = {"training": data.train} | ({"held-out": data.held_out} if config.server.evaluate else {})
+        for part, texts in needed.items():
+            if not any(text.strip() for text in texts):
+                raise DataError(
+                    f"device {data.name} (partition {partition}) has no {part} text; leave it out of the scenario"
+                )
 
 
 def rounds_table(run: Path) -> Table:

@@ -243,15 +243,21 @@ def test_files_refuses_what_is_no_text_by_its_name(tmp_path: Path, content: byte
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(DataError, match=rf"notes\.txt: {message}"):
-        files(DataConfig(name="files", path=str(path)), {})
+        files(DataConfig(name="files"), {"data-path": str(path)})
 
 
 def test_files_refuses_a_folder_without_text_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no \*\.txt file below it"):
-        files(DataConfig(name="files", path=str(tmp_path)), {})
+        files(DataConfig(name="files"), {"data-path": str(tmp_path)})
 
 
 def test_an_unknown_data_set_is_refused_with_the_known_ones(config: RunConfig) -> None:
     wrong = dataclasses.replace(config, data=DataConfig(name="flies"))
     with pytest.raises(ConfigError, match=r"no data set 'flies'; there is .*files"):
         Device(wrong, {})
+
+
+def test_the_server_does_not_choose_what_a_real_device_reads(tmp_path: Path) -> None:
+    (tmp_path / "private.txt").write_text("a diary\n" * 20)
+    with pytest.raises(DataError, match="data-path"):
+        files(DataConfig(name="files", path=str(tmp_path)), {"base": "nano"})

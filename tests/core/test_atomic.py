@@ -69,7 +69,7 @@ def test_a_directory_that_exists_is_refused_and_left_alone(tmp_path: Path) -> No
 def test_a_directory_is_replaced_with_nothing_of_the_old_left(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "old").write_text("old")
-    with whole_directory(tmp_path / "d", replace=True) as aside:
+    with whole_directory(tmp_path / "d", replace="old") as aside:
         (aside / "new").write_text("new")
     assert tree(tmp_path) == {"d": None, "d/new": b"new"}
 
@@ -77,7 +77,7 @@ def test_a_directory_is_replaced_with_nothing_of_the_old_left(tmp_path: Path) ->
 def test_a_replacing_block_that_fails_leaves_the_old_directory(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "old").write_text("old")
-    with pytest.raises(Crash), whole_directory(tmp_path / "d", replace=True) as aside:
+    with pytest.raises(Crash), whole_directory(tmp_path / "d", replace="old") as aside:
         (aside / "new").write_text("new")
         raise Crash
     assert tree(tmp_path) == {"d": None, "d/old": b"old"}
@@ -96,9 +96,20 @@ def test_a_replacement_that_cannot_take_its_place_leaves_the_old_directory(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(OSError, match="No space left"), whole_directory(tmp_path / "d", replace=True) as aside:
+    with pytest.raises(OSError, match="No space left"), whole_directory(tmp_path / "d", replace="old") as aside:
         (aside / "new").write_text("new")
     assert tree(tmp_path) == {"d": None, "d/old": b"old"}
+
+
+def test_a_directory_of_another_kind_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis").write_text("ten years of work")
+    with (
+        pytest.raises(ConfigError, match=r"holds no base\.json: only its own kind is replaced"),
+        whole_directory(tmp_path / "home", replace="base.json"),
+    ):
+        pass
+    assert tree(tmp_path) == {"home": None, "home/thesis": b"ten years of work"}
 
 
 def test_missing_parents_are_made(tmp_path: Path) -> None:

@@ -279,7 +279,7 @@ print(peak() - before)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of resident memory from /proc")
 def test_packing_never_holds_the_largest_tensor(tmp_path: Path) -> None:
     config = llama_config(hidden_size=256, head_dim=64, vocab_size=200_000, num_hidden_layers=1)
-    weights = random_weights(llama_config(hidden_size=256, head_dim=64, vocab_size=1, num_hidden_layers=1))
+    weights = random_weights(llama_config(hidden_size=256, head_dim=64, vocab_size=3, num_hidden_layers=1))
     generator = np.random.default_rng(0)
     weights["model.embed_tokens.weight"] = generator.random((200_000, 256), np.float32)
     largest = weights["model.embed_tokens.weight"].nbytes

@@ -90,7 +90,7 @@ def test_a_configuration_survives_being_flat_as_json(config: RunConfig) -> None:
 def test_a_scenario_file_and_the_flat_configuration_have_the_same_keys(
     tmp_path_factory: pytest.TempPathFactory, config: RunConfig
 ) -> None:
-    config = replace(config, base="nano", data=replace(config.data, path=""))  # paths count from the file
+    config = replace(config, base="nano", output="", data=replace(config.data, path=""))  # paths count from the file
     ascii_only = RunConfig.from_flat(
         {k: v.encode("ascii", "ignore").decode() or "x" if isinstance(v, str) and v else v
          for k, v in config.flat().items()}, "ascii")  # fmt: skip

@@ -203,7 +203,7 @@ BAD_HEADERS: dict[str, tuple[object, bytes, str]] = {
     "a fractional size": ({"x": X | {"shape": [2.0]}}, b"\0" * 8, "non-negative integers"),
     "a boolean size": ({"x": X | {"shape": [True, 2]}}, b"\0" * 8, "non-negative integers"),
     "a giant size": ({"x": X | {"shape": [1 << 62, 4]}}, b"\0" * 8, "non-negative integers"),
-    "sizes whose product is giant": ({"x": X | {"shape": [1 << 40, 1 << 40]}}, b"\0" * 8, "its offsets span 8"),
+    "sizes whose product is giant": ({"x": X | {"shape": [1 << 40, 1 << 40]}}, b"\0" * 8, "2^48 elements"),
     "three offsets": ({"x": X | {"data_offsets": [0, 8, 9]}}, b"\0" * 8, "not a safetensors file"),
     "offsets the wrong way round": ({"x": X | {"data_offsets": [8, 0]}}, b"\0" * 8, "its offsets span -8"),
     "offsets of another size": ({"x": X | {"data_offsets": [0, 12]}}, b"\0" * 12, "takes 8 bytes, its offsets span 12"),

@@ -133,7 +133,7 @@ def test_a_base_that_is_no_pack_is_refused(base: BasePack, tmp_path: Path) -> No
     [
         ("peft-gpt2-causal-tigrinya", AdapterMismatchError, "the base has no module transformer.h.0.attn.c_attn"),
         ("peft-opt125m-dpo", AdapterMismatchError, "the base has no module model.decoder.layers.0.self_attn"),
-        ("peft-bert-seqcls", AdapterMismatchError, "the base has no module bert.encoder.layer.0.attention.self.query"),
+        ("peft-bert-seqcls", AdapterMismatchError, "also replaces base_model.model.classifier.bias"),
         ("negative-peft-distilbert-classifier-target", AdapterError, ""),
     ],
 )

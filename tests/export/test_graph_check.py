@@ -211,6 +211,10 @@ def test_an_output_that_exists_is_refused_unless_it_may_be_replaced(packs: Packs
     with pytest.raises(ConfigError, match=r"model exists already; name another output, or pass --force"):
         export_base(packs(DEFAULT), target)
     assert files_of(tmp_path).keys() == {str(target / "precious.txt")}
-    export_base(packs(DEFAULT), target, replace=True)
-    assert not (target / "precious.txt").exists()
-    assert (target / "decoder.onnx").is_file()
+    with pytest.raises(ConfigError, match=r"holds no base\.json: only its own kind is replaced"):
+        export_base(packs(DEFAULT), target, replace=True)
+    assert files_of(tmp_path).keys() == {str(target / "precious.txt")}
+    (target / "precious.txt").unlink()
+    for _ in range(2):  # an empty folder, and then one of its own
+        export_base(packs(DEFAULT), target, replace=True)
+        assert (target / "decoder.onnx").is_file()

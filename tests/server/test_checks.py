@@ -142,16 +142,15 @@ MUTATIONS: dict[str, tuple[str, Mutation]] = {
 @pytest.mark.parametrize(("reason", "mutate"), MUTATIONS.values(), ids=list(MUTATIONS))
 def test_an_update_is_refused_when(reason: str, mutate: Mutation) -> None:
     with pytest.raises(UpdateError) as caught:
-        EXPECTATION.check(mutate(VALID), "kitchen")
+        EXPECTATION.check(mutate(VALID))
     assert caught.value.reason == reason
-    assert str(caught.value).startswith("device kitchen: ")
 
 
 @pytest.mark.parametrize(("reason", "mutate"), MUTATIONS.values(), ids=list(MUTATIONS))
 def test_an_update_that_has_travelled_is_refused_when(reason: str, mutate: Mutation) -> None:
     update = decode_update(encode_update(mutate(VALID)))
     with pytest.raises(UpdateError) as caught:
-        EXPECTATION.check(update, "kitchen")
+        EXPECTATION.check(update)
     assert caught.value.reason == reason
 
 
@@ -159,20 +158,20 @@ def test_an_update_that_has_travelled_is_refused_when(reason: str, mutate: Mutat
 @pytest.mark.parametrize("num_examples", [1, 8, MAX_EXAMPLES])
 def test_a_sound_update_is_accepted(num_examples: int, codec: str) -> None:
     update = dataclasses.replace(VALID, num_examples=num_examples)
-    EXPECTATION.check(update, "kitchen")
-    EXPECTATION.check(decode_update(encode_update(update, codec)), "kitchen")
+    EXPECTATION.check(update)
+    EXPECTATION.check(decode_update(encode_update(update, codec)))
 
 
 def test_an_update_whose_modules_come_in_another_order_is_accepted() -> None:
     pairs = dict(reversed(list(VALID.adapter.pairs.items())))
-    EXPECTATION.check(dataclasses.replace(VALID, adapter=Adapter(CONFIG, pairs)), "kitchen")
+    EXPECTATION.check(dataclasses.replace(VALID, adapter=Adapter(CONFIG, pairs)))
 
 
 def test_the_message_names_a_module_that_is_missing_and_the_numbers() -> None:
     with pytest.raises(UpdateError, match=f"1 modules are missing and 0 are unknown, {LAST} among them"):
-        EXPECTATION.check(with_pairs(lambda pairs: pairs.pop(LAST))(VALID), "kitchen")
+        EXPECTATION.check(with_pairs(lambda pairs: pairs.pop(LAST))(VALID))
 
 
 def test_the_message_gives_the_rank_that_came_and_the_rank_that_was_expected() -> None:
     with pytest.raises(UpdateError, match=f"rank of {FIRST} is 3; expected 2"):
-        EXPECTATION.check(of_rank(3)(VALID), "kitchen")
+        EXPECTATION.check(of_rank(3)(VALID))

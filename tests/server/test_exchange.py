@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pytest
 from fedlora.errors import RunError
@@ -157,3 +157,18 @@ def test_connected_nodes_waits_for_nodes_that_come_later() -> None:
             return list(self.devices)
 
     assert connected_nodes(Growing({1: echo}), 3, 30) == [1, 2, 3]
+
+
+def test_however_many_answers_wait_only_a_few_are_pulled_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = FakeGrid(dict.fromkeys(range(1, 41), echo))
+    pull = grid.pull_messages
+    sizes: list[int] = []
+
+    def counted(message_ids: Iterable[str]) -> Iterable[Message]:
+        ids = list(message_ids)
+        sizes.append(len(ids))
+        return pull(ids)
+
+    monkeypatch.setattr(grid, "pull_messages", counted)
+    assert len(list(ask(grid, range(1, 41), TRAIN, b"data", 1, 30.0))) == 40
+    assert max(sizes) <= 8

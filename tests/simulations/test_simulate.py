@@ -13,6 +13,7 @@ import pytest
 from click.testing import Result
 from fedlora import open_pack, read_peft
 from fedlora.cli import main
+from fedlora.errors import DataError
 from fedlora.run_config import RunConfig
 from fedlora_server.run_directory import read_metrics
 
@@ -69,11 +70,11 @@ def test_the_metrics_of_a_run_hold_every_device_in_every_round(tiny_run: tuple[P
     assert [record["round"] for record in records] == [0, 1, 2]
     assert [(record["devices"], record["replies"]) for record in records] == [(0, 0), (2, 2), (2, 2)]
     for record in records:
-        assert record["loss"].keys() == {"json", "zoneinfo"}
+        assert record["loss"].keys() == {"dbm", "curses"}
         assert all(math.isfinite(loss) for loss in record["loss"].values())
         assert record["excluded"] == {}
     for record in records[1:]:
-        assert record["train_loss"].keys() == {"json", "zoneinfo"}
+        assert record["train_loss"].keys() == {"dbm", "curses"}
         assert 0 <= record["aggregation_error"] < 1
         assert record["bytes_up"] > 0
     assert records[0]["loss"] != records[2]["loss"], "the adapter has an effect"
@@ -83,7 +84,7 @@ def test_the_report_of_a_run_shows_three_plots_and_every_device(tiny_run: tuple[
     run, _ = tiny_run
     page = (run / "report.html").read_text(encoding="utf-8")
     assert page.count("<svg") == 3
-    for device in ("json", "zoneinfo"):
+    for device in ("dbm", "curses"):
         assert f"<td>{device}<" in page
     assert "http://" not in page.replace("http://www.w3.org/", "").replace("http://purl.org/", "").replace(
         "http://creativecommons.org/", ""
@@ -104,32 +105,35 @@ def test_another_seed_gives_another_adapter(simulator: Simulator, tiny_run: tupl
     assert adapter_bytes(other)["0001"] != adapter_bytes(run)["0001"]
 
 
-def test_a_device_without_text_is_left_out_with_a_reason_and_the_run_goes_on(
-    simulator: Simulator, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"/1: no \*\.txt file below it"),
+        ("", r"device 1 \(partition 1\) has no training text"),
+        ("one line that is not cut", r"device 1 \(partition 1\) has no held-out text"),
+    ],
+    ids=["no file", "an empty file", "nothing held out"],
+)
+def test_a_scenario_with_a_device_without_text_is_refused_before_it_starts(
+    simulator: Simulator, tmp_path: Path, text: str | None, message: str
 ) -> None:
     for number in range(3):
         (tmp_path / str(number)).mkdir()
-    for number in (0, 2):
-        text = "".join(f"device {number} writes line {line}\n" for line in range(80))
-        (tmp_path / str(number) / "diary.txt").write_text(text, encoding="utf-8")
-    run, result = simulator("empty-device", "data.name=files", f"data.path={tmp_path}", "simulation.devices=3")
-    assert result.exit_code == 0
-    records = read_metrics(run)
-    assert [(r["devices"], r["replies"]) for r in records] == [(0, 0), (3, 2), (3, 2)]
-    assert [record["excluded"] for record in records] == [{}, {"device-error": 1}, {"device-error": 1}]
-    assert [sorted(record["loss"]) for record in records] == [["0", "2"]] * 3
-    assert f"{tmp_path / '1'}: no *.txt file below it" in caplog.text
-    assert "2 \N{MULTIPLICATION SIGN} device-error" in (run / "report.html").read_text(encoding="utf-8")
+        content = "".join(f"device {number} writes line {line}\n" for line in range(80)) if number != 1 else text
+        if content is not None:
+            (tmp_path / str(number) / "diary.txt").write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=message):
+        simulator("empty-device", "data.name=files", f"data.path={tmp_path}", "simulation.devices=3")
+    assert not (simulator.folder / "empty-device").exists()
 
 
-def test_a_device_with_nothing_held_out_trains_and_is_not_measured(simulator: Simulator, tmp_path: Path) -> None:
+def test_a_device_with_nothing_held_out_trains_where_nothing_is_measured(simulator: Simulator, tmp_path: Path) -> None:
     for number, text in enumerate(("".join(f"line {n} of many\n" for n in range(80)), "one line that is not cut")):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "diary.txt").write_text(text, encoding="utf-8")
-    run, _ = simulator("nothing-held-out", "data.name=files", f"data.path={tmp_path}", "server.rounds=1")
-    records = read_metrics(run)
-    assert records[1]["replies"] == 2
-    assert [sorted(record["loss"]) for record in records] == [["0"], ["0"]]
+    changes = ("data.name=files", f"data.path={tmp_path}", "server.rounds=1", "server.evaluate=false")
+    run, _ = simulator("nothing-held-out", *changes)
+    assert read_metrics(run)[1]["replies"] == 2
 
 
 def failed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:

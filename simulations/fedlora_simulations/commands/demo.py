@@ -49,35 +49,61 @@ def demo(scenario: Path, prompt: str, max_tokens: int, workers: int) -> None:
     with showing(console) as progress:
         task = progress.add_task("each device alone", total=config.simulation.devices)
         alone = list(train_alone(config, workers, lambda: progress.advance(task)))
-    console.print(_losses_table(run, alone))
+    rows = _losses(run, alone)
+    console.print(_losses_table(rows))
+    console.print(_verdict(rows), soft_wrap=True, highlight=False)
     _answer(config, run, alone, prompt, max_tokens, console)
     console.print(f"report: {run / REPORT}", soft_wrap=True, highlight=False)
     console.print(f"{time.monotonic() - started:.0f} s in all")
 
 
-def _losses_table(run: Path, alone: list[AloneResult]) -> Table:
-    """Held-out loss per device; devices with less text than the median are the ones with little data."""
+Losses = tuple[float, float, float]  # of the base, of the device alone, of the federated adapter
+
+
+def _losses(run: Path, alone: list[AloneResult]) -> list[tuple[AloneResult, Losses]]:
+    """The devices, those with the least text first; one that was not measured is left out."""
     records = read_metrics(run)
     base, federated = records[0]["loss"], records[-1]["loss"]
+    by_size = sorted(alone, key=lambda result: result.train_bytes)
+    return [
+        (r, (base[r.device], r.loss, federated[r.device]))
+        for r in by_size
+        if r.device in base and r.device in federated
+    ]
+
+
+def _means(rows: list[tuple[AloneResult, Losses]]) -> Losses:
+    base, alone, federated = (sum(column) / len(rows) for column in zip(*(losses for _, losses in rows), strict=True))
+    return base, alone, federated
+
+
+def _losses_table(rows: list[tuple[AloneResult, Losses]]) -> Table:
+    """Held-out loss per device; the half with less text are those with little data."""
     table = Table(title="loss on held-out text, nats per token", title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("device", "training text, kB", "base", "alone", "federated"):
         table.add_column(heading, justify="left" if heading == "device" else "right")
 
-    def add(name: str, kilobytes: float, losses: tuple[float, float, float], *, end: bool = False) -> None:
-        best = min(losses)
-        cells = [Text(f"{loss:.3f}", style="bold green" if loss == best else "") for loss in losses]
-        table.add_row(name, f"{kilobytes:.0f}", *cells, end_section=end)
+    def add(name: str, size_bytes: float, losses: Losses, *, end: bool = False) -> None:
+        cells = [Text(f"{loss:.3f}", style="bold green" if loss == min(losses) else "") for loss in losses]
+        table.add_row(name, f"{size_bytes / 1e3:.0f}", *cells, end_section=end)
 
-    by_size = sorted(alone, key=lambda result: result.train_bytes)
-    rows = [(r, (base[r.device], r.loss, federated[r.device])) for r in by_size]
     for number, (result, losses) in enumerate(rows):
-        add(result.device, result.train_bytes / 1e3, losses, end=number == len(rows) - 1)
-    little = rows[: len(rows) // 2]
-    for name, group in (("mean, little data", little), ("mean, all", rows)):
-        columns = zip(*(losses for _, losses in group), strict=True)
-        means = tuple(sum(column) / len(group) for column in columns)
-        add(name, sum(r.train_bytes for r, _ in group) / len(group) / 1e3, means)
+        add(result.device, result.train_bytes, losses, end=number == len(rows) - 1)
+    for name, group in (("mean, little data", rows[: len(rows) // 2]), ("mean, all", rows)):
+        if group:
+            add(name, sum(result.train_bytes for result, _ in group) / len(group), _means(group))
     return table
+
+
+def _verdict(rows: list[tuple[AloneResult, Losses]]) -> str:
+    """What the table says, in a sentence, whichever way it went."""
+    better = sum(federated < base for _, (base, _, federated) in rows)
+    _, alone, federated = _means(rows[: max(1, len(rows) // 2)])
+    comparison = "beats" if federated < alone else "does NOT beat"
+    return (
+        f"The federated adapter beats the base on {better} of {len(rows)} devices; where there is little data it "
+        f"{comparison} training alone: {federated:.3f} against {alone:.3f} on average."
+    )
 
 
 def _answer(

@@ -28,6 +28,8 @@ def _roles(path: Path) -> list[DeviceData]:
             for number, line in enumerate(file, 1):
                 try:
                     role = json.loads(line)
+                    if not isinstance(role["train"], list) or not isinstance(role["test"], list):
+                        raise TypeError("train and test must be lists of speeches")
                     train, held_out = "\n\n".join(role["train"]), "\n\n".join(role["test"])
                     roles.append(DeviceData(name=role["client"], train=(train,), held_out=(held_out,)))
                 except (ValueError, KeyError, TypeError) as error:

@@ -34,8 +34,9 @@ def stdlib_directory() -> Path:
 
 def package_files(package: str) -> list[Path]:
     """Every source file of one standard-library package, in a fixed order, without its tests."""
-    files = (stdlib_directory() / package).rglob("*.py")
-    return sorted(f for f in files if "test" not in f.parts and "tests" not in f.parts)
+    root = stdlib_directory()
+    files = (root / package).rglob("*.py")
+    return sorted(f for f in files if not {"test", "tests"} & set(f.relative_to(root).parts))
 
 
 def stdlib(config: DataConfig, node: Mapping[str, Scalar]) -> DeviceData:
