@@ -23,6 +23,7 @@ from fedlora.family import DecoderShape, decoder_shape
 from fedlora.pack import WEIGHTS
 from fedlora.tensor_file import TensorPlan, from_float32, write_tensor_file
 from numpy.typing import NDArray
+from record import record
 
 REPEATS = 3
 CONFIG = {
@@ -61,7 +62,7 @@ def main() -> None:
                 figures[f"{source}_{bits}bit_{name}"] = round(statistics.median(run[name] for run in runs), 2)
             size = (root / f"{source}-{bits}-0" / WEIGHTS).stat().st_size
             figures[f"{source}_{bits}bit_pack_mb"] = round(size / 1e6, 1)
-    print(json.dumps(figures))
+    record("pack", CONFIG | {"repeats": REPEATS}, figures)
 
 
 def make_checkpoint(directory: Path, shape: DecoderShape, shards: int) -> None:
