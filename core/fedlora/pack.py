@@ -25,6 +25,7 @@ from fedlora.errors import CheckpointError, ConfigError, PackError, TensorFileEr
 from fedlora.family import DecoderShape, decoder_shape
 from fedlora.json_file import read_object
 from fedlora.quantize import Quantization, QuantizedMatrix
+from fedlora.scales import ScaleRule
 from fedlora.tensor_file import TensorFile
 
 FORMAT = "fedlora-base"
@@ -43,6 +44,7 @@ class BasePack:
     quantization: Quantization
     shape: DecoderShape
     weights: TensorFile
+    scales: str | None = None  # the rule that found them, where the manifest tells it
 
     def matrix(self, module: str) -> QuantizedMatrix:
         """The stored weight of a linear module, the embedding or the head."""
@@ -91,6 +93,7 @@ def open_pack(base: str | Path) -> BasePack:
             quantization=Quantization(**manifest["quantization"]),
             shape=decoder_shape(config, str(directory / CONFIG)),
             weights=weights,
+            scales=manifest.get("scales"),
         )
     except KeyError as error:
         raise PackError(f"{directory / MANIFEST}: {error.args[0]} is missing; pack the model again") from None
@@ -134,19 +137,20 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def fingerprint_of(manifest: Mapping[str, Any]) -> str:
-    """sha256 over the manifest, in canonical JSON, without its fingerprint and the source's name: the same weights and
-    texts are the same base, wherever they were packed from."""
-    content = {key: value for key, value in manifest.items() if key not in ("fingerprint", "source")}
+    """sha256 over the manifest, in canonical JSON, without its fingerprint, the source's name and the rule of the scales:
+    the same weights and texts are the same base, wherever they were packed from and however their scales were found."""
+    content = {key: value for key, value in manifest.items() if key not in ("fingerprint", "source", "scales")}
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def manifest_text(source: str, quantization: Quantization, directory: Path) -> str:
+def manifest_text(source: str, quantization: Quantization, scale_rule: ScaleRule, directory: Path) -> str:
     """The base.json of the files in `directory`."""
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "source": source,
         "quantization": asdict(quantization),
+        "scales": scale_rule,
         "files": {file.name: file_digest(file) for file in sorted(directory.iterdir())},
     }
     manifest["fingerprint"] = fingerprint_of(manifest)

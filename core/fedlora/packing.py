@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from fedlora.atomic import whole_directory
 from fedlora.checkpoint import Checkpoint, find_checkpoint
-from fedlora.errors import CheckpointError
+from fedlora.errors import CheckpointError, ConfigError
 from fedlora.family import DecoderShape, decoder_shape
 from fedlora.pack import CONFIG, MANIFEST, TOKENIZER, WEIGHTS, manifest_text, tensor_shapes
 from fedlora.quantize import Quantization, QuantizedMatrix, quantize
+from fedlora.scales import SCALE_RULES, ScaleRule
 from fedlora.tensor_file import Dtype, TensorPlan, write_tensor_file
 
 _SLICE_ELEMENTS = 1 << 20
@@ -28,14 +29,18 @@ def make_pack(
     output: Path,
     quantization: Quantization,
     *,
+    scale_rule: ScaleRule = "mse",
     replace: bool = False,
     progress: Callable[[str], None] = lambda tensor: None,
 ) -> None:
     """Quantize the checkpoint `source` (a directory or a hub id) into the pack `output`.
 
     `output` appears whole or not at all. Peak memory is one quantized tensor and one slice of rows. Calls `progress`
-    with the name of each tensor before it is written. Raises CheckpointError; ConfigError where `output` exists.
+    with the name of each tensor before it is written. Raises CheckpointError; ConfigError where `output` exists, or there
+    is no such rule.
     """
+    if scale_rule not in SCALE_RULES:
+        raise ConfigError(f"scales must be {' or '.join(SCALE_RULES)}, got {scale_rule}")
     directory = find_checkpoint(source)
     name = directory.resolve().name if Path(source).is_dir() else source
     checkpoint = Checkpoint(directory)
@@ -57,7 +62,7 @@ def make_pack(
             elif kind == "qweight":
                 bits = plan.shape[2] * 8 // quantization.block_size
                 scales, zeros = [], []
-                for part in _quantized_slices(checkpoint, module, plan.shape[0], bits, quantization):
+                for part in _quantized_slices(checkpoint, module, plan.shape[0], bits, quantization, scale_rule):
                     yield part.qweight
                     scales.append(part.scales)
                     zeros += [] if part.zeros is None else [part.zeros]
@@ -68,11 +73,11 @@ def make_pack(
                 yield pending.pop(plan.name)
 
         write_tensor_file(aside / WEIGHTS, plans, fill)
-        (aside / MANIFEST).write_text(manifest_text(name, quantization, aside), encoding="utf-8")
+        (aside / MANIFEST).write_text(manifest_text(name, quantization, scale_rule, aside), encoding="utf-8")
 
 
 def _quantized_slices(
-    checkpoint: Checkpoint, module: str, rows: int, bits: int, quantization: Quantization
+    checkpoint: Checkpoint, module: str, rows: int, bits: int, quantization: Quantization, scale_rule: ScaleRule
 ) -> Iterator[QuantizedMatrix]:
     columns = checkpoint.columns(f"{module}.weight")
     step = max(1, _SLICE_ELEMENTS // columns)
@@ -82,6 +87,7 @@ def _quantized_slices(
             bits=bits,
             block_size=quantization.block_size,
             symmetric=quantization.symmetric,
+            scale_rule=scale_rule,
         )
 
 

@@ -6,8 +6,8 @@
     scales   float32 [O, J]
     zeros    uint8   [O, ceil(J * bits / 8)]         4 bits: low nibble first along J; None where symmetric
 
-Symmetric: zero = 2^(bits-1) everywhere, and the scale maps the entry of largest magnitude, with its sign, to q = 0: the
-full range [-2^(bits-1), 2^(bits-1) - 1] is used. Asymmetric: scale and zero span [min(W, 0), max(W, 0)].
+Symmetric: zero = 2^(bits-1) everywhere, and a scale may be negative. How scales and zeros are found is `scales.py`'s; codes
+are the nearest that the layout has.
 Source: onnxruntime/docs/ContribOperators.md, com.microsoft.MatMulNBits.
 """
 
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora.errors import ConfigError
+from fedlora.scales import SCALE_RULES, ScaleRule
 
 Bits = Literal[4, 8]
 
@@ -70,6 +71,7 @@ def quantize(
     bits: int,
     block_size: int,
     symmetric: bool,
+    scale_rule: ScaleRule = "mse",
 ) -> QuantizedMatrix:
     """Return `weight` rounded block by block. A last, shorter block is padded with zeros."""
     rows, columns = weight.shape
@@ -78,20 +80,13 @@ def quantize(
     padded[:, :columns] = weight
     blocked = padded.reshape(rows, blocks, block_size)
     levels = 1 << bits
-    low, high = blocked.min(2), blocked.max(2)
-    if symmetric:
-        extreme = np.where(-low > high, low, high)
-        scales = _normal(extreme / -(levels // 2))
-        zeros = np.full_like(scales, levels // 2)
-    else:
-        low, high = np.minimum(low, 0), np.maximum(high, 0)
-        scales = _normal((high - low) / (levels - 1))
-        zeros = np.rint(-low / np.where(scales == 0, 1, scales))
+    found = SCALE_RULES[scale_rule](blocked.reshape(-1, block_size), levels, symmetric)
+    scales, zeros = (numbers.reshape(rows, blocks) for numbers in found)
     inverse = 1 / np.where(scales == 0, 1, scales)
     codes = np.clip(np.rint(blocked * inverse[..., None]) + zeros[..., None], 0, levels - 1).astype(np.uint8)
     return QuantizedMatrix(
         qweight=_packed(codes, bits),
-        scales=scales.astype(np.float32),
+        scales=scales,
         zeros=None if symmetric else _packed(zeros.astype(np.uint8), bits),
         in_features=columns,
         bits=bits,
@@ -109,11 +104,6 @@ def dequantize(matrix: QuantizedMatrix) -> NDArray[np.float32]:
         zeros = _unpacked(matrix.zeros, matrix.bits)[:, :blocks, None].astype(np.float32)
     weight = (codes - zeros) * matrix.scales[..., None]
     return weight.reshape(rows, -1)[:, : matrix.in_features]
-
-
-def _normal(scales: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A block whose scale is subnormal is zero: the scale's inverse would overflow."""
-    return np.where(np.abs(scales) < np.finfo(np.float32).tiny, np.float32(0), scales)
 
 
 def _packed(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:

@@ -92,6 +92,14 @@ def test_the_options_of_pack_are_those_of_the_quantization(fedlora: Fedlora, tmp
     assert (made.bits, made.embedding_bits, made.block_size, made.symmetric) == (8, 4, 32, False)
 
 
+@pytest.mark.parametrize(("options", "rule"), [((), "mse"), (("--scales", "max-abs"), "max-abs")])
+def test_the_scales_of_a_pack_are_of_least_error_unless_another_rule_is_asked_for(
+    fedlora: Fedlora, tmp_path: Path, checkpoint: Path, options: tuple[str, ...], rule: str
+) -> None:
+    assert fedlora("pack", checkpoint, "-o", tmp_path / "pack", "--block-size", 32, *options)[0] == 0
+    assert open_pack(tmp_path / "pack").scales == rule
+
+
 def test_pack_replaces_an_output_only_by_force(fedlora: Fedlora, tmp_path: Path, checkpoint: Path) -> None:
     arguments = ("pack", checkpoint, "-o", tmp_path / "out" / "pack", "--block-size", 32)
     assert fedlora(*arguments)[0] == 0
@@ -104,9 +112,11 @@ def test_pack_replaces_an_output_only_by_force(fedlora: Fedlora, tmp_path: Path,
     assert open_pack(tmp_path / "out" / "pack").quantization.bits == 8
 
 
-@pytest.mark.parametrize("option", [("--bits", 3), ("--block-size", 48), ("--embedding-bits", 16)])
+@pytest.mark.parametrize(
+    "option", [("--bits", 3), ("--block-size", 48), ("--embedding-bits", 16), ("--scales", "best")]
+)
 def test_pack_refuses_an_option_out_of_range_as_a_usage_error(
-    fedlora: Fedlora, tmp_path: Path, checkpoint: Path, option: tuple[str, int]
+    fedlora: Fedlora, tmp_path: Path, checkpoint: Path, option: tuple[str, object]
 ) -> None:
     code, _, err = fedlora("pack", checkpoint, "-o", tmp_path / "pack", *option)
     assert code == 2

@@ -44,6 +44,7 @@ def test_a_pack_is_shown_with_its_fingerprint_and_sizes(pack: BasePack) -> None:
     assert facts["fingerprint"] == pack.fingerprint
     assert facts["source"] == "tiny-llama"
     assert facts["quantization"] == "4 bits, block 32, symmetric; embedding 8 bits"
+    assert facts["scales"] == "mse"
     assert facts["layers"] == "2"
     assert facts["vocabulary"] == "264, tied head"
 

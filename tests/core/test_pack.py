@@ -59,6 +59,14 @@ def test_a_file_that_others_put_into_the_pack_is_not_part_of_it(copy: Path, pack
     assert open_pack(copy).fingerprint == pack.fingerprint
 
 
+def test_a_pack_that_does_not_tell_how_its_scales_were_found_is_the_same_base(copy: Path, pack: BasePack) -> None:
+    manifest = json.loads((copy / "base.json").read_text())
+    assert manifest.pop("scales") == "mse"
+    (copy / "base.json").write_text(json.dumps(manifest))
+    assert open_pack(copy).fingerprint == pack.fingerprint
+    assert open_pack(copy).scales is None
+
+
 def test_the_fingerprint_is_indifferent_to_how_base_json_is_laid_out(copy: Path, pack: BasePack) -> None:
     manifest = json.loads((copy / "base.json").read_text())
     (copy / "base.json").write_text(json.dumps(dict(reversed(manifest.items()))))

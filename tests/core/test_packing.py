@@ -14,6 +14,7 @@ from fedlora.errors import CheckpointError, ConfigError, FedloraError
 from fedlora.pack import open_pack, read_manifest
 from fedlora.packing import make_pack
 from fedlora.quantize import Quantization, dequantize, quantize
+from fedlora.scales import SCALE_RULES, ScaleRule
 from fedlora.tensor_file import Dtype
 
 from tests.builders import (
@@ -73,6 +74,36 @@ def test_every_block_size_packs(tmp_path: Path, block_size: int) -> None:
     source = write_checkpoint(tmp_path / "source", config=config)
     make_pack(str(source), tmp_path / "pack", tiny_quantization(block_size=block_size))
     assert open_pack(tmp_path / "pack").matrix("model.layers.0.mlp.up_proj").block_size == block_size
+
+
+@pytest.mark.parametrize("rule", SCALE_RULES)
+def test_scales_are_found_by_the_rule_that_was_asked_for_and_base_json_tells_it(
+    tmp_path: Path, checkpoint: Path, rule: ScaleRule
+) -> None:
+    make_pack(str(checkpoint), tmp_path / "pack", tiny_quantization(), scale_rule=rule)
+    pack, weight = open_pack(tmp_path / "pack"), random_weights(LLAMA)[Q_PROJ]
+    assert pack.scales == rule
+    expected = quantize(weight, bits=4, block_size=32, symmetric=True, scale_rule=rule)
+    np.testing.assert_array_equal(pack.matrix(Q_PROJ.removesuffix(".weight")).scales, expected.scales)
+
+
+def test_rules_that_find_the_same_scales_make_the_same_base(tmp_path: Path) -> None:
+    weights = random_weights(LLAMA)
+    for name, weight in weights.items():
+        if weight.ndim == 2:  # on the grid of max-abs, where nothing is left to gain
+            bits = 8 if "embed" in name else 4
+            exact = quantize(weight, bits=bits, block_size=32, symmetric=True, scale_rule="max-abs")
+            weights[name] = dequantize(exact)
+    source = str(write_checkpoint(tmp_path / "source", weights=weights))
+    for rule in SCALE_RULES:
+        make_pack(source, tmp_path / rule, tiny_quantization(), scale_rule=rule)
+    assert open_pack(tmp_path / "mse").fingerprint == open_pack(tmp_path / "max-abs").fingerprint
+
+
+def test_an_unknown_rule_is_refused_with_the_rules_there_are(tmp_path: Path, checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match="scales must be max-abs or mse, got best"):
+        make_pack(str(checkpoint), tmp_path / "pack", tiny_quantization(), scale_rule="best")  # type: ignore[arg-type]
+    assert not (tmp_path / "pack").exists()
 
 
 def test_slices_of_rows_make_the_same_pack_as_whole_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,12 +309,12 @@ print(peak() - before)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of resident memory from /proc")
 def test_packing_never_holds_the_largest_tensor(tmp_path: Path) -> None:
-    config = llama_config(hidden_size=256, head_dim=64, vocab_size=200_000, num_hidden_layers=1)
+    config = llama_config(hidden_size=256, head_dim=64, vocab_size=100_000, num_hidden_layers=1)
     weights = random_weights(llama_config(hidden_size=256, head_dim=64, vocab_size=3, num_hidden_layers=1))
     generator = np.random.default_rng(0)
-    weights["model.embed_tokens.weight"] = generator.random((200_000, 256), np.float32)
+    weights["model.embed_tokens.weight"] = generator.random((100_000, 256), np.float32)
     largest = weights["model.embed_tokens.weight"].nbytes
-    assert largest > 200e6
+    assert largest > 100e6
     source = write_checkpoint(tmp_path / "source", config=config, weights=weights)
     done = subprocess.run(
         [sys.executable, "-c", _PEAK, str(source), str(tmp_path / "pack")], capture_output=True, text=True, check=True

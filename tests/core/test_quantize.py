@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from fedlora.errors import ConfigError
 from fedlora.quantize import Quantization, QuantizedMatrix, dequantize, quantize
+from fedlora.scales import SCALE_RULES, ScaleRule
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from tests.tolerances import TOLERANCE
 
+RULES = pytest.mark.parametrize("rule", SCALE_RULES)
 LAYOUTS = pytest.mark.parametrize(
     ("bits", "block_size", "symmetric"),
     [(bits, block, symmetric) for bits in (4, 8) for block in (32, 64, 128) for symmetric in (True, False)],
@@ -52,17 +54,23 @@ def _random(rows: int, columns: int) -> NDArray[np.float32]:
     return np.random.default_rng(7).normal(size=(rows, columns)).astype(np.float32)
 
 
+@RULES
 @LAYOUTS
 @pytest.mark.parametrize("columns", [128, 200, 31])
-def test_dequantize_equals_a_loop_over_the_layout(bits: int, block_size: int, symmetric: bool, columns: int) -> None:
-    matrix = quantize(_random(5, columns), bits=bits, block_size=block_size, symmetric=symmetric)
+def test_dequantize_equals_a_loop_over_the_layout(
+    bits: int, block_size: int, symmetric: bool, columns: int, rule: ScaleRule
+) -> None:
+    matrix = quantize(_random(5, columns), bits=bits, block_size=block_size, symmetric=symmetric, scale_rule=rule)
     np.testing.assert_allclose(dequantize(matrix), _reference(matrix), **TOLERANCE["float32"])
 
 
+@RULES
 @LAYOUTS
 @pytest.mark.parametrize("columns", [128, 200, 31])
-def test_the_arrays_have_the_shapes_of_matmulnbits(bits: int, block_size: int, symmetric: bool, columns: int) -> None:
-    matrix = quantize(_random(3, columns), bits=bits, block_size=block_size, symmetric=symmetric)
+def test_the_arrays_have_the_shapes_of_matmulnbits(
+    bits: int, block_size: int, symmetric: bool, columns: int, rule: ScaleRule
+) -> None:
+    matrix = quantize(_random(3, columns), bits=bits, block_size=block_size, symmetric=symmetric, scale_rule=rule)
     blocks = math.ceil(columns / block_size)
     assert matrix.qweight.shape == (3, blocks, block_size * bits // 8)
     assert matrix.qweight.dtype == np.uint8
@@ -78,10 +86,11 @@ def test_the_arrays_have_the_shapes_of_matmulnbits(bits: int, block_size: int, s
     assert matrix.block_size == block_size
 
 
+@RULES
 @LAYOUTS
-def test_every_code_is_the_nearest_of_all_codes(bits: int, block_size: int, symmetric: bool) -> None:
+def test_every_code_is_the_nearest_of_all_codes(bits: int, block_size: int, symmetric: bool, rule: ScaleRule) -> None:
     weight = _random(2, 140)
-    matrix = quantize(weight, bits=bits, block_size=block_size, symmetric=symmetric)
+    matrix = quantize(weight, bits=bits, block_size=block_size, symmetric=symmetric, scale_rule=rule)
     for o, i in np.ndindex(*weight.shape):
         j = i // block_size
         zero = 2 ** (bits - 1) if matrix.zeros is None else _code(matrix.zeros[o], j, bits)
@@ -97,7 +106,7 @@ def _reference_value(matrix: QuantizedMatrix, o: int, i: int) -> float:
 
 
 @LAYOUTS
-def test_the_error_is_at_most_half_a_step(bits: int, block_size: int, symmetric: bool) -> None:
+def test_the_error_by_max_abs_is_at_most_half_a_step(bits: int, block_size: int, symmetric: bool) -> None:
     weight = _random(16, 256)
     if symmetric:
         # The range reaches one step less far opposite the largest entry: keep the others within it.
@@ -106,7 +115,7 @@ def test_the_error_is_at_most_half_a_step(bits: int, block_size: int, symmetric:
         bounded = np.clip(blocked, -top * 0.49, top * 0.49)
         bounded[..., :1] = -top
         weight = bounded.reshape(16, 256)
-    matrix = quantize(weight, bits=bits, block_size=block_size, symmetric=symmetric)
+    matrix = quantize(weight, bits=bits, block_size=block_size, symmetric=symmetric, scale_rule="max-abs")
     assert _error_in_steps(weight, matrix).max() <= 0.5 + 1e-4
     assert _error_in_steps(weight, matrix).max() > 0.25
 
@@ -114,10 +123,12 @@ def test_the_error_is_at_most_half_a_step(bits: int, block_size: int, symmetric:
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("block_size", [32, 64, 128])
 @pytest.mark.parametrize("extreme", [9.25, -9.25])
-def test_a_symmetric_block_keeps_its_largest_entry_exactly(bits: int, block_size: int, extreme: float) -> None:
+def test_max_abs_keeps_the_largest_entry_of_a_symmetric_block_exactly(
+    bits: int, block_size: int, extreme: float
+) -> None:
     weight = _random(1, block_size)
     weight[0, 5] = extreme
-    kept = dequantize(quantize(weight, bits=bits, block_size=block_size, symmetric=True))
+    kept = dequantize(quantize(weight, bits=bits, block_size=block_size, symmetric=True, scale_rule="max-abs"))
     assert kept[0, 5] == np.float32(extreme)
 
 
@@ -131,66 +142,76 @@ def test_a_symmetric_block_keeps_its_largest_entry_exactly(bits: int, block_size
         elements=st.floats(-1e4, 1e4, width=32).map(lambda x: np.float32(0) if abs(x) < 1e-30 else np.float32(x)),
     )
 )
-def test_no_value_is_off_by_more_than_half_a_step_within_the_range(
+def test_max_abs_is_off_by_no_more_than_half_a_step_within_the_range(
     bits: int, symmetric: bool, weight: NDArray[np.float32]
 ) -> None:
-    matrix = quantize(weight, bits=bits, block_size=32, symmetric=symmetric)
+    matrix = quantize(weight, bits=bits, block_size=32, symmetric=symmetric, scale_rule="max-abs")
     # Symmetric: a value as large as the largest but of the other sign lies one step beyond the range.
     bound = 1.0 if symmetric else 0.5
     assert _error_in_steps(weight, matrix).max() <= bound * (1 + 1e-4)
 
 
+@RULES
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("size", [1e-44, 1e-41, 1e-39, 1e-37])
 def test_a_block_of_subnormal_numbers_is_as_good_as_zero_and_warns_of_nothing(
-    bits: int, symmetric: bool, size: float
+    bits: int, symmetric: bool, size: float, rule: ScaleRule
 ) -> None:
     weight = (_random(2, 64) * size).astype(np.float32)
-    matrix = quantize(weight, bits=bits, block_size=32, symmetric=symmetric)
+    matrix = quantize(weight, bits=bits, block_size=32, symmetric=symmetric, scale_rule=rule)
     assert np.abs(dequantize(matrix) - weight).max() <= 10 * size
 
 
+@RULES
 @LAYOUTS
-def test_a_zero_block_stays_exactly_zero(bits: int, block_size: int, symmetric: bool) -> None:
+def test_a_zero_block_stays_exactly_zero(bits: int, block_size: int, symmetric: bool, rule: ScaleRule) -> None:
     weight = _random(2, 2 * block_size)
     weight[:, :block_size] = 0
-    kept = dequantize(quantize(weight, bits=bits, block_size=block_size, symmetric=symmetric))
+    kept = dequantize(quantize(weight, bits=bits, block_size=block_size, symmetric=symmetric, scale_rule=rule))
     assert not kept[:, :block_size].any()
     assert kept[:, block_size:].any()
 
 
+@RULES
 @LAYOUTS
-def test_zero_is_exact_wherever_it_stands(bits: int, block_size: int, symmetric: bool) -> None:
+def test_zero_is_exact_wherever_it_stands(bits: int, block_size: int, symmetric: bool, rule: ScaleRule) -> None:
     weight = _random(4, 2 * block_size) + np.float32(3)  # all of one sign, but for the zeros
     weight[:, ::7] = 0
-    kept = dequantize(quantize(weight, bits=bits, block_size=block_size, symmetric=symmetric))
+    kept = dequantize(quantize(weight, bits=bits, block_size=block_size, symmetric=symmetric, scale_rule=rule))
     assert not kept[:, ::7].any()
 
 
+@RULES
 @LAYOUTS
-def test_padding_a_row_changes_no_code(bits: int, block_size: int, symmetric: bool) -> None:
+def test_padding_a_row_changes_no_code(bits: int, block_size: int, symmetric: bool, rule: ScaleRule) -> None:
     weight = _random(3, block_size + 10)
     zero_padded = np.zeros((3, 2 * block_size), np.float32)
     zero_padded[:, : block_size + 10] = weight
-    short = quantize(weight, bits=bits, block_size=block_size, symmetric=symmetric)
-    full = quantize(zero_padded, bits=bits, block_size=block_size, symmetric=symmetric)
+    short = quantize(weight, bits=bits, block_size=block_size, symmetric=symmetric, scale_rule=rule)
+    full = quantize(zero_padded, bits=bits, block_size=block_size, symmetric=symmetric, scale_rule=rule)
     np.testing.assert_array_equal(short.qweight, full.qweight)
     np.testing.assert_array_equal(short.scales, full.scales)
     np.testing.assert_array_equal(dequantize(short), dequantize(full)[:, : block_size + 10])
 
 
+@RULES
 @LAYOUTS
-def test_quantizing_what_was_dequantized_changes_nothing(bits: int, block_size: int, symmetric: bool) -> None:
-    once = dequantize(quantize(_random(4, 2 * block_size), bits=bits, block_size=block_size, symmetric=symmetric))
-    twice = dequantize(quantize(once, bits=bits, block_size=block_size, symmetric=symmetric))
+def test_quantizing_what_was_dequantized_changes_nothing(
+    bits: int, block_size: int, symmetric: bool, rule: ScaleRule
+) -> None:
+    once = dequantize(
+        quantize(_random(4, 2 * block_size), bits=bits, block_size=block_size, symmetric=symmetric, scale_rule=rule)
+    )
+    twice = dequantize(quantize(once, bits=bits, block_size=block_size, symmetric=symmetric, scale_rule=rule))
     np.testing.assert_allclose(twice, once, **TOLERANCE["float32"])
 
 
-def test_quantize_leaves_its_input_alone() -> None:
+@RULES
+def test_quantize_leaves_its_input_alone(rule: ScaleRule) -> None:
     weight = _random(3, 40)
     before = weight.copy()
-    quantize(weight, bits=4, block_size=32, symmetric=False)
+    quantize(weight, bits=4, block_size=32, symmetric=False, scale_rule=rule)
     np.testing.assert_array_equal(weight, before)
 
 

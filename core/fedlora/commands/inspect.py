@@ -51,6 +51,7 @@ def _pack_facts(pack: BasePack) -> Facts:
         "weights": f"{(pack.directory / WEIGHTS).stat().st_size / 1e6:.2f} MB for {parameters / 1e6:.2f} M parameters",
         "quantization": f"{quantization.bits} bits, block {quantization.block_size}, "
         f"{'symmetric' if quantization.symmetric else 'asymmetric'}; embedding {quantization.embedding_bits} bits",
+        "scales": pack.scales or "not recorded",
         "layers": shape.num_layers,
         "hidden / inner size": f"{shape.hidden_size} / {shape.intermediate_size}",
         "heads": f"{shape.num_heads}, {shape.num_kv_heads} for keys and values, of {shape.head_dim}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import click
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.console import Console
 from fedlora.pack import WEIGHTS, open_pack
 from fedlora.packing import make_pack
 from fedlora.quantize import Quantization
+from fedlora.scales import ScaleRule
 
 
 @click.command()
@@ -19,9 +21,24 @@ from fedlora.quantize import Quantization
 @click.option("--embedding-bits", type=click.Choice(["4", "8"]), default="8", show_default=True)
 @click.option("--block-size", type=click.Choice(["32", "64", "128"]), default="64", show_default=True)
 @click.option("--symmetric/--asymmetric", default=True, show_default=True, help="Zero point in the middle, or stored.")
+@click.option(
+    "--scales",
+    "scale_rule",
+    type=click.Choice(get_args(ScaleRule)),
+    default="mse",
+    show_default=True,
+    help="From each block's largest entry, or searched for the least squared error.",
+)
 @click.option("--force", is_flag=True, help="Replace the output if it exists.")
 def pack(
-    source: str, output: Path, bits: str, embedding_bits: str, block_size: str, symmetric: bool, force: bool
+    source: str,
+    output: Path,
+    bits: str,
+    embedding_bits: str,
+    block_size: str,
+    symmetric: bool,
+    scale_rule: ScaleRule,
+    force: bool,
 ) -> None:
     """Quantize SOURCE, a Hugging Face checkpoint directory or a hub id, into a base pack."""
     quantization = Quantization(
@@ -29,7 +46,14 @@ def pack(
     )
     console = Console(stderr=True)
     with console.status("packing") as status:
-        make_pack(source, output, quantization, replace=force, progress=lambda name: status.update(f"packing {name}"))
+        make_pack(
+            source,
+            output,
+            quantization,
+            scale_rule=scale_rule,
+            replace=force,
+            progress=lambda name: status.update(f"packing {name}"),
+        )
         made = open_pack(output)
     size = (output / WEIGHTS).stat().st_size
     console.print(f"{output}: {size / 1e6:.2f} MB, fingerprint {made.fingerprint}", highlight=False, soft_wrap=True)
