@@ -1,20 +1,26 @@
-"""The data set `files`: a device's own text files."""
+"""The data set `files`: a device's own files, plain text or JSON Lines."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from fedlora.datasets import DeviceData, split_lines
+from fedlora.datasets import DeviceData, split_lines, split_records
 from fedlora.errors import DataError
+from fedlora.examples import Example
 from fedlora.run_config import DataConfig, Scalar
+
+from fedlora_client.jsonl import SUFFIXES, read_jsonl
+
+_PATTERNS = ("*.txt", *(f"*{suffix}" for suffix in SUFFIXES))
 
 
 def files(config: DataConfig, node: Mapping[str, Scalar]) -> DeviceData:
-    """Every *.txt file below the device's own `data-path` (a file, or a directory), the last 10% of each held out.
+    """Every *.txt, *.jsonl and *.jsonl.gz below the device's own `data-path` (a file, or a directory).
 
-    A simulated device takes `data.path`/PARTITION instead. On a real one the run's configuration names no path: it comes
-    from the server, which must not choose what a device reads. Raises DataError.
+    The last 10% of each file is held out: of a text's lines, of the records of JSON Lines. A simulated device takes
+    `data.path`/PARTITION instead. On a real one the run's configuration names no path: it comes from the server, which
+    must not choose what a device reads. Raises DataError.
     """
     if "data-path" in node:
         place = Path(str(node["data-path"]))
@@ -22,21 +28,37 @@ def files(config: DataConfig, node: Mapping[str, Scalar]) -> DeviceData:
         place = Path(config.path) / str(node["partition-id"])
     else:
         raise DataError("the data set files needs data-path in the device's node configuration (simulated: data.path)")
-    found = sorted(place.rglob("*.txt")) if place.is_dir() else [place]
+    found = sorted(file for pattern in _PATTERNS for file in place.rglob(pattern)) if place.is_dir() else [place]
     if not found:
-        raise DataError(f"{place}: no *.txt file below it")
-    train: list[str] = []
-    held_out: list[str] = []
+        raise DataError(f"{place}: no {_PATTERNS[0]} file below it, nor {' or '.join(_PATTERNS[1:])}")
+    train: list[Example] = []
+    held_out: list[Example] = []
     for file in found:
-        try:
-            text = file.read_text(encoding="utf-8")
-        except OSError as error:
-            raise DataError(
-                f"{file}: cannot be read: {error.strerror}; set the node's data-path or data.path"
-            ) from None
-        except UnicodeDecodeError as error:
-            raise DataError(f"{file}: not UTF-8 text: byte {error.start} is wrong") from None
-        for part, texts in zip(split_lines(text), (train, held_out), strict=True):
-            if part:
-                texts.append(part)
-    return DeviceData(name=place.stem, train=tuple(train), held_out=tuple(held_out))
+        first, last = _split(file)
+        train += first
+        held_out += last
+    if not train:
+        raise DataError(f"{place}: no text in {len(found)} file(s); give this device data, or leave it out of the run")
+    return DeviceData(name=_name(place), train=tuple(train), held_out=tuple(held_out))
+
+
+def _split(file: Path) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """(train, held-out) of one file."""
+    if file.name.endswith(SUFFIXES):
+        return split_records(read_jsonl(file))
+    first, last = split_lines(_read_text(file))
+    return (first,) if first else (), (last,) if last else ()
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}; set the node's data-path or data.path") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8 text: byte {error.start} is wrong") from None
+
+
+def _name(place: Path) -> str:
+    """The place's own name, without the suffixes of a file."""
+    return place.stem.removesuffix(".jsonl")

@@ -1,4 +1,12 @@
-"""Text becomes training windows of equal length."""
+"""Examples become training windows of equal length.
+
+    | <s> T o _ b e | <s> n o t |        plain text and documents: one row of all, cut every T tokens
+    | <s> Q A | <s> Q A A | . . |        completions and chats: whole ones, several to a window, padded at the end
+
+No example is read or learned across another: `starts` tells where the example of each position begins.
+"""
+
+# M windows of T tokens
 
 from __future__ import annotations
 
@@ -6,59 +14,123 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from fedlora.errors import ConfigError, DataError, PackError
+from fedlora.examples import Example, TextRecord
 from fedlora.family import DecoderShape
 from fedlora.pack import TOKENIZER
 from tokenizers import Tokenizer
 from torch import Tensor
-from torch.nn.functional import pad
 
-IGNORED = -100  # the target of a padded position, which the loss leaves out
+from fedlora_client.best_fit import best_fit_decreasing
+from fedlora_client.chat_template import ChatTemplate
+from fedlora_client.encoding import IGNORED, Encoder, Pairs
+
+__all__ = ["IGNORED", "Windows", "load_tokenizer", "make_windows"]
 
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """M windows of T tokens: what is read, and the token that follows each."""
+    """M windows of T tokens: what is read, what is learned after it, and where its example begins.
+
+    A position p attends to [starts[p], p], and its rotary position is p - starts[p]. Padding attends to itself alone.
+    """
 
     inputs: Tensor  # int64 [M, T]
-    targets: Tensor  # int64 [M, T], IGNORED where padded
+    targets: Tensor  # int64 [M, T], IGNORED where nothing is learned: padding and prompts
+    starts: Tensor  # int64 [M, T], an index in the same window
+    examples: int = 0  # that are in the windows
+    truncated: int = 0  # of these, completions and chats that were cut to fit
+    skipped: int = 0  # completions and chats of which nothing that is learned would have fitted
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+    def batch(self, rows: Tensor) -> Windows:
+        """The windows with these numbers."""
+        return Windows(self.inputs[rows], self.targets[rows], self.starts[rows])
+
+    @property
+    def learned_tokens(self) -> int:
+        return int((self.targets != IGNORED).sum())
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
     """The tokenizer of a base pack. Raises PackError where its file is damaged."""
     try:
-        return Tokenizer.from_file(str(directory / TOKENIZER))
+        tokenizer = Tokenizer.from_file(str(directory / TOKENIZER))
     except Exception as error:  # the library raises bare Exception
         raise PackError(f"{directory / TOKENIZER}: not a tokenizer: {error}") from None
+    # A tokenizer's file may tell it to cut or to fill every text.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
-def make_windows(texts: Sequence[str], tokenizer: Tokenizer, shape: DecoderShape, length: int, where: str) -> Windows:
-    """Each text begins with the base's bos token; all in a row are cut every `length` tokens, the last one padded.
+def make_windows(
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    shape: DecoderShape,
+    length: int,
+    where: str,
+    *,
+    chat_template: ChatTemplate | None = None,
+) -> Windows:
+    """The examples in windows of `length` tokens; the last token of each is only learned, so it takes no place.
 
-    Raises ConfigError where `length` exceeds the base's context, DataError where there is no text, PackError where the
-    tokenizer is another model's.
+    Raises ConfigError where `length` exceeds the base's context; DataError where there is nothing to learn, or a chat and
+    no template for it; PackError where the tokenizer or the template is damaged or another model's.
     """
     if length > shape.max_positions:
         raise ConfigError(f"train.sequence_length is {length}; the base's context is {shape.max_positions} tokens")
-    row: list[int] = []
-    text_tokens = 0
-    begin = [] if shape.bos_token_id is None else [shape.bos_token_id]
-    for text in texts:
-        ids = tokenizer.encode(text, add_special_tokens=False).ids
-        row += begin + ids
-        text_tokens += len(ids)
-    if row and max(row) >= shape.vocab_size:
-        raise PackError(
-            f"{where}: the tokenizer gave id {max(row)}, the base's vocabulary has {shape.vocab_size}: they do not belong "
-            "together; pack the model again with its own tokenizer"
+    encoder = Encoder(tokenizer=tokenizer, shape=shape, chat_template=chat_template)
+    row: list[Pairs] = []
+    whole: list[Pairs] = []
+    truncated = skipped = 0
+    for number, example in enumerate(examples, 1):
+        pairs = encoder.pairs(example, f"{where}: example {number}")
+        if isinstance(example, str | TextRecord):
+            row += [pairs] if len(pairs) else []
+            continue
+        fitting = pairs.cut(length)
+        if not len(fitting):
+            skipped += 1
+            continue
+        truncated += len(fitting) < len(pairs.cut(len(pairs)))
+        whole.append(fitting)
+    if skipped and not row and not whole:
+        raise DataError(
+            f"{where}: none of the {skipped} examples has anything to learn in its first {length} tokens; raise "
+            f"train.sequence_length (this base: at most {shape.max_positions}), or shorten the prompts"
         )
-    if not text_tokens or len(row) < 2:
+    if not row and not whole:
         raise DataError(f"{where}: no text to train or measure on; give this device data, or leave it out of the run")
-    inputs, targets = torch.tensor(row[:-1]), torch.tensor(row[1:])
-    padding = -len(inputs) % length
-    inputs, targets = pad(inputs, (0, padding), value=0), pad(targets, (0, padding), value=IGNORED)
-    return Windows(inputs.view(-1, length), targets.view(-1, length))
+    inputs, targets, starts = _filled(row, whole, length)
+    return Windows(inputs, targets, starts, examples=len(row) + len(whole), truncated=truncated, skipped=skipped)
+
+
+def _filled(row: list[Pairs], whole: list[Pairs], length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(inputs, targets, starts), each [M, T]: the row's windows, then those of whole examples."""
+    places: list[tuple[int, Pairs]] = []  # where each example begins, counted over all windows
+    end = 0
+    for pairs in row:
+        places.append((end, pairs))
+        end += len(pairs)
+    row_windows = -(-end // length)
+    bins = best_fit_decreasing([len(pairs) for pairs in whole], length)
+    for window, numbers in enumerate(bins, row_windows):
+        end = window * length
+        for number in numbers:
+            places.append((end, whole[number]))
+            end += len(whole[number])
+    size = (row_windows + len(bins)) * length
+    inputs, targets, begins = np.zeros(size, np.int64), np.full(size, IGNORED), np.arange(size)
+    for begin, pairs in places:
+        there = slice(begin, begin + len(pairs))
+        inputs[there], targets[there], begins[there] = pairs.inputs, pairs.targets, begin
+    window_begins = np.arange(size) // length * length
+    # An example that runs over begins anew in the next window.
+    starts = np.maximum(begins, window_begins) - window_begins
+    first, second, third = (torch.from_numpy(part).view(-1, length) for part in (inputs, targets, starts))
+    return first, second, third

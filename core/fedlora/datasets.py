@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from typing import cast
 
 from fedlora.errors import ConfigError, DataError, MissingExtraError
+from fedlora.examples import Example, size_bytes
 from fedlora.run_config import DataConfig, Scalar
 
 GROUP = "fedlora.datasets"
@@ -19,15 +20,15 @@ GROUP = "fedlora.datasets"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceData:
-    """The texts of one device: those it trains on, and those it only measures on."""
+    """The examples of one device: those it trains on, and those it only measures on."""
 
     name: str
-    train: tuple[str, ...]
-    held_out: tuple[str, ...]
+    train: tuple[Example, ...]
+    held_out: tuple[Example, ...]
 
     @property
     def train_bytes(self) -> int:
-        return sum(len(text.encode()) for text in self.train)
+        return sum(map(size_bytes, self.train))
 
 
 Dataset = Callable[[DataConfig, Mapping[str, Scalar]], DeviceData]
@@ -59,3 +60,13 @@ def split_lines(text: str, held_out: float = 0.1) -> tuple[str, str]:
     """(train, held-out): the last `held_out` of the text, cut at the end of a line."""
     cut = text.rfind("\n", 0, int(len(text) * (1 - held_out))) + 1
     return (text[:cut], text[cut:]) if cut else (text, "")
+
+
+def split_records(
+    records: tuple[Example, ...], held_out: float = 0.1
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """(train, held-out): the last `held_out` of the records, at least one where there are two."""
+    if len(records) < 2:
+        return records, ()
+    cut = len(records) - max(1, int(len(records) * held_out))
+    return records[:cut], records[cut:]

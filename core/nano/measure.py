@@ -24,7 +24,8 @@ def main() -> None:
     train, held_out = (tokens_of(part, tokenizer) for part in documents())
     unigram, bigram = ngram_losses(train, held_out)
     whole = torch.from_numpy(held_out[: len(held_out) // WINDOW * WINDOW]).view(-1, WINDOW)
-    loss, tokens = evaluate(Decoder(base), None, Windows(whole[:, :-1], whole[:, 1:]))
+    inputs, targets = whole[:, :-1], whole[:, 1:]
+    loss, tokens = evaluate(Decoder(base), None, Windows(inputs, targets, starts=torch.zeros_like(inputs)))
     print(json.dumps({"unigram": unigram, "bigram": bigram, "packed": loss, "tokens": tokens}))
 
 

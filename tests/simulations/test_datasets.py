@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from fedlora.datasets import DeviceData, find_dataset
 from fedlora.errors import ConfigError, DataError
+from fedlora.examples import text_of
 from fedlora.run_config import DataConfig, Scalar
 from fedlora_simulations.datasets.stdlib import (
     HELD_OUT,
@@ -52,7 +53,7 @@ def test_this_interpreter_has_the_held_out_package(package: str) -> None:
 @pytest.mark.parametrize("package", HELD_OUT)
 def test_a_package_is_split_into_text_to_train_on_and_the_last_tenth_of_each_file(package: str) -> None:
     data = dealt("stdlib", partition(HELD_OUT.index(package)))
-    train, held_out = iter(data.train), iter(data.held_out)
+    train, held_out = map(text_of, data.train), map(text_of, data.held_out)
     for file in package_files(package):
         text = file.read_text(encoding="utf-8")
         if not text:
@@ -195,7 +196,7 @@ def test_files_of_a_device_are_split_and_those_of_others_left_alone(tmp_path: Pa
         (tmp_path / str(number) / "a.txt").write_text("short\n", encoding="utf-8")
         (tmp_path / str(number) / "c.md").write_text("another kind", encoding="utf-8")
     data = dealt("files", partition(1), tmp_path)
-    texts = "".join(data.train) + "".join(data.held_out)
+    texts = "".join(map(text_of, data.train + data.held_out))
     assert sorted(texts.splitlines()) == sorted([*LINES.splitlines(), "device 1", "short"])
     assert data.name == "1"
 
@@ -204,8 +205,9 @@ def test_files_of_a_deployed_device_come_from_its_own_data_path(tmp_path: Path) 
     (tmp_path / "notes.txt").write_text(LINES, encoding="utf-8")
     for place in (tmp_path, tmp_path / "notes.txt"):
         data = dealt("files", {"data-path": str(place)}, "/nowhere")
-        assert data.train[0] + data.held_out[0] == LINES
-        assert 0.1 <= len(data.held_out[0]) / len(LINES) < 0.12
+        (train,), (held_out,) = map(text_of, data.train), map(text_of, data.held_out)
+        assert train + held_out == LINES
+        assert 0.1 <= len(held_out) / len(LINES) < 0.12
 
 
 def test_files_names_a_folder_without_text(tmp_path: Path) -> None:
