@@ -31,7 +31,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.tolerances import TOLERANCE
 
 BOS, EOS = 256, 257
-_VOCAB = 258
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +48,7 @@ class Variant:
     kv_heads: int = 4
     head_dim: int = 8
     layers: int = 2
+    vocab: int = 258
     context: int = 64
     theta: float = 10000.0
     seed: int = 0
@@ -100,10 +100,10 @@ LORAS = {
 Packs = Callable[[Variant], BasePack]
 
 
-def assert_close(got: object, expected: object, dtype: Literal["float32", "float64"] = "float32") -> None:
+def assert_close(got: object, expected: object, dtype: Literal["bfloat16", "float32", "float64"] = "float32") -> None:
     """The largest difference is rounding, as measured by the largest expected value, which is not 0."""
     left, right = (
-        np.asarray(value.detach() if isinstance(value, torch.Tensor) else value) for value in (got, expected)
+        np.asarray(value.detach().double() if isinstance(value, torch.Tensor) else value) for value in (got, expected)
     )
     assert left.shape == right.shape
     scale = float(np.abs(right).max())
@@ -130,7 +130,7 @@ def byte_tokenizer() -> Tokenizer:
 def save_checkpoint(variant: Variant, directory: Path) -> None:
     """A Llama checkpoint as transformers itself saves it, with weights large enough for every one to count."""
     config = LlamaConfig(
-        vocab_size=_VOCAB,
+        vocab_size=variant.vocab,
         hidden_size=variant.hidden,
         intermediate_size=variant.inner,
         num_hidden_layers=variant.layers,
@@ -178,10 +178,10 @@ def made_once(folder: Path) -> Packs:
     return pack
 
 
-def oracle(base: BasePack) -> Any:
-    """transformers' own model over the dequantized weights of a pack, in float32."""
+def oracle(base: BasePack, dtype: torch.dtype = torch.float32) -> Any:
+    """transformers' own model over the dequantized weights of a pack."""
     config = LlamaConfig.from_pretrained(base.directory)
-    model = LlamaForCausalLM._from_config(config, attn_implementation="eager", dtype=torch.float32)
+    model = LlamaForCausalLM._from_config(config, attn_implementation="eager", dtype=dtype)
     modules = base.shape.linear_modules() | base.shape.vocabulary_modules()
     state = {f"{module}.weight": torch.from_numpy(dequantize(base.matrix(module)).copy()) for module in modules}
     state |= {f"{module}.weight": torch.from_numpy(base.norm(module).copy()) for module in base.shape.norm_modules()}
@@ -206,8 +206,13 @@ def read_by_peft(base: BasePack, directory: Path) -> Any:
         return peft.PeftModel.from_pretrained(oracle(base), str(directory)).eval()
 
 
-def peft_oracle(base: BasePack, adapter: Adapter) -> tuple[Any, dict[str, tuple[Any, Any]]]:
-    """PEFT's model with the factors of `adapter`, and {module: (lora_A, lora_B)}, the parameters that it trains."""
+def peft_oracle(
+    base: BasePack, adapter: Adapter, dtype: torch.dtype = torch.float32
+) -> tuple[Any, dict[str, tuple[Any, Any]]]:
+    """PEFT's model with the factors of `adapter`, and {module: (lora_A, lora_B)}, the parameters that it trains.
+
+    `dtype` is the base's; the factors are float32, as PEFT has them by default.
+    """
     config = adapter.config
     theirs = peft.LoraConfig(
         r=config.rank,
@@ -220,7 +225,7 @@ def peft_oracle(base: BasePack, adapter: Adapter) -> tuple[Any, dict[str, tuple[
         bias="none",
     )
     with _pefts_own_warnings():
-        model = peft.get_peft_model(oracle(base), theirs)
+        model = peft.get_peft_model(oracle(base, dtype), theirs)
     parameters = {}
     for module, pair in adapter.pairs.items():
         layer = model.base_model.model.get_submodule(module)

@@ -37,17 +37,18 @@ def train(message: Message, context: Context) -> Message:
 
     def work(device: Device, update: Update) -> RecordDict:
         started = time.monotonic()
-        result = device.train(update.adapter, update.server_round)
+        result, windows = device.train(update.adapter, update.server_round), device.train_windows()
         trained = Update(
             adapter=result.adapter,
             run=update.run,
             server_round=update.server_round,
             base_fingerprint=update.base_fingerprint,
-            num_examples=len(device.train_windows()),
+            num_examples=len(windows),
             metrics={
                 "train_loss": sum(result.losses) / len(result.losses),
                 "tokens": result.tokens,
                 "seconds": time.monotonic() - started,
+                "cut_examples": windows.truncated + windows.skipped,
             },
         )
         data = encode_update(trained, device.config.server.codec)

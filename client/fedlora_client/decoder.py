@@ -1,79 +1,133 @@
-"""A Llama-family decoder over a packed base, with LoRA on any of its linear modules."""
+"""A Llama-family decoder over a packed base with LoRA on any of its linear modules: logits, losses and gradients.
 
-# S sequences, T tokens of each, N = S T rows, H hidden size, V vocabulary
-# Q query heads, K key/value heads, G = Q / K, D head size
+The backward is written by hand. It keeps the input of each block and, of as many blocks as memory allows, what the
+block's backward needs; the other blocks are computed again.
+"""
+
+# S sequences, T tokens of each, N = S T rows, H hidden size, V vocabulary, D head size
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from fedlora.family import EMBEDDING, FINAL_NORM, HEAD, layer_name
+from fedlora.adapter import Adapter
+from fedlora.family import EMBEDDING, FINAL_NORM, HEAD
 from fedlora.pack import BasePack
+from numpy.typing import NDArray
 from torch import Tensor
 
-from fedlora_client.lora import LoraTensors, lora_delta
-from fedlora_client.packed import PackedMatrix, frozen_linear
+from fedlora_client.block import Activations, Batch, Block, Dropout
+from fedlora_client.compute import Compute, choose_compute
+from fedlora_client.head import Head
+from fedlora_client.lora import LoraTensors
+from fedlora_client.packed import PackedMatrix
+from fedlora_client.plain_ops import embedding_rows
+from fedlora_client.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """How a step trades memory for time. It changes no result, but for `chunk_rows` by rounding."""
+
+    kept_blocks: int = 0  # whose activations are kept, not computed again, beside those of the last one
+    chunk_rows: int = 256  # whose logits are held at a time
+
+
+def no_dropout(module: str, rows: int, columns: int) -> Tensor | None:
+    return None
 
 
 class Decoder:
     """The frozen base. It has no state but the mapped weights: any number of threads may share one."""
 
-    def __init__(self, base: BasePack) -> None:
-        self.base = base
-        self.shape = base.shape
-        modules = base.shape.linear_modules() | base.shape.vocabulary_modules()
-        self._matrices = {module: PackedMatrix.view(base.matrix(module)) for module in modules}
-        self._norms = {module: torch.from_numpy(base.norm(module)) for module in base.shape.norm_modules()}
-        self._cos, self._sin = map(torch.from_numpy, base.shape.rotary_table())
+    def __init__(self, base: BasePack, compute: Compute | None = None) -> None:
+        self.base, self.shape = base, base.shape
+        self.compute = compute or choose_compute()
+        device, shape = self.compute.device, base.shape
+        modules = shape.linear_modules() | shape.vocabulary_modules()
+        matrices = {module: PackedMatrix.of(base.matrix(module), device) for module in modules}
+        norms = {module: torch.from_numpy(base.norm(module)).to(device) for module in shape.norm_modules()}
+        self._embedding = matrices[EMBEDDING]
+        self._blocks = [Block(layer, shape, matrices, norms, self.compute.ops) for layer in range(shape.num_layers)]
+        head = matrices[EMBEDDING if shape.tie_word_embeddings else HEAD]
+        self._head = Head(head, norms[FINAL_NORM], shape.rms_norm_eps, self.compute)
+        self._cos, self._sin = (torch.from_numpy(table).to(device) for table in shape.rotary_table())
+
+    def workspace(self) -> Workspace:
+        """For whoever computes: one each."""
+        return Workspace(self.compute.device, self.compute.dtype)
+
+    def lora(self, *adapters: Adapter, head: NDArray[np.float32] | None = None) -> LoraTensors:
+        """The adapters as tensors that train, side by side, and with one of them perhaps a head [V, H]."""
+        return LoraTensors(adapters, self.compute.device, head)
 
     def logits(
         self,
         tokens: Tensor,  # int64 [S, T]
         lora: LoraTensors | None = None,
-    ) -> Tensor:  # float32 [S, T, V]
+        starts: Tensor | None = None,  # int64 [S, T]; None: each sequence is one example
+    ) -> Tensor:  # [S, T, V]
         """The scores of each next token. T is at most the base's `max_positions`."""
-        batch, length = tokens.shape
-        x = self._matrices[EMBEDDING].dequantized(tokens.flatten())
-        for layer in range(self.shape.num_layers):
-            prefix = layer_name(layer)
-            x = x + self._attention(self._norm(x, f"{prefix}.input_layernorm"), prefix, lora, batch, length)
-            x = x + self._mlp(self._norm(x, f"{prefix}.post_attention_layernorm"), prefix, lora)
-        head = EMBEDDING if self.shape.tie_word_embeddings else HEAD
-        return frozen_linear(self._norm(x, FINAL_NORM), self._matrices[head]).view(batch, length, -1)
+        space = self.workspace()
+        x = self._forward(tokens, starts, lora, space)
+        return self._head.logits(x, space, lora).view(*tokens.shape, -1)
 
-    def _linear(self, x: Tensor, module: str, lora: LoraTensors | None) -> Tensor:
-        y = frozen_linear(x, self._matrices[module])
-        factors = lora.modules.get(module) if lora else None
-        return y if factors is None else y + lora_delta(x, factors)
+    def losses(
+        self, tokens: Tensor, targets: Tensor, starts: Tensor, lora: LoraTensors | None, space: Workspace,
+        schedule: Schedule = Schedule(),
+    ) -> Tensor:  # fmt: skip
+        """Nats of each target, float32 [S, T], 0 where it is IGNORED; tokens, targets, starts int64 [S, T]"""
+        x = self._forward(tokens, starts, lora, space)
+        targets = targets.to(self.compute.device)
+        return self._head.losses(x, targets.flatten(), space, schedule.chunk_rows, lora).view(targets.shape)
 
-    def _norm(self, x: Tensor, module: str) -> Tensor:
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.shape.rms_norm_eps) * self._norms[module]
+    def add_gradients(
+        self,
+        tokens: Tensor,  # int64 [S, T]; of C adapters, each has S / C consecutive sequences
+        targets: Tensor,  # int64 [S, T]
+        starts: Tensor,  # int64 [S, T]
+        row_scale: Tensor,  # float32 [S, T]
+        lora: LoraTensors,
+        space: Workspace,
+        schedule: Schedule = Schedule(),
+        dropout: Dropout = no_dropout,
+    ) -> Tensor:  # float32 [S, T]
+        """Add the gradients of sum(row_scale * losses) to those of `lora`; return the losses."""
+        device = self.compute.device
+        rows, hidden = tokens.numel(), self.shape.hidden_size
+        last = self.shape.num_layers - 1  # its backward follows its forward: nothing is computed again
+        first_kept = last - schedule.kept_blocks
+        batch = self._batch(tokens, starts, lora, dropout)
+        inputs = space.get("inputs", self.shape.num_layers + 1, rows, hidden)
+        embedding_rows(self._embedding, tokens.to(device).flatten(), inputs[0])
+        kept: list[Activations] = []
+        for layer, block in enumerate(self._blocks):
+            keep = space.part(f"block {layer}") if first_kept <= layer < last else None
+            kept.append(block.forward(inputs[layer], batch, space, inputs[layer + 1], keep))
+        gradient = space.get("gradient", rows, hidden)
+        targets = targets.to(device)
+        losses = self._head.losses(
+            inputs[-1], targets.flatten(), space, schedule.chunk_rows, lora, gradient, row_scale.to(device).flatten()
+        )
+        for layer, block in reversed(list(enumerate(self._blocks))):
+            x = inputs[layer]
+            activations = kept[layer] if layer >= first_kept else block.forward(x, batch, space, None)
+            block.backward(x, activations, gradient, batch, space, is_last=layer == 0)
+        return losses.view(targets.shape)
 
-    def _attention(self, x: Tensor, prefix: str, lora: LoraTensors | None, batch: int, length: int) -> Tensor:
-        """softmax(q k^T / sqrt(D) + causal mask) v, with rotary positions on q and k; x [N, H] -> [N, H]."""
-        kv_heads, size = self.shape.num_kv_heads, self.shape.head_dim
-        groups = self.shape.num_heads // kv_heads
-        q, k, v = (self._linear(x, f"{prefix}.self_attn.{name}", lora) for name in ("q_proj", "k_proj", "v_proj"))
-        q = self._rotated(q.view(batch, length, kv_heads * groups, size).transpose(1, 2))  # [S, Q, T, D]
-        k = self._rotated(k.view(batch, length, kv_heads, size).transpose(1, 2))  # [S, K, T, D]
-        v = v.view(batch, length, kv_heads, size).transpose(1, 2)  # [S, K, T, D]
-        # The G query heads that share a key head are one longer matrix: keys and values are never copied.
-        q = q.reshape(batch, kv_heads, groups * length, size)
-        scores = (q @ k.transpose(-1, -2) / math.sqrt(size)).view(batch, kv_heads, groups, length, length)
-        future = torch.ones(length, length, dtype=torch.bool).triu(1)
-        weights = scores.masked_fill(future, -math.inf).softmax(-1).view(batch, kv_heads, groups * length, length)
-        mixed = (weights @ v).view(batch, kv_heads * groups, length, size).transpose(1, 2).reshape(batch * length, -1)
-        return self._linear(mixed, f"{prefix}.self_attn.o_proj", lora)
+    def _forward(self, tokens: Tensor, starts: Tensor | None, lora: LoraTensors | None, space: Workspace) -> Tensor:
+        """The input [N, H] of the last norm."""
+        batch = self._batch(tokens, torch.zeros_like(tokens) if starts is None else starts, lora, no_dropout)
+        here, there = (space.get(name, tokens.numel(), self.shape.hidden_size) for name in ("here", "there"))
+        embedding_rows(self._embedding, tokens.to(self.compute.device).flatten(), here)
+        for block in self._blocks:
+            block.forward(here, batch, space, there)
+            here, there = there, here
+        return here
 
-    def _rotated(self, x: Tensor) -> Tensor:
-        """Rotary positions in the half-split form (Su et al., arXiv:2104.09864); x [S, heads, T, D]."""
-        cos, sin = self._cos[: x.shape[2]], self._sin[: x.shape[2]]  # [T, D / 2]
-        first, second = x.chunk(2, -1)
-        return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
-
-    def _mlp(self, x: Tensor, prefix: str, lora: LoraTensors | None) -> Tensor:
-        gate = self._linear(x, f"{prefix}.mlp.gate_proj", lora)
-        up = self._linear(x, f"{prefix}.mlp.up_proj", lora)
-        return self._linear(F.silu(gate) * up, f"{prefix}.mlp.down_proj", lora)
+    def _batch(self, tokens: Tensor, starts: Tensor, lora: LoraTensors | None, dropout: Dropout) -> Batch:
+        starts = starts.to(self.compute.device)
+        positions = (torch.arange(tokens.shape[1], device=starts.device) - starts).flatten()
+        return Batch(starts.contiguous(), (self._cos[positions], self._sin[positions]), lora, dropout)

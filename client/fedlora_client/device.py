@@ -5,20 +5,25 @@ from __future__ import annotations
 import threading
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from fedlora.adapter import Adapter
 from fedlora.datasets import DeviceData, find_dataset
 from fedlora.errors import AdapterMismatchError, ConfigError
-from fedlora.pack import open_pack
+from fedlora.examples import Chat, Example, size_bytes
+from fedlora.pack import BasePack, open_pack
 from fedlora.run_config import DataConfig, RunConfig, Scalar
 from fedlora.update import Update
-from tokenizers import Tokenizer
 
+from fedlora_client.chat_template import load_chat_template
+from fedlora_client.compute import Compute, choose_compute
 from fedlora_client.decoder import Decoder
-from fedlora_client.trainer import TrainResult, evaluate, train
+from fedlora_client.trainer import Saving, TrainResult, evaluate, train
+from fedlora_client.training import Span
 from fedlora_client.windows import Windows, load_tokenizer, make_windows
 
 
@@ -26,12 +31,20 @@ class Device:
     """One device's view of one run."""
 
     def __init__(self, config: RunConfig, node: Mapping[str, Scalar]) -> None:
-        """`node` is the device's own configuration; its `base` overrides the run's."""
-        self.config = config
+        """`node` is the device's own configuration; its `base` and `memory-mb` override the run's.
+
+        With a `state-path`, a directory, a round that the device did not live to finish goes on where it was saved.
+        """
+        memory_mb = node.get("memory-mb", config.train.memory_mb)
+        if type(memory_mb) is not int:
+            raise ConfigError(f"memory-mb in the node's configuration must be an integer, got {memory_mb!r}")
+        self.config = replace(config, train=replace(config.train, memory_mb=memory_mb))
         self._key = (config.data, tuple(sorted(node.items())))
         self._data = _data(*self._key)
         self._base = str(node.get("base") or config.base)
-        self.decoder, _ = _opened(self._base)
+        self._state_path = Path(str(node["state-path"])) if node.get("state-path") else None
+        compute = choose_compute(config.train.compute, config.train.kernels, config.train.device)
+        self.decoder = _opened(self._base, compute)
 
     @property
     def name(self) -> str:
@@ -44,14 +57,22 @@ class Device:
     def train(self, adapter: Adapter, server_round: int) -> TrainResult:
         """One round of training from `adapter`. The same seed, device and round give the same result."""
         generator = np.random.default_rng([self.config.seed, server_round, zlib.crc32(self.name.encode())])
-        return train(self.decoder, adapter, self.train_windows(), self.config.train, generator)
+        steps, rounds = self.config.train.steps, self.config.server.rounds
+        span = Span((server_round - 1) * steps, rounds * steps)
+        return train(
+            self.decoder, adapter, self.train_windows(), self.config.train, generator,
+            span=span, saving=self._saving(server_round),
+        )  # fmt: skip
 
     def evaluate(self, adapter: Adapter | None) -> tuple[float, int]:
         """(nats per token, tokens) of the held-out text."""
-        return evaluate(self.decoder, adapter, self._windows("held_out"))
+        return evaluate(self.decoder, adapter, self.held_out_windows())
 
     def train_windows(self) -> Windows:
         return self._windows("train")
+
+    def held_out_windows(self) -> Windows:
+        return self._windows("held_out")
 
     def check(self, update: Update) -> None:
         """Raise AdapterMismatchError unless the update is for this device's base."""
@@ -64,6 +85,16 @@ class Device:
         update.adapter.check_finite(f"device {self.name}")
         update.adapter.check_fits(mine.shape.linear_modules(), f"device {self.name}")
 
+    def _saving(self, server_round: int) -> Saving | None:
+        """Where this round's training is saved; what earlier rounds left is of no use any more."""
+        if self._state_path is None:
+            return None
+        mine = self._state_path / f"{zlib.crc32(self.name.encode()):08x}-round-{server_round:04d}.safetensors"
+        for other in self._state_path.glob(f"{mine.name[:8]}-round-*.safetensors"):
+            if other != mine:
+                other.unlink(missing_ok=True)
+        return Saving(file=mine)
+
     def _windows(self, part: Literal["train", "held_out"]) -> Windows:
         return _tokenized(*self._key, self._base, self.config.train.sequence_length, part)
 
@@ -71,25 +102,34 @@ class Device:
 _opening = threading.Lock()
 
 
-def _opened(base: str) -> tuple[Decoder, Tokenizer]:
+def _opened(base: str, compute: Compute) -> Decoder:
     """The base, opened once: devices of a simulation begin at the same moment."""
     with _opening:
-        return _open(base)
+        return _open(base, compute)
 
 
 @lru_cache(maxsize=4)
-def _open(base: str) -> tuple[Decoder, Tokenizer]:
-    pack = open_pack(base)
-    return Decoder(pack), load_tokenizer(pack.directory)
+def _open(base: str, compute: Compute) -> Decoder:
+    return Decoder(_pack(base), compute)
+
+
+@lru_cache(maxsize=4)
+def _pack(base: str) -> BasePack:
+    return open_pack(base)
 
 
 @lru_cache(maxsize=1024)
 def _tokenized(
     config: DataConfig, node: tuple[tuple[str, Scalar], ...], base: str, length: int, part: Literal["train", "held_out"]
 ) -> Windows:
-    data, (decoder, tokenizer) = _data(config, node), _opened(base)
-    texts, what = (data.train, "training") if part == "train" else (data.held_out, "held-out")
-    return make_windows(texts, tokenizer, decoder.shape, length, f"device {data.name}: {what} text")
+    data, pack = _data(config, node), _pack(base)
+    examples, what = (data.train, "training") if part == "train" else (data.held_out, "held-out")
+    # A base's chat template is read by those who have chats: a damaged one is nobody else's error.
+    chats = any(isinstance(example, Chat) for example in examples)
+    template = load_chat_template(pack.directory) if chats else None
+    where = f"device {data.name}: {what} text"
+    tokenizer = load_tokenizer(pack.directory)
+    return make_windows(examples, tokenizer, pack.shape, length, where, chat_template=template)
 
 
 @lru_cache(maxsize=1024)
@@ -102,13 +142,19 @@ def _data(config: DataConfig, node: tuple[tuple[str, Scalar], ...]) -> DeviceDat
     return DeviceData(name=data.name, train=_cut(data.train, config.max_bytes), held_out=data.held_out)
 
 
-def _cut(texts: tuple[str, ...], size_bytes: int) -> tuple[str, ...]:
-    """The first `size_bytes` of the texts, without half a character at the end."""
-    kept: list[str] = []
-    for text in texts:
-        part = text.encode()[:size_bytes].decode(errors="ignore")
-        kept += [part] if part else []
-        size_bytes -= len(text.encode())
-        if size_bytes <= 0:
+def _cut(examples: tuple[Example, ...], limit_bytes: int) -> tuple[Example, ...]:
+    """The first `limit_bytes` of the examples: text without half a character at its end, records whole, at least one."""
+    kept: list[Example] = []
+    for example in examples:
+        size = size_bytes(example)
+        if size <= limit_bytes:
+            kept.append(example)
+        elif isinstance(example, str):
+            part = example.encode()[:limit_bytes].decode(errors="ignore")
+            kept += [part] if part else []
+        elif not kept:
+            kept.append(example)
+        limit_bytes -= size
+        if limit_bytes <= 0:
             break
     return tuple(kept)

@@ -8,8 +8,8 @@ from fedlora.adapter import Adapter
 from fedlora.pack import BasePack
 from numpy.typing import NDArray
 
+from fedlora_client.compute import choose_compute
 from fedlora_client.decoder import Decoder
-from fedlora_client.lora import LoraTensors
 
 
 def logits(
@@ -17,7 +17,6 @@ def logits(
     tokens: NDArray[np.int64],  # [S, T]
     adapter: Adapter | None,
 ) -> NDArray[np.float32]:  # [S, T, V]
-    """What torch computes on the packed base, in float32."""
-    lora = None if adapter is None else LoraTensors.of(adapter)
-    with torch.no_grad():
-        return Decoder(base).logits(torch.from_numpy(tokens), lora).numpy()
+    """What torch computes on the packed base, in float32 on the CPU."""
+    decoder = Decoder(base, choose_compute("float32", device="cpu"))
+    return decoder.logits(torch.from_numpy(tokens), None if adapter is None else decoder.lora(adapter)).numpy()

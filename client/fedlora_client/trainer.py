@@ -1,32 +1,64 @@
-"""Train an adapter on a device's windows, and measure one."""
+"""Train adapters on a device's windows, and measure one."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from fedlora.adapter import Adapter
-from fedlora.errors import DataError
 from fedlora.run_config import TrainConfig
+from numpy.typing import NDArray
 
-from fedlora_client.decoder import Decoder
-from fedlora_client.lora import LoraTensors
-from fedlora_client.windows import IGNORED, Windows
-
-_EVALUATION_BATCH = 16
+from fedlora_client.budget import EFFICIENT_ROWS, Memory, Plan, plan_step
+from fedlora_client.decoder import Decoder, Schedule
+from fedlora_client.memory import available_bytes, give_back_freed, resident_bytes
+from fedlora_client.training import Span, Training, mean_loss
+from fedlora_client.training_state import Progress, identity_of, restore_state, write_state
+from fedlora_client.windows import Windows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainResult:
     """What one stretch of training gave."""
 
-    adapter: Adapter
+    adapter: Adapter  # where it was evaluated: the one with the least loss
     losses: tuple[float, ...]  # nats per token, one per step
     tokens: int  # that were trained on
+    evaluations: tuple[tuple[int, float], ...] = ()  # (steps done, held-out loss)
+    head: NDArray[np.float32] | None = None  # [V, H], where it was trained too
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Measure while training, keep the best, and stop when it gets no better."""
+
+    windows: Windows  # held out
+    every: int  # steps; and before the first, and after the last
+    patience: int = 0  # evaluations in a row that are no better, after which the training ends; 0: it never does
+
+    def is_over(self, evaluations: Sequence[tuple[int, float]]) -> bool:
+        losses = [loss for _, loss in evaluations]
+        return bool(self.patience and losses) and len(losses) - 1 - losses.index(min(losses)) >= self.patience
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saving:
+    """Where the state of a training is kept while it runs, and how often it is written."""
+
+    file: Path
+    every: int = 20  # steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watcher:
+    """Who is told how a training goes."""
+
+    on_plan: Callable[[Plan], None] = lambda plan: None
+    on_step: Callable[[int, float], None] = lambda step, loss: None  # step from 0, nats per token
+    on_evaluation: Callable[[int, float], None] = lambda steps, loss: None
 
 
 def train(
@@ -35,49 +67,106 @@ def train(
     windows: Windows,
     config: TrainConfig,
     generator: np.random.Generator,  # orders the windows
-    on_step: Callable[[int, float], None] = lambda step, loss: None,
+    watcher: Watcher = Watcher(),
+    *,
+    span: Span | None = None,
+    saving: Saving | None = None,
+    evaluation: Evaluation | None = None,
+    head: NDArray[np.float32] | None = None,  # [V, H], to train in place of the base's
 ) -> TrainResult:
-    """Return `adapter` after `config.steps` steps of AdamW on A and B. Raises DataError where the loss is not finite."""
-    lora = LoraTensors.of(adapter, trainable=True)
-    parameters = lora.parameters()
-    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
-    losses: list[float] = []
-    tokens = 0
-    for step, rows in enumerate(_batches(len(windows), config, generator)):
-        targets = windows.targets[rows].flatten()
-        logits = decoder.logits(windows.inputs[rows], lora)
-        loss = F.cross_entropy(logits.flatten(0, 1), targets, ignore_index=IGNORED)
-        losses.append(loss.item())
-        if not math.isfinite(losses[-1]):
-            raise DataError(f"step {step + 1}: the loss is {losses[-1]}; lower train.lr ({config.lr})")
-        loss.backward()  # type: ignore[no-untyped-call]
-        if config.max_grad_norm:
-            torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        tokens += int((targets != IGNORED).sum())
-        on_step(step, losses[-1])
-    return TrainResult(adapter=lora.adapter(), losses=tuple(losses), tokens=tokens)
+    """Return `adapter` after `config.steps` steps of AdamW on A and B.
+
+    With `saving`, a training that finds its own state goes on from it, with the result, bit for bit, of one that was
+    never stopped; the state is removed at the end. Raises DataError where the loss is not finite, ConfigError where
+    memory does not suffice or the state is another training's.
+    """
+    plan = plan_training(decoder, adapter, config, head_bytes=0 if head is None else head.nbytes)
+    watcher.on_plan(plan)
+    span = span or Span(0, config.steps)
+    identity = identity_of(decoder, adapter, windows, config, generator, plan, span, head) if saving else ""
+    training = Training(decoder, [adapter], [windows], config, [generator], plan, span, head)
+    progress = Progress()
+    if saving and saving.file.exists():
+        progress = restore_state(saving.file, identity, training)
+    if evaluation and not progress.evaluations:
+        _evaluate(evaluation, training, progress)
+        watcher.on_evaluation(*progress.evaluations[-1])
+    while training.step < config.steps and not (evaluation and evaluation.is_over(progress.evaluations)):
+        (step,) = training.run_step()
+        progress.losses.append(step.loss)
+        progress.tokens += step.tokens
+        watcher.on_step(training.step - 1, step.loss)
+        is_last = training.step == config.steps
+        if evaluation and (is_last or training.step % evaluation.every == 0):
+            _evaluate(evaluation, training, progress)
+            watcher.on_evaluation(*progress.evaluations[-1])
+        if saving and training.step % saving.every == 0 and not is_last:
+            write_state(saving.file, identity, training, progress)
+    if saving:
+        saving.file.unlink(missing_ok=True)
+    if progress.best:
+        for flat, best in zip(training.lora.flats, progress.best, strict=True):
+            flat.value.copy_(best)
+    return TrainResult(
+        adapter=training.lora.adapter(),
+        losses=tuple(progress.losses),
+        tokens=progress.tokens,
+        evaluations=tuple(progress.evaluations),
+        head=training.lora.head(),
+    )
 
 
-@torch.no_grad()
+def _evaluate(evaluation: Evaluation, training: Training, progress: Progress) -> None:
+    loss = training.loss_on(evaluation.windows)
+    if all(loss < earlier for _, earlier in progress.evaluations):
+        progress.best = [flat.value.clone() for flat in training.lora.flats]
+    progress.evaluations.append((training.step, loss))
+
+
+def train_stack(
+    decoder: Decoder,
+    adapters: Sequence[Adapter],
+    windows: Sequence[Windows],
+    config: TrainConfig,
+    generators: Sequence[np.random.Generator],
+) -> list[TrainResult]:
+    """What `train` gives for each adapter, in one pass through the base for all: a lever for a GPU."""
+    plan = plan_training(decoder, max(adapters, key=lambda adapter: adapter.size_bytes), config, len(adapters))
+    training = Training(decoder, adapters, windows, config, generators, plan, Span(0, config.steps))
+    steps = [training.run_step() for _ in range(config.steps)]
+    return [
+        TrainResult(
+            adapter=training.lora.adapter(number),
+            losses=tuple(step[number].loss for step in steps),
+            tokens=sum(step[number].tokens for step in steps),
+        )
+        for number in range(len(adapters))
+    ]
+
+
+def plan_training(
+    decoder: Decoder, adapter: Adapter, config: TrainConfig, adapters: int = 1, head_bytes: int = 0
+) -> Plan:
+    """The plan for `adapters` of the size of `adapter`, by what this process takes and what the machine has left."""
+    give_back_freed()
+    # Values, gradients, two moments, the best values so far, and the result.
+    coming = 6 * (adapters * adapter.size_bytes + head_bytes)
+    device = decoder.compute.device
+    if device.type == "cuda":
+        memory = Memory(
+            resident=torch.cuda.memory_allocated(device), coming=coming, free=torch.cuda.mem_get_info(device)[0]
+        )
+    else:
+        base = decoder.base.weights.path.stat().st_size  # mapped: its pages become resident as they are read
+        memory = Memory(resident=resident_bytes(), coming=coming + base, free=available_bytes())
+    return plan_step(
+        decoder.shape, config, max(pair.rank for pair in adapter.pairs.values()), decoder.compute.dtype,
+        memory, adapters,
+    )  # fmt: skip
+
+
 def evaluate(decoder: Decoder, adapter: Adapter | None, windows: Windows) -> tuple[float, int]:
     """(mean nats per token, tokens) over all windows; adapter None measures the base."""
-    lora = None if adapter is None else LoraTensors.of(adapter)
-    total, tokens = 0.0, 0
-    for start in range(0, len(windows), _EVALUATION_BATCH):
-        rows = slice(start, start + _EVALUATION_BATCH)
-        logits, targets = decoder.logits(windows.inputs[rows], lora), windows.targets[rows]
-        total += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum").item()
-        tokens += int((targets != IGNORED).sum())
-    return total / tokens, tokens
-
-
-def _batches(count: int, config: TrainConfig, generator: np.random.Generator) -> Iterator[torch.Tensor]:
-    """`config.steps` batches of window numbers: one shuffled pass after another, cut into batches."""
-    order: list[int] = []
-    for _ in range(config.steps):
-        while len(order) < config.batch_size:
-            order += generator.permutation(count).tolist()
-        yield torch.tensor(order[: config.batch_size])
-        del order[: config.batch_size]
+    lora = None if adapter is None else decoder.lora(adapter)
+    size = max(1, EFFICIENT_ROWS // windows.inputs.shape[1])
+    return mean_loss(decoder, lora, windows, decoder.workspace(), size, Schedule())

@@ -37,6 +37,11 @@ _REFUSED = {
 _PLAIN_INITIALIZATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
+def saved_name(module: str) -> str:
+    """The tensor of a module of `modules_to_save`."""
+    return f"{_PREFIX}{module}.weight"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeftDirectory:
     """What a PEFT directory holds."""
@@ -86,8 +91,14 @@ def read_peft(directory: Path) -> PeftDirectory:
     )
 
 
-def write_peft(directory: Path, content: PeftDirectory, *, base_name: str | None = None) -> None:
-    """Write an adapter so that PEFT, and `read_peft`, read it back equal. The directory appears whole or not at all."""
+def write_peft(
+    directory: Path, content: PeftDirectory, *, base_name: str | None = None, texts: Mapping[str, str] | None = None,
+    replace: bool = False,
+) -> None:  # fmt: skip
+    """Write an adapter so that PEFT, and `read_peft`, read it back equal. The directory appears whole or not at all.
+
+    `texts` are further files, {name: content}; `replace` another adapter that is there. Raises ConfigError.
+    """
     adapter = content.adapter
     config = _config_to_write(content, base_name)
     arrays = dict(_named_factors(adapter, content.dtype)) | dict(content.saved_modules)
@@ -99,7 +110,9 @@ def write_peft(directory: Path, content: PeftDirectory, *, base_name: str | None
     def fill(plan: TensorPlan) -> Iterator[NDArray[Any]]:
         yield arrays[plan.name][1]
 
-    with whole_directory(directory) as aside:
+    with whole_directory(directory, replace=CONFIG if replace else None) as aside:
+        for name, text in (texts or {}).items():
+            (aside / name).write_text(text, encoding="utf-8")
         (aside / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         write_tensor_file(aside / WEIGHTS, plans, fill, metadata)
 
@@ -192,6 +205,10 @@ def _by_module(pattern: Mapping[str, Any], modules: list[str]) -> dict[str, Any]
 def _config_to_write(content: PeftDirectory, base_name: str | None) -> dict[str, Any]:
     """adapter_config.json as it was read, unless the adapter is no longer the one that it describes."""
     adapter, fresh = content.adapter, _config_of(content.adapter.config, base_name)
+    if content.saved_modules:
+        fresh["modules_to_save"] = sorted(
+            {name.removesuffix(".weight").rsplit(".", 1)[-1] for name in content.saved_modules}
+        )
     if not content.config:
         return fresh
     described = _lora_config(content.config, list(adapter.pairs))

@@ -56,6 +56,11 @@ class Rounds:
         self._grid, self._config, self._base, self._run = grid, config, base, run
         self._labels: dict[int, str] = {}  # of nodes, in the order in which they first answered
         self._method = find_method(config.server.method)
+        if config.lora.modules_to_save:
+            raise ConfigError(
+                f"lora.modules_to_save ({', '.join(config.lora.modules_to_save)}) is for a device alone (fedlora train): "
+                "an update carries A and B only; leave it out"
+            )
         length, context = config.train.sequence_length, base.shape.max_positions
         if length > context:
             raise ConfigError(f"train.sequence_length is {length}; the base's context is {context} tokens")

@@ -12,7 +12,10 @@ from typing import Literal
 
 from fedlora.datasets import find_dataset
 from fedlora.errors import ConfigError, DataError
+from fedlora.examples import text_of
 from fedlora.run_config import RunConfig
+from fedlora_client.compute import choose_compute
+from fedlora_client.kernels.native_ops import NativeOps
 from fedlora_server.run_directory import read_metrics
 from rich.console import Console
 from rich.logging import RichHandler
@@ -35,6 +38,7 @@ def simulate(config: RunConfig, engine: Engine, workers: int, console: Console) 
     if not config.output:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         config = dataclasses.replace(config, output=str(Path("runs", f"{config.name}-{stamp}").absolute()))
+    config = _settled(config)
     if engine == "flower":
         run_on_flower(config, workers=workers)
     else:
@@ -44,6 +48,16 @@ def simulate(config: RunConfig, engine: Engine, workers: int, console: Console) 
     run = Path(config.output)
     write_report(run)
     return run
+
+
+def _settled(config: RunConfig) -> RunConfig:
+    """What the devices would each choose for this machine, chosen once: the run's configuration then tells it."""
+    train = config.train
+    compute = choose_compute(train.compute, train.kernels, train.device)
+    dtype = str(compute.dtype).removeprefix("torch.")
+    kernels = "on" if isinstance(compute.ops, NativeOps) else "off"
+    settled = dataclasses.replace(train, compute=dtype, kernels=kernels, device=str(compute.device))
+    return dataclasses.replace(config, train=settled)
 
 
 @contextmanager
@@ -64,8 +78,8 @@ def _check_devices(config: RunConfig) -> None:
     for partition in range(devices):
         data = dataset(config.data, {"partition-id": partition, "num-partitions": devices})
         needed = {"training": data.train} | ({"held-out": data.held_out} if config.server.evaluate else {})
-        for part, texts in needed.items():
-            if not any(text.strip() for text in texts):
+        for part, examples in needed.items():
+            if not any(text_of(example).strip() for example in examples):
                 raise DataError(
                     f"device {data.name} (partition {partition}) has no {part} text; leave it out of the scenario"
                 )

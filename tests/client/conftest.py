@@ -1,10 +1,14 @@
-"""Packs of tiny models, each made once."""
+"""Packs of tiny models, each made once, and what computes on them."""
 
 from __future__ import annotations
 
 import pytest
 from fedlora.pack import BasePack
+from fedlora_client.compute import Compute, choose_compute, native_ops
 from fedlora_client.decoder import Decoder
+from fedlora_client.kernels.native_ops import NativeOps
+from fedlora_client.ops import Ops
+from fedlora_client.plain_ops import PlainOps
 
 from tests.models import DEFAULT, Packs, made_once
 
@@ -22,5 +26,21 @@ def base(packs: Packs) -> BasePack:
 
 
 @pytest.fixture(scope="session")
-def decoder(base: BasePack) -> Decoder:
-    return Decoder(base)
+def compute() -> Compute:
+    """float32, with the kernels: there is a C compiler wherever these tests run."""
+    return choose_compute("float32", "on", "cpu")
+
+
+@pytest.fixture(scope="session")
+def decoder(base: BasePack, compute: Compute) -> Decoder:
+    return Decoder(base, compute)
+
+
+@pytest.fixture(params=["plain", "native"])
+def ops(request: pytest.FixtureRequest) -> Ops:
+    """Each implementation of the operations."""
+    if request.param == "plain":
+        return PlainOps()
+    found = native_ops()
+    assert isinstance(found, NativeOps), found
+    return found

@@ -104,7 +104,7 @@ def test_a_train_reply_is_an_update_of_the_same_run_round_and_base(
     assert got.metrics.keys() == {"train_loss", "tokens", "seconds"}
     # 18 of 20 lines are for training; each of their bytes is a target once, in windows of 16.
     device = device_of(config)
-    train_tokens = len(device.data.train[0].encode())
+    train_tokens = device.data.train_bytes
     assert got.num_examples == -(-train_tokens // 16) == len(device.train_windows())
     assert got.metrics["tokens"] == 2 * 2 * 16
     assert reply.content.config_records["device"]["device"] == "kitchen"

@@ -1,94 +1,101 @@
-from __future__ import annotations
+"""Packed weights as tensors: rows by number, every matrix of a pack, and products with LoRA beside them."""
 
-from typing import Any
+# N rows, I in features, O out features
+
+from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from fedlora.adapter import Adapter, LoraPair
+from fedlora.lora import LoraConfig
 from fedlora.quantize import QuantizedMatrix, dequantize, quantize
-from fedlora_client.packed import PackedMatrix, frozen_linear
+from fedlora_client.linear import Linear
+from fedlora_client.lora import LoraTensors
+from fedlora_client.ops import Ops
+from fedlora_client.packed import PackedMatrix
+from fedlora_client.plain_ops import embedding_rows
+from fedlora_client.workspace import Workspace
 
 from tests.models import VARIANTS, Packs, assert_close
 
-SHAPES = [(5, 32), (7, 64), (3, 172), (4, 33), (6, 160)]  # whole blocks, a padded last one, odd and even counts of them
+CPU = torch.device("cpu")
 
 
 def quantized(rows: int, columns: int, bits: int, block_size: int, symmetric: bool) -> QuantizedMatrix:
     weight = np.random.default_rng(rows * columns).normal(0, 1, (rows, columns)).astype(np.float32)
-    weight[0] = 0  # a row of zeros has a scale of 0
     return quantize(weight, bits=bits, block_size=block_size, symmetric=symmetric)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("block_size", [32, 64])
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_dequantized_equals_the_numpy_reference_bit_for_bit(
-    shape: tuple[int, int], bits: int, block_size: int, symmetric: bool
+def test_gathered_rows_are_those_of_the_whole_matrix_bit_for_bit(
+    bits: int, symmetric: bool, dtype: torch.dtype
 ) -> None:
-    matrix = quantized(*shape, bits, block_size, symmetric)
-    got = PackedMatrix.view(matrix).dequantized().numpy()
-    assert got.dtype == np.float32
-    assert np.array_equal(got, dequantize(matrix))
-
-
-@pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("bits", [4, 8])
-def test_gathered_rows_are_those_of_the_whole_matrix_bit_for_bit(bits: int, symmetric: bool) -> None:
     matrix = quantized(9, 172, bits, 32, symmetric)
-    rows = np.array([3, 0, 8, 3, 3, 5])  # out of order and repeated, as tokens are
-    got = PackedMatrix.view(matrix).dequantized(torch.from_numpy(rows)).numpy()
-    assert np.array_equal(got, dequantize(matrix)[rows])
-    assert np.array_equal(PackedMatrix.view(matrix).dequantized(slice(2, 5)).numpy(), dequantize(matrix)[2:5])
+    rows = torch.tensor([3, 0, 8, 3, 3, 5])  # out of order and repeated, as tokens are
+    out = torch.zeros(6, 172, dtype=dtype)
+    embedding_rows(PackedMatrix.of(matrix, CPU), rows, out)
+    assert torch.equal(out, torch.from_numpy(dequantize(matrix)[rows.numpy()]).to(dtype))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_matrix_of_a_pack_is_read_bit_for_bit(packs: Packs, variant: str) -> None:
+def test_every_matrix_of_a_pack_is_read_bit_for_bit(packs: Packs, ops: Ops, variant: str) -> None:
     pack = packs(VARIANTS[variant])
-    for module in pack.shape.linear_modules() | pack.shape.vocabulary_modules():
-        matrix = pack.matrix(module)
-        assert np.array_equal(PackedMatrix.view(matrix).dequantized().numpy(), dequantize(matrix)), module
+    for module, shape in (pack.shape.linear_modules() | pack.shape.vocabulary_modules()).items():
+        matrix, out = pack.matrix(module), torch.zeros(shape)
+        ops.dequantize(PackedMatrix.of(matrix, CPU), 0, shape[0], out)
+        assert np.array_equal(out.numpy(), dequantize(matrix)), module
 
 
-def test_dequantizing_leaves_the_packed_codes_as_they_were() -> None:
+def test_dequantizing_leaves_the_packed_codes_as_they_were(ops: Ops) -> None:
     matrix = quantized(6, 64, 8, 32, symmetric=False)
-    before = matrix.qweight.copy(), matrix.scales.copy()
-    packed = PackedMatrix.view(matrix)
-    packed.dequantized().add_(1)
-    packed.dequantized(torch.tensor([1, 2])).add_(1)
-    assert np.array_equal(matrix.qweight, before[0])
-    assert np.array_equal(matrix.scales, before[1])
+    assert matrix.zeros is not None
+    before = matrix.qweight.copy(), matrix.scales.copy(), matrix.zeros.copy()
+    packed, out = PackedMatrix.of(matrix, CPU), torch.zeros(6, 64)
+    ops.dequantize(packed, 0, 6, out)
+    out.add_(1)
+    embedding_rows(packed, torch.tensor([1, 2]), out[:2])
+    for now, then in zip((matrix.qweight, matrix.scales, matrix.zeros), before, strict=True):
+        assert np.array_equal(now, then)
+
+
+def test_a_packed_matrix_shares_the_memory_of_the_mapped_one() -> None:
+    matrix = quantized(6, 64, 4, 32, symmetric=True)
+    packed = PackedMatrix.of(matrix, CPU)
+    assert packed.qweight.data_ptr() == matrix.qweight.ctypes.data
+    assert (packed.out_features, packed.in_features, packed.block_size) == (6, 64, 32)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [4, 8])
-def test_frozen_linear_and_its_gradient_equal_the_dense_product(bits: int, symmetric: bool) -> None:
+def test_a_linear_module_and_its_gradient_equal_the_dense_product(ops: Ops, bits: int, symmetric: bool) -> None:
     matrix = quantized(7, 172, bits, 32, symmetric)
+    linear, space = Linear("m", PackedMatrix.of(matrix, CPU), ops), Workspace(CPU, torch.float32)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(5, 172, generator=generator, requires_grad=True)
-    upstream = torch.randn(5, 7, generator=generator)
-    y = frozen_linear(x, PackedMatrix.view(matrix))
-    y.backward(upstream)  # type: ignore[no-untyped-call]
+    x, dy, residual = (torch.randn(5, size, generator=generator) for size in (172, 7, 7))
+    y, dx = torch.zeros(5, 7), torch.ones(5, 172)
     dense = dequantize(matrix).astype(np.float64)
-    assert_close(y, x.detach().numpy() @ dense.T)
-    assert_close(x.grad, upstream.numpy() @ dense)
+    linear.forward(x, None, None, space, y)
+    assert_close(y, x.numpy() @ dense.T)
+    linear.forward(x, None, None, space, y, residual)
+    assert_close(y, residual.numpy() + x.numpy() @ dense.T)
+    linear.backward(x, None, dy, None, space, dx)
+    assert_close(dx, dy.numpy() @ dense)
+    linear.backward(x, None, dy, None, space, dx, add=True)
+    assert_close(dx, 2 * dy.numpy() @ dense)
 
 
-def test_frozen_linear_keeps_no_tensor_for_the_backward() -> None:
-    kept: list[torch.Tensor] = []
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept.append(tensor)
-        return tensor
-
-    def unpack(saved: Any) -> torch.Tensor:
-        assert isinstance(saved, torch.Tensor)
-        return saved
-
-    x = torch.ones(3, 64, requires_grad=True)
-    packed = PackedMatrix.view(quantized(4, 64, 4, 32, symmetric=True))
-    with torch.autograd.graph.saved_tensors_hooks(keep, unpack):
-        frozen_linear(x, packed).sum().backward()  # type: ignore[no-untyped-call]
-        assert kept == []
-        (x @ torch.ones(64, 4)).sum()
-    assert len(kept) == 1  # the hook does see what a plain product keeps
+def test_lora_beside_a_weight_is_the_scaled_dense_product(ops: Ops) -> None:
+    matrix = quantized(7, 172, 4, 32, symmetric=True)
+    generator = np.random.default_rng(1)
+    lora_A, lora_B = (generator.normal(size=shape).astype(np.float32) for shape in ((3, 172), (7, 3)))
+    factors = LoraTensors([Adapter(LoraConfig(rank=3, alpha=0.75), {"m": LoraPair(lora_A, lora_B)})], CPU).modules["m"]
+    linear, space = Linear("m", PackedMatrix.of(matrix, CPU), ops), Workspace(CPU, torch.float32)
+    x, y = torch.full((5, 172 + 4), 9.0), torch.zeros(5, 7)  # one extra column more than this module needs
+    x[:, :172] = torch.randn(5, 172, generator=torch.Generator().manual_seed(0))
+    seen = x[:, :172].double().numpy()
+    linear.forward(x, linear.inner(x, factors, space), factors, space, y)
+    merged = dequantize(matrix) + 0.25 * lora_B.astype(np.float64) @ lora_A.astype(np.float64)
+    assert_close(y, seen @ merged.T)

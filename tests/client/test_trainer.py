@@ -1,3 +1,5 @@
+"""Training on a device's windows: what is read, what AdamW makes of it, and what is never touched."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -14,48 +16,29 @@ from fedlora.adapter import Adapter
 from fedlora.errors import DataError
 from fedlora.pack import BasePack, open_pack
 from fedlora.run_config import TrainConfig
+from fedlora_client.compute import Compute
 from fedlora_client.decoder import Decoder
-from fedlora_client.lora import LoraTensors
-from fedlora_client.trainer import evaluate, train
-from fedlora_client.windows import IGNORED, Windows, make_windows
+from fedlora_client.trainer import Watcher, evaluate, train
+from fedlora_client.windows import IGNORED, Windows
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tests.models import ALL_RANKS, VARIANTS, Packs, assert_close, byte_tokenizer, peft_oracle, random_adapter
+from tests.models import ALL_RANKS, VARIANTS, Packs, assert_close, peft_oracle, random_adapter
+from tests.train_cases import TEXT, assert_equal_bits, factors_of, windows_of
 
 CONFIG = TrainConfig(steps=4, batch_size=3, sequence_length=12, lr=3e-3, max_grad_norm=0.0)
-TEXT = "the quick brown fox jumps over the lazy dog. "
-
-
-def windows_of(base: BasePack, text: str = TEXT * 3, length: int = 12) -> Windows:
-    return make_windows([text], byte_tokenizer(), base.shape, length, "test")
-
-
-def factors_of(adapter: Adapter) -> dict[str, NDArray[np.float32]]:
-    """{tensor name: value}"""
-    return {
-        f"{module}.{name}": getattr(pair, name)
-        for module, pair in adapter.pairs.items()
-        for name in ("lora_A", "lora_B")
-    }
-
-
-def assert_equal_bits(left: Adapter, right: Adapter) -> None:
-    mine, theirs = factors_of(left), factors_of(right)
-    assert mine.keys() == theirs.keys()
-    assert all(np.array_equal(mine[name], theirs[name]) for name in mine)
 
 
 class Recording(Decoder):
-    """A decoder that remembers what it was asked to read."""
+    """A decoder that remembers what it was asked to learn from."""
 
-    def __init__(self, base: BasePack) -> None:
-        super().__init__(base)
+    def __init__(self, base: BasePack, compute: Compute) -> None:
+        super().__init__(base, compute)
         self.batches: list[Tensor] = []
 
-    def logits(self, tokens: Tensor, lora: LoraTensors | None = None) -> Tensor:
+    def add_gradients(self, tokens: Tensor, *others: Any) -> Tensor:
         self.batches.append(tokens.clone())
-        return super().logits(tokens, lora)
+        return super().add_gradients(tokens, *others)
 
 
 def test_the_loss_on_a_repeated_text_falls(base: BasePack, decoder: Decoder) -> None:
@@ -88,38 +71,40 @@ def test_training_changes_every_factor_and_leaves_the_given_adapter_alone(base: 
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_training_and_writing_to_a_view_never_change_the_pack_on_disk(packs: Packs, variant: str) -> None:
+def test_training_and_writing_to_a_view_never_change_the_pack_on_disk(
+    packs: Packs, compute: Compute, variant: str
+) -> None:
     pack = packs(VARIANTS[variant])
     digests = {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in pack.directory.iterdir()}
     opened = open_pack(pack.directory)
-    decoder = Decoder(opened)
-    train(decoder, random_adapter(pack), windows_of(pack), CONFIG, np.random.default_rng(0))
+    decoder = Decoder(opened, compute)
+    train(decoder, random_adapter(pack, ALL_RANKS if pack.shape.num_layers > 1 else None), windows_of(pack), CONFIG, np.random.default_rng(0))
     evaluate(decoder, None, windows_of(pack))
     opened.matrix("model.embed_tokens").qweight[:] = 7  # a private mapping: this stays here
     assert {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in pack.directory.iterdir()} == digests
     assert open_pack(pack.directory).fingerprint == pack.fingerprint
 
 
-def test_a_loss_that_is_not_finite_is_refused_by_its_step(base: BasePack) -> None:
+def test_a_loss_that_is_not_finite_is_refused_by_its_step(base: BasePack, compute: Compute) -> None:
     class Breaking(Recording):
-        def logits(self, tokens: Tensor, lora: LoraTensors | None = None) -> Tensor:
-            scores = super().logits(tokens, lora)
-            return scores * math.nan if len(self.batches) == 3 else scores
+        def add_gradients(self, tokens: Tensor, *others: Any) -> Tensor:
+            losses = super().add_gradients(tokens, *others)
+            return losses * math.nan if len(self.batches) == 3 else losses
 
     seen: list[int] = []
     with pytest.raises(DataError, match=r"^step 3: the loss is nan; lower train\.lr \(0\.003\)$"):
         train(
-            Breaking(base), random_adapter(base), windows_of(base), CONFIG, np.random.default_rng(0),
-            lambda step, loss: seen.append(step),
+            Breaking(base, compute), random_adapter(base), windows_of(base), CONFIG, np.random.default_rng(0),
+            Watcher(on_step=lambda step, loss: seen.append(step)),
         )  # fmt: skip
     assert seen == [0, 1]
 
 
-def test_every_window_is_read_once_before_any_is_read_again(base: BasePack) -> None:
+def test_every_window_is_read_once_before_any_is_read_again(base: BasePack, compute: Compute) -> None:
     windows = windows_of(base, length=11)
     count = len(windows)
     assert count == 13
-    decoder = Recording(base)
+    decoder = Recording(base, compute)
     config = dataclasses.replace(CONFIG, steps=13, batch_size=3)  # three passes, whose ends fall inside a batch
     train(decoder, random_adapter(base), windows, config, np.random.default_rng(0))
     rows = [tuple(row) for batch in decoder.batches for row in batch.tolist()]
@@ -130,8 +115,8 @@ def test_every_window_is_read_once_before_any_is_read_again(base: BasePack) -> N
     assert passes[0] != passes[1]
 
 
-def test_a_batch_larger_than_the_data_repeats_it(base: BasePack) -> None:
-    decoder = Recording(base)
+def test_a_batch_larger_than_the_data_repeats_it(base: BasePack, compute: Compute) -> None:
+    decoder = Recording(base, compute)
     windows = windows_of(base, "abcdef", 12)
     config = dataclasses.replace(CONFIG, steps=2, batch_size=3)
     result = train(decoder, random_adapter(base), windows, config, np.random.default_rng(0))
@@ -145,7 +130,7 @@ def test_tokens_and_losses_are_counted_step_by_step(base: BasePack, decoder: Dec
     told: list[tuple[int, float]] = []
     result = train(
         decoder, random_adapter(base), windows, config, np.random.default_rng(0),
-        lambda step, loss: told.append((step, loss)),
+        Watcher(on_step=lambda step, loss: told.append((step, loss))),
     )  # fmt: skip
     assert told == list(enumerate(result.losses))
     assert result.tokens == 5 * len(TEXT * 3)  # each byte is a target once a pass, padding never
@@ -153,14 +138,17 @@ def test_tokens_and_losses_are_counted_step_by_step(base: BasePack, decoder: Dec
     assert_close(result.losses[0], first)
 
 
-def test_evaluate_equals_a_slow_loop_over_the_tokens(base: BasePack, decoder: Decoder) -> None:
+def test_evaluate_equals_a_slow_loop_over_the_tokens(
+    base: BasePack, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedlora_client.trainer.EFFICIENT_ROWS", 64)
     windows = windows_of(base, TEXT * 5, 9)
-    assert len(windows) > 16  # more than one batch of the evaluation
+    assert len(windows) > 2 * 64 // 9  # more than two batches of the evaluation
     for adapter in (None, random_adapter(base)):
-        lora = None if adapter is None else LoraTensors.of(adapter)
+        lora = None if adapter is None else decoder.lora(adapter)
         total, count = 0.0, 0
         for inputs, targets in zip(windows.inputs, windows.targets, strict=True):
-            scores = decoder.logits(inputs[None], lora)[0].detach().double().numpy()
+            scores = decoder.logits(inputs[None], lora)[0].double().numpy()
             for row, target in zip(scores, targets.tolist(), strict=True):
                 if target != IGNORED:
                     total += math.log(np.exp(row - row.max()).sum()) + row.max() - row[target]
@@ -172,15 +160,21 @@ def test_evaluate_equals_a_slow_loop_over_the_tokens(base: BasePack, decoder: De
 
 def gradients(decoder: Decoder, adapter: Adapter, values: Mapping[str, NDArray[np.float64]], windows: Windows) -> Any:
     """{tensor name: gradient} of the mean loss over all windows, in float64."""
-    lora = LoraTensors.of(adapter, trainable=True)
-    tensors = dict(zip(values, lora.parameters(), strict=True))
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            tensor.copy_(torch.from_numpy(values[name]))
-    logits = decoder.logits(windows.inputs, lora)
-    loss = F.cross_entropy(logits.flatten(0, 1), windows.targets.flatten(), ignore_index=IGNORED)
-    loss.backward()  # type: ignore[no-untyped-call]
-    return {name: tensor.grad.numpy().astype(np.float64) for name, tensor in tensors.items() if tensor.grad is not None}
+    lora = decoder.lora(adapter)
+    for name, tensor in by_name(lora.values()).items():
+        tensor.copy_(torch.from_numpy(values[name]))
+    scale = torch.full(windows.targets.shape, 1 / windows.learned_tokens)
+    decoder.add_gradients(windows.inputs, windows.targets, windows.starts, scale, lora, decoder.workspace())
+    return {name: tensor.numpy().astype(np.float64) for name, tensor in by_name(lora.gradients()).items()}
+
+
+def by_name(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """{tensor name: tensor}, as `factors_of` names them."""
+    return {
+        f"{module}.{name}": tensor
+        for module, pair in pairs.items()
+        for name, tensor in zip(("lora_A", "lora_B"), pair, strict=True)
+    }
 
 
 def adamw_by_hand(
@@ -252,11 +246,7 @@ def test_one_step_equals_torchs_adamw_on_pefts_parameters(base: BasePack, decode
     F.cross_entropy(logits.flatten(0, 1), windows.targets.flatten(), ignore_index=IGNORED).backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(trainable, config.max_grad_norm)
     optimizer.step()
-    expected = {
-        f"{module}.{name}": factor.detach().numpy()
-        for module, pair in parameters.items()
-        for name, factor in zip(("lora_A", "lora_B"), pair, strict=True)
-    }
+    expected = {name: factor.detach().numpy() for name, factor in by_name(parameters).items()}
     result = train(decoder, adapter, windows, config, np.random.default_rng(0))
     assert share_off(factors_of(result.adapter), expected, config.lr) < 2e-3
     assert share_off(factors_of(adapter), expected, config.lr) > 0.9

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import click
-from fedlora.errors import ConfigError
-from fedlora.run_config import RunConfig, read_scenario
+from fedlora.run_config import changed, read_scenario
 from rich.console import Console
 
 from fedlora_simulations.engines import cores
@@ -28,23 +26,10 @@ from fedlora_simulations.simulation import simulate as run_simulation
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change one key, e.g. server.method=fedavg.")
 def simulate(scenario: Path, engine: str, output: Path | None, workers: int, changes: tuple[str, ...]) -> None:
     """Run SCENARIO, a TOML file, and write metrics, adapters and report.html into the run's directory."""
-    config = _changed(read_scenario(scenario), changes)
+    config = changed(read_scenario(scenario), changes)
     if output:
         config = dataclasses.replace(config, output=str(output.absolute()))
     console = Console(stderr=True)
     run = run_simulation(config, cast(Engine, engine), workers, console)
     console.print(rounds_table(run))
     click.echo(run / REPORT)
-
-
-def _changed(config: RunConfig, changes: tuple[str, ...]) -> RunConfig:
-    values: dict[str, Any] = dict(config.flat())
-    for change in changes:
-        key, separator, text = change.partition("=")
-        if not separator:
-            raise ConfigError(f"--set {change}: expected KEY=VALUE")
-        try:
-            values[key] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            values[key] = text  # a word needs no quotes on a command line
-    return RunConfig.from_flat(values, "--set")

@@ -1,0 +1,141 @@
+"""How a step is cut to fit the memory that there is.
+
+What a step holds is known before it begins: the buffers of its workspace, whose sizes follow from the shape of the base.
+A plan takes as many sequences at a time as keep products efficient, then larger chunks of logits, then keeps the
+activations of as many blocks as fit.
+"""
+
+# m sequences of T tokens at a time, N = m T rows, R the largest rank
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from fedlora.errors import ConfigError
+from fedlora.family import DecoderShape
+from fedlora.run_config import TrainConfig
+
+from fedlora_client.attention import QUERY_BLOCK
+from fedlora_client.decoder import Schedule
+from fedlora_client.head import VOCABULARY_PART
+
+EFFICIENT_ROWS = 1024  # a product gains nothing from more
+_CHUNKS = (256, 128, 64, 32, 16)
+# Beside the workspace: products' own packed copies of a weight and of rows, small tensors, what the allocator holds.
+_OVERHEAD_BYTES = 24_000_000
+_COPIES = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """What there is before the first step, in bytes: of the machine, or of a GPU where that computes."""
+
+    resident: int  # that the process takes now
+    coming: int  # that it will take without any step: the base's pages, the adapter, its gradients and moments
+    free: int  # that the machine can still give
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How the batches of a training are computed, and the memory that this takes."""
+
+    micro_batch: int  # sequences at a time
+    schedule: Schedule
+    step_bytes: int  # beyond what is there before the first step
+
+    def __str__(self) -> str:
+        return (
+            f"{self.micro_batch} windows at a time, activations of {self.schedule.kept_blocks} blocks kept, "
+            f"{self.schedule.chunk_rows} rows of logits, {self.step_bytes / 1e6:.0f} MB for a step"
+        )
+
+
+def plan_step(
+    shape: DecoderShape,
+    config: TrainConfig,
+    rank: int,
+    dtype: torch.dtype,
+    memory: Memory,
+    adapters: int = 1,  # that train side by side, each with a batch of its own
+) -> Plan:
+    """Without `config.memory_mb`, activations are kept in up to a quarter of what is free.
+
+    Raises ConfigError where `config.memory_mb`, or what the machine has, is too little, with the least that would do.
+    """
+    fewest = 0 if config.checkpointing != "off" else shape.num_layers - 1
+    most = shape.num_layers - 1 if config.checkpointing != "on" else 0
+    room = memory.free - memory.coming
+    if config.memory_mb:
+        room = min(room, config.memory_mb * 1_000_000 - memory.resident - memory.coming)
+
+    def plan(micro_batch: int, chunk: int, kept: int) -> Plan:
+        schedule = Schedule(kept_blocks=kept, chunk_rows=chunk)
+        size = step_bytes(shape, config, rank, dtype, micro_batch * adapters, schedule)
+        return Plan(micro_batch=micro_batch, schedule=schedule, step_bytes=size)
+
+    sizes = _micro_batches(config, adapters)
+    fitting = [p for m in sizes for c in _CHUNKS if (p := plan(m, c, fewest)).step_bytes <= room]
+    if not fitting:
+        needed = memory.resident + memory.coming + plan(sizes[-1], _CHUNKS[-1], fewest).step_bytes
+        raise ConfigError(
+            f"train.memory_mb is {config.memory_mb or 'not set'} and {memory.free // 1_000_000} MB are free; with windows "
+            f"of {config.sequence_length} tokens a training takes at least {-(-needed // 1_000_000)} MB, of which the "
+            f"process has {memory.resident // 1_000_000} already: give it more, or lower train.sequence_length"
+        )
+    best = fitting[0]
+    bound = room if config.memory_mb else max(memory.free // 4, best.step_bytes)
+    kept = [plan(best.micro_batch, best.schedule.chunk_rows, n) for n in range(most, fewest - 1, -1)]
+    return next(p for p in kept if p.step_bytes <= bound)
+
+
+def _micro_batches(config: TrainConfig, adapters: int) -> list[int]:
+    """From the largest that is of use to 1."""
+    size = min(config.batch_size, max(1, EFFICIENT_ROWS // (config.sequence_length * adapters)))
+    sizes = [size]
+    while size > 1:
+        size = -(-size // 2)
+        sizes.append(size)
+    return sizes
+
+
+def step_bytes(
+    shape: DecoderShape, config: TrainConfig, rank: int, dtype: torch.dtype, micro_batch: int, schedule: Schedule
+) -> int:
+    """The workspace of a step and what its products take beside it."""
+    parts = workspace_elements(shape, config.sequence_length, rank, micro_batch, schedule)
+    rows = micro_batch * config.sequence_length
+    widest = max(shape.intermediate_size, shape.num_heads * shape.head_dim) + rank
+    copies = _COPIES * (parts["weight"] + rows * widest)
+    masks = 2 * rows * widest if config.dropout else 0
+    inner = 7 * rank * rows * (schedule.kept_blocks + 2)
+    elements = sum(parts.values()) + copies + masks + inner
+    return elements * dtype.itemsize + _OVERHEAD_BYTES
+
+
+def workspace_elements(
+    shape: DecoderShape, length: int, rank: int, micro_batch: int, schedule: Schedule
+) -> dict[str, int]:
+    """{what: numbers in the compute dtype} of the buffers of `Decoder.add_gradients` for one adapter."""
+    rows, hidden, inner = micro_batch * length, shape.hidden_size, shape.intermediate_size
+    query, key_value = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    block = min(length, QUERY_BLOCK)
+    # The last block of queries has all keys, but may be short.
+    scores = max(min(block, length - first) * min(first + block, length) for first in range(0, length, block))
+    matrices = shape.linear_modules().values()
+    activations = rows * (2 * query + rank + 2 * key_value + hidden + 2 * inner)  # one block's
+    return {
+        "inputs": (shape.num_layers + 1 + 2) * rows * hidden,  # 2: those of an evaluation
+        "activations": activations * (schedule.kept_blocks + 1),
+        "module inputs": rows * (2 * (hidden + rank) + inner + rank + query),
+        "gradients": rows * (
+            3 * inner + 2 * rank + 4 * hidden + 2 * rank + 2 * (query + 2 * key_value) + 3 * rank + query
+        ),
+        "attention": micro_batch * shape.num_heads * 2 * (scores + block * shape.head_dim),
+        "weight": max(
+            min(VOCABULARY_PART, shape.vocab_size) * hidden,
+            *(max(o * (i + rank), (o + rank) * i) for o, i in matrices),
+        ),
+        "lora": rank * (max(i for _, i in matrices) + max(o for o, _ in matrices) + 2 * rank),
+        "logits": min(rows, schedule.chunk_rows) * shape.vocab_size,
+    }  # fmt: skip

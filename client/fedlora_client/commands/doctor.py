@@ -1,0 +1,49 @@
+"""`fedlora doctor`: what this machine trains with, and why not with something faster."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+import click
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from fedlora_client.compute import DTYPES, choose_compute, native_ops, product_gflops
+from fedlora_client.kernels.build import compiler, instruction_set
+from fedlora_client.kernels.native_ops import NativeOps
+from fedlora_client.memory import available_bytes, resident_bytes
+
+
+@click.command()
+def doctor() -> None:
+    """Show the path that training takes on this machine: kernels, numbers, threads, memory."""
+    table = Table(box=box.SIMPLE, show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, finding in findings().items():
+        table.add_row(name, finding)
+    Console().print(table)
+
+
+def findings() -> dict[str, str]:
+    """{what: what was found}"""
+    kernels = native_ops()
+    speeds = {name: product_gflops(dtype) for name, dtype in DTYPES.items()}
+    return {
+        "training runs in": str(choose_compute()),
+        "kernels": f"compiled and checked: {kernels.library}" if isinstance(kernels, NativeOps) else f"none: {kernels}",
+        "C compiler": compiler() or "none: install gcc or clang, and training gets faster",
+        "instruction set": f"{instruction_set()} ({platform.machine()})",
+        "threads": f"{torch.get_num_threads()} of {_cores()} cores (OMP_NUM_THREADS sets them)",
+        "products": ", ".join(f"{name} {speed:.0f} GFLOP/s" for name, speed in speeds.items()),
+        "memory": f"{available_bytes() / 1e9:.1f} GB free; this process takes {resident_bytes() / 1e6:.0f} MB",
+        "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "torch": torch.__version__,
+    }
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,107 @@
+"""`fedlora train`: an adapter for one device's own data, without a federation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from fedlora.errors import ConfigError, RunError
+from fedlora.run_config import RunConfig, changed
+from rich.console import Console
+
+from fedlora_client.commands.train_display import TrainDisplay
+from fedlora_client.full_training import FullTraining
+from fedlora_client.local_training import LocalRun, LocalTraining
+from fedlora_client.memory import peak_bytes
+
+
+@click.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The adapter's directory.")
+@click.option("--base", default="nano", show_default=True, help="A base pack; with --full a checkpoint or a hub id.")
+@click.option("--steps", type=click.IntRange(min=1), help="How long to train.  [default: 20, or as --epochs says]")
+@click.option("--epochs", type=click.FloatRange(min=0, min_open=True), help="How long, in passes over the data.")
+@click.option("--rank", type=int, help="Of the adapter.  [default: 16]")
+@click.option("--lr", type=float, help="Learning rate.  [default: 2e-4]")
+@click.option("--memory-mb", type=int, help="What the process may take in all.  [default: what it likes]")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Any other key, e.g. train.schedule=cosine.")
+@click.option("--adapter", type=click.Path(path_type=Path), help="Go on from this adapter, a PEFT directory.")
+@click.option("--evaluate-every", type=click.IntRange(min=1), help="Measure on held-out data.  [default: at the end]")
+@click.option("--patience", type=click.IntRange(min=1), help="Stop after so many evaluations that are no better.")
+@click.option("--save-every", type=click.IntRange(min=1), default=20, show_default=True, help="Steps between states.")
+@click.option("--resume", is_flag=True, help="Go on with the training of this output that was stopped.")
+@click.option("--full", is_flag=True, help="Train every weight of an unquantized checkpoint instead: a baseline.")
+@click.option("--force", is_flag=True, help="Replace the output if it exists.")
+def train(
+    data: Path, output: Path, base: str, steps: int | None, epochs: float | None, rank: int | None, lr: float | None,
+    memory_mb: int | None, changes: tuple[str, ...], adapter: Path | None, evaluate_every: int | None,
+    patience: int | None, save_every: int, resume: bool, full: bool, force: bool,
+) -> None:  # fmt: skip
+    """Train an adapter on DATA: a *.txt or *.jsonl file, or a folder of them; a tenth is held out.
+
+    The result is a PEFT directory. Text, prompt/completion and messages are understood: see client/README.md.
+    """
+    short = {"train.steps": steps, "lora.rank": rank, "train.lr": lr, "train.memory_mb": memory_mb}
+    given = [f"{key}={value}" for key, value in short.items() if value is not None]
+    config = changed(RunConfig(), [f'base="{base}"', 'data.name="files"', *given, *changes])
+    if steps and epochs:
+        raise ConfigError("--steps and --epochs both say how long to train; give one of them")
+    if patience and not evaluate_every:
+        raise ConfigError("--patience counts evaluations; say how often there is one, with --evaluate-every")
+    if output.exists() and not force:
+        raise ConfigError(f"{output} exists already; name another output, or pass --force to replace it")
+    run = LocalRun(
+        config=config, data=data, output=output.absolute(), start=adapter, epochs=epochs or 0,
+        evaluate_every=evaluate_every or 0, patience=patience or 0, save_every=save_every, replace=force,
+    )  # fmt: skip
+    console = Console(stderr=True)
+    if full:
+        if adapter or resume or patience or evaluate_every:
+            raise ConfigError(
+                "--full is a plain baseline: without --adapter, --resume, --evaluate-every and --patience"
+            )
+        _train_all(run, console)
+        return
+    training = LocalTraining(run)
+    _check_state(training.state_file, resume=resume)
+    for warning in training.warnings():
+        console.print(f"[yellow]warning:[/yellow] {warning}", soft_wrap=True, highlight=False)
+    console.print(
+        f"{training.device.decoder.compute}; {len(training.windows)} windows, {training.windows.learned_tokens} tokens"
+    )
+    with TrainDisplay(console, training.config) as display:
+        try:
+            result = training.train(display.watcher)
+        except KeyboardInterrupt:
+            saved = training.state_file.exists()
+            raise RunError(f"stopped; {'--resume goes on' if saved else 'nothing was saved yet'}") from None
+    if result.evaluations:
+        step, loss = min(result.evaluations, key=lambda evaluation: evaluation[1])
+        before = f", {result.evaluations[0][1]:.4f} before" if step else ": training made it no better"
+        console.print(f"held-out loss {loss:.4f} nats per token after step {step}{before}", highlight=False)
+    console.print(f"peak memory {peak_bytes() / 1e6:.0f} MB", highlight=False)
+    click.echo(output)
+
+
+def _train_all(run: LocalRun, console: Console) -> None:
+    """Full fine-tuning."""
+    training = FullTraining(run.config, run.data)
+    console.print(f"full fine-tuning of {training.parameters:,} parameters in float32", highlight=False)
+    before = training.evaluate()
+    with TrainDisplay(console, run.config.train) as display:
+        training.train(display.watcher.on_step)
+    training.write(run.output, replace=run.replace)
+    console.print(f"held-out loss {training.evaluate():.4f} nats per token, before {before:.4f}", highlight=False)
+    click.echo(run.output)
+
+
+def _check_state(state_file: Path, *, resume: bool) -> None:
+    """What a stopped training left is neither lost nor used by accident."""
+    if resume and not state_file.exists():
+        raise ConfigError(
+            f"--resume: there is no {state_file}: no training of this output was stopped after it was saved"
+        )
+    if state_file.exists() and not resume:
+        raise ConfigError(
+            f"{state_file}: a training of this output was stopped; pass --resume to go on, or remove the file to begin anew"
+        )

@@ -1,0 +1,122 @@
+"""Full fine-tuning of a small unquantized checkpoint, in plain autograd: what an adapter is measured against.
+
+Every weight trains in float32; nothing here is tuned for speed or memory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from fedlora.atomic import whole_directory
+from fedlora.checkpoint import Checkpoint, find_checkpoint
+from fedlora.datasets import find_dataset
+from fedlora.errors import DataError
+from fedlora.examples import Chat
+from fedlora.family import decoder_shape
+from fedlora.pack import CONFIG, WEIGHTS
+from fedlora.run_config import RunConfig
+from fedlora.tensor_file import TensorPlan, write_tensor_file
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedlora_client.chat_template import load_chat_template
+from fedlora_client.dense_decoder import dense_logits
+from fedlora_client.learning_rate import learning_rate
+from fedlora_client.training import batches, parts
+from fedlora_client.windows import IGNORED, Windows, load_tokenizer, make_windows
+
+_MICRO_BATCH = 4
+
+
+class FullTraining:
+    """The weights of a checkpoint, and the windows to train them on."""
+
+    def __init__(self, config: RunConfig, data: Path) -> None:
+        """`config.base` is a checkpoint's directory or a hub id. Raises FedloraError."""
+        self.config = config
+        self.directory = find_checkpoint(config.base)
+        checkpoint = Checkpoint(self.directory)
+        self.shape = decoder_shape(checkpoint.config, str(self.directory / CONFIG))
+        matrices = self.shape.linear_modules() | self.shape.vocabulary_modules()
+        sizes = matrices | dict.fromkeys(self.shape.norm_modules(), (self.shape.hidden_size,))
+        for module, dims in sizes.items():
+            checkpoint.check(f"{module}.weight", dims)
+        self.weights = {
+            module: torch.from_numpy(np.array(checkpoint.rows(f"{module}.weight", 0, dims[0]))).requires_grad_()
+            for module, dims in sizes.items()
+        }
+        found = find_dataset(config.data.name)(config.data, {"data-path": str(data)})
+        tokenizer = load_tokenizer(self.directory)
+        chats = any(isinstance(example, Chat) for example in (*found.train, *found.held_out))
+        template = load_chat_template(self.directory) if chats else None
+        length = config.train.sequence_length
+        self.train_windows, self.held_out = (
+            make_windows(examples, tokenizer, self.shape, length, f"{data}: {what}", chat_template=template)
+            for examples, what in ((found.train, "training text"), (found.held_out, "held-out text"))
+        )
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers train."""
+        return sum(weight.numel() for weight in self.weights.values())
+
+    def train(self, on_step: Callable[[int, float], None]) -> list[float]:
+        """`config.train.steps` steps of AdamW; return their losses. Raises DataError where one is not finite."""
+        config = self.config.train
+        values = list(self.weights.values())
+        optimizer = torch.optim.AdamW(values, lr=config.lr, weight_decay=config.weight_decay)
+        order = batches(len(self.train_windows), config, np.random.default_rng([self.config.seed, 1]))
+        losses: list[float] = []
+        for step in range(config.steps):
+            batch = self.train_windows.batch(next(order))
+            learned = max(1, batch.learned_tokens)
+            total = 0.0
+            for (part,) in parts([batch], _MICRO_BATCH):
+                loss = self._loss(part) / learned
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += loss.item()
+            if not math.isfinite(total):
+                raise DataError(f"step {step + 1}: the loss is {total}; lower train.lr ({config.lr})")
+            if config.max_grad_norm:
+                torch.nn.utils.clip_grad_norm_(values, config.max_grad_norm)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step, config.steps)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(total)
+            on_step(step, total)
+        return losses
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Nats per token of the held-out text."""
+        total = sum(self._loss(part).item() for (part,) in parts([self.held_out], _MICRO_BATCH))
+        return total / self.held_out.learned_tokens
+
+    def write(self, output: Path, *, replace: bool) -> None:
+        """The weights as a checkpoint like the one that was read, in float32."""
+        plans = [TensorPlan(name=f"{m}.weight", dtype="F32", shape=tuple(w.shape)) for m, w in self.weights.items()]
+
+        def fill(plan: TensorPlan) -> Iterator[NDArray[Any]]:
+            yield self.weights[plan.name.removesuffix(".weight")].detach().numpy()
+
+        with whole_directory(output, replace=CONFIG if replace else None) as aside:
+            for file in self.directory.glob("*.json*"):
+                if "safetensors" not in file.name:
+                    shutil.copyfile(file, aside / file.name)
+            config = json.loads((aside / CONFIG).read_text(encoding="utf-8"))
+            (aside / CONFIG).write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+            write_tensor_file(aside / WEIGHTS, plans, fill, {"format": "pt"})
+
+    def _loss(self, windows: Windows) -> Tensor:
+        """The sum over all targets."""
+        logits = dense_logits(self.shape, self.weights, windows.inputs, windows.starts)
+        return F.cross_entropy(logits.flatten(0, 1), windows.targets.flatten(), ignore_index=IGNORED, reduction="sum")

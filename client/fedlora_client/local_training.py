@@ -1,0 +1,133 @@
+"""Training alone on one device: one person's data, one base, one adapter."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from fedlora.adapter import Adapter
+from fedlora.errors import AdapterMismatchError
+from fedlora.family import EMBEDDING, HEAD
+from fedlora.pack import BasePack
+from fedlora.peft import PeftDirectory, read_peft, saved_name, write_peft
+from fedlora.quantize import dequantize
+from fedlora.run_config import RunConfig
+from fedlora.tensor_file import Dtype, as_float32
+from numpy.typing import NDArray
+
+from fedlora_client.device import Device
+from fedlora_client.memory import peak_bytes
+from fedlora_client.trainer import Evaluation, Saving, TrainResult, Watcher, train
+
+BITS_PER_PARAMETER = 2  # what an adapter holds, about; a token asks for 1 (LoRA Without Regret, Schulman et al., 2025)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalRun:
+    """What to train on, from which adapter, and where the result goes."""
+
+    config: RunConfig
+    data: Path
+    output: Path
+    start: Path | None = None  # a PEFT directory to go on from
+    epochs: float = 0  # passes over the data, in place of the configuration's steps
+    evaluate_every: int = 0  # steps; 0: at the end only
+    patience: int = 0
+    save_every: int = 20
+    replace: bool = False
+
+
+class LocalTraining:
+    """The parts of a run, opened and checked before anything is computed."""
+
+    def __init__(self, run: LocalRun) -> None:
+        """Raises FedloraError: what would end the training later is refused here."""
+        self.run = run
+        self.device = Device(run.config, {"data-path": str(run.data)})
+        self.windows = self.device.train_windows()
+        self.base: BasePack = self.device.decoder.base
+        steps = run.config.train.steps
+        if run.epochs:
+            steps = max(1, round(run.epochs * len(self.windows) / run.config.train.batch_size))
+        self.config = dataclasses.replace(run.config.train, steps=steps)
+        self.adapter, self.head = self._start()
+
+    @property
+    def state_file(self) -> Path:
+        """Where the training is kept while it runs; a training that was stopped goes on from it."""
+        return self.run.output.with_name(f".{self.run.output.name}.training")
+
+    def warnings(self) -> list[str]:
+        """What a person should know before the first step."""
+        told, windows = [], self.windows
+        if windows.truncated or windows.skipped:
+            told.append(
+                f"{windows.truncated} examples were cut to {self.config.sequence_length} tokens, {windows.skipped} left "
+                "out because nothing to learn would remain; raise train.sequence_length to have them whole"
+            )
+        parameters, tokens = self.adapter.size_bytes // 4, windows.learned_tokens
+        if tokens > BITS_PER_PARAMETER * parameters:
+            told.append(
+                f"the data hold {tokens:,} tokens, more than an adapter of {parameters:,} parameters can hold (about "
+                f"{BITS_PER_PARAMETER} bits a parameter, 1 bit a token); raise lora.rank"
+            )
+        return told
+
+    def train(self, watcher: Watcher) -> TrainResult:
+        """Train, and write the adapter into the output with training.json beside it."""
+        run, started = self.run, time.monotonic()
+        result = train(
+            self.device.decoder, self.adapter, self.windows, self.config, np.random.default_rng([run.config.seed, 1]),
+            watcher, saving=Saving(file=self.state_file, every=run.save_every), evaluation=self._evaluation(),
+            head=self.head,
+        )  # fmt: skip
+        report = {
+            "base": self.base.fingerprint,
+            "compute": str(self.device.decoder.compute),
+            "train": dataclasses.asdict(self.config),
+            "losses": result.losses,
+            "evaluations": result.evaluations,
+            "tokens": result.tokens,
+            "seconds": round(time.monotonic() - started, 1),
+            "peak_mb": round(peak_bytes() / 1e6),
+        }
+        saved: dict[str, tuple[Dtype, NDArray[np.float32]]] = {}
+        if result.head is not None:
+            saved[saved_name(HEAD)] = ("F32", result.head)
+        content = PeftDirectory(adapter=result.adapter, base_fingerprint=self.base.fingerprint, saved_modules=saved)
+        text = json.dumps(report, indent=1) + "\n"
+        write_peft(run.output, content, base_name=self.base.source, texts={"training.json": text}, replace=run.replace)
+        return result
+
+    def _start(self) -> tuple[Adapter, NDArray[np.float32] | None]:
+        """The adapter to begin with, and the head where it trains."""
+        head = None
+        if self.run.config.lora.modules_to_save:
+            head = dequantize(self.base.matrix(EMBEDDING if self.base.shape.tie_word_embeddings else HEAD))
+        if self.run.start is None:
+            return self.run.config.first_adapter(self.base.shape), head
+        found, where = read_peft(self.run.start), str(self.run.start)
+        if found.base_fingerprint not in (None, self.base.fingerprint):
+            raise AdapterMismatchError(
+                f"{where}: trained on the base {found.base_fingerprint!s:.16}, not on {self.base.fingerprint:.16} "
+                f"({self.base.directory}); give --base the pack that it belongs to"
+            )
+        found.adapter.check_fits(self.base.shape.linear_modules(), where)
+        for name, (dtype, array) in found.saved_modules.items():
+            if head is None or name != saved_name(HEAD) or array.shape != head.shape:
+                raise AdapterMismatchError(
+                    f"{where}: it has {name} {list(array.shape)} from modules_to_save; only {HEAD} of the base's size is "
+                    f"trained further: pass --set lora.modules_to_save={HEAD}"
+                )
+            head = as_float32(array, dtype, where)
+        return found.adapter, head
+
+    def _evaluation(self) -> Evaluation | None:
+        if not self.device.data.held_out:
+            return None
+        every = self.run.evaluate_every or self.config.steps
+        return Evaluation(windows=self.device.held_out_windows(), every=every, patience=self.run.patience)

@@ -1,0 +1,40 @@
+"""What this process takes of the machine's memory, and what is left of it."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import resource
+import sys
+from pathlib import Path
+
+import psutil
+
+
+def resident_bytes() -> int:
+    """Physical memory that the process takes now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def available_bytes() -> int:
+    """What the machine can give without swapping."""
+    return int(psutil.virtual_memory().available)
+
+
+def peak_bytes() -> int:
+    """The most that the process has taken since it began."""
+    try:  # getrusage would begin at what the parent had when it forked
+        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    if found:
+        return int(found[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def give_back_freed() -> None:
+    """Return memory that was freed to the system, where the C library can."""
+    release = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if release is not None:
+        release(0)

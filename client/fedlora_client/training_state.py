@@ -1,0 +1,129 @@
+"""The state of a training on disk: what a device that dies in the middle of a round goes on from."""
+
+# R rank, I in features, O out features
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fedlora.adapter import Adapter
+from fedlora.atomic import whole_file
+from fedlora.errors import ConfigError, FedloraError
+from fedlora.run_config import TrainConfig
+from fedlora.tensor_file import TensorFile, TensorPlan, write_tensor_file
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedlora_client.budget import Plan
+from fedlora_client.decoder import Decoder
+from fedlora_client.training import Span, Training
+from fedlora_client.windows import Windows
+
+_FORMAT = "fedlora-training-1"
+_NAMES = ("lora_A", "lora_B", "head")  # float32 [3 or 4, numbers]: values, both moments, and the best values if any
+_MAX_HEADER_BYTES = 1 << 24  # the losses of a long training are in it
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """What has happened in a training so far."""
+
+    losses: list[float] = field(default_factory=list)  # nats per token, one per step
+    tokens: int = 0  # that were learned
+    evaluations: list[tuple[int, float]] = field(default_factory=list)  # (steps done, held-out loss)
+    best: list[Tensor] = field(default_factory=list)  # `LoraTensors.flats` at the evaluation with the least loss
+
+
+def write_state(path: Path, identity: str, training: Training, progress: Progress) -> None:
+    """Write the state of a training of one adapter, between two steps, whole; or leave the last one."""
+    tensors = {}
+    for number, (name, optimizer) in enumerate(zip(_NAMES, training.optimizers, strict=False)):
+        parts = [
+            optimizer.value,
+            optimizer.first,
+            optimizer.second,
+            *([progress.best[number]] if progress.best else []),
+        ]
+        tensors[name] = torch.stack(parts).cpu().numpy()
+    plans = [TensorPlan(name=name, dtype="F32", shape=array.shape) for name, array in tensors.items()]
+    numbers = {"losses": progress.losses, "tokens": progress.tokens, "evaluations": progress.evaluations}
+    metadata = {"format": _FORMAT, "identity": identity, "progress": json.dumps({"step": training.step, **numbers})}
+
+    def fill(plan: TensorPlan) -> Iterator[NDArray[Any]]:
+        yield tensors[plan.name]
+
+    with whole_file(path) as aside:
+        write_tensor_file(aside, plans, fill, metadata)
+
+
+def restore_state(path: Path, identity: str, training: Training) -> Progress:
+    """Put a saved state into a training that has not begun.
+
+    Raises ConfigError where the file is damaged or the state of another training.
+    """
+    try:
+        file = TensorFile(path, max_header_bytes=_MAX_HEADER_BYTES)
+        if file.metadata.get("format") != _FORMAT:
+            raise ConfigError(f"it is none: expected the format {_FORMAT}")
+        if file.metadata.get("identity") != identity:
+            raise ConfigError("it is another training's: its base, data, configuration, adapter or memory differ")
+        known = json.loads(file.metadata["progress"])
+        progress = Progress(
+            losses=[float(loss) for loss in known["losses"]],
+            tokens=int(known["tokens"]),
+            evaluations=[(int(at), float(loss)) for at, loss in known["evaluations"]],
+        )
+        step, best = int(known["step"]), []
+        if not 0 < step == len(progress.losses) < training.config.steps:
+            raise ConfigError(
+                f"it has {len(progress.losses)} losses of {step} steps, of {training.config.steps} in all"
+            )
+        rows = 3 + bool(progress.evaluations)
+        for name, optimizer in zip(_NAMES, training.optimizers, strict=False):
+            parts = torch.from_numpy(file.float32(name).copy()).to(optimizer.value.device)
+            if parts.shape != (rows, len(optimizer.value)):
+                raise ConfigError(f"{name} is {list(parts.shape)}, expected {[rows, len(optimizer.value)]}")
+            for target, part in zip((optimizer.value, optimizer.first, optimizer.second), parts, strict=False):
+                target.copy_(part)
+            best += list(parts[3:])
+        progress.best = best
+    except (FedloraError, ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
+        raise ConfigError(
+            f"{path}: cannot go on from this state of a training: {error}; remove it to begin anew"
+        ) from None
+    training.skip(step)
+    return progress
+
+
+def identity_of(
+    decoder: Decoder,
+    adapter: Adapter,
+    windows: Windows,
+    config: TrainConfig,
+    generator: np.random.Generator,
+    plan: Plan,
+    span: Span,
+    head: NDArray[np.float32] | None,
+) -> str:
+    """sha256 over whatever makes the result of a training, bit for bit."""
+    plain = (
+        decoder.base.fingerprint, asdict(config), str(decoder.compute), torch.get_num_threads(), plan.micro_batch,
+        plan.schedule.chunk_rows, generator.bit_generator.state, asdict(span),
+    )  # fmt: skip
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode())
+    for tensor in (windows.inputs, windows.targets, windows.starts):
+        digest.update(tensor.contiguous().numpy().data)
+    for name, pair in adapter.pairs.items():
+        digest.update(f"{name} {adapter.config.scaling_of(name)}".encode())
+        digest.update(np.ascontiguousarray(pair.lora_A).data)
+        digest.update(np.ascontiguousarray(pair.lora_B).data)
+    if head is not None:
+        digest.update(head.data)
+    return digest.hexdigest()
