@@ -1,6 +1,6 @@
 """Losses and gradients by plain autograd over dense weights in float64: slow, obvious, and sharing no code with the trainer.
 
-    y = x W^T + gamma (m * x) A^T B^T        for every linear module; m: what dropout leaves of its input
+y = x W^T + gamma (m * x) A^T B^T        for every linear module; m: what dropout leaves of its input
 """
 
 # S sequences, T tokens of each, N = S T rows
@@ -75,7 +75,9 @@ def dense_weights(base: BasePack) -> dict[str, Tensor]:
     """{module: weight} of the base, dequantized, in float64."""
     modules = base.shape.linear_modules() | base.shape.vocabulary_modules()
     weights = {module: torch.from_numpy(dequantize(base.matrix(module)).astype(np.float64)) for module in modules}
-    return weights | {module: torch.from_numpy(base.norm(module).astype(np.float64)) for module in base.shape.norm_modules()}
+    return weights | {
+        module: torch.from_numpy(base.norm(module).astype(np.float64)) for module in base.shape.norm_modules()
+    }
 
 
 def reference_logits(
@@ -85,7 +87,9 @@ def reference_logits(
     weights: dict[str, Any] = dense_weights(base)
     leaves: Gradients = {}
     for module, pair in adapter.pairs.items() if adapter else ():
-        lora_A, lora_B = (torch.tensor(part.astype(np.float64), requires_grad=True) for part in (pair.lora_A, pair.lora_B))
+        lora_A, lora_B = (
+            torch.tensor(part.astype(np.float64), requires_grad=True) for part in (pair.lora_A, pair.lora_B)
+        )
         leaves[module] = lora_A, lora_B
         dropped = mask(module, problem.tokens.numel(), pair.shape[1]) if mask else None
         scaling = adapter.config.scaling_of(module) if adapter else 0.0

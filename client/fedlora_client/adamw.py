@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 _BETAS, _EPS = (0.9, 0.999), 1e-8
+_SLICE = 1 << 18  # numbers at a time: what is computed on the way takes no memory to speak of
 
 
 class AdamW:
@@ -22,10 +23,12 @@ class AdamW:
 
     def step(self, lr: float, number: int) -> None:
         """The update of step `number`, from 1."""
-        (beta1, beta2), gradient = _BETAS, self._gradient
-        if self._weight_decay:
-            self.value.mul_(1 - lr * self._weight_decay)
-        self.first.lerp_(gradient, 1 - beta1)
-        self.second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        scale = self.second.sqrt().div_(math.sqrt(1 - beta2**number)).add_(_EPS)
-        self.value.addcdiv_(self.first, scale, value=-lr / (1 - beta1**number))
+        beta1, beta2 = _BETAS
+        flats = (self.value, self._gradient, self.first, self.second)
+        for value, gradient, first, second in zip(*(torch.split(flat, _SLICE) for flat in flats), strict=True):
+            if self._weight_decay:
+                value.mul_(1 - lr * self._weight_decay)
+            first.lerp_(gradient, 1 - beta1)
+            second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+            scale = second.sqrt().div_(math.sqrt(1 - beta2**number)).add_(_EPS)
+            value.addcdiv_(first, scale, value=-lr / (1 - beta1**number))

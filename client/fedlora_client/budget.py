@@ -11,20 +11,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from fedlora.errors import ConfigError
 from fedlora.family import DecoderShape
 from fedlora.run_config import TrainConfig
 
 from fedlora_client.attention import QUERY_BLOCK
+from fedlora_client.compute import Compute
 from fedlora_client.decoder import Schedule
 from fedlora_client.head import VOCABULARY_PART
+from fedlora_client.plain_ops import WEIGHT_SLICE_ELEMENTS, PlainOps
 
-EFFICIENT_ROWS = 1024  # a product gains nothing from more
-_CHUNKS = (256, 128, 64, 32, 16)
-# Beside the workspace: products' own packed copies of a weight and of rows, small tensors, what the allocator holds.
-_OVERHEAD_BYTES = 24_000_000
-_COPIES = 2
+_MOST_CHUNK_ROWS, _LEAST_CHUNK_ROWS = 256, 16  # whose logits are held at a time, ...
+_LOGITS_BYTES = 32_000_000  # ... which take no more than this
+# Beside the workspace: products' own code and copies, which do not grow with a weight, small tensors, what the allocator
+# holds. Measured: 7 to 18 MB in float32, 21 to 30 in bfloat16.
+_OVERHEAD_BYTES = 32_000_000
+_PLAIN_COPIES = 3  # in float32, of what an operation in plain torch reads
+_MASKS = 3  # what is drawn, its integers, and what goes through it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +58,7 @@ def plan_step(
     shape: DecoderShape,
     config: TrainConfig,
     rank: int,
-    dtype: torch.dtype,
+    compute: Compute,
     memory: Memory,
     adapters: int = 1,  # that train side by side, each with a batch of its own
 ) -> Plan:
@@ -71,13 +74,14 @@ def plan_step(
 
     def plan(micro_batch: int, chunk: int, kept: int) -> Plan:
         schedule = Schedule(kept_blocks=kept, chunk_rows=chunk)
-        size = step_bytes(shape, config, rank, dtype, micro_batch * adapters, schedule)
+        size = step_bytes(shape, config, rank, compute, micro_batch * adapters, schedule)
         return Plan(micro_batch=micro_batch, schedule=schedule, step_bytes=size)
 
-    sizes = _micro_batches(config, adapters)
-    fitting = [p for m in sizes for c in _CHUNKS if (p := plan(m, c, fewest)).step_bytes <= room]
+    sizes = _micro_batches(config, compute.rows // adapters)
+    chunks = _chunks(shape.vocab_size * compute.dtype.itemsize)
+    fitting = [p for m in sizes for c in chunks if (p := plan(m, c, fewest)).step_bytes <= room]
     if not fitting:
-        needed = memory.resident + memory.coming + plan(sizes[-1], _CHUNKS[-1], fewest).step_bytes
+        needed = memory.resident + memory.coming + plan(sizes[-1], chunks[-1], fewest).step_bytes
         raise ConfigError(
             f"train.memory_mb is {config.memory_mb or 'not set'} and {memory.free // 1_000_000} MB are free; with windows "
             f"of {config.sequence_length} tokens a training takes at least {-(-needed // 1_000_000)} MB, of which the "
@@ -89,28 +93,36 @@ def plan_step(
     return next(p for p in kept if p.step_bytes <= bound)
 
 
-def _micro_batches(config: TrainConfig, adapters: int) -> list[int]:
-    """From the largest that is of use to 1."""
-    size = min(config.batch_size, max(1, EFFICIENT_ROWS // (config.sequence_length * adapters)))
-    sizes = [size]
-    while size > 1:
-        size = -(-size // 2)
-        sizes.append(size)
+def _micro_batches(config: TrainConfig, rows: int) -> list[int]:
+    """Numbers of sequences, from the largest that is of use to 1."""
+    sizes = [min(config.batch_size, max(1, rows // config.sequence_length))]
+    while sizes[-1] > 1:
+        sizes.append(-(-sizes[-1] // 2))
     return sizes
 
 
+def _chunks(row_bytes: int) -> list[int]:
+    """Numbers of rows of logits, from the largest that fits its bound to the least."""
+    step = _LEAST_CHUNK_ROWS
+    chunks = [max(step, min(_MOST_CHUNK_ROWS, _LOGITS_BYTES // row_bytes // step * step))]
+    while chunks[-1] > step:
+        chunks.append(max(step, chunks[-1] // 2))
+    return chunks
+
+
 def step_bytes(
-    shape: DecoderShape, config: TrainConfig, rank: int, dtype: torch.dtype, micro_batch: int, schedule: Schedule
+    shape: DecoderShape, config: TrainConfig, rank: int, compute: Compute, micro_batch: int, schedule: Schedule
 ) -> int:
     """The workspace of a step and what its products take beside it."""
     parts = workspace_elements(shape, config.sequence_length, rank, micro_batch, schedule)
     rows = micro_batch * config.sequence_length
     widest = max(shape.intermediate_size, shape.num_heads * shape.head_dim) + rank
-    copies = _COPIES * (parts["weight"] + rows * widest)
-    masks = 2 * rows * widest if config.dropout else 0
+    masks = _MASKS * rows * widest if config.dropout else 0
     inner = 7 * rank * rows * (schedule.kept_blocks + 2)
-    elements = sum(parts.values()) + copies + masks + inner
-    return elements * dtype.itemsize + _OVERHEAD_BYTES
+    elements = sum(parts.values()) + rows * widest + masks + inner
+    read = max(WEIGHT_SLICE_ELEMENTS, rows * widest, parts["attention"] // 2, parts["logits"])
+    plain = _PLAIN_COPIES * 4 * read if isinstance(compute.ops, PlainOps) else 0
+    return elements * compute.dtype.itemsize + plain + _OVERHEAD_BYTES
 
 
 def workspace_elements(

@@ -20,6 +20,7 @@ from fedlora_client.plain_ops import PlainOps
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _ROWS, _OUT, _IN = 512, 1024, 512  # of the product that is timed
 _REPEATS = 5
+_GPU_ROWS = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,11 @@ class Compute:
     device: torch.device
     dtype: torch.dtype
     ops: Ops
+
+    @property
+    def rows(self) -> int:
+        """How many rows a product takes at a time: more would gain little, and hold more activations."""
+        return self.ops.rows if self.device.type == "cpu" else _GPU_ROWS
 
     def __str__(self) -> str:
         return f"{str(self.dtype).removeprefix('torch.')} on {self.device.type}, {self.ops.name}"
@@ -119,4 +125,6 @@ def _device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"train.device is {name!r}, which this machine does not have: {error}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"train.device must be cpu, cuda or auto, got {name!r}")
     return device

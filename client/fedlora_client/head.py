@@ -19,7 +19,7 @@ from fedlora_client.packed import PackedMatrix
 from fedlora_client.windows import IGNORED
 from fedlora_client.workspace import Workspace
 
-VOCABULARY_PART = 8192  # tokens whose weights are dequantized at a time
+VOCABULARY_PART = 4096  # tokens whose weights are dequantized at a time
 
 
 class Head:

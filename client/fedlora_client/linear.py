@@ -107,7 +107,7 @@ class Linear:
             torch.mm(dy, weight, out=dx)
         if factors is not None and u is not None and apart:
             through = (u @ factors.lora_A.to(u.dtype)).view_as(dx)
-            dx += through if mask is None else through * mask
+            dx += through if mask is None else through.mul_(mask)
 
     def _adapter_gradients(
         self, x: Tensor, inner: Tensor, dy: Tensor, factors: Factors, space: Workspace, mask: Tensor | None

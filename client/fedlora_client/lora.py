@@ -59,12 +59,21 @@ class LoraTensors:
         self, adapters: Sequence[Adapter], device: torch.device, head: NDArray[np.float32] | None = None
     ) -> None:
         """`head` [V, H] trains in place of the base's, which is then not read; it goes with one adapter only."""
-        self.adapters = tuple(adapters)
+        self.configs = tuple(adapter.config for adapter in adapters)
+        self._ranks = [{name: pair.rank for name, pair in adapter.pairs.items()} for adapter in adapters]
         if any(adapter.pairs.keys() != adapters[0].pairs.keys() for adapter in adapters):
             raise AssertionError("the adapters of one stack must have the same modules")
-        shapes = {name: self._shapes(name) for name in adapters[0].pairs}
+        shapes = {name: _shapes([adapter.pairs[name] for adapter in adapters]) for name in adapters[0].pairs}
         self.flat_A, self.flat_B = (Flat([pair[kind] for pair in shapes.values()], device) for kind in (0, 1))
-        self.modules = {name: self._filled(name, number, device) for number, name in enumerate(shapes)}
+        self.modules = {}
+        for number, name in enumerate(shapes):
+            lora_A, lora_B = self.flat_A.values[number], self.flat_B.values[number]
+            for which, pair in enumerate(adapter.pairs[name] for adapter in adapters):
+                lora_A[which, : pair.rank] = torch.tensor(pair.lora_A)
+                lora_B[which, :, : pair.rank] = torch.tensor(pair.lora_B)
+            scaling = torch.tensor([config.scaling_of(name) for config in self.configs], device=device)[:, None, None]
+            gradients = self.flat_A.gradients[number], self.flat_B.gradients[number]
+            self.modules[name] = Factors(lora_A, lora_B, scaling, *gradients)
         self.flat_head = None if head is None else Flat([(1, *head.shape)], device)
         if self.flat_head is not None and head is not None:
             assert len(adapters) == 1
@@ -74,21 +83,6 @@ class LoraTensors:
     def flats(self) -> list[Flat]:
         """Whatever trains: all A, all B, and the head if it does."""
         return [self.flat_A, self.flat_B, *([self.flat_head] if self.flat_head else [])]
-
-    def _shapes(self, module: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        pairs = [adapter.pairs[module] for adapter in self.adapters]
-        rank, (rows, columns) = max(pair.rank for pair in pairs), pairs[0].shape
-        return (len(pairs), rank, columns), (len(pairs), rows, rank)
-
-    def _filled(self, module: str, number: int, device: torch.device) -> Factors:
-        lora_A, lora_B = self.flat_A.values[number], self.flat_B.values[number]
-        for which, pair in enumerate(adapter.pairs[module] for adapter in self.adapters):
-            lora_A[which, : pair.rank] = torch.tensor(pair.lora_A)
-            lora_B[which, :, : pair.rank] = torch.tensor(pair.lora_B)
-        scaling = torch.tensor([adapter.config.scaling_of(module) for adapter in self.adapters], device=device)
-        return Factors(
-            lora_A, lora_B, scaling[:, None, None], self.flat_A.gradients[number], self.flat_B.gradients[number]
-        )
 
     def values(self, number: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
         """{module: (lora_A [R, I], lora_B [O, R])} of one adapter, as views."""
@@ -104,7 +98,7 @@ class LoraTensors:
             name: LoraPair(lora_A.cpu().numpy().copy(), lora_B.cpu().numpy().copy())
             for name, (lora_A, lora_B) in self.values(number).items()
         }
-        return Adapter(self.adapters[number].config, pairs)
+        return Adapter(self.configs[number], pairs)
 
     def head(self) -> NDArray[np.float32] | None:
         """The present values of the head [V, H], copied, where it trains."""
@@ -114,7 +108,13 @@ class LoraTensors:
         self, number: int, which: Callable[[Factors], tuple[Tensor, Tensor]]
     ) -> dict[str, tuple[Tensor, Tensor]]:
         views = {}
-        for name, pair in self.adapters[number].pairs.items():
+        for name, rank in self._ranks[number].items():
             lora_A, lora_B = which(self.modules[name])
-            views[name] = lora_A[number, : pair.rank], lora_B[number, :, : pair.rank]
+            views[name] = lora_A[number, :rank], lora_B[number, :, :rank]
         return views
+
+
+def _shapes(pairs: Sequence[LoraPair]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Those of the stacked A [C, R, I] and B [C, O, R] of one module."""
+    rank, (rows, columns) = max(pair.rank for pair in pairs), pairs[0].shape
+    return (len(pairs), rank, columns), (len(pairs), rows, rank)

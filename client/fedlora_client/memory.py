@@ -10,6 +10,8 @@ from pathlib import Path
 
 import psutil
 
+_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+
 
 def resident_bytes() -> int:
     """Physical memory that the process takes now."""
@@ -38,3 +40,13 @@ def give_back_freed() -> None:
     release = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if release is not None:
         release(0)
+
+
+def give_back_large_blocks() -> None:
+    """From now on, return every large block to the system as soon as it is freed.
+
+    glibc would learn to keep blocks of up to 32 MB: activations of changing sizes then leave holes as large as themselves.
+    """
+    option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if option is not None:
+        option(_M_MMAP_THRESHOLD, 1 << 20)

@@ -24,6 +24,7 @@ class Ops(Protocol):
     """
 
     name: str
+    rows: int  # of a product on a CPU, beyond which what is done once for a weight is nothing beside it
 
     def dequantize(
         self,

@@ -13,16 +13,18 @@ from torch import Tensor
 
 from fedlora_client.packed import PackedMatrix
 
-_SLICE_ELEMENTS = 1 << 17  # that are widened to float32 at a time on a CPU: they stay in its cache
+# Numbers that are widened to float32 at a time on a CPU: activations stay in its cache, a table look-up wants longer runs.
+SLICE_ELEMENTS, WEIGHT_SLICE_ELEMENTS = 1 << 17, 1 << 20
 
 
 class PlainOps:
     """The reference: slower than the kernels, right everywhere."""
 
     name = "plain torch"
+    rows = 1024
 
     def dequantize(self, matrix: PackedMatrix, begin: int, end: int, out: Tensor) -> None:
-        for rows in _slices(out):
+        for rows in _slices(out, WEIGHT_SLICE_ELEMENTS):
             out[rows].copy_(_float32(matrix, slice(begin + rows.start, begin + rows.stop)))
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
@@ -95,12 +97,12 @@ class PlainOps:
         logits[rows, columns] = at_target.to(logits.dtype)
 
 
-def _slices(tensor: Tensor) -> Iterator[slice]:
+def _slices(tensor: Tensor, elements: int = SLICE_ELEMENTS) -> Iterator[slice]:
     """Parts of the first dimension that fit a cache; on a GPU all of it."""
     count = len(tensor)
     step = max(1, count)
     if tensor.device.type == "cpu" and count:
-        step = max(1, _SLICE_ELEMENTS * count // max(1, tensor.numel()))
+        step = max(1, elements * count // max(1, tensor.numel()))
     for start in range(0, count, step):
         yield slice(start, min(start + step, count))
 
@@ -108,10 +110,9 @@ def _slices(tensor: Tensor) -> Iterator[slice]:
 def _float32(matrix: PackedMatrix, rows: slice) -> Tensor:
     """W[rows] [n, I] in float32."""
     scales = matrix.scales[rows]
-    codes = _codes(matrix.qweight[rows], matrix.bits).view(*scales.shape, -1)
-    if matrix.zeros is None:
-        codes -= 1 << (matrix.bits - 1)
-    else:
+    middle = 1 << (matrix.bits - 1) if matrix.zeros is None else 0
+    codes = _codes(matrix.qweight[rows], matrix.bits, middle).view(*scales.shape, -1)
+    if matrix.zeros is not None:
         zeros = matrix.zeros[rows] if matrix.bits == 8 else _nibbles(matrix.zeros[rows])
         codes -= zeros[:, : scales.shape[1], None]
     codes *= scales[..., None]
@@ -125,12 +126,12 @@ def embedding_rows(matrix: PackedMatrix, tokens: Tensor, out: Tensor) -> None:
     out.copy_(_float32(gathered, slice(None)))
 
 
-def _codes(packed: Tensor, bits: int) -> Tensor:
-    """The codes in a row, in float32. Four 4-bit codes at a time come from a table that two bytes index."""
+def _codes(packed: Tensor, bits: int, zero: int) -> Tensor:
+    """The codes minus `zero` in a row, in float32. Four 4-bit codes at a time come from a table that two bytes index."""
     if bits == 8:
-        return packed.to(torch.float32)
-    pairs = packed.view(torch.uint16).to(torch.int32).flatten()
-    return torch.index_select(_table(packed.device), 0, pairs).view(torch.float32)
+        return packed.to(torch.float32).sub_(zero)
+    pairs = packed.view(torch.int16).to(torch.int32).bitwise_and_(0xFFFF).flatten()
+    return torch.index_select(_table(zero, packed.device), 0, pairs).view(torch.float32)
 
 
 def _nibbles(packed: Tensor) -> Tensor:
@@ -138,10 +139,10 @@ def _nibbles(packed: Tensor) -> Tensor:
 
 
 @cache
-def _table(device: torch.device) -> Tensor:
-    """[65536] values of 16 bytes: the four codes that two bytes hold, in float32."""
+def _table(zero: int, device: torch.device) -> Tensor:
+    """[65536] values of 16 bytes: the four codes that two bytes hold, minus `zero`, in float32."""
     pair = torch.arange(1 << 16)
-    codes = torch.stack([(pair >> shift) & 0x0F for shift in (0, 4, 8, 12)], 1).float()
+    codes = torch.stack([(pair >> shift) & 0x0F for shift in (0, 4, 8, 12)], 1).float() - zero
     return codes.view(torch.complex128).flatten().to(device)
 
 

@@ -12,9 +12,9 @@ from fedlora.adapter import Adapter
 from fedlora.run_config import TrainConfig
 from numpy.typing import NDArray
 
-from fedlora_client.budget import EFFICIENT_ROWS, Memory, Plan, plan_step
+from fedlora_client.budget import Memory, Plan, plan_step
 from fedlora_client.decoder import Decoder, Schedule
-from fedlora_client.memory import available_bytes, give_back_freed, resident_bytes
+from fedlora_client.memory import available_bytes, give_back_freed, give_back_large_blocks, resident_bytes
 from fedlora_client.training import Span, Training, mean_loss
 from fedlora_client.training_state import Progress, identity_of, restore_state, write_state
 from fedlora_client.windows import Windows
@@ -104,15 +104,16 @@ def train(
             write_state(saving.file, identity, training, progress)
     if saving:
         saving.file.unlink(missing_ok=True)
+    lora = training.finish()
     if progress.best:
-        for flat, best in zip(training.lora.flats, progress.best, strict=True):
+        for flat, best in zip(lora.flats, progress.best, strict=True):
             flat.value.copy_(best)
     return TrainResult(
-        adapter=training.lora.adapter(),
+        adapter=lora.adapter(),
         losses=tuple(progress.losses),
         tokens=progress.tokens,
         evaluations=tuple(progress.evaluations),
-        head=training.lora.head(),
+        head=lora.head(),
     )
 
 
@@ -149,6 +150,8 @@ def plan_training(
 ) -> Plan:
     """The plan for `adapters` of the size of `adapter`, by what this process takes and what the machine has left."""
     give_back_freed()
+    if config.memory_mb:
+        give_back_large_blocks()
     # Values, gradients, two moments, the best values so far, and the result.
     coming = 6 * (adapters * adapter.size_bytes + head_bytes)
     device = decoder.compute.device
@@ -159,14 +162,12 @@ def plan_training(
     else:
         base = decoder.base.weights.path.stat().st_size  # mapped: its pages become resident as they are read
         memory = Memory(resident=resident_bytes(), coming=coming + base, free=available_bytes())
-    return plan_step(
-        decoder.shape, config, max(pair.rank for pair in adapter.pairs.values()), decoder.compute.dtype,
-        memory, adapters,
-    )  # fmt: skip
+    rank = max(pair.rank for pair in adapter.pairs.values())
+    return plan_step(decoder.shape, config, rank, decoder.compute, memory, adapters)
 
 
 def evaluate(decoder: Decoder, adapter: Adapter | None, windows: Windows) -> tuple[float, int]:
     """(mean nats per token, tokens) over all windows; adapter None measures the base."""
     lora = None if adapter is None else decoder.lora(adapter)
-    size = max(1, EFFICIENT_ROWS // windows.inputs.shape[1])
+    size = max(1, decoder.compute.rows // windows.inputs.shape[1])
     return mean_loss(decoder, lora, windows, decoder.workspace(), size, Schedule())

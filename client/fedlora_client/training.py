@@ -23,6 +23,7 @@ from fedlora_client.decoder import Decoder, Schedule
 from fedlora_client.dropout import SeededDropout
 from fedlora_client.learning_rate import learning_rate
 from fedlora_client.lora import LoraTensors
+from fedlora_client.memory import give_back_freed
 from fedlora_client.windows import IGNORED, Windows
 from fedlora_client.workspace import Workspace
 
@@ -97,14 +98,21 @@ class Training:
             )  # fmt: skip
             totals += losses.double().cpu().view(len(drawn), -1).sum(1)
         means = [total / count for total, count in zip(totals.tolist(), counts, strict=True)]
-        if not all(map(math.isfinite, means)):
-            raise DataError(f"step {self.step + 1}: the loss is {max(means)}; lower train.lr ({self.config.lr})")
+        wrong = [mean for mean in means if not math.isfinite(mean)]
+        if wrong:
+            raise DataError(f"step {self.step + 1}: the loss is {wrong[0]}; lower train.lr ({self.config.lr})")
         self._clip()
         lr = learning_rate(self.config, self._span.first_step + self.step, self._span.total_steps)
         for optimizer, ratio in zip(self.optimizers, (1.0, self.config.lora_plus_ratio, 1.0), strict=False):
             optimizer.step(lr * ratio, self.step + 1)
         self.step += 1
         return [Step(mean, count) for mean, count in zip(means, counts, strict=True)]
+
+    def finish(self) -> LoraTensors:
+        """The values as they are; what else the training holds is let go."""
+        self.optimizers, self._space = [], self._decoder.workspace()
+        give_back_freed()
+        return self.lora
 
     def loss_on(self, windows: Windows) -> float:
         """Mean nats per token of the present adapter, in no more memory than a step takes."""

@@ -117,6 +117,8 @@ def test_kept_blocks_change_no_bit_in_bfloat16(base: BasePack, ops: Ops) -> None
 def test_logits_in_bfloat16_are_as_near_as_those_of_transformers(base: BasePack, ops: Ops) -> None:
     problem = random_problem(base, 4, 40, ends=0)
     with torch.no_grad():
-        expected, theirs = (oracle(base, dtype)(problem.tokens).logits.float() for dtype in (torch.float32, torch.bfloat16))
+        expected, theirs = (
+            oracle(base, dtype)(problem.tokens).logits.float() for dtype in (torch.float32, torch.bfloat16)
+        )
     mine = Decoder(base, Compute(torch.device("cpu"), torch.bfloat16, ops)).logits(problem.tokens).float()
     assert (mine - expected).norm() <= TIMES_PEFTS_ERROR * (theirs - expected).norm()

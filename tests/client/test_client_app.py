@@ -49,7 +49,7 @@ def config(base: BasePack, text_file: Path) -> RunConfig:
         base=str(base.directory),
         data=DataConfig(name="files", path=str(text_file)),
         lora=LoraSection(rank=2, alpha=8.0),
-        train=TrainConfig(steps=2, batch_size=2, sequence_length=16),
+        train=TrainConfig(steps=2, batch_size=2, sequence_length=16, compute="float32"),
     )
 
 
@@ -101,7 +101,7 @@ def test_a_train_reply_is_an_update_of_the_same_run_round_and_base(
     assert (got.run, got.server_round, got.base_fingerprint) == ("run-7", 3, base.fingerprint)
     assert got.adapter.config == sent.adapter.config
     assert got.adapter.pairs.keys() == sent.adapter.pairs.keys()
-    assert got.metrics.keys() == {"train_loss", "tokens", "seconds"}
+    assert got.metrics.keys() == {"train_loss", "tokens", "seconds", "cut_examples"}
     # 18 of 20 lines are for training; each of their bytes is a target once, in windows of 16.
     device = device_of(config)
     train_tokens = device.data.train_bytes

@@ -225,7 +225,9 @@ def test_nothing_of_an_earlier_batch_is_left_in_the_workspace(decoder: Decoder) 
 
 def test_a_batch_without_targets_has_no_loss_and_no_gradient(decoder: Decoder) -> None:
     problem = random_problem(decoder.base, 2, 9)
-    losses, (gradients,) = run(decoder, problem._replace(targets=torch.full((2, 9), IGNORED)), random_adapter(decoder.base))
+    losses, (gradients,) = run(
+        decoder, problem._replace(targets=torch.full((2, 9), IGNORED)), random_adapter(decoder.base)
+    )
     assert not losses.any()
     assert not any(part.any() for pair in gradients.values() for part in pair)
 

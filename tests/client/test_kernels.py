@@ -117,7 +117,9 @@ def test_without_a_working_compiler_training_is_in_plain_torch_without_noise(
     assert isinstance(chosen.ops, PlainOps)
     assert str(chosen) == "float32 on cpu, plain torch"
     why = {"none": "no C compiler", "failing": "no space left", "hopeless": "No such file"}[compiler]
-    with pytest.raises(ConfigError, match=f"train.kernels is on, and there are no kernels: .*{why}.*; install a C comp"):
+    with pytest.raises(
+        ConfigError, match=f"train.kernels is on, and there are no kernels: .*{why}.*; install a C comp"
+    ):
         choose_compute("float32", "on", "cpu")
     assert not cache.exists() or list(cache.iterdir()) == []
 

@@ -18,6 +18,7 @@ from fedlora.pack import BasePack, open_pack
 from fedlora.run_config import TrainConfig
 from fedlora_client.compute import Compute
 from fedlora_client.decoder import Decoder
+from fedlora_client.kernels.native_ops import NativeOps
 from fedlora_client.trainer import Watcher, evaluate, train
 from fedlora_client.windows import IGNORED, Windows
 from numpy.typing import NDArray
@@ -78,7 +79,13 @@ def test_training_and_writing_to_a_view_never_change_the_pack_on_disk(
     digests = {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in pack.directory.iterdir()}
     opened = open_pack(pack.directory)
     decoder = Decoder(opened, compute)
-    train(decoder, random_adapter(pack, ALL_RANKS if pack.shape.num_layers > 1 else None), windows_of(pack), CONFIG, np.random.default_rng(0))
+    train(
+        decoder,
+        random_adapter(pack, ALL_RANKS if pack.shape.num_layers > 1 else None),
+        windows_of(pack),
+        CONFIG,
+        np.random.default_rng(0),
+    )
     evaluate(decoder, None, windows_of(pack))
     opened.matrix("model.embed_tokens").qweight[:] = 7  # a private mapping: this stays here
     assert {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in pack.directory.iterdir()} == digests
@@ -141,7 +148,7 @@ def test_tokens_and_losses_are_counted_step_by_step(base: BasePack, decoder: Dec
 def test_evaluate_equals_a_slow_loop_over_the_tokens(
     base: BasePack, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedlora_client.trainer.EFFICIENT_ROWS", 64)
+    monkeypatch.setattr(NativeOps, "rows", 64)
     windows = windows_of(base, TEXT * 5, 9)
     assert len(windows) > 2 * 64 // 9  # more than two batches of the evaluation
     for adapter in (None, random_adapter(base)):

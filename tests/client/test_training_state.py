@@ -22,7 +22,7 @@ from fedlora_client.training import Span
 from fedlora_client.windows import Windows
 from numpy.typing import NDArray
 
-from tests.models import ALL_RANKS, Packs, Variant, changed, random_adapter
+from tests.models import ALL_RANKS, Packs, Variant, assert_close, changed, random_adapter
 from tests.train_cases import TEXT, assert_equal_bits, windows_of
 
 STEPS = 6
@@ -105,19 +105,17 @@ def test_the_best_adapter_and_the_patience_outlive_a_stop(decoder: Decoder, tmp_
     config = dataclasses.replace(CONFIG, lr=0.05, dropout=0.0, schedule="constant", warmup_steps=0, steps=12)
     held_out = windows_of(decoder.base, TEXT.upper())
 
-    def evaluation() -> Evaluation:
-        return Evaluation(measure=lambda adapter: evaluate(decoder, adapter, held_out)[0], every=1, patience=3)
-
-    expected = run(decoder, config, evaluation=evaluation())
+    evaluation = Evaluation(windows=held_out, every=1, patience=3)
+    expected = run(decoder, config, evaluation=evaluation)
     losses = [loss for _, loss in expected.evaluations]
     assert len(losses) < config.steps  # patience ends it, and the best is not the last
     assert losses.index(min(losses)) == len(losses) - 1 - 3
-    assert evaluate(decoder, expected.adapter, held_out)[0] == min(losses)
-    for step in range(len(losses)):
+    assert_close(evaluate(decoder, expected.adapter, held_out)[0], min(losses))
+    for step in range(len(expected.losses)):
         saving = Saving(file=tmp_path / f"state-{step}", every=2)
         with pytest.raises(Stop):
-            run(decoder, config, dying_at(step), saving=saving, evaluation=evaluation())
-        assert_same(run(decoder, config, saving=saving, evaluation=evaluation()), expected)
+            run(decoder, config, dying_at(step), saving=saving, evaluation=evaluation)
+        assert_same(run(decoder, config, saving=saving, evaluation=evaluation), expected)
 
 
 def test_a_state_is_written_into_a_directory_that_is_not_there_yet(decoder: Decoder, tmp_path: Path) -> None:
@@ -220,7 +218,9 @@ def test_a_damaged_state_is_refused_by_its_file(decoder: Decoder, tmp_path: Path
 
     file.unlink()
     write_tensor_file(file, plans, fill, metadata)
-    with pytest.raises(ConfigError, match="state: cannot go on from this state of a training: .*; remove it to begin anew"):
+    with pytest.raises(
+        ConfigError, match="state: cannot go on from this state of a training: .*; remove it to begin anew"
+    ):
         run(decoder, saving=Saving(file=file))
 
 
@@ -228,7 +228,9 @@ def test_a_damaged_state_is_refused_by_its_file(decoder: Decoder, tmp_path: Path
 def test_a_truncated_state_is_refused_by_its_file(decoder: Decoder, tmp_path: Path, size: int) -> None:
     file = stopped(decoder, tmp_path / "state")
     file.write_bytes(file.read_bytes()[:size])
-    with pytest.raises(ConfigError, match="state: cannot go on from this state of a training: .*; remove it to begin anew"):
+    with pytest.raises(
+        ConfigError, match="state: cannot go on from this state of a training: .*; remove it to begin anew"
+    ):
         run(decoder, saving=Saving(file=file))
 
 

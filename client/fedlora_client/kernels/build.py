@@ -75,12 +75,13 @@ def _run(*command: str) -> None:
 
 
 def _openmp_of_torch() -> Path | None:
-    """The OpenMP library that is loaded into this process."""
+    """The OpenMP library that is loaded into this process: torch's, where others brought theirs."""
     try:
         maps = Path("/proc/self/maps").read_text()
     except OSError:
         return None
-    found = re.search(r"/\S*/lib(?:gomp|iomp5|omp)\b\S*\.so\S*", maps)
+    found = re.findall(r"/\S*/lib(?:gomp|iomp5|omp)\b\S*\.so\S*", maps)
+    found.sort(key=lambda path: "/torch/" not in path)
     return Path(found[0]) if found else None
 
 

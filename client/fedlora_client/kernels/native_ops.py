@@ -33,6 +33,8 @@ _ARGUMENTS = {
 class NativeOps:
     """The fast path. A tensor that the kernels do not read as it lies is our own bug, and an AssertionError."""
 
+    rows = 512
+
     def __init__(self, library: Path, name: str) -> None:
         self.name, self.library = name, library
         loaded = ctypes.CDLL(str(library))
