@@ -1,4 +1,4 @@
-"""Losses and gradients by plain autograd over dense weights in float64: slow, obvious, and sharing no code with the trainer.
+"""Losses and gradients by plain autograd over dense weights in float64: slow and obvious, and none of the trainer's code.
 
 y = x W^T + gamma (m * x) A^T B^T        for every linear module; m: what dropout leaves of its input
 """
@@ -60,7 +60,7 @@ class _Adapted:
     mask: Tensor | None  # [N, I]
 
     @property
-    def T(self) -> _Adapted:
+    def T(self) -> _Adapted:  # noqa: N802
         return self
 
     @classmethod

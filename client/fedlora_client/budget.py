@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from fedlora.errors import ConfigError
 from fedlora.family import DecoderShape
 from fedlora.run_config import TrainConfig
@@ -23,9 +24,9 @@ from fedlora_client.plain_ops import WEIGHT_SLICE_ELEMENTS, PlainOps
 
 _MOST_CHUNK_ROWS, _LEAST_CHUNK_ROWS = 256, 16  # whose logits are held at a time, ...
 _LOGITS_BYTES = 32_000_000  # ... which take no more than this
-# Beside the workspace: products' own code and copies, which do not grow with a weight, small tensors, what the allocator
-# holds. Measured: 7 to 18 MB in float32, 21 to 30 in bfloat16.
-_OVERHEAD_BYTES = 32_000_000
+# Beside the workspace: the code of products, their copies, which do not grow with a weight, small tensors, what the
+# allocator holds. Measured: 7 to 18 MB in float32, 21 to 32 in bfloat16, for which oneDNN makes code of its own.
+_OVERHEAD_BYTES = {torch.float32: 24_000_000, torch.bfloat16: 36_000_000}
 _PLAIN_COPIES = 3  # in float32, of what an operation in plain torch reads
 _MASKS = 3  # what is drawn, its integers, and what goes through it
 
@@ -122,7 +123,7 @@ def step_bytes(
     elements = sum(parts.values()) + rows * widest + masks + inner
     read = max(WEIGHT_SLICE_ELEMENTS, rows * widest, parts["attention"] // 2, parts["logits"])
     plain = _PLAIN_COPIES * 4 * read if isinstance(compute.ops, PlainOps) else 0
-    return elements * compute.dtype.itemsize + plain + _OVERHEAD_BYTES
+    return elements * compute.dtype.itemsize + plain + _OVERHEAD_BYTES[compute.dtype]
 
 
 def workspace_elements(

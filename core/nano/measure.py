@@ -13,6 +13,7 @@ import sys
 import torch
 from corpus import WINDOW, documents, ngram_losses, tokens_of
 from fedlora.pack import open_pack
+from fedlora_client.compute import choose_compute
 from fedlora_client.decoder import Decoder
 from fedlora_client.trainer import evaluate
 from fedlora_client.windows import Windows, load_tokenizer
@@ -25,7 +26,7 @@ def main() -> None:
     unigram, bigram = ngram_losses(train, held_out)
     whole = torch.from_numpy(held_out[: len(held_out) // WINDOW * WINDOW]).view(-1, WINDOW)
     inputs, targets = whole[:, :-1], whole[:, 1:]
-    loss, tokens = evaluate(Decoder(base), None, Windows(inputs, targets, starts=torch.zeros_like(inputs)))
+    loss, tokens = evaluate(Decoder(base, choose_compute("float32")), None, Windows(inputs, targets, starts=torch.zeros_like(inputs)))
     print(json.dumps({"unigram": unigram, "bigram": bigram, "packed": loss, "tokens": tokens}))
 
 

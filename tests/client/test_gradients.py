@@ -27,6 +27,7 @@ from tests.models import ALL_RANKS, LORAS, VARIANTS, Packs, Variant, assert_clos
 
 # Smaller than every other adapter somewhere, larger somewhere else.
 STACK = (ALL_RANKS, LoraConfig(rank=2, alpha=9.0, use_rslora=True), LoraConfig(rank=9, alpha=4.0))
+NOTHING_KEPT = Schedule()
 LONG = Variant(context=2 * QUERY_BLOCK + 90, layers=1, inner=96, vocab=300)
 
 
@@ -38,7 +39,7 @@ def run(
     decoder: Decoder,
     problem: Problem,
     *adapters: Adapter,
-    schedule: Schedule = Schedule(),
+    schedule: Schedule = NOTHING_KEPT,
     dropout: Dropout = no_dropout,
     space: Workspace | None = None,
 ) -> tuple[Tensor, list[Gradients]]:
@@ -122,7 +123,7 @@ def test_kept_blocks_change_no_bit(packs: Packs, ops: Ops) -> None:
         for masks in (no_dropout, dropout):
             results = [
                 run(decoder, problem, *adapters, schedule=Schedule(kept_blocks=kept), dropout=masks)
-                for kept in (0, 1, 2, 3)
+                for kept in (0, 1, 2)
             ]
             for other in results[1:]:
                 assert_same_bits(other, results[0])
@@ -187,7 +188,7 @@ def test_examples_of_a_window_get_the_gradients_that_each_gets_alone(decoder: De
     assert_gradients_close(together, total)
 
 
-@pytest.mark.parametrize("kept_blocks", [0, 2])
+@pytest.mark.parametrize("kept_blocks", [0, 1])
 def test_dropout_gives_the_gradients_of_the_same_masks(packs: Packs, ops: Ops, kept_blocks: int) -> None:
     base = packs(Variant(symmetric=False))
     decoder = Decoder(base, computed(ops))

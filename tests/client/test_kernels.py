@@ -170,7 +170,7 @@ def test_wrong_kernels_are_told_of_and_training_goes_on_in_plain_torch(
     plain = choose_compute("float32", "off", "cpu")
     base = packs(Variant())
     assert torch.equal(Decoder(base, chosen).logits(tokens), Decoder(base, plain).logits(tokens))
-    with pytest.raises(ConfigError, match="train.kernels is on, and there are no kernels: softmax in torch.float32"):
+    with pytest.raises(ConfigError, match=r"train.kernels is on, and there are no kernels: softmax in torch.float32"):
         choose_compute("float32", "on", "cpu")
 
 

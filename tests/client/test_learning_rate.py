@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -35,7 +36,7 @@ def test_the_cosine_begins_at_the_rate_halves_in_the_middle_and_would_be_0_after
     assert found[-1] == pytest.approx(0.05 * (1 - math.cos(math.pi / TOTAL)))
     config = TrainConfig(lr=0.1, schedule="cosine")
     assert learning_rate(config, TOTAL, TOTAL) == learning_rate(config, TOTAL + 5, TOTAL) == 0
-    assert all(later < earlier for earlier, later in zip(found, found[1:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(found))
 
 
 @given(

@@ -192,16 +192,16 @@ def swiglu_backward(ops: Ops, inputs: Inputs) -> Results:
 
 
 # The vocabulary in parts, and what is learned: targets in each part, at its ends, and nothing.
-PARTS, TARGETS = (33, 1, 16), torch.tensor([0, 32, 33, 34, 49, 5, IGNORED])
+PARTS, TARGETS = [33, 1, 16], torch.tensor([0, 32, 33, 34, 49, 5, IGNORED])
 
 
 def fold_logits(ops: Ops, inputs: Inputs) -> Results:
-    for parts, targets in ((PARTS, TARGETS), ((50,), TARGETS), (PARTS, TARGETS[:1])):
+    for parts, targets in ((PARTS, TARGETS), ([50], TARGETS), (PARTS, TARGETS[:1])):
         logits = inputs.random(len(targets), sum(parts)) * 6
         logits[0, 40] = 80  # a maximum that comes late makes what was summed up before it vanish
         largest, total = torch.full((len(targets),), -math.inf), torch.zeros(len(targets))
         at_target, first = torch.full((len(targets),), UNTOUCHED), 0
-        for part in logits.split(parts, 1):
+        for part in torch.split(logits, parts, 1):
             ops.fold_logits(inputs.copy(part), first, targets, largest, total, at_target)
             first += part.shape[1]
         yield largest, logits.double().amax(1)
@@ -218,7 +218,7 @@ def logits_gradient(ops: Ops, inputs: Inputs) -> Results:
     (expected,) = gradients(losses, row_scale, wide)
     log_total, first = logits.double().logsumexp(1).float(), 0
     learned = TARGETS != IGNORED  # the head gives it no others
-    for part, wanted in zip(logits.split(PARTS, 1), expected.split(PARTS, 1), strict=True):
+    for part, wanted in zip(torch.split(logits, PARTS, 1), torch.split(expected, PARTS, 1), strict=True):
         room = inputs.copy(part[learned])
         ops.logits_gradient(room, first, TARGETS[learned], log_total[learned], row_scale[learned])
         yield room, wanted[learned]

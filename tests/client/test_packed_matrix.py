@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from fedlora_client.ops import Ops
 from fedlora_client.packed import PackedMatrix
 from fedlora_client.plain_ops import embedding_rows
 from fedlora_client.workspace import Workspace
+from numpy.typing import NDArray
 
 from tests.models import VARIANTS, Packs, assert_close
 
@@ -52,12 +55,13 @@ def test_every_matrix_of_a_pack_is_read_bit_for_bit(packs: Packs, ops: Ops, vari
 def test_dequantizing_leaves_the_packed_codes_as_they_were(ops: Ops) -> None:
     matrix = quantized(6, 64, 8, 32, symmetric=False)
     assert matrix.zeros is not None
-    before = matrix.qweight.copy(), matrix.scales.copy(), matrix.zeros.copy()
+    stored: list[NDArray[Any]] = [matrix.qweight, matrix.scales, matrix.zeros]
+    before = [part.copy() for part in stored]
     packed, out = PackedMatrix.of(matrix, CPU), torch.zeros(6, 64)
     ops.dequantize(packed, 0, 6, out)
     out.add_(1)
     embedding_rows(packed, torch.tensor([1, 2]), out[:2])
-    for now, then in zip((matrix.qweight, matrix.scales, matrix.zeros), before, strict=True):
+    for now, then in zip(stored, before, strict=True):
         assert np.array_equal(now, then)
 
 

@@ -22,11 +22,12 @@ from tests.models import ALL_RANKS, assert_close, random_adapter
 from tests.train_cases import TEXT, assert_equal_bits, factors_of, windows_of
 
 CONFIG = TrainConfig(steps=3, batch_size=5, sequence_length=12, lr=3e-3)
+SPAN = Span(0, 3)
 PLAN = Plan(micro_batch=5, schedule=Schedule(), step_bytes=0)
 
 
 def training_of(
-    decoder: Decoder, config: TrainConfig, plan: Plan = PLAN, span: Span = Span(0, 3), adapter: Adapter | None = None
+    decoder: Decoder, config: TrainConfig, plan: Plan = PLAN, span: Span = SPAN, adapter: Adapter | None = None
 ) -> Training:
     adapter = adapter or random_adapter(decoder.base)
     windows, generator = windows_of(decoder.base), np.random.default_rng(0)
@@ -82,7 +83,7 @@ def test_the_rate_of_a_step_follows_from_its_place_in_the_whole_run(decoder: Dec
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 3])
-@pytest.mark.parametrize("kept_blocks", [0, 2])
+@pytest.mark.parametrize("kept_blocks", [0, 1])
 def test_a_batch_in_parts_is_the_batch_as_a_whole(decoder: Decoder, micro_batch: int, kept_blocks: int) -> None:
     whole = training_of(decoder, CONFIG)
     plan = Plan(micro_batch=micro_batch, schedule=Schedule(kept_blocks=kept_blocks, chunk_rows=16), step_bytes=0)

@@ -26,6 +26,7 @@ from tests.models import ALL_RANKS, Packs, Variant, assert_close, changed, rando
 from tests.train_cases import TEXT, assert_equal_bits, windows_of
 
 STEPS = 6
+NOBODY = Watcher()
 CONFIGS = {
     "plain": TrainConfig(steps=STEPS, batch_size=3, sequence_length=12, lr=3e-3),
     "everything": TrainConfig(
@@ -50,7 +51,7 @@ def dying_at(step: int) -> Watcher:
     return Watcher(on_step=die)
 
 
-def run(decoder: Decoder, config: TrainConfig = CONFIG, watcher: Watcher = Watcher(), **changes: Any) -> TrainResult:
+def run(decoder: Decoder, config: TrainConfig = CONFIG, watcher: Watcher = NOBODY, **changes: Any) -> TrainResult:
     """A training in which each of `changes` takes the place of what it is by default."""
     known: dict[str, Any] = {
         "adapter": random_adapter(decoder.base, ALL_RANKS),
@@ -161,7 +162,7 @@ def test_the_state_on_another_base_or_compute_is_refused(packs: Packs, compute: 
         Decoder(base, choose_compute("bfloat16", "on", "cpu")),
         Decoder(base, choose_compute("float32", "off", "cpu")),
     ):
-        with pytest.raises(ConfigError, match="state: cannot go on .*: it is another training's: "):
+        with pytest.raises(ConfigError, match=r"state: cannot go on .*: it is another training's: "):
             run(decoder, saving=Saving(file=file), adapter=random_adapter(base, ALL_RANKS), windows=windows_of(base))
 
 
@@ -219,7 +220,7 @@ def test_a_damaged_state_is_refused_by_its_file(decoder: Decoder, tmp_path: Path
     file.unlink()
     write_tensor_file(file, plans, fill, metadata)
     with pytest.raises(
-        ConfigError, match="state: cannot go on from this state of a training: .*; remove it to begin anew"
+        ConfigError, match=r"state: cannot go on from this state of a training: .*; remove it to begin anew"
     ):
         run(decoder, saving=Saving(file=file))
 
@@ -229,7 +230,7 @@ def test_a_truncated_state_is_refused_by_its_file(decoder: Decoder, tmp_path: Pa
     file = stopped(decoder, tmp_path / "state")
     file.write_bytes(file.read_bytes()[:size])
     with pytest.raises(
-        ConfigError, match="state: cannot go on from this state of a training: .*; remove it to begin anew"
+        ConfigError, match=r"state: cannot go on from this state of a training: .*; remove it to begin anew"
     ):
         run(decoder, saving=Saving(file=file))
 
@@ -247,8 +248,8 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_state(decoder: Decoder, 
 
     breaking = Breaking(decoder.base, decoder.compute)
     done: list[int] = []
-    breaking.breaks = lambda: len(done) == 3  # type: ignore[method-assign, assignment]
-    with pytest.raises(DataError, match="^step 4: the loss is nan"):
+    breaking.breaks = lambda: len(done) == 3
+    with pytest.raises(DataError, match=r"^step 4: the loss is nan"):
         run(breaking, watcher=Watcher(on_step=lambda step, loss: done.append(step)), saving=saving, windows=windows)
     assert done == [0, 1, 2]
     # With what was wrong mended, it goes on from there.

@@ -18,6 +18,7 @@ from fedlora.run_config import (
     ServerConfig,
     SimulationConfig,
     TrainConfig,
+    changed,
     read_scenario,
 )
 from hypothesis import given
@@ -25,6 +26,15 @@ from hypothesis import strategies as st
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/"), min_size=1, max_size=12)
 POSITIVE = st.integers(1, 10**6)
+
+
+def patterns(values: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[str, ...]]:
+    """Entries MODULE=VALUE."""
+    return st.dictionaries(st.sampled_from(LINEAR_MODULES), values, max_size=3).map(
+        lambda pattern: tuple(f"{module}={value}" for module, value in pattern.items())
+    )
+
+
 CONFIGS = st.builds(
     RunConfig,
     name=st.from_regex(r"\w[\w.-]{0,11}", fullmatch=True),
@@ -38,13 +48,24 @@ CONFIGS = st.builds(
         alpha=st.floats(0, 1e6, exclude_min=True),
         use_rslora=st.booleans(),
         target_modules=st.lists(st.sampled_from(LINEAR_MODULES), min_size=1, unique=True).map(tuple),
+        rank_pattern=patterns(st.integers(1, 4096)),
+        alpha_pattern=patterns(st.floats(0, 1e6, exclude_min=True)),
     ),
     train=st.builds(
         TrainConfig,
         steps=POSITIVE,
         batch_size=POSITIVE,
         sequence_length=st.integers(2, 10**5),
-        lr=st.floats(0, 1, exclude_min=True, exclude_max=True),
+        lr=st.floats(0, 1 / 1024, exclude_min=True),
+        schedule=st.sampled_from(["constant", "cosine"]),
+        warmup_steps=st.integers(0, 10**6),
+        lora_plus_ratio=st.floats(0, 1000, exclude_min=True),
+        dropout=st.floats(0, 1, exclude_max=True),
+        memory_mb=st.integers(0, 10**6),
+        checkpointing=st.sampled_from(["auto", "on", "off"]),
+        compute=st.sampled_from(["auto", "float32", "bfloat16"]),
+        kernels=st.sampled_from(["auto", "on", "off"]),
+        device=st.sampled_from(["auto", "cpu", "cuda", "cuda:1"]),
         weight_decay=st.floats(0, 1, exclude_max=True),
         max_grad_norm=st.floats(0, 1e6),
     ),
@@ -90,7 +111,8 @@ def test_a_configuration_survives_being_flat_as_json(config: RunConfig) -> None:
 def test_a_scenario_file_and_the_flat_configuration_have_the_same_keys(
     tmp_path_factory: pytest.TempPathFactory, config: RunConfig
 ) -> None:
-    config = replace(config, base="nano", output="", data=replace(config.data, path=""))  # paths count from the file
+    # Paths count from the file; a name that begins with a letter is one without its accents, too.
+    config = replace(config, name=f"x{config.name}", base="nano", output="", data=replace(config.data, path=""))
     ascii_only = RunConfig.from_flat(
         {k: v.encode("ascii", "ignore").decode() or "x" if isinstance(v, str) and v else v
          for k, v in config.flat().items()}, "ascii")  # fmt: skip
@@ -117,8 +139,59 @@ def test_a_whole_number_is_taken_for_a_float() -> None:
 
 
 def test_the_adapter_of_a_run_is_that_of_its_section() -> None:
-    config = LoraSection(rank=3, alpha=6.0, use_rslora=True, target_modules=("q_proj",)).lora()
+    config = LoraSection(rank=3, alpha=6.0, use_rslora=True, target_modules=("q_proj",)).lora(["m.q_proj"])
     assert (config.rank, config.alpha, config.use_rslora, config.target_modules) == (3, 6.0, True, ("q_proj",))
+
+
+MODULES = [f"model.layers.{layer}.{part}" for layer in (0, 1) for part in ("self_attn.q_proj", "mlp.down_proj")]
+
+
+def test_a_pattern_gives_modules_ranks_by_their_names_or_the_ends_of_them_and_the_longest_counts() -> None:
+    section = LoraSection(
+        rank=2,
+        rank_pattern=("model.layers.0.mlp.down_proj=7", "down_proj=5", "layers.1.self_attn.q_proj = 3"),
+        alpha_pattern=("q_proj=1.5",),
+        target_modules=("q_proj", "down_proj"),
+    )
+    config = section.lora(MODULES)
+    assert [config.rank_of(module) for module in MODULES] == [2, 7, 3, 5]
+    assert config.alpha_pattern == {"model.layers.0.self_attn.q_proj": 1.5, "model.layers.1.self_attn.q_proj": 1.5}
+
+
+@pytest.mark.parametrize("end", ["k_proj", "proj", "layers.2.mlp.down_proj", "odel.layers.0.mlp.down_proj"])
+def test_a_pattern_that_fits_no_module_is_refused_with_one_that_there_is(end: str) -> None:
+    section = LoraSection(rank_pattern=(f"{end}=4",))
+    with pytest.raises(
+        ConfigError, match=rf"^lora.rank_pattern: the base has no module {end}; it has such as {MODULES[0]}$"
+    ):
+        section.lora(MODULES)
+
+
+def test_a_rate_of_b_that_is_no_rate_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"train.lr times lora_plus_ratio must be below 1, got 16.0"):
+        RunConfig.from_flat({"train.lr": 0.1, "train.lora_plus_ratio": 16}, "flat")
+
+
+def test_keys_are_changed_one_by_one_with_values_as_in_toml_or_bare_words() -> None:
+    changes = ["train.lr=0.002", "train.schedule=cosine", 'base="packs/x"', "lora.rank_pattern=down_proj=4,q_proj=8"]
+    config = changed(RunConfig(seed=7), changes)
+    assert (config.seed, config.train.lr, config.train.schedule, config.base) == (7, 0.002, "cosine", "packs/x")
+    assert config.lora.rank_pattern == ("down_proj=4", "q_proj=8")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("train.lr", "--set train.lr: expected KEY=VALUE"),
+        ("train.learning_rate=1", "--set: unknown key train.learning_rate; "),
+        ("train.steps=many", "--set: train.steps must be of type int, got 'many'"),
+        ("train.steps=0", "--set: train.steps must be at least 1, got 0"),
+    ],
+)
+def test_a_change_that_is_none_is_refused(change: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        changed(RunConfig(), [change])
+    assert str(caught.value).startswith(message)
 
 
 def test_relative_paths_count_from_the_scenario(tmp_path: Path) -> None:
@@ -179,6 +252,18 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(tmp_path: Path, te
         ("train.lr", float("nan"), "train.lr must be between 0 and 1, got nan"),
         ("train.weight_decay", 1.0, "train.weight_decay must be from 0 to 1, got 1.0"),
         ("train.max_grad_norm", -0.5, "train.max_grad_norm must be 0 (none) or more, got -0.5"),
+        ("train.schedule", "linear", "train.schedule must be one of constant, cosine, got 'linear'"),
+        ("train.warmup_steps", -1, "train.warmup_steps must be 0 or more, got -1"),
+        ("train.lora_plus_ratio", 0.0, "train.lora_plus_ratio must be up to 1000, got 0.0"),
+        ("train.lora_plus_ratio", 1001.0, "train.lora_plus_ratio must be up to 1000, got 1001.0"),
+        ("train.dropout", 1.0, "train.dropout must be from 0 to 1, got 1.0"),
+        ("train.dropout", -0.1, "train.dropout must be from 0 to 1, got -0.1"),
+        ("train.dropout", float("nan"), "train.dropout must be from 0 to 1, got nan"),
+        ("train.memory_mb", -1, "train.memory_mb must be 0 (no bound) or more, got -1"),
+        ("train.checkpointing", "yes", "train.checkpointing must be one of auto, on, off, got 'yes'"),
+        ("train.compute", "float16", "train.compute must be one of auto, float32, bfloat16, got 'float16'"),
+        ("train.kernels", "", "train.kernels must be one of auto, on, off, got ''"),
+        ("train.kernels", True, "train.kernels must be of type str, got True"),
         ("server.rounds", 0, "server.rounds must be at least 1, got 0"),
         ("server.devices_per_round", -1, "server.devices_per_round must be 0 (all) or more, got -1"),
         ("server.min_devices", 0, "server.min_devices must be at least 1, got 0"),
@@ -194,6 +279,19 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(tmp_path: Path, te
         ("lora.rank", 0, "rank: a rank must be an integer from 1 to 4096, got 0"),
         ("lora.alpha", 0.0, "alpha: an alpha must be a positive number, got 0.0"),
         ("lora.alpha", float("inf"), "alpha: an alpha must be a positive number, got inf"),
+        (
+            "lora.rank_pattern",
+            "down_proj",
+            "lora.rank_pattern: expected MODULE=VALUE such as down_proj=4, got 'down_proj'",
+        ),
+        ("lora.rank_pattern", ["down_proj=4.5"], "lora.rank_pattern: expected MODULE=VALUE such as down_proj=4, got"),
+        ("lora.rank_pattern", "q_proj=4,down_proj=0", "down_proj: a rank must be an integer from 1 to 4096, got 0"),
+        (
+            "lora.alpha_pattern",
+            "q_proj=x",
+            "lora.alpha_pattern: expected MODULE=VALUE such as down_proj=8.0, got 'q_proj=x'",
+        ),
+        ("lora.alpha_pattern", "q_proj=-1", "q_proj: an alpha must be a positive number, got -1.0"),
         ("lora.target_modules", [], "target_modules must name at least one module"),
         ("lora.target_modules", "q_proj,q_proj", "each once"),
     ],

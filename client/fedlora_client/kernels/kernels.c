@@ -15,7 +15,8 @@
 #include <immintrin.h>
 #endif
 
-#define KEPT 2048
+#define KEPT 2048 /* numbers of a row, at most, that are kept in float */
+#define LANES 16  /* of the widest vector */
 
 typedef uint16_t bfloat16;
 typedef float float32;
@@ -196,30 +197,47 @@ void NAME(merge_heads)(const REAL *x, const float *cosine, const float *sine, in
     }
 }
 
+/* The exponentials are wanted twice and kept, in whole vectors: a loop's remainder would cost as much as all of it. */
+static inline void NAME(short_softmax)(REAL *line, int64_t count, int64_t whole, float scale) {
+    float kept[KEPT], peaks[LANES], totals[LANES], peak = -INFINITY, total = 0;
+    for (int j = 0; j < LANES; j++) peaks[j] = -INFINITY, totals[j] = 0;
+    EACH for (int64_t i = 0; i < count; i++) kept[i] = LOAD(line[i]) * scale;
+    for (int64_t i = count; i < whole; i++) kept[i] = -INFINITY;
+    for (int64_t i = 0; i < whole; i += LANES)
+        EACH for (int j = 0; j < LANES; j++) peaks[j] = kept[i + j] > peaks[j] ? kept[i + j] : peaks[j];
+    for (int j = 0; j < LANES; j++) peak = peaks[j] > peak ? peaks[j] : peak;
+    for (int64_t i = 0; i < whole; i += LANES)
+        EACH for (int j = 0; j < LANES; j++) {
+            kept[i + j] = exponential(kept[i + j] - peak);
+            totals[j] += kept[i + j];
+        }
+    for (int j = 0; j < LANES; j++) total += totals[j];
+    float inverse = 1.0f / total;
+    EACH for (int64_t i = 0; i < count; i++) line[i] = STORE(kept[i] * inverse);
+}
+
+static inline void NAME(long_softmax)(REAL *line, int64_t count, float scale) {
+    float total = 0, peak = -INFINITY;
+    MAX(peak) for (int64_t i = 0; i < count; i++) {
+        float score = LOAD(line[i]) * scale;
+        peak = score > peak ? score : peak;
+    }
+    SUM(total) for (int64_t i = 0; i < count; i++) total += exponential(LOAD(line[i]) * scale - peak);
+    float inverse = 1.0f / total;
+    EACH for (int64_t i = 0; i < count; i++) line[i] = STORE(exponential(LOAD(line[i]) * scale - peak) * inverse);
+}
+
 void NAME(softmax)(REAL *scores, const int64_t *starts, int64_t sequences, int64_t length, int64_t heads,
                    int64_t queries, int64_t first, float scale) {
     int64_t keys = first + queries;
     ROWS for (int64_t row = 0; row < sequences * heads * queries; row++) {
         int64_t last = first + row % queries, begin = starts[row / (heads * queries) * length + last];
         REAL *line = scores + row * keys;
-        float peak = -INFINITY, total = 0;
-        MAX(peak) for (int64_t i = begin; i <= last; i++) {
-            float score = LOAD(line[i]) * scale;
-            peak = score > peak ? score : peak;
-        }
-        /* The exponentials are wanted twice: those of the first KEPT keys are kept, the others computed again. */
-        float kept[KEPT];
-        int64_t count = last + 1 - begin, short_count = count < KEPT ? count : KEPT;
-        REAL *from = line + begin;
-        SUM(total) for (int64_t i = 0; i < short_count; i++) {
-            kept[i] = exponential(LOAD(from[i]) * scale - peak);
-            total += kept[i];
-        }
-        SUM(total) for (int64_t i = short_count; i < count; i++) total += exponential(LOAD(from[i]) * scale - peak);
-        float inverse = 1.0f / total;
-        EACH for (int64_t i = 0; i < short_count; i++) from[i] = STORE(kept[i] * inverse);
-        EACH for (int64_t i = short_count; i < count; i++)
-            from[i] = STORE(exponential(LOAD(from[i]) * scale - peak) * inverse);
+        int64_t count = last + 1 - begin, whole = (count + LANES - 1) / LANES * LANES;
+        if (whole <= KEPT)
+            NAME(short_softmax)(line + begin, count, whole, scale);
+        else
+            NAME(long_softmax)(line + begin, count, scale);
         memset(line, 0, (size_t)begin * sizeof(REAL));
         memset(line + last + 1, 0, (size_t)(keys - last - 1) * sizeof(REAL));
     }

@@ -1,0 +1,235 @@
+"""How a step is cut to fit the memory that there is, and whether it does."""
+
+# S sequences, T tokens of each
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fedlora.errors import ConfigError
+from fedlora.family import DecoderShape
+from fedlora.lora import LoraConfig
+from fedlora.pack import BasePack
+from fedlora.run_config import TrainConfig
+from fedlora_client.budget import Memory, Plan, plan_step, workspace_elements
+from fedlora_client.compute import Compute
+from fedlora_client.decoder import Decoder, Schedule
+from fedlora_client.plain_ops import PlainOps
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.builders import llama_shape
+from tests.dense_reference import random_problem
+from tests.models import Packs, Variant, random_adapter, save_pack
+
+CPU = torch.device("cpu")
+PLAIN = Compute(CPU, torch.float32, PlainOps())
+# The size of a model of 135 million parameters.
+SHAPE = llama_shape(
+    hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
+    head_dim=64, vocab_size=49152, max_position_embeddings=2048,
+)  # fmt: skip
+PLENTY = 10**12
+VARIANTS = {
+    "grouped heads": Variant(),
+    "several parts of a vocabulary": Variant(vocab=9001, hidden=32, heads=4, kv_heads=2, layers=1),
+    "as many heads for keys": Variant(tied=False, heads=4, kv_heads=4, head_dim=16, inner=64),
+    "heads wider than the model": Variant(heads=3, kv_heads=1, head_dim=64, inner=96, hidden=96),
+    "three wide layers": Variant(layers=3, inner=400),
+    "several blocks of queries": Variant(context=600, layers=1),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_workspace_is_what_was_foreseen(packs: Packs, compute: Compute, variant: str) -> None:
+    base = packs(VARIANTS[variant])
+    decoder, context = Decoder(base, compute), base.shape.max_positions
+    for rank, (sequences, length), chunk_rows in itertools.product((1, 24), ((1, 16), (2, context)), (16, 256)):
+        problem = random_problem(base, sequences, length)
+        problem = problem._replace(targets=problem.tokens)  # the most rows of logits
+        adapter = random_adapter(base, LoraConfig(rank=rank, alpha=8.0))
+        for kept_blocks in range(base.shape.num_layers):
+            schedule, space = Schedule(kept_blocks=kept_blocks, chunk_rows=chunk_rows), decoder.workspace()
+            lora = decoder.lora(adapter)
+            decoder.add_gradients(*problem, lora, space, schedule)
+            decoder.losses(*problem[:3], lora, space, schedule)  # as an evaluation between two steps
+            foreseen = sum(workspace_elements(base.shape, length, rank, sequences, schedule).values())
+            assert 1 <= foreseen / (space.size_bytes / 4) <= 1.02, (rank, length, kept_blocks, chunk_rows)
+
+
+def plan(
+    memory_mb: int = 0,
+    *,
+    free: int = PLENTY,
+    resident: int = 200_000_000,
+    shape: DecoderShape = SHAPE,
+    adapters: int = 1,
+    **config: Any,
+) -> Plan:
+    known = TrainConfig(memory_mb=memory_mb, **config)
+    return plan_step(shape, known, 16, PLAIN, Memory(resident=resident, coming=50_000_000, free=free), adapters)
+
+
+def least(**config: Any) -> int:
+    """The megabytes that the refusal of too few asks for."""
+    with pytest.raises(ConfigError) as caught:
+        plan(1, **config)
+    found = re.search(
+        r"^train.memory_mb is 1 and \d+ MB are free; with windows of \d+ tokens a training takes at least (\d+) MB, of "
+        r"which the process has 200 already: give it more, or lower train.sequence_length$",
+        str(caught.value),
+    )
+    assert found, caught.value
+    return int(found[1])
+
+
+@pytest.mark.parametrize("checkpointing", ["auto", "on", "off"])
+@pytest.mark.parametrize("sequence_length", [32, 128, 1024])
+def test_too_little_memory_is_refused_with_the_least_that_would_do(checkpointing: str, sequence_length: int) -> None:
+    needed = least(checkpointing=checkpointing, sequence_length=sequence_length)
+    config: dict[str, Any] = {"checkpointing": checkpointing, "sequence_length": sequence_length}
+    accepted = plan(needed, **config)
+    assert accepted.micro_batch == 1
+    assert 250_000_000 + accepted.step_bytes <= needed * 1_000_000
+    with pytest.raises(ConfigError, match=f"at least {needed} MB"):
+        plan(needed - 1, **config)
+
+
+def test_what_the_machine_has_left_bounds_a_step_too() -> None:
+    with pytest.raises(ConfigError, match=r"train.memory_mb is not set and 60 MB are free; .* takes at least"):
+        plan(free=60_000_000)
+    with pytest.raises(ConfigError, match=r"train.memory_mb is 4000 and 60 MB are free"):
+        plan(4000, free=60_000_000)
+
+
+@given(budgets=st.lists(st.integers(450, 9000), min_size=2, max_size=6), length=st.sampled_from([32, 128, 1024]))
+def test_a_larger_budget_is_never_used_for_less(budgets: list[int], length: int) -> None:
+    plans: list[tuple[int, int, int]] = []
+    for memory_mb in sorted(budgets):
+        try:
+            found = plan(memory_mb, sequence_length=length)
+        except ConfigError:
+            assert not plans
+            continue
+        assert 250_000_000 + found.step_bytes <= memory_mb * 1_000_000
+        plans.append((found.micro_batch, found.schedule.chunk_rows, found.schedule.kept_blocks))
+    # More windows at a time go before more rows of logits, and these before more blocks that are kept.
+    assert plans == sorted(plans)
+    for (micro, chunk, kept), (next_micro, next_chunk, next_kept) in itertools.pairwise(plans):
+        assert kept <= next_kept or (micro, chunk) < (next_micro, next_chunk)
+
+
+def test_checkpointing_that_is_on_or_off_is_obeyed() -> None:
+    for memory_mb in (0, 100_000):
+        assert plan(memory_mb, checkpointing="on").schedule.kept_blocks == 0
+        assert plan(memory_mb, checkpointing="off").schedule.kept_blocks == SHAPE.num_layers - 1
+        assert plan(memory_mb, checkpointing="auto").schedule.kept_blocks == SHAPE.num_layers - 1
+    needed = least()
+    assert plan(needed, checkpointing="on").schedule.kept_blocks == 0
+    assert plan(needed, checkpointing="auto").schedule.kept_blocks == 0
+    with pytest.raises(ConfigError):
+        plan(needed, checkpointing="off")
+
+
+def test_without_a_budget_activations_are_kept_in_no_more_than_a_quarter_of_what_is_free() -> None:
+    kept = []
+    for free_mb in (1_000, *range(1_200, 4_000, 200), 100_000):
+        free = free_mb * 1_000_000
+        found = plan(free=free)
+        kept.append(found.schedule.kept_blocks)
+        assert not kept[-1] or found.step_bytes <= free // 4
+    assert kept == sorted(kept)
+    assert (kept[0], kept[-1]) == (0, SHAPE.num_layers - 1)
+    assert len(set(kept)) > 2
+
+
+def test_a_batch_is_never_computed_in_parts_larger_than_itself_or_smaller_than_a_window() -> None:
+    assert plan(batch_size=3, sequence_length=32).micro_batch == 3
+    assert plan(batch_size=8, sequence_length=2048).micro_batch == 1
+    assert plan(batch_size=8, sequence_length=32, adapters=100).micro_batch == 1
+
+
+def test_dropout_plain_torch_and_adapters_side_by_side_take_more() -> None:
+    config: dict[str, Any] = {"sequence_length": 128, "batch_size": 1}
+    alone = plan(**config)
+    assert plan(dropout=0.1, **config).step_bytes > alone.step_bytes
+    assert plan(adapters=2, **config).step_bytes > alone.step_bytes
+    assert "windows at a time" in str(alone)
+
+
+# In a process of its own: what is the least, and the peak of a training that may take some megabytes more.
+TRAINING = """
+import json, re, sys
+import numpy as np, torch
+from dataclasses import replace
+from pathlib import Path
+from fedlora.errors import ConfigError
+from fedlora.pack import open_pack
+from fedlora.run_config import LoraSection, RunConfig, TrainConfig
+from fedlora_client.compute import choose_compute
+from fedlora_client.decoder import Decoder
+from fedlora_client.memory import peak_bytes
+from fedlora_client.trainer import Watcher, train
+from fedlora_client.windows import Windows
+
+torch.set_num_threads(1)
+pack, dtype, kernels, beyond, dropout = sys.argv[1:]
+decoder = Decoder(open_pack(Path(pack)), choose_compute(dtype, kernels, "cpu"))
+adapter = RunConfig(lora=LoraSection(rank=8)).first_adapter(decoder.shape)
+tokens = torch.from_numpy(np.random.default_rng(0).integers(0, decoder.shape.vocab_size, (8, 129)))
+windows = Windows(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), torch.zeros(8, 128, dtype=torch.int64))
+config = TrainConfig(steps=2, batch_size=8, sequence_length=128, memory_mb=1, dropout=float(dropout))
+plans = []
+try:
+    train(decoder, adapter, windows, config, np.random.default_rng(0))
+except ConfigError as error:
+    least = int(re.search(r"at least (\\d+) MB", str(error))[1])
+config = replace(config, memory_mb=least + int(beyond))
+train(decoder, adapter, windows, config, np.random.default_rng(0), Watcher(on_plan=plans.append))
+print(json.dumps([config.memory_mb, peak_bytes(), plans[0].micro_batch, plans[0].schedule.kept_blocks]))
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> BasePack:
+    """8.4 million parameters: a step of a full batch takes more than the adapter and the base."""
+    variant = Variant(hidden=256, inner=688, layers=8, vocab=8192, heads=8, kv_heads=4, head_dim=32, context=128)
+    return save_pack(variant, tmp_path_factory.mktemp("large") / "pack")
+
+
+def peak_within_budget(base: BasePack, dtype: str, kernels: str, *, beyond: int, dropout: float = 0.0) -> list[int]:
+    """(windows at a time, kept blocks) of a training that may take `beyond` MB more than the least, and does not."""
+    command = [sys.executable, "-c", TRAINING, str(base.directory), dtype, kernels, str(beyond), str(dropout)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == 0, result.stderr
+    memory_mb, peak, micro_batch, kept_blocks = json.loads(result.stdout)
+    assert peak <= memory_mb * 1_000_000
+    return [micro_batch, kept_blocks]
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
+
+
+@needs_proc
+def test_a_process_stays_within_every_budget_from_the_least_to_plenty(large: BasePack) -> None:
+    plans = [peak_within_budget(large, "float32", "on", beyond=beyond) for beyond in (0, 40, 500)]
+    assert plans[0] == [1, 0]
+    assert plans[0] < plans[1] < plans[2]
+    assert plans[2][1] == large.shape.num_layers - 1
+
+
+@needs_proc
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize(("dtype", "kernels"), [("bfloat16", "on"), ("bfloat16", "off"), ("float32", "off")])
+def test_a_process_stays_within_the_least_budget_however_it_computes(
+    large: BasePack, dtype: str, kernels: str, dropout: float
+) -> None:
+    peak_within_budget(large, dtype, kernels, beyond=0, dropout=dropout)
