@@ -16,7 +16,8 @@ def test_the_first_steps_of_the_readme_run_as_they_stand(tmp_path: Path) -> None
     assert block is not None
     activation, *commands = block[1].splitlines()
     assert activation == ". .venv/bin/activate"
-    (tmp_path / "simulations").symlink_to(PROJECT / "simulations")
+    for name in ("simulations", "README.md"):
+        (tmp_path / name).symlink_to(PROJECT / name)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     result = subprocess.run(
         ["bash", "-ec", "\n".join(commands)],
@@ -24,6 +25,7 @@ def test_the_first_steps_of_the_readme_run_as_they_stand(tmp_path: Path) -> None
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
     assert (tmp_path / "runs" / "first" / "report.html").is_file()
+    assert (tmp_path / "mine" / "adapter_model.safetensors").is_file()
     base, tuned = result.stdout.split("def main(")[1:]
     assert base.strip()
     assert tuned.strip()

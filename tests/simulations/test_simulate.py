@@ -13,7 +13,7 @@ import pytest
 from click.testing import Result
 from fedlora import open_pack, read_peft
 from fedlora.cli import main
-from fedlora.errors import DataError
+from fedlora.errors import ConfigError, DataError
 from fedlora.run_config import RunConfig
 from fedlora_server.run_directory import read_metrics
 
@@ -47,6 +47,13 @@ def test_the_configuration_of_a_run_is_every_key_that_it_ran_with(tiny_run: tupl
     assert values.keys() == RunConfig().flat().keys()
     config = RunConfig.from_flat(values, "config.json")
     assert (config.name, config.train.steps, config.data.max_bytes, config.output) == ("tiny", 2, 4000, str(run))
+
+
+def test_the_configuration_of_a_run_tells_what_it_computed_with(tiny_run: tuple[Path, Result]) -> None:
+    config = json.loads((tiny_run[0] / "config.json").read_text(encoding="utf-8"))
+    assert config["train.compute"] in ("float32", "bfloat16")
+    assert config["train.kernels"] in ("on", "off")
+    assert config["train.device"] in ("cpu", "cuda")
 
 
 def test_the_adapters_of_a_run_are_for_its_base_and_differ_from_round_to_round(tiny_run: tuple[Path, Result]) -> None:
@@ -125,6 +132,11 @@ def test_a_scenario_with_a_device_without_text_is_refused_before_it_starts(
     with pytest.raises(DataError, match=message):
         simulator("empty-device", "data.name=files", f"data.path={tmp_path}", "simulation.devices=3")
     assert not (simulator.folder / "empty-device").exists()
+
+
+def test_a_federation_does_not_train_the_head(simulator: Simulator) -> None:
+    with pytest.raises(ConfigError, match=r"lora\.modules_to_save \(lm_head\) is for a device alone"):
+        simulator("head", "lora.modules_to_save=lm_head")
 
 
 def test_a_device_with_nothing_held_out_trains_where_nothing_is_measured(simulator: Simulator, tmp_path: Path) -> None:
