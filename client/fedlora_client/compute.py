@@ -94,7 +94,12 @@ def native_ops() -> NativeOps | str:
     """The compiled kernels, checked against plain torch; or why there are none."""
     try:
         library = built_library()
-        ops = NativeOps(library, f"C kernels ({instruction_set()})")
+        name = f"C kernels ({instruction_set()})"
+        try:
+            ops = NativeOps(library, name)
+        except (OSError, AttributeError):  # damaged since it was compiled
+            library.unlink(missing_ok=True)
+            ops = NativeOps(built_library(), name)
     except (BuildError, OSError, AttributeError) as error:
         return str(error)
     wrong = disagreement(ops)

@@ -93,7 +93,7 @@ class Device:
         for other in self._state_path.glob(f"{mine.name[:8]}-round-*.safetensors"):
             if other != mine:
                 other.unlink(missing_ok=True)
-        return Saving(file=mine)
+        return Saving(file=mine, discards=True)  # a run that ended without us may have left one
 
     def _windows(self, part: Literal["train", "held_out"]) -> Windows:
         return _tokenized(*self._key, self._base, self.config.train.sequence_length, part)

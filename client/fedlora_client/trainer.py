@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fedlora.adapter import Adapter
+from fedlora.errors import ConfigError
 from fedlora.run_config import TrainConfig
 from numpy.typing import NDArray
 
@@ -18,6 +20,8 @@ from fedlora_client.memory import available_bytes, give_back_freed, give_back_la
 from fedlora_client.training import Span, Training, mean_loss
 from fedlora_client.training_state import Progress, identity_of, restore_state, write_state
 from fedlora_client.windows import Windows
+
+log = logging.getLogger("fedlora.client")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +54,7 @@ class Saving:
 
     file: Path
     every: int = 20  # steps
+    discards: bool = False  # the state of another training that is found there, instead of refusing to train
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +92,12 @@ def train(
     training = Training(decoder, [adapter], [windows], config, [generator], plan, span, head)
     progress = Progress()
     if saving and saving.file.exists():
-        progress = restore_state(saving.file, identity, training)
+        try:
+            progress = restore_state(saving.file, identity, training)
+        except ConfigError as error:
+            if not saving.discards:
+                raise
+            log.warning("%s", error)
     if evaluation and not progress.evaluations:
         _evaluate(evaluation, training, progress)
         watcher.on_evaluation(*progress.evaluations[-1])

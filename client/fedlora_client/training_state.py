@@ -43,21 +43,17 @@ class Progress:
 
 def write_state(path: Path, identity: str, training: Training, progress: Progress) -> None:
     """Write the state of a training of one adapter, between two steps, whole; or leave the last one."""
-    tensors = {}
+    parts = {}
     for number, (name, optimizer) in enumerate(zip(_NAMES, training.optimizers, strict=False)):
-        parts = [
-            optimizer.value,
-            optimizer.first,
-            optimizer.second,
-            *([progress.best[number]] if progress.best else []),
-        ]
-        tensors[name] = torch.stack(parts).cpu().numpy()
-    plans = [TensorPlan(name=name, dtype="F32", shape=array.shape) for name, array in tensors.items()]
+        best = [progress.best[number]] if progress.best else []
+        parts[name] = [optimizer.value, optimizer.first, optimizer.second, *best]
+    plans = [TensorPlan(name=name, dtype="F32", shape=(len(p), len(p[0]))) for name, p in parts.items()]
     numbers = {"losses": progress.losses, "tokens": progress.tokens, "evaluations": progress.evaluations}
     metadata = {"format": _FORMAT, "identity": identity, "progress": json.dumps({"step": training.step, **numbers})}
 
     def fill(plan: TensorPlan) -> Iterator[NDArray[Any]]:
-        yield tensors[plan.name]
+        for part in parts[plan.name]:
+            yield part.cpu().numpy()
 
     with whole_file(path) as aside:
         write_tensor_file(aside, plans, fill, metadata)
@@ -66,7 +62,7 @@ def write_state(path: Path, identity: str, training: Training, progress: Progres
 def restore_state(path: Path, identity: str, training: Training) -> Progress:
     """Put a saved state into a training that has not begun.
 
-    Raises ConfigError where the file is damaged or the state of another training.
+    Raises ConfigError where the file is damaged or the state of another training; the training is then as it was.
     """
     try:
         file = TensorFile(path, max_header_bytes=_MAX_HEADER_BYTES)
@@ -80,24 +76,25 @@ def restore_state(path: Path, identity: str, training: Training) -> Progress:
             tokens=int(known["tokens"]),
             evaluations=[(int(at), float(loss)) for at, loss in known["evaluations"]],
         )
-        step, best = int(known["step"]), []
+        step, tensors = int(known["step"]), []
         if not 0 < step == len(progress.losses) < training.config.steps:
             raise ConfigError(
                 f"it has {len(progress.losses)} losses of {step} steps, of {training.config.steps} in all"
             )
         rows = 3 + bool(progress.evaluations)
         for name, optimizer in zip(_NAMES, training.optimizers, strict=False):
-            parts = torch.from_numpy(file.float32(name).copy()).to(optimizer.value.device)
+            parts = torch.from_numpy(file.float32(name))
             if parts.shape != (rows, len(optimizer.value)):
                 raise ConfigError(f"{name} is {list(parts.shape)}, expected {[rows, len(optimizer.value)]}")
-            for target, part in zip((optimizer.value, optimizer.first, optimizer.second), parts, strict=False):
-                target.copy_(part)
-            best += list(parts[3:])
-        progress.best = best
+            tensors.append(parts)
     except (FedloraError, ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
         raise ConfigError(
             f"{path}: cannot go on from this state of a training: {error}; remove it to begin anew"
         ) from None
+    for optimizer, parts in zip(training.optimizers, tensors, strict=True):
+        for target, part in zip((optimizer.value, optimizer.first, optimizer.second), parts, strict=False):
+            target.copy_(part)
+        progress.best += [part.to(optimizer.value.device, copy=True) for part in parts[3:]]
     training.skip(step)
     return progress
 

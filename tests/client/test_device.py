@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def test_a_device_that_dies_in_a_round_goes_on_with_it_to_the_same_bits(
 ) -> None:
     adapter = random_adapter(base, ADAPTER)
     whole = device_of(config).train(adapter, 2)
-    monkeypatch.setattr(device_module, "Saving", lambda file: Saving(file=file, every=2))
+    monkeypatch.setattr(device_module, "Saving", partial(Saving, every=2))
     with monkeypatch.context() as patch, pytest.raises(PowerCutError):
         dies_after(5, patch)
         device_of(config, **{"state-path": str(tmp_path / "state")}).train(adapter, 2)
@@ -77,7 +78,7 @@ def test_the_state_of_a_round_that_is_over_is_removed_and_another_devices_stays(
     base: BasePack, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "state"
-    monkeypatch.setattr(device_module, "Saving", lambda file: Saving(file=file, every=2))
+    monkeypatch.setattr(device_module, "Saving", partial(Saving, every=2))
     with monkeypatch.context() as patch, pytest.raises(PowerCutError):
         dies_after(3, patch)
         device_of(config, **{"state-path": str(folder)}).train(random_adapter(base, ADAPTER), 1)
@@ -106,3 +107,15 @@ def test_the_devices_own_memory_bound_overrides_the_runs(base: BasePack, config:
         device_of(config, **{"memory-mb": 5}).train(random_adapter(base, ADAPTER), 1)
     with pytest.raises(ConfigError, match=r"memory-mb in the node's configuration must be an integer, got 'much'"):
         device_of(config, **{"memory-mb": "much"})
+
+
+def test_a_state_that_another_run_left_does_not_cost_the_device_its_round(
+    base: BasePack, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = {"state-path": str(tmp_path / "state")}
+    monkeypatch.setattr(device_module, "Saving", partial(Saving, every=2))
+    with monkeypatch.context() as patch, pytest.raises(PowerCutError):
+        dies_after(3, patch)
+        device_of(config, **folder).train(random_adapter(base, ADAPTER, seed=5), 1)
+    adapter = random_adapter(base, ADAPTER)
+    assert device_of(config, **folder).train(adapter, 1).losses == device_of(config).train(adapter, 1).losses

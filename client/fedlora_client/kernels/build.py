@@ -1,4 +1,4 @@
-"""Compile the kernels with the system's compiler, once for each source, compiler and instruction set."""
+"""Compile the kernels with the system's compiler, once for each source and instruction set."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ def compiler() -> str | None:
 
 
 def built_library() -> Path:
-    """The shared library of the kernels, from the cache or compiled now. Raises BuildError."""
+    """The shared library of the kernels, from the cache or compiled now. Raises BuildError.
+
+    Whichever compiler made it, it serves: a machine may lose its compiler and keep its kernels.
+    """
     flags = (*_FLAGS, *_ISA_FLAGS.get(instruction_set(), ()))
     openmp = _openmp_of_torch()
     key = hashlib.sha256(repr((SOURCE.read_bytes(), flags, openmp)).encode()).hexdigest()[:16]
