@@ -14,7 +14,7 @@ from typing import Any
 from fedlora.errors import DataError, FedloraError, PackError
 from fedlora.examples import ASSISTANT, Chat, ChatMessage
 from fedlora.json_file import read_object
-from fedlora.pack import read_manifest
+from fedlora.pack import MANIFEST, read_manifest
 from jinja2 import TemplateError, TemplateSyntaxError
 
 from fedlora_client.template_sandbox import BoundedEnvironment, RefusedError
@@ -32,9 +32,11 @@ class RenderedChat:
 
 
 def load_chat_template(directory: Path) -> ChatTemplate | None:
-    """The chat template of a base pack; None where it has none. Raises PackError."""
-    # Files that are not under the pack's fingerprint are not the base's.
-    listed = read_manifest(directory)["files"]
+    """The chat template of a base pack or a checkpoint; None where it has none. Raises PackError."""
+    if (directory / MANIFEST).is_file():  # files that are not under the pack's fingerprint are not the base's
+        listed = set(read_manifest(directory)["files"])
+    else:
+        listed = {file.name for file in directory.iterdir()}
     objects = {
         name: read_object(directory / name, PackError, "a tokenizer's settings") if name in listed else {}
         for name in (_SETTINGS, _SPECIAL)

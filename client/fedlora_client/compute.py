@@ -127,9 +127,10 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise ConfigError(f"train.device must be cpu, cuda or auto, got {name!r}")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"train.device is {name!r}, which this machine does not have: {error}") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"train.device must be cpu, cuda or auto, got {name!r}")
+        what = str(error).splitlines()[0]
+        raise ConfigError(f"train.device is {name!r}, which this machine does not have: {what}") from None
     return device

@@ -14,17 +14,16 @@ import numpy as np
 from fedlora.adapter import Adapter
 from fedlora.datasets import DeviceData, find_dataset
 from fedlora.errors import AdapterMismatchError, ConfigError
-from fedlora.examples import Chat, Example, size_bytes
+from fedlora.examples import Example, size_bytes
 from fedlora.pack import BasePack, open_pack
 from fedlora.run_config import DataConfig, RunConfig, Scalar
 from fedlora.update import Update
 
-from fedlora_client.chat_template import load_chat_template
 from fedlora_client.compute import Compute, choose_compute
 from fedlora_client.decoder import Decoder
 from fedlora_client.trainer import Saving, TrainResult, evaluate, train
 from fedlora_client.training import Span
-from fedlora_client.windows import Windows, load_tokenizer, make_windows
+from fedlora_client.windows import Windows, read_windows
 
 
 class Device:
@@ -66,7 +65,7 @@ class Device:
 
     def evaluate(self, adapter: Adapter | None) -> tuple[float, int]:
         """(nats per token, tokens) of the held-out text."""
-        return evaluate(self.decoder, adapter, self.held_out_windows())
+        return evaluate(self.decoder, adapter, self.held_out_windows(), memory_mb=self.config.train.memory_mb)
 
     def train_windows(self) -> Windows:
         return self._windows("train")
@@ -89,7 +88,8 @@ class Device:
         """Where this round's training is saved; what earlier rounds left is of no use any more."""
         if self._state_path is None:
             return None
-        mine = self._state_path / f"{zlib.crc32(self.name.encode()):08x}-round-{server_round:04d}.safetensors"
+        whose = zlib.crc32(repr(self._key).encode())  # two devices may share a folder
+        mine = self._state_path / f"{whose:08x}-round-{server_round:04d}.safetensors"
         for other in self._state_path.glob(f"{mine.name[:8]}-round-*.safetensors"):
             if other != mine:
                 other.unlink(missing_ok=True)
@@ -124,12 +124,7 @@ def _tokenized(
 ) -> Windows:
     data, pack = _data(config, node), _pack(base)
     examples, what = (data.train, "training") if part == "train" else (data.held_out, "held-out")
-    # A base's chat template is read by those who have chats: a damaged one is nobody else's error.
-    chats = any(isinstance(example, Chat) for example in examples)
-    template = load_chat_template(pack.directory) if chats else None
-    where = f"device {data.name}: {what} text"
-    tokenizer = load_tokenizer(pack.directory)
-    return make_windows(examples, tokenizer, pack.shape, length, where, chat_template=template)
+    return read_windows(examples, pack.directory, pack.shape, length, f"device {data.name}: {what} text")
 
 
 @lru_cache(maxsize=1024)

@@ -12,6 +12,7 @@ from fedlora.run_config import DataConfig, Scalar
 
 from fedlora_client.jsonl import SUFFIXES, read_jsonl
 
+_NOT_TEXT = (".json", ".csv", ".parquet")  # what a person may take for a data file of ours
 _PATTERNS = ("*.txt", *(f"*{suffix}" for suffix in SUFFIXES))
 
 
@@ -28,6 +29,8 @@ def files(config: DataConfig, node: Mapping[str, Scalar]) -> DeviceData:
         place = Path(config.path) / str(node["partition-id"])
     else:
         raise DataError("the data set files needs data-path in the device's node configuration (simulated: data.path)")
+    if place.suffix in _NOT_TEXT:
+        raise DataError(f"{place}: neither text nor JSON Lines; a file with a JSON object a line ends in {SUFFIXES[0]}")
     found = sorted(file for pattern in _PATTERNS for file in place.rglob(pattern)) if place.is_dir() else [place]
     if not found:
         raise DataError(f"{place}: no {_PATTERNS[0]} file below it, nor {' or '.join(_PATTERNS[1:])}")
@@ -54,7 +57,7 @@ def _read_text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}; set the node's data-path or data.path") from None
+        raise DataError(f"{file}: cannot be read: {error.strerror}; give the path of the data") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 text: byte {error.start} is wrong") from None
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,19 @@ import torch.nn.functional as F
 from fedlora.atomic import whole_directory
 from fedlora.checkpoint import Checkpoint, find_checkpoint
 from fedlora.datasets import find_dataset
-from fedlora.errors import DataError
-from fedlora.examples import Chat
+from fedlora.errors import ConfigError, DataError
 from fedlora.family import decoder_shape
-from fedlora.pack import CONFIG, WEIGHTS
+from fedlora.pack import CONFIG, EMBEDDED, MANIFEST, WEIGHTS
+from fedlora.packing import copy_texts
 from fedlora.run_config import RunConfig
 from fedlora.tensor_file import TensorPlan, write_tensor_file
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedlora_client.chat_template import load_chat_template
 from fedlora_client.dense_decoder import dense_logits
-from fedlora_client.learning_rate import learning_rate
+from fedlora_client.learning_rate import learning_rate, with_epochs
 from fedlora_client.training import batches, parts
-from fedlora_client.windows import IGNORED, Windows, load_tokenizer, make_windows
+from fedlora_client.windows import IGNORED, Windows, read_windows
 
 _MICRO_BATCH = 4
 
@@ -39,9 +38,13 @@ _MICRO_BATCH = 4
 class FullTraining:
     """The weights of a checkpoint, and the windows to train them on."""
 
-    def __init__(self, config: RunConfig, data: Path) -> None:
+    def __init__(self, config: RunConfig, data: Path, epochs: float = 0) -> None:
         """`config.base` is a checkpoint's directory or a hub id. Raises FedloraError."""
-        self.config = config
+        if config.base == EMBEDDED or (Path(config.base) / MANIFEST).is_file():
+            raise ConfigError(
+                f"--full trains the weights of an unquantized checkpoint, and {config.base} is a base pack; "
+                "give --base the directory of a Hugging Face checkpoint, or a hub id"
+            )
         self.directory = find_checkpoint(config.base)
         checkpoint = Checkpoint(self.directory)
         self.shape = decoder_shape(checkpoint.config, str(self.directory / CONFIG))
@@ -54,14 +57,12 @@ class FullTraining:
             for module, dims in sizes.items()
         }
         found = find_dataset(config.data.name)(config.data, {"data-path": str(data)})
-        tokenizer = load_tokenizer(self.directory)
-        chats = any(isinstance(example, Chat) for example in (*found.train, *found.held_out))
-        template = load_chat_template(self.directory) if chats else None
         length = config.train.sequence_length
         self.train_windows, self.held_out = (
-            make_windows(examples, tokenizer, self.shape, length, f"{data}: {what}", chat_template=template)
+            read_windows(examples, self.directory, self.shape, length, f"{data}: {what}")
             for examples, what in ((found.train, "training text"), (found.held_out, "held-out text"))
         )
+        self.config = replace(config, train=with_epochs(config.train, epochs, len(self.train_windows)))
 
     @property
     def parameters(self) -> int:
@@ -109,10 +110,8 @@ class FullTraining:
             yield self.weights[plan.name.removesuffix(".weight")].detach().numpy()
 
         with whole_directory(output, replace=CONFIG if replace else None) as aside:
-            for file in self.directory.glob("*.json*"):
-                if "safetensors" not in file.name:
-                    shutil.copyfile(file, aside / file.name)
-            config = json.loads((aside / CONFIG).read_text(encoding="utf-8"))
+            copy_texts(self.directory, aside)
+            config = json.loads((self.directory / CONFIG).read_text(encoding="utf-8"))
             (aside / CONFIG).write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
             write_tensor_file(aside / WEIGHTS, plans, fill, {"format": "pt"})
 

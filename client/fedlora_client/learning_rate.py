@@ -1,10 +1,16 @@
-"""The learning rate of a step, over all the rounds of a run."""
+"""How long a training is, and the learning rate of its steps, over all the rounds of a run."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from fedlora.run_config import TrainConfig
+
+
+def with_epochs(config: TrainConfig, epochs: float, windows: int) -> TrainConfig:
+    """`config` with the steps that pass over so many windows `epochs` times; as it is for 0."""
+    return replace(config, steps=max(1, round(epochs * windows / config.batch_size))) if epochs else config
 
 
 def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:

@@ -10,16 +10,18 @@ from pathlib import Path
 
 import numpy as np
 from fedlora.adapter import Adapter
-from fedlora.errors import AdapterMismatchError
+from fedlora.atomic import check_directory
+from fedlora.errors import AdapterMismatchError, DataError
 from fedlora.family import EMBEDDING, HEAD
 from fedlora.pack import BasePack
-from fedlora.peft import PeftDirectory, read_peft, saved_name, write_peft
+from fedlora.peft import CONFIG, PeftDirectory, read_peft, saved_name, write_peft
 from fedlora.quantize import dequantize
 from fedlora.run_config import RunConfig
 from fedlora.tensor_file import Dtype, as_float32
 from numpy.typing import NDArray
 
 from fedlora_client.device import Device
+from fedlora_client.learning_rate import with_epochs
 from fedlora_client.memory import peak_bytes
 from fedlora_client.trainer import Evaluation, Saving, TrainResult, Watcher, train
 
@@ -47,14 +49,13 @@ class LocalTraining:
     def __init__(self, run: LocalRun) -> None:
         """Raises FedloraError: what would end the training later is refused here."""
         self.run = run
+        check_directory(run.output, replace=CONFIG if run.replace else None)
         self.device = Device(run.config, {"data-path": str(run.data)})
         self.windows = self.device.train_windows()
         self.base: BasePack = self.device.decoder.base
-        steps = run.config.train.steps
-        if run.epochs:
-            steps = max(1, round(run.epochs * len(self.windows) / run.config.train.batch_size))
-        self.config = dataclasses.replace(run.config.train, steps=steps)
+        self.config = with_epochs(run.config.train, run.epochs, len(self.windows))
         self.adapter, self.head = self._start()
+        self._evaluation, self._no_evaluation = self._made_evaluation()
 
     @property
     def state_file(self) -> Path:
@@ -69,6 +70,8 @@ class LocalTraining:
                 f"{windows.truncated} examples were cut to {self.config.sequence_length} tokens, {windows.skipped} left "
                 "out because nothing to learn would remain; raise train.sequence_length to have them whole"
             )
+        if self._no_evaluation:
+            told.append(f"nothing is measured on held-out data: {self._no_evaluation}")
         parameters, tokens = self.adapter.size_bytes // 4, windows.learned_tokens
         if tokens > BITS_PER_PARAMETER * parameters:
             told.append(
@@ -82,7 +85,7 @@ class LocalTraining:
         run, started = self.run, time.monotonic()
         result = train(
             self.device.decoder, self.adapter, self.windows, self.config, np.random.default_rng([run.config.seed, 1]),
-            watcher, saving=Saving(file=self.state_file, every=run.save_every), evaluation=self._evaluation(),
+            watcher, saving=Saving(file=self.state_file, every=run.save_every, keeps=True), evaluation=self._evaluation,
             head=self.head,
         )  # fmt: skip
         report = {
@@ -101,6 +104,7 @@ class LocalTraining:
         content = PeftDirectory(adapter=result.adapter, base_fingerprint=self.base.fingerprint, saved_modules=saved)
         text = json.dumps(report, indent=1) + "\n"
         write_peft(run.output, content, base_name=self.base.source, texts={"training.json": text}, replace=run.replace)
+        self.state_file.unlink(missing_ok=True)
         return result
 
     def _start(self) -> tuple[Adapter, NDArray[np.float32] | None]:
@@ -126,8 +130,13 @@ class LocalTraining:
             head = as_float32(array, dtype, where)
         return found.adapter, head
 
-    def _evaluation(self) -> Evaluation | None:
+    def _made_evaluation(self) -> tuple[Evaluation | None, str]:
+        """How the training is measured; or why it is not."""
         if not self.device.data.held_out:
-            return None
+            return None, "there are too few examples to hold one out"
+        try:
+            windows = self.device.held_out_windows()
+        except DataError as error:
+            return None, str(error)
         every = self.run.evaluate_every or self.config.steps
-        return Evaluation(windows=self.device.held_out_windows(), every=every, patience=self.run.patience)
+        return Evaluation(windows=windows, every=every, patience=self.run.patience), ""

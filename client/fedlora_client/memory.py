@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+_CGROUP = "/sys/fs/cgroup"  # of version 2, as a container sees its own
 _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
 
@@ -19,8 +20,15 @@ def resident_bytes() -> int:
 
 
 def available_bytes() -> int:
-    """What the machine can give without swapping."""
-    return int(psutil.virtual_memory().available)
+    """What the machine, or the container, can give without swapping."""
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit, used, stat = (Path(_CGROUP, f"memory.{name}").read_text() for name in ("max", "current", "stat"))
+        cached = re.search(r"^inactive_file (\d+)", stat, re.MULTILINE)
+        left = free if limit.strip() == "max" else int(limit) - int(used) + int(cached[1] if cached else 0)
+        return max(0, min(free, left))
+    except (OSError, ValueError):
+        return free
 
 
 def peak_bytes() -> int:

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from fedlora.adapter import Adapter
 from fedlora.errors import ConfigError
 from fedlora.run_config import TrainConfig
 from numpy.typing import NDArray
 
-from fedlora_client.budget import Memory, Plan, plan_step
-from fedlora_client.decoder import Decoder, Schedule
-from fedlora_client.memory import available_bytes, give_back_freed, give_back_large_blocks, resident_bytes
+from fedlora_client.budget import Plan
+from fedlora_client.compute import Compute
+from fedlora_client.decoder import Decoder
+from fedlora_client.planning import plan_evaluation, plan_training
 from fedlora_client.training import Span, Training, mean_loss
-from fedlora_client.training_state import Progress, identity_of, restore_state, write_state
+from fedlora_client.training_state import Progress, identity_of, plan_of_state, restore_state, write_state
 from fedlora_client.windows import Windows
 
 log = logging.getLogger("fedlora.client")
@@ -55,6 +55,7 @@ class Saving:
     file: Path
     every: int = 20  # steps
     discards: bool = False  # the state of another training that is found there, instead of refusing to train
+    keeps: bool = False  # the last state, for a caller who removes it when the result is safe
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,19 +86,16 @@ def train(
     never stopped; the state is removed at the end. Raises DataError where the loss is not finite, ConfigError where
     memory does not suffice or the state is another training's.
     """
-    plan = plan_training(decoder, adapter, config, head_bytes=0 if head is None else head.nbytes)
-    watcher.on_plan(plan)
+    plan = plan_training(decoder, [adapter], config, head_bytes=0 if head is None else head.nbytes)
     span = span or Span(0, config.steps)
-    identity = identity_of(decoder, adapter, windows, config, generator, plan, span, head) if saving else ""
+    identity = identity_of(decoder, adapter, windows, config, generator, span, head) if saving else ""
+    if saving and saving.file.exists():
+        plan = _resumed_plan(saving, identity, plan, decoder.compute)
+    watcher.on_plan(plan)
     training = Training(decoder, [adapter], [windows], config, [generator], plan, span, head)
     progress = Progress()
     if saving and saving.file.exists():
-        try:
-            progress = restore_state(saving.file, identity, training)
-        except ConfigError as error:
-            if not saving.discards:
-                raise
-            log.warning("%s", error)
+        progress = restore_state(saving.file, training)
     if evaluation and not progress.evaluations:
         _evaluate(evaluation, training, progress)
         watcher.on_evaluation(*progress.evaluations[-1])
@@ -110,9 +108,9 @@ def train(
         if evaluation and (is_last or training.step % evaluation.every == 0):
             _evaluate(evaluation, training, progress)
             watcher.on_evaluation(*progress.evaluations[-1])
-        if saving and training.step % saving.every == 0 and not is_last:
-            write_state(saving.file, identity, training, progress)
-    if saving:
+        if saving and (is_last or training.step % saving.every == 0):
+            _save(saving, identity, training, progress)
+    if saving and not saving.keeps:
         saving.file.unlink(missing_ok=True)
     lora = training.finish()
     if progress.best:
@@ -127,6 +125,26 @@ def train(
     )
 
 
+def _resumed_plan(saving: Saving, identity: str, plan: Plan, compute: Compute) -> Plan:
+    """The plan of the state that is there; without it where it is not this training's, and that is no error."""
+    try:
+        return plan_of_state(saving.file, identity, plan, compute)
+    except ConfigError as error:
+        if not saving.discards:
+            raise
+        log.warning("%s: it is removed", error)
+        saving.file.unlink()
+        return plan
+
+
+def _save(saving: Saving, identity: str, training: Training, progress: Progress) -> None:
+    """Write the state; a full disk is no reason to lose what memory holds."""
+    try:
+        write_state(saving.file, identity, training, progress)
+    except (OSError, ConfigError) as error:
+        log.warning("%s: the state after step %d was not saved: %s", saving.file, training.step, error)
+
+
 def _evaluate(evaluation: Evaluation, training: Training, progress: Progress) -> None:
     loss = training.loss_on(evaluation.windows)
     if all(loss < earlier for _, earlier in progress.evaluations):
@@ -134,50 +152,8 @@ def _evaluate(evaluation: Evaluation, training: Training, progress: Progress) ->
     progress.evaluations.append((training.step, loss))
 
 
-def train_stack(
-    decoder: Decoder,
-    adapters: Sequence[Adapter],
-    windows: Sequence[Windows],
-    config: TrainConfig,
-    generators: Sequence[np.random.Generator],
-) -> list[TrainResult]:
-    """What `train` gives for each adapter, in one pass through the base for all: a lever for a GPU."""
-    plan = plan_training(decoder, max(adapters, key=lambda adapter: adapter.size_bytes), config, len(adapters))
-    training = Training(decoder, adapters, windows, config, generators, plan, Span(0, config.steps))
-    steps = [training.run_step() for _ in range(config.steps)]
-    return [
-        TrainResult(
-            adapter=training.lora.adapter(number),
-            losses=tuple(step[number].loss for step in steps),
-            tokens=sum(step[number].tokens for step in steps),
-        )
-        for number in range(len(adapters))
-    ]
-
-
-def plan_training(
-    decoder: Decoder, adapter: Adapter, config: TrainConfig, adapters: int = 1, head_bytes: int = 0
-) -> Plan:
-    """The plan for `adapters` of the size of `adapter`, by what this process takes and what the machine has left."""
-    give_back_freed()
-    if config.memory_mb:
-        give_back_large_blocks()
-    # Values, gradients, two moments, the best values so far, and the result.
-    coming = 6 * (adapters * adapter.size_bytes + head_bytes)
-    device = decoder.compute.device
-    if device.type == "cuda":
-        memory = Memory(
-            resident=torch.cuda.memory_allocated(device), coming=coming, free=torch.cuda.mem_get_info(device)[0]
-        )
-    else:
-        base = decoder.base.weights.path.stat().st_size  # mapped: its pages become resident as they are read
-        memory = Memory(resident=resident_bytes(), coming=coming + base, free=available_bytes())
-    rank = max(pair.rank for pair in adapter.pairs.values())
-    return plan_step(decoder.shape, config, rank, decoder.compute, memory, adapters)
-
-
-def evaluate(decoder: Decoder, adapter: Adapter | None, windows: Windows) -> tuple[float, int]:
-    """(mean nats per token, tokens) over all windows; adapter None measures the base."""
+def evaluate(decoder: Decoder, adapter: Adapter | None, windows: Windows, *, memory_mb: int = 0) -> tuple[float, int]:
+    """(mean nats per token, tokens) over all windows; adapter None measures the base, `memory_mb` is a bound or 0."""
     lora = None if adapter is None else decoder.lora(adapter)
-    size = max(1, decoder.compute.rows // windows.inputs.shape[1])
-    return mean_loss(decoder, lora, windows, decoder.workspace(), size, Schedule())
+    plan = plan_evaluation(decoder, windows.inputs.shape[1], memory_mb)
+    return mean_loss(decoder, lora, windows, decoder.workspace(), plan.micro_batch, plan.schedule)

@@ -62,6 +62,7 @@ class Training:
     ) -> None:
         self.config, self.plan, self.step = config, plan, 0
         self.lora = decoder.lora(*adapters, head=head)
+        self.compute = decoder.compute
         self._decoder, self._span = decoder, span
         self._space = decoder.workspace()
         self._windows = tuple(windows)
@@ -82,7 +83,7 @@ class Training:
     def run_step(self) -> list[Step]:
         """One step of each adapter.
 
-        Raises DataError where a loss is not finite; the adapters are then those of the step before.
+        Raises DataError where a loss or a gradient is not finite; the adapters are then those of the step before.
         """
         drawn = [self._windows[c].batch(next(rows)) for c, rows in enumerate(self._orders)]
         counts = [max(1, int((batch.targets != IGNORED).sum())) for batch in drawn]
@@ -101,7 +102,7 @@ class Training:
         wrong = [mean for mean in means if not math.isfinite(mean)]
         if wrong:
             raise DataError(f"step {self.step + 1}: the loss is {wrong[0]}; lower train.lr ({self.config.lr})")
-        self._clip()
+        self._clip_gradients()
         lr = learning_rate(self.config, self._span.first_step + self.step, self._span.total_steps)
         for optimizer, ratio in zip(self.optimizers, (1.0, self.config.lora_plus_ratio, 1.0), strict=False):
             optimizer.step(lr * ratio, self.step + 1)
@@ -119,14 +120,14 @@ class Training:
         loss, _ = mean_loss(self._decoder, self.lora, windows, self._space, self.plan.micro_batch, self.plan.schedule)
         return loss
 
-    def _clip(self) -> None:
-        """Scale each adapter's gradient down to the norm `max_grad_norm`."""
-        if not self.config.max_grad_norm:
-            return
+    def _clip_gradients(self) -> None:
+        """Scale each adapter's gradient down to the norm `max_grad_norm`. Raises DataError where one is not finite."""
         gradients = [gradient for flat in self._flats for gradient in flat.gradients]
         norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
+        if not bool(norms.isfinite().all()):
+            raise DataError(f"step {self.step + 1}: a gradient is not finite; lower train.lr ({self.config.lr})")
         scale = (self.config.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
-        if float(scale.min()) < 1:
+        if self.config.max_grad_norm and float(scale.min()) < 1:
             for gradient in gradients:
                 gradient.mul_(scale[:, None, None])
 

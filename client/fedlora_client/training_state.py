@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlora_client.budget import Plan
+from fedlora_client.compute import Compute
 from fedlora_client.decoder import Decoder
 from fedlora_client.training import Span, Training
 from fedlora_client.windows import Windows
 
 _FORMAT = "fedlora-training-1"
 _NAMES = ("lora_A", "lora_B", "head")  # float32 [3 or 4, numbers]: values, both moments, and the best values if any
+_CANNOT, _REMEDY = "cannot go on from this state of a training", "remove it to begin anew"
 _MAX_HEADER_BYTES = 1 << 24  # the losses of a long training are in it
 
 
@@ -49,7 +51,10 @@ def write_state(path: Path, identity: str, training: Training, progress: Progres
         parts[name] = [optimizer.value, optimizer.first, optimizer.second, *best]
     plans = [TensorPlan(name=name, dtype="F32", shape=(len(p), len(p[0]))) for name, p in parts.items()]
     numbers = {"losses": progress.losses, "tokens": progress.tokens, "evaluations": progress.evaluations}
-    metadata = {"format": _FORMAT, "identity": identity, "progress": json.dumps({"step": training.step, **numbers})}
+    metadata = {
+        "format": _FORMAT, "identity": identity, "circumstances": json.dumps(_circumstances(training)),
+        "progress": json.dumps({"step": training.step, **numbers}),
+    }  # fmt: skip
 
     def fill(plan: TensorPlan) -> Iterator[NDArray[Any]]:
         for part in parts[plan.name]:
@@ -59,17 +64,38 @@ def write_state(path: Path, identity: str, training: Training, progress: Progres
         write_tensor_file(aside, plans, fill, metadata)
 
 
-def restore_state(path: Path, identity: str, training: Training) -> Progress:
-    """Put a saved state into a training that has not begun.
+def plan_of_state(path: Path, identity: str, plan: Plan, compute: Compute) -> Plan:
+    """`plan`, cut as the batches of the saved training were: what memory is free now must not change its result.
 
-    Raises ConfigError where the file is damaged or the state of another training; the training is then as it was.
+    Raises ConfigError where the state is another training's, or was computed otherwise.
+    """
+    try:
+        metadata = TensorFile(path, max_header_bytes=_MAX_HEADER_BYTES).metadata
+        if metadata.get("format") != _FORMAT:
+            raise ConfigError(f"it is none: expected the format {_FORMAT}")
+        if metadata.get("identity") != identity:
+            raise ConfigError("it is another training's: its base, data, configuration or adapter differ")
+        made = json.loads(metadata["circumstances"])
+        if made["compute"] != _computed_by(compute):
+            raise ConfigError(
+                f"it was computed by {made['compute']}, this would be {_computed_by(compute)}: set that again"
+            )
+        return replace(
+            plan,
+            micro_batch=int(made["micro_batch"]),
+            schedule=replace(plan.schedule, chunk_rows=int(made["chunk_rows"])),
+        )
+    except (FedloraError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: {_CANNOT}: {error}; {_REMEDY}") from None
+
+
+def restore_state(path: Path, training: Training) -> Progress:
+    """Put the state that `plan_of_state` found sound into a training that has not begun.
+
+    Raises ConfigError where the file is damaged; the training is then as it was.
     """
     try:
         file = TensorFile(path, max_header_bytes=_MAX_HEADER_BYTES)
-        if file.metadata.get("format") != _FORMAT:
-            raise ConfigError(f"it is none: expected the format {_FORMAT}")
-        if file.metadata.get("identity") != identity:
-            raise ConfigError("it is another training's: its base, data, configuration, adapter or memory differ")
         known = json.loads(file.metadata["progress"])
         progress = Progress(
             losses=[float(loss) for loss in known["losses"]],
@@ -77,7 +103,7 @@ def restore_state(path: Path, identity: str, training: Training) -> Progress:
             evaluations=[(int(at), float(loss)) for at, loss in known["evaluations"]],
         )
         step, tensors = int(known["step"]), []
-        if not 0 < step == len(progress.losses) < training.config.steps:
+        if not 0 < step == len(progress.losses) <= training.config.steps:
             raise ConfigError(
                 f"it has {len(progress.losses)} losses of {step} steps, of {training.config.steps} in all"
             )
@@ -88,9 +114,7 @@ def restore_state(path: Path, identity: str, training: Training) -> Progress:
                 raise ConfigError(f"{name} is {list(parts.shape)}, expected {[rows, len(optimizer.value)]}")
             tensors.append(parts)
     except (FedloraError, ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
-        raise ConfigError(
-            f"{path}: cannot go on from this state of a training: {error}; remove it to begin anew"
-        ) from None
+        raise ConfigError(f"{path}: {_CANNOT}: {error}; {_REMEDY}") from None
     for optimizer, parts in zip(training.optimizers, tensors, strict=True):
         for target, part in zip((optimizer.value, optimizer.first, optimizer.second), parts, strict=False):
             target.copy_(part)
@@ -105,15 +129,11 @@ def identity_of(
     windows: Windows,
     config: TrainConfig,
     generator: np.random.Generator,
-    plan: Plan,
     span: Span,
     head: NDArray[np.float32] | None,
 ) -> str:
-    """sha256 over whatever makes the result of a training, bit for bit."""
-    plain = (
-        decoder.base.fingerprint, asdict(config), str(decoder.compute), torch.get_num_threads(), plan.micro_batch,
-        plan.schedule.chunk_rows, generator.bit_generator.state, asdict(span),
-    )  # fmt: skip
+    """sha256 over what a training is, but for how it is computed."""
+    plain = (decoder.base.fingerprint, asdict(config), generator.bit_generator.state, asdict(span))
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode())
     for tensor in (windows.inputs, windows.targets, windows.starts):
         digest.update(tensor.contiguous().numpy().data)
@@ -124,3 +144,14 @@ def identity_of(
     if head is not None:
         digest.update(head.data)
     return digest.hexdigest()
+
+
+def _circumstances(training: Training) -> dict[str, str | int]:
+    """How the training is computed: it changes the last bits of the result, and a machine may choose it anew."""
+    plan = training.plan
+    compute = _computed_by(training.compute)
+    return {"compute": compute, "micro_batch": plan.micro_batch, "chunk_rows": plan.schedule.chunk_rows}
+
+
+def _computed_by(compute: Compute) -> str:
+    return f"{compute}, {torch.get_num_threads()} threads"

@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from fedlora.errors import ConfigError, DataError, PackError
-from fedlora.examples import Example, TextRecord
+from fedlora.examples import Chat, Example, TextRecord
 from fedlora.family import DecoderShape
 from fedlora.pack import TOKENIZER
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from fedlora_client.best_fit import best_fit_decreasing
-from fedlora_client.chat_template import ChatTemplate
+from fedlora_client.chat_template import ChatTemplate, load_chat_template
 from fedlora_client.encoding import IGNORED, Encoder, Pairs
 
 __all__ = ["IGNORED", "Windows", "load_tokenizer", "make_windows"]
@@ -66,6 +66,14 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def read_windows(examples: Sequence[Example], directory: Path, shape: DecoderShape, length: int, where: str) -> Windows:
+    """`make_windows` with the tokenizer, and for chats the chat template, of a pack's or a checkpoint's directory."""
+    # A template is read by those who have chats: a damaged one is nobody else's error.
+    chats = any(isinstance(example, Chat) for example in examples)
+    template = load_chat_template(directory) if chats else None
+    return make_windows(examples, load_tokenizer(directory), shape, length, where, chat_template=template)
 
 
 def make_windows(

@@ -47,10 +47,7 @@ def whole_directory(path: Path, *, replace: str | None = None) -> Iterator[Path]
     (by two renames: killed between them, the old one stands beside, as `.NAME.old.*`). Raises ConfigError for any other.
     """
     path = Path(os.path.abspath(path))
-    if path.exists() and replace is None:
-        raise ConfigError(f"{path} exists already; name another output, or pass --force to replace it")
-    if path.exists() and not (path / str(replace)).is_file() and (path.is_file() or any(path.iterdir())):
-        raise ConfigError(f"{path} exists and holds no {replace}: only its own kind is replaced; name another output")
+    check_directory(path, replace=replace)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -77,6 +74,17 @@ def whole_directory(path: Path, *, replace: str | None = None) -> Iterator[Path]
         _sync(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def check_directory(path: Path, *, replace: str | None = None) -> None:
+    """Raise ConfigError now where `whole_directory` would after the work is done."""
+    if path.exists() and replace is None:
+        raise ConfigError(f"{path} exists already; name another output, or pass --force to replace it")
+    if path.exists() and not (path / str(replace)).is_file() and (path.is_file() or any(path.iterdir())):
+        raise ConfigError(f"{path} exists and holds no {replace}: only its own kind is replaced; name another output")
+    there = next(parent for parent in Path(os.path.abspath(path)).parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{path}: cannot be written: {there} is no folder that may be written; name another output")
 
 
 def _umask() -> int:

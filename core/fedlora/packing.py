@@ -51,7 +51,8 @@ def make_pack(
         for name, (dtype, dims) in tensor_shapes(shape, quantization).items()
     ]
     with whole_directory(output, replace=MANIFEST if replace else None) as aside:
-        _copy_texts(directory, checkpoint.config, aside)
+        (aside / CONFIG).write_text(json.dumps(checkpoint.config, indent=2) + "\n", encoding="utf-8")
+        copy_texts(directory, aside)
         pending: dict[str, NDArray[Any]] = {}  # scales and zeros, which follow their codes in the file
 
         def fill(plan: TensorPlan) -> Iterator[NDArray[Any]]:
@@ -106,8 +107,8 @@ def _check(checkpoint: Checkpoint, shape: DecoderShape, quantization: Quantizati
         raise CheckpointError(f"{checkpoint.directory}: no {TOKENIZER}; save the model's fast tokenizer there")
 
 
-def _copy_texts(source: Path, config: dict[str, Any], target: Path) -> None:
-    (target / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+def copy_texts(source: Path, target: Path) -> None:
+    """Copy the tokenizer and what else of a checkpoint's texts a model needs beside its configuration."""
     for name in (TOKENIZER, *_TOKENIZER_FILES):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)

@@ -26,7 +26,9 @@ def main() -> None:
     unigram, bigram = ngram_losses(train, held_out)
     whole = torch.from_numpy(held_out[: len(held_out) // WINDOW * WINDOW]).view(-1, WINDOW)
     inputs, targets = whole[:, :-1], whole[:, 1:]
-    loss, tokens = evaluate(Decoder(base, choose_compute("float32")), None, Windows(inputs, targets, starts=torch.zeros_like(inputs)))
+    loss, tokens = evaluate(
+        Decoder(base, choose_compute("float32")), None, Windows(inputs, targets, starts=torch.zeros_like(inputs))
+    )
     print(json.dumps({"unigram": unigram, "bigram": bigram, "packed": loss, "tokens": tokens}))
 
 

@@ -116,7 +116,7 @@ def test_without_a_working_compiler_training_is_in_plain_torch_without_noise(
     chosen = choose_compute("float32", "auto", "cpu")  # a warning would be an error
     assert isinstance(chosen.ops, PlainOps)
     assert str(chosen) == "float32 on cpu, plain torch"
-    why = {"none": "no C compiler", "failing": "no space left", "hopeless": "No such file"}[compiler]
+    why = {"none": "which is not installed", "failing": "no space left", "hopeless": "No such file"}[compiler]
     with pytest.raises(
         ConfigError, match=f"train.kernels is on, and there are no kernels: .*{why}.*; install a C comp"
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,8 +39,10 @@ def run(base: BasePack, data: Path, tmp_path: Path) -> Run:
     """`fedlora train DATA -o adapter ...`; an error of ours is raised."""
 
     def run(*options: object, output: str = "adapter", source: Path = data, steps: int = 4) -> Result:
-        words = [source, "-o", tmp_path / output, "--base", base.directory, "--rank", 4, "--lr", 0.01]
+        words = [source, "-o", tmp_path / output, "--base", base.directory, "--lr", 0.01]
         words += ["--set", "train.sequence_length=32", "--set", "train.batch_size=4", *options]
+        if "--adapter" not in options and "--full" not in options:
+            words += ["--rank", 4]
         if "--epochs" not in options:
             words += ["--steps", steps]
         return CliRunner().invoke(train, [str(word) for word in words], catch_exceptions=False)
@@ -166,6 +169,11 @@ def test_a_head_of_modules_to_save_trains_and_means_the_same_to_peft(run: Run, p
         (("--memory-mb", 10), r"a training takes at least \d+ MB"),
         (("--set", "train.sequence_length=65"), "the base's context is 64 tokens"),
         (("--full", "--resume"), "--full is a plain baseline"),
+        (("--full", "--memory-mb", 400), "train.memory_mb mean nothing to it"),
+        (("--full", "--base", "nano"), "and nano is a base pack; give --base the directory of a Hugging Face checkpoint"),
+        (("--set", "data.name=stdlib"), r"--set data\.name: one device alone takes lora\.\*, train\.\*, seed and"),
+        (("--adapter", "x", "--set", "lora.alpha=3"), "lora.alpha: the adapter x has its own; leave it out"),
+        (("--set", "train.device=mps"), "train.device must be cpu, cuda or auto"),
     ],
 )  # fmt: skip
 def test_a_wrong_option_is_one_sentence_and_leaves_nothing(
@@ -236,3 +244,58 @@ def test_doctor_tells_the_path_and_what_it_stands_on() -> None:
     assert result.exit_code == 0
     for word in ("training runs in", "kernels", "instruction set", "threads", "GFLOP/s", "memory", "GPU"):
         assert word in result.stdout
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_the_first_step(
+    run: Run, data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "diary").write_text("not an adapter")
+    with pytest.raises(
+        ConfigError, match=r"mine exists and holds no adapter_config\.json: only its own kind is replaced"
+    ):
+        run("--force", output="mine")
+    with pytest.raises(ConfigError, match=r"cannot be written: .*data\.txt is no folder that may be written"):
+        run(output=f"{data.name}/adapter")
+
+
+def test_a_result_that_cannot_be_written_is_kept_in_the_state(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    run(*FLOAT32, output="whole")
+    with monkeypatch.context() as patch:
+        patch.setattr("fedlora_client.local_training.write_peft", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            run(*FLOAT32)
+    run(*FLOAT32, "--resume")  # trains no step
+    files = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("whole", "adapter")]
+    assert files[0] == files[1]
+
+
+def test_held_out_examples_that_are_too_long_cost_the_measurement_and_no_more(run: Run, tmp_path: Path) -> None:
+    records = [{"prompt": "a", "completion": "b"}] * 10 + [{"prompt": "long " * 20, "completion": "b"}]
+    (tmp_path / "last.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    told = run(source=tmp_path / "last.jsonl").stderr
+    assert "nothing is measured on held-out data" in told
+    assert read_peft(tmp_path / "adapter").adapter.pairs
+
+
+def test_a_json_file_is_not_taken_for_text(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text('{"text": "a"}')
+    with pytest.raises(DataError, match=r"data\.json: neither text nor JSON Lines"):
+        run(source=tmp_path / "data.json")
+
+
+def test_full_fine_tuning_reads_chats_and_keeps_the_template(run: Run, base: BasePack, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(base.directory.with_name(f"{base.directory.name}-checkpoint"), checkpoint)
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    template += "{% if add_generation_prompt %}assistant: {% endif %}"
+    (checkpoint / "chat_template.jinja").write_text(template)
+    chat = {"messages": [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b."}]}
+    (tmp_path / "chats.jsonl").write_text((json.dumps(chat) + "\n") * 12)
+    run("--full", "--base", checkpoint, "--epochs", 1, source=tmp_path / "chats.jsonl")
+    assert (tmp_path / "adapter" / "chat_template.jinja").read_text() == template

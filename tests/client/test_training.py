@@ -15,7 +15,8 @@ from fedlora_client.adamw import AdamW
 from fedlora_client.budget import Plan
 from fedlora_client.decoder import Decoder, Schedule
 from fedlora_client.learning_rate import learning_rate
-from fedlora_client.trainer import TrainResult, train, train_stack
+from fedlora_client.stack import train_stack
+from fedlora_client.trainer import TrainResult, train
 from fedlora_client.training import Span, Training
 
 from tests.models import ALL_RANKS, assert_close, random_adapter

@@ -35,7 +35,7 @@ def findings() -> dict[str, str]:
     return {
         "training runs in": str(choose_compute()),
         "kernels": f"compiled and checked: {kernels.library}" if isinstance(kernels, NativeOps) else f"none: {kernels}",
-        "C compiler": compiler() or "none: install gcc or clang, and training gets faster",
+        "C compiler": " ".join(compiler() or ["none: install gcc or clang, and training gets faster"]),
         "instruction set": f"{instruction_set()} ({platform.machine()})",
         "threads": f"{torch.get_num_threads()} of {_cores()} cores (OMP_NUM_THREADS sets them)",
         "products": ", ".join(f"{name} {speed:.0f} GFLOP/s" for name, speed in speeds.items()),

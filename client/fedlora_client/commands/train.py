@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
+from fedlora.atomic import check_directory
 from fedlora.errors import ConfigError, RunError
-from fedlora.run_config import RunConfig, changed
+from fedlora.pack import CONFIG
+from fedlora.run_config import DataConfig, RunConfig, changed
 from rich.console import Console
 
 from fedlora_client.commands.train_display import TrainDisplay
 from fedlora_client.full_training import FullTraining
 from fedlora_client.local_training import LocalRun, LocalTraining
 from fedlora_client.memory import peak_bytes
+
+_OTHER_KEYS = ("seed", "data.max_bytes")
+_FULL_KEYS = {
+    *_OTHER_KEYS, "train.steps", "train.batch_size", "train.sequence_length", "train.lr", "train.schedule",
+    "train.warmup_steps", "train.weight_decay", "train.max_grad_norm",
+}  # fmt: skip
 
 
 @click.command()
@@ -43,22 +52,27 @@ def train(
     """
     short = {"train.steps": steps, "lora.rank": rank, "train.lr": lr, "train.memory_mb": memory_mb}
     given = [f"{key}={value}" for key, value in short.items() if value is not None]
-    config = changed(RunConfig(), [f'base="{base}"', 'data.name="files"', *given, *changes])
-    if steps and epochs:
+    keys = {change.partition("=")[0] for change in (*given, *changes)}
+    config = changed(replace(RunConfig(), base=base, data=DataConfig(name="files")), [*given, *changes])
+    for wrong in sorted(key for key in keys if not key.startswith(("lora.", "train.")) and key not in _OTHER_KEYS):
+        raise ConfigError(f"--set {wrong}: one device alone takes lora.*, train.*, {' and '.join(_OTHER_KEYS)} only")
+    if epochs and "train.steps" in keys:
         raise ConfigError("--steps and --epochs both say how long to train; give one of them")
     if patience and not evaluate_every:
         raise ConfigError("--patience counts evaluations; say how often there is one, with --evaluate-every")
-    if output.exists() and not force:
-        raise ConfigError(f"{output} exists already; name another output, or pass --force to replace it")
+    if adapter and (fixed := sorted(key for key in keys if key.startswith("lora.") and key != "lora.modules_to_save")):
+        raise ConfigError(f"{', '.join(fixed)}: the adapter {adapter} has its own; leave it out")
     run = LocalRun(
         config=config, data=data, output=output.absolute(), start=adapter, epochs=epochs or 0,
         evaluate_every=evaluate_every or 0, patience=patience or 0, save_every=save_every, replace=force,
     )  # fmt: skip
     console = Console(stderr=True)
     if full:
-        if adapter or resume or patience or evaluate_every:
+        unused = sorted(keys - _FULL_KEYS)
+        if adapter or resume or patience or evaluate_every or unused:
+            what = f"; {', '.join(unused)} mean nothing to it" if unused else ""
             raise ConfigError(
-                "--full is a plain baseline: without --adapter, --resume, --evaluate-every and --patience"
+                f"--full is a plain baseline: without --adapter, --resume, --evaluate-every and --patience{what}"
             )
         _train_all(run, console)
         return
@@ -85,10 +99,11 @@ def train(
 
 def _train_all(run: LocalRun, console: Console) -> None:
     """Full fine-tuning."""
-    training = FullTraining(run.config, run.data)
+    check_directory(run.output, replace=CONFIG if run.replace else None)
+    training = FullTraining(run.config, run.data, run.epochs)
     console.print(f"full fine-tuning of {training.parameters:,} parameters in float32", highlight=False)
     before = training.evaluate()
-    with TrainDisplay(console, run.config.train) as display:
+    with TrainDisplay(console, training.config.train) as display:
         training.train(display.watcher.on_step)
     training.write(run.output, replace=run.replace)
     console.print(f"held-out loss {training.evaluate():.4f} nats per token, before {before:.4f}", highlight=False)

@@ -56,7 +56,7 @@ static inline float exponential(float x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    int32_t power = ((int32_t)n + 127) << 23;
+    uint32_t power = (uint32_t)((int32_t)(n == n ? n : 0.0f) + 127) << 23; /* of NaN, p is NaN already */
     float scale;
     memcpy(&scale, &power, 4);
     return p * scale;

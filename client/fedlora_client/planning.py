@@ -1,0 +1,42 @@
+"""The plan of a training, by what this process takes and what the machine has left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from fedlora.adapter import Adapter
+from fedlora.run_config import TrainConfig
+
+from fedlora_client.budget import Memory, Plan, plan_step
+from fedlora_client.decoder import Decoder
+from fedlora_client.memory import available_bytes, give_back_freed, give_back_large_blocks, resident_bytes
+
+
+def plan_training(decoder: Decoder, adapters: Sequence[Adapter], config: TrainConfig, head_bytes: int = 0) -> Plan:
+    """The plan for adapters that train side by side. Raises ConfigError where memory does not suffice."""
+    give_back_freed()
+    if config.memory_mb:
+        give_back_large_blocks()
+    # Values, gradients, two moments, the best values so far, and the result.
+    coming = 6 * (sum(adapter.size_bytes for adapter in adapters) + head_bytes)
+    device = decoder.compute.device
+    if device.type == "cuda":
+        memory = Memory(
+            resident=torch.cuda.memory_allocated(device), coming=coming, free=torch.cuda.mem_get_info(device)[0]
+        )
+    else:
+        base = decoder.base.weights.path.stat().st_size  # mapped: its pages become resident as they are read
+        memory = Memory(resident=resident_bytes(), coming=coming + base, free=available_bytes())
+    rank = max(pair.rank for adapter in adapters for pair in adapter.pairs.values())
+    return plan_step(decoder.shape, config, rank, decoder.compute, memory, len(adapters))
+
+
+def plan_evaluation(decoder: Decoder, length: int, memory_mb: int) -> Plan:
+    """The plan of a measurement, which keeps nothing: a window at a time where memory is bounded."""
+    config = TrainConfig(batch_size=1 << 20 if not memory_mb else 1, sequence_length=length, checkpointing="on")
+    rich = Memory(resident=0, coming=0, free=1 << 60)
+    plan = plan_step(decoder.shape, config, 1, decoder.compute, rich)
+    schedule = replace(plan.schedule, chunk_rows=min(plan.schedule.chunk_rows, 64)) if memory_mb else plan.schedule
+    return replace(plan, schedule=schedule)

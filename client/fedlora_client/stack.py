@@ -1,0 +1,36 @@
+"""Several adapters in one pass through the base: a lever for a GPU, and the meaning of `train` for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from fedlora.adapter import Adapter
+from fedlora.run_config import TrainConfig
+
+from fedlora_client.decoder import Decoder
+from fedlora_client.planning import plan_training
+from fedlora_client.trainer import TrainResult
+from fedlora_client.training import Span, Training
+from fedlora_client.windows import Windows
+
+
+def train_stack(
+    decoder: Decoder,
+    adapters: Sequence[Adapter],
+    windows: Sequence[Windows],
+    config: TrainConfig,
+    generators: Sequence[np.random.Generator],
+) -> list[TrainResult]:
+    """What `train` gives for each adapter, in one pass through the base for all: a lever for a GPU."""
+    plan = plan_training(decoder, adapters, config)
+    training = Training(decoder, adapters, windows, config, generators, plan, Span(0, config.steps))
+    steps = [training.run_step() for _ in range(config.steps)]
+    return [
+        TrainResult(
+            adapter=training.lora.adapter(number),
+            losses=tuple(step[number].loss for step in steps),
+            tokens=sum(step[number].tokens for step in steps),
+        )
+        for number in range(len(adapters))
+    ]
