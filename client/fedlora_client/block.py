@@ -25,6 +25,8 @@ from fedlora_client.workspace import Workspace
 # (what is masked, rows, columns) -> [N, I], times which the adapters there see their input; None: as it is
 Dropout = Callable[[str, int, int], Tensor | None]
 QKV, GATE_UP = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")
+# The gradient in gate takes the place of down's input, whose last reader was the backward of down.
+_PLACE = {"gate_proj": "down.input"}
 _READERS = {"qkv": QKV, "o": ("o_proj",), "gate_up": GATE_UP, "down": ("down_proj",)}
 
 
@@ -152,7 +154,9 @@ class Block:
     def _gradient_of(self, name: str, space: Workspace, batch: Batch) -> Tensor:
         """A buffer [N, O + E] for the gradient in a module's output."""
         extra = self._extra(next(group for group, readers in _READERS.items() if name in readers), batch)
-        return space.get(f"{name}.gradient", batch.starts.numel(), self._linear[name].out_features + extra)
+        return space.get(
+            _PLACE.get(name, f"{name}.gradient"), batch.starts.numel(), self._linear[name].out_features + extra
+        )
 
     def _extra(self, group: str, batch: Batch) -> int:
         ranks = [f.rank for f in (self._factors(name, batch) for name in _READERS[group]) if f and f.count == 1]

@@ -23,7 +23,7 @@ from fedlora_client.head import VOCABULARY_PART
 from fedlora_client.plain_ops import WEIGHT_SLICE_ELEMENTS, PlainOps
 
 _MOST_CHUNK_ROWS, _LEAST_CHUNK_ROWS = 256, 16  # whose logits are held at a time, ...
-_LOGITS_BYTES = 32_000_000  # ... which take no more than this
+_LOGITS_BYTES = 20_000_000  # ... which take no more than this
 # Beside the workspace: the code of products, their copies, which do not grow with a weight, small tensors, what the
 # allocator holds. Measured: 7 to 18 MB in float32, 21 to 32 in bfloat16, for which oneDNN makes code of its own.
 _OVERHEAD_BYTES = {torch.float32: 24_000_000, torch.bfloat16: 36_000_000}
@@ -142,7 +142,7 @@ def workspace_elements(
         "activations": activations * (schedule.kept_blocks + 1),
         "module inputs": rows * (2 * (hidden + rank) + inner + rank + query),
         "gradients": rows * (
-            3 * inner + 2 * rank + 4 * hidden + 2 * rank + 2 * (query + 2 * key_value) + 3 * rank + query
+            2 * inner + rank + 4 * hidden + 2 * rank + 2 * (query + 2 * key_value) + 3 * rank + query
         ),
         "attention": micro_batch * shape.num_heads * 2 * (scores + block * shape.head_dim),
         "weight": max(

@@ -93,6 +93,7 @@ def train(
         plan = _resumed_plan(saving, identity, plan, decoder.compute)
     watcher.on_plan(plan)
     training = Training(decoder, [adapter], [windows], config, [generator], plan, span, head)
+    del adapter  # where the caller does not hold it, its memory is free from here
     progress = Progress()
     if saving and saving.file.exists():
         progress = restore_state(saving.file, training)

@@ -216,8 +216,8 @@ def test_files_names_a_folder_without_text(tmp_path: Path) -> None:
         dealt("files", partition(0), tmp_path)
 
 
-def test_files_names_a_place_that_is_missing_and_the_settings_that_name_it(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"/3: cannot be read: No such file.*data-path or data\.path"):
+def test_files_names_a_place_that_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"/3: cannot be read: No such file or directory; give the path of the data"):
         dealt("files", partition(3), tmp_path)
 
 
