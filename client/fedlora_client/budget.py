@@ -23,7 +23,7 @@ from fedlora_client.head import VOCABULARY_PART
 from fedlora_client.plain_ops import WEIGHT_SLICE_ELEMENTS, PlainOps
 
 _MOST_CHUNK_ROWS, _LEAST_CHUNK_ROWS = 256, 16  # whose logits are held at a time, ...
-_LOGITS_BYTES = 20_000_000  # ... which take no more than this
+_LOGITS_BYTES, _FRUGAL_LOGITS_BYTES = 80_000_000, 20_000_000  # ... which take no more than this, and when saving
 # Beside the workspace: the code of products, their copies, which do not grow with a weight, small tensors, what the
 # allocator holds. Measured: 7 to 18 MB in float32, 21 to 32 in bfloat16, for which oneDNN makes code of its own.
 _OVERHEAD_BYTES = {torch.float32: 24_000_000, torch.bfloat16: 36_000_000}
@@ -79,7 +79,8 @@ def plan_step(
         return Plan(micro_batch=micro_batch, schedule=schedule, step_bytes=size)
 
     sizes = _micro_batches(config, compute.rows // adapters)
-    chunks = _chunks(shape.vocab_size * compute.dtype.itemsize)
+    most_bytes = _FRUGAL_LOGITS_BYTES if config.checkpointing == "on" else _LOGITS_BYTES
+    chunks = _chunks(shape.vocab_size * compute.dtype.itemsize, most_bytes)
     fitting = [p for m in sizes for c in chunks if (p := plan(m, c, fewest)).step_bytes <= room]
     if not fitting:
         needed = memory.resident + memory.coming + plan(sizes[-1], chunks[-1], fewest).step_bytes
@@ -102,10 +103,10 @@ def _micro_batches(config: TrainConfig, rows: int) -> list[int]:
     return sizes
 
 
-def _chunks(row_bytes: int) -> list[int]:
+def _chunks(row_bytes: int, most_bytes: int) -> list[int]:
     """Numbers of rows of logits, from the largest that fits its bound to the least."""
     step = _LEAST_CHUNK_ROWS
-    chunks = [max(step, min(_MOST_CHUNK_ROWS, _LOGITS_BYTES // row_bytes // step * step))]
+    chunks = [max(step, min(_MOST_CHUNK_ROWS, most_bytes // row_bytes // step * step))]
     while chunks[-1] > step:
         chunks.append(max(step, chunks[-1] // 2))
     return chunks
