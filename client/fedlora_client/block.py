@@ -75,7 +75,7 @@ class Block:
         ops: Ops,
     ) -> None:
         prefix = layer_name(layer)
-        self._prefix, self._shape, self._ops = prefix, shape, ops
+        self._shape, self._ops = shape, ops
         full = {module.rsplit(".", 1)[-1]: module for module in matrices if module.startswith(f"{prefix}.")}
         self._linear = {name: Linear(full[name], matrices[full[name]], ops) for name in LINEAR_MODULES}
         self._norms = {

@@ -24,6 +24,7 @@ from fedlora_client.plain_ops import WEIGHT_SLICE_ELEMENTS, PlainOps
 
 _MOST_CHUNK_ROWS, _LEAST_CHUNK_ROWS = 256, 16  # whose logits are held at a time, ...
 _LOGITS_BYTES, _FRUGAL_LOGITS_BYTES = 80_000_000, 20_000_000  # ... which take no more than this, and when saving
+_FRUGAL_CHUNK_ROWS = 64
 # Beside the workspace: the code of products, their copies, which do not grow with a weight, small tensors, what the
 # allocator holds. Measured: 7 to 18 MB in float32, 21 to 32 in bfloat16, for which oneDNN makes code of its own.
 _OVERHEAD_BYTES = {torch.float32: 24_000_000, torch.bfloat16: 36_000_000}
@@ -93,6 +94,14 @@ def plan_step(
     bound = room if config.memory_mb else max(memory.free // 4, best.step_bytes)
     kept = [plan(best.micro_batch, best.schedule.chunk_rows, n) for n in range(most, fewest - 1, -1)]
     return next(p for p in kept if p.step_bytes <= bound)
+
+
+def cut_evaluation(shape: DecoderShape, length: int, compute: Compute, *, frugal: bool) -> tuple[int, Schedule]:
+    """(windows of `length` tokens at a time, schedule) of a measurement, which keeps nothing."""
+    rows = _chunks(shape.vocab_size * compute.dtype.itemsize, _FRUGAL_LOGITS_BYTES)[0]
+    if frugal:
+        return 1, Schedule(chunk_rows=min(rows, _FRUGAL_CHUNK_ROWS))
+    return max(1, compute.rows // length), Schedule(chunk_rows=rows)
 
 
 def _micro_batches(config: TrainConfig, rows: int) -> list[int]:

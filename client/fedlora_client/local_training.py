@@ -42,6 +42,11 @@ class LocalRun:
     save_every: int = 20
     replace: bool = False
 
+    @property
+    def state_file(self) -> Path:
+        """Where the training is kept while it runs; a training that was stopped goes on from it."""
+        return self.output.with_name(f".{self.output.name}.training")
+
 
 class LocalTraining:
     """The parts of a run, opened and checked before anything is computed."""
@@ -56,11 +61,6 @@ class LocalTraining:
         self.config = with_epochs(run.config.train, run.epochs, len(self.windows))
         self.adapter, self.head = self._start()
         self._evaluation, self._no_evaluation = self._made_evaluation()
-
-    @property
-    def state_file(self) -> Path:
-        """Where the training is kept while it runs; a training that was stopped goes on from it."""
-        return self.run.output.with_name(f".{self.run.output.name}.training")
 
     def warnings(self) -> list[str]:
         """What a person should know before the first step."""
@@ -85,7 +85,7 @@ class LocalTraining:
         run, started = self.run, time.monotonic()
         result = train(
             self.device.decoder, self.adapter, self.windows, self.config, np.random.default_rng([run.config.seed, 1]),
-            watcher, saving=Saving(file=self.state_file, every=run.save_every, keeps=True), evaluation=self._evaluation,
+            watcher, saving=Saving(file=run.state_file, every=run.save_every, keeps=True), evaluation=self._evaluation,
             head=self.head,
         )  # fmt: skip
         report = {
@@ -104,7 +104,7 @@ class LocalTraining:
         content = PeftDirectory(adapter=result.adapter, base_fingerprint=self.base.fingerprint, saved_modules=saved)
         text = json.dumps(report, indent=1) + "\n"
         write_peft(run.output, content, base_name=self.base.source, texts={"training.json": text}, replace=run.replace)
-        self.state_file.unlink(missing_ok=True)
+        run.state_file.unlink(missing_ok=True)
         return result
 
     def _start(self) -> tuple[Adapter, NDArray[np.float32] | None]:

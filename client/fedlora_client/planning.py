@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from fedlora.adapter import Adapter
@@ -31,12 +30,3 @@ def plan_training(decoder: Decoder, adapters: Sequence[Adapter], config: TrainCo
         memory = Memory(resident=resident_bytes(), coming=coming + base, free=available_bytes())
     rank = max(pair.rank for adapter in adapters for pair in adapter.pairs.values())
     return plan_step(decoder.shape, config, rank, decoder.compute, memory, len(adapters))
-
-
-def plan_evaluation(decoder: Decoder, length: int, memory_mb: int) -> Plan:
-    """The plan of a measurement, which keeps nothing: a window at a time where memory is bounded."""
-    config = TrainConfig(batch_size=1 << 20 if not memory_mb else 1, sequence_length=length, checkpointing="on")
-    rich = Memory(resident=0, coming=0, free=1 << 60)
-    plan = plan_step(decoder.shape, config, 1, decoder.compute, rich)
-    schedule = replace(plan.schedule, chunk_rows=min(plan.schedule.chunk_rows, 64)) if memory_mb else plan.schedule
-    return replace(plan, schedule=schedule)

@@ -13,10 +13,10 @@ from fedlora.errors import ConfigError
 from fedlora.run_config import TrainConfig
 from numpy.typing import NDArray
 
-from fedlora_client.budget import Plan
+from fedlora_client.budget import Plan, cut_evaluation
 from fedlora_client.compute import Compute
 from fedlora_client.decoder import Decoder
-from fedlora_client.planning import plan_evaluation, plan_training
+from fedlora_client.planning import plan_training
 from fedlora_client.training import Span, Training, mean_loss
 from fedlora_client.training_state import Progress, identity_of, plan_of_state, restore_state, write_state
 from fedlora_client.windows import Windows
@@ -156,5 +156,6 @@ def _evaluate(evaluation: Evaluation, training: Training, progress: Progress) ->
 def evaluate(decoder: Decoder, adapter: Adapter | None, windows: Windows, *, memory_mb: int = 0) -> tuple[float, int]:
     """(mean nats per token, tokens) over all windows; adapter None measures the base, `memory_mb` is a bound or 0."""
     lora = None if adapter is None else decoder.lora(adapter)
-    plan = plan_evaluation(decoder, windows.inputs.shape[1], memory_mb)
-    return mean_loss(decoder, lora, windows, decoder.workspace(), plan.micro_batch, plan.schedule)
+    length = windows.inputs.shape[1]
+    micro_batch, schedule = cut_evaluation(decoder.shape, length, decoder.compute, frugal=bool(memory_mb))
+    return mean_loss(decoder, lora, windows, decoder.workspace(), micro_batch, schedule)

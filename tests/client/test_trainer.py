@@ -145,6 +145,14 @@ def test_tokens_and_losses_are_counted_step_by_step(base: BasePack, decoder: Dec
     assert_close(result.losses[0], first)
 
 
+def test_a_measurement_in_bounded_memory_is_the_same_measurement(base: BasePack, decoder: Decoder) -> None:
+    windows = windows_of(base, TEXT * 5, 9)
+    free, tokens = evaluate(decoder, random_adapter(base), windows)
+    bounded, same = evaluate(decoder, random_adapter(base), windows, memory_mb=500)
+    assert_close(bounded, free)
+    assert tokens == same
+
+
 def test_evaluate_equals_a_slow_loop_over_the_tokens(
     base: BasePack, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,16 +35,18 @@ _FULL_KEYS = {
 @click.option("--memory-mb", type=int, help="What the process may take in all.  [default: what it likes]")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Any other key, e.g. train.schedule=cosine.")
 @click.option("--adapter", type=click.Path(path_type=Path), help="Go on from this adapter, a PEFT directory.")
-@click.option("--evaluate-every", type=click.IntRange(min=1), help="Measure on held-out data.  [default: at the end]")
+@click.option(
+    "--evaluate-every", type=click.IntRange(min=1), help="Measure on held-out data.  [default: before and after]"
+)
 @click.option("--patience", type=click.IntRange(min=1), help="Stop after so many evaluations that are no better.")
-@click.option("--save-every", type=click.IntRange(min=1), default=20, show_default=True, help="Steps between states.")
+@click.option("--save-every", type=click.IntRange(min=1), help="Steps between states.  [default: 20]")
 @click.option("--resume", is_flag=True, help="Go on with the training of this output that was stopped.")
 @click.option("--full", is_flag=True, help="Train every weight of an unquantized checkpoint instead: a baseline.")
 @click.option("--force", is_flag=True, help="Replace the output if it exists.")
 def train(
     data: Path, output: Path, base: str, steps: int | None, epochs: float | None, rank: int | None, lr: float | None,
     memory_mb: int | None, changes: tuple[str, ...], adapter: Path | None, evaluate_every: int | None,
-    patience: int | None, save_every: int, resume: bool, full: bool, force: bool,
+    patience: int | None, save_every: int | None, resume: bool, full: bool, force: bool,
 ) -> None:  # fmt: skip
     """Train an adapter on DATA: a *.txt or *.jsonl file, or a folder of them; a tenth is held out.
 
@@ -64,20 +66,21 @@ def train(
         raise ConfigError(f"{', '.join(fixed)}: the adapter {adapter} has its own; leave it out")
     run = LocalRun(
         config=config, data=data, output=output.absolute(), start=adapter, epochs=epochs or 0,
-        evaluate_every=evaluate_every or 0, patience=patience or 0, save_every=save_every, replace=force,
+        evaluate_every=evaluate_every or 0, patience=patience or 0, save_every=save_every or 20, replace=force,
     )  # fmt: skip
     console = Console(stderr=True)
     if full:
         unused = sorted(keys - _FULL_KEYS)
-        if adapter or resume or patience or evaluate_every or unused:
+        if adapter or resume or patience or evaluate_every or save_every or unused:
             what = f"; {', '.join(unused)} mean nothing to it" if unused else ""
             raise ConfigError(
-                f"--full is a plain baseline: without --adapter, --resume, --evaluate-every and --patience{what}"
+                "--full is a plain baseline: without --adapter, --resume, --save-every, --evaluate-every and "
+                f"--patience{what}"
             )
         _train_all(run, console)
         return
+    _check_state(run.state_file, resume=resume)
     training = LocalTraining(run)
-    _check_state(training.state_file, resume=resume)
     for warning in training.warnings():
         console.print(f"[yellow]warning:[/yellow] {warning}", soft_wrap=True, highlight=False)
     console.print(
@@ -87,7 +90,7 @@ def train(
         try:
             result = training.train(display.watcher)
         except KeyboardInterrupt:
-            saved = training.state_file.exists()
+            saved = run.state_file.exists()
             raise RunError(f"stopped; {'--resume goes on' if saved else 'nothing was saved yet'}") from None
     if result.evaluations:
         step, loss = min(result.evaluations, key=lambda evaluation: evaluation[1])
