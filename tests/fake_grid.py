@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ from fedlora.adapter import Adapter, LoraPair
 from fedlora.family import DecoderShape
 from fedlora.pack import BasePack
 from fedlora.peft import read_peft
-from fedlora.run_config import LoraSection, RunConfig, ServerConfig, TrainConfig
+from fedlora.run_config import AggregationConfig, LoraSection, RunConfig, ServerConfig, TrainConfig
 from fedlora.update import Update, decode_update, encode_update
 from fedlora_server.rounds import Rounds
-from fedlora_server.run_directory import RunDirectory, read_metrics
+from fedlora_server.run_directory import RunDirectory, open_run, read_metrics
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
@@ -27,6 +27,7 @@ from flwr.supercore.task_identity import TaskIdentity
 FINGERPRINT = "f" * 64
 RUN = "0123456789abcdef"
 
+LORA = LoraSection(rank=2, alpha=6.0)
 SHAPE = DecoderShape(
     hidden_size=8,
     intermediate_size=12,
@@ -48,17 +49,18 @@ Device = Callable[[Message], Sequence[Message]]
 
 
 def update_of(message: Message) -> Update:
-    """The update that a message took to a device."""
-    return decode_update(message.content.array_records["update"]["update"].data)
+    """The update that a message took to a device, which makes what does not travel from the player's first seed."""
+    data = message.content.array_records["update"]["update"].data
+    return decode_update(data, lambda: RunConfig(seed=1, lora=LORA).first_adapter(SHAPE))
 
 
 def trained(node: int, down: Update) -> Update:
     """What device `node` makes of an update: the same for the same node, round and adapter."""
-    generator = np.random.default_rng([node, down.server_round])
+    generator, trains = np.random.default_rng([node, down.server_round]), down.task.trains
     pairs = {
         module: LoraPair(
-            pair.lora_A + generator.normal(0, 0.1, pair.lora_A.shape).astype(np.float32),
-            pair.lora_B + generator.normal(0, 0.1, pair.lora_B.shape).astype(np.float32),
+            pair.lora_A + generator.normal(0, 0.1 * ("A" in trains), pair.lora_A.shape).astype(np.float32),
+            pair.lora_B + generator.normal(0, 0.1 * ("B" in trains), pair.lora_B.shape).astype(np.float32),
         )
         for module, pair in down.adapter.pairs.items()
     }
@@ -67,6 +69,7 @@ def trained(node: int, down: Update) -> Update:
         run=down.run,
         server_round=down.server_round,
         base_fingerprint=down.base_fingerprint,
+        factors=down.task.sends,
         num_examples=10 * node,
         metrics={"train_loss": 1.0 + node},
     )
@@ -206,15 +209,30 @@ class Player:
     base: BasePack
     folder: Path
 
-    def __call__(self, devices: Mapping[int, Device] | FakeGrid, *, seed: int = 1, **server: Any) -> Played:
+    def __call__(
+        self,
+        devices: Mapping[int, Device] | FakeGrid,
+        *,
+        seed: int = 1,
+        rank: int = 2,
+        min_rank: int = 0,
+        aggregation: AggregationConfig | None = None,
+        goes_on: Played | None = None,
+        **server: Any,
+    ) -> Played:
+        """Play a run; one that goes on does so in the directory that the other one left."""
         grid = devices if isinstance(devices, FakeGrid) else FakeGrid(devices)
-        settings: dict[str, Any] = {"rounds": 2, "round_timeout_s": 30.0} | server
-        lora = LoraSection(rank=2, alpha=6.0)
+        settings: dict[str, Any] = {"rounds": 2, "round_timeout_s": 30.0, "resume": goes_on is not None} | server
         train = TrainConfig(sequence_length=8)
-        config = RunConfig(seed=seed, lora=lora, train=train, server=ServerConfig(**settings))
-        played = Played(grid, self.folder / uuid.uuid4().hex)
+        config = RunConfig(
+            seed=seed, lora=replace(LORA, rank=rank), train=train, server=ServerConfig(**settings),
+            aggregation=aggregation or AggregationConfig(min_rank=min_rank),
+        )  # fmt: skip
+        played = Played(grid, goes_on.path if goes_on else self.folder / uuid.uuid4().hex)
         try:
-            Rounds(grid, config, self.base, RUN).run(RunDirectory(played.path, config))
+            rounds = Rounds(grid, config, self.base)
+            with open_run(played.path, config, self.base, RUN) as directory:
+                rounds.run(directory)
         except Exception as error:
             played.error = error
         return played

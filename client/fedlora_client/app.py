@@ -24,7 +24,7 @@ def _answer(message: Message, context: Context, work: Callable[[Device, Update],
         records = message.content.array_records
         if "update" not in records or "update" not in records["update"]:
             raise UpdateError("bad-header", f"device {device.name}: the message has no array record update/update")
-        update = decode_update(records["update"]["update"].data)
+        update = decode_update(records["update"]["update"].data, device.first_adapter)
         device.check(update)
         return Message(work(device, update), reply_to=message)
     except FedloraError as error:
@@ -33,16 +33,18 @@ def _answer(message: Message, context: Context, work: Callable[[Device, Update],
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train the adapter that came down; send the trained one up."""
+    """Train the adapter that came down; send what is asked for of it up."""
 
     def work(device: Device, update: Update) -> RecordDict:
         started = time.monotonic()
-        result, windows = device.train(update.adapter, update.server_round), device.train_windows()
+        result = device.train(update.adapter, update.server_round, task=update.task, side=update.side, run=update.run)
+        windows = device.train_windows()
         trained = Update(
             adapter=result.adapter,
             run=update.run,
             server_round=update.server_round,
             base_fingerprint=update.base_fingerprint,
+            factors=update.task.sends,
             num_examples=len(windows),
             metrics={
                 "train_loss": sum(result.losses) / len(result.losses),
@@ -64,7 +66,9 @@ def evaluate(message: Message, context: Context) -> Message:
     """Measure the adapter that came down on the held-out text."""
 
     def work(device: Device, update: Update) -> RecordDict:
-        loss, tokens = device.evaluate(update.adapter)
+        loss, tokens = device.evaluate(
+            update.adapter, update.server_round, task=update.task, side=update.side, run=update.run
+        )
         metrics = MetricRecord({"loss": loss, "tokens": tokens})
         return RecordDict({"metrics": metrics, "device": ConfigRecord({"device": device.name})})
 

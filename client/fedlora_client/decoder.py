@@ -15,6 +15,7 @@ import torch
 from fedlora.adapter import Adapter
 from fedlora.family import EMBEDDING, FINAL_NORM, HEAD
 from fedlora.pack import BasePack
+from fedlora.task import Factors
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -59,9 +60,15 @@ class Decoder:
         """For whoever computes: one each."""
         return Workspace(self.compute.device, self.compute.dtype)
 
-    def lora(self, *adapters: Adapter, head: NDArray[np.float32] | None = None) -> LoraTensors:
-        """The adapters as tensors that train, side by side, and with one of them perhaps a head [V, H]."""
-        return LoraTensors(adapters, self.compute.device, head)
+    def lora(
+        self, *adapters: Adapter, head: NDArray[np.float32] | None = None, trains: Factors = "AB",
+        side: Adapter | None = None,
+    ) -> LoraTensors:  # fmt: skip
+        """The adapters as tensors of which `trains` train, side by side.
+
+        With one of them there may be a head [V, H] that trains too, and an adapter that stands frozen beside it.
+        """
+        return LoraTensors(adapters, self.compute.device, head, trains, side)
 
     def logits(
         self,

@@ -16,14 +16,20 @@ from fedlora.datasets import DeviceData, find_dataset
 from fedlora.errors import AdapterMismatchError, ConfigError
 from fedlora.examples import Example, size_bytes
 from fedlora.pack import BasePack, open_pack
+from fedlora.ranks import first_slots
 from fedlora.run_config import DataConfig, RunConfig, Scalar
+from fedlora.task import Task
 from fedlora.update import Update
 
 from fedlora_client.compute import Compute, choose_compute
 from fedlora_client.decoder import Decoder
+from fedlora_client.kept_factors import KeptFactors
 from fedlora_client.trainer import Saving, TrainResult, evaluate, train
 from fedlora_client.training import Span
 from fedlora_client.windows import Windows, read_windows
+
+_WHOLE = Task()  # all trains, all is sent
+_NOT_ITS_DATA = ("max-rank", "memory-mb", "state-path")  # keys of a node that change nothing of what it trains on
 
 
 class Device:
@@ -32,16 +38,18 @@ class Device:
     def __init__(self, config: RunConfig, node: Mapping[str, Scalar]) -> None:
         """`node` is the device's own configuration; its `base` and `memory-mb` override the run's.
 
-        With a `state-path`, a directory, a round that the device did not live to finish goes on where it was saved.
+        `max-rank` is the largest rank that it trains (0: any). With a `state-path`, a directory, a round that the device
+        did not live to finish goes on where it was saved; and there lies what the device keeps between rounds.
         """
-        memory_mb = node.get("memory-mb", config.train.memory_mb)
-        if type(memory_mb) is not int:
-            raise ConfigError(f"memory-mb in the node's configuration must be an integer, got {memory_mb!r}")
+        memory_mb = _integer(node, "memory-mb", config.train.memory_mb)
+        self._max_rank = _integer(node, "max-rank", 0)
         self.config = replace(config, train=replace(config.train, memory_mb=memory_mb))
-        self._key = (config.data, tuple(sorted(node.items())))
+        self._key = (config.data, tuple(sorted(item for item in node.items() if item[0] not in _NOT_ITS_DATA)))
         self._data = _data(*self._key)
         self._base = str(node.get("base") or config.base)
         self._state_path = Path(str(node["state-path"])) if node.get("state-path") else None
+        if self._state_path and self._state_path.exists() and not self._state_path.is_dir():
+            raise ConfigError(f"state-path in the node's configuration must be a folder, got {self._state_path}")
         compute = choose_compute(config.train.compute, config.train.kernels, config.train.device)
         self.decoder = _opened(self._base, compute)
 
@@ -53,19 +61,41 @@ class Device:
     def data(self) -> DeviceData:
         return self._data
 
-    def train(self, adapter: Adapter, server_round: int) -> TrainResult:
-        """One round of training from `adapter`. The same seed, device and round give the same result."""
+    def first_adapter(self) -> Adapter:
+        """The adapter that the run begins with, which each of its devices can make itself."""
+        return self.config.first_adapter(self.decoder.shape)
+
+    def train(
+        self, adapter: Adapter, server_round: int, *, task: Task = _WHOLE, side: Adapter | None = None, run: str = ""
+    ) -> TrainResult:
+        """One round of training from `adapter`, or as many of its first slots as this device trains.
+
+        The same seed, device and round give the same result; where it keeps a factor, the same kept factor does.
+        """
+        adapter, kept = self._first_slots(adapter), self._kept(task, run)
+        if kept:
+            adapter = kept.put_into(adapter, newest=server_round - 1)
         generator = np.random.default_rng([self.config.seed, server_round, zlib.crc32(self.name.encode())])
         steps, rounds = self.config.train.steps, self.config.server.rounds
         span = Span((server_round - 1) * steps, rounds * steps)
-        return train(
+        result = train(
             self.decoder, adapter, self.train_windows(), self.config.train, generator,
-            span=span, saving=self._saving(server_round),
+            span=span, saving=self._saving(server_round), trains=task.trains, side=side,
         )  # fmt: skip
+        if kept:
+            kept.keep(result.adapter, server_round)
+        return result
 
-    def evaluate(self, adapter: Adapter | None) -> tuple[float, int]:
-        """(nats per token, tokens) of the held-out text."""
-        return evaluate(self.decoder, adapter, self.held_out_windows(), memory_mb=self.config.train.memory_mb)
+    def evaluate(
+        self, adapter: Adapter | None, server_round: int = 0, *, task: Task = _WHOLE, side: Adapter | None = None,
+        run: str = "",
+    ) -> tuple[float, int]:  # fmt: skip
+        """(nats per token, tokens) of the held-out text, after `server_round`: with what the device kept of it."""
+        kept = self._kept(task, run)
+        if adapter and kept:
+            adapter = kept.put_into(adapter, newest=server_round)
+        memory_mb = self.config.train.memory_mb
+        return evaluate(self.decoder, adapter, self.held_out_windows(), memory_mb=memory_mb, side=side)
 
     def train_windows(self) -> Windows:
         return self._windows("train")
@@ -81,8 +111,40 @@ class Device:
                 f"device {self.name}: the run's base is {update.base_fingerprint[:16]}, this device holds "
                 f"{mine.fingerprint[:16]} ({mine.directory}); give the device the run's base pack"
             )
-        update.adapter.check_finite(f"device {self.name}")
-        update.adapter.check_fits(mine.shape.linear_modules(), f"device {self.name}")
+        where = f"device {self.name}"
+        for adapter in (update.adapter, update.side):
+            if adapter is not None:
+                adapter.check_finite(where)
+                adapter.check_fits(mine.shape.linear_modules(), where)
+        if update.side is not None and update.side.pairs.keys() != update.adapter.pairs.keys():
+            raise AdapterMismatchError(f"{where}: what stands beside the adapter has other modules than the adapter")
+
+    def _first_slots(self, adapter: Adapter) -> Adapter:
+        """What this device trains of `adapter`. Raises ConfigError where that is less than the run takes."""
+        largest = max(pair.rank for pair in adapter.pairs.values())
+        if not self._max_rank or self._max_rank >= largest:
+            return adapter
+        needed = min(self.config.aggregation.min_rank or largest, largest)
+        if self._max_rank < needed:
+            raise ConfigError(
+                f"device {self.name}: max-rank in the node's configuration is {self._max_rank}, this run takes {needed} "
+                "and more; raise max-rank, or lower aggregation.min_rank in the run's configuration (0: lora.rank)"
+            )
+        return first_slots(adapter, self._max_rank)
+
+    def _kept(self, task: Task, run: str) -> KeptFactors | None:
+        """What this device keeps between the rounds of this run. Raises ConfigError where it has no place for it."""
+        if not task.keeps:
+            return None
+        if self._state_path is None:
+            raise ConfigError(
+                f"device {self.name}: the run's method keeps the factor {task.keeps} of each device on that device, and "
+                "this node's configuration has no state-path; set it to a folder that stays"
+            )
+        data, node = self._key
+        place = [(key, value) for key, value in node if key != "base"]
+        whose = (self.name, data, place, self.decoder.base.fingerprint, self.config.name, self.config.seed)
+        return KeptFactors(folder=self._state_path, factor=task.keeps, whose=repr(whose), run=run)
 
     def _saving(self, server_round: int) -> Saving | None:
         """Where this round's training is saved; what earlier rounds left is of no use any more."""
@@ -97,6 +159,15 @@ class Device:
 
     def _windows(self, part: Literal["train", "held_out"]) -> Windows:
         return _tokenized(*self._key, self._base, self.config.train.sequence_length, part)
+
+
+def _integer(node: Mapping[str, Scalar], key: str, default: int) -> int:
+    value = node.get(key, default)
+    if type(value) is not int:
+        raise ConfigError(f"{key} in the node's configuration must be an integer, got {value!r}")
+    if value < 0:
+        raise ConfigError(f"{key} in the node's configuration must be 0 (no bound) or more, got {value}")
+    return value
 
 
 _opening = threading.Lock()

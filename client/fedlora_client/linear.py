@@ -4,11 +4,13 @@
     dA = u^T x                                 dB = gamma dy^T (x A^T)
 
 W [O, I] is dequantized into a scratch whose rows are longer by the rank. gamma B goes beside it and x A^T beside x, so
-that one product gives both; the backward does the same with more rows instead of longer ones. Where C > 1 adapters share
-a batch, each has N / C consecutive rows, and their products are batched, apart from the frozen one.
+that one product gives both; the backward does the same with more rows instead of longer ones. An adapter that stands
+frozen beside the one that trains is so many more slots of it, which get no gradient. Where C > 1 adapters share a batch,
+each has N / C consecutive rows, and their products are batched, apart from the frozen one.
 """
 
-# N rows, I in features, O out features, R rank, C adapters, E extra columns: the largest rank (C > 1: 0)
+# N rows, I in features, O out features, R rank (that of a frozen side included), C adapters
+# E extra columns: the largest rank (C > 1: 0)
 
 from __future__ import annotations
 
@@ -43,7 +45,7 @@ class Linear:
             return seen.view(factors.count, -1, width) @ factors.lora_A.to(x.dtype).transpose(1, 2)
         # A product wants whole rows of x: its extra columns, left from another module, meet zeros.
         lora_A = space.get("lora_A", factors.rank, width + extra)
-        lora_A[:, :width] = factors.lora_A[0]
+        factors.put_rows(lora_A[:, :width])
         lora_A[:, width:] = 0
         return (seen @ lora_A.T)[None]
 
@@ -64,7 +66,7 @@ class Linear:
             beside = weight[:, width:]
             beside.zero_()
             if factors is not None and inner is not None:
-                torch.mul(factors.lora_B[0], factors.scaling[0], out=beside[:, : factors.rank])
+                factors.put_columns(beside[:, : factors.rank])
                 x[:, width : width + factors.rank] = inner[0]
         if residual is None:
             torch.mm(x, weight.T, out=out)
@@ -86,7 +88,7 @@ class Linear:
         add: bool = False,  # to dx, instead of overwriting it
         mask: Tensor | None = None,
     ) -> None:
-        """Add the gradients of A and B to `factors`, and give that in x."""
+        """Add the gradients of A and B to `factors`, where they train, and give that in x."""
         u = None
         if factors is not None and inner is not None:
             u = self._adapter_gradients(x, inner, dy, factors, space, mask)
@@ -99,33 +101,38 @@ class Linear:
         if extra:
             weight[width:] = 0
             if factors is not None and u is not None and not apart:
-                weight[width : width + factors.rank] = factors.lora_A[0]
+                factors.put_rows(weight[width : width + factors.rank])
                 dy[:, width : width + factors.rank] = u[0]
         if add:
             torch.addmm(dx, dy, weight, out=dx)
         else:
             torch.mm(dy, weight, out=dx)
         if factors is not None and u is not None and apart:
-            through = (u @ factors.lora_A.to(u.dtype)).view_as(dx)
+            through = (u @ factors.all_rows().to(u.dtype)).view_as(dx)
             dx += through if mask is None else through.mul_(mask)
 
     def _adapter_gradients(
         self, x: Tensor, inner: Tensor, dy: Tensor, factors: Factors, space: Workspace, mask: Tensor | None
     ) -> Tensor:
-        """Add to the gradients of A and B; return u [C, N / C, R]."""
+        """Add to the gradients of A and B, where they train; return u [C, N / C, R]."""
         seen = x if mask is None else _masked(x, mask, space)
         if factors.count > 1:
             dy, seen = dy.view(factors.count, -1, self.out_features), seen.view(factors.count, -1, self.in_features)
             u = dy @ (factors.lora_B * factors.scaling).to(dy.dtype)
-            factors.grad_A.add_(u.transpose(1, 2) @ seen)
-            factors.grad_B.add_((dy.transpose(1, 2) @ inner) * factors.scaling)
+            if factors.grad_A is not None:
+                factors.grad_A.add_(u.transpose(1, 2) @ seen)
+            if factors.grad_B is not None:
+                factors.grad_B.add_((dy.transpose(1, 2) @ inner) * factors.scaling)
             return u
         lora_B = space.get("lora_B", dy.shape[1], factors.rank)
-        torch.mul(factors.lora_B[0], factors.scaling[0], out=lora_B[: self.out_features])
+        factors.put_columns(lora_B[: self.out_features])
         lora_B[self.out_features :] = 0
         u = dy @ lora_B
-        factors.grad_A[0] += (u.T @ seen)[:, : self.in_features]
-        factors.grad_B[0] += (dy.T @ inner[0])[: self.out_features] * factors.scaling[0]
+        own = factors.own_rank
+        if factors.grad_A is not None:
+            factors.grad_A[0] += (u[:, :own].T @ seen)[:, : self.in_features]
+        if factors.grad_B is not None:
+            factors.grad_B[0] += (dy.T @ inner[0][:, :own])[: self.out_features] * factors.scaling[0]
         return u[None]
 
 

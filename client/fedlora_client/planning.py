@@ -7,19 +7,28 @@ from collections.abc import Sequence
 import torch
 from fedlora.adapter import Adapter
 from fedlora.run_config import TrainConfig
+from fedlora.task import Factors
 
 from fedlora_client.budget import Memory, Plan, plan_step
 from fedlora_client.decoder import Decoder
 from fedlora_client.memory import available_bytes, give_back_freed, give_back_large_blocks, resident_bytes
 
 
-def plan_training(decoder: Decoder, adapters: Sequence[Adapter], config: TrainConfig, head_bytes: int = 0) -> Plan:
+def plan_training(
+    decoder: Decoder, adapters: Sequence[Adapter], config: TrainConfig, head_bytes: int = 0, trains: Factors = "AB",
+    side: Adapter | None = None,
+) -> Plan:  # fmt: skip
     """The plan for adapters that train side by side. Raises ConfigError where memory does not suffice."""
     give_back_freed()
     if config.memory_mb:
         give_back_large_blocks()
-    # Values, gradients, two moments, the best values so far, and the result.
-    coming = 6 * (sum(adapter.size_bytes for adapter in adapters) + head_bytes)
+    pairs = [pair for adapter in adapters for pair in adapter.pairs.values()]
+    trained = head_bytes + sum(
+        array.nbytes for pair in pairs for f, array in (("A", pair.lora_A), ("B", pair.lora_B)) if f in trains
+    )
+    # Values and the result; of what trains: gradients, two moments, the best values so far, perhaps those of the start.
+    coming = 2 * (sum(adapter.size_bytes for adapter in adapters) + head_bytes)
+    coming += (4 + bool(config.fedprox_mu)) * trained + (side.size_bytes if side else 0)
     device = decoder.compute.device
     if device.type == "cuda":
         memory = Memory(
@@ -28,5 +37,5 @@ def plan_training(decoder: Decoder, adapters: Sequence[Adapter], config: TrainCo
     else:
         base = decoder.base.weights.path.stat().st_size  # mapped: its pages become resident as they are read
         memory = Memory(resident=resident_bytes(), coming=coming + base, free=available_bytes())
-    rank = max(pair.rank for adapter in adapters for pair in adapter.pairs.values())
+    rank = max(pair.rank for pair in pairs) + (max(pair.rank for pair in side.pairs.values()) if side else 0)
     return plan_step(decoder.shape, config, rank, decoder.compute, memory, len(adapters))

@@ -11,6 +11,7 @@ import numpy as np
 from fedlora.adapter import Adapter
 from fedlora.errors import ConfigError
 from fedlora.run_config import TrainConfig
+from fedlora.task import Factors
 from numpy.typing import NDArray
 
 from fedlora_client.budget import Plan, cut_evaluation
@@ -79,21 +80,23 @@ def train(
     saving: Saving | None = None,
     evaluation: Evaluation | None = None,
     head: NDArray[np.float32] | None = None,  # [V, H], to train in place of the base's
+    trains: Factors = "AB",
+    side: Adapter | None = None,  # of the same modules, that stands frozen beside `adapter`
 ) -> TrainResult:
-    """Return `adapter` after `config.steps` steps of AdamW on A and B.
+    """Return `adapter` after `config.steps` steps of AdamW on those of A and B that are in `trains`.
 
     With `saving`, a training that finds its own state goes on from it, with the result, bit for bit, of one that was
     never stopped; the state is removed at the end. Raises DataError where the loss is not finite, ConfigError where
     memory does not suffice or the state is another training's.
     """
-    plan = plan_training(decoder, [adapter], config, head_bytes=0 if head is None else head.nbytes)
+    plan = plan_training(decoder, [adapter], config, 0 if head is None else head.nbytes, trains, side)
     span = span or Span(0, config.steps)
-    identity = identity_of(decoder, adapter, windows, config, generator, span, head) if saving else ""
+    identity = identity_of(decoder, adapter, windows, config, generator, span, head, trains, side) if saving else ""
     if saving and saving.file.exists():
         plan = _resumed_plan(saving, identity, plan, decoder.compute)
     watcher.on_plan(plan)
-    training = Training(decoder, [adapter], [windows], config, [generator], plan, span, head)
-    del adapter  # where the caller does not hold it, its memory is free from here
+    training = Training(decoder, [adapter], [windows], config, [generator], plan, span, head, trains, side)
+    del adapter, side  # where the caller does not hold them, their memory is free from here
     progress = Progress()
     if saving and saving.file.exists():
         progress = restore_state(saving.file, training)
@@ -115,8 +118,8 @@ def train(
         saving.file.unlink(missing_ok=True)
     lora = training.finish()
     if progress.best:
-        for flat, best in zip(lora.flats, progress.best, strict=True):
-            flat.value.copy_(best)
+        for name, flat in lora.flats.items():
+            flat.value.copy_(progress.best[name])
     return TrainResult(
         adapter=lora.adapter(),
         losses=tuple(progress.losses),
@@ -149,13 +152,15 @@ def _save(saving: Saving, identity: str, training: Training, progress: Progress)
 def _evaluate(evaluation: Evaluation, training: Training, progress: Progress) -> None:
     loss = training.loss_on(evaluation.windows)
     if all(loss < earlier for _, earlier in progress.evaluations):
-        progress.best = [flat.value.clone() for flat in training.lora.flats]
+        progress.best = {name: flat.value.clone() for name, flat in training.lora.flats.items()}
     progress.evaluations.append((training.step, loss))
 
 
-def evaluate(decoder: Decoder, adapter: Adapter | None, windows: Windows, *, memory_mb: int = 0) -> tuple[float, int]:
+def evaluate(
+    decoder: Decoder, adapter: Adapter | None, windows: Windows, *, memory_mb: int = 0, side: Adapter | None = None
+) -> tuple[float, int]:
     """(mean nats per token, tokens) over all windows; adapter None measures the base, `memory_mb` is a bound or 0."""
-    lora = None if adapter is None else decoder.lora(adapter)
+    lora = None if adapter is None else decoder.lora(adapter, side=side)
     length = windows.inputs.shape[1]
     micro_batch, schedule = cut_evaluation(decoder.shape, length, decoder.compute, frugal=bool(memory_mb))
     return mean_loss(decoder, lora, windows, decoder.workspace(), micro_batch, schedule)

@@ -1,4 +1,4 @@
-"""AdamW on the A and B of one adapter or of a stack, a step at a time."""
+"""AdamW on what trains of one adapter or of a stack, a step at a time."""
 
 # C adapters, S windows of a batch, T tokens of a window
 
@@ -14,6 +14,7 @@ import torch
 from fedlora.adapter import Adapter
 from fedlora.errors import DataError
 from fedlora.run_config import TrainConfig
+from fedlora.task import Factors
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -59,9 +60,11 @@ class Training:
         plan: Plan,
         span: Span,
         head: NDArray[np.float32] | None = None,  # [V, H], to train in place of the base's
+        trains: Factors = "AB",
+        side: Adapter | None = None,  # that stands frozen beside a single adapter
     ) -> None:
         self.config, self.plan, self.step = config, plan, 0
-        self.lora = decoder.lora(*adapters, head=head)
+        self.lora = decoder.lora(*adapters, head=head, trains=trains, side=side)
         self.compute = decoder.compute
         self._decoder, self._span = decoder, span
         self._space = decoder.workspace()
@@ -70,8 +73,11 @@ class Training:
         # Drawn only where it is used: without dropout, the order of the windows is that of any other training.
         seeds = tuple(int(g.integers(1 << 62)) if config.dropout else 0 for g in generators)
         self._dropout = SeededDropout(config.dropout, seeds, decoder.compute)
-        self._flats = self.lora.flats
-        self.optimizers = [AdamW(flat.value, flat.gradient, config.weight_decay) for flat in self._flats]
+        self._flats = list(self.lora.flats.values())
+        self.optimizers = {
+            name: AdamW(flat.value, flat.gradient, config.weight_decay) for name, flat in self.lora.flats.items()
+        }
+        self._starts = [[v.clone() for v in flat.values] for flat in self._flats] if config.fedprox_mu else []
 
     def skip(self, steps: int) -> None:
         """Pass over batches that were trained on before."""
@@ -102,16 +108,18 @@ class Training:
         wrong = [mean for mean in means if not math.isfinite(mean)]
         if wrong:
             raise DataError(f"step {self.step + 1}: the loss is {wrong[0]}; lower train.lr ({self.config.lr})")
+        if self._starts:
+            self._pull_back()
         self._clip_gradients()
         lr = learning_rate(self.config, self._span.first_step + self.step, self._span.total_steps)
-        for optimizer, ratio in zip(self.optimizers, (1.0, self.config.lora_plus_ratio, 1.0), strict=False):
-            optimizer.step(lr * ratio, self.step + 1)
+        for name, optimizer in self.optimizers.items():
+            optimizer.step(lr * self.config.lora_plus_ratio if name == "lora_B" else lr, self.step + 1)
         self.step += 1
         return [Step(mean, count) for mean, count in zip(means, counts, strict=True)]
 
     def finish(self) -> LoraTensors:
         """The values as they are; what else the training holds is let go."""
-        self.optimizers, self._space = [], self._decoder.workspace()
+        self.optimizers, self._starts, self._space = {}, [], self._decoder.workspace()
         give_back_freed()
         return self.lora
 
@@ -119,6 +127,12 @@ class Training:
         """Mean nats per token of the present adapter, in no more memory than a step takes."""
         loss, _ = mean_loss(self._decoder, self.lora, windows, self._space, self.plan.micro_batch, self.plan.schedule)
         return loss
+
+    def _pull_back(self) -> None:
+        """gradient += mu (value - value at the start): that of FedProx's mu / 2 ||value - start||^2 (arXiv:1812.06127)"""
+        for flat, starts in zip(self._flats, self._starts, strict=True):
+            for gradient, value, start in zip(flat.gradients, flat.values, starts, strict=True):
+                gradient.add_(value - start, alpha=self.config.fedprox_mu)
 
     def _clip_gradients(self) -> None:
         """Scale each adapter's gradient down to the norm `max_grad_norm`. Raises DataError where one is not finite."""

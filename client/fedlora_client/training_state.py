@@ -1,7 +1,5 @@
 """The state of a training on disk: what a device that dies in the middle of a round goes on from."""
 
-# R rank, I in features, O out features
-
 from __future__ import annotations
 
 import hashlib
@@ -17,6 +15,7 @@ from fedlora.adapter import Adapter
 from fedlora.atomic import whole_file
 from fedlora.errors import ConfigError, FedloraError
 from fedlora.run_config import TrainConfig
+from fedlora.task import Factors
 from fedlora.tensor_file import TensorFile, TensorPlan, write_tensor_file
 from numpy.typing import NDArray
 from torch import Tensor
@@ -28,7 +27,6 @@ from fedlora_client.training import Span, Training
 from fedlora_client.windows import Windows
 
 _FORMAT = "fedlora-training-1"
-_NAMES = ("lora_A", "lora_B", "head")  # float32 [3 or 4, numbers]: values, both moments, and the best values if any
 _CANNOT, _REMEDY = "cannot go on from this state of a training", "remove it to begin anew"
 _MAX_HEADER_BYTES = 1 << 24  # the losses of a long training are in it
 
@@ -40,14 +38,17 @@ class Progress:
     losses: list[float] = field(default_factory=list)  # nats per token, one per step
     tokens: int = 0  # that were learned
     evaluations: list[tuple[int, float]] = field(default_factory=list)  # (steps done, held-out loss)
-    best: list[Tensor] = field(default_factory=list)  # `LoraTensors.flats` at the evaluation with the least loss
+    best: dict[str, Tensor] = field(default_factory=dict)  # `LoraTensors.flats` at the evaluation with the least loss
 
 
 def write_state(path: Path, identity: str, training: Training, progress: Progress) -> None:
-    """Write the state of a training of one adapter, between two steps, whole; or leave the last one."""
+    """Write the state of a training of one adapter, between two steps, whole; or leave the last one.
+
+    One tensor [3 or 4, numbers] for all of what trains under one name: its values, both moments, and the best if any.
+    """
     parts = {}
-    for number, (name, optimizer) in enumerate(zip(_NAMES, training.optimizers, strict=False)):
-        best = [progress.best[number]] if progress.best else []
+    for name, optimizer in training.optimizers.items():
+        best = [progress.best[name]] if progress.best else []
         parts[name] = [optimizer.value, optimizer.first, optimizer.second, *best]
     plans = [TensorPlan(name=name, dtype="F32", shape=(len(p), len(p[0]))) for name, p in parts.items()]
     numbers = {"losses": progress.losses, "tokens": progress.tokens, "evaluations": progress.evaluations}
@@ -102,23 +103,24 @@ def restore_state(path: Path, training: Training) -> Progress:
             tokens=int(known["tokens"]),
             evaluations=[(int(at), float(loss)) for at, loss in known["evaluations"]],
         )
-        step, tensors = int(known["step"]), []
+        step, tensors = int(known["step"]), {}
         if not 0 < step == len(progress.losses) <= training.config.steps:
             raise ConfigError(
                 f"it has {len(progress.losses)} losses of {step} steps, of {training.config.steps} in all"
             )
         rows = 3 + bool(progress.evaluations)
-        for name, optimizer in zip(_NAMES, training.optimizers, strict=False):
+        for name, optimizer in training.optimizers.items():
             parts = torch.from_numpy(file.float32(name))
             if parts.shape != (rows, len(optimizer.value)):
                 raise ConfigError(f"{name} is {list(parts.shape)}, expected {[rows, len(optimizer.value)]}")
-            tensors.append(parts)
+            tensors[name] = parts
     except (FedloraError, ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
         raise ConfigError(f"{path}: {_CANNOT}: {error}; {_REMEDY}") from None
-    for optimizer, parts in zip(training.optimizers, tensors, strict=True):
-        for target, part in zip((optimizer.value, optimizer.first, optimizer.second), parts, strict=False):
+    for name, optimizer in training.optimizers.items():
+        for target, part in zip((optimizer.value, optimizer.first, optimizer.second), tensors[name], strict=False):
             target.copy_(part)
-        progress.best += [part.to(optimizer.value.device, copy=True) for part in parts[3:]]
+        if rows > 3:
+            progress.best[name] = tensors[name][3].to(optimizer.value.device, copy=True)
     training.skip(step)
     return progress
 
@@ -131,16 +133,20 @@ def identity_of(
     generator: np.random.Generator,
     span: Span,
     head: NDArray[np.float32] | None,
+    trains: Factors,
+    side: Adapter | None,
 ) -> str:
     """sha256 over what a training is, but for how it is computed."""
-    plain = (decoder.base.fingerprint, asdict(config), generator.bit_generator.state, asdict(span))
+    plain = (decoder.base.fingerprint, asdict(config), generator.bit_generator.state, asdict(span), trains)
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode())
     for tensor in (windows.inputs, windows.targets, windows.starts):
         digest.update(tensor.contiguous().numpy().data)
-    for name, pair in adapter.pairs.items():
-        digest.update(f"{name} {adapter.config.scaling_of(name)}".encode())
-        digest.update(np.ascontiguousarray(pair.lora_A).data)
-        digest.update(np.ascontiguousarray(pair.lora_B).data)
+    for part in (adapter, side) if side else (adapter,):
+        digest.update(f"{len(part.pairs)} modules".encode())
+        for name, pair in part.pairs.items():
+            digest.update(f"{name} {part.config.scaling_of(name)}".encode())
+            digest.update(np.ascontiguousarray(pair.lora_A).data)
+            digest.update(np.ascontiguousarray(pair.lora_B).data)
     if head is not None:
         digest.update(head.data)
     return digest.hexdigest()

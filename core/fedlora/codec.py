@@ -33,7 +33,10 @@ class Codec:
         return b"".join(parts)
 
     def decode(self, payload: memoryview, shapes: Sequence[tuple[int, ...]]) -> list[NDArray[np.float32]]:
-        """Raises UpdateError unless `payload` is exactly as long as the shapes say."""
+        """Raises UpdateError unless `payload` is exactly as long as the shapes say.
+
+        The arrays are views of a payload that nobody can change, where its codes are the numbers; copies otherwise.
+        """
         expected = sum(math.prod(shape) for shape in shapes) * self.dtype.itemsize
         if len(payload) != expected:
             raise UpdateError("truncated", f"payload of {len(payload)} bytes; codec {self.name} expected {expected}")
@@ -41,7 +44,7 @@ class Codec:
         for shape in shapes:
             count = math.prod(shape)
             array = np.frombuffer(payload, self.dtype, count, offset).reshape(shape)
-            arrays.append(array.astype(np.float32))
+            arrays.append(array.astype(np.float32, copy=not payload.readonly))
             offset += count * self.dtype.itemsize
         return arrays
 

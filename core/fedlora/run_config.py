@@ -21,14 +21,15 @@ from typing import Any
 import numpy as np
 
 from fedlora.adapter import Adapter, initial_adapter
+from fedlora.aggregation_section import AggregationConfig
 from fedlora.errors import ConfigError
 from fedlora.family import DecoderShape
 from fedlora.pack import EMBEDDED
 from fedlora.run_sections import DataConfig, LoraSection, ServerConfig, SimulationConfig, TrainConfig, require
 
 __all__ = [
-    "DataConfig", "LoraSection", "RunConfig", "Scalar", "ServerConfig", "SimulationConfig", "TrainConfig", "changed",
-    "read_scenario",
+    "AggregationConfig", "DataConfig", "LoraSection", "RunConfig", "Scalar", "ServerConfig", "SimulationConfig",
+    "TrainConfig", "changed", "read_scenario",
 ]  # fmt: skip
 
 Scalar = bool | int | float | str
@@ -46,6 +47,7 @@ class RunConfig:
     lora: LoraSection = field(default_factory=LoraSection)
     train: TrainConfig = field(default_factory=TrainConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
+    aggregation: AggregationConfig = field(default_factory=AggregationConfig)
     simulation: SimulationConfig = field(default_factory=SimulationConfig)
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ Each is validated when it is made; a message gives the value that came and those
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -83,6 +84,7 @@ class TrainConfig:
     lora_plus_ratio: float = 1.0  # lr of B over lr of A (LoRA+, arXiv:2402.12354)
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0  # 0: no clipping
+    fedprox_mu: float = 0.0  # pulls A and B back to those of the round's start (FedProx, arXiv:1812.06127)
     dropout: float = 0.0  # of what the adapters see of each module's input
     memory_mb: int = 0  # that the process may take in all; 0: what it likes
     checkpointing: str = "auto"  # compute activations again in the backward: on, off, or auto: as memory asks for
@@ -97,6 +99,7 @@ class TrainConfig:
         require(0 < self.lr < 1, "train.lr must be between 0 and 1", self.lr)
         require(0 <= self.weight_decay < 1, "train.weight_decay must be from 0 to 1", self.weight_decay)
         require(self.max_grad_norm >= 0, "train.max_grad_norm must be 0 (none) or more", self.max_grad_norm)
+        require(0 <= self.fedprox_mu < math.inf, "train.fedprox_mu must be 0 (none) or more", self.fedprox_mu)
         require(self.warmup_steps >= 0, "train.warmup_steps must be 0 or more", self.warmup_steps)
         require(0 < self.lora_plus_ratio <= 1000, "train.lora_plus_ratio must be up to 1000", self.lora_plus_ratio)
         require(
@@ -122,14 +125,17 @@ class ServerConfig:
     devices_per_round: int = 0  # 0: all that are connected
     min_devices: int = 1  # connected before the first round, and sound replies in every round
     round_timeout_s: float = 600.0
-    evaluate: bool = True  # held-out loss on every device after each round
+    evaluate: bool = True  # held-out loss on every device after each round ...
+    evaluate_every: int = 1  # ... of so many; before the first and after the last in any case
     codec: str = "f32"
+    resume: bool = False  # go on with the run that `output` holds
 
     def __post_init__(self) -> None:
         require(self.rounds >= 1, "server.rounds must be at least 1", self.rounds)
         require(self.devices_per_round >= 0, "server.devices_per_round must be 0 (all) or more", self.devices_per_round)
         require(self.min_devices >= 1, "server.min_devices must be at least 1", self.min_devices)
         require(self.round_timeout_s > 0, "server.round_timeout_s must be positive", self.round_timeout_s)
+        require(self.evaluate_every >= 1, "server.evaluate_every must be at least 1", self.evaluate_every)
         require(self.codec in CODECS, f"server.codec must be one of {', '.join(CODECS)}", self.codec)
         cap = self.devices_per_round or self.min_devices
         require(
@@ -139,12 +145,19 @@ class ServerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulationConfig:
-    """What only a simulation needs: how many devices there are."""
+    """What only a simulation needs: how many devices there are, and what they can."""
 
     devices: int = 8
+    ranks: tuple[str, ...] = ()  # the largest rank of each device, dealt out in turn, as in "4,8,16"; empty: any
 
     def __post_init__(self) -> None:
         require(self.devices >= 1, "simulation.devices must be at least 1", self.devices)
+        for rank in self.ranks:
+            require(rank.isdecimal() and int(rank) >= 1, "simulation.ranks must be integers from 1", rank)
+
+    def rank_of(self, device: int) -> int:
+        """The largest rank of a device, counted from 0; 0 where it takes any."""
+        return int(self.ranks[device % len(self.ranks)]) if self.ranks else 0
 
 
 def _pattern(entries: tuple[str, ...], where: str, kind: Callable[[str], Number], example: str) -> dict[str, Number]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from fedlora.adapter import Adapter
 from fedlora.errors import UpdateError
+from fedlora.ranks import first_slots
+from fedlora.task import Factors
 from fedlora.update import Update
 from numpy.typing import NDArray
 
@@ -23,7 +25,9 @@ class Expectation:
     run: str
     server_round: int
     base_fingerprint: str
-    adapter: Adapter  # the one that went down: its configuration, modules and shapes come back
+    adapter: Adapter  # the one that went down to be trained: its configuration, modules and shapes come back
+    factors: Factors = "AB"  # of it that come back
+    min_rank: int = 0  # the least number of its slots that a device may train; 0: all
 
     def check(self, update: Update) -> None:
         """Raise UpdateError, with a reason to count by, unless `update` is sound."""
@@ -32,14 +36,28 @@ class Expectation:
         self._same("wrong-base", "base", update.base_fingerprint, self.base_fingerprint)
         if not 1 <= update.num_examples <= MAX_EXAMPLES:
             raise UpdateError("bad-weight", f"num_examples is {update.num_examples}; expected 1 to {MAX_EXAMPLES}")
+        self._same("wrong-factors", "what came of A and B", update.factors, self.factors)
+        self._same("wrong-factors", "an adapter beside the trained one", update.side is not None, False)
         self._same_names(update)
-        for module, expected in self.adapter.pairs.items():
+        expected = self._trained_part(update)
+        for module, pair in expected.pairs.items():
             got = update.adapter.pairs[module]
-            self._same("wrong-rank", f"rank of {module}", got.rank, expected.rank)
-            self._same("wrong-shape", f"shape of {module}", got.shape, expected.shape)
-            self._sound(module, got.lora_A)
-            self._sound(module, got.lora_B)
-        self._same("wrong-config", "LoRA configuration", update.adapter.config, self.adapter.config)
+            self._same("wrong-rank", f"rank of {module}", got.rank, pair.rank)
+            self._same("wrong-shape", f"shape of {module}", got.shape, pair.shape)
+            if "A" in self.factors:
+                self._sound(module, got.lora_A)
+            if "B" in self.factors:
+                self._sound(module, got.lora_B)
+        self._same("wrong-config", "LoRA configuration", update.adapter.config, expected.config)
+
+    def _trained_part(self, update: Update) -> Adapter:
+        """The slots that a device of the rank that came was to train."""
+        rank = max(pair.rank for pair in update.adapter.pairs.values())
+        if not self.min_rank or rank >= max(pair.rank for pair in self.adapter.pairs.values()):
+            return self.adapter
+        if rank < self.min_rank:
+            raise UpdateError("wrong-rank", f"the rank is {rank}; this run takes {self.min_rank} and more")
+        return first_slots(self.adapter, rank)
 
     def _same_names(self, update: Update) -> None:
         missing = self.adapter.pairs.keys() - update.adapter.pairs.keys()

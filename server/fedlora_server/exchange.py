@@ -13,11 +13,15 @@ from flwr.serverapp import Grid
 _POLL_S = 0.05
 _LONGEST_POLL_S = 1.0
 _ASKED_AT_ONCE = 8
+_LONGEST_TEXT = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """One device's answer: `data` and `metrics` where it did what was asked, `error` where it did not."""
+    """One device's answer: `data` and `metrics` where it did what was asked, `error` where it did not.
+
+    Its texts are fit for a log.
+    """
 
     node: int
     device: str  # the name that it gives itself; the node's number where it gives none
@@ -71,6 +75,12 @@ def ask(
             time.sleep(max(0.0, pause - (time.monotonic() - began)))
 
 
+def printable(text: str) -> str:
+    """What a stranger wrote, fit for one line of a log."""
+    short = text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + "..."
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in short)
+
+
 def _slices(ids: list[str]) -> Iterator[list[str]]:
     """A few at a time: a grid returns everything that is ready of what it is asked for, and that is what is held."""
     for start in range(0, len(ids), _ASKED_AT_ONCE):
@@ -82,10 +92,12 @@ TRAIN, EVALUATE = MessageType.TRAIN, MessageType.EVALUATE
 
 def _reply(message: Message, node: int) -> Reply:
     if message.has_error():
-        return Reply(node=node, device=str(node), error=message.error.reason or f"error {message.error.code}")
+        return Reply(
+            node=node, device=str(node), error=printable(message.error.reason or f"error {message.error.code}")
+        )
     content = message.content
     try:
-        name = str(content.config_records["device"]["device"])[:64]
+        name = printable(str(content.config_records["device"]["device"])[:64])
         if message.metadata.message_type == MessageType.TRAIN:
             return Reply(node=node, device=name, data=content.array_records["update"]["update"].data)
         metrics = {
@@ -93,4 +105,6 @@ def _reply(message: Message, node: int) -> Reply:
         }
         return Reply(node=node, device=name, metrics=metrics)
     except (KeyError, TypeError, ValueError) as error:
-        return Reply(node=node, device=str(node), error=f"not an answer to {message.metadata.message_type}: {error!r}")
+        return Reply(
+            node=node, device=str(node), error=printable(f"not an answer to {message.metadata.message_type}: {error!r}")
+        )

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 import torch
 from fedlora.adapter import Adapter
-from fedlora.run_config import RunConfig, Scalar
+from fedlora.run_config import RunConfig
 from fedlora_client.device import Device
+
+from fedlora_simulations.nodes import node_configs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +35,7 @@ def train_alone(config: RunConfig, workers: int, on_done: Callable[[], None]) ->
     longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
 
     def work(number: int) -> AloneResult:
-        node: dict[str, Scalar] = {"partition-id": number, "num-partitions": config.simulation.devices}
-        device = Device(longer, node)
+        device = Device(longer, node_configs(config)[number])
         start = config.first_adapter(device.decoder.shape)
         adapter = device.train(start, server_round=1).adapter
         loss, _ = device.evaluate(adapter)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from fedlora.errors import MissingExtraError
 from fedlora.run_config import RunConfig, Scalar
@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedlora_simulations.grid import InProcessGrid, OnMessage
+from fedlora_simulations.nodes import node_configs
 
 
 def cores() -> int:
@@ -30,7 +31,7 @@ def run_in_process(config: RunConfig, *, workers: int, on_push: OnMessage, on_do
         client_app,
         flat,
         run_id=run_id,
-        devices=config.simulation.devices,
+        nodes=node_configs(config),
         workers=workers,
         on_push=on_push,
         on_done=on_done,
@@ -49,7 +50,7 @@ def run_on_flower(config: RunConfig, *, workers: int) -> None:
     flat = config.flat()
     run_simulation(
         _configured_server(flat),
-        _configured_client(flat),
+        _configured_client(flat, node_configs(config)),
         config.simulation.devices,
         backend_config={
             "init_args": {"num_cpus": workers, "include_dashboard": False},
@@ -73,14 +74,15 @@ def _configured_server(flat: Mapping[str, Scalar]) -> ServerApp:
     return app
 
 
-def _configured_client(flat: Mapping[str, Scalar]) -> ClientApp:
+def _configured_client(flat: Mapping[str, Scalar], nodes: Sequence[Mapping[str, Scalar]]) -> ClientApp:
     app = ClientApp()
 
     def handle(message: Message, context: Context) -> Message:
         from fedlora_client.app import app as deployed  # in Ray's worker: an app itself does not travel
 
-        # A context's run configuration cannot be changed: the device gets a context of its own over the same state.
-        mine = Context(context.run_id, context.node_id, context.node_config, context.state, UserConfig(flat))
+        # A context's configuration cannot be changed: the device gets a context of its own over the same state.
+        node = UserConfig(nodes[int(context.node_config["partition-id"])])
+        mine = Context(context.run_id, context.node_id, node, context.state, UserConfig(flat))
         return deployed(message, mine)
 
     decorators: tuple[Callable[..., object], ...] = (app.train(), app.evaluate())

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
@@ -42,12 +42,15 @@ class InProcessGrid(Grid):
         run_config: Mapping[str, Scalar],
         *,
         run_id: int,
-        devices: int,
+        nodes: Sequence[Mapping[str, Scalar]],
         workers: int,
         on_push: OnMessage = lambda message: None,
         on_done: OnMessage = lambda message: None,
     ) -> None:
-        """`on_push` and `on_done` are told of each message that goes to a device and that it has been answered."""
+        """`nodes` are the node configurations of the devices 1..n.
+
+        `on_push` and `on_done` are told of each message that goes to a device and that it has been answered.
+        """
         self._app = client_app
         self._run = Run.create_empty(run_id=run_id)
         self._on_push, self._on_done = on_push, on_done
@@ -55,11 +58,11 @@ class InProcessGrid(Grid):
             node: Context(
                 run_id=run_id,
                 node_id=node,
-                node_config=UserConfig({"partition-id": node - 1, "num-partitions": devices}),
+                node_config=UserConfig(own),
                 state=RecordDict(),
                 run_config=UserConfig(run_config),
             )
-            for node in range(1, devices + 1)
+            for node, own in enumerate(nodes, 1)
         }
         # What a device keeps in its context must not be used by two messages at once.
         self._busy = {node: threading.Lock() for node in self._contexts}

@@ -30,19 +30,23 @@ Engine = Literal["in-process", "flower"]
 
 
 def simulate(config: RunConfig, engine: Engine, workers: int, console: Console) -> Path:
-    """Run `config`, write its report, and return the run's directory. Raises FedloraError."""
-    _check_devices(config)
+    """Run `config`, or go on with it where it says `server.resume`; write the report; return the run's directory.
+
+    Raises FedloraError.
+    """
+    check_devices(config)
+    check_ranks(config)
     needed, devices = config.server.min_devices, config.simulation.devices
     if needed > devices:
         raise ConfigError(f"server.min_devices is {needed}, simulation.devices only {devices}; change one of them")
     if not config.output:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         config = dataclasses.replace(config, output=str(Path("runs", f"{config.name}-{stamp}").absolute()))
-    config = _settled(config)
+    config = settled(config)
     if engine == "flower":
         run_on_flower(config, workers=workers)
     else:
-        with showing(console) as progress, _warnings_above(progress):
+        with showing(console) as progress, warnings_above(progress):
             bars = RunProgress(progress, config.server.rounds)
             run_in_process(config, workers=workers, on_push=bars.pushed, on_done=bars.done)
     run = Path(config.output)
@@ -50,7 +54,7 @@ def simulate(config: RunConfig, engine: Engine, workers: int, console: Console) 
     return run
 
 
-def _settled(config: RunConfig) -> RunConfig:
+def settled(config: RunConfig) -> RunConfig:
     """What the devices would each choose for this machine, chosen once: the run's configuration then tells it."""
     train = config.train
     compute = choose_compute(train.compute, train.kernels, train.device)
@@ -61,7 +65,7 @@ def _settled(config: RunConfig) -> RunConfig:
 
 
 @contextmanager
-def _warnings_above(progress: Progress) -> Iterator[None]:
+def warnings_above(progress: Progress) -> Iterator[None]:
     """What the roles have to warn of goes above the bars, not through them."""
     handler = RichHandler(logging.WARNING, progress.console, show_path=False, show_time=False)
     logger = logging.getLogger("fedlora")
@@ -72,7 +76,7 @@ def _warnings_above(progress: Progress) -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def _check_devices(config: RunConfig) -> None:
+def check_devices(config: RunConfig) -> None:
     """Raise DataError for a device without text: in a simulation that is a mistake, and known before the start."""
     dataset, devices = find_dataset(config.data.name), config.simulation.devices
     for partition in range(devices):
@@ -83,6 +87,17 @@ def _check_devices(config: RunConfig) -> None:
                 raise DataError(
                     f"device {data.name} (partition {partition}) has no {part} text; leave it out of the scenario"
                 )
+
+
+def check_ranks(config: RunConfig) -> None:
+    """Raise ConfigError for devices that train less than the run takes: they would answer every round with an error."""
+    least = config.aggregation.min_rank or config.lora.rank
+    ranks = [config.simulation.rank_of(device) for device in range(config.simulation.devices)]
+    if 0 < min((rank for rank in ranks if rank), default=0) < least:
+        raise ConfigError(
+            f"simulation.ranks has {min(rank for rank in ranks if rank)}, the run takes {least} and more; "
+            "set aggregation.min_rank (0: lora.rank)"
+        )
 
 
 def rounds_table(run: Path) -> Table:

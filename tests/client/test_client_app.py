@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from fedlora.adapter import Adapter
-from fedlora.errors import ConfigError, DataError
+from fedlora.errors import ConfigError, DataError, UpdateError
 from fedlora.lora import LoraConfig
 from fedlora.pack import BasePack
-from fedlora.run_config import DataConfig, LoraSection, RunConfig, ServerConfig, TrainConfig
+from fedlora.ranks import first_slots, joined
+from fedlora.run_config import AggregationConfig, DataConfig, LoraSection, RunConfig, ServerConfig, TrainConfig
+from fedlora.task import Task
 from fedlora.update import Update, decode_update, encode_update
 from fedlora_client.app import app
 from fedlora_client.decoder import Decoder
@@ -29,6 +31,7 @@ from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.supercore.task_identity import TaskIdentity
 
 from tests.models import Variant, assert_close, byte_tokenizer, changed, random_adapter, save_pack
+from tests.train_cases import assert_equal_bits
 
 TEXT = "".join(f"line {number}: the quick brown fox jumps over the lazy dog\n" for number in range(20))
 LORA = LoraConfig(rank=2, alpha=8.0)
@@ -115,6 +118,107 @@ def test_a_train_reply_is_an_update_of_the_same_run_round_and_base(
         assert np.array_equal(got.adapter.pairs[module].lora_A, pair.lora_A.astype(dtype).astype(np.float32))
         assert np.array_equal(got.adapter.pairs[module].lora_B, pair.lora_B.astype(dtype).astype(np.float32))
     assert_close(got.metrics["train_loss"], np.mean(expected.losses))
+
+
+def update_in(reply: Message, known: Callable[[], Adapter] | None = None) -> Update:
+    assert not reply.has_error(), reply.error.reason
+    return decode_update(reply.content.array_records["update"]["update"].data, known)
+
+
+def test_a_factor_that_every_device_makes_from_the_seed_travels_in_no_direction(
+    base: BasePack, config: RunConfig
+) -> None:
+    first = config.first_adapter(base.shape)
+    trained = random_adapter(base, LORA)
+    pairs = {m: dataclasses.replace(pair, lora_A=first.pairs[m].lora_A) for m, pair in trained.pairs.items()}
+    task = Task(trains="B", sends="B")
+    sent = update_for(base, Adapter(first.config, pairs), factors="B", task=task)
+    down, reply = encode_update(sent), call(config, encode_update(sent))
+    whole = encode_update(dataclasses.replace(sent, factors="AB"))
+    assert len(whole) - len(down) == 4 * sum(pair.lora_A.size for pair in pairs.values())
+    up = reply.content.array_records["update"]["update"].data
+    assert len(up) < len(whole) - 4 * sum(pair.lora_A.size for pair in pairs.values()) + 600
+    with pytest.raises(UpdateError, match="only B came"):
+        update_in(reply)
+    got = update_in(reply, lambda: config.first_adapter(base.shape))
+    assert (got.factors, got.side, got.task) == ("B", None, Task())
+    assert (got.run, got.server_round, got.base_fingerprint) == ("run-7", 3, base.fingerprint)
+    expected = device_of(config).train(sent.adapter, 3, task=task)
+    for module, pair in expected.adapter.pairs.items():
+        assert np.array_equal(pair.lora_A, pairs[module].lora_A)
+        assert np.array_equal(got.adapter.pairs[module].lora_A, pair.lora_A)
+        assert np.array_equal(got.adapter.pairs[module].lora_B, pair.lora_B)
+        assert not np.array_equal(pairs[module].lora_B, pair.lora_B)
+
+
+def test_a_factor_that_is_not_sent_stays_on_the_device(base: BasePack, config: RunConfig, tmp_path: Path) -> None:
+    node = {"state-path": str(tmp_path / "state")}
+    task, adapter = Task(trains="AB", sends="A"), random_adapter(base, LORA)
+
+    def asked(server_round: int, kind: str = MessageType.TRAIN) -> Message:
+        update = update_for(base, adapter, server_round=server_round, task=task, run="run-1")
+        return call(config, encode_update(update), kind, **node)
+
+    def seen(reply: Message) -> Update:
+        return update_in(reply, lambda: adapter)
+
+    device = device_of(config)
+    first = device.train(adapter, 1).adapter
+    assert seen(asked(1)).factors == "A"
+    own = {m: dataclasses.replace(pair, lora_B=first.pairs[m].lora_B) for m, pair in adapter.pairs.items()}
+    expected = device.train(Adapter(adapter.config, own), 2).adapter
+    for _ in range(2):
+        got = seen(asked(2)).adapter
+        assert all(np.array_equal(got.pairs[m].lora_A, pair.lora_A) for m, pair in expected.pairs.items())
+    measured = asked(1, MessageType.EVALUATE).content.metric_records["metrics"]["loss"]
+    assert measured == device.evaluate(Adapter(adapter.config, own))[0]
+    for kind in (MessageType.TRAIN, MessageType.EVALUATE):
+        data = encode_update(update_for(base, adapter, task=task))
+        assert "has no state-path" in error_of(call(config, data, kind))
+
+
+def test_what_stands_beside_the_adapter_is_computed_with_and_does_not_come_back(
+    base: BasePack, config: RunConfig
+) -> None:
+    adapter, side = random_adapter(base, LORA), random_adapter(base, seed=6)
+    data = encode_update(update_for(base, adapter, side=side))
+    got, device = update_in(call(config, data)), device_of(config)
+    assert got.side is None
+    assert_equal_bits(got.adapter, device.train(adapter, 3, side=side).adapter)
+    assert not np.array_equal(
+        got.metrics["train_loss"],
+        update_in(call(config, encode_update(update_for(base, adapter)))).metrics["train_loss"],
+    )
+    apart = call(config, data, MessageType.EVALUATE).content.metric_records["metrics"]
+    together = encode_update(update_for(base, joined(adapter, side)))
+    joint = call(config, together, MessageType.EVALUATE).content.metric_records["metrics"]
+    assert_close(apart["loss"], joint["loss"])
+    assert apart["tokens"] == joint["tokens"]
+
+
+@pytest.mark.parametrize("kind", [MessageType.TRAIN, MessageType.EVALUATE])
+def test_what_stands_beside_the_adapter_is_checked_as_the_adapter_is(
+    base: BasePack, config: RunConfig, kind: str
+) -> None:
+    side = random_adapter(base, LORA)
+    sick = changed(side, lambda module, lora_A, lora_B: (lora_A * np.float32(np.nan), lora_B))
+    few = random_adapter(base, LoraConfig(rank=2, target_modules=("q_proj",)))
+    foreign = changed(side, lambda module, lora_A, lora_B: (lora_A[:, :-1], lora_B))
+    for wrong, word in ((sick, "NaN"), (few, "has other modules than the adapter"), (foreign, "the base's is")):
+        assert word in error_of(call(config, encode_update(update_for(base, side=wrong)), kind))
+
+
+def test_a_device_of_a_smaller_rank_answers_with_the_slots_that_it_trained(base: BasePack, config: RunConfig) -> None:
+    adapter = random_adapter(base, LORA)
+    data = encode_update(update_for(base, adapter))
+    node: dict[str, Any] = {"max-rank": 1}
+    assert "this run takes 2 and more" in error_of(call(config, data, **node))
+    config = dataclasses.replace(config, aggregation=AggregationConfig(min_rank=1))
+    got = update_in(call(config, data, **node)).adapter
+    assert_equal_bits(got, device_of(config).train(first_slots(adapter, 1), 3).adapter)
+    assert {pair.rank for pair in got.pairs.values()} == {1}
+    measured = call(config, data, MessageType.EVALUATE, **node).content.metric_records["metrics"]["loss"]
+    assert measured == device_of(config).evaluate(adapter)[0]
 
 
 def test_an_evaluate_reply_holds_the_held_out_loss(base: BasePack, config: RunConfig, decoder: Decoder) -> None:

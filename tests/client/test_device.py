@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ import pytest
 from fedlora.errors import ConfigError
 from fedlora.lora import LoraConfig
 from fedlora.pack import BasePack
-from fedlora.run_config import DataConfig, RunConfig, ServerConfig, TrainConfig
+from fedlora.ranks import first_slots
+from fedlora.run_config import AggregationConfig, DataConfig, RunConfig, ServerConfig, TrainConfig
 from fedlora_client import device as device_module
 from fedlora_client.device import Device
 from fedlora_client.trainer import Saving
 from fedlora_client.training import Training
 
-from tests.models import random_adapter
+from tests.models import ALL_RANKS, random_adapter
+from tests.train_cases import assert_equal_bits
 
 TEXT = "".join(f"line {number}: the quick brown fox jumps over the lazy dog\n" for number in range(20))
 ADAPTER = LoraConfig(rank=2, alpha=8.0)
@@ -107,6 +110,42 @@ def test_the_devices_own_memory_bound_overrides_the_runs(base: BasePack, config:
         device_of(config, **{"memory-mb": 5}).train(random_adapter(base, ADAPTER), 1)
     with pytest.raises(ConfigError, match=r"memory-mb in the node's configuration must be an integer, got 'much'"):
         device_of(config, **{"memory-mb": "much"})
+
+
+def test_a_state_path_that_is_no_folder_is_refused(config: RunConfig) -> None:
+    with pytest.raises(
+        ConfigError, match=r"state-path in the node's configuration must be a folder, got .*kitchen\.txt"
+    ):
+        device_of(config, **{"state-path": config.data.path})
+
+
+@pytest.mark.parametrize("max_rank", [1, 3, 5, 12, 100, 0])
+def test_a_device_trains_as_many_slots_as_it_can(base: BasePack, config: RunConfig, max_rank: int) -> None:
+    config = dataclasses.replace(config, aggregation=AggregationConfig(min_rank=1))
+    adapter, side = random_adapter(base, ALL_RANKS), random_adapter(base, ADAPTER, seed=5)
+    got = device_of(config, **{"max-rank": max_rank}).train(adapter, 1, side=side).adapter
+    expected = device_of(config).train(first_slots(adapter, max_rank or 4096), 1, side=side).adapter
+    assert_equal_bits(got, expected)
+    for module, pair in got.pairs.items():
+        assert pair.rank == min(max_rank or 4096, adapter.pairs[module].rank)
+        assert got.config.scaling_of(module) == pytest.approx(adapter.config.scaling_of(module))
+
+
+def test_a_device_of_a_smaller_rank_than_the_run_takes_says_what_to_change(base: BasePack, config: RunConfig) -> None:
+    adapter = random_adapter(base, LoraConfig(rank=8, alpha=8.0))
+    for min_rank, max_rank, needed in ((0, 7, 8), (4, 3, 4), (100, 7, 8)):
+        run = dataclasses.replace(config, aggregation=AggregationConfig(min_rank=min_rank))
+        message = (
+            rf"device kitchen: max-rank in the node's configuration is {max_rank}, this run takes {needed} and more; "
+            r"raise max-rank, or lower aggregation\.min_rank in the run's configuration"
+        )
+        with pytest.raises(ConfigError, match=message):
+            device_of(run, **{"max-rank": max_rank}).train(adapter, 1)
+        assert device_of(run, **{"max-rank": max_rank}).evaluate(adapter) == device_of(run).evaluate(adapter)
+        device_of(run, **{"max-rank": needed}).train(adapter, 1)
+    for wrong, said in ((-1, "must be 0"), (True, "must be an integer"), (2.0, "must be an integer")):
+        with pytest.raises(ConfigError, match=rf"max-rank in the node's configuration {said}"):
+            device_of(config, **{"max-rank": wrong})
 
 
 def test_a_state_that_another_run_left_does_not_cost_the_device_its_round(

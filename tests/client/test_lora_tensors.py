@@ -60,6 +60,7 @@ def test_values_and_gradients_are_views_in_the_shapes_of_their_adapter(base: Bas
             assert [part.shape for part in gradients[module]] == [pair.lora_A.shape, pair.lora_B.shape]
             gradients[module][0].fill_(number + 1)
     for factors in lora.modules.values():
+        assert factors.grad_A is not None
         assert set(factors.grad_A.flatten().tolist()) <= {0.0, 1.0, 2.0, 3.0}
         assert factors.grad_A.any()
 

@@ -33,6 +33,7 @@ CONFIGS = {
         steps=STEPS, batch_size=5, sequence_length=12, lr=3e-3, dropout=0.2, schedule="cosine", warmup_steps=2,
         lora_plus_ratio=8.0, weight_decay=0.1, max_grad_norm=0.5,
     ),
+    "fedprox": TrainConfig(steps=STEPS, batch_size=3, sequence_length=12, lr=3e-3, fedprox_mu=3.0),
 }  # fmt: skip
 CONFIG = CONFIGS["everything"]
 Tensors = dict[str, NDArray[np.float32]]
@@ -119,6 +120,24 @@ def test_the_best_adapter_and_the_patience_outlive_a_stop(decoder: Decoder, tmp_
         assert_same(run(decoder, config, saving=saving, evaluation=evaluation), expected)
 
 
+@pytest.mark.parametrize("trains", ["A", "B"])
+def test_a_training_of_one_factor_beside_a_side_that_dies_ends_as_if_it_had_not(
+    decoder: Decoder, tmp_path: Path, trains: str
+) -> None:
+    config = dataclasses.replace(CONFIG, fedprox_mu=0.5)
+    evaluation = Evaluation(windows=windows_of(decoder.base, TEXT.upper()), every=2)
+    changes: dict[str, Any] = {
+        "config": config,
+        "trains": trains,
+        "side": random_adapter(decoder.base, seed=7),
+        "evaluation": evaluation,
+    }
+    expected = run(decoder, **changes)
+    file = stopped(decoder, tmp_path / "state", **changes)
+    assert TensorFile(file).entries.keys() == {f"lora_{trains}"}
+    assert_same(run(decoder, saving=Saving(file=file), **changes), expected)
+
+
 def test_a_state_is_written_into_a_directory_that_is_not_there_yet(decoder: Decoder, tmp_path: Path) -> None:
     stopped(decoder, tmp_path / "deep" / "in" / "state")
 
@@ -139,6 +158,8 @@ OTHERS: dict[str, Callable[[Decoder], dict[str, Any]]] = {
     },
     "seed": lambda decoder: {"generator": np.random.default_rng(5)},
     "place in the run": lambda decoder: {"span": Span(3, 20)},
+    "factors that train": lambda decoder: {"trains": "B"},
+    "what stands beside": lambda decoder: {"side": random_adapter(decoder.base)},
     "length of the run": lambda decoder: {"span": Span(2, 21)},
 }
 

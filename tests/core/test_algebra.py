@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fedlora.algebra import (
-    Product,
-    concatenate,
-    factored,
-    inner_product,
-    squared_distance,
-    truncated,
-)
+from fedlora.algebra import Dense, Product, concatenate, inner_product, squared_distance, truncated
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -116,6 +109,17 @@ def test_truncation_shares_the_singular_values_evenly() -> None:
     np.testing.assert_allclose(kept.A @ kept.A.T, np.diag(singular), **TOLERANCE["float64"])
 
 
+@given(sizes=SIZES, seed=SEEDS)
+def test_the_first_slots_of_a_truncation_are_the_best_approximation_of_their_number(sizes: Sizes, seed: int) -> None:
+    product = _product(sizes, seed)
+    kept = truncated(product, 8)
+    slots = [Product(kept.B[:, :rank], kept.A[:rank]) for rank in range(1, 9)]
+    for rank, part in enumerate(slots, 1):
+        error = np.linalg.norm(part.dense() - product.dense())
+        best = np.linalg.norm(_closest(_dense(product), rank) - _dense(product))
+        assert abs(error - best) <= 1e-8 * np.linalg.norm(product.dense())
+
+
 def test_truncation_of_float32_factors_stays_float32_and_close() -> None:
     product = _product((40, 30, 12), 3, np.float32)
     kept = truncated(product, 5)
@@ -155,18 +159,49 @@ def test_the_sum_of_nothing_is_refused() -> None:
         concatenate([])
 
 
-@given(sizes=st.tuples(st.integers(1, 8), st.integers(1, 8), st.integers(1, 20)), seed=SEEDS)
-def test_a_matrix_in_factors_is_itself_with_its_smaller_side_between(sizes: Sizes, seed: int) -> None:
-    product = _product(sizes, seed)
-    small = factored(product.dense())
-    np.testing.assert_allclose(small.dense(), _dense(product), **TOLERANCE["float64"])
-    assert small.inner <= max(1, min(sizes[0], sizes[1]))
+@given(sizes=SIZES, seed=SEEDS)
+def test_a_dense_product_is_its_matrix_times_the_identity(sizes: Sizes, seed: int) -> None:
+    matrix = _product(sizes, seed).dense()
+    dense = Dense(matrix)
+    np.testing.assert_array_equal(dense.A, np.eye(sizes[1]))
+    np.testing.assert_array_equal(dense.B @ (dense.A @ np.ones(sizes[1])), matrix @ np.ones(sizes[1]))
+    np.testing.assert_array_equal(dense.dense(), matrix)
+    assert (dense.inner, dense.size_bytes) == (sizes[1], matrix.nbytes)
 
 
-def test_a_matrix_in_factors_keeps_its_dtype() -> None:
-    for sizes in ((3, 8, 20), (8, 3, 20), (8, 8, 2)):
-        small = factored(_product(sizes, 0, np.float32).dense())
-        assert small.A.dtype == small.B.dtype == np.float32
+def test_the_identity_of_a_dense_product_takes_no_room_and_cannot_be_written() -> None:
+    dense = Dense(np.ones((3, 1000), np.float32))
+    assert dense.A.dtype == np.float32
+    assert not dense.A.flags.writeable
+    assert np.lib.array_utils.byte_bounds(dense.A)[1] - np.lib.array_utils.byte_bounds(dense.A)[0] < 8 * 1000
+
+
+@given(sizes=SIZES, seed=SEEDS, rank=st.integers(1, 14))
+def test_a_dense_product_acts_as_the_factored_one(sizes: Sizes, seed: int, rank: int) -> None:
+    p, q = _product(sizes, seed), _product((sizes[0], sizes[1], 3), seed + 1)
+    dense_p, dense_q = Dense(p.dense()), Dense(q.dense())
+    x = np.random.default_rng(seed).normal(size=(sizes[1], 2))
+    for product in (p, dense_p):
+        np.testing.assert_allclose(product.times(x), _dense(p) @ x, **TOLERANCE["float64"])
+    assert isinstance(dense_p.scaled(0.5), Dense)
+    np.testing.assert_allclose(dense_p.scaled(0.5).dense(), p.scaled(0.5).dense(), **TOLERANCE["float64"])
+    for one, other in ((dense_p, q), (p, dense_q), (dense_p, dense_q)):
+        np.testing.assert_allclose(inner_product(one, other), inner_product(p, q), **TOLERANCE["float64"])
+        np.testing.assert_allclose(squared_distance(one, other), squared_distance(p, q), **TOLERANCE["float64"])
+        total = concatenate([one, other, p])
+        assert isinstance(total, Dense)
+        np.testing.assert_allclose(total.dense(), concatenate([p, q, p]).dense(), **TOLERANCE["float64"])
+    kept, best = truncated(dense_p, rank), _closest(_dense(p), rank)
+    norm = np.linalg.norm(best)
+    assert (kept.B.shape, kept.A.shape) == ((sizes[0], rank), (rank, sizes[1]))
+    assert abs(np.linalg.norm(kept.dense() - _dense(p)) - np.linalg.norm(best - _dense(p))) <= 1e-5 * norm
+
+
+def test_a_distance_to_a_dense_product_of_many_rows_is_the_dense_one() -> None:
+    p, q = _product((600, 40, 50), 0, np.float32), _product((600, 40, 3), 1, np.float32)
+    expected = np.sum((p.dense().astype(np.float64) - _dense(q)) ** 2)
+    assert squared_distance(Dense(p.dense()), q) == pytest.approx(expected, rel=1e-6)
+    assert squared_distance(Dense(p.dense()), Dense(p.dense())) == 0
 
 
 @given(sizes=SIZES, seed=SEEDS, factor=st.floats(-8, 8))
@@ -177,11 +212,12 @@ def test_scaling_scales_the_dense_matrix(sizes: Sizes, seed: int, factor: float)
 
 @given(sizes=SIZES, seed=SEEDS)
 def test_no_function_changes_its_inputs(sizes: Sizes, seed: int) -> None:
-    product = _product(sizes, seed)
-    before = product.B.copy(), product.A.copy()
-    truncated(product, 2).B[:] = 7
-    concatenate([product]).B[:] = 7
-    product.scaled(2.0).B[:] = 7
-    squared_distance(product, product)
-    np.testing.assert_array_equal(product.B, before[0])
-    np.testing.assert_array_equal(product.A, before[1])
+    for product in (_product(sizes, seed), Dense(_product(sizes, seed).dense())):
+        before = product.B.copy(), product.A.copy()
+        truncated(product, 2).B[:] = 7
+        concatenate([product]).B[:] = 7
+        concatenate([product, product]).B[:] = 7
+        product.scaled(2.0).B[:] = 7
+        squared_distance(product, product)
+        np.testing.assert_array_equal(product.B, before[0])
+        np.testing.assert_array_equal(product.A, before[1])

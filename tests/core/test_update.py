@@ -12,6 +12,8 @@ from fedlora.adapter import Adapter
 from fedlora.codec import CODECS
 from fedlora.errors import UpdateError
 from fedlora.lora import LoraConfig
+from fedlora.ranks import first_slots
+from fedlora.task import Task
 from fedlora.update import Update, config_values, decode_update, encode_update
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -36,7 +38,20 @@ def _update(config: LoraConfig | None = None, **changes: Any) -> Update:
     return Update(**values | changes)
 
 
+def _known(config: LoraConfig | None = None) -> Adapter:
+    """What a receiver has: the adapter of another seed, in which a factor that came is told from its own."""
+    config = config or LoraConfig(rank=2, target_modules=("q_proj", "up_proj"))
+    return random_adapter(config, SHAPE.linear_modules(), seed=5)
+
+
+def _down(**changes: Any) -> Update:
+    """An update with everything that one may have."""
+    side = random_adapter(LoraConfig(rank=1, alpha=3.0, target_modules=("q_proj", "up_proj")), SHAPE.linear_modules())
+    return _update(**{"factors": "B", "side": side, "task": Task(trains="AB", sends="B"), **changes})
+
+
 SOUND = encode_update(_update())
+DOWN = encode_update(_down())
 
 
 def _header(data: bytes) -> dict[str, Any]:
@@ -57,9 +72,12 @@ def _use(update: Update) -> None:
     assert isinstance(update.run, str)
     assert isinstance(update.base_fingerprint, str)
     assert all(math.isfinite(value) for value in update.metrics.values())
-    for module, pair in update.adapter.pairs.items():
-        assert pair.lora_A.shape[0] == pair.lora_B.shape[1] == update.adapter.config.rank_of(module)
-        assert math.isfinite(update.adapter.config.scaling_of(module))
+    assert update.factors in ("AB", "A", "B")
+    assert set(update.task.keeps) < set(update.task.trains)
+    for adapter in (update.adapter, update.side) if update.side else (update.adapter,):
+        for module, pair in adapter.pairs.items():
+            assert pair.lora_A.shape[0] == pair.lora_B.shape[1] == adapter.config.rank_of(module)
+            assert math.isfinite(adapter.config.scaling_of(module))
 
 
 def _equal(one: Adapter, other: Adapter) -> bool:
@@ -85,6 +103,84 @@ def test_what_is_encoded_is_decoded_equal(config: LoraConfig) -> None:
     assert list(got.adapter.pairs) == list(sent.adapter.pairs)
     assert (got.run, got.server_round, got.base_fingerprint) == (sent.run, sent.server_round, sent.base_fingerprint)
     assert (got.num_examples, got.metrics) == (sent.num_examples, sent.metrics)
+
+
+@pytest.mark.parametrize("codec", list(CODECS))
+@pytest.mark.parametrize("factors", ["A", "B"])
+def test_a_factor_that_does_not_travel_is_the_receivers_own(factors: str, codec: str) -> None:
+    sent, known = _update(), _known()
+    whole, half = encode_update(sent, codec), encode_update(_update(factors=factors), codec)
+    left_out = "BA"["AB".index(factors)]
+    numbers = sum(getattr(pair, f"lora_{left_out}").size for pair in sent.adapter.pairs.values())
+    assert abs(len(whole) - len(half) - numbers * CODECS[codec].dtype.itemsize) <= 64
+    got, together = decode_update(half, lambda: known), decode_update(whole)
+    assert got.factors == factors
+    assert got.adapter.config == sent.adapter.config
+    for module, pair in got.adapter.pairs.items():
+        came, mine = f"lora_{factors}", f"lora_{left_out}"
+        np.testing.assert_array_equal(getattr(pair, came), getattr(together.adapter.pairs[module], came))
+        np.testing.assert_array_equal(getattr(pair, mine), getattr(known.pairs[module], mine))
+
+
+def test_with_the_factor_that_both_have_half_an_update_decodes_to_the_whole() -> None:
+    sent = _update()
+    for factors in ("A", "B"):
+        got = decode_update(encode_update(_update(factors=factors)), lambda: sent.adapter)
+        assert _equal(got.adapter, decode_update(encode_update(sent)).adapter)
+
+
+def test_a_smaller_adapter_is_completed_with_the_first_slots_of_the_receivers() -> None:
+    known = _known(LoraConfig(rank=6, alpha=8.0, target_modules=("q_proj", "up_proj")))
+    trained = first_slots(known, 4)
+    for factors in ("A", "B"):
+        got = decode_update(encode_update(_update(adapter=trained, factors=factors)), lambda: known)
+        assert got.adapter.config == trained.config
+        assert _equal(got.adapter, trained)
+
+
+def test_what_the_receiver_has_is_asked_for_only_where_a_factor_is_missing() -> None:
+    def known() -> Adapter:
+        raise AssertionError
+
+    assert _equal(decode_update(SOUND, known).adapter, _update().adapter)
+    with pytest.raises(AssertionError):
+        decode_update(DOWN, known)
+
+
+@pytest.mark.parametrize(
+    ("known", "reason", "message"),
+    [
+        (None, "wrong-factors", "only B came; expected A and B"),
+        (LoraConfig(rank=1, target_modules=("q_proj", "up_proj")), "bad-shape", "of rank 2 came"),
+        (LoraConfig(rank=2, target_modules=("q_proj",)), "bad-shape", "up_proj .* it is not what we hold"),
+    ],
+)
+def test_half_an_update_for_whom_has_not_the_other_half_is_refused(
+    known: LoraConfig | None, reason: str, message: str
+) -> None:
+    with pytest.raises(UpdateError, match=message) as caught:
+        decode_update(DOWN, None if known is None else lambda: _known(known))
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("factors", ["AB", "A", "B"])
+def test_a_side_and_a_task_come_back_as_they_were(factors: str) -> None:
+    task = Task(trains="B", sends="B")
+    sent = _down(factors=factors, task=task)
+    got = decode_update(encode_update(sent), _known)
+    assert got.task == task
+    assert got.side is not None
+    assert sent.side is not None
+    assert got.side.config == sent.side.config
+    assert _equal(got.side, sent.side)
+    plain = decode_update(SOUND)
+    assert (plain.side, plain.task, plain.factors) == (None, Task(), "AB")
+
+
+def test_the_numbers_of_an_update_begin_at_a_multiple_of_64_bytes() -> None:
+    for length in range(70):
+        data = encode_update(_update(run="r" * length))
+        assert (PREAMBLE + int.from_bytes(data[5:PREAMBLE], "little")) % 64 == 0
 
 
 @given(run=st.text(), server_round=st.integers(), num_examples=st.integers(0, 2**62), metrics=st.dictionaries(
@@ -153,6 +249,29 @@ def test_an_update_with_bytes_after_its_end_is_refused(extra: bytes) -> None:
 
 
 HEADER_END = PREAMBLE + int.from_bytes(SOUND[5:PREAMBLE], "little")
+DOWN_END = PREAMBLE + int.from_bytes(DOWN[5:PREAMBLE], "little")
+
+
+@given(
+    changes=st.lists(
+        st.tuples(
+            st.integers(0, DOWN_END - 1) | st.integers(0, len(DOWN) - 1),
+            st.integers(0, 255) | st.sampled_from(list(b'0129[]{}",:-.eE ABn')),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_half_an_update_with_a_side_and_bytes_changed_is_decoded_or_refused_and_nothing_else(
+    changes: list[tuple[int, int]],
+) -> None:
+    data = bytearray(DOWN)
+    for position, value in changes:
+        data[position] = value
+    try:
+        _use(decode_update(bytes(data), _known))
+    except UpdateError as error:
+        assert error.reason
 
 
 @given(
@@ -191,7 +310,7 @@ def test_every_single_byte_of_the_header_may_be_wrong() -> None:
 
 @given(data=st.binary(max_size=60))
 def test_arbitrary_bytes_are_refused(data: bytes) -> None:
-    for candidate in (data, b"FLUP\x01" + data, b"FLUP\x01" + len(data).to_bytes(4, "little") + data):
+    for candidate in (data, b"FLUP\x02" + data, b"FLUP\x02" + len(data).to_bytes(4, "little") + data):
         with pytest.raises(UpdateError):
             decode_update(candidate)
 
@@ -223,6 +342,51 @@ def test_a_lora_configuration_with_an_arbitrary_value_is_decoded_or_refused_and_
         assert error.reason in ("bad-header", "bad-shape", "truncated")
 
 
+@given(
+    header=st.fixed_dictionaries(
+        {},
+        optional={
+            "factors": JSON | st.sampled_from(["AB", "A", "B", "BA", ""]),
+            "task": JSON
+            | st.fixed_dictionaries(
+                {},
+                optional={
+                    "trains": JSON | st.sampled_from(["AB", "A", "B"]),
+                    "sends": JSON | st.sampled_from(["AB", "A", "B"]),
+                    "keeps": JSON,
+                },
+            ),
+            "side": JSON
+            | st.fixed_dictionaries(
+                {},
+                optional={
+                    "lora": JSON | st.just(_header(DOWN)["lora"]) | st.just(_header(DOWN)["side"]["lora"]),
+                    "modules": JSON | st.just(_header(DOWN)["modules"]) | st.just([["x", 1, 1]]),
+                },
+            ),
+        },
+    ),
+    data=st.sampled_from([SOUND, DOWN]),
+)
+def test_a_header_with_other_factors_side_and_task_is_decoded_or_refused_and_nothing_else(
+    header: dict[str, object], data: bytes
+) -> None:
+    try:
+        _use(decode_update(_with_header(_header(data) | header, data), _known))
+    except UpdateError as error:
+        assert error.reason in ("bad-header", "bad-shape", "truncated")
+
+
+@given(key=st.sampled_from(sorted(_header(DOWN)["side"]["lora"])), value=JSON)
+def test_a_side_with_an_arbitrary_configuration_is_decoded_or_refused_and_nothing_else(key: str, value: object) -> None:
+    header = _header(DOWN)
+    header["side"]["lora"][key] = value
+    try:
+        _use(decode_update(_with_header(header, DOWN), _known))
+    except UpdateError as error:
+        assert error.reason in ("bad-header", "bad-shape", "truncated")
+
+
 def _changed(**changes: object) -> bytes:
     return _with_header(_header(SOUND) | changes)
 
@@ -234,7 +398,7 @@ def _lora(**changes: object) -> bytes:
 REFUSED: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "bad-header"),
     "other bytes": (b"GGUF" + SOUND[4:], "bad-header"),
-    "another version": (SOUND[:4] + b"\x02" + SOUND[5:], "bad-header"),
+    "another version": (SOUND[:4] + b"\x01" + SOUND[5:], "bad-header"),
     "a giant header": (SOUND[:5] + b"\xff\xff\xff\xff" + SOUND[9:], "bad-header"),
     "a header that is a list": (_with_header([]), "bad-header"),
     "a header that is not JSON": (_with_header(b"{"), "bad-header"),
@@ -263,6 +427,17 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "an alpha that no float holds": (_lora(alpha=10**400), "bad-header"),
     "an unknown setting": (_lora(use_dora=True), "bad-header"),
     "a pattern that is a list": (_lora(rank_pattern=[1]), "bad-header"),
+    "unknown factors": (_changed(factors="BA"), "bad-header"),
+    "no factors": (_changed(factors=""), "bad-header"),
+    "factors that are a list": (_changed(factors=["A"]), "bad-header"),
+    "one factor of two that came": (_changed(factors="A"), "truncated"),
+    "a task of unknown factors": (_changed(task={"trains": "C", "sends": "C"}), "bad-header"),
+    "a task that sends what is frozen": (_changed(task={"trains": "A", "sends": "B"}), "bad-header"),
+    "a task with more to do": (_changed(task={"trains": "A", "sends": "A", "deletes": "B"}), "bad-header"),
+    "a task that is null": (_changed(task=None), "bad-header"),
+    "a side that did not come": (_changed(side=_header(DOWN)["side"]), "truncated"),
+    "a side that is a list": (_changed(side=[1]), "bad-header"),
+    "a side without modules": (_changed(side={"lora": _header(DOWN)["lora"]}), "bad-header"),
     "targets that are null": (_lora(target_modules=None), "bad-header"),
 }
 

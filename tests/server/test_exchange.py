@@ -81,6 +81,31 @@ def test_ask_after_its_deadline_takes_no_answer_to_an_earlier_message() -> None:
     assert [reply.data for reply in ask(grid, [1], TRAIN, b"data", 2, 30)] == [b"answer 1"]
 
 
+def test_ask_takes_no_second_answer_to_an_earlier_message() -> None:
+    sent: list[Message] = []
+
+    def repeating(message: Message) -> Sequence[Message]:
+        """Answer, and repeat the answers to all earlier messages."""
+        sent.append(training_reply(message, f"answer {len(sent)}".encode(), "twice"))
+        return sent
+
+    grid = FakeGrid({1: repeating})
+    for server_round in (1, 2, 3):
+        replies = list(ask(grid, [1], TRAIN, b"data", server_round, 30))
+        assert [reply.data for reply in replies] == [f"answer {server_round - 1}".encode()]
+
+
+def test_what_a_device_says_of_itself_is_fit_for_a_log() -> None:
+    grid = FakeGrid({
+        1: lambda message: [training_reply(message, b"", "a\n\x1b[31mb")],
+        2: lambda message: [Message(Error(3, "one\ntwo" + "x" * 1000), reply_to=message)],
+    })  # fmt: skip
+    name, error = ask(grid, [1, 2], TRAIN, b"data", 1, 30)
+    assert name.device == r"a\n\x1b[31mb"
+    assert error.error.startswith(r"one\ntwoxxx")
+    assert len(error.error) < 520
+
+
 def test_a_node_that_takes_no_message_costs_only_itself() -> None:
     # Flower: "The returned list has `None` for those messages", and an id of None cannot be pulled.
     grid = FakeGrid({1: echo, 2: echo, 3: echo})

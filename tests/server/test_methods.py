@@ -2,256 +2,362 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+import tracemalloc
 
 import numpy as np
 import pytest
 from fedlora.adapter import Adapter, LoraPair
 from fedlora.errors import ConfigError, RunError
 from fedlora.lora import LoraConfig
-from fedlora_server.exact_mean import ExactMean
+from fedlora.run_config import AggregationConfig
+from fedlora_server.aggregation import State
 from fedlora_server.methods import METHODS, find_method
-from numpy.typing import NDArray
 
-Dense = dict[str, NDArray[np.float64]]
-Weighted = tuple[Adapter, float]
+from tests.server.method_cases import (
+    CONFIGS,
+    REFERENCES,
+    SHAPES,
+    TOLERANCE,
+    Case,
+    assert_close,
+    dense,
+    dense_mean,
+    device,
+    devices,
+    in_another_gauge,
+    with_side,
+)
 
-# Relative to the largest entry: sums of a few dozen float32 products.
-TOLERANCE = {"float32": 2e-5}
-
-SHAPES = {"layers.0.q_proj": (10, 8), "layers.0.up_proj": (14, 8), "layers.0.down_proj": (8, 14)}
-CONFIGS = {
-    "alpha is not the rank": LoraConfig(rank=3, alpha=12.0),
-    "rsLoRA": LoraConfig(rank=4, alpha=2.0, use_rslora=True),
-    "one module has its own rank and alpha": LoraConfig(
-        rank=3, alpha=3.0, rank_pattern={"layers.0.up_proj": 5}, alpha_pattern={"layers.0.down_proj": 0.5}
-    ),
-}
 METHOD_NAMES = sorted(METHODS)
-
-
-def client(config: LoraConfig, seed: int) -> Adapter:
-    generator = np.random.default_rng(seed)
-    pairs = {}
-    for module, (rows, columns) in SHAPES.items():
-        rank = config.rank_of(module)
-        pairs[module] = LoraPair(
-            generator.normal(size=(rank, columns)).astype(np.float32),
-            generator.normal(size=(rows, rank)).astype(np.float32),
-        )
-    return Adapter(config, pairs)
-
-
-def clients(config: LoraConfig, count: int = 5) -> list[Weighted]:
-    return [(client(config, seed), weight) for seed, weight in zip(range(count), itertools.cycle((7, 40, 1, 13)))]
-
-
-def folded(method: str, config: LoraConfig, updates: Sequence[Weighted]) -> tuple[Adapter, ExactMean]:
-    """The round's adapter, as the server folds it, and the exact mean beside it."""
-    fold, exact = METHODS[method](config), ExactMean()
-    for adapter, weight in updates:
-        fold.add(adapter, weight)
-        exact.add(adapter, weight)
-    return fold.result(exact), exact
-
-
-def dense(adapter: Adapter) -> Dense:
-    """gamma B A, module by module, in float64."""
-    return {
-        module: adapter.config.scaling_of(module) * pair.lora_B.astype(np.float64) @ pair.lora_A.astype(np.float64)
-        for module, pair in adapter.pairs.items()
-    }
-
-
-def dense_mean(updates: Sequence[Weighted]) -> Dense:
-    total = sum(weight for _, weight in updates)
-    return {m: np.sum([weight / total * dense(adapter)[m] for adapter, weight in updates], axis=0) for m in SHAPES}
-
-
-def fedavg_reference(config: LoraConfig, updates: Sequence[Weighted]) -> Dense:
-    """gamma times the mean of B times the mean of A."""
-    total = sum(weight for _, weight in updates)
-    result = {}
-    for module in SHAPES:
-        mean_a = np.sum([w / total * adapter.pairs[module].lora_A.astype(np.float64) for adapter, w in updates], axis=0)
-        mean_b = np.sum([w / total * adapter.pairs[module].lora_B.astype(np.float64) for adapter, w in updates], axis=0)
-        result[module] = config.scaling_of(module) * mean_b @ mean_a
-    return result
-
-
-def svd_reference(config: LoraConfig, updates: Sequence[Weighted]) -> Dense:
-    """The dense mean without all but its largest singular values."""
-    result = {}
-    for module, mean in dense_mean(updates).items():
-        u, s, vt = np.linalg.svd(mean, full_matrices=False)
-        rank = config.rank_of(module)
-        result[module] = (u[:, :rank] * s[:rank]) @ vt[:rank]
-    return result
-
-
-REFERENCES: dict[str, Callable[[LoraConfig, Sequence[Weighted]], Dense]] = {
-    "fedavg": fedavg_reference,
-    "svd": svd_reference,
-}
-GAUGE_FREE = ("svd",)
-
-
-def dense_means(exact: ExactMean) -> Dense:
-    return {module: product.dense().astype(np.float64) for module, product in exact.means().items()}
-
-
-def assert_close(got: Dense, expected: Dense) -> None:
-    assert got.keys() == expected.keys()
-    for module, value in expected.items():
-        np.testing.assert_allclose(
-            got[module], value, rtol=0, atol=TOLERANCE["float32"] * np.abs(value).max(), err_msg=module
-        )
+EXACT = ("ffa", "rolora", "fedsvd", "stack", "fedex")
+GAUGE_FREE = ("svd", "stack", "fedex", "raflora")
+MIXED = tuple(name for name in METHOD_NAMES if not METHODS[name].refuses_mixed_ranks)
+ONE_ADAPTER = ("fedavg", "ffa", "rolora", "fedsvd", "hetlora", "fedsa", "fedrot")  # in memory, whatever N
+AT_MOST_DENSE = ("svd", "stack", "fedex", "lorafair")  # two matrices [O, I] per module, whatever N
 
 
 @pytest.fixture(params=CONFIGS.values(), ids=list(CONFIGS))
-def config(request: pytest.FixtureRequest) -> LoraConfig:
+def lora(request: pytest.FixtureRequest) -> LoraConfig:
     value: LoraConfig = request.param
     return value
 
 
-@pytest.mark.parametrize("method", METHOD_NAMES)
-def test_a_method_with_one_client_returns_that_clients_product(method: str, config: LoraConfig) -> None:
-    only = client(config, 0)
-    result, _ = folded(method, config, [(only, 17)])
-    assert_close(dense(result), dense(only))
+@pytest.fixture(params=METHOD_NAMES)
+def case(request: pytest.FixtureRequest, lora: LoraConfig) -> Case:
+    return Case(request.param, lora)
 
 
-@pytest.mark.parametrize("method", METHOD_NAMES)
-def test_a_method_with_equal_clients_returns_their_product(method: str, config: LoraConfig) -> None:
-    only = client(config, 0)
-    result, _ = folded(method, config, [(only, 3), (only, 5), (only, 1)])
-    assert_close(dense(result), dense(only))
+@pytest.fixture(params=[1, 2], ids=["in the first round", "in the second round"])
+def number(request: pytest.FixtureRequest) -> int:
+    value: int = request.param
+    return value
 
 
-@pytest.mark.parametrize("method", METHOD_NAMES)
-def test_a_method_equals_its_dense_reference(method: str, config: LoraConfig) -> None:
-    updates = clients(config)
-    result, _ = folded(method, config, updates)
-    assert_close(dense(result), REFERENCES[method](config, updates))
+def state_before(case: Case, number: int) -> State | None:
+    return None if number == 1 else case.later()
 
 
-@pytest.mark.parametrize("method", METHOD_NAMES)
-def test_a_method_does_not_depend_on_the_order_of_arrival(method: str, config: LoraConfig) -> None:
-    updates = clients(config)
-    forward, _ = folded(method, config, updates)
+def test_a_method_equals_its_dense_reference(case: Case, number: int) -> None:
+    state = state_before(case, number)
+    this, updates = case.round(number, state), devices(case.round(number, state))
+    assert_close(case.dense(case.round(number, state), updates), REFERENCES[case.method](case, this, updates))
+
+
+def test_a_method_with_one_client_returns_that_clients_product(case: Case, number: int) -> None:
+    this = case.round(number, state_before(case, number))
+    only = device(this, 0)
+    assert_close(case.dense(this, [(only, 17)]), with_side(this, dense(only)))
+
+
+def test_a_method_with_equal_clients_returns_their_product(case: Case) -> None:
+    this = case.round()
+    only = device(this, 0)
+    assert_close(case.dense(this, [(only, 3), (only, 5), (only, 1)]), dense(only))
+
+
+@pytest.mark.parametrize("method", EXACT)
+def test_a_method_that_claims_to_be_exact_commits_the_mean_of_the_products(method: str, lora: LoraConfig) -> None:
+    case = Case(method, lora)
+    this = case.round(2, case.later())
+    updates = devices(this)
+    state = case.played(this, updates)
+    committed = case.aggregation.committed(state)
+    assert_close(dense(committed), with_side(this, dense_mean(updates)))
+    error = this.error(committed)
+    assert error is not None
+    assert error < TOLERANCE["float32"]
+
+
+def test_a_method_does_not_depend_on_the_order_of_arrival(case: Case) -> None:
+    state = case.later()
+    updates = devices(case.round(2, state))
+    forward = case.dense(case.round(2, state), updates)
     for order in ([4, 2, 0, 3, 1], [4, 3, 2, 1, 0]):
-        other, _ = folded(method, config, [updates[i] for i in order])
-        assert_close(dense(other), dense(forward))
+        assert_close(case.dense(case.round(2, state), [updates[i] for i in order]), forward)
 
 
-@pytest.mark.parametrize("factor", [1e-3, 1e6])
-@pytest.mark.parametrize("method", METHOD_NAMES)
-def test_a_method_does_not_depend_on_the_scale_of_the_weights(method: str, config: LoraConfig, factor: float) -> None:
-    updates = clients(config)
-    once, _ = folded(method, config, updates)
-    scaled, _ = folded(method, config, [(adapter, weight * factor) for adapter, weight in updates])
-    assert_close(dense(scaled), dense(once))
+@pytest.mark.parametrize("factor", [3, 10**6])
+def test_a_method_does_not_depend_on_the_scale_of_the_weights(case: Case, factor: int) -> None:
+    updates = devices(case.round())
+    scaled = [(adapter, weight * factor) for adapter, weight in updates]
+    assert_close(case.dense(case.round(), scaled), case.dense(case.round(), updates))
 
 
-@pytest.mark.parametrize("method", METHOD_NAMES)
-def test_a_client_of_weight_two_counts_as_two_clients_of_weight_one(method: str, config: LoraConfig) -> None:
-    first, second = client(config, 0), client(config, 1)
-    heavy, _ = folded(method, config, [(first, 2), (second, 1)])
-    twice, _ = folded(method, config, [(first, 1), (second, 1), (first, 1)])
-    assert_close(dense(heavy), dense(twice))
+def test_a_client_of_weight_two_counts_as_two_clients_of_weight_one(case: Case) -> None:
+    first, second = device(case.round(), 0), device(case.round(), 1)
+    heavy = case.dense(case.round(), [(first, 2), (second, 1)])
+    assert_close(heavy, case.dense(case.round(), [(first, 1), (second, 1), (first, 1)]))
 
 
-@pytest.mark.parametrize("method", METHOD_NAMES)
-def test_a_method_returns_the_runs_configuration_and_shapes_as_float32(method: str, config: LoraConfig) -> None:
-    updates = clients(config)
-    result, _ = folded(method, config, updates)
-    assert result.config == config
+def test_with_uniform_weights_every_device_counts_the_same(case: Case) -> None:
+    uniform = Case(case.method, case.lora, AggregationConfig(weights="uniform"))
+    updates = devices(uniform.round())
+    equal = [(adapter, 1) for adapter, _ in updates]
+    assert_close(uniform.dense(uniform.round(), updates), case.dense(case.round(), equal))
+
+
+def test_the_adapter_to_train_has_the_runs_configuration_and_shapes_in_float32(case: Case, number: int) -> None:
+    state = case.played(case.round(number, state_before(case, number)), devices(case.round(number)))
+    trained = case.round(number + 1, state).down.adapter
+    assert [trained.config.scaling_of(m) for m in SHAPES] == [case.lora.scaling_of(m) for m in SHAPES]
+    committed = case.aggregation.committed(state)
     for module, shape in SHAPES.items():
-        pair = result.pairs[module]
-        assert (pair.shape, pair.rank) == (shape, config.rank_of(module))
-        assert {str(pair.lora_A.dtype), str(pair.lora_B.dtype)} == {"float32"}
+        pair = trained.pairs[module]
+        assert (pair.shape, pair.rank) == (shape, case.lora.rank_of(module))
+        assert committed.config.scaling_of(module) == pytest.approx(case.lora.scaling_of(module), rel=1e-12)
+        for array in (pair.lora_A, pair.lora_B, committed.pairs[module].lora_A, committed.pairs[module].lora_B):
+            assert array.dtype == np.float32
 
 
-@pytest.mark.parametrize("method", METHOD_NAMES)
-def test_a_method_changes_none_of_its_inputs(method: str, config: LoraConfig) -> None:
-    updates = clients(config)
-    before = [(p.lora_A.copy(), p.lora_B.copy()) for adapter, _ in updates for p in adapter.pairs.values()]
-    folded(method, config, updates)
-    after = [(p.lora_A, p.lora_B) for adapter, _ in updates for p in adapter.pairs.values()]
+def test_a_method_changes_none_of_its_inputs(case: Case) -> None:
+    state = case.later()
+    this = case.round(2, state)
+    updates = devices(this)
+    inputs = [adapter for adapter, _ in updates] + [state.now.adapter] + ([state.now.side] if state.now.side else [])
+    before = [(p.lora_A.copy(), p.lora_B.copy()) for adapter in inputs for p in adapter.pairs.values()]
+    case.played(this, updates)
+    after = [(p.lora_A, p.lora_B) for adapter in inputs for p in adapter.pairs.values()]
     for (a, b), (later_a, later_b) in zip(before, after, strict=True):
         np.testing.assert_array_equal(a, later_a)
         np.testing.assert_array_equal(b, later_b)
 
 
-@pytest.mark.parametrize("method", METHOD_NAMES)
-def test_a_method_of_updates_that_change_nothing_returns_one_that_changes_nothing(
-    method: str, config: LoraConfig
-) -> None:
-    def unchanged(seed: int) -> Adapter:
-        pairs = client(config, seed).pairs
-        return Adapter(config, {m: LoraPair(p.lora_A, np.zeros_like(p.lora_B)) for m, p in pairs.items()})
-
-    result, exact = folded(method, config, [(unchanged(0), 1), (unchanged(1), 2)])
-    for pair in result.pairs.values():
-        assert not pair.lora_B.any()
+def test_updates_that_change_nothing_give_an_adapter_that_changes_nothing_and_can_still_be_trained(case: Case) -> None:
+    this = case.round()
+    state = case.played(this, [(this.down.adapter, 1), (this.down.adapter, 2)])
+    committed = case.aggregation.committed(state)
+    assert all(not matrix.any() for matrix in dense(committed).values())
+    assert this.error(committed) in (0, None)
+    for pair in case.round(2, state).down.adapter.pairs.values():
         assert np.abs(pair.lora_A).max(axis=1).all(), "a row of A at zero beside a B at zero gets no gradient any more"
-    assert exact.relative_error(result) == 0
 
 
-@pytest.mark.parametrize("method", METHOD_NAMES)
-def test_a_method_of_no_updates_raises(method: str, config: LoraConfig) -> None:
+def test_a_method_of_no_updates_raises(case: Case) -> None:
     with pytest.raises(RunError, match="mean of no updates is not defined"):
-        METHODS[method](config).result(ExactMean())
+        case.round().result()
 
 
 @pytest.mark.parametrize("weight", [0, -1, -0.5, math.nan, math.inf])
-@pytest.mark.parametrize("method", METHOD_NAMES)
-def test_a_method_of_a_weight_that_is_not_positive_and_finite_raises(method: str, weight: float) -> None:
-    config = CONFIGS["rsLoRA"]
+def test_a_method_of_a_weight_that_is_not_positive_and_finite_raises(case: Case, weight: float) -> None:
+    this = case.round()
+    this.add(device(this, 0), 1)
     with pytest.raises(RunError, match=f"weight of an update must be positive, got {weight}"):
-        folded(method, config, [(client(config, 0), 1), (client(config, 1), weight)])
-
-
-@pytest.mark.parametrize("method", METHOD_NAMES)
-def test_no_method_is_closer_to_the_exact_mean_than_svd(method: str, config: LoraConfig) -> None:
-    updates = clients(config)
-    result, exact = folded(method, config, updates)
-    best, _ = folded("svd", config, updates)
-    assert exact.relative_error(best) <= exact.relative_error(result) * (1 + TOLERANCE["float32"])
-
-
-def in_another_gauge(adapter: Adapter, generator: np.random.Generator) -> Adapter:
-    """(B M, M^-1 A): the same product from other factors."""
-    pairs = {}
-    for module, pair in adapter.pairs.items():
-        # An orthogonal matrix with its columns stretched by up to two: far from the identity, and well conditioned.
-        rotation, _ = np.linalg.qr(generator.normal(size=(pair.rank, pair.rank)))
-        M = rotation * generator.uniform(0.5, 2, pair.rank)
-        pairs[module] = LoraPair(
-            (np.linalg.inv(M) @ pair.lora_A).astype(np.float32), (pair.lora_B @ M).astype(np.float32)
-        )
-    return Adapter(adapter.config, pairs)
+        this.add(device(this, 1), weight)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", GAUGE_FREE)
-def test_svd_is_indifferent_to_the_gauge_of_each_client(method: str, config: LoraConfig) -> None:
-    updates, generator = clients(config), np.random.default_rng(3)
+def test_a_method_that_looks_at_products_is_indifferent_to_the_gauge_of_each_client(
+    method: str, lora: LoraConfig, number: int
+) -> None:
+    case, generator = Case(method, lora), np.random.default_rng(3)
+    state = state_before(case, number)
+    updates = devices(case.round(number, state))
     turned = [(in_another_gauge(adapter, generator), weight) for adapter, weight in updates]
     assert_close(dense_mean(turned), dense_mean(updates))
-    assert_close(dense(folded(method, config, turned)[0]), dense(folded(method, config, updates)[0]))
+    assert_close(case.dense(case.round(number, state), turned), case.dense(case.round(number, state), updates))
+
+
+def test_fedrot_is_indifferent_to_a_rotation_of_each_clients_factors(lora: LoraConfig, number: int) -> None:
+    case, generator = Case("fedrot", lora), np.random.default_rng(3)
+    state = state_before(case, number)
+    updates = devices(case.round(number, state))
+    turned = [(in_another_gauge(adapter, generator, stretch=False), weight) for adapter, weight in updates]
+    assert_close(case.dense(case.round(number, state), turned), case.dense(case.round(number, state), updates))
 
 
 def test_fedavg_depends_on_the_gauge_and_says_so() -> None:
-    config = CONFIGS["rsLoRA"]
-    updates, generator = clients(config), np.random.default_rng(3)
+    case, generator = Case("fedavg", CONFIGS["rsLoRA"]), np.random.default_rng(3)
+    updates = devices(case.round())
     turned = [(in_another_gauge(adapter, generator), weight) for adapter, weight in updates]
-    result, exact = folded("fedavg", config, turned)
-    other = dense(folded("fedavg", config, updates)[0])
+    this = case.round()
+    result, other = case.played(this, turned).now.adapter, case.dense(case.round(), updates)
     assert all(np.abs(dense(result)[module] - other[module]).max() > 0.1 for module in SHAPES)
-    assert exact.relative_error(result) > 0.1
+    error = this.error(result)
+    assert error is not None
+    assert error > 0.1
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedrot", "lorafair", "hetlora", "raflora", "svd"])
+def test_no_method_of_one_rank_is_closer_to_the_mean_of_the_products_than_svd(method: str, lora: LoraConfig) -> None:
+    errors = {}
+    for name in (method, "svd"):
+        case = Case(name, lora)
+        this = case.round()
+        errors[name] = this.error(case.played(this, devices(this)).now.adapter) or 0.0
+    assert errors["svd"] <= errors[method] * (1 + TOLERANCE["float32"])
+
+
+def test_lorafair_is_closer_to_the_mean_of_the_products_than_fedavg(lora: LoraConfig) -> None:
+    errors = {}
+    for name in ("lorafair", "fedavg"):
+        case = Case(name, lora)
+        this = case.round()
+        errors[name] = this.error(case.played(this, devices(this)).now.adapter) or 0.0
+    assert errors["lorafair"] < errors["fedavg"]
+
+
+@pytest.mark.parametrize("method", MIXED)
+def test_devices_of_several_ranks_are_aggregated_as_the_dense_reference_says(method: str, lora: LoraConfig) -> None:
+    case = Case(method, lora, AggregationConfig(min_rank=1))
+    updates = devices(case.round(), ranks=(1, 2, 1000))
+    assert len({adapter.pairs["layers.0.q_proj"].rank for adapter, _ in updates}) == 3
+    this = case.round()
+    assert_close(case.dense(this, updates), REFERENCES[method](case, this, updates))
+
+
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - set(MIXED)))
+def test_a_method_that_does_not_take_several_ranks_says_why_at_the_start(method: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f"min_rank is 2, but|min_rank is 2, which {method} does not take: .* use svd"
+    ):
+        Case(method, CONFIGS["rsLoRA"], AggregationConfig(min_rank=2)).round()
+
+
+def test_the_first_slots_of_svds_adapter_are_the_best_adapter_of_that_rank(lora: LoraConfig) -> None:
+    case = Case("svd", lora)
+    updates = devices(case.round())
+    adapter = case.played(case.round(), updates).now.adapter
+    for module, mean in dense_mean(updates).items():
+        pair, values = adapter.pairs[module], np.linalg.svd(mean, compute_uv=False)
+        first = lora.scaling_of(module) * pair.lora_B[:, :2].astype(np.float64) @ pair.lora_A[:2]
+        assert np.linalg.norm(mean - first) == pytest.approx(math.sqrt(float(np.sum(values[2:] ** 2))), rel=1e-4)
+
+
+@pytest.mark.parametrize(("method", "max_rank", "is_exact"), [("stack", 5, False), ("stack", 64, True), ("fedex", 5, False),
+                                                              ("fedex", 64, True)])  # fmt: skip
+def test_a_bounded_rank_is_kept_to_and_what_it_cuts_off_is_reported(method: str, max_rank: int, is_exact: bool) -> None:
+    case = Case(method, LoraConfig(rank=3, alpha=6.0), AggregationConfig(max_rank=max_rank))
+    state = case.aggregation.start()
+    for number in (1, 2, 3):
+        this = case.round(number, state)
+        updates = devices(this, seed=10 * number)
+        state = case.played(this, updates)
+        committed = case.aggregation.committed(state)
+        assert max(pair.rank for pair in committed.pairs.values()) <= max_rank
+        error = this.error(committed)
+        assert error is not None
+        assert (error < TOLERANCE["float32"]) == is_exact
+
+
+def test_stack_lets_the_devices_train_a_new_adapter_beside_what_was_committed() -> None:
+    case = Case("stack", CONFIGS["rsLoRA"])
+    first, state = case.round(), case.later()
+    second = case.round(2, state)
+    assert first.down.side is None
+    assert second.down.side is case.aggregation.committed(state) or second.down.side is state.now.side
+    for module, pair in second.down.adapter.pairs.items():
+        assert not pair.lora_B.any()
+        assert not np.array_equal(pair.lora_A, first.down.adapter.pairs[module].lora_A)
+
+
+def test_fedsvd_keeps_orthonormal_rows_in_a(lora: LoraConfig) -> None:
+    case = Case("fedsvd", lora)
+    for adapter in (case.round().down.adapter, case.later().now.adapter):
+        for pair in adapter.pairs.values():
+            np.testing.assert_allclose(pair.lora_A @ pair.lora_A.T, np.eye(pair.rank), atol=1e-6)
+
+
+def test_fedsvd_refuses_more_rows_than_can_be_orthonormal() -> None:
+    with pytest.raises(ConfigError, match=r"has no 9 orthonormal rows; lower lora.rank"):
+        Case("fedsvd", LoraConfig(rank=9)).round()
+
+
+def test_fedex_without_room_for_a_residual_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"max_rank is 4, .* trains rank 4: nothing is left for the residual"):
+        Case("fedex", LoraConfig(rank=4), AggregationConfig(max_rank=4)).round()
+
+
+@pytest.mark.parametrize(
+    ("method", "tasks"),
+    [
+        ("ffa", [("B", "B"), ("B", "B")]),
+        ("rolora", [("B", "B"), ("A", "A")]),
+        ("fedsvd", [("B", "B"), ("B", "B")]),
+        ("fedsa", [("AB", "A"), ("AB", "A")]),
+        ("svd", [("AB", "AB"), ("AB", "AB")]),
+    ],
+)
+def test_a_method_says_what_trains_and_what_is_sent(method: str, tasks: list[tuple[str, str]]) -> None:
+    rounds = [Case(method, CONFIGS["rsLoRA"]).round(number) for number in (1, 2)]
+    assert [(this.task.trains, this.task.sends) for this in rounds] == tasks
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_a_method_is_personal_where_a_factor_stays_on_the_device(method: str) -> None:
+    rounds = [Case(method, CONFIGS["rsLoRA"]).round(number) for number in (1, 2)]
+    assert METHODS[method].personal == any(this.task.keeps for this in rounds)
+
+
+@pytest.mark.parametrize(("method", "factor"), [("ffa", "A"), ("fedsa", "B")])
+def test_what_the_seed_gives_stays_that_of_the_first_adapter(method: str, factor: str) -> None:
+    case = Case(method, CONFIGS["rsLoRA"])
+    assert case.aggregation.factors_down == {"A": "B", "B": "A"}[factor]
+    first, later = case.aggregation.start().now.adapter, case.later().now.adapter
+    for module in SHAPES:
+        name = f"lora_{factor}"
+        np.testing.assert_array_equal(getattr(later.pairs[module], name), getattr(first.pairs[module], name))
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_a_state_that_was_committed_is_restored_bit_for_bit(method: str, lora: LoraConfig) -> None:
+    case = Case(method, lora)
+    state = case.later()
+    restored = case.aggregation.restored(case.aggregation.committed(state), state.moments)
+    down, again = (case.round(2, each).down for each in (state, restored))
+    for one, other in ((down.adapter, again.adapter), (down.side, again.side)):
+        assert (one is None) == (other is None)
+        for module, pair in one.pairs.items() if one else ():
+            assert other is not None
+            np.testing.assert_array_equal(pair.lora_A, other.pairs[module].lora_A)
+            np.testing.assert_array_equal(pair.lora_B, other.pairs[module].lora_B)
+
+
+def peak_bytes(case: Case, count: int) -> int:
+    """The most memory that a round took, with one update at a time."""
+    this = case.round()
+    tracemalloc.start()
+    for seed in range(count):
+        this.add(device(this, seed), 1)
+    this.result()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak
+
+
+@pytest.mark.parametrize("method", ONE_ADAPTER + AT_MOST_DENSE)
+def test_the_memory_of_a_fold_does_not_grow_with_the_number_of_devices(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = {name: (20 * rows, 20 * columns) for name, (rows, columns) in SHAPES.items()}
+    monkeypatch.setattr("tests.server.method_cases.SHAPES", wide)
+    case = Case(method, LoraConfig(rank=8))
+    few, many = (5, 50) if method in ONE_ADAPTER else (25, 100)
+    peak_bytes(case, few)  # what is loaded once
+    assert peak_bytes(case, many) <= 1.1 * peak_bytes(case, few)
+    if method in AT_MOST_DENSE:
+        dense_bytes = 4 * sum(rows * columns for rows, columns in wide.values())
+        assert peak_bytes(case, many) <= 5 * dense_bytes
 
 
 @pytest.mark.parametrize("name", METHOD_NAMES)
@@ -262,7 +368,7 @@ def test_every_method_has_a_reference_here_and_is_found_by_its_name(name: str) -
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("svdd", "did you mean 'svd'"), ("FedAvg", "did you mean 'fedavg'"), ("?", "there is fedavg, svd")],
+    [("svdd", "did you mean 'svd'"), ("FedAvg", "did you mean 'fedavg'"), ("?", "there is fedavg, ffa, ")],
 )
 def test_an_unknown_method_is_refused_with_a_hint(name: str, hint: str) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -271,64 +377,15 @@ def test_an_unknown_method_is_refused_with_a_hint(name: str, hint: str) -> None:
     assert hint in str(caught.value)
 
 
-def test_the_exact_mean_equals_the_dense_mean_past_the_smaller_side(config: LoraConfig) -> None:
-    exact, updates = ExactMean(), clients(config, count=9)
-    for number, (adapter, weight) in enumerate(updates, 1):
-        exact.add(adapter, weight)
-        assert_close(dense_means(exact), dense_mean(updates[:number]))
-    assert exact.count == len(updates)
-    assert len(updates) * config.rank > max(min(shape) for shape in SHAPES.values()), "the test passes the smaller side"
-
-
-def test_the_exact_mean_of_sixty_clients_takes_no_more_memory_than_of_twenty() -> None:
-    config, exact = CONFIGS["rsLoRA"], ExactMean()
-    sizes = {}
-    for number in range(1, 61):
-        exact.add(client(config, number), 1)
-        sizes[number] = {module: product.size_bytes for module, product in exact.means().items()}
-    assert sizes[20] == sizes[60]
-    for module, (rows, columns) in SHAPES.items():
-        side = min(rows, columns)
-        assert sizes[60][module] <= 4 * (rows * columns + side * side)
-        assert max(size[module] for size in sizes.values()) <= 4 * side * (rows + columns), "nor on the way there"
-
-
-def test_the_exact_mean_keeps_means_that_it_gave_out_unchanged() -> None:
-    config, exact = CONFIGS["rsLoRA"], ExactMean()
-    exact.add(client(config, 0), 2)
-    given = exact.means()
-    before = {module: product.dense().copy() for module, product in given.items()}
-    exact.add(client(config, 1), 3)
-    for module, product in given.items():
-        np.testing.assert_array_equal(product.dense(), before[module])
-
-
-def test_the_exact_mean_of_nothing_is_not_defined() -> None:
-    exact = ExactMean()
-    with pytest.raises(RunError, match="not defined"):
-        exact.means()
-    with pytest.raises(RunError, match="not defined"):
-        exact.relative_error(client(CONFIGS["rsLoRA"], 0))
-
-
-@pytest.mark.parametrize("count", [1, 2, 9])
-def test_the_relative_error_is_the_dense_one_over_all_modules_together(config: LoraConfig, count: int) -> None:
-    updates, other = clients(config, count), client(config, 99)
-    exact = ExactMean()
-    for adapter, weight in updates:
-        exact.add(adapter, weight)
-    mean, committed = dense_mean(updates), dense(other)
-
-    def norm(matrices: list[Any]) -> float:
-        return math.sqrt(sum(float(np.sum(matrix**2)) for matrix in matrices))
-
-    expected = norm([committed[m] - mean[m] for m in SHAPES]) / norm(list(mean.values()))
-    assert exact.relative_error(other) == pytest.approx(expected, rel=1e-5)
-
-
-def test_the_relative_error_of_a_change_against_a_mean_of_nothing_is_infinite() -> None:
-    config, exact = CONFIGS["rsLoRA"], ExactMean()
-    pairs = {m: LoraPair(p.lora_A, np.zeros_like(p.lora_B)) for m, p in client(config, 0).pairs.items()}
-    exact.add(Adapter(config, pairs), 1)
-    assert exact.relative_error(client(config, 1)) == math.inf
-    assert exact.relative_error(Adapter(config, pairs)) == 0
+def test_hetlora_weighs_a_large_update_more() -> None:
+    case = Case("hetlora", LoraConfig(rank=2, alpha=2.0))
+    this = case.round()
+    small, large = device(this, 0), device(this, 1)
+    grown = Adapter(large.config, {m: LoraPair(p.lora_A, 10 * p.lora_B) for m, p in large.pairs.items()})
+    mean = case.played(this, [(small, 1), (grown, 1)]).now.adapter
+    for module in SHAPES:
+        towards = large.pairs[module].lora_A - small.pairs[module].lora_A
+        share = float(
+            np.vdot(mean.pairs[module].lora_A - small.pairs[module].lora_A, towards) / np.vdot(towards, towards)
+        )
+        assert 0.8 < share < 0.97

@@ -16,10 +16,14 @@ Handle = Callable[[Message, Context], Message]
 WAIT_S = 30.0  # no test waits for so long; one that would has failed
 
 
+def nodes(count: int) -> list[dict[str, int]]:
+    return [{"partition-id": number, "num-partitions": count} for number in range(count)]
+
+
 def grid_of(handle: Handle, *, devices: int = 3, workers: int = 2) -> InProcessGrid:
     app = ClientApp()
     app.train()(handle)
-    return InProcessGrid(app, {"train.lr": 0.5}, run_id=7, devices=devices, workers=workers)
+    return InProcessGrid(app, {"train.lr": 0.5}, run_id=7, nodes=nodes(devices), workers=workers)
 
 
 def content(text: str = "", data: bytes = b"") -> RecordDict:
@@ -256,7 +260,7 @@ def test_the_listeners_are_told_of_every_message_and_every_answer(raises: bool) 
         app,
         {},
         run_id=7,
-        devices=3,
+        nodes=nodes(3),
         workers=2,
         on_push=lambda message: pushed.append(message.metadata.dst_node_id),
         on_done=lambda message: done.append(message.metadata.dst_node_id),

@@ -5,39 +5,33 @@ applied to LoRA's factors as in Zhang et al., "Towards Building the Federated GP
 2024 (arXiv:2305.05644).
 
 Not exact: the product of the means is not the mean of the products, and it depends on the gauge of each device.
+Memory: one adapter, whatever the number of devices.
 """
 
 from __future__ import annotations
 
-import numpy as np
-from fedlora.adapter import Adapter, LoraPair
-from fedlora.errors import RunError
-from fedlora.lora import LoraConfig
-from numpy.typing import NDArray
+from fedlora.adapter import Adapter
+from fedlora.task import Factors
 
-from fedlora_server.exact_mean import ExactMean
+from fedlora_server.methods.method import Fold, Global, Method
+from fedlora_server.weighted_sum import FactorMean
 
 
-class FedAvg:
-    """Holds one adapter in float64."""
+class FedAvg(Method):
+    refuses_mixed_ranks = "a mean of factors wants factors of one rank; use svd, stack, hetlora or raflora"
 
-    def __init__(self, config: LoraConfig) -> None:
-        self._config = config
-        self._sums: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
-        self._weight = 0.0
+    def fold(self, down: Global, server_round: int) -> Fold:
+        return MeanFold(down, self.task(server_round).sends)
+
+
+class MeanFold:
+    """The mean of the factors that were sent; the other one is what went down."""
+
+    def __init__(self, down: Global, factors: Factors) -> None:
+        self._mean, self._side = FactorMean(down.adapter, factors), down.side
 
     def add(self, adapter: Adapter, weight: float) -> None:
-        for module, pair in adapter.pairs.items():
-            a, b = pair.lora_A.astype(np.float64) * weight, pair.lora_B.astype(np.float64) * weight
-            sum_a, sum_b = self._sums.get(module, (0.0, 0.0))
-            self._sums[module] = (sum_a + a, sum_b + b)
-        self._weight += weight
+        self._mean.add(adapter, weight)
 
-    def result(self, exact: ExactMean) -> Adapter:
-        if not self._weight:
-            raise RunError("the mean of no updates is not defined")
-        pairs = {
-            module: LoraPair((a / self._weight).astype(np.float32), (b / self._weight).astype(np.float32))
-            for module, (a, b) in self._sums.items()
-        }
-        return Adapter(self._config, pairs)
+    def result(self) -> Global:
+        return Global(self._mean.mean(), self._side)

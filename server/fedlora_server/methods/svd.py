@@ -3,33 +3,55 @@
 Bai et al., "Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client Resources" (FlexLoRA),
 2024 (arXiv:2402.11505), computed on the factors instead of the dense [O, I] update.
 
-The optimum of its rank (Eckart-Young), and indifferent to the gauge of each device.
+The optimum of its rank (Eckart-Young), and indifferent to the gauge of each device. The slots are in the order of the
+singular values: the first r' of them, which a device of rank r' gets, are the best approximation of that rank. Memory:
+the exact mean's, at most about two matrices [O, I] per module, whatever the number of devices.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from fedlora.adapter import Adapter, LoraPair
-from fedlora.algebra import truncated
+from fedlora.algebra import Product, truncated
 from fedlora.lora import LoraConfig
 
 from fedlora_server.exact_mean import ExactMean
+from fedlora_server.methods.method import Fold, Global, Method
 
 
-class Svd:
-    """Holds nothing of its own: the exact mean is all that it needs."""
+class Svd(Method):
+    keeps_slots = False
+    takes_products = True
 
-    def __init__(self, config: LoraConfig) -> None:
-        self._config = config
+    def fold(self, down: Global, server_round: int) -> Fold:
+        return SvdFold(self.lora)
+
+
+class SvdFold:
+    def __init__(self, lora: LoraConfig) -> None:
+        self._lora, self._mean = lora, ExactMean()
 
     def add(self, adapter: Adapter, weight: float) -> None:
-        pass
+        self._mean.add(adapter, weight)
 
-    def result(self, exact: ExactMean) -> Adapter:
-        pairs = {}
-        for module, mean in exact.means().items():
-            best = truncated(mean, self._config.rank_of(module))
-            root = math.sqrt(self._config.scaling_of(module))  # the product is scaling * B A: each factor gives half
-            pairs[module] = LoraPair(best.A / root, best.B / root)
-        return Adapter(self._config, pairs)
+    def result(self) -> Global:
+        return Global(best_adapter(self._mean.means(), self._lora))
+
+
+def best_adapter(means: Mapping[str, Product], lora: LoraConfig) -> Adapter:
+    """The adapter of `lora` that is closest to these products."""
+    return Adapter(
+        lora,
+        {
+            module: as_pair(truncated(mean, lora.rank_of(module)), lora.scaling_of(module))
+            for module, mean in means.items()
+        },
+    )
+
+
+def as_pair(product: Product, scaling: float) -> LoraPair:
+    """The factors whose product times `scaling` is `product`; each takes half."""
+    root = math.sqrt(scaling)
+    return LoraPair(product.A / root, product.B / root)

@@ -1,0 +1,67 @@
+"""fedex: the means of A and B, and beside them what these miss: sum_k w_k B_k A_k - (mean B) (mean A).
+
+Singhal et al., "FedEx-LoRA: Exact Aggregation for Federated and Efficient Fine-Tuning of Foundation Models", 2025
+(arXiv:2410.09432). There the residual goes into the base; here the base is frozen and quantized, so the residuals of all
+rounds stand beside the trained adapter as a side adapter, factored.
+
+Exact while trained and side adapter together have at most rank `aggregation.max_rank`; from there on the side adapter is
+the best approximation of the rank that is left. Memory: one adapter and the exact mean's.
+"""
+
+from __future__ import annotations
+
+from fedlora.adapter import Adapter
+from fedlora.algebra import Product, concatenate, truncated
+from fedlora.errors import ConfigError
+from fedlora.lora import LoraConfig
+from fedlora.ranks import parted, with_ranks
+
+from fedlora_server.exact_mean import ExactMean
+from fedlora_server.methods.method import Fold, Global, Method
+from fedlora_server.methods.svd import as_pair
+from fedlora_server.weighted_sum import FactorMean
+
+
+class FedEx(Method):
+    refuses_mixed_ranks = "its residual belongs to a mean of factors of one rank; use svd, stack, hetlora or raflora"
+    refuses_optimizer = (
+        "its side adapter makes the mean exact, and a server optimizer moves away from the mean; use svd"
+    )
+
+    def start(self, first: Adapter) -> Global:
+        for module, pair in first.pairs.items():
+            if pair.rank >= self.settings.max_rank:
+                raise ConfigError(
+                    f"fedex: aggregation.max_rank is {self.settings.max_rank}, {module} trains rank {pair.rank}: nothing "
+                    "is left for the residual; raise aggregation.max_rank"
+                )
+        return Global(first)
+
+    def restored(self, committed: Adapter, first: Adapter) -> Global:
+        return Global(*parted(committed, self.lora))
+
+    def fold(self, down: Global, server_round: int) -> Fold:
+        return FedExFold(down, self.lora, self.settings.max_rank)
+
+
+class FedExFold:
+    def __init__(self, down: Global, lora: LoraConfig, max_rank: int) -> None:
+        self._side, self._lora, self._max_rank = down.side, lora, max_rank
+        self._factors, self._products = FactorMean(down.adapter), ExactMean()
+
+    def add(self, adapter: Adapter, weight: float) -> None:
+        self._factors.add(adapter, weight)
+        self._products.add(adapter, weight)
+
+    def result(self) -> Global:
+        mean, pairs = self._factors.mean(), {}
+        for module, product in self._products.means().items():
+            residual = [product, mean.product(module).scaled(-1)]
+            total = concatenate([self._side.product(module), *residual] if self._side else residual)
+            pairs[module] = as_pair(self._bounded(total, module), self._lora.scaling_of(module))
+        return Global(mean, Adapter(with_ranks(self._lora, {m: pair.rank for m, pair in pairs.items()}), pairs))
+
+    def _bounded(self, total: Product, module: str) -> Product:
+        """The best approximation of the rank that is left, which is never more than the module has."""
+        left = self._max_rank - self._lora.rank_of(module)
+        return truncated(total, min(left, total.B.shape[0], total.A.shape[1], total.inner))

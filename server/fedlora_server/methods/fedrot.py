@@ -1,0 +1,31 @@
+"""fedrot: each device's factors are rotated onto those that went down; then the means of A and B.
+
+Zhang et al., "FedRot-LoRA: Mitigating Rotational Misalignment in Federated LoRA", 2026 (arXiv:2602.23638). A rotation
+changes no product: (B Q) (Q^T A) = B A. The one that brings both factors closest to the last global ones is the solution
+of an orthogonal Procrustes problem (Schoenemann, 1966), U V^T of the SVD U S V^T of B^T B_0 + A A_0^T [R, R]. It is found
+here, as the update arrives, instead of on the device: the same numbers, and a device cannot get it wrong.
+
+Nearly exact, and indifferent to a rotation of each device's factors. Memory: one adapter.
+"""
+
+from __future__ import annotations
+
+from fedlora.adapter import Adapter
+
+from fedlora_server.methods.fedavg import FedAvg, MeanFold
+from fedlora_server.methods.method import Fold, Global
+from fedlora_server.rotation import rotated_onto
+
+
+class FedRot(FedAvg):
+    def fold(self, down: Global, server_round: int) -> Fold:
+        return FedRotFold(down)
+
+
+class FedRotFold(MeanFold):
+    def __init__(self, down: Global) -> None:
+        super().__init__(down, "AB")
+        self._target = down.adapter
+
+    def add(self, adapter: Adapter, weight: float) -> None:
+        super().add(rotated_onto(adapter, self._target), weight)

@@ -1,0 +1,53 @@
+"""fedsvd: B trains and is averaged; then B A is factored anew by its SVD, so that the rows of A are orthonormal.
+
+Lee et al., "FedSVD: Adaptive Orthogonalization for Private Federated Learning with LoRA", 2025 (arXiv:2505.12805).
+
+Exact: all devices have the same A, and the SVD changes the factors, not their product. B = U S, A = V^T. Half the bytes up.
+Memory: B of one adapter.
+"""
+
+# O out features, I in features, R rank
+
+from __future__ import annotations
+
+import numpy as np
+from fedlora.adapter import Adapter, LoraPair
+from fedlora.errors import ConfigError
+from fedlora.task import Task
+
+from fedlora_server.methods.fedavg import FedAvg, MeanFold
+from fedlora_server.methods.method import Fold, Global
+
+
+class FedSvd(FedAvg):
+    refuses_optimizer = "it makes its factors anew in every round: moments have nothing to belong to; use svd"
+    keeps_slots = False
+
+    def start(self, first: Adapter) -> Global:
+        for module, pair in first.pairs.items():
+            if pair.rank > min(pair.shape):
+                raise ConfigError(
+                    f"fedsvd: {module} {list(pair.shape)} has no {pair.rank} orthonormal rows; lower lora.rank"
+                )
+        return Global(refactored(first))
+
+    def task(self, server_round: int) -> Task:
+        return Task(trains="B", sends="B")
+
+    def fold(self, down: Global, server_round: int) -> Fold:
+        return RefactoredFold(down, "B")
+
+
+class RefactoredFold(MeanFold):
+    def result(self) -> Global:
+        return Global(refactored(super().result().adapter))
+
+
+def refactored(adapter: Adapter) -> Adapter:
+    """The same products with A's rows orthonormal: A^T = Q R, B R^T = U S V^T, and so B A = (U S) (V^T Q^T)."""
+    pairs = {}
+    for module, pair in adapter.pairs.items():
+        q, r = np.linalg.qr(pair.lora_A.T.astype(np.float64))  # [I, R], [R, R]
+        u, s, vt = np.linalg.svd(pair.lora_B.astype(np.float64) @ r.T, full_matrices=False)
+        pairs[module] = LoraPair((vt @ q.T).astype(np.float32), (u * s).astype(np.float32))
+    return Adapter(adapter.config, pairs)

@@ -1,0 +1,34 @@
+"""hetlora: factors of several ranks, padded with zeros to the largest, each weighted by the size of its update.
+
+Cho et al., "Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models", 2024 (arXiv:2401.06432): the
+sparsity-weighted mean, with weights ||B_k A_k||_F over the whole adapter, here times those of the run (uniform: the
+paper's). A device gets the first slots of the adapter, as many as it has ranks. The paper's pruning of a device's own rank
+is not part of this: a device trains the rank that its operator gave it.
+
+Not exact. Memory: one adapter, whatever the number of devices.
+"""
+
+from __future__ import annotations
+
+import math
+
+from fedlora.adapter import Adapter
+from fedlora.algebra import inner_product
+
+from fedlora_server.methods.fedavg import MeanFold
+from fedlora_server.methods.method import Fold, Global, Method
+from fedlora_server.weighted_sum import positive
+
+_LEAST_NORM = 1e-12  # so that updates that change nothing have a mean too
+
+
+class HetLora(Method):
+    def fold(self, down: Global, server_round: int) -> Fold:
+        return HetLoraFold(down, "AB")
+
+
+class HetLoraFold(MeanFold):
+    def add(self, adapter: Adapter, weight: float) -> None:
+        products = [adapter.product(module) for module in adapter.pairs]
+        norm = math.sqrt(max(0.0, sum(inner_product(product, product) for product in products)))
+        super().add(adapter, positive(weight) * max(norm, _LEAST_NORM))

@@ -1,0 +1,81 @@
+"""What a method is: a rule by which the updates of a round become the next adapter.
+
+A method is a value without state. What a run carries from round to round is a `Global`; a round is a fold over the sound
+updates of its devices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from fedlora.adapter import Adapter
+from fedlora.lora import LoraConfig
+from fedlora.ranks import joined
+from fedlora.run_config import AggregationConfig
+from fedlora.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Global:
+    """What the rounds make better: the adapter that the devices train, and what stands frozen beside it."""
+
+    adapter: Adapter
+    side: Adapter | None = None
+
+
+class Fold(Protocol):
+    """One round of one method. The order of `add` changes nothing but rounding."""
+
+    def add(self, adapter: Adapter, weight: float) -> None:
+        """Take one device's adapter; nothing of it is kept but what the method must.
+
+        Raises RunError unless `weight` is positive and finite.
+        """
+
+    def result(self) -> Global:
+        """What the round made. The fold is used up. Raises RunError where nothing was added."""
+
+
+class Method:
+    """A rule. One that does not override a default shares it; a reason is empty where the combination is possible."""
+
+    refuses_mixed_ranks: ClassVar[str] = ""
+    refuses_optimizer: ClassVar[str] = ""
+    refuses_robust: ClassVar[str] = ""
+    takes_products: ClassVar[bool] = False  # it commits the best adapter for any mean of products
+    keeps_slots: ClassVar[bool] = True  # slot j of the result stands for what slot j of the adapter before did
+    personal: ClassVar[bool] = False  # a device keeps a factor for itself, and needs a place for it
+    measures_error: ClassVar[bool] = True  # the server knows the products that the devices ended with
+
+    def __init__(self, lora: LoraConfig, settings: AggregationConfig, seed: int) -> None:
+        """`lora` is what devices train. Raises ConfigError where the settings do not suit the method."""
+        self.lora, self.settings, self.seed = lora, settings, seed
+
+    def start(self, first: Adapter) -> Global:
+        """What a run begins with, from a new adapter that changes nothing."""
+        return Global(first)
+
+    def committed(self, state: Global) -> Adapter:
+        """All of it as one adapter: what is published, measured and served."""
+        return state.adapter if state.side is None else joined(state.adapter, state.side)
+
+    def restored(self, committed: Adapter, first: Adapter) -> Global:
+        """What gave this committed adapter; `first` is the one that the run began with."""
+        return Global(committed)
+
+    def down(self, state: Global, server_round: int) -> Global:
+        """What the devices of a round get."""
+        return state
+
+    def task(self, server_round: int) -> Task:
+        """What they train of it, and send back."""
+        return Task()
+
+    def shared_from_seed(self) -> str:
+        """The factors that every device makes itself from the run's seed, and which therefore do not go down."""
+        return ""
+
+    def fold(self, down: Global, server_round: int) -> Fold:
+        """A new round, for what went down."""
+        raise NotImplementedError

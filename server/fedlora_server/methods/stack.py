@@ -1,0 +1,65 @@
+"""stack: the factors of all devices side by side, beside all that was committed before.
+
+Wang et al., "FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank Adaptations", 2024
+(arXiv:2409.05976). There a device merges what comes down into its base; here the base is frozen and quantized, so what was
+committed stands frozen beside a new adapter, which is what the device trains and sends.
+
+Exact while the rank of all of it is at most `aggregation.max_rank`, and where a module has no more; else the sum is cut to
+the best approximation of that rank. (Cut to the run's own rank instead, it lost 40% of every round.)
+
+Memory: the exact mean's.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from fedlora.adapter import Adapter, initial_adapter
+from fedlora.algebra import Product, concatenate, truncated
+from fedlora.lora import LoraConfig
+from fedlora.ranks import with_ranks
+
+from fedlora_server.exact_mean import ExactMean
+from fedlora_server.methods.method import Fold, Global, Method
+from fedlora_server.methods.svd import as_pair
+
+
+class Stack(Method):
+    refuses_optimizer = "the slots of its adapter are others in every round: moments have nothing to belong to; use svd"
+
+    def committed(self, state: Global) -> Adapter:
+        return state.side or state.adapter
+
+    def restored(self, committed: Adapter, first: Adapter) -> Global:
+        return Global(first, committed)
+
+    def down(self, state: Global, server_round: int) -> Global:
+        """A new adapter every round, from the seed, beside all that was committed."""
+        shapes = {module: pair.shape for module, pair in state.adapter.pairs.items()}
+        new = initial_adapter(self.lora, shapes, np.random.default_rng([self.seed, server_round, 1]))
+        return Global(new, state.side)
+
+    def fold(self, down: Global, server_round: int) -> Fold:
+        return StackFold(down, self.lora, self.settings.max_rank)
+
+
+class StackFold:
+    def __init__(self, down: Global, lora: LoraConfig, max_rank: int) -> None:
+        self._down, self._lora, self._max_rank = down, lora, max_rank
+        self._mean = ExactMean()
+
+    def add(self, adapter: Adapter, weight: float) -> None:
+        self._mean.add(adapter, weight)
+
+    def result(self) -> Global:
+        pairs, side = {}, self._down.side
+        for module, mean in self._mean.means().items():
+            total = mean if side is None else concatenate([side.product(module), mean])
+            pairs[module] = as_pair(self._bounded(total), self._lora.scaling_of(module))
+        ranks = {module: pair.rank for module, pair in pairs.items()}
+        return Global(self._down.adapter, Adapter(with_ranks(self._lora, ranks), pairs))
+
+    def _bounded(self, total: Product) -> Product:
+        """`total` with an inner dimension of at most `max_rank`: itself, or the best approximation."""
+        if total.inner <= self._max_rank:
+            return total
+        return truncated(total, min(self._max_rank, total.B.shape[0], total.A.shape[1]))

@@ -1,0 +1,101 @@
+"""What a round commits: all that the run needs to go on after it, in one directory that appears whole or not at all.
+
+adapter/              the adapter, in PEFT's format
+moments.safetensors   the moments of the server's optimizer, float32; only where it has some
+round.json            the round's record, as training left it
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fedlora.adapter import Adapter, LoraPair
+from fedlora.atomic import whole_directory
+from fedlora.errors import AdapterMismatchError, RunError, TensorFileError
+from fedlora.pack import BasePack
+from fedlora.peft import PeftDirectory, read_peft, write_peft
+from fedlora.ranks import with_ranks
+from fedlora.tensor_file import TensorFile, TensorPlan, write_tensor_file
+from numpy.typing import NDArray
+
+from fedlora_server.optimizers import Moments
+from fedlora_server.round_record import RoundRecord
+
+ADAPTER, MOMENTS, RECORD = "adapter", "moments.safetensors", "round.json"
+
+
+def write_round(directory: Path, adapter: Adapter, moments: Moments, record: RoundRecord, base: BasePack) -> None:
+    """Commit a round. Raises OSError or ConfigError, and the directory is then not there."""
+    with whole_directory(directory) as aside:
+        write_peft(
+            aside / ADAPTER, PeftDirectory(adapter=adapter, base_fingerprint=base.fingerprint), base_name=base.source
+        )
+        if moments:
+            _write_moments(aside / MOMENTS, moments)
+        (aside / RECORD).write_text(json.dumps(record.line(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_round(directory: Path, first: Adapter, base: BasePack) -> tuple[Adapter, Moments]:
+    """What a round committed; `first` is the adapter that the run began with. Raises FedloraError where it is damaged."""
+    content = read_peft(directory / ADAPTER)
+    if content.base_fingerprint != base.fingerprint:
+        raise AdapterMismatchError(
+            f"{directory / ADAPTER}: its base is {content.base_fingerprint}, this run's is {base.fingerprint}; "
+            "copy the run again"
+        )
+    path = directory / MOMENTS
+    adapter = _as_committed(content.adapter, first, directory / ADAPTER)
+    return adapter, _read_moments(path, adapter) if path.exists() else {}
+
+
+def _as_committed(adapter: Adapter, first: Adapter, where: Path) -> Adapter:
+    """`adapter` as it was before it was a file: PEFT's format does not keep the order of targets and patterns."""
+    if adapter.pairs.keys() != first.pairs.keys():
+        raise AdapterMismatchError(f"{where}: its modules are not the run's; copy the run again")
+    pairs = {module: adapter.pairs[module] for module in first.pairs}
+    config = with_ranks(first.config, {module: pair.rank for module, pair in pairs.items()})
+    for module, pair in pairs.items():
+        got, expected = adapter.config.scaling_of(module), config.scaling_of(module)
+        if pair.shape != first.pairs[module].shape or not math.isclose(got, expected, rel_tol=1e-12):
+            raise AdapterMismatchError(
+                f"{where}: {module} is {list(pair.shape)}, scaled by {got:g}; expected "
+                f"{list(first.pairs[module].shape)}, scaled by {expected:g}: the adapter was changed; copy the run again"
+            )
+    return Adapter(config, pairs)
+
+
+def _write_moments(path: Path, moments: Moments) -> None:
+    def fill(plan: TensorPlan) -> Iterator[NDArray[Any]]:
+        yield moments[plan.name]
+
+    write_tensor_file(path, [TensorPlan(name=n, dtype="F32", shape=a.shape) for n, a in moments.items()], fill)
+
+
+def _read_moments(path: Path, adapter: Adapter) -> Moments:
+    try:
+        file = TensorFile(path)
+        moments = {name: file.float32(name).copy() for name in file.entries}
+    except TensorFileError as error:
+        raise RunError(str(error)) from None
+    for name, moment in moments.items():
+        _, module, factor = [*name.split(" "), "", ""][:3]
+        if module not in adapter.pairs or not _fits(moment, factor, adapter.pairs[module]):
+            raise RunError(
+                f"{path}: {name} is {list(moment.shape)}; expected finite numbers for a factor of the adapter; "
+                "copy the run again"
+            )
+    return moments
+
+
+def _fits(moment: NDArray[np.float32], factor: str, pair: LoraPair) -> bool:
+    """Finite, as wide as that factor, of at most twice its slots."""
+    wide = {"A": pair.lora_A.shape, "B": pair.lora_B.shape[::-1]}.get(factor)
+    if wide is None or moment.ndim != 2 or not np.isfinite(moment).all():
+        return False
+    slots, width = moment.shape if factor == "A" else moment.shape[::-1]
+    return bool(width == wide[1] and slots <= 2 * wide[0])

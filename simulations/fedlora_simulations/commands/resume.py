@@ -1,0 +1,42 @@
+"""`fedlora resume`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import click
+from fedlora.run_config import changed
+from fedlora_server.resume import check_goes_on
+from fedlora_server.run_directory import last_round, read_config
+from rich.console import Console
+
+from fedlora_simulations.engines import cores
+from fedlora_simulations.report import REPORT
+from fedlora_simulations.simulation import rounds_table, simulate
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--workers", type=click.IntRange(min=1), default=cores, show_default="all cores", help="Devices at a time."
+)
+@click.option(
+    "--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a key that may, e.g. server.rounds=9."
+)
+def resume(run: Path, workers: int, changes: tuple[str, ...]) -> None:
+    """Go on with a simulation that was stopped, or with more rounds; RUN is its directory.
+
+    It ends as one that was never stopped. With the same number of workers as before, 1, to the bit.
+    """
+    run = run.absolute()
+    began = read_config(run)
+    config = dataclasses.replace(changed(began, changes), output=str(run))
+    check_goes_on(began, config, run)
+    config = dataclasses.replace(config, server=dataclasses.replace(config.server, resume=True))
+    console, done, rounds = Console(stderr=True), last_round(run), config.server.rounds
+    state = f"goes on after round {done} of {rounds}" if done < rounds else f"has all of its {rounds} rounds"
+    console.print(f"{run} {state}", soft_wrap=True, highlight=False)
+    simulate(config, "in-process", workers, console)
+    console.print(rounds_table(run))
+    click.echo(run / REPORT)
