@@ -79,6 +79,40 @@ def test_a_device_beyond_the_standard_library_is_refused_with_what_to_do() -> No
         dealt("stdlib", partition(20))
 
 
+def shared_out(devices: int) -> list[DeviceData]:
+    return [dealt("stdlib", {"partition-id": device, "num-partitions": devices}) for device in range(devices)]
+
+
+@pytest.mark.parametrize("devices", [21, 50, 100])
+def test_with_more_devices_than_packages_the_files_of_the_largest_are_shared_out(devices: int) -> None:
+    data = shared_out(devices)
+    names = [device.name for device in data]
+    assert names[:20] == list(HELD_OUT)
+    assert len(set(names)) == devices
+    assert all(device.train_bytes > 1500 and device.held_out for device in data)
+    for package in HELD_OUT:
+        parts = [device for device in data if device.name == package or device.name.startswith(f"{package}-")]
+        assert [part.name for part in parts[1:]] == [f"{package}-{number}" for number in range(2, len(parts) + 1)]
+        whole = dealt("stdlib", partition(HELD_OUT.index(package)))
+        assert sorted(text_of(text) for part in parts for text in part.train) == sorted(map(text_of, whole.train)), (
+            "each file on one device"
+        )
+        assert sorted(text_of(text) for part in parts for text in part.held_out) == sorted(map(text_of, whole.held_out))
+
+
+def test_fifty_devices_with_a_part_of_the_standard_library_differ_less_than_packages_do() -> None:
+    packages, parts = ([device.train_bytes for device in shared_out(devices)] for devices in (20, 50))
+    assert max(parts) / min(parts) < max(packages) / min(packages)
+
+
+def test_more_devices_than_the_standard_library_has_files_for_are_refused_with_how_many_it_has() -> None:
+    with pytest.raises(DataError, match=r"simulation\.devices is 5000; .* have text for (\d+): lower it") as refusal:
+        dealt("stdlib", {"partition-id": 0, "num-partitions": 5000})
+    most = int(str(refusal.value).rsplit(" ", 3)[1].rstrip(":"))
+    assert most >= 100
+    assert all(device.train_bytes > 1500 and device.held_out for device in shared_out(most))
+
+
 def test_no_text_of_a_device_is_among_the_documents_that_the_base_was_trained_on() -> None:
     root = stdlib_directory()
     files = {file for package in HELD_OUT for file in package_files(package)}

@@ -1,0 +1,76 @@
+"""Which runs a study has, in which order, and which learning rate each row gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from fedlora_simulations.study.definition import Run, Study
+from fedlora_simulations.study.results import Results
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The learning rate with the least final loss."""
+
+    lr: float
+    edge: Literal["", "lowest", "highest"] = ""  # of the grid: a better one may lie beyond
+
+
+def tuning_runs(study: Study) -> list[Run]:
+    """Every row with every learning rate, on the setting and seed of the tuning."""
+    tuning = study.tuning
+    return [study.run(row, tuning.setting, tuning.seed, lr) for row in study.rows for lr in tuning.lr]
+
+
+def cell_runs(study: Study, choices: Mapping[str, Choice]) -> list[Run]:
+    """The runs of the table, seed by seed, so that there is a whole table early; a row without a choice has none."""
+    runs = [
+        study.run(row, setting, seed, choices[row].lr)
+        for seed in study.seeds
+        for setting in study.settings
+        for row in study.rows
+        if row in choices
+    ]
+    return _once(runs)
+
+
+def choose(study: Study, results: Results) -> dict[str, Choice]:
+    """{row: its learning rate}, of those of its tuning runs that did not fail."""
+    choices = {}
+    for row in study.rows:
+        losses = {lr: loss for lr, loss in tuning_losses(study, row, results).items() if loss is not None}
+        if losses:
+            best, lr = min(losses, key=lambda lr: (losses[lr], lr)), study.tuning.lr
+            choices[row] = Choice(best, _edge(best, lr))
+    return choices
+
+
+def tuning_losses(study: Study, row: str, results: Results) -> dict[float, float | None]:
+    """{learning rate: final loss}, None where there is none: not yet run, or failed."""
+    tuning, losses = study.tuning, {}
+    for lr in tuning.lr:
+        result = results.done(study.run(row, tuning.setting, tuning.seed, lr).digest)
+        losses[lr] = result.loss if result else None
+    return losses
+
+
+def all_runs(study: Study, results: Results) -> list[Run]:
+    """The tuning runs and the cells; rows that are not tuned yet stand with some learning rate, for counting."""
+    anyhow = {row: Choice(study.tuning.lr[0]) for row in study.rows}
+    return _once([*tuning_runs(study), *cell_runs(study, anyhow | choose(study, results))])
+
+
+def _edge(lr: float, grid: tuple[float, ...]) -> Literal["", "lowest", "highest"]:
+    if len(grid) == 1:
+        return ""
+    return "lowest" if lr == grid[0] else "highest" if lr == grid[-1] else ""
+
+
+def _once(runs: Iterable[Run]) -> list[Run]:
+    """Of runs that are the same, the first: the pooled run is that of every setting with the same devices."""
+    found: dict[str, Run] = {}
+    for run in runs:
+        found.setdefault(run.digest, run)
+    return list(found.values())

@@ -1,0 +1,48 @@
+"""What one training on the text of all devices together reaches: the centralised run that a federation is held against."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from statistics import fmean
+
+import numpy as np
+import torch
+from fedlora.adapter import Adapter
+from fedlora.run_config import RunConfig
+from fedlora_client.device import Device
+from fedlora_client.trainer import train
+from fedlora_client.windows import Windows
+
+from fedlora_simulations.nodes import node_configs
+
+
+def pooled_loss(config: RunConfig, workers: int) -> float:
+    """The held-out loss of the pooled training, in nats per token: the mean over the devices, each on its own text.
+
+    It trains from the run's initial adapter for as many steps as a device in all rounds together, each on a batch as large
+    as those of all devices together, drawn from all windows alike. It is one training: the state of AdamW lives on.
+    """
+    devices = [Device(config, node) for node in node_configs(config)]
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(workers,)) as pool:
+        adapter = pool.submit(_trained, config, devices).result()
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return fmean(loss for loss, _ in pool.map(lambda device: device.evaluate(adapter), devices))
+
+
+def _trained(config: RunConfig, devices: Sequence[Device]) -> Adapter:
+    steps, batch_size = config.train.steps * config.server.rounds, config.train.batch_size * len(devices)
+    settings = dataclasses.replace(config.train, steps=steps, batch_size=batch_size)
+    windows = _all([device.train_windows() for device in devices])
+    decoder = devices[0].decoder
+    generator = np.random.default_rng([config.seed, 1])
+    return train(decoder, config.first_adapter(decoder.shape), windows, settings, generator).adapter
+
+
+def _all(parts: Sequence[Windows]) -> Windows:
+    """The windows of all devices, one after another."""
+    inputs, targets, starts = (
+        torch.cat(tensors) for tensors in zip(*((p.inputs, p.targets, p.starts) for p in parts), strict=True)
+    )
+    return Windows(inputs, targets, starts, examples=sum(part.examples for part in parts))

@@ -1,0 +1,78 @@
+"""What the runs of a study gave: one JSON line each, in DIR/results.jsonl."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedlora.errors import ConfigError
+
+RESULTS = "results.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One finished run."""
+
+    digest: str
+    row: str
+    setting: str
+    seed: int
+    lr: float
+    failure: str = ""  # why there are no numbers
+    loss: float | None = None  # held-out, nats per token: after the last round, the mean over the devices
+    base_loss: float | None = None  # before the first
+    bytes_down: float | None = None  # of a device's training message, the mean over devices and rounds
+    bytes_up: float | None = None
+    aggregation_error: float | None = None  # the mean over the rounds
+    server_s: float | None = None  # of checking, folding and committing, the mean over the rounds
+    excluded: dict[str, int] = field(default_factory=dict)  # answers that were refused or did not come, by reason
+    seconds: float = 0.0  # that the run took
+    machine: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+class Results:
+    """The results of one study; the last line of a run counts."""
+
+    def __init__(self, directory: Path) -> None:
+        """Read what there is. Raises ConfigError for a file that holds something else."""
+        self.path = directory / RESULTS
+        self._results: dict[str, Result] = {}
+        self._sound_bytes = 0  # a run that was killed while it wrote leaves half a line
+        content = self.path.read_bytes() if self.path.exists() else b""
+        for number, line in enumerate(content.splitlines(keepends=True), 1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                result = Result(**json.loads(line))
+            except (ValueError, TypeError) as error:
+                raise ConfigError(
+                    f"{self.path}: line {number}: not a result of a study: {error}; remove it, or name another directory"
+                ) from None
+            self._results[result.digest] = result
+            self._sound_bytes += len(line)
+
+    def get(self, digest: str) -> Result | None:
+        """What a run gave, be it a failure."""
+        return self._results.get(digest)
+
+    def done(self, digest: str) -> Result | None:
+        """What a run gave that did not fail."""
+        result = self._results.get(digest)
+        return None if result is None or result.failure else result
+
+    def add(self, result: Result) -> None:
+        """Append one line, and be sure that the disk has it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps(asdict(result), allow_nan=False).encode() + b"\n"
+        with self.path.open("ab") as file:
+            file.truncate(self._sound_bytes)
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        self._sound_bytes += len(line)
+        self._results[result.digest] = result

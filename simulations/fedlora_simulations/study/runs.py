@@ -1,0 +1,165 @@
+"""Run what is missing of a study."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import platform
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from fedlora.errors import FedloraError, RunError
+from fedlora.run_config import RunConfig
+from fedlora_server.run_directory import read_metrics
+from flwr.app import Message
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fedlora_simulations.engines import cores, run_in_process
+from fedlora_simulations.simulation import check_devices, settled, warnings_above
+from fedlora_simulations.study.definition import Run, Study
+from fedlora_simulations.study.plan import all_runs, cell_runs, choose, tuning_runs
+from fedlora_simulations.study.pooled import pooled_loss
+from fedlora_simulations.study.results import Result, Results
+
+log = logging.getLogger("fedlora.simulations")
+
+Measure = Callable[[Run, int], Result]
+
+
+def run_study(study: Study, results: Results, workers: int, console: Console) -> None:
+    """Run what `results` lacks, the tuning first, and add it there. A run that failed before is tried once more.
+
+    Raises DataError for a device without text, before the first run.
+    """
+    for run in {run.setting: run for run in all_runs(study, results)}.values():
+        check_devices(run.located())
+    with _showing(console) as progress, warnings_above(progress):
+        StudyRunner(study, results, workers, progress).run()
+
+
+class StudyRunner:
+    """One call's pass over a study."""
+
+    def __init__(
+        self, study: Study, results: Results, workers: int, progress: Progress, measure: Measure | None = None
+    ) -> None:
+        self._study, self._results, self._workers, self._progress = study, results, workers, progress
+        self._measure = measure or measured
+        self._task: TaskID = progress.add_task(study.name, now="")
+
+    def run(self) -> None:
+        """The tuning, then the cells."""
+        self._tell("")
+        self._run_missing(tuning_runs(self._study))
+        self._run_missing(cell_runs(self._study, choose(self._study, self._results)))
+        self._tell("")
+
+    def _run_missing(self, runs: Sequence[Run]) -> None:
+        for run in runs:
+            if self._results.done(run.digest):
+                continue
+            config = run.config
+            self._tell(f"{run.row}, {run.setting}, seed {config.seed}, lr {config.train.lr:g}")
+            began = time.monotonic()
+            try:
+                result = self._measure(run, self._workers)
+            except FedloraError as error:
+                result = failed(run, str(error))
+            except Exception as error:  # a fault in one method is no reason to lose the others' night
+                log.exception("%s, %s, seed %d failed", run.row, run.setting, config.seed)
+                result = failed(run, repr(error))
+            if result.failure:
+                log.warning("%s, %s, seed %d failed: %s", run.row, run.setting, config.seed, result.failure)
+            self._results.add(dataclasses.replace(result, seconds=time.monotonic() - began))
+
+    def _tell(self, now: str) -> None:
+        """The bar counts windows that are trained on, by which time goes; the text counts runs."""
+        runs = all_runs(self._study, self._results)
+        over = [run for run in runs if self._results.get(run.digest)]
+        self._progress.update(
+            self._task, total=sum(run.windows for run in runs), completed=sum(run.windows for run in over),
+            description=f"{len(over)} of {len(runs)} runs", now=now,
+        )  # fmt: skip
+
+
+def measured(run: Run, workers: int) -> Result:
+    """Run it, and keep the numbers only. Raises FedloraError."""
+    config = settled(run.located())
+    result = _result(run, config)
+    if run.is_pooled:
+        return dataclasses.replace(result, loss=pooled_loss(config, workers))
+    asked, bytes_down = 0, 0
+
+    def pushed(message: Message) -> None:
+        nonlocal asked, bytes_down
+        if message.metadata.message_type == "train":
+            asked += 1
+            bytes_down += len(message.content.array_records["update"]["update"].data)
+
+    with tempfile.TemporaryDirectory(prefix="fedlora-study-") as folder:
+        output = Path(folder, "run")
+        run_in_process(
+            dataclasses.replace(config, output=str(output)),
+            workers=workers,
+            on_push=pushed,
+            on_done=lambda message: None,
+        )
+        records = read_metrics(output)
+    rounds, excluded = records[1:], Counter[str]()
+    for record in rounds:
+        excluded.update(record["excluded"])
+    errors = [record["aggregation_error"] for record in rounds if record["aggregation_error"] is not None]
+    return dataclasses.replace(
+        result,
+        base_loss=_mean_loss(records[0], config),
+        loss=_mean_loss(records[-1], config),
+        bytes_down=bytes_down / asked,
+        bytes_up=sum(record["bytes_up"] for record in rounds) / asked,
+        aggregation_error=fmean(errors) if errors else None,
+        server_s=fmean(record["server_s"] for record in rounds),
+        excluded=dict(excluded),
+    )
+
+
+def failed(run: Run, reason: str) -> Result:
+    return dataclasses.replace(_result(run, run.config), failure=reason or "no reason given")
+
+
+def _result(run: Run, config: RunConfig) -> Result:
+    flat: dict[str, Any] = dict(run.config.flat()) | {
+        key: value for key, value in config.flat().items() if key in ("train.compute", "train.kernels", "train.device")
+    }
+    return Result(
+        digest=run.digest, row=run.row, setting=run.setting, seed=config.seed, lr=config.train.lr, machine=_machine(),
+        config=flat,
+    )  # fmt: skip
+
+
+def _mean_loss(record: dict[str, Any], config: RunConfig) -> float:
+    """Unweighted, over all devices: a mean over some is another number. Raises RunError for it."""
+    losses, devices = record["loss"].values(), config.simulation.devices
+    if len(losses) < devices:
+        raise RunError(f"round {record['round']}: {len(losses)} of {devices} devices were measured")
+    return fmean(losses)
+
+
+def _machine() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{next(names, platform.machine())}, {cores()} cores"
+
+
+def _showing(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn(),
+        TextColumn("{task.fields[now]}"), console=console, speed_estimate_period=900,
+    )  # fmt: skip

@@ -1,0 +1,159 @@
+"""The tables of a study: on the console, and in DIR/table.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from math import isnan
+from pathlib import Path
+
+from fedlora.atomic import write_text
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from fedlora_simulations.study.definition import POOLED, Study
+from fedlora_simulations.study.numbers import Line, lines
+from fedlora_simulations.study.plan import all_runs, choose, tuning_losses
+from fedlora_simulations.study.plot import PLOT
+from fedlora_simulations.study.results import Results
+
+TABLE = "table.md"
+
+_Column = tuple[str, Callable[[Line], float], str, bool]  # heading, value, format, whether less is better
+_COLUMNS: tuple[_Column, ...] = (
+    ("loss", lambda line: line.loss, ".3f", True),
+    ("above pooled", lambda line: line.above_pooled, ".3f", True),
+    ("below base", lambda line: line.below_base, ".3f", False),
+    ("kB down", lambda line: line.kb_down, ".1f", True),
+    ("kB up", lambda line: line.kb_up, ".1f", True),
+    ("error", lambda line: line.aggregation_error, ".1%", True),
+    ("server s", lambda line: line.server_s, ".3f", True),
+)
+
+_LEGEND = """\
+Loss: nats per token after the last round, the unweighted mean over all devices, each on its own held-out text; mean and
+sample standard deviation over the seeds. Pooled: one training on the text of all devices together, for as many steps as
+a device takes in all rounds, each on a batch as large as those of all devices together (so with every device in every
+round, whatever the setting), with one AdamW all along. kB: of one device's training message, the mean over devices and
+rounds; messages that only measure are not counted. Error: the distance of what the server commits from the weighted
+mean of the products B A, relative to that mean, averaged over the rounds; empty where the server cannot know it, and
+with an optimizer of the server it holds the step that this one takes on purpose. Server s: checking, folding and
+committing, per round, on the cores on which the devices train meanwhile. The best method of each column is bold."""
+
+
+def console_tables(study: Study, results: Results) -> list[Table]:
+    """A table per setting, and that of the learning rates."""
+    tables = []
+    for setting in study.settings:
+        found = lines(study, results, setting)
+        table = Table(title=setting, title_justify="left", box=box.SIMPLE_HEAD)
+        table.add_column("")
+        for heading, *_ in _COLUMNS:
+            table.add_column(heading, justify="right", no_wrap=True)
+        for name, cells in _rows(found):
+            table.add_row(name, *(Text(text, style="bold green" if is_best else "") for text, is_best in cells))
+        table.caption = "\n".join(_remarks(found)) or None
+        table.caption_justify = "left"
+        tables.append(table)
+    return [*tables, _console_rates(study, results)]
+
+
+def write_table(study: Study, results: Results, directory: Path) -> Path:
+    """Write DIR/table.md and return its path."""
+    parts = [f"# {study.name}", _LEGEND, f"![Final losses]({PLOT})"]
+    for setting in study.settings:
+        found = lines(study, results, setting)
+        rows = [
+            [name, *(f"**{text}**" if is_best else text for text, is_best in cells)] for name, cells in _rows(found)
+        ]
+        parts += [f"## {setting}", _markdown(["", *(heading for heading, *_ in _COLUMNS)], rows)]
+        if remarks := _remarks(found):
+            parts.append("\n".join(f"- {remark}" for remark in remarks))
+    parts += ["## Learning rates", _rates_sentence(study), _markdown(*_rates(study, results))]
+    parts += ["## Configuration", "\n".join(f"- {item}" for item in _configuration(study, results))]
+    write_text(directory / TABLE, "\n\n".join(parts) + "\n")
+    return directory / TABLE
+
+
+def _rows(found: Sequence[Line]) -> list[tuple[str, list[tuple[str, bool]]]]:
+    """(name, [(text, whether it is the best of the methods)]) of each line."""
+    result = []
+    for line in found:
+        cells = []
+        for number, (_, value_of, form, is_less_better) in enumerate(_COLUMNS):
+            text = _text(value_of(line), form)
+            values = [value_of(other) for other in found if other.is_method and not isnan(value_of(other))]
+            best = _text((min if is_less_better else max)(values), form) if values else ""
+            is_best = line.is_method and text == best != ""
+            if number == 0 and not isnan(line.deviation):
+                text += f" ± {line.deviation:.3f}"
+            cells.append((text, is_best))
+        result.append((line.name, cells))
+    return result
+
+
+def _text(value: float, form: str) -> str:
+    return "" if isnan(value) else format(value, form)
+
+
+def _remarks(found: Sequence[Line]) -> list[str]:
+    return [f"{line.name}: {remark}" for line in found for remark in line.remarks]
+
+
+def _rates(study: Study, results: Results) -> tuple[list[str], list[list[str]]]:
+    """(headings, rows) of the losses by learning rate, that of the choice bold."""
+    choices, rows = choose(study, results), []
+    for row in study.rows:
+        choice, cells = choices.get(row), [row]
+        for lr, loss in tuning_losses(study, row, results).items():
+            text = "" if loss is None else f"{loss:.3f}"
+            cells.append(f"**{text}**" if choice and choice.lr == lr else text)
+        rows.append([*cells, f"at the {choice.edge} of the grid" if choice and choice.edge else ""])
+    return ["", *(f"{lr:g}" for lr in study.tuning.lr), ""], rows
+
+
+def _console_rates(study: Study, results: Results) -> Table:
+    headings, rows = _rates(study, results)
+    table = Table(title="learning rates", title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading else "left")
+    for row in rows:
+        table.add_row(*(Text(cell.strip("*"), style="bold green" if cell.startswith("**") else "") for cell in row))
+    return table
+
+
+def _rates_sentence(study: Study) -> str:
+    tuning = study.tuning
+    return (
+        f"Final held-out loss by `train.lr` on the setting '{tuning.setting}' with seed {tuning.seed}; the best is used in "
+        "all settings and with all seeds."
+    )
+
+
+def _configuration(study: Study, results: Results) -> list[str]:
+    """What was run, and on what."""
+    found = [result for run in all_runs(study, results) if (result := results.get(run.digest))]
+    items = [f"all runs: {_keys(study.scenario)}"]
+    items += [f"{setting}: {_keys(changes)}" for setting, changes in study.settings.items()]
+    items += [f"{row}: {_keys(changes)}" for row, changes in study.methods.items() if changes != {"server.method": row}]
+    items.append(f"seeds: {', '.join(map(str, study.seeds))}")
+    for result in found:
+        if result.row != POOLED:
+            how = ", ".join(f"{key} {result.config[f'train.{key}']}" for key in ("compute", "kernels", "device"))
+            items.append(f"computed with: {how}")
+            break
+    for machine in sorted({result.machine for result in found}):
+        seconds = sum(result.seconds for result in found if result.machine == machine)
+        items.append(f"machine: {machine}, {seconds / 60:.0f} minutes for {len(found)} runs")
+    return items
+
+
+def _keys(changes: Mapping[str, object]) -> str:
+    return ", ".join(f"`{key} = {value}`" for key, value in changes.items())
+
+
+def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    marks = ["---", *(["--:"] * (len(headings) - 1))]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in [headings, marks, *rows]
+    )
