@@ -48,6 +48,11 @@ class Codec:
             offset += count * self.dtype.itemsize
         return arrays
 
+    def largest(self, payload: memoryview) -> float:
+        """The largest magnitude in a payload; NaN where one of its numbers is none."""
+        numbers = np.frombuffer(payload, self.dtype)
+        return max(float(numbers.max()), -float(numbers.min())) if numbers.size else 0.0
+
 
 CODECS: Mapping[str, Codec] = MappingProxyType(
     {codec.name: codec for codec in (Codec("f32", np.dtype("<f4")), Codec("f16", np.dtype("<f2")))}

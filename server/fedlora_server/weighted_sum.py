@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 
-_BLOCK = 1 << 16  # numbers at a time: what is scaled is added while it is in the cache
-
 
 class FactorMean:
     """sum_k w_k A_k / sum_k w_k, and that of B: one sum in float32, and no copy of an update.
@@ -32,7 +30,7 @@ class FactorMean:
             module: {factor: np.zeros_like(array) for factor, array in _factors(pair).items() if factor in factors}
             for module, pair in like.pairs.items()
         }
-        self._scratch = np.empty(_BLOCK, np.float32)
+        self._scratch: dict[tuple[int, ...], Array] = {}  # by the shape of a factor
         self.weight = 0.0
 
     def add(self, adapter: Adapter, weight: float, times: Mapping[str, float] | None = None) -> None:
@@ -59,12 +57,11 @@ class FactorMean:
 
     def _add(self, total: Array, array: Array, scale: np.float32) -> None:
         """total += scale * array"""
-        rows = max(1, _BLOCK // array.shape[1])
-        for start in range(0, len(array), rows):
-            part = array[start : start + rows]
-            scaled = self._scratch[: part.size].reshape(part.shape) if part.size <= _BLOCK else np.empty_like(part)
-            np.multiply(part, scale, out=scaled)
-            total[start : start + rows] += scaled
+        scratch = self._scratch.get(array.shape)
+        if scratch is None:
+            scratch = self._scratch[array.shape] = np.empty(array.shape, np.float32)
+        np.multiply(array, scale, out=scratch)
+        total += scratch
 
 
 def positive(weight: float) -> float:

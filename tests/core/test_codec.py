@@ -78,3 +78,18 @@ def test_decoded_arrays_own_their_memory(codec: str) -> None:
     payload[:] = bytes(len(payload))
     assert (back == 1).all()
     back[0] = 2
+
+
+@ALL
+@pytest.mark.parametrize(
+    ("values", "expected"), [([1, -3, 2], 3), ([4, -3], 4), ([], 0), ([1, np.inf], np.inf), ([-np.inf], np.inf)]
+)
+def test_the_largest_magnitude_of_a_payload_is_told(codec: str, values: list[float], expected: float) -> None:
+    payload = CODECS[codec].encode([np.array(values, np.float32)])
+    assert CODECS[codec].largest(memoryview(payload)) == expected
+
+
+@ALL
+def test_a_payload_with_a_nan_has_none_that_is_largest(codec: str) -> None:
+    for values in ([np.nan, 1], [1, np.nan], [np.nan, np.inf]):
+        assert np.isnan(CODECS[codec].largest(memoryview(CODECS[codec].encode([np.array(values, np.float32)]))))

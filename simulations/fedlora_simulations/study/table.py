@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import isnan
+from math import inf, isnan, nan
 from pathlib import Path
+from statistics import fmean
 
 from fedlora.atomic import write_text
 from rich import box
@@ -12,12 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from fedlora_simulations.study.definition import POOLED, Study
-from fedlora_simulations.study.numbers import Line, lines
+from fedlora_simulations.study.numbers import BASE, Line, lines
 from fedlora_simulations.study.plan import all_runs, choose, tuning_losses
 from fedlora_simulations.study.plot import PLOT
 from fedlora_simulations.study.results import Results
 
 TABLE = "table.md"
+
+_OVERVIEW = "The losses of all settings, the methods in the order of their mean distance from the pooled runs."
 
 _Column = tuple[str, Callable[[Line], float], str, bool]  # heading, value, format, whether less is better
 _COLUMNS: tuple[_Column, ...] = (
@@ -42,8 +45,8 @@ committing, per round, on the cores on which the devices train meanwhile. The be
 
 
 def console_tables(study: Study, results: Results) -> list[Table]:
-    """A table per setting, and that of the learning rates."""
-    tables = []
+    """One of all settings, one per setting, and that of the learning rates."""
+    tables = [_on_console("all settings", *_overview(study, results))]
     for setting in study.settings:
         found = lines(study, results, setting)
         table = Table(title=setting, title_justify="left", box=box.SIMPLE_HEAD)
@@ -55,12 +58,13 @@ def console_tables(study: Study, results: Results) -> list[Table]:
         table.caption = "\n".join(_remarks(found)) or None
         table.caption_justify = "left"
         tables.append(table)
-    return [*tables, _console_rates(study, results)]
+    return [*tables, _on_console("learning rates", *_rates(study, results))]
 
 
 def write_table(study: Study, results: Results, directory: Path) -> Path:
     """Write DIR/table.md and return its path."""
     parts = [f"# {study.name}", _LEGEND, f"![Final losses]({PLOT})"]
+    parts += ["## All settings", _OVERVIEW, _markdown(*_overview(study, results))]
     for setting in study.settings:
         found = lines(study, results, setting)
         rows = [
@@ -73,6 +77,26 @@ def write_table(study: Study, results: Results, directory: Path) -> Path:
     parts += ["## Configuration", "\n".join(f"- {item}" for item in _configuration(study, results))]
     write_text(directory / TABLE, "\n\n".join(parts) + "\n")
     return directory / TABLE
+
+
+def _overview(study: Study, results: Results) -> tuple[list[str], list[list[str]]]:
+    """(headings, rows) of the losses by setting, the best method of each bold; the least mean of them first."""
+    columns = {setting: {line.name: line for line in lines(study, results, setting)} for setting in study.settings}
+    found = {name: [column[name] for column in columns.values()] for name in (BASE, *study.rows)}
+    best = [
+        min((found[row][number].loss for row in study.methods if not isnan(found[row][number].loss)), default=nan)
+        for number in range(len(columns))
+    ]
+    means = {name: fmean(line.above_pooled for line in mine) for name, mine in found.items()}
+    rows = []
+    for name in sorted(found, key=lambda name: -inf if name == POOLED else inf if isnan(means[name]) else means[name]):
+        cells = []
+        for line, least in zip(found[name], best, strict=True):
+            text = _text(line.loss, ".3f")
+            text += "" if isnan(line.deviation) else f" ± {line.deviation:.3f}"
+            cells.append(f"**{text}**" if line.is_method and line.loss == least else text)
+        rows.append([name, *cells, _text(means[name], ".3f")])
+    return ["", *study.settings, "above pooled, mean"], rows
 
 
 def _rows(found: Sequence[Line]) -> list[tuple[str, list[tuple[str, bool]]]]:
@@ -112,9 +136,8 @@ def _rates(study: Study, results: Results) -> tuple[list[str], list[list[str]]]:
     return ["", *(f"{lr:g}" for lr in study.tuning.lr), ""], rows
 
 
-def _console_rates(study: Study, results: Results) -> Table:
-    headings, rows = _rates(study, results)
-    table = Table(title="learning rates", title_justify="left", box=box.SIMPLE_HEAD)
+def _on_console(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for heading in headings:
         table.add_column(heading, justify="right" if heading else "left")
     for row in rows:
