@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from fedlora.lora import MAX_RANK
 from fedlora.run_sections import require
 
 Weights = Literal["examples", "uniform"]
@@ -36,10 +37,11 @@ class AggregationConfig:
             got, known = getattr(self, name), get_args(kind)
             require(got in known, f"aggregation.{name} must be one of {', '.join(known)}", got)
         require(self.min_rank >= 0, "aggregation.min_rank must be 0 (none) or more", self.min_rank)
-        require(self.max_rank >= 1, "aggregation.max_rank must be at least 1", self.max_rank)
-        for name in ("lorafair_lambda", "lr", "tau", "norm_bound"):
+        require(1 <= self.max_rank <= MAX_RANK, f"aggregation.max_rank must be from 1 to {MAX_RANK}", self.max_rank)
+        require(1 <= self.norm_bound < math.inf, "aggregation.norm_bound must be at least 1", self.norm_bound)
+        for name in ("lorafair_lambda", "lr", "tau"):
             got = getattr(self, name)
-            require(0 < got < math.inf, f"aggregation.{name} must be positive", got)
+            require(0 < got < math.inf, f"aggregation.{name} must be positive and finite", got)
         for name in ("beta1", "beta2"):
-            require(0 <= getattr(self, name) < 1, f"aggregation.{name} must be from 0 to 1", getattr(self, name))
+            require(0 <= getattr(self, name) < 1, f"aggregation.{name} must be from 0 to below 1", getattr(self, name))
         require(0 <= self.byzantine_share < 0.5, "aggregation.byzantine_share must be below 0.5", self.byzantine_share)

@@ -29,10 +29,10 @@ class LoraConfig:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for where, rank in {"rank": self.rank, **self.rank_pattern}.items():
+        for where, rank in [("rank", self.rank), *self.rank_pattern.items()]:
             if type(rank) is not int or not 1 <= rank <= MAX_RANK:
                 raise ConfigError(f"{where}: a rank must be an integer from 1 to {MAX_RANK}, got {rank!r}")
-        for where, alpha in {"alpha": self.alpha, **self.alpha_pattern}.items():
+        for where, alpha in [("alpha", self.alpha), *self.alpha_pattern.items()]:
             if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= MAX_ALPHA:
                 raise ConfigError(
                     f"{where}: an alpha must be a positive number, got {alpha!r:.40}; at most {MAX_ALPHA:g}"

@@ -98,9 +98,12 @@ def _by_gram_of_factors(B: Matrix, A: Matrix, rank: int) -> Triplets:
     """From B^T B and A A^T [K, K] in float64.
 
     With A A^T = L L^T, the eigenvectors of L^T B^T B L give the leading left directions, W = B C. The rest is computed
-    from W^T B A, not from L^-1: factors without full rank do no harm, nor does what is added to make L exist.
+    from W^T B A, not from L^-1: factors without full rank do no harm, nor does what is added to make L exist. For that,
+    each row of A has length 1, and its column of B takes the rest.
     """
-    wide_b, wide_a = B.astype(np.float64), A.astype(np.float64)
+    lengths = np.linalg.norm(A.astype(np.float64), axis=1)
+    lengths[lengths == 0] = 1
+    wide_b, wide_a = B * lengths, A / lengths[:, None]
     gram_b, gram_a = wide_b.T @ wide_b, wide_a @ wide_a.T
     inner = len(gram_a)
     shift = 2 * inner * np.finfo(np.float64).eps * np.trace(gram_a) + np.finfo(np.float64).tiny
@@ -109,7 +112,8 @@ def _by_gram_of_factors(B: Matrix, A: Matrix, rank: int) -> Triplets:
     C = lower @ (u / s)  # [K, R]
     D = gram_b @ C  # B^T W
     s, turn = _leading_roots(D.T @ gram_a @ D, rank, _ROUNDING_OF_FACTORS)
-    return Triplets(B @ (C @ turn).astype(B.dtype), s, (D @ (turn / s)).T.astype(A.dtype) @ A)
+    left, right = (C @ turn) * lengths[:, None], (D @ (turn / s)) / lengths[:, None]
+    return Triplets(B @ left.astype(B.dtype), s, right.T.astype(A.dtype) @ A)
 
 
 def _leading_roots(

@@ -87,12 +87,15 @@ class RunConfig:
 def changed(config: RunConfig, changes: Iterable[str], where: str = "--set") -> RunConfig:
     """`config` with some keys changed, each given as KEY=VALUE with a value as in TOML; a word needs no quotes."""
     values: dict[str, Any] = dict(config.flat())
+    known = dict(_leaves(config))
     for change in changes:
         key, separator, text = change.partition("=")
         if not separator:
             raise ConfigError(f"{where} {change}: expected KEY=VALUE")
         try:
-            values[key] = tomllib.loads(f"value = {text}")["value"]
+            value = tomllib.loads(f"value = {text}")["value"]
+            is_a_word = isinstance(known.get(key), tuple) and not isinstance(value, list | str)
+            values[key] = text.strip() if is_a_word else value  # a list of one, as in simulation.ranks=4
         except tomllib.TOMLDecodeError:
             values[key] = text
     return RunConfig.from_flat(values, where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, field
 
@@ -9,14 +10,16 @@ import numpy as np
 from fedlora.adapter import Adapter
 from fedlora.algebra import inner_product
 from fedlora.errors import ConfigError
-from fedlora.run_config import RunConfig
+from fedlora.run_config import AggregationConfig, RunConfig
 from fedlora.task import Factors
 
-from fedlora_server.error_sketch import ErrorSketch
+from fedlora_server.error_sketch import ErrorSketch, SketchedFold
 from fedlora_server.methods import find_method
 from fedlora_server.methods.method import Fold, Global, Method
 from fedlora_server.optimizers import Moments, optimized
 from fedlora_server.robust_fold import MedianFold, WeighingFold
+
+log = logging.getLogger("fedlora.server")
 
 _SKETCH = 2  # which of a round's random numbers: 0 and 1 are the first adapter's and the sampling's
 
@@ -40,6 +43,7 @@ class Aggregation:
         for key, wanted, refusal in (
             ("min_rank", settings.min_rank, self.method.refuses_mixed_ranks),
             ("optimizer", settings.optimizer != "none", self.method.refuses_optimizer),
+            ("optimizer", settings.optimizer in ("fedadam", "fedyogi"), self.method.refuses_adaptive),
             ("robust", settings.robust != "none", self.method.refuses_robust),
         ):
             if wanted and refusal:
@@ -48,10 +52,18 @@ class Aggregation:
                 )
         if settings.min_rank > config.lora.rank:
             raise ConfigError(f"aggregation.min_rank is {settings.min_rank}, above lora.rank, {config.lora.rank}")
+        if settings.robust != "none" and (settings.min_rank or settings.weights != "uniform"):
+            key, value = ("min_rank", 0) if settings.min_rank else ("weights", "uniform")
+            raise ConfigError(
+                f"aggregation.robust is {settings.robust}, aggregation.{key} {getattr(settings, key)}: a robust rule "
+                f"compares whole updates of devices that count alike; set aggregation.{key} to {value}"
+            )
         if settings.robust == "median" and not self.method.takes_products:
             raise ConfigError(
                 f"aggregation.robust is median, which takes the place of a mean of products: {name} has none; use svd"
             )
+        for key in unused(name, settings):
+            log.warning("aggregation.%s is %s, and nothing in this run uses it", key, getattr(settings, key))
 
     @property
     def factors_down(self) -> Factors:
@@ -82,16 +94,16 @@ class Round:
         self._method, self._settings, self._state = method, config.aggregation, state
         self.down = method.down(state.now, server_round)
         self.task = method.task(server_round)
-        self._fold = self._robust(method.fold(self.down, server_round))
         generator = np.random.default_rng([config.seed, server_round, _SKETCH])
-        self._sketch = ErrorSketch(self.down.adapter, generator) if method.measures_error else None
+        has_error = method.measures_error and self._settings.robust != "median"  # a median is no mean
+        self._sketch = ErrorSketch(self.down.adapter, generator) if has_error else None
+        fold = method.fold(self.down, server_round)
+        self._fold = self._robust(SketchedFold(fold, self._sketch) if self._sketch else fold)
 
     def add(self, adapter: Adapter, num_examples: int) -> None:
         """Take one device's sound adapter, and let it go."""
         weight = num_examples if self._settings.weights == "examples" else 1
         self._fold.add(adapter, weight)
-        if self._sketch:
-            self._sketch.add(adapter, weight)
 
     def result(self) -> State:
         """What the round made; its fold is used up. Raises RunError where nothing was added."""
@@ -105,7 +117,10 @@ class Round:
         return State(now, moments)
 
     def error(self, committed: Adapter) -> float | None:
-        """The relative distance of `committed` from the weighted mean of the products; None where none can be known."""
+        """The relative distance of `committed` from the weighted mean of the products; None where none can be known.
+
+        With a robust rule the weights are those that it gave.
+        """
         return self._sketch.relative_error(committed, self.down.side) if self._sketch else None
 
     def _robust(self, fold: Fold) -> Fold:
@@ -114,6 +129,22 @@ class Round:
         if self._settings.robust == "median":
             return MedianFold(self._method.lora)
         return WeighingFold(fold, self.down.adapter, self._settings)
+
+
+def unused(method: str, settings: AggregationConfig) -> list[str]:
+    """The keys that are set, and change nothing in a run of this method with these settings."""
+    is_used = {
+        "lr": settings.optimizer != "none",
+        "beta1": settings.optimizer != "none",
+        "beta2": settings.optimizer in ("fedadam", "fedyogi"),
+        "tau": settings.optimizer in ("fedadam", "fedyogi"),
+        "byzantine_share": settings.robust == "multi-krum",
+        "norm_bound": settings.robust == "norm-bound",
+        "max_rank": method in ("stack", "fedex"),
+        "lorafair_lambda": method == "lorafair",
+    }
+    defaults = AggregationConfig()
+    return [key for key, used in is_used.items() if not used and getattr(settings, key) != getattr(defaults, key)]
 
 
 def norms(adapter: Adapter) -> dict[str, float]:

@@ -14,8 +14,9 @@ from fedlora.update import Update
 from numpy.typing import NDArray
 
 MAX_EXAMPLES = 10**9
-# Trained factors are below 10; with this bound no weighted sum of products leaves float32.
-MAX_MAGNITUDE = 1e6
+# Trained factors are below 10; with this bound no weighted sum of products comes near the end of float32.
+MAX_MAGNITUDE = 1e3
+_MOST = 1e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,7 @@ class Expectation:
     base_fingerprint: str
     adapter: Adapter  # the one that went down to be trained: its configuration, modules and shapes come back
     factors: Factors = "AB"  # of it that come back
+    limit: float = MAX_MAGNITUDE  # of the numbers
     min_rank: int = 0  # the least number of its slots that a device may train; 0: all
 
     def check(self, update: Update) -> None:
@@ -44,7 +46,7 @@ class Expectation:
             got = update.adapter.pairs[module]
             self._same("wrong-rank", f"rank of {module}", got.rank, pair.rank)
             self._same("wrong-shape", f"shape of {module}", got.shape, pair.shape)
-            if not update.largest <= MAX_MAGNITUDE:  # NaN is not: look where
+            if not update.largest <= self.limit:  # NaN is not: look where
                 if "A" in self.factors:
                     self._sound(module, got.lora_A)
                 if "B" in self.factors:
@@ -70,15 +72,20 @@ class Expectation:
                 f"{len(missing)} modules are missing and {len(extra)} are unknown, {example} among them",
             )
 
-    @staticmethod
-    def _sound(module: str, array: NDArray[np.float32]) -> None:
+    def _sound(self, module: str, array: NDArray[np.float32]) -> None:
         largest = max(float(array.max()), -float(array.min()))  # no temporary; NaN and infinity show in both
         if not math.isfinite(largest):
             raise UpdateError("not-finite", f"{module} holds NaN or infinity")
-        if largest > MAX_MAGNITUDE:
-            raise UpdateError("too-large", f"{module} holds {largest:.3g}; at most {MAX_MAGNITUDE:g} is taken")
+        if largest > self.limit:
+            raise UpdateError("too-large", f"{module} holds {largest:.3g}; at most {self.limit:g} is taken")
 
     @staticmethod
     def _same(reason: str, what: str, got: object, expected: object) -> None:
         if got != expected:
             raise UpdateError(reason, f"{what} is {got}; expected {expected}")
+
+
+def limit_for(down: Adapter) -> float:
+    """What a reply may hold: where a liar of an earlier round had his way, the honest go on from there."""
+    largest = max(float(np.abs(array).max()) for pair in down.pairs.values() for array in (pair.lora_A, pair.lora_B))
+    return min(max(MAX_MAGNITUDE, 2 * largest), _MOST)

@@ -21,7 +21,8 @@ class DeviceNames:
         """The device's name; one that was not known goes into `heard` with its node."""
         if reply.node not in self._by_node:
             name = reply.device
-            name = f"{name} ({reply.node})" if name in self._by_node.values() else name
+            while name in self._by_node.values():
+                name = f"{name} ({reply.node})"
             self._by_node[reply.node] = name
             heard[name] = reply.node
         return self._by_node[reply.node]

@@ -16,6 +16,9 @@ from fedlora.adapter import Adapter
 from fedlora.errors import RunError
 from numpy.typing import NDArray
 
+from fedlora_server.methods.method import Fold, Global
+from fedlora_server.weighted_sum import NO_UPDATES
+
 DIRECTIONS = 16  # exact where I is no larger; else some 10% off for one module, and less than 1% for a hundred together
 
 
@@ -37,7 +40,7 @@ class ErrorSketch:
     def relative_error(self, committed: Adapter, side: Adapter | None = None) -> float:
         """Over all modules together; 0 where both are zero. Raises RunError where nothing was added."""
         if not self._weight:
-            raise RunError("the mean of no updates is not defined")
+            raise RunError(NO_UPDATES)
         squared_norm = squared_error = 0.0
         for module, total in self._sums.items():
             mean = total / np.float32(self._weight)
@@ -57,6 +60,20 @@ class ErrorSketch:
         inner = pair.lora_A @ self._directions[pair.shape[1]]  # [R, d]
         inner *= np.float32(weight * adapter.config.scaling_of(module))
         return pair.lora_B @ inner
+
+
+class SketchedFold:
+    """A fold, and the sketch of what goes into it."""
+
+    def __init__(self, fold: Fold, sketch: ErrorSketch) -> None:
+        self._fold, self._sketch = fold, sketch
+
+    def add(self, adapter: Adapter, weight: float) -> None:
+        self._fold.add(adapter, weight)
+        self._sketch.add(adapter, weight)
+
+    def result(self) -> Global:
+        return self._fold.result()
 
 
 def _orthonormal(width: int, generator: np.random.Generator) -> NDArray[np.float32]:  # [I, d]

@@ -9,7 +9,7 @@ from fedlora.adapter import Adapter, LoraPair
 from fedlora.algebra import Dense, Product, concatenate
 from fedlora.errors import RunError
 
-from fedlora_server.weighted_sum import positive
+from fedlora_server.weighted_sum import NO_UPDATES, positive
 
 
 class ExactMean:
@@ -40,7 +40,7 @@ class ExactMean:
     def means(self) -> dict[str, Product]:
         """{module: the mean}, Dense for a module that was folded. Raises RunError where nothing was added."""
         if not self.count:
-            raise RunError("the mean of no updates is not defined")
+            raise RunError(NO_UPDATES)
         for module, terms in self._terms.items():
             if len(terms) > 1:
                 self._terms[module] = [concatenate(terms)]

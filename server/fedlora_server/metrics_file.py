@@ -35,6 +35,13 @@ class MetricsFile:
         """The number of rounds, from round 0 on, that all have their line."""
         return next(number for number in range(len(self._rounds) + 1) if number not in self._rounds)
 
+    def keep_up_to(self, server_round: int) -> None:
+        """Take out the lines of later rounds. Raises OSError or ConfigError, and the file is then as it was."""
+        if any(number > server_round for number in self._rounds):
+            lines = {number: line for number, line in _by_round(self._path).items() if number <= server_round}
+            write_text(self._path, _text(lines))
+            self._rounds = set(lines)
+
     def put(self, record: Mapping[str, Any]) -> None:
         """Add one round's line, or replace it. Raises OSError or ConfigError, and the file is then as it was."""
         server_round = record["round"]

@@ -8,10 +8,9 @@ fedyogi. With the change D = mean - x, factor by factor and element by element:
     fedadam    m = beta1 m + (1 - beta1) D    v = beta2 v + (1 - beta2) D^2              x += lr m / (sqrt(v) + tau)
     fedyogi    m = beta1 m + (1 - beta1) D    v = v - (1 - beta2) D^2 sign(v - D^2)      x += lr m / (sqrt(v) + tau)
 
-m begins at 0 and v at tau^2. A method whose slots are others in every round (svd, raflora) has no factors that could have a
-memory. fedavgm is linear and takes the products instead, D = B A (mean) - B A (x), and keeps m as the best approximation of
-twice the rank; the others, which go element by element, take the factors, rotated onto those of the round before, which
-changes no product.
+m begins at 0 and v at tau^2. A method whose slots are others in every round (svd, raflora) has no factors that could have
+a memory: fedavgm, which is linear, takes the products instead, D = B A (mean) - B A (x), and keeps m as the best
+approximation of twice the rank.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ from fedlora.task import Factors
 from numpy.typing import NDArray
 
 from fedlora_server.methods.svd import as_pair
-from fedlora_server.rotation import rotated_onto
 
 Array = NDArray[np.float32]
 Moments = dict[str, Array]  # "m MODULE A": the shape of that factor, or [2 R, I] for a product
@@ -44,10 +42,8 @@ def optimized(
     """The adapter after the step from `before` towards `mean`, and the moments after it."""
     kept, pairs = dict(moments), {}
     if not keeps_slots:
-        if settings.optimizer == "fedavgm":
-            pairs = {module: _step_of_product(before, mean, module, kept, settings) for module in mean.pairs}
-            return Adapter(mean.config, pairs), kept
-        mean, factors = rotated_onto(mean, before), "AB"
+        pairs = {module: _step_of_product(before, mean, module, kept, settings) for module in mean.pairs}
+        return Adapter(mean.config, pairs), kept
     for module, pair in mean.pairs.items():
         arrays = {"A": pair.lora_A, "B": pair.lora_B}
         old = {"A": before.pairs[module].lora_A, "B": before.pairs[module].lora_B}

@@ -4,20 +4,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from fedlora.adapter import Adapter
-from fedlora.algebra import Dense
+from fedlora.algebra import Dense, truncated
 from fedlora.errors import RunError
 from fedlora.lora import LoraConfig
 from fedlora.low_rank import Matrix
 from fedlora.run_config import AggregationConfig
 
 from fedlora_server.methods.method import Fold, Global
-from fedlora_server.methods.svd import best_adapter
+from fedlora_server.methods.svd import as_pair
 from fedlora_server.robust import RULES, gram_of_changes
-from fedlora_server.weighted_sum import positive
+from fedlora_server.weighted_sum import NO_UPDATES, positive
 
 _BLOCK_BYTES = 1 << 26  # of the products that are in memory at a time
 
@@ -27,28 +25,27 @@ class WeighingFold:
 
     def __init__(self, inner: Fold, down: Adapter, settings: AggregationConfig) -> None:
         self._inner, self._down, self._settings = inner, down, settings
-        self._held: list[tuple[Adapter, float]] = []
+        self._held: list[Adapter] = []
 
     def add(self, adapter: Adapter, weight: float) -> None:
-        self._held.append((adapter, positive(weight)))
+        positive(weight)
+        self._held.append(adapter)
 
     def result(self) -> Global:
         if not self._held:
-            raise RunError("the mean of no updates is not defined")
-        adapters = [adapter for adapter, _ in self._held]
-        weights = np.array([weight for _, weight in self._held])
-        counting = RULES[self._settings.robust](gram_of_changes(adapters, self._down), weights, self._settings)
-        for adapter, weight in zip(adapters, counting, strict=True):
+            raise RunError(NO_UPDATES)
+        weights = RULES[self._settings.robust](gram_of_changes(self._held, self._down), self._settings)
+        for adapter, weight in zip(self._held, weights, strict=True):
             if weight > 0:
                 self._inner.add(adapter, float(weight))
         return self._inner.result()
 
 
 class MedianFold:
-    """The best adapter for the coordinate-wise median of the products gamma B_k A_k; weights do not count.
+    """The best adapter for the coordinate-wise median of the products gamma B_k A_k.
 
     Yin et al., "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates", 2018 (arXiv:1803.01498), on the
-    products, which no gauge changes, a block of rows at a time. Memory: N adapters, one [O, I], and 64 MB of blocks.
+    products, which no gauge changes, a block of rows at a time. Memory: N adapters, one [O, I], and blocks of 64 MB.
     """
 
     def __init__(self, lora: LoraConfig) -> None:
@@ -61,13 +58,22 @@ class MedianFold:
 
     def result(self) -> Global:
         if not self._held:
-            raise RunError("the mean of no updates is not defined")
-        medians = {module: np.concatenate(list(self._blocks(module))) for module in self._held[0].pairs}
-        return Global(best_adapter({module: Dense(median) for module, median in medians.items()}, self._lora))
+            raise RunError(NO_UPDATES)
+        pairs = {}
+        for module in self._held[0].pairs:
+            best = truncated(Dense(self._median(module)), self._lora.rank_of(module))
+            pairs[module] = as_pair(best, self._lora.scaling_of(module))
+        return Global(Adapter(self._lora, pairs))
 
-    def _blocks(self, module: str) -> Iterator[Matrix]:
+    def _median(self, module: str) -> Matrix:  # [O, I]
         products = [adapter.product(module) for adapter in self._held]
         rows, columns = self._held[0].pairs[module].shape
+        median = np.empty((rows, columns), np.float32)
         step = max(1, _BLOCK_BYTES // (4 * columns * len(products)))
+        block = np.empty((len(products), min(step, rows), columns), np.float32)
         for start in range(0, rows, step):
-            yield np.median([product.B[start : start + step] @ product.A for product in products], axis=0)
+            part = block[:, : min(step, rows - start)]
+            for number, product in enumerate(products):
+                np.matmul(product.B[start : start + step], product.A, out=part[number])
+            np.median(part, axis=0, out=median[start : start + step], overwrite_input=True)
+        return median

@@ -3,6 +3,7 @@
 adapter/              the adapter, in PEFT's format
 moments.safetensors   the moments of the server's optimizer, float32; only where it has some
 round.json            the round's record, as training left it
+sealed.json           which round of which run it is, and the sha256 of all that it goes on from
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from fedlora.adapter import Adapter, LoraPair
+from fedlora.adapter import Adapter
 from fedlora.atomic import whole_directory
 from fedlora.errors import AdapterMismatchError, RunError, TensorFileError
-from fedlora.pack import BasePack
+from fedlora.json_file import read_object
+from fedlora.pack import BasePack, file_digest
 from fedlora.peft import PeftDirectory, read_peft, write_peft
 from fedlora.ranks import with_ranks
 from fedlora.tensor_file import TensorFile, TensorPlan, write_tensor_file
@@ -26,10 +27,12 @@ from numpy.typing import NDArray
 from fedlora_server.optimizers import Moments
 from fedlora_server.round_record import RoundRecord
 
-ADAPTER, MOMENTS, RECORD = "adapter", "moments.safetensors", "round.json"
+ADAPTER, MOMENTS, RECORD, SEAL = "adapter", "moments.safetensors", "round.json", "sealed.json"
 
 
-def write_round(directory: Path, adapter: Adapter, moments: Moments, record: RoundRecord, base: BasePack) -> None:
+def write_round(
+    directory: Path, adapter: Adapter, moments: Moments, record: RoundRecord, base: BasePack, run: str
+) -> None:
     """Commit a round. Raises OSError or ConfigError, and the directory is then not there."""
     with whole_directory(directory) as aside:
         write_peft(
@@ -38,10 +41,13 @@ def write_round(directory: Path, adapter: Adapter, moments: Moments, record: Rou
         if moments:
             _write_moments(aside / MOMENTS, moments)
         (aside / RECORD).write_text(json.dumps(record.line(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        seal = {"round": record.round, "run": run, "files": _digests(aside)}
+        (aside / SEAL).write_text(json.dumps(seal, indent=2) + "\n", encoding="utf-8")
 
 
-def read_round(directory: Path, first: Adapter, base: BasePack) -> tuple[Adapter, Moments]:
+def read_round(directory: Path, first: Adapter, base: BasePack, run: str) -> tuple[Adapter, Moments]:
     """What a round committed; `first` is the adapter that the run began with. Raises FedloraError where it is damaged."""
+    _check_seal(directory, run)
     content = read_peft(directory / ADAPTER)
     if content.base_fingerprint != base.fingerprint:
         raise AdapterMismatchError(
@@ -50,7 +56,7 @@ def read_round(directory: Path, first: Adapter, base: BasePack) -> tuple[Adapter
         )
     path = directory / MOMENTS
     adapter = _as_committed(content.adapter, first, directory / ADAPTER)
-    return adapter, _read_moments(path, adapter) if path.exists() else {}
+    return adapter, _read_moments(path) if path.exists() else {}
 
 
 def _as_committed(adapter: Adapter, first: Adapter, where: Path) -> Adapter:
@@ -76,26 +82,30 @@ def _write_moments(path: Path, moments: Moments) -> None:
     write_tensor_file(path, [TensorPlan(name=n, dtype="F32", shape=a.shape) for n, a in moments.items()], fill)
 
 
-def _read_moments(path: Path, adapter: Adapter) -> Moments:
+def _read_moments(path: Path) -> Moments:
     try:
         file = TensorFile(path)
-        moments = {name: file.float32(name).copy() for name in file.entries}
+        return {name: file.float32(name).copy() for name in file.entries}
     except TensorFileError as error:
         raise RunError(str(error)) from None
-    for name, moment in moments.items():
-        _, module, factor = [*name.split(" "), "", ""][:3]
-        if module not in adapter.pairs or not _fits(moment, factor, adapter.pairs[module]):
-            raise RunError(
-                f"{path}: {name} is {list(moment.shape)}; expected finite numbers for a factor of the adapter; "
-                "copy the run again"
-            )
-    return moments
 
 
-def _fits(moment: NDArray[np.float32], factor: str, pair: LoraPair) -> bool:
-    """Finite, as wide as that factor, of at most twice its slots."""
-    wide = {"A": pair.lora_A.shape, "B": pair.lora_B.shape[::-1]}.get(factor)
-    if wide is None or moment.ndim != 2 or not np.isfinite(moment).all():
-        return False
-    slots, width = moment.shape if factor == "A" else moment.shape[::-1]
-    return bool(width == wide[1] and slots <= 2 * wide[0])
+def _check_seal(directory: Path, run: str) -> None:
+    """Raise RunError unless the directory is what this run committed as that round, to the bit."""
+    seal = read_object(directory / SEAL, RunError, "the seal of a round")
+    if (seal.get("round"), seal.get("run")) != (int(directory.name), run):
+        raise RunError(
+            f"{directory}: it is round {seal.get('round')} of run {seal.get('run')}; expected round "
+            f"{int(directory.name)} of run {run}; copy the run again"
+        )
+    sealed, there = seal.get("files"), _digests(directory)
+    if sealed != there:
+        known = sealed if isinstance(sealed, dict) else {}
+        wrong = sorted(name for name in {*known, *there} if known.get(name) != there.get(name))
+        raise RunError(f"{directory}: {', '.join(wrong)} is not as it was committed; copy the run again")
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    """{file: sha256} of what the run goes on from."""
+    files = [path for path in sorted(directory.rglob("*")) if path.is_file() and path.name not in (RECORD, SEAL)]
+    return {path.relative_to(directory).as_posix(): file_digest(path) for path in files}

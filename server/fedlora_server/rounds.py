@@ -13,7 +13,7 @@ from contextlib import suppress
 
 import numpy as np
 from fedlora.adapter import Adapter
-from fedlora.errors import ConfigError, RunError, UpdateError
+from fedlora.errors import ConfigError, FedloraError, RunError, UpdateError
 from fedlora.pack import BasePack
 from fedlora.run_config import RunConfig
 from fedlora.task import Factors, Task
@@ -21,7 +21,7 @@ from fedlora.update import Update, decode_update, encode_update
 from flwr.serverapp import Grid
 
 from fedlora_server.aggregation import Aggregation, State, norms
-from fedlora_server.checks import Expectation
+from fedlora_server.checks import Expectation, limit_for
 from fedlora_server.device_names import DeviceNames
 from fedlora_server.exchange import EVALUATE, TRAIN, ask, connected_nodes, printable
 from fedlora_server.methods.method import Global
@@ -101,7 +101,7 @@ class Rounds:
             adapter, moments = self._folded(record, nodes)
             record.seconds = folded_s = time.monotonic() - began  # what the committed record can tell
             directory.commit(adapter, moments, record)
-        except RunError:
+        except FedloraError:
             record.seconds = time.monotonic() - began
             with suppress(RunError):  # what ended the round is what counts
                 directory.add_metrics(record)
@@ -116,7 +116,7 @@ class Rounds:
         down = self._message(record.round, this.down, this.task, self._aggregation.factors_down)
         expectation = Expectation(
             run=self._run, server_round=record.round, base_fingerprint=self._base.fingerprint, adapter=this.down.adapter,
-            factors=this.task.sends, min_rank=self._config.aggregation.min_rank,
+            factors=this.task.sends, limit=limit_for(this.down.adapter), min_rank=self._config.aggregation.min_rank,
         )  # fmt: skip
         first: dict[str, str] = {}  # what the first device of each reason said
         record.devices, record.bytes_down = len(nodes), len(down) * len(nodes)
@@ -151,6 +151,7 @@ class Rounds:
         began = time.monotonic()
         state = this.result()
         committed = self._aggregation.committed(state)
+        committed.check_finite(f"round {record.round}")
         distance = this.error(committed)
         record.aggregation_error = distance if distance is not None and math.isfinite(distance) else None
         record.norms = norms(committed)
@@ -175,4 +176,8 @@ class Rounds:
             adapter=what.adapter, side=what.side, factors=factors, task=task, run=self._run, server_round=server_round,
             base_fingerprint=self._base.fingerprint,
         )  # fmt: skip
-        return encode_update(update, self._config.server.codec)
+        try:
+            return encode_update(update, self._config.server.codec)
+        except UpdateError as error:  # what was committed must come down, however large it has become
+            log.warning("round %d: %s: this message is sent in f32", server_round, error)
+            return encode_update(update)

@@ -113,7 +113,8 @@ class RunDirectory:
         if directory.exists():
             raise RunError(f"{directory} exists already: a round is committed once; name another output")
         try:
-            write_round(directory, adapter, moments, record, self._base)
+            self._metrics.keep_up_to(record.round - 1)  # a line from when this round came to nothing, or was undone
+            write_round(directory, adapter, moments, record, self._base, self.run)
         except (OSError, ConfigError) as error:
             raise self._unwritten(
                 f"{directory}: round {record.round} cannot be committed", error, record.round - 1
@@ -121,7 +122,7 @@ class RunDirectory:
 
     def read(self, server_round: int, first: Adapter) -> tuple[Adapter, Moments]:
         """What a round committed. Raises FedloraError where it is damaged."""
-        return read_round(self.path / ROUNDS / f"{server_round:04d}", first, self._base)
+        return read_round(self.path / ROUNDS / f"{server_round:04d}", first, self._base, self.run)
 
     def record(self, server_round: int) -> RoundRecord:
         """The record of a committed round, as training left it."""

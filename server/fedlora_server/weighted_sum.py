@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
 from fedlora.adapter import Adapter, LoraPair
@@ -15,43 +14,48 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 
+NO_UPDATES = "the mean of no updates is not defined"
+
 
 class FactorMean:
     """sum_k w_k A_k / sum_k w_k, and that of B: one sum in float32, and no copy of an update.
 
-    An adapter of a smaller rank counts in the slots that it has; in the others it counts as zero. The error of a sum of
-    N terms in float32 is about sqrt(N) 6e-8 of its size.
+    An adapter of a smaller rank counts as zero in the slots that it lacks; a slot that none of them has stays as it was.
+    The error of a sum of N terms in float32 is about sqrt(N) 6e-8 of its size.
     """
 
     def __init__(self, like: Adapter, factors: Factors = "AB") -> None:
-        """`like` gives the modules and their shapes, and the factor that is not averaged."""
+        """`like` is what went down: the modules, their shapes, and what is not averaged."""
         self._like, self._factors = like, factors
         self._sums = {
             module: {factor: np.zeros_like(array) for factor, array in _factors(pair).items() if factor in factors}
             for module, pair in like.pairs.items()
         }
+        self._slots = dict.fromkeys(like.pairs, 0)  # the largest rank that came
         self._scratch: dict[tuple[int, ...], Array] = {}  # by the shape of a factor
         self.weight = 0.0
 
-    def add(self, adapter: Adapter, weight: float, times: Mapping[str, float] | None = None) -> None:
-        """Raises RunError unless `weight` is positive and finite. `times` are further weights by module."""
+    def add(self, adapter: Adapter, weight: float) -> None:
+        """Raises RunError unless `weight` is positive and finite."""
         self.weight += positive(weight)
         for module, sums in self._sums.items():
-            scale = np.float32(weight if times is None else weight * times[module])
             rank, arrays = adapter.pairs[module].rank, _factors(adapter.pairs[module])
+            self._slots[module] = max(self._slots[module], rank)
             for factor, total in sums.items():
-                self._add(total[:rank] if factor == "A" else total[:, :rank], arrays[factor], scale)
+                self._add(total[:rank] if factor == "A" else total[:, :rank], arrays[factor], np.float32(weight))
 
     def mean(self) -> Adapter:
         """The mean; the sums become it, so nothing can be added afterwards. Raises RunError where nothing was."""
         if not self.weight:
-            raise RunError("the mean of no updates is not defined")
+            raise RunError(NO_UPDATES)
         pairs = {}
         for module, sums in self._sums.items():
-            for total in sums.values():
+            before, held = _factors(self._like.pairs[module]), self._slots[module]
+            for factor, total in sums.items():
                 total /= np.float32(self.weight)
-            arrays = _factors(self._like.pairs[module]) | sums
-            pairs[module] = LoraPair(arrays["A"], arrays["B"])
+                rest = np.s_[held:] if factor == "A" else np.s_[:, held:]
+                total[rest] = before[factor][rest]
+            pairs[module] = LoraPair(**{f"lora_{factor}": array for factor, array in (before | sums).items()})
         self._sums = {}
         return Adapter(self._like.config, pairs)
 

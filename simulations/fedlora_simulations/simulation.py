@@ -13,6 +13,7 @@ from typing import Literal
 from fedlora.datasets import find_dataset
 from fedlora.errors import ConfigError, DataError
 from fedlora.examples import text_of
+from fedlora.pack import open_pack
 from fedlora.run_config import RunConfig
 from fedlora_client.compute import choose_compute
 from fedlora_client.kernels.native_ops import NativeOps
@@ -91,12 +92,15 @@ def check_devices(config: RunConfig) -> None:
 
 def check_ranks(config: RunConfig) -> None:
     """Raise ConfigError for devices that train less than the run takes: they would answer every round with an error."""
-    least = config.aggregation.min_rank or config.lora.rank
-    ranks = [config.simulation.rank_of(device) for device in range(config.simulation.devices)]
-    if 0 < min((rank for rank in ranks if rank), default=0) < least:
+    ranks = [rank for rank in map(config.simulation.rank_of, range(config.simulation.devices)) if rank]
+    if not ranks:
+        return
+    first = config.first_adapter(open_pack(config.base).shape)
+    largest = max(pair.rank for pair in first.pairs.values())
+    least = min(config.aggregation.min_rank or largest, largest)
+    if min(ranks) < least:
         raise ConfigError(
-            f"simulation.ranks has {min(rank for rank in ranks if rank)}, the run takes {least} and more; "
-            "set aggregation.min_rank (0: lora.rank)"
+            f"simulation.ranks has {min(ranks)}, the run takes {least} and more; set aggregation.min_rank (0: lora.rank)"
         )
 
 

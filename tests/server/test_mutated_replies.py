@@ -138,6 +138,15 @@ MUTATIONS: dict[str, tuple[str | tuple[str, ...], Mutation]] = {
     "its codec is unknown": ("bad-header", header(lambda values: values.update(codec="f8"))),
     "its examples are a word": ("bad-header", header(lambda values: values.update(num_examples="many"))),
     "its rank is no number": ("bad-header", header(lambda values: values["lora"].update(rank="2"))),
+    "its rank is none, behind a pattern for a module named rank": (
+        "bad-header", header(lambda values: values["lora"].update(rank=None, rank_pattern={"rank": 1})),
+    ),
+    "its rank is negative, behind such a pattern": (
+        "bad-header", header(lambda values: values["lora"].update(rank=-1, rank_pattern={"rank": 1})),
+    ),
+    "its alpha is a word, behind such a pattern": (
+        "bad-header", header(lambda values: values["lora"].update(alpha="x", alpha_pattern={"alpha": 1.0})),
+    ),
     "its factors are unknown": ("bad-header", header(lambda values: values.update(factors="C"))),
     "its task is unknown": ("bad-header", header(lambda values: values.update(task={"trains": "C"}))),
     "a module's size is negative": ("bad-header", header(lambda values: values["modules"][0].__setitem__(1, -4))),

@@ -11,7 +11,7 @@ from fedlora.errors import ConfigError, RunError
 from fedlora.lora import LoraConfig
 from fedlora.run_config import AggregationConfig
 from fedlora_server.methods import METHODS
-from fedlora_server.robust import RULES, geometric_median, gram_of_changes, multi_krum, norm_bound
+from fedlora_server.robust import RULES, Rule, geometric_median, gram_of_changes, multi_krum, norm_bound
 
 from tests.server.method_cases import (
     SHAPES,
@@ -72,8 +72,12 @@ def relative_distance(got: Dense, expected: Dense) -> float:
     return math.sqrt(squared / sum(float(np.sum(value**2)) for value in expected.values()))
 
 
+def robustly(robust: str, method: str = "svd") -> Case:
+    return Case(method, LORA, AggregationConfig(robust=robust, weights="uniform"))
+
+
 def committed(robust: str, adapters: list[Adapter], method: str = "svd") -> Dense:
-    case = Case(method, LORA, AggregationConfig(robust=robust))
+    case = robustly(robust, method)
     return case.dense(case.round(), [(adapter, 1) for adapter in adapters])
 
 
@@ -100,18 +104,66 @@ def test_a_robust_rule_is_indifferent_to_the_gauge(robust: str) -> None:
         assert relative_distance(got, expected) < 1e-4
 
 
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(name for name in METHODS if METHODS[name].refuses_robust))
 @pytest.mark.parametrize("robust", [*RULES])
-def test_a_rule_that_weighs_goes_with_every_method_that_sends_both_factors_of_a_product(
-    robust: str, method: str
-) -> None:
-    if METHODS[method].refuses_robust:
-        with pytest.raises(
-            ConfigError, match=f"robust is {robust}, which {method} does not take: .*use another method"
-        ):
-            Case(method, LORA, AggregationConfig(robust=robust)).round()
-        return
-    case = Case(method, LORA, AggregationConfig(robust=robust))
+def test_a_method_that_a_choice_of_factors_leads_astray_takes_no_robust_rule(robust: str, method: str) -> None:
+    with pytest.raises(ConfigError, match=f"robust is {robust}, which {method} does not take: .*; use "):
+        robustly(robust, method).round()
+
+
+def takes_any_factors(method: str) -> bool:
+    return not METHODS[method].refuses_robust and Case(method, LORA).round().task.sends == "AB"
+
+
+@pytest.mark.parametrize("method", sorted(filter(takes_any_factors, METHODS)))
+@pytest.mark.parametrize("robust", [*RULES])
+def test_no_choice_of_factors_for_an_honest_product_leads_a_method_astray(robust: str, method: str) -> None:
+    adapters = honest_devices(10)
+    first = adapters[0].pairs.items()
+    stretched = Adapter(LORA, {m: LoraPair(1e2 * p.lora_A, p.lora_B / np.float32(1e2)) for m, p in first})
+    expected = committed(robust, adapters, method)
+    assert relative_distance(committed(robust, [stretched, *adapters[1:]], method), expected) < 1e-3
+
+
+@pytest.mark.parametrize("size", [1e2, 1e4, 1e6])
+@pytest.mark.parametrize("robust", ROBUST)
+def test_one_liar_of_any_size_moves_the_result_little(robust: str, size: float) -> None:
+    adapters = honest_devices(10)
+    honest = dense_mean([(adapter, 1) for adapter in adapters[1:]])
+    assert relative_distance(committed(robust, [times(adapters[0], -size), *adapters[1:]]), honest) <= 0.2
+
+
+@pytest.mark.parametrize("robust", ROBUST)
+def test_a_number_of_examples_is_a_devices_own_word_and_does_not_count(robust: str) -> None:
+    with pytest.raises(ConfigError, match=f"robust is {robust}, aggregation.weights examples: .* to uniform"):
+        Case("svd", LORA, AggregationConfig(robust=robust)).round()
+    adapters, honest = attacked()
+    case = robustly(robust)
+    updates = [(adapter, 10**9 if number < 2 else 1) for number, adapter in enumerate(adapters)]
+    assert relative_distance(case.dense(case.round(), updates), honest) <= 0.2
+
+
+@pytest.mark.parametrize("robust", ROBUST)
+def test_devices_of_several_ranks_are_not_compared(robust: str) -> None:
+    with pytest.raises(ConfigError, match=r"aggregation\.min_rank 2: a robust rule compares whole updates"):
+        Case("svd", LORA, AggregationConfig(robust=robust, weights="uniform", min_rank=2)).round()
+
+
+@pytest.mark.parametrize("robust", [*RULES])
+def test_the_error_of_a_robust_round_is_that_against_the_updates_that_count(robust: str) -> None:
+    adapters, _ = attacked()
+    this = robustly(robust).round()
+    for adapter in adapters:
+        this.add(adapter, 1)
+    error = this.error(this.result().now.adapter)
+    assert error is not None
+    assert error < 0.2
+
+
+@pytest.mark.parametrize("method", sorted(name for name in METHODS if not METHODS[name].refuses_robust))
+@pytest.mark.parametrize("robust", [*RULES])
+def test_a_rule_that_weighs_goes_with_every_method_of_products_and_of_one_factor(robust: str, method: str) -> None:
+    case = robustly(robust, method)
     this = case.round()
     first = this.down.adapter
     generator = np.random.default_rng(1)
@@ -127,8 +179,8 @@ def test_a_rule_that_weighs_goes_with_every_method_that_sends_both_factors_of_a_
 
 @pytest.mark.parametrize("method", sorted(name for name in METHODS if not METHODS[name].takes_products))
 def test_the_median_goes_with_a_method_that_takes_a_mean_of_products_only(method: str) -> None:
-    with pytest.raises(ConfigError, match=r"robust is median, which"):
-        Case(method, LORA, AggregationConfig(robust="median")).round()
+    with pytest.raises(ConfigError, match=r"robust is median, which (takes the place|.* does not take)"):
+        robustly("median", method).round()
 
 
 @pytest.mark.parametrize("robust", ROBUST)
@@ -140,7 +192,7 @@ def test_one_device_alone_is_believed(robust: str) -> None:
 @pytest.mark.parametrize("robust", ROBUST)
 def test_a_robust_round_of_no_updates_raises(robust: str) -> None:
     with pytest.raises(RunError, match="mean of no updates is not defined"):
-        Case("svd", LORA, AggregationConfig(robust=robust)).round().result()
+        robustly(robust).round().result()
 
 
 @pytest.mark.parametrize("robust", ROBUST)
@@ -171,24 +223,54 @@ def points(*rows: list[float]) -> np.ndarray:
 
 def test_the_norm_bound_leaves_out_what_is_more_than_three_times_the_median() -> None:
     gram = points([1, 0], [0, 1], [0, -1.1], [2.9, 0], [0, 3.5])
-    weights = np.array([1.0, 2, 3, 4, 5])
-    np.testing.assert_array_equal(norm_bound(gram, weights, SETTINGS), [1, 2, 3, 4, 0])
+    np.testing.assert_array_equal(norm_bound(gram, SETTINGS), [1, 1, 1, 1, 0])
 
 
 def test_multi_krum_keeps_the_cluster() -> None:
     gram = points([1, 0], [1.1, 0], [0.9, 0], [1, 0.1], [-5, 0])
-    np.testing.assert_array_equal(multi_krum(gram, np.arange(1.0, 6), SETTINGS), [1, 2, 3, 4, 0])
+    np.testing.assert_array_equal(multi_krum(gram, SETTINGS), [1, 1, 1, 1, 0])
 
 
-def test_the_geometric_median_is_the_point_with_the_least_sum_of_distances() -> None:
-    where = np.array([[0, 0], [1, 0], [0, 1], [10, 10.0]])
-    shares = np.array([1.0, 1, 2, 1])
-    beta = geometric_median(where @ where.T, shares, SETTINGS)
-    assert beta.sum() == pytest.approx(shares.sum())
-    median = beta @ where / beta.sum()
+@pytest.mark.parametrize("share", [0.3, 0.45, 0.49])
+def test_multi_krum_is_not_led_by_three_equal_liars_of_ten(share: float) -> None:
+    gram = points(*([1 + 0.1 * k, (-1.0) ** k] for k in range(7)), *([-5.0, 5.0] for _ in range(3)))
+    kept = multi_krum(gram, AggregationConfig(byzantine_share=share))
+    np.testing.assert_array_equal(kept, [1] * 7 + [0] * 3)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_multi_krum_of_too_few_to_tell_keeps_all(count: int) -> None:
+    np.testing.assert_array_equal(
+        multi_krum(points(*([float(k), 0.0] for k in range(count))), SETTINGS), np.ones(count)
+    )
+
+
+@pytest.mark.parametrize(("count", "share", "kept"), [(25, 0.28, 18), (100, 0.07, 93), (10, 0.21, 7)])
+def test_multi_krum_rounds_the_number_of_liars_up_and_no_rounding_error_with_it(
+    count: int, share: float, kept: int
+) -> None:
+    gram = points(*([float(k), 1.0] for k in range(count)))
+    assert multi_krum(gram, AggregationConfig(byzantine_share=share)).sum() == kept
+
+
+@pytest.mark.parametrize("size", [1, 1e4, 1e8])
+def test_the_geometric_median_is_the_point_with_the_least_sum_of_distances(size: float) -> None:
+    where = np.array([[0, 0], [1, 0], [0, 1], [0.2, 0.7], [10 * size, 10.0 * size]])
+    beta = geometric_median(where @ where.T, SETTINGS)
+    assert beta.sum() == pytest.approx(1)
+    median = beta @ where
 
     def cost(point: np.ndarray) -> float:
-        return float(np.sum(shares * np.linalg.norm(where - point, axis=1)))
+        return float(np.sum(np.linalg.norm(where - point, axis=1)))
 
     steps = [np.array(step) for step in ((0.01, 0), (-0.01, 0), (0, 0.01), (0, -0.01))]
-    assert all(cost(median) <= cost(median + step) + 1e-6 for step in steps)
+    assert np.linalg.norm(median) < 2
+    assert all(cost(median) <= cost(median + step) + 1e-6 * size for step in steps)
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=list(RULES))
+def test_equal_updates_count_alike(rule: Rule) -> None:
+    weights = rule(points(*([3.0, 4.0] for _ in range(5))), SETTINGS)
+    counting = weights[weights > 0]
+    assert len(counting) >= 4
+    np.testing.assert_allclose(counting, counting[0])

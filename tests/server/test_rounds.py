@@ -451,3 +451,16 @@ def test_a_run_without_an_output_goes_below_fedlora_home(
 def test_a_server_configuration_that_cannot_work_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ServerConfig(**settings)
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_a_large_adapter_that_f16_cannot_hold_goes_down_in_f32(play: Player, method: str) -> None:
+    large = replying(lambda update: dataclasses.replace(filled(update, 999.0), num_examples=10**9))
+    played = play.soundly(honest(1, 2, 3) | {4: Honest(4, large)}, method=method, codec="f16", rounds=3)
+    assert [record["replies"] for record in played.metrics] == [0, 4, 4, 4]
+
+
+def test_three_devices_of_names_that_run_into_each_other_are_all_measured(play: Player) -> None:
+    played = play.soundly({1: Honest(1, name="x (3)"), 2: Honest(2, name="x"), 3: Honest(3, name="x")})
+    for record in played.metrics:
+        assert len(record["loss"]) == 3

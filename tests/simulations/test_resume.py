@@ -60,6 +60,8 @@ def left(run: Path) -> dict[str, object]:
     files["metrics.jsonl"] = [without_times(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for path in run.glob("rounds/*/round.json"):
         files[path.relative_to(run).as_posix()] = without_times(path.read_text())
+    for path in run.glob("rounds/*/sealed.json"):
+        files[path.relative_to(run).as_posix()] = json.loads(path.read_text()) | {"run": ""}
     files["run.json"] = json.loads((run / "run.json").read_text()) | {"run": ""}
     files["config.json"] = json.loads((run / "config.json").read_text()) | {"output": ""}
     return files

@@ -15,6 +15,7 @@ from fedlora import open_pack, read_peft
 from fedlora.cli import main
 from fedlora.errors import ConfigError, DataError
 from fedlora.run_config import RunConfig
+from fedlora_server.methods import METHODS
 from fedlora_server.run_directory import read_metrics
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def test_a_run_leaves_its_configuration_its_metrics_its_adapters_and_its_report(
     run, result = tiny_run
     assert result.exit_code == 0
     names = sorted(path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file())
-    files = ("adapter/adapter_config.json", f"adapter/{WEIGHTS}", "round.json")
+    files = ("adapter/adapter_config.json", f"adapter/{WEIGHTS}", "round.json", "sealed.json")
     rounds = [f"rounds/000{n}/{file}" for n in (1, 2) for file in files]
     assert names == sorted(["config.json", "lock", "metrics.jsonl", "report.html", "run.json", *rounds])
 
@@ -99,12 +100,24 @@ def test_the_report_of_a_run_shows_three_plots_and_every_device(tiny_run: tuple[
     ), "the report loads nothing"
 
 
-@pytest.mark.parametrize("method", ["svd", "fedavg"])
+@pytest.mark.parametrize("method", sorted(METHODS))
 def test_the_same_scenario_twice_gives_the_same_adapters_bit_for_bit(simulator: Simulator, method: str) -> None:
     first, _ = simulator(f"{method}-1", f"server.method={method}", "data.max_bytes=1500")
     second, _ = simulator(f"{method}-2", f"server.method={method}", "data.max_bytes=1500")
     assert list(adapter_bytes(first)) == ["0001", "0002"]
     assert adapter_bytes(first) == adapter_bytes(second)
+    base, *_, last = read_metrics(first)
+    assert last["replies"] == 2
+    assert last["loss"] != base["loss"]
+    assert set(last["loss"]) == set(base["loss"])
+
+
+@pytest.mark.parametrize("method", ["svd", "stack", "hetlora", "raflora"])
+def test_devices_of_several_ranks_train_together(simulator: Simulator, method: str) -> None:
+    changes = ("simulation.ranks=1,4", "lora.rank=4", "aggregation.min_rank=1", f"server.method={method}")
+    run, _ = simulator(f"ranks-{method}", *changes)
+    assert [record["replies"] for record in read_metrics(run)] == [0, 2, 2]
+    assert [record["excluded"] for record in read_metrics(run)] == [{}, {}, {}]
 
 
 def test_another_seed_gives_another_adapter(simulator: Simulator, tiny_run: tuple[Path, Result]) -> None:
@@ -168,6 +181,16 @@ WRONG = {
     "a target that the base lacks": ("lora.target_modules=qkv_proj", "the base has no qkv_proj"),
     "a base that is missing": ("base=/nowhere", "/nowhere: no base.json: not a base pack"),
     "a sequence beyond the base's context": ("train.sequence_length=100000", "the base's context is"),
+    "ranks below what the run takes": ("simulation.ranks=1", "simulation.ranks has 1, the run takes 2 and more"),
+    "a rank that is none": ("simulation.ranks=1,x", "simulation.ranks must be integers from 1, got 'x'"),
+    "a method that takes no optimizer": (
+        "aggregation.optimizer=fedadam",
+        "which svd does not take: it goes element by element",
+    ),
+    "a robust rule over numbers that devices tell": (
+        "aggregation.robust=multi-krum",
+        "set aggregation.weights to uniform",
+    ),
     "fewer devices than the run needs": ("server.min_devices=3", "min_devices"),
 }
 

@@ -20,6 +20,10 @@ from fedlora_server.weighted_sum import FactorMean
 class FedAvg(Method):
     refuses_mixed_ranks = "a mean of factors wants factors of one rank; use svd, stack, hetlora or raflora"
 
+    refuses_robust = (
+        "another choice of factors for the same product would lead a mean of factors astray; use svd or ffa"
+    )
+
     def fold(self, down: Global, server_round: int) -> Fold:
         return MeanFold(down, self.task(server_round).sends)
 

@@ -28,6 +28,10 @@ class FedEx(Method):
         "its side adapter makes the mean exact, and a server optimizer moves away from the mean; use svd"
     )
 
+    refuses_robust = (
+        "another choice of factors for the same product would lead a mean of factors astray; use svd or ffa"
+    )
+
     def start(self, first: Adapter) -> Global:
         for module, pair in first.pairs.items():
             if pair.rank >= self.settings.max_rank:
@@ -35,6 +39,7 @@ class FedEx(Method):
                     f"fedex: aggregation.max_rank is {self.settings.max_rank}, {module} trains rank {pair.rank}: nothing "
                     "is left for the residual; raise aggregation.max_rank"
                 )
+        with_ranks(self.lora, dict.fromkeys(first.pairs, self.settings.max_rank))  # raises where an alpha is too large
         return Global(first)
 
     def restored(self, committed: Adapter, first: Adapter) -> Global:

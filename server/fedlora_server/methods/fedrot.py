@@ -8,13 +8,15 @@ here, as the update arrives, instead of on the device: the same numbers, and a d
 Nearly exact, and indifferent to a rotation of each device's factors. Memory: one adapter.
 """
 
+# O out features, I in features, R rank
+
 from __future__ import annotations
 
-from fedlora.adapter import Adapter
+import numpy as np
+from fedlora.adapter import Adapter, LoraPair
 
 from fedlora_server.methods.fedavg import FedAvg, MeanFold
 from fedlora_server.methods.method import Fold, Global
-from fedlora_server.rotation import rotated_onto
 
 
 class FedRot(FedAvg):
@@ -29,3 +31,18 @@ class FedRotFold(MeanFold):
 
     def add(self, adapter: Adapter, weight: float) -> None:
         super().add(rotated_onto(adapter, self._target), weight)
+
+
+def rotated_onto(adapter: Adapter, target: Adapter) -> Adapter:
+    """(B Q, Q^T A) with the orthogonal Q [R, R] that minimises ||B Q - B_0||_F^2 + ||Q^T A - A_0||_F^2, module by module.
+
+    The orthogonal Procrustes problem (Schoenemann, Psychometrika 31, 1966): Q = U V^T of the SVD of B^T B_0 + A A_0^T.
+    """
+    pairs = {}
+    for module, pair in adapter.pairs.items():
+        onto = target.pairs[module]
+        overlap = pair.lora_B.T @ onto.lora_B + pair.lora_A @ onto.lora_A.T  # [R, R]
+        u, _, vt = np.linalg.svd(overlap.astype(np.float64))
+        q = (u @ vt).astype(np.float32)
+        pairs[module] = LoraPair(q.T @ pair.lora_A, pair.lora_B @ q)
+    return Adapter(adapter.config, pairs)

@@ -13,6 +13,8 @@ from fedlora_server.methods.fedavg import FedAvg
 
 
 class Ffa(FedAvg):
+    refuses_robust = ""
+
     def task(self, server_round: int) -> Task:
         return Task(trains="B", sends="B")
 

@@ -5,7 +5,7 @@ sparsity-weighted mean, with weights ||B_k A_k||_F over the whole adapter, here 
 paper's). A device gets the first slots of the adapter, as many as it has ranks. The paper's pruning of a device's own rank
 is not part of this: a device trains the rank that its operator gave it.
 
-Not exact. Memory: one adapter, whatever the number of devices.
+Not exact, and one device with a huge update decides the round. Memory: one adapter, whatever the number of devices.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ _LEAST_NORM = 1e-12  # so that updates that change nothing have a mean too
 
 
 class HetLora(Method):
+    refuses_robust = (
+        "another choice of factors for the same product would lead a mean of factors astray; use svd or ffa"
+    )
+
     def fold(self, down: Global, server_round: int) -> Fold:
         return HetLoraFold(down, "AB")
 

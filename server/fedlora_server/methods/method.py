@@ -42,6 +42,7 @@ class Method:
 
     refuses_mixed_ranks: ClassVar[str] = ""
     refuses_optimizer: ClassVar[str] = ""
+    refuses_adaptive: ClassVar[str] = ""  # optimizers that go element by element
     refuses_robust: ClassVar[str] = ""
     takes_products: ClassVar[bool] = False  # it commits the best adapter for any mean of products
     keeps_slots: ClassVar[bool] = True  # slot j of the result stands for what slot j of the adapter before did

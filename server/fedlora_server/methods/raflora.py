@@ -5,7 +5,7 @@ Wu et al., "Preventing Rank Collapse in Federated Low-Rank Adaptation with Clien
 slots fades from round to round; here slot j of device k has the weight w_k over the sum of those that have a slot j.
 
 Not exact where ranks differ; with equal ranks it is svd. The ranks of a round are known at its end, so the updates are kept
-until then, factored. Memory: N adapters.
+until then, factored. Memory: N adapters, and twice the factors of one module.
 """
 
 # S slots: the largest rank that came
@@ -13,16 +13,18 @@ until then, factored. Memory: N adapters.
 from __future__ import annotations
 
 import numpy as np
-from fedlora.adapter import Adapter, LoraPair
+from fedlora.adapter import Adapter
+from fedlora.algebra import Product, concatenate, truncated
+from fedlora.errors import RunError
 from fedlora.lora import LoraConfig
 
-from fedlora_server.exact_mean import ExactMean
 from fedlora_server.methods.method import Fold, Global, Method
-from fedlora_server.methods.svd import best_adapter
-from fedlora_server.weighted_sum import positive
+from fedlora_server.methods.svd import as_pair
+from fedlora_server.weighted_sum import NO_UPDATES, positive
 
 
 class RaFlora(Method):
+    refuses_adaptive = "it goes element by element, and the factors are others in every round; use fedavgm"
     keeps_slots = False
 
     def fold(self, down: Global, server_round: int) -> Fold:
@@ -38,20 +40,20 @@ class RaFloraFold:
         self._held.append((adapter, positive(weight)))
 
     def result(self) -> Global:
-        mean = ExactMean()
-        total = sum(weight for _, weight in self._held)
-        ranks = {module: max(adapter.pairs[module].rank for adapter, _ in self._held) for module in self._modules()}
-        held = {module: np.zeros(rank) for module, rank in ranks.items()}  # [S], the weight that each slot has
-        for adapter, weight in self._held:
-            for module, pair in adapter.pairs.items():
-                held[module][: pair.rank] += weight
-        for adapter, weight in self._held:
-            pairs = {}
-            for module, pair in adapter.pairs.items():
-                share = total / held[module][: pair.rank]  # 1 where every device has the slot
-                pairs[module] = LoraPair(pair.lora_A, pair.lora_B * share.astype(np.float32))
-            mean.add(Adapter(adapter.config, pairs), weight)
-        return Global(best_adapter(mean.means(), self._lora))
-
-    def _modules(self) -> list[str]:
-        return list(self._held[0][0].pairs) if self._held else []
+        if not self._held:
+            raise RunError(NO_UPDATES)
+        adapters, weights = zip(*self._held, strict=True)
+        pairs = {}
+        for module in adapters[0].pairs:
+            own = [adapter.pairs[module] for adapter in adapters]
+            held = np.zeros(max(pair.rank for pair in own))  # [S], the weight of those that have the slot
+            for pair, weight in zip(own, weights, strict=True):
+                held[: pair.rank] += weight
+            shares = [
+                (weight / held[: pair.rank]).astype(np.float32) for pair, weight in zip(own, weights, strict=True)
+            ]
+            terms = [Product(pair.lora_B * share, pair.lora_A) for pair, share in zip(own, shares, strict=True)]
+            scaling = self._lora.scaling_of(module)
+            best = truncated(concatenate(terms).scaled(scaling), self._lora.rank_of(module))
+            pairs[module] = as_pair(best, scaling)
+        return Global(Adapter(self._lora, pairs))

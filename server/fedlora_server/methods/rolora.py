@@ -14,5 +14,7 @@ from fedlora_server.methods.fedavg import FedAvg
 
 
 class RoLora(FedAvg):
+    refuses_robust = ""
+
     def task(self, server_round: int) -> Task:
         return Task(trains="B", sends="B") if server_round % 2 else Task(trains="A", sends="A")

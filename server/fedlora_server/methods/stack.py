@@ -15,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 from fedlora.adapter import Adapter, initial_adapter
 from fedlora.algebra import Product, concatenate, truncated
+from fedlora.errors import ConfigError
 from fedlora.lora import LoraConfig
 from fedlora.ranks import with_ranks
 
@@ -25,6 +26,16 @@ from fedlora_server.methods.svd import as_pair
 
 class Stack(Method):
     refuses_optimizer = "the slots of its adapter are others in every round: moments have nothing to belong to; use svd"
+
+    def start(self, first: Adapter) -> Global:
+        for module, pair in first.pairs.items():
+            if pair.rank > self.settings.max_rank:
+                raise ConfigError(
+                    f"stack: aggregation.max_rank is {self.settings.max_rank}, {module} trains rank {pair.rank}; raise "
+                    "aggregation.max_rank"
+                )
+        with_ranks(self.lora, dict.fromkeys(first.pairs, self.settings.max_rank))  # raises where an alpha is too large
+        return Global(first)
 
     def committed(self, state: Global) -> Adapter:
         return state.side or state.adapter

@@ -22,6 +22,7 @@ from fedlora_server.methods.method import Fold, Global, Method
 
 
 class Svd(Method):
+    refuses_adaptive = "it goes element by element, and the factors are others in every round; use fedavgm"
     keeps_slots = False
     takes_products = True
 

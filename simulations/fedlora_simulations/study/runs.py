@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedlora_simulations.engines import cores, run_in_process
-from fedlora_simulations.simulation import check_devices, settled, warnings_above
+from fedlora_simulations.simulation import check_devices, check_ranks, settled, warnings_above
 from fedlora_simulations.study.definition import Run, Study
 from fedlora_simulations.study.plan import all_runs, cell_runs, choose, tuning_runs
 from fedlora_simulations.study.pooled import pooled_loss
@@ -35,10 +35,12 @@ Measure = Callable[[Run, int], Result]
 def run_study(study: Study, results: Results, workers: int, console: Console) -> None:
     """Run what `results` lacks, the tuning first, and add it there. A run that failed before is tried once more.
 
-    Raises DataError for a device without text, before the first run.
+    Raises DataError for a device without text, ConfigError for one of too small a rank, before the first run.
     """
     for run in {run.setting: run for run in all_runs(study, results)}.values():
         check_devices(run.located())
+    for run in {(run.row, run.setting): run for run in all_runs(study, results)}.values():
+        check_ranks(run.located())
     with _showing(console) as progress, warnings_above(progress):
         StudyRunner(study, results, workers, progress).run()
 
