@@ -26,6 +26,7 @@ from fedlora.errors import ConfigError
 from fedlora.family import DecoderShape
 from fedlora.pack import EMBEDDED
 from fedlora.run_sections import DataConfig, LoraSection, ServerConfig, SimulationConfig, TrainConfig, require
+from fedlora.toml_file import read_toml
 
 __all__ = [
     "AggregationConfig", "DataConfig", "LoraSection", "RunConfig", "Scalar", "ServerConfig", "SimulationConfig",
@@ -103,13 +104,7 @@ def changed(config: RunConfig, changes: Iterable[str], where: str = "--set") -> 
 
 def read_scenario(path: Path) -> RunConfig:
     """Read a scenario's TOML file. A relative `base`, `data.path` or `output` counts from the file. Raises ConfigError."""
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from None
-    config = RunConfig.from_flat(dict(_flattened(content)), str(path))
+    config = RunConfig.from_flat(dict(_flattened(read_toml(path))), str(path))
     source, folder = str(path), path.resolve().parent
     base, data = config.base, config.data
     if base != EMBEDDED:

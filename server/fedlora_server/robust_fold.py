@@ -20,28 +20,39 @@ from fedlora_server.weighted_sum import NO_UPDATES, positive
 _BLOCK_BYTES = 1 << 26  # of the products that are in memory at a time
 
 
-class WeighingFold:
-    """`inner` gets each update with the weight that the rule gives it. Memory: N adapters, beside inner's."""
+class _Holding:
+    """The part of a fold that adds: the adapters of the round, all of which count alike."""
 
-    def __init__(self, inner: Fold, down: Adapter, settings: AggregationConfig) -> None:
-        self._inner, self._down, self._settings = inner, down, settings
-        self._held: list[Adapter] = []
+    def __init__(self) -> None:
+        self._adapters: list[Adapter] = []
 
     def add(self, adapter: Adapter, weight: float) -> None:
         positive(weight)
-        self._held.append(adapter)
+        self._adapters.append(adapter)
+
+    def _held(self) -> list[Adapter]:
+        if not self._adapters:
+            raise RunError(NO_UPDATES)
+        return self._adapters
+
+
+class WeighingFold(_Holding):
+    """`inner` gets each update with the weight that the rule gives it. Memory: N adapters, beside inner's."""
+
+    def __init__(self, inner: Fold, down: Adapter, settings: AggregationConfig) -> None:
+        super().__init__()
+        self._inner, self._down, self._settings = inner, down, settings
 
     def result(self) -> Global:
-        if not self._held:
-            raise RunError(NO_UPDATES)
-        weights = RULES[self._settings.robust](gram_of_changes(self._held, self._down), self._settings)
-        for adapter, weight in zip(self._held, weights, strict=True):
+        adapters = self._held()
+        weights = RULES[self._settings.robust](gram_of_changes(adapters, self._down), self._settings)
+        for adapter, weight in zip(adapters, weights, strict=True):
             if weight > 0:
                 self._inner.add(adapter, float(weight))
         return self._inner.result()
 
 
-class MedianFold:
+class MedianFold(_Holding):
     """The best adapter for the coordinate-wise median of the products gamma B_k A_k.
 
     Yin et al., "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates", 2018 (arXiv:1803.01498), on the
@@ -49,25 +60,19 @@ class MedianFold:
     """
 
     def __init__(self, lora: LoraConfig) -> None:
+        super().__init__()
         self._lora = lora
-        self._held: list[Adapter] = []
-
-    def add(self, adapter: Adapter, weight: float) -> None:
-        positive(weight)
-        self._held.append(adapter)
 
     def result(self) -> Global:
-        if not self._held:
-            raise RunError(NO_UPDATES)
         pairs = {}
-        for module in self._held[0].pairs:
+        for module in self._held()[0].pairs:
             best = truncated(Dense(self._median(module)), self._lora.rank_of(module))
             pairs[module] = as_pair(best, self._lora.scaling_of(module))
         return Global(Adapter(self._lora, pairs))
 
     def _median(self, module: str) -> Matrix:  # [O, I]
-        products = [adapter.product(module) for adapter in self._held]
-        rows, columns = self._held[0].pairs[module].shape
+        products = [adapter.product(module) for adapter in self._adapters]
+        rows, columns = self._adapters[0].pairs[module].shape
         median = np.empty((rows, columns), np.float32)
         step = max(1, _BLOCK_BYTES // (4 * columns * len(products)))
         block = np.empty((len(products), min(step, rows), columns), np.float32)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from fedlora.lora import LoraConfig
 from fedlora.pack import BasePack
 from fedlora.quantize import Quantization
 from fedlora.tensor_file import TensorFile, write_tensor_file
 
 from tests.fake_grid import FINGERPRINT, SHAPE, Player
+from tests.server.method_cases import CONFIGS
 
 
 @pytest.fixture
@@ -30,3 +32,15 @@ def tiny_base(tmp_path: Path) -> BasePack:
 @pytest.fixture
 def play(tiny_base: BasePack, tmp_path: Path) -> Player:
     return Player(tiny_base, tmp_path / "runs")
+
+
+@pytest.fixture(params=CONFIGS.values(), ids=list(CONFIGS))
+def lora(request: pytest.FixtureRequest) -> LoraConfig:
+    value: LoraConfig = request.param
+    return value
+
+
+@pytest.fixture(params=[1, 2], ids=["in the first round", "in the second round"])
+def number(request: pytest.FixtureRequest) -> int:
+    value: int = request.param
+    return value

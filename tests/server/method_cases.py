@@ -56,6 +56,10 @@ class Case:
         """The state after a first round, in which nothing is zero any more."""
         return self.played(self.round(), devices(self.round(), 3, seed=50))
 
+    def before(self, number: int) -> State | None:
+        """What round 1 or 2 begins with."""
+        return None if number == 1 else self.later()
+
     @staticmethod
     def played(this: Round, updates: Sequence[Weighted]) -> State:
         for adapter, num_examples in updates:

@@ -20,12 +20,12 @@ from tests.server.method_cases import CONFIGS, SHAPES, TARGETS, TOLERANCE, Weigh
 from tests.server.method_cases import Dense as Matrices
 
 
-def client(config: LoraConfig, seed: int) -> Adapter:
-    return random_adapter(replace(config, target_modules=TARGETS), SHAPES, seed)
+def client(lora: LoraConfig, seed: int) -> Adapter:
+    return random_adapter(replace(lora, target_modules=TARGETS), SHAPES, seed)
 
 
-def clients(config: LoraConfig, count: int) -> list[Weighted]:
-    return [(client(config, seed), weight) for seed, weight in zip(range(count), itertools.cycle((7, 40, 1, 13)))]
+def clients(lora: LoraConfig, count: int) -> list[Weighted]:
+    return [(client(lora, seed), weight) for seed, weight in zip(range(count), itertools.cycle((7, 40, 1, 13)))]
 
 
 def exact_mean(updates: Sequence[Weighted]) -> ExactMean:
@@ -39,14 +39,8 @@ def dense_means(exact: ExactMean) -> Matrices:
     return {module: product.dense().astype(np.float64) for module, product in exact.means().items()}
 
 
-@pytest.fixture(params=CONFIGS.values(), ids=list(CONFIGS))
-def config(request: pytest.FixtureRequest) -> LoraConfig:
-    value: LoraConfig = request.param
-    return value
-
-
-def test_the_exact_mean_equals_the_dense_mean_before_and_after_it_folds(config: LoraConfig) -> None:
-    updates, exact = clients(config, 9), ExactMean()
+def test_the_exact_mean_equals_the_dense_mean_before_and_after_it_folds(lora: LoraConfig) -> None:
+    updates, exact = clients(lora, 9), ExactMean()
     for number, (adapter, weight) in enumerate(updates, 1):
         exact.add(adapter, weight)
         assert_close(dense_means(exact), dense_mean(updates[:number]))
@@ -55,16 +49,16 @@ def test_the_exact_mean_equals_the_dense_mean_before_and_after_it_folds(config: 
     assert all(isinstance(mean, Dense) for mean in exact.means().values())
 
 
-def test_asking_for_the_means_on_the_way_changes_nothing_but_rounding(config: LoraConfig) -> None:
-    updates, asked = clients(config, 9), ExactMean()
+def test_asking_for_the_means_on_the_way_changes_nothing_but_rounding(lora: LoraConfig) -> None:
+    updates, asked = clients(lora, 9), ExactMean()
     for adapter, weight in updates:
         asked.add(adapter, weight)
         asked.means()
     assert_close(dense_means(asked), dense_means(exact_mean(updates)))
 
 
-def test_the_order_of_the_adapters_changes_nothing_but_rounding(config: LoraConfig) -> None:
-    updates = clients(config, 9)
+def test_the_order_of_the_adapters_changes_nothing_but_rounding(lora: LoraConfig) -> None:
+    updates = clients(lora, 9)
     assert_close(dense_means(exact_mean(updates[::-1])), dense_mean(updates))
 
 
@@ -78,8 +72,8 @@ def test_adapters_of_different_ranks_have_a_mean() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 9])
-def test_a_mean_works_with_everything_that_takes_a_product(config: LoraConfig, count: int) -> None:
-    updates, other = clients(config, count), client(config, 99)
+def test_a_mean_works_with_everything_that_takes_a_product(lora: LoraConfig, count: int) -> None:
+    updates, other = clients(lora, count), client(lora, 99)
     expected = dense_mean(updates)
     for module, mean in exact_mean(updates).means().items():
         x = np.ones(SHAPES[module][1], np.float32)
@@ -97,10 +91,10 @@ def test_a_mean_works_with_everything_that_takes_a_product(config: LoraConfig, c
 
 
 def test_the_exact_mean_of_sixty_clients_takes_no_more_memory_than_of_twenty() -> None:
-    config, exact = CONFIGS["rsLoRA"], ExactMean()
+    lora, exact = CONFIGS["rsLoRA"], ExactMean()
     held: dict[int, dict[str, int]] = {}
     for number in range(1, 61):
-        exact.add(client(config, number), 1)
+        exact.add(client(lora, number), 1)
         held[number] = {module: sum(t.size_bytes for t in terms) for module, terms in exact._terms.items()}
     for module, (rows, columns) in SHAPES.items():
         sizes = [size[module] for size in held.values()]
@@ -111,27 +105,27 @@ def test_the_exact_mean_of_sixty_clients_takes_no_more_memory_than_of_twenty() -
 
 
 def test_the_exact_mean_keeps_no_view_of_an_adapter_and_does_not_change_it() -> None:
-    config, exact = CONFIGS["rsLoRA"], ExactMean()
+    lora, exact = CONFIGS["rsLoRA"], ExactMean()
     arrays = {
         module: (np.ones((4, columns), np.float32), np.ones((rows, 4), np.float32))
         for module, (rows, columns) in SHAPES.items()
     }
-    exact.add(Adapter(config, {module: LoraPair(*pair) for module, pair in arrays.items()}), 3)
+    exact.add(Adapter(lora, {module: LoraPair(*pair) for module, pair in arrays.items()}), 3)
     for lora_A, lora_B in arrays.values():
         assert (lora_A == 1).all()
         assert (lora_B == 1).all()
         lora_A[:], lora_B[:] = 7, 7  # the buffer is used again
     for module, shape in SHAPES.items():
-        np.testing.assert_allclose(exact.means()[module].dense(), np.full(shape, 4 * config.scaling_of(module)))
+        np.testing.assert_allclose(exact.means()[module].dense(), np.full(shape, 4 * lora.scaling_of(module)))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_the_exact_mean_keeps_means_that_it_gave_out_unchanged(count: int) -> None:
-    config, exact = CONFIGS["rsLoRA"], exact_mean(clients(CONFIGS["rsLoRA"], count))
+    lora, exact = CONFIGS["rsLoRA"], exact_mean(clients(CONFIGS["rsLoRA"], count))
     given = exact.means()
     before = {module: product.dense().copy() for module, product in given.items()}
     for seed in range(20, 29):
-        exact.add(client(config, seed), 3)
+        exact.add(client(lora, seed), 3)
         exact.means()
     for module, product in given.items():
         np.testing.assert_array_equal(product.dense(), before[module])

@@ -16,10 +16,9 @@ from fedlora.errors import ConfigError
 from fedlora.lora import LoraConfig
 from fedlora.ranks import parted, with_ranks
 
-from fedlora_server.exact_mean import ExactMean
+from fedlora_server.methods.both_means import BothMeans
 from fedlora_server.methods.method import Fold, Global, Method
 from fedlora_server.methods.svd import as_pair
-from fedlora_server.weighted_sum import FactorMean
 
 
 class FedEx(Method):
@@ -49,14 +48,10 @@ class FedEx(Method):
         return FedExFold(down, self.lora, self.settings.max_rank)
 
 
-class FedExFold:
+class FedExFold(BothMeans):
     def __init__(self, down: Global, lora: LoraConfig, max_rank: int) -> None:
+        super().__init__(down)
         self._side, self._lora, self._max_rank = down.side, lora, max_rank
-        self._factors, self._products = FactorMean(down.adapter), ExactMean()
-
-    def add(self, adapter: Adapter, weight: float) -> None:
-        self._factors.add(adapter, weight)
-        self._products.add(adapter, weight)
 
     def result(self) -> Global:
         mean, pairs = self._factors.mean(), {}

@@ -19,10 +19,9 @@ import numpy as np
 from fedlora.adapter import Adapter, LoraPair
 from fedlora.algebra import Product
 
-from fedlora_server.exact_mean import ExactMean
+from fedlora_server.methods.both_means import BothMeans
 from fedlora_server.methods.fedavg import FedAvg
 from fedlora_server.methods.method import Fold, Global
-from fedlora_server.weighted_sum import FactorMean
 
 
 class LoraFair(FedAvg):
@@ -30,14 +29,10 @@ class LoraFair(FedAvg):
         return LoraFairFold(down, self.settings.lorafair_lambda)
 
 
-class LoraFairFold:
+class LoraFairFold(BothMeans):
     def __init__(self, down: Global, weight_of_correction: float) -> None:
-        self._factors, self._products = FactorMean(down.adapter), ExactMean()
+        super().__init__(down)
         self._lambda = weight_of_correction
-
-    def add(self, adapter: Adapter, weight: float) -> None:
-        self._factors.add(adapter, weight)
-        self._products.add(adapter, weight)
 
     def result(self) -> Global:
         mean, pairs = self._factors.mean(), {}

@@ -28,13 +28,13 @@ A path in it counts from the file.
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fedlora.errors import ConfigError
 from fedlora.run_config import Scalar
+from fedlora.toml_file import read_toml
 from fedlora_server.methods import find_method
 
 from fedlora_simulations.study.definition import POOLED, Changes, Study, Tuning
@@ -47,12 +47,7 @@ _KEYS = ("name", "methods", "variants", "settings", "seeds", "tuning", "scenario
 
 def read_study(path: Path, *, long: bool = False) -> Study:
     """Read a study's TOML file. Raises ConfigError, with the place, for whatever could not be run."""
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from None
+    content = read_toml(path)
     _known(content, _KEYS, str(path))
     replaced = _table(content, "long", path, needed=False)
     _known(replaced, _KEYS[:-1], f"{path}: long")

@@ -1,0 +1,20 @@
+"""The mean of the factors and that of the products, of the same updates: for methods that make up for the difference."""
+
+from __future__ import annotations
+
+from fedlora.adapter import Adapter
+
+from fedlora_server.exact_mean import ExactMean
+from fedlora_server.methods.method import Global
+from fedlora_server.weighted_sum import FactorMean
+
+
+class BothMeans:
+    """The part of a fold that adds. Memory: one adapter and the exact mean's."""
+
+    def __init__(self, down: Global) -> None:
+        self._factors, self._products = FactorMean(down.adapter), ExactMean()
+
+    def add(self, adapter: Adapter, weight: float) -> None:
+        self._factors.add(adapter, weight)
+        self._products.add(adapter, weight)
