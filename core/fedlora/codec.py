@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from fedlora.errors import UpdateError
 
+_BLOCK = 1 << 16  # numbers at a time: the cache has them the second time
+
 
 @dataclass(frozen=True, slots=True)
 class Codec:
@@ -50,8 +52,15 @@ class Codec:
 
     def largest(self, payload: memoryview) -> float:
         """The largest magnitude in a payload; NaN where one of its numbers is none."""
-        numbers = np.frombuffer(payload, self.dtype)
-        return max(float(numbers.max()), -float(numbers.min())) if numbers.size else 0.0
+        numbers, largest = np.frombuffer(payload, self.dtype), 0.0
+        for start in range(0, len(numbers), _BLOCK):
+            block = numbers[start : start + _BLOCK]
+            here = max(float(block.max()), -float(block.min()))
+            if not here <= largest:  # so NaN stays
+                largest = here
+                if math.isnan(here):
+                    break
+        return largest
 
 
 CODECS: Mapping[str, Codec] = MappingProxyType(

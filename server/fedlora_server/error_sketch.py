@@ -16,6 +16,7 @@ from fedlora.adapter import Adapter
 from fedlora.errors import RunError
 from numpy.typing import NDArray
 
+from fedlora_server.methods.fedavg import MeanFold
 from fedlora_server.methods.method import Fold, Global
 from fedlora_server.weighted_sum import NO_UPDATES
 
@@ -34,7 +35,14 @@ class ErrorSketch:
 
     def add(self, adapter: Adapter, weight: float) -> None:
         for module in adapter.pairs:
-            self._sums[module] += self._seen(adapter, module, weight)
+            self.add_module(adapter, module, weight)
+        self.count(weight)
+
+    def add_module(self, adapter: Adapter, module: str, weight: float) -> None:
+        """One module of an adapter that counts once: see `count`."""
+        self._sums[module] += self._seen(adapter, module, weight)
+
+    def count(self, weight: float) -> None:
         self._weight += weight
 
     def relative_error(self, committed: Adapter, side: Adapter | None = None) -> float:
@@ -69,8 +77,12 @@ class SketchedFold:
         self._fold, self._sketch = fold, sketch
 
     def add(self, adapter: Adapter, weight: float) -> None:
-        self._fold.add(adapter, weight)
-        self._sketch.add(adapter, weight)
+        if isinstance(self._fold, MeanFold):  # both read all of the adapter and compute little: once is enough
+            self._fold.add_and_show(adapter, weight, lambda module: self._sketch.add_module(adapter, module, weight))
+            self._sketch.count(weight)
+        else:
+            self._fold.add(adapter, weight)
+            self._sketch.add(adapter, weight)
 
     def result(self) -> Global:
         return self._fold.result()

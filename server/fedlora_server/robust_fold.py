@@ -5,13 +5,14 @@
 from __future__ import annotations
 
 import numpy as np
-from fedlora.adapter import Adapter
+from fedlora.adapter import Adapter, LoraPair
 from fedlora.algebra import Dense, truncated
 from fedlora.errors import RunError
 from fedlora.lora import LoraConfig
 from fedlora.low_rank import Matrix
 from fedlora.run_config import AggregationConfig
 
+from fedlora_server.by_module import by_module
 from fedlora_server.methods.method import Fold, Global
 from fedlora_server.methods.svd import as_pair
 from fedlora_server.robust import RULES, gram_of_changes
@@ -56,7 +57,8 @@ class MedianFold(_Holding):
     """The best adapter for the coordinate-wise median of the products gamma B_k A_k.
 
     Yin et al., "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates", 2018 (arXiv:1803.01498), on the
-    products, which no gauge changes, a block of rows at a time. Memory: N adapters, one [O, I], and blocks of 64 MB.
+    products, which no gauge changes, a block of rows at a time. Memory: N adapters, and per core one [O, I] and a
+    block of 64 MB.
     """
 
     def __init__(self, lora: LoraConfig) -> None:
@@ -64,11 +66,11 @@ class MedianFold(_Holding):
         self._lora = lora
 
     def result(self) -> Global:
-        pairs = {}
-        for module in self._held()[0].pairs:
-            best = truncated(Dense(self._median(module)), self._lora.rank_of(module))
-            pairs[module] = as_pair(best, self._lora.scaling_of(module))
-        return Global(Adapter(self._lora, pairs))
+        return Global(Adapter(self._lora, by_module(self._best, self._held()[0].pairs)))
+
+    def _best(self, module: str) -> LoraPair:
+        best = truncated(Dense(self._median(module)), self._lora.rank_of(module))
+        return as_pair(best, self._lora.scaling_of(module))
 
     def _median(self, module: str) -> Matrix:  # [O, I]
         products = [adapter.product(module) for adapter in self._adapters]

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from fedlora.adapter import Adapter, LoraPair
@@ -35,14 +36,15 @@ class FactorMean:
         self._scratch: dict[tuple[int, ...], Array] = {}  # by the shape of a factor
         self.weight = 0.0
 
-    def add(self, adapter: Adapter, weight: float) -> None:
-        """Raises RunError unless `weight` is positive and finite."""
+    def add(self, adapter: Adapter, weight: float, then: Callable[[str], None] = lambda module: None) -> None:
+        """Raises RunError unless `weight` is positive and finite. `then` is told of each module while the cache has it."""
         self.weight += positive(weight)
         for module, sums in self._sums.items():
             rank, arrays = adapter.pairs[module].rank, _factors(adapter.pairs[module])
             self._slots[module] = max(self._slots[module], rank)
             for factor, total in sums.items():
                 self._add(total[:rank] if factor == "A" else total[:, :rank], arrays[factor], np.float32(weight))
+            then(module)
 
     def mean(self) -> Adapter:
         """The mean; the sums become it, so nothing can be added afterwards. Raises RunError where nothing was."""

@@ -10,6 +10,8 @@ Memory: one adapter, whatever the number of devices.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fedlora.adapter import Adapter
 from fedlora.task import Factors
 
@@ -36,6 +38,10 @@ class MeanFold:
 
     def add(self, adapter: Adapter, weight: float) -> None:
         self._mean.add(adapter, weight)
+
+    def add_and_show(self, adapter: Adapter, weight: float, then: Callable[[str], None]) -> None:
+        """`add`, and tell `then` of each module."""
+        self._mean.add(adapter, weight, then)
 
     def result(self) -> Global:
         return Global(self._mean.mean(), self._side)

@@ -10,12 +10,13 @@ the best approximation of the rank that is left. Memory: one adapter and the exa
 
 from __future__ import annotations
 
-from fedlora.adapter import Adapter
+from fedlora.adapter import Adapter, LoraPair
 from fedlora.algebra import Product, concatenate, truncated
 from fedlora.errors import ConfigError
 from fedlora.lora import LoraConfig
 from fedlora.ranks import parted, with_ranks
 
+from fedlora_server.by_module import by_module
 from fedlora_server.methods.both_means import BothMeans
 from fedlora_server.methods.method import Fold, Global, Method
 from fedlora_server.methods.svd import as_pair
@@ -54,11 +55,14 @@ class FedExFold(BothMeans):
         self._side, self._lora, self._max_rank = down.side, lora, max_rank
 
     def result(self) -> Global:
-        mean, pairs = self._factors.mean(), {}
-        for module, product in self._products.means().items():
-            residual = [product, mean.product(module).scaled(-1)]
-            total = concatenate([self._side.product(module), *residual] if self._side else residual)
-            pairs[module] = as_pair(self._bounded(total, module), self._lora.scaling_of(module))
+        mean, products, side = self._factors.mean(), self._products.means(), self._side
+
+        def beside(module: str) -> LoraPair:
+            residual = [products[module], mean.product(module).scaled(-1)]
+            total = concatenate([side.product(module), *residual] if side else residual)
+            return as_pair(self._bounded(total, module), self._lora.scaling_of(module))
+
+        pairs = by_module(beside, products)
         return Global(mean, Adapter(with_ranks(self._lora, {m: pair.rank for m, pair in pairs.items()}), pairs))
 
     def _bounded(self, total: Product, module: str) -> Product:

@@ -15,8 +15,9 @@ from __future__ import annotations
 import numpy as np
 from fedlora.adapter import Adapter, LoraPair
 
-from fedlora_server.methods.fedavg import FedAvg, MeanFold
+from fedlora_server.methods.fedavg import FedAvg
 from fedlora_server.methods.method import Fold, Global
+from fedlora_server.weighted_sum import FactorMean
 
 
 class FedRot(FedAvg):
@@ -24,13 +25,15 @@ class FedRot(FedAvg):
         return FedRotFold(down)
 
 
-class FedRotFold(MeanFold):
+class FedRotFold:
     def __init__(self, down: Global) -> None:
-        super().__init__(down, "AB")
-        self._target = down.adapter
+        self._mean, self._target = FactorMean(down.adapter), down.adapter
 
     def add(self, adapter: Adapter, weight: float) -> None:
-        super().add(rotated_onto(adapter, self._target), weight)
+        self._mean.add(rotated_onto(adapter, self._target), weight)
+
+    def result(self) -> Global:
+        return Global(self._mean.mean())
 
 
 def rotated_onto(adapter: Adapter, target: Adapter) -> Adapter:

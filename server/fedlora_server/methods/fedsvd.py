@@ -15,6 +15,7 @@ from fedlora.adapter import Adapter, LoraPair
 from fedlora.errors import ConfigError
 from fedlora.task import Task
 
+from fedlora_server.by_module import by_module
 from fedlora_server.methods.fedavg import FedAvg, MeanFold
 from fedlora_server.methods.method import Fold, Global
 
@@ -46,9 +47,11 @@ class RefactoredFold(MeanFold):
 
 def refactored(adapter: Adapter) -> Adapter:
     """The same products with A's rows orthonormal: A^T = Q R, B R^T = U S V^T, and so B A = (U S) (V^T Q^T)."""
-    pairs = {}
-    for module, pair in adapter.pairs.items():
+
+    def factors(module: str) -> LoraPair:
+        pair = adapter.pairs[module]
         q, r = np.linalg.qr(pair.lora_A.T.astype(np.float64))  # [I, R], [R, R]
         u, s, vt = np.linalg.svd(pair.lora_B.astype(np.float64) @ r.T, full_matrices=False)
-        pairs[module] = LoraPair((vt @ q.T).astype(np.float32), (u * s).astype(np.float32))
-    return Adapter(adapter.config, pairs)
+        return LoraPair((vt @ q.T).astype(np.float32), (u * s).astype(np.float32))
+
+    return Adapter(adapter.config, by_module(factors, adapter.pairs))

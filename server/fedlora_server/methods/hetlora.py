@@ -15,9 +15,8 @@ import math
 from fedlora.adapter import Adapter
 from fedlora.algebra import inner_product
 
-from fedlora_server.methods.fedavg import MeanFold
 from fedlora_server.methods.method import Fold, Global, Method
-from fedlora_server.weighted_sum import positive
+from fedlora_server.weighted_sum import FactorMean, positive
 
 _LEAST_NORM = 1e-12  # so that updates that change nothing have a mean too
 
@@ -28,11 +27,17 @@ class HetLora(Method):
     )
 
     def fold(self, down: Global, server_round: int) -> Fold:
-        return HetLoraFold(down, "AB")
+        return HetLoraFold(down)
 
 
-class HetLoraFold(MeanFold):
+class HetLoraFold:
+    def __init__(self, down: Global) -> None:
+        self._mean = FactorMean(down.adapter)
+
     def add(self, adapter: Adapter, weight: float) -> None:
         products = [adapter.product(module) for module in adapter.pairs]
         norm = math.sqrt(max(0.0, sum(inner_product(product, product) for product in products)))
-        super().add(adapter, positive(weight) * max(norm, _LEAST_NORM))
+        self._mean.add(adapter, positive(weight) * max(norm, _LEAST_NORM))
+
+    def result(self) -> Global:
+        return Global(self._mean.mean())

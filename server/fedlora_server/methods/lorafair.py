@@ -19,6 +19,7 @@ import numpy as np
 from fedlora.adapter import Adapter, LoraPair
 from fedlora.algebra import Product
 
+from fedlora_server.by_module import by_module
 from fedlora_server.methods.both_means import BothMeans
 from fedlora_server.methods.fedavg import FedAvg
 from fedlora_server.methods.method import Fold, Global
@@ -35,11 +36,13 @@ class LoraFairFold(BothMeans):
         self._lambda = weight_of_correction
 
     def result(self) -> Global:
-        mean, pairs = self._factors.mean(), {}
-        for module, product in self._products.means().items():
-            pair = mean.pairs[module]
-            pairs[module] = corrected(pair, product.scaled(1 / mean.config.scaling_of(module)), self._lambda)
-        return Global(Adapter(mean.config, pairs))
+        mean, products = self._factors.mean(), self._products.means()
+
+        def closer(module: str) -> LoraPair:
+            product = products[module].scaled(1 / mean.config.scaling_of(module))
+            return corrected(mean.pairs[module], product, self._lambda)
+
+        return Global(Adapter(mean.config, by_module(closer, products)))
 
 
 def corrected(pair: LoraPair, mean: Product, weight_of_correction: float) -> LoraPair:

@@ -5,7 +5,7 @@ Wu et al., "Preventing Rank Collapse in Federated Low-Rank Adaptation with Clien
 slots fades from round to round; here slot j of device k has the weight w_k over the sum of those that have a slot j.
 
 Not exact where ranks differ; with equal ranks it is svd. The ranks of a round are known at its end, so the updates are kept
-until then, factored. Memory: N adapters, and twice the factors of one module.
+until then, factored. Memory: N adapters, and twice the factors of a module per core.
 """
 
 # S slots: the largest rank that came
@@ -13,11 +13,12 @@ until then, factored. Memory: N adapters, and twice the factors of one module.
 from __future__ import annotations
 
 import numpy as np
-from fedlora.adapter import Adapter
+from fedlora.adapter import Adapter, LoraPair
 from fedlora.algebra import Product, concatenate, truncated
 from fedlora.errors import RunError
 from fedlora.lora import LoraConfig
 
+from fedlora_server.by_module import by_module
 from fedlora_server.methods.method import Fold, Global, Method
 from fedlora_server.methods.svd import as_pair
 from fedlora_server.weighted_sum import NO_UPDATES, positive
@@ -42,18 +43,13 @@ class RaFloraFold:
     def result(self) -> Global:
         if not self._held:
             raise RunError(NO_UPDATES)
-        adapters, weights = zip(*self._held, strict=True)
-        pairs = {}
-        for module in adapters[0].pairs:
-            own = [adapter.pairs[module] for adapter in adapters]
-            held = np.zeros(max(pair.rank for pair in own))  # [S], the weight of those that have the slot
-            for pair, weight in zip(own, weights, strict=True):
-                held[: pair.rank] += weight
-            shares = [
-                (weight / held[: pair.rank]).astype(np.float32) for pair, weight in zip(own, weights, strict=True)
-            ]
-            terms = [Product(pair.lora_B * share, pair.lora_A) for pair, share in zip(own, shares, strict=True)]
-            scaling = self._lora.scaling_of(module)
-            best = truncated(concatenate(terms).scaled(scaling), self._lora.rank_of(module))
-            pairs[module] = as_pair(best, scaling)
-        return Global(Adapter(self._lora, pairs))
+        return Global(Adapter(self._lora, by_module(self._best, self._held[0][0].pairs)))
+
+    def _best(self, module: str) -> LoraPair:
+        own = [(adapter.pairs[module], weight) for adapter, weight in self._held]
+        held = np.zeros(max(pair.rank for pair, _ in own))  # [S], the weight of those that have the slot
+        for pair, weight in own:
+            held[: pair.rank] += weight
+        terms = [Product(p.lora_B * (weight / held[: p.rank]).astype(np.float32), p.lora_A) for p, weight in own]
+        scaling = self._lora.scaling_of(module)
+        return as_pair(truncated(concatenate(terms).scaled(scaling), self._lora.rank_of(module)), scaling)

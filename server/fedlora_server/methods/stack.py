@@ -13,12 +13,13 @@ Memory: the exact mean's.
 from __future__ import annotations
 
 import numpy as np
-from fedlora.adapter import Adapter, initial_adapter
+from fedlora.adapter import Adapter, LoraPair, initial_adapter
 from fedlora.algebra import Product, concatenate, truncated
 from fedlora.errors import ConfigError
 from fedlora.lora import LoraConfig
 from fedlora.ranks import with_ranks
 
+from fedlora_server.by_module import by_module
 from fedlora_server.exact_mean import ExactMean
 from fedlora_server.methods.method import Fold, Global, Method
 from fedlora_server.methods.svd import as_pair
@@ -62,10 +63,14 @@ class StackFold:
         self._mean.add(adapter, weight)
 
     def result(self) -> Global:
-        pairs, side = {}, self._down.side
-        for module, mean in self._mean.means().items():
+        means, side = self._mean.means(), self._down.side
+
+        def total(module: str) -> LoraPair:
+            mean = means[module]
             total = mean if side is None else concatenate([side.product(module), mean])
-            pairs[module] = as_pair(self._bounded(total), self._lora.scaling_of(module))
+            return as_pair(self._bounded(total), self._lora.scaling_of(module))
+
+        pairs = by_module(total, means)
         ranks = {module: pair.rank for module, pair in pairs.items()}
         return Global(self._down.adapter, Adapter(with_ranks(self._lora, ranks), pairs))
 

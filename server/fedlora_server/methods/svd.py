@@ -17,6 +17,7 @@ from fedlora.adapter import Adapter, LoraPair
 from fedlora.algebra import Product, truncated
 from fedlora.lora import LoraConfig
 
+from fedlora_server.by_module import by_module
 from fedlora_server.exact_mean import ExactMean
 from fedlora_server.methods.method import Fold, Global, Method
 
@@ -43,13 +44,11 @@ class SvdFold:
 
 def best_adapter(means: Mapping[str, Product], lora: LoraConfig) -> Adapter:
     """The adapter of `lora` that is closest to these products."""
-    return Adapter(
-        lora,
-        {
-            module: as_pair(truncated(mean, lora.rank_of(module)), lora.scaling_of(module))
-            for module, mean in means.items()
-        },
-    )
+
+    def best(module: str) -> LoraPair:
+        return as_pair(truncated(means[module], lora.rank_of(module)), lora.scaling_of(module))
+
+    return Adapter(lora, by_module(best, means))
 
 
 def as_pair(product: Product, scaling: float) -> LoraPair:
