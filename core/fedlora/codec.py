@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedlora.errors import UpdateError
 
-_BLOCK = 1 << 16  # numbers at a time: the cache has them the second time
+_BLOCK = 1 << 17  # numbers at a time: so many of size 1 have a bound of 362
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +50,21 @@ class Codec:
             offset += count * self.dtype.itemsize
         return arrays
 
-    def largest(self, payload: memoryview) -> float:
-        """The largest magnitude in a payload; NaN where one of its numbers is none."""
+    def bound(self, payload: memoryview) -> float:
+        """What no magnitude in a payload passes: the root of a sum of squares; not finite where one of its numbers is not.
+
+        A fast test: one product of a block with itself, where a maximum and a minimum would each take as long.
+        """
         numbers, largest = np.frombuffer(payload, self.dtype), 0.0
         for start in range(0, len(numbers), _BLOCK):
-            block = numbers[start : start + _BLOCK]
-            here = max(float(block.max()), -float(block.min()))
-            if not here <= largest:  # so NaN stays
-                largest = here
-                if math.isnan(here):
+            block = numbers[start : start + _BLOCK].astype(np.float32, copy=False)
+            with np.errstate(over="ignore", invalid="ignore"):
+                squares = float(np.dot(block, block))
+            if not squares <= largest:  # so NaN stays
+                largest = squares
+                if math.isnan(squares):
                     break
-        return largest
+        return math.sqrt(largest)
 
 
 CODECS: Mapping[str, Codec] = MappingProxyType(

@@ -39,7 +39,7 @@ class Update:
     task: Task = field(default_factory=Task)  # down only
     num_examples: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
-    largest: float = math.nan  # magnitude of what travelled; NaN where a number is none, or nothing travelled yet
+    bound: float = math.nan  # of the magnitudes that travelled; NaN where a number is none, or nothing travelled yet
 
 
 def encode_update(update: Update, codec: str = "f32") -> bytes:
@@ -109,7 +109,7 @@ def decode_update(data: bytes | memoryview, known: Callable[[], Adapter] | None 
         task=task,
         num_examples=num_examples,
         metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
-        largest=codec.largest(payload),
+        bound=codec.bound(payload),
     )
 
 

@@ -46,7 +46,7 @@ class Expectation:
             got = update.adapter.pairs[module]
             self._same("wrong-rank", f"rank of {module}", got.rank, pair.rank)
             self._same("wrong-shape", f"shape of {module}", got.shape, pair.shape)
-            if not update.largest <= self.limit:  # NaN is not: look where
+            if not update.bound <= self.limit:  # NaN is not: look closely
                 if "A" in self.factors:
                     self._sound(module, got.lora_A)
                 if "B" in self.factors:

@@ -15,13 +15,14 @@ from fedlora_server.weighted_sum import NO_UPDATES, positive
 class ExactMean:
     """sum_k (w_k / w) * scaling_k * B_k A_k for each module, one adapter at a time; ranks may differ.
 
-    Memory: the factors of a module are collected until they hold as many numbers as the matrix [O, I] does, at
+    Memory: the factors of a module are kept as they came until they hold as many numbers as the matrix [O, I] does, at
     K = O I / (O + I). Then one product folds them into that matrix, and collecting starts again: a module never holds
     more than 2 O I numbers and one adapter's factors, 4 O I while it folds, whatever the number of adapters.
     """
 
     def __init__(self) -> None:
-        self._terms: dict[str, list[Product]] = {}  # the matrix of a module, where it has one, comes first
+        self._terms: dict[str, list[tuple[LoraPair, float]]] = {}  # with the weight of each
+        self._folded: dict[str, Dense] = {}
         self._weight = 0.0
         self.count = 0
 
@@ -31,22 +32,23 @@ class ExactMean:
         for module, pair in adapter.pairs.items():
             rows, columns = pair.shape
             terms = self._terms.setdefault(module, [])
-            terms.append(_term(pair, adapter.config.scaling_of(module) * weight))
-            inner = sum(term.inner for term in terms if not isinstance(term, Dense))
-            if inner * (rows + columns) >= rows * columns:
-                self._terms[module] = [Dense(concatenate(terms).dense())]
+            terms.append((pair, adapter.config.scaling_of(module) * weight))
+            if sum(term.rank for term, _ in terms) * (rows + columns) >= rows * columns:
+                self._folded[module] = Dense(self._sum(module, 1).dense())
+                self._terms[module] = []
         self.count += 1
 
     def means(self) -> dict[str, Product]:
         """{module: the mean}, Dense for a module that was folded. Raises RunError where nothing was added."""
         if not self.count:
             raise RunError(NO_UPDATES)
-        for module, terms in self._terms.items():
-            if len(terms) > 1:
-                self._terms[module] = [concatenate(terms)]
-        return {module: terms[0].scaled(1 / self._weight) for module, terms in self._terms.items()}
+        return {module: self._sum(module, 1 / self._weight) for module in self._terms}
 
-
-def _term(pair: LoraPair, weight: float) -> Product:
-    """weight * B A in memory of its own: the adapter may go."""
-    return Product(pair.lora_B * np.float32(weight), pair.lora_A.copy())
+    def _sum(self, module: str, factor: float) -> Product:
+        """The sum so far times `factor`."""
+        terms, folded = self._terms[module], self._folded.get(module)
+        parts: list[Product] = [] if folded is None else [folded.scaled(factor) if factor != 1 else folded]
+        if terms:
+            B = np.concatenate([pair.lora_B * np.float32(weight * factor) for pair, weight in terms], 1)
+            parts.append(Product(B, np.concatenate([pair.lora_A for pair, _ in terms])))
+        return parts[0] if len(parts) == 1 else concatenate(parts)

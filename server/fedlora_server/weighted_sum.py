@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 
+_BLOCK = 1 << 16  # numbers
 NO_UPDATES = "the mean of no updates is not defined"
 
 
@@ -28,22 +29,18 @@ class FactorMean:
     def __init__(self, like: Adapter, factors: Factors = "AB") -> None:
         """`like` is what went down: the modules, their shapes, and what is not averaged."""
         self._like, self._factors = like, factors
-        self._sums = {
-            module: {factor: np.zeros_like(array) for factor, array in _factors(pair).items() if factor in factors}
-            for module, pair in like.pairs.items()
-        }
+        self._sums: dict[str, dict[str, Array]] = {}
         self._slots = dict.fromkeys(like.pairs, 0)  # the largest rank that came
-        self._scratch: dict[tuple[int, ...], Array] = {}  # by the shape of a factor
         self.weight = 0.0
 
     def add(self, adapter: Adapter, weight: float, then: Callable[[str], None] = lambda module: None) -> None:
         """Raises RunError unless `weight` is positive and finite. `then` is told of each module while the cache has it."""
         self.weight += positive(weight)
-        for module, sums in self._sums.items():
-            rank, arrays = adapter.pairs[module].rank, _factors(adapter.pairs[module])
-            self._slots[module] = max(self._slots[module], rank)
-            for factor, total in sums.items():
-                self._add(total[:rank] if factor == "A" else total[:, :rank], arrays[factor], np.float32(weight))
+        if not self._sums:
+            self._sums = {module: {} for module in self._like.pairs}
+        scratch: dict[tuple[int, ...], Array] = {}  # by shape
+        for module in self._sums:
+            self._add_module(module, adapter.pairs[module], np.float32(weight), scratch)
             then(module)
 
     def mean(self) -> Adapter:
@@ -61,13 +58,33 @@ class FactorMean:
         self._sums = {}
         return Adapter(self._like.config, pairs)
 
-    def _add(self, total: Array, array: Array, scale: np.float32) -> None:
-        """total += scale * array"""
-        scratch = self._scratch.get(array.shape)
-        if scratch is None:
-            scratch = self._scratch[array.shape] = np.empty(array.shape, np.float32)
-        np.multiply(array, scale, out=scratch)
-        total += scratch
+    def _add_module(
+        self, module: str, pair: LoraPair, scale: np.float32, scratch: dict[tuple[int, ...], Array]
+    ) -> None:
+        sums, rank = self._sums[module], pair.rank
+        like, arrays = _factors(self._like.pairs[module]), _factors(pair)
+        self._slots[module] = max(self._slots[module], rank)
+        for factor in self._factors:
+            is_first = factor not in sums
+            if is_first:
+                sums[factor] = (np.empty_like if rank == self._like.pairs[module].rank else np.zeros_like)(like[factor])
+            total = sums[factor][:rank] if factor == "A" else sums[factor][:, :rank]
+            if is_first:
+                np.multiply(arrays[factor], scale, out=total)
+            else:
+                _add(total, arrays[factor], scale, scratch)
+
+
+def _add(total: Array, array: Array, scale: np.float32, scratch: dict[tuple[int, ...], Array]) -> None:
+    """total += scale * array, some rows at a time: what is scaled is added while the cache has it."""
+    step = max(1, _BLOCK // array.shape[1])
+    for start in range(0, len(array), step):
+        rows = array[start : start + step]
+        scaled = scratch.get(rows.shape)
+        if scaled is None:
+            scaled = scratch[rows.shape] = np.empty(rows.shape, np.float32)
+        np.multiply(rows, scale, out=scaled)
+        total[start : start + step] += scaled
 
 
 def positive(weight: float) -> float:

@@ -81,15 +81,24 @@ def test_decoded_arrays_own_their_memory(codec: str) -> None:
 
 
 @ALL
-@pytest.mark.parametrize(
-    ("values", "expected"), [([1, -3, 2], 3), ([4, -3], 4), ([], 0), ([1, np.inf], np.inf), ([-np.inf], np.inf)]
-)
-def test_the_largest_magnitude_of_a_payload_is_told(codec: str, values: list[float], expected: float) -> None:
-    payload = CODECS[codec].encode([np.array(values, np.float32)])
-    assert CODECS[codec].largest(memoryview(payload)) == expected
+@given(arrays=ARRAYS)
+def test_no_number_of_a_payload_passes_its_bound(codec: str, arrays: list[NDArray[np.float32]]) -> None:
+    payload = CODECS[codec].encode(arrays)
+    numbers = np.concatenate([np.zeros(1, np.float32), *(array.ravel() for array in arrays)])
+    bound = CODECS[codec].bound(memoryview(payload))
+    assert bound >= np.abs(numbers).max() * (1 - 1e-3)
+    assert bound <= np.sqrt(np.sum(np.square(numbers, dtype=np.float64))) * (1 + 1e-3)
 
 
 @ALL
-def test_a_payload_with_a_nan_has_none_that_is_largest(codec: str) -> None:
-    for values in ([np.nan, 1], [1, np.nan], [np.nan, np.inf]):
-        assert np.isnan(CODECS[codec].largest(memoryview(CODECS[codec].encode([np.array(values, np.float32)]))))
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 70_000, 99_999])
+def test_a_payload_with_a_number_that_is_not_finite_has_no_bound(codec: str, value: float, place: int) -> None:
+    array = np.ones(100_000, np.float32)
+    array[place] = value
+    assert not np.isfinite(CODECS[codec].bound(memoryview(CODECS[codec].encode([array]))))
+
+
+def test_the_bound_of_many_small_numbers_is_small() -> None:
+    array = np.ones(1_000_000, np.float32)
+    assert CODECS["f32"].bound(memoryview(CODECS["f32"].encode([array]))) <= 363

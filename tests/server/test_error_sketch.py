@@ -9,7 +9,7 @@ import pytest
 from fedlora.adapter import Adapter, LoraPair
 from fedlora.errors import RunError
 from fedlora.lora import LoraConfig
-from fedlora_server.error_sketch import DIRECTIONS, ErrorSketch
+from fedlora_server.error_sketch import EXACT, ErrorSketch
 
 LORA = LoraConfig(rank=4, alpha=8.0)
 
@@ -49,27 +49,37 @@ def sketched(
 
 @pytest.mark.parametrize("with_side", [False, True])
 def test_the_error_is_the_dense_one_where_the_directions_are_all_there_are(with_side: bool) -> None:
-    shapes = {"q_proj": (30, DIRECTIONS), "down_proj": (20, 5)}
+    shapes = {"q_proj": (30, EXACT), "down_proj": (20, 5)}
     updates = [(random_adapter(shapes, seed), float(seed)) for seed in (1, 2, 3)]
     committed, side = random_adapter(shapes, 9), random_adapter(shapes, 8) if with_side else None
     assert sketched(updates, committed, side) == pytest.approx(dense_error(updates, committed, side), rel=1e-5)
 
 
-def test_over_many_modules_the_error_is_within_two_percent_of_the_dense_one() -> None:
+def test_over_many_modules_the_error_is_within_five_percent_of_the_dense_one() -> None:
     shapes = {f"layers.{layer}.{module}": (96, 64) for layer in range(16) for module in ("q_proj", "v_proj", "up_proj")}
     updates = [(random_adapter(shapes, seed), 1.0) for seed in (1, 2, 3)]
     committed = random_adapter(shapes, 9)
     expected = dense_error(updates, committed, None)
     for seed in range(5):
-        assert sketched(updates, committed, seed=seed) == pytest.approx(expected, rel=0.02)
+        assert sketched(updates, committed, seed=seed) == pytest.approx(expected, rel=0.05)
 
 
-def test_for_one_module_the_error_is_unbiased_and_within_a_third() -> None:
+def test_of_very_many_modules_some_are_looked_at_and_tell_the_error_within_a_tenth() -> None:
+    shapes = {f"layers.{layer}.{module}": (96, 64) for layer in range(50) for module in ("q_proj", "v_proj", "up_proj")}
+    updates = [(random_adapter(shapes, seed), 1.0) for seed in (1, 2, 3)]
+    committed = random_adapter(shapes, 9)
+    expected = dense_error(updates, committed, None)
+    found = {sketched(updates, committed, seed=seed) for seed in range(5)}
+    assert len(found) == 5, "others in every round"
+    assert all(value == pytest.approx(expected, rel=0.1) for value in found)
+
+
+def test_for_one_module_the_error_is_unbiased_and_within_a_half() -> None:
     shapes = {"q_proj": (96, 256)}
     updates, committed = [(random_adapter(shapes, seed), 1.0) for seed in (1, 2, 3)], random_adapter(shapes, 9)
     expected = dense_error(updates, committed, None)
     found = [sketched(updates, committed, seed=seed) for seed in range(40)]
-    assert all(abs(value / expected - 1) < 1 / 3 for value in found)
+    assert all(abs(value / expected - 1) < 1 / 2 for value in found)
     assert np.mean(found) == pytest.approx(expected, rel=0.03)
 
 
