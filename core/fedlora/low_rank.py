@@ -32,6 +32,7 @@ _SMALL = 32  # up to this k the route by QR costs next to nothing
 _OVERSAMPLING, _DEPTH = 8, 6  # of the Krylov basis: at most 6 blocks of rank + 8 columns
 _SPACE = 1.5  # times the columns of a Krylov basis: up to this k the eigenvectors of [k, k] cost no more
 _SEED = 2015
+_ROWS = 192  # of a matrix that is converted to float64
 
 
 class Triplets(NamedTuple):
@@ -89,8 +90,7 @@ def _by_qr(B: Matrix, A: Matrix, rank: int) -> Triplets:
 
 def _by_gram(matrix: Matrix, rank: int) -> Triplets:
     """From M^T M [I, I] in float64: squaring loses only what lies below float32's rounding."""
-    wide = matrix.astype(np.float64)
-    s, v = _leading_roots(wide.T @ wide, rank, _ROUNDING_OF_SUMS)
+    s, v = _leading_roots(_gram(matrix), rank, _ROUNDING_OF_SUMS)
     return Triplets(matrix @ (v / s).astype(matrix.dtype), s, v.T)
 
 
@@ -101,10 +101,10 @@ def _by_gram_of_factors(B: Matrix, A: Matrix, rank: int) -> Triplets:
     from W^T B A, not from L^-1: factors without full rank do no harm, nor does what is added to make L exist. For that,
     each row of A has length 1, and its column of B takes the rest.
     """
-    lengths = np.linalg.norm(A.astype(np.float64), axis=1)
+    gram_b, gram_a = _gram(B), _gram(A.T)
+    lengths = np.sqrt(np.diag(gram_a))
     lengths[lengths == 0] = 1
-    wide_b, wide_a = B * lengths, A / lengths[:, None]
-    gram_b, gram_a = wide_b.T @ wide_b, wide_a @ wide_a.T
+    gram_b, gram_a = gram_b * np.outer(lengths, lengths), gram_a / np.outer(lengths, lengths)
     inner = len(gram_a)
     shift = 2 * inner * np.finfo(np.float64).eps * np.trace(gram_a) + np.finfo(np.float64).tiny
     lower = np.linalg.cholesky(gram_a + shift * np.eye(inner))
@@ -114,6 +114,15 @@ def _by_gram_of_factors(B: Matrix, A: Matrix, rank: int) -> Triplets:
     s, turn = _leading_roots(D.T @ gram_a @ D, rank, _ROUNDING_OF_FACTORS)
     left, right = (C @ turn) * lengths[:, None], (D @ (turn / s)) / lengths[:, None]
     return Triplets(B @ left.astype(B.dtype), s, right.T.astype(A.dtype) @ A)
+
+
+def _gram(tall: Matrix) -> NDArray[np.float64]:
+    """X^T X [K, K] of X [N, K], in float64, some rows at a time: a whole copy would cost more than the product."""
+    gram = np.zeros((tall.shape[1], tall.shape[1]))
+    for start in range(0, len(tall), _ROWS):
+        wide = tall[start : start + _ROWS].astype(np.float64)
+        gram += wide.T @ wide
+    return gram
 
 
 def _leading_roots(

@@ -38,11 +38,20 @@ class ExactMean:
                 self._terms[module] = []
         self.count += 1
 
-    def means(self) -> dict[str, Product]:
-        """{module: the mean}, Dense for a module that was folded. Raises RunError where nothing was added."""
+    @property
+    def modules(self) -> list[str]:
+        """Raises RunError where nothing was added."""
         if not self.count:
             raise RunError(NO_UPDATES)
-        return {module: self._sum(module, 1 / self._weight) for module in self._terms}
+        return list(self._terms)
+
+    def mean(self, module: str) -> Product:
+        """That of a module, Dense where it was folded."""
+        return self._sum(module, 1 / self._weight)
+
+    def means(self) -> dict[str, Product]:
+        """{module: its mean}. Raises RunError where nothing was added."""
+        return {module: self.mean(module) for module in self.modules}
 
     def _sum(self, module: str, factor: float) -> Product:
         """The sum so far times `factor`."""

@@ -55,14 +55,14 @@ class FedExFold(BothMeans):
         self._side, self._lora, self._max_rank = down.side, lora, max_rank
 
     def result(self) -> Global:
-        mean, products, side = self._factors.mean(), self._products.means(), self._side
+        mean, side = self._factors.mean(), self._side
 
         def beside(module: str) -> LoraPair:
-            residual = [products[module], mean.product(module).scaled(-1)]
+            residual = [self._products.mean(module), mean.product(module).scaled(-1)]
             total = concatenate([side.product(module), *residual] if side else residual)
             return as_pair(self._bounded(total, module), self._lora.scaling_of(module))
 
-        pairs = by_module(beside, products)
+        pairs = by_module(beside, self._products.modules)
         return Global(mean, Adapter(with_ranks(self._lora, {m: pair.rank for m, pair in pairs.items()}), pairs))
 
     def _bounded(self, total: Product, module: str) -> Product:

@@ -36,13 +36,13 @@ class LoraFairFold(BothMeans):
         self._lambda = weight_of_correction
 
     def result(self) -> Global:
-        mean, products = self._factors.mean(), self._products.means()
+        mean = self._factors.mean()
 
         def closer(module: str) -> LoraPair:
-            product = products[module].scaled(1 / mean.config.scaling_of(module))
+            product = self._products.mean(module).scaled(1 / mean.config.scaling_of(module))
             return corrected(mean.pairs[module], product, self._lambda)
 
-        return Global(Adapter(mean.config, by_module(closer, products)))
+        return Global(Adapter(mean.config, by_module(closer, self._products.modules)))
 
 
 def corrected(pair: LoraPair, mean: Product, weight_of_correction: float) -> LoraPair:

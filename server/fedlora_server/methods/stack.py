@@ -63,14 +63,14 @@ class StackFold:
         self._mean.add(adapter, weight)
 
     def result(self) -> Global:
-        means, side = self._mean.means(), self._down.side
+        side = self._down.side
 
         def total(module: str) -> LoraPair:
-            mean = means[module]
+            mean = self._mean.mean(module)
             total = mean if side is None else concatenate([side.product(module), mean])
             return as_pair(self._bounded(total), self._lora.scaling_of(module))
 
-        pairs = by_module(total, means)
+        pairs = by_module(total, self._mean.modules)
         ranks = {module: pair.rank for module, pair in pairs.items()}
         return Global(self._down.adapter, Adapter(with_ranks(self._lora, ranks), pairs))
 

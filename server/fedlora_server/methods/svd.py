@@ -11,7 +11,6 @@ the exact mean's, at most about two matrices [O, I] per module, whatever the num
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from fedlora.adapter import Adapter, LoraPair
 from fedlora.algebra import Product, truncated
@@ -39,16 +38,11 @@ class SvdFold:
         self._mean.add(adapter, weight)
 
     def result(self) -> Global:
-        return Global(best_adapter(self._mean.means(), self._lora))
+        def best(module: str) -> LoraPair:
+            mean = self._mean.mean(module)
+            return as_pair(truncated(mean, self._lora.rank_of(module)), self._lora.scaling_of(module))
 
-
-def best_adapter(means: Mapping[str, Product], lora: LoraConfig) -> Adapter:
-    """The adapter of `lora` that is closest to these products."""
-
-    def best(module: str) -> LoraPair:
-        return as_pair(truncated(means[module], lora.rank_of(module)), lora.scaling_of(module))
-
-    return Adapter(lora, by_module(best, means))
+        return Global(Adapter(self._lora, by_module(best, self._mean.modules)))
 
 
 def as_pair(product: Product, scaling: float) -> LoraPair:
