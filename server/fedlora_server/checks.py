@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 MAX_EXAMPLES = 10**9
 # Trained factors are below 10; with this bound no weighted sum of products comes near the end of float32.
 MAX_MAGNITUDE = 1e3
-_MOST = 1e6
+_MOST = 1e6  # where a liar drove the adapter up round by round
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,16 +15,13 @@ from collections.abc import Callable
 from fedlora.adapter import Adapter
 from fedlora.task import Factors
 
-from fedlora_server.methods.method import Fold, Global, Method
+from fedlora_server.methods.method import LED_ASTRAY, Fold, Global, Method
 from fedlora_server.weighted_sum import FactorMean
 
 
 class FedAvg(Method):
     refuses_mixed_ranks = "a mean of factors wants factors of one rank; use svd, stack, hetlora or raflora"
-
-    refuses_robust = (
-        "another choice of factors for the same product would lead a mean of factors astray; use svd or ffa"
-    )
+    refuses_robust = LED_ASTRAY
 
     def fold(self, down: Global, server_round: int) -> Fold:
         return MeanFold(down, self.task(server_round).sends)

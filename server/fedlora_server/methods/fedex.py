@@ -18,7 +18,7 @@ from fedlora.ranks import parted, with_ranks
 
 from fedlora_server.by_module import by_module
 from fedlora_server.methods.both_means import BothMeans
-from fedlora_server.methods.method import Fold, Global, Method
+from fedlora_server.methods.method import LED_ASTRAY, Fold, Global, Method
 from fedlora_server.methods.svd import as_pair
 
 
@@ -27,10 +27,7 @@ class FedEx(Method):
     refuses_optimizer = (
         "its side adapter makes the mean exact, and a server optimizer moves away from the mean; use svd"
     )
-
-    refuses_robust = (
-        "another choice of factors for the same product would lead a mean of factors astray; use svd or ffa"
-    )
+    refuses_robust = LED_ASTRAY
 
     def start(self, first: Adapter) -> Global:
         for module, pair in first.pairs.items():

@@ -15,16 +15,14 @@ import math
 from fedlora.adapter import Adapter
 from fedlora.algebra import inner_product
 
-from fedlora_server.methods.method import Fold, Global, Method
+from fedlora_server.methods.method import LED_ASTRAY, Fold, Global, Method
 from fedlora_server.weighted_sum import FactorMean, positive
 
 _LEAST_NORM = 1e-12  # so that updates that change nothing have a mean too
 
 
 class HetLora(Method):
-    refuses_robust = (
-        "another choice of factors for the same product would lead a mean of factors astray; use svd or ffa"
-    )
+    refuses_robust = LED_ASTRAY
 
     def fold(self, down: Global, server_round: int) -> Fold:
         return HetLoraFold(down)

@@ -15,6 +15,9 @@ from fedlora.ranks import joined
 from fedlora.run_config import AggregationConfig
 from fedlora.task import Task
 
+# Why a method that averages both factors takes no robust rule.
+LED_ASTRAY = "another choice of factors for the same product would lead a mean of factors astray; use svd or ffa"
+
 
 @dataclass(frozen=True, slots=True)
 class Global:
