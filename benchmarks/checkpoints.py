@@ -46,7 +46,7 @@ def make_checkpoint(directory: Path, config: Config, shards: int = 1) -> None:
     shape = decoder_shape(config, "benchmark")
     matrices = shape.vocabulary_modules() | shape.linear_modules()
     plans = [TensorPlan(name=f"{name}.weight", dtype="BF16", shape=dims) for name, dims in matrices.items()]
-    plans += [TensorPlan(name=f"{n}.weight", dtype="BF16", shape=(shape.hidden_size,)) for n in shape.norm_modules()]
+    plans += [TensorPlan(name=f"{n}.weight", dtype="BF16", shape=(size,)) for n, size in shape.norm_modules().items()]
     generator = np.random.default_rng(0)
 
     def fill(plan: TensorPlan) -> Iterator[NDArray[Any]]:

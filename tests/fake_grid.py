@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from fedlora.adapter import Adapter, LoraPair
-from fedlora.family import DecoderShape
+from fedlora.family import DecoderShape, Rotary
 from fedlora.pack import BasePack
 from fedlora.peft import read_peft
 from fedlora.run_config import AggregationConfig, LoraSection, RunConfig, ServerConfig, TrainConfig
@@ -38,7 +38,8 @@ SHAPE = DecoderShape(
     vocab_size=16,
     max_positions=16,
     rms_norm_eps=1e-6,
-    rope_theta=10000.0,
+    rotary=Rotary((1.0, 0.01)),
+    attention_scale=0.5,
     tie_word_embeddings=True,
     bos_token_id=None,
     eos_token_ids=(),

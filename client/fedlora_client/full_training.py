@@ -49,7 +49,7 @@ class FullTraining:
         checkpoint = Checkpoint(self.directory)
         self.shape = decoder_shape(checkpoint.config, str(self.directory / CONFIG))
         matrices = self.shape.linear_modules() | self.shape.vocabulary_modules()
-        sizes = matrices | dict.fromkeys(self.shape.norm_modules(), (self.shape.hidden_size,))
+        sizes = matrices | {module: (size,) for module, size in self.shape.norm_modules().items()}
         for module, dims in sizes.items():
             checkpoint.check(f"{module}.weight", dims)
         self.weights = {

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from fedlora.errors import ConfigError
 from fedlora.family import LINEAR_MODULES
 
+ALL_LINEAR = "all-linear"  # as a run's only target module: every linear module of the base's blocks
 MAX_RANK = 4096
 MAX_ALPHA = 1e6
 

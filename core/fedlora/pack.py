@@ -2,7 +2,7 @@
 
     base.json           what the pack is, the sha256 of every other file, and the fingerprint over all of it
     config.json         the model's own, and its tokenizer files
-    model.safetensors   NAME.qweight, NAME.scales, NAME.zeros of each matrix; NAME.weight of each norm
+    model.safetensors   NAME.qweight, NAME.scales, NAME.zeros of each matrix; norms and biases by their own names
 
 The fingerprint names the base: adapters, updates and graphs carry it. Files that others put into the directory (an
 exported graph) are not part of it.
@@ -22,14 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora.errors import CheckpointError, ConfigError, PackError, TensorFileError
-from fedlora.family import DecoderShape, decoder_shape
+from fedlora.family import DecoderShape, ModelShape, model_shape
 from fedlora.json_file import read_object
 from fedlora.quantize import Quantization, QuantizedMatrix
 from fedlora.scales import ScaleRule
 from fedlora.tensor_file import TensorFile
 
 FORMAT = "fedlora-base"
-VERSION = 1
+VERSION = 2
 MANIFEST, CONFIG, WEIGHTS, TOKENIZER = "base.json", "config.json", "model.safetensors", "tokenizer.json"
 EMBEDDED = "nano"  # the base that ships with fedlora
 
@@ -42,7 +42,7 @@ class BasePack:
     source: str
     fingerprint: str
     quantization: Quantization
-    shape: DecoderShape
+    model: ModelShape
     weights: TensorFile
     scales: str | None = None  # the rule that found them, where the manifest tells it
 
@@ -58,16 +58,29 @@ class BasePack:
             bits=bits,
         )
 
+    @property
+    def shape(self) -> DecoderShape:
+        """The model, for whoever needs a decoder. Raises PackError where it is an encoder."""
+        if not isinstance(self.model, DecoderShape):
+            raise PackError(
+                f"{self.directory}: an encoder ({self.model.model_type}); this needs a model that generates"
+            )
+        return self.model
+
     def norm(self, module: str) -> NDArray[np.float32]:
-        """The weight [H] of an RMS norm."""
-        return self.weights.float32(f"{module}.weight")
+        """The weight of a norm, a vector."""
+        return self.floats(f"{module}.weight")
+
+    def floats(self, tensor: str) -> NDArray[np.float32]:
+        """A tensor that is stored in float32."""
+        return self.weights.float32(tensor)
 
     def bits(self, module: str) -> int:
-        vocabulary = module in self.shape.vocabulary_modules()
+        vocabulary = module in self.model.vocabulary_modules()
         return self.quantization.embedding_bits if vocabulary else self.quantization.bits
 
     def in_features(self, module: str) -> int:
-        return (self.shape.vocabulary_modules() | self.shape.linear_modules())[module][1]
+        return (self.model.vocabulary_modules() | self.model.linear_modules())[module][1]
 
 
 def find_pack(base: str | Path) -> Path:
@@ -91,7 +104,7 @@ def open_pack(base: str | Path) -> BasePack:
             source=manifest["source"],
             fingerprint=manifest["fingerprint"],
             quantization=Quantization(**manifest["quantization"]),
-            shape=decoder_shape(config, str(directory / CONFIG)),
+            model=model_shape(config, str(directory / CONFIG)),
             weights=weights,
             scales=manifest.get("scales"),
         )
@@ -99,7 +112,7 @@ def open_pack(base: str | Path) -> BasePack:
         raise PackError(f"{directory / MANIFEST}: {error.args[0]} is missing; pack the model again") from None
     except (TensorFileError, CheckpointError, ConfigError, TypeError, ValueError) as error:
         raise PackError(f"{directory}: not a sound base pack: {error}; pack the model again") from None
-    expected_shapes = tensor_shapes(pack.shape, pack.quantization)
+    expected_shapes = tensor_shapes(pack.model, pack.quantization)
     got = {name: (entry.dtype, entry.shape) for name, entry in weights.entries.items()}
     if got != expected_shapes:
         wrong = sorted(set(got.items()) ^ set(expected_shapes.items()))[0][0]
@@ -162,25 +175,29 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def tensor_shapes(shape: DecoderShape, quantization: Quantization) -> dict[str, tuple[str, tuple[int, ...]]]:
+def tensor_shapes(model: ModelShape, quantization: Quantization) -> dict[str, tuple[str, tuple[int, ...]]]:
     """{tensor: (dtype, shape)} of a pack's weights file, in the order of the file.
 
-    All sizes are multiples of 4 bytes but those of the zeros, which come last: every tensor is aligned for its dtype.
+    Matrices that read the same input lie side by side, codes with codes and scales with scales: a graph may take them for
+    one. All sizes are multiples of 4 bytes but those of the zeros, which come last: every tensor is aligned for its dtype.
     """
     result: dict[str, tuple[str, tuple[int, ...]]] = {}
     zeros: dict[str, tuple[str, tuple[int, ...]]] = {}
     block = quantization.block_size
-    matrices = [(m, s, quantization.embedding_bits) for m, s in shape.vocabulary_modules().items()]
-    matrices += [(m, s, quantization.bits) for m, s in shape.linear_modules().items()]
-    for module, (rows, columns), bits in matrices:
-        blocks = -(-columns // block)
-        result[f"{module}.qweight"] = ("U8", (rows, blocks, block * bits // 8))
-        result[f"{module}.scales"] = ("F32", (rows, blocks))
+    groups: list[tuple[tuple[str, ...], int]] = [
+        *(((module,), quantization.embedding_bits) for module in model.vocabulary_modules()),
+        *((group, quantization.bits) for group in model.linear_groups()),
+    ]
+    matrices = model.vocabulary_modules() | model.linear_modules()
+    for group, bits in groups:
+        sizes = {module: (matrices[module][0], -(-matrices[module][1] // block)) for module in group}
+        for module, (rows, blocks) in sizes.items():
+            result[f"{module}.qweight"] = ("U8", (rows, blocks, block * bits // 8))
+        for module, size in sizes.items():
+            result[f"{module}.scales"] = ("F32", size)
         if not quantization.symmetric:
-            zeros[f"{module}.zeros"] = ("U8", (rows, -(-blocks * bits // 8)))
-    for module in shape.norm_modules():
-        result[f"{module}.weight"] = ("F32", (shape.hidden_size,))
-    return result | zeros
+            zeros |= {f"{m}.zeros": ("U8", (rows, -(-blocks * bits // 8))) for m, (rows, blocks) in sizes.items()}
+    return result | {tensor: ("F32", size) for tensor, size in model.float_tensors().items()} | zeros
 
 
 def _verify(path: Path, expected: str) -> None:

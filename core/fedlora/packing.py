@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fedlora.atomic import whole_directory
 from fedlora.checkpoint import Checkpoint, find_checkpoint
 from fedlora.errors import CheckpointError, ConfigError
-from fedlora.family import DecoderShape, decoder_shape
+from fedlora.family import ModelShape, model_shape
 from fedlora.pack import CONFIG, MANIFEST, TOKENIZER, WEIGHTS, manifest_text, tensor_shapes
 from fedlora.quantize import Quantization, QuantizedMatrix, quantize
 from fedlora.scales import SCALE_RULES, ScaleRule
@@ -44,7 +44,7 @@ def make_pack(
     directory = find_checkpoint(source)
     name = directory.resolve().name if Path(source).is_dir() else source
     checkpoint = Checkpoint(directory)
-    shape = decoder_shape(checkpoint.config, str(directory / CONFIG))
+    shape = model_shape(checkpoint.config, str(directory / CONFIG))
     _check(checkpoint, shape, quantization)
     plans = [
         TensorPlan(name=name, dtype=cast(Dtype, dtype), shape=dims)
@@ -58,8 +58,8 @@ def make_pack(
         def fill(plan: TensorPlan) -> Iterator[NDArray[Any]]:
             progress(plan.name)
             module, kind = plan.name.rsplit(".", 1)
-            if kind == "weight":
-                yield checkpoint.rows(plan.name, 0, shape.hidden_size)
+            if plan.name in shape.float_tensors():
+                yield checkpoint.rows(plan.name, 0, plan.shape[0]) + np.float32(shape.float_offset(plan.name))
             elif kind == "qweight":
                 bits = plan.shape[2] * 8 // quantization.block_size
                 scales, zeros = [], []
@@ -92,7 +92,7 @@ def _quantized_slices(
         )
 
 
-def _check(checkpoint: Checkpoint, shape: DecoderShape, quantization: Quantization) -> None:
+def _check(checkpoint: Checkpoint, shape: ModelShape, quantization: Quantization) -> None:
     """Everything that can be refused is refused before the first byte is written."""
     if shape.hidden_size % quantization.block_size:
         raise CheckpointError(
@@ -101,8 +101,8 @@ def _check(checkpoint: Checkpoint, shape: DecoderShape, quantization: Quantizati
         )
     for module, dims in (shape.vocabulary_modules() | shape.linear_modules()).items():
         checkpoint.check(f"{module}.weight", dims)
-    for module in shape.norm_modules():
-        checkpoint.check(f"{module}.weight", (shape.hidden_size,))
+    for tensor, size in shape.float_tensors().items():
+        checkpoint.check(tensor, size)
     if not (checkpoint.directory / TOKENIZER).is_file():
         raise CheckpointError(f"{checkpoint.directory}: no {TOKENIZER}; save the model's fast tokenizer there")
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from fedlora.codec import CODECS
 from fedlora.errors import ConfigError
-from fedlora.family import HEAD, LINEAR_MODULES
-from fedlora.lora import LoraConfig
+from fedlora.family import HEAD
+from fedlora.lora import ALL_LINEAR, LoraConfig
 
 Number = TypeVar("Number", int, float)
 
@@ -42,7 +42,7 @@ class LoraSection:
     rank: int = 16
     alpha: float = 32.0
     use_rslora: bool = False
-    target_modules: tuple[str, ...] = LINEAR_MODULES
+    target_modules: tuple[str, ...] = (ALL_LINEAR,)  # or names, such as q_proj and v_proj
     # MODULE=VALUE, where MODULE is a module's name or the end of one: "down_proj=4", "layers.0.self_attn.q_proj=32"
     rank_pattern: tuple[str, ...] = ()
     alpha_pattern: tuple[str, ...] = ()
@@ -56,9 +56,12 @@ class LoraSection:
     def lora(self, modules: Iterable[str]) -> LoraConfig:
         """The configuration for a base with these modules. Raises ConfigError where a pattern fits none of them."""
         modules, (ranks, alphas) = list(modules), self._patterns()
-        return self._config(
+        config = self._config(
             _by_module(ranks, modules, "lora.rank_pattern"), _by_module(alphas, modules, "lora.alpha_pattern")
         )
+        if self.target_modules != (ALL_LINEAR,):
+            return config
+        return replace(config, target_modules=tuple(dict.fromkeys(module.rsplit(".", 1)[-1] for module in modules)))
 
     def _patterns(self) -> tuple[dict[str, int], dict[str, float]]:
         ranks = _pattern(self.rank_pattern, "lora.rank_pattern", int, "down_proj=4")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fedlora.errors import CheckpointError
-from fedlora.family import LINEAR_MODULES, decoder_shape
+from fedlora.family import LINEAR_MODULES, EncoderShape, decoder_shape, model_shape
 
 from tests.builders import LLAMA, llama_config, llama_shape
 
@@ -40,12 +40,12 @@ def test_several_end_tokens_are_kept() -> None:
     ],
 )
 def test_rope_theta_is_read_where_either_version_of_transformers_puts_it(changes: dict[str, Any]) -> None:
-    assert llama_shape(**changes).rope_theta == 5000.0
+    assert llama_shape(**changes).rotary.frequencies == tuple(5000.0 ** (-i / 8) for i in (0, 2, 4, 6))
 
 
 def test_the_rotary_table_equals_its_formula_one_angle_at_a_time() -> None:
     shape = llama_shape()
-    cos, sin = shape.rotary_table()
+    cos, sin = shape.rotary.table(shape.max_positions)
     assert cos.shape == sin.shape == (64, 4)
     for position in (0, 1, 63):
         for i in range(4):
@@ -71,29 +71,41 @@ def test_a_head_that_is_not_tied_is_a_module_of_its_own() -> None:
 def test_there_are_two_norms_per_layer_and_one_at_the_end() -> None:
     norms = llama_shape().norm_modules()
     assert len(norms) == 5
-    assert norms[-1] == "model.norm"
+    assert list(norms)[-1] == "model.norm"
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["GPT2LMHeadModel"]}, "architecture GPT2LMHeadModel is not supported; expected Llama"),
+        (
+            {"architectures": ["GPT2LMHeadModel"]},
+            "architecture GPT2LMHeadModel is not supported; expected one of LlamaForCausalLM, ",
+        ),
         ({"architectures": None}, "architecture none is not supported"),
         ({"architectures": "GPT2LMHeadModel"}, "architecture"),
         ({"architectures": 5}, "architecture"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_type is 'llama3'; only 'default'"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type is 'linear'; only 'default'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor is missing"),
+        (
+            {"rope_scaling": {"type": "proportional", "factor": 2.0}},
+            "rope_type is 'proportional'; expected one of default",
+        ),
+        ({"rope_scaling": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5; only 1"),
+        ({"rope_scaling": {"type": "linear", "factor": 0.0}}, "not a sound config.json"),
+        ({"architectures": ["Gemma2ForCausalLM"], "attention_bias": True}, "attention_bias is True; only False"),
+        ({"architectures": ["Gemma2ForCausalLM"], "layer_types": ["full_attention"]}, "for each of 2 layers"),
+        (
+            {"architectures": ["Gemma2ForCausalLM"], "layer_types": ["chunked", "full_attention"]},
+            "layer_types must name",
+        ),
         ({"rope_scaling": "linear"}, "rope"),
-        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; only 'silu'"),
-        ({"attention_bias": True}, "attention_bias is True; only False"),
-        ({"mlp_bias": True}, "mlp_bias is True; only False"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; expected one of silu"),
         ({"hidden_size": None}, "hidden_size is missing"),
         ({"vocab_size": None}, "vocab_size is missing"),
-        ({"hidden_size": "wide"}, "not a Llama config.json"),
-        ({"hidden_size": [32]}, "not a Llama config.json"),
-        ({"hidden_size": math.inf}, "not a Llama config.json"),
-        ({"hidden_size": math.nan}, "not a Llama config.json"),
-        ({"num_attention_heads": 0, "head_dim": None}, "not a Llama config.json"),
+        ({"hidden_size": "wide"}, "not a sound config.json"),
+        ({"hidden_size": [32]}, "not a sound config.json"),
+        ({"hidden_size": math.inf}, "not a sound config.json"),
+        ({"hidden_size": math.nan}, "not a sound config.json"),
+        ({"num_attention_heads": 0, "head_dim": None}, "not a sound config.json"),
         ({"num_hidden_layers": 0}, "expected positive sizes"),
         ({"intermediate_size": -1}, "expected positive sizes"),
         ({"num_key_value_heads": 3}, "num_attention_heads (4) a multiple of num_key_value_heads (3)"),
@@ -111,3 +123,52 @@ def test_a_config_that_is_not_a_plain_llama_is_refused_with_its_place(changes: d
 
 def test_the_shape_is_indifferent_to_the_order_of_the_keys() -> None:
     assert decoder_shape(dict(reversed(list(LLAMA.items()))), "x") == llama_shape()
+
+
+FAMILY: dict[str, dict[str, Any]] = {
+    "MistralForCausalLM": {"sliding_window": 16},
+    "Qwen2ForCausalLM": {},
+    "Qwen3ForCausalLM": {},
+    "Phi3ForCausalLM": {},
+    "Gemma2ForCausalLM": {"sliding_window": 16, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+    "Gemma3ForCausalLM": {"sliding_window": 16, "sliding_window_pattern": 2, "rope_local_base_freq": 100.0},
+}
+
+
+@pytest.mark.parametrize("architecture", FAMILY)
+def test_every_family_says_how_it_varies(architecture: str) -> None:
+    shape = llama_shape(architectures=[architecture], **FAMILY[architecture])
+    leaves = {module.rsplit(".", 1)[-1] for module in shape.linear_modules()}
+    joined = {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
+    assert leaves == (joined if architecture == "Phi3ForCausalLM" else set(LINEAR_MODULES))
+    assert shape.windows == {"Mistral": (16, 16), "Gemma2F": (16, 0), "Gemma3F": (16, 0)}.get(architecture[:7], ())
+    assert shape.is_biased("model.layers.0.self_attn.q_proj") == (architecture == "Qwen2ForCausalLM")
+    assert shape.qk_norm == (architecture in ("Qwen3ForCausalLM", "Gemma3ForCausalLM"))
+    gemma = architecture.startswith("Gemma")
+    assert len(shape.norm_modules()) == 2 * ((4 if gemma else 2) + (2 if shape.qk_norm else 0)) + 1
+    assert (shape.norm_offset, shape.activation) == ((1.0, "gelu_tanh") if gemma else (0.0, "silu"))
+    assert (shape.attention_cap, shape.logit_cap) == ((50.0, 30.0) if architecture == "Gemma2ForCausalLM" else (0, 0))
+    assert (shape.rotary_of(0) != shape.rotary_of(1)) == (architecture == "Gemma3ForCausalLM")
+
+
+def test_a_window_that_holds_the_whole_context_is_none() -> None:
+    assert llama_shape(architectures=["MistralForCausalLM"], sliding_window=64).windows == ()
+
+
+def test_modules_that_read_the_same_input_are_one_group() -> None:
+    groups = llama_shape().linear_groups()
+    assert [len(group) for group in groups] == [3, 1, 2, 1] * 2
+    assert [module for group in groups for module in group] == list(llama_shape().linear_modules())
+
+
+def test_a_head_of_labels_is_named_by_the_config() -> None:
+    encoder = {
+        "architectures": ["BertForSequenceClassification"], "vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "intermediate_size": 12, "max_position_embeddings": 16, "id2label": {"1": "b", "0": "a"},
+    }  # fmt: skip
+    shape = model_shape(encoder, "here")
+    assert isinstance(shape, EncoderShape)
+    assert shape.labels == ("a", "b")
+    assert shape.module(0, "query") == "bert.encoder.layer.0.attention.self.query"
+    with pytest.raises(CheckpointError, match="BertForSequenceClassification is an encoder; expected LlamaForCausalLM"):
+        decoder_shape(encoder, "here")

@@ -206,7 +206,7 @@ FORGED: dict[str, Callable[[Path], None]] = {
     "the directory above": lambda copy: _reseal(copy, lambda m: m["files"].update({"..": "0" * 64})),
     "a name that no file can have": lambda copy: _reseal(copy, lambda m: m["files"].update({"a\0b": "0" * 64})),
     "another format": lambda copy: _reseal(copy, lambda m: m.update(format="gguf")),
-    "a later version": lambda copy: _reseal(copy, lambda m: m.update(version=2)),
+    "a later version": lambda copy: _reseal(copy, lambda m: m.update(version=3)),
     "not JSON": _file("base.json", b"{"),
     "a list": _file("base.json", b"[]"),
     "not text": _file("base.json", b"\xff\xfe"),
@@ -223,8 +223,8 @@ def test_a_pack_that_was_forged_is_refused_by_its_directory(copy: Path, what: st
 
 
 def test_a_later_version_says_which_versions_are_read(copy: Path) -> None:
-    _reseal(copy, lambda manifest: manifest.update(version=2))
-    with pytest.raises(PackError, match="version 2 of the format; this fedlora reads 1"):
+    _reseal(copy, lambda manifest: manifest.update(version=3))
+    with pytest.raises(PackError, match="version 3 of the format; this fedlora reads 2"):
         open_pack(copy)
 
 

@@ -204,7 +204,7 @@ SPOILED: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "foreign architecture": (
         _edit_config(architectures=["GPT2LMHeadModel"]),
         "config.json: architecture GPT2LMHeadModel is not supported",
-        "expected LlamaForCausalLM",
+        "expected one of LlamaForCausalLM",
     ),
     "missing tensor": (lambda d: _remake(d, Q_PROJ, None), f"tiny-llama: tensor {Q_PROJ} is missing", "another family"),
     "missing norm": (lambda d: _remake(d, "model.norm.weight", None), "tensor model.norm.weight is missing", ""),

@@ -24,7 +24,7 @@ def tiny_base(tmp_path: Path) -> BasePack:
         source="tiny",
         fingerprint=FINGERPRINT,
         quantization=Quantization(),
-        shape=SHAPE,
+        model=SHAPE,
         weights=TensorFile(weights),
     )
 

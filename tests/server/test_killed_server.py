@@ -135,7 +135,7 @@ def base_in(folder: Path) -> BasePack:
     if not weights.exists():
         write_tensor_file(weights, [], lambda plan: [])
     return BasePack(
-        directory=folder, source="tiny", fingerprint=FINGERPRINT, quantization=Quantization(), shape=SHAPE,
+        directory=folder, source="tiny", fingerprint=FINGERPRINT, quantization=Quantization(), model=SHAPE,
         weights=TensorFile(weights),
     )  # fmt: skip
 

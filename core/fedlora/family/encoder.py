@@ -1,0 +1,118 @@
+"""The encoders: one description of BERT, RoBERTa and DistilBERT, which differ in names and in the head.
+
+    x = norm(words[token] + positions[first_position + i] + types[0])
+    h = norm(x + o(attention(q(x), k(x), v(x))))      every token sees every other of its text that is not padding
+    y = norm(h + output(gelu(intermediate(h))))
+    norm(x) = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias        (arXiv:1607.06450)
+
+    scores = out(f(dense(y[0])))       f = tanh, or relu for DistilBERT; without a head: embedding = mean of y over the text
+
+All of an encoder's linear modules have biases. (BERT, arXiv:1810.04805; RoBERTa, arXiv:1907.11692; DistilBERT,
+arXiv:1910.01108.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["query", "key", "value", "attention_output", "intermediate", "output"]
+ROLES: tuple[Role, ...] = ("query", "key", "value", "attention_output", "intermediate", "output")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderNames:
+    """What a family calls its parts; those of a layer are within it."""
+
+    embeddings: str
+    layer: str  # with {} for its number
+    roles: Mapping[Role, str]  # the linear modules
+    attention_norm: str
+    output_norm: str
+    head_dense: str  # the first module of the classification head, from the root of the checkpoint
+    head_out: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EncoderShape:
+    """The sizes, constants and names of one encoder."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    vocab_size: int
+    max_positions: int  # tokens of a text
+    first_position: int  # of the first token, in the table of positions (RoBERTa: 2)
+    type_vocab_size: int  # 0: no types
+    layer_norm_eps: float
+    pad_token_id: int
+    labels: tuple[str, ...]  # of the classification head; empty: there is none
+    head_activation: Literal["tanh", "relu"]
+    names: EncoderNames
+    model_type: str
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    def layer_name(self, layer: int) -> str:
+        return self.names.layer.format(layer)
+
+    def module(self, layer: int, role: Role) -> str:
+        """The full name of a linear module."""
+        return f"{self.layer_name(layer)}.{self.names.roles[role]}"
+
+    def linear_modules(self) -> dict[str, tuple[int, int]]:
+        """{module name: (O, I)} of every linear layer in the blocks, in the order of the computation."""
+        hidden, inner = self.hidden_size, self.intermediate_size
+        shapes = {"intermediate": (inner, hidden), "output": (hidden, inner)}
+        return {
+            self.module(layer, role): shapes.get(role, (hidden, hidden))
+            for layer in range(self.num_layers)
+            for role in ROLES
+        }
+
+    def linear_groups(self) -> list[tuple[str, ...]]:
+        """The linear modules, those that read the same input together."""
+        groups: tuple[tuple[Role, ...], ...] = (ROLES[:3], *((role,) for role in ROLES[3:]))
+        return [
+            tuple(self.module(layer, role) for role in group) for layer in range(self.num_layers) for group in groups
+        ]
+
+    def vocabulary_modules(self) -> dict[str, tuple[int, int]]:
+        """{module name: (V, H)} of the word embedding."""
+        return {f"{self.names.embeddings}.word_embeddings": (self.vocab_size, self.hidden_size)}
+
+    def norm_modules(self) -> dict[str, int]:
+        """{name: size} of the layer norms, each a weight and a bias."""
+        names = [f"{self.names.embeddings}.LayerNorm"]
+        for layer in range(self.num_layers):
+            names += [
+                f"{self.layer_name(layer)}.{name}" for name in (self.names.attention_norm, self.names.output_norm)
+            ]
+        return dict.fromkeys(names, self.hidden_size)
+
+    def float_tensors(self) -> dict[str, tuple[int, ...]]:
+        """{tensor name: shape} of what is stored in float32: tables, norms, biases and the head."""
+        hidden, embeddings, names = self.hidden_size, self.names.embeddings, self.names
+        tensors: dict[str, tuple[int, ...]] = {
+            f"{embeddings}.position_embeddings.weight": (self.first_position + self.max_positions, hidden)
+        }
+        if self.type_vocab_size:
+            tensors[f"{embeddings}.token_type_embeddings.weight"] = (self.type_vocab_size, hidden)
+        for module in self.norm_modules():
+            tensors |= {f"{module}.weight": (hidden,), f"{module}.bias": (hidden,)}
+        tensors |= {f"{module}.bias": (rows,) for module, (rows, _) in self.linear_modules().items()}
+        if self.labels:
+            tensors |= {f"{names.head_dense}.weight": (hidden, hidden), f"{names.head_dense}.bias": (hidden,)}
+            tensors |= {
+                f"{names.head_out}.weight": (len(self.labels), hidden),
+                f"{names.head_out}.bias": (len(self.labels),),
+            }
+        return tensors
+
+    def float_offset(self, tensor: str) -> float:
+        """What is added to a tensor of the checkpoint before it is stored."""
+        return 0.0
