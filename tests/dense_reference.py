@@ -1,6 +1,6 @@
 """Losses and gradients by plain autograd over dense weights in float64: slow and obvious, and none of the trainer's code.
 
-y = x W^T + gamma (m * x) A^T B^T        for every linear module; m: what dropout leaves of its input
+y = x W^T + gamma (m * x) A^T B^T (+ b)  for every linear module; m: what dropout leaves of its input
 """
 
 # S sequences, T tokens of each, N = S T rows
@@ -72,11 +72,12 @@ class _Adapted:
 
 
 def dense_weights(base: BasePack) -> dict[str, Tensor]:
-    """{module: weight} of the base, dequantized, in float64."""
+    """{module: weight} and {MODULE.bias: bias} of the base, dequantized, in float64."""
     modules = base.shape.linear_modules() | base.shape.vocabulary_modules()
     weights = {module: torch.from_numpy(dequantize(base.matrix(module)).astype(np.float64)) for module in modules}
     return weights | {
-        module: torch.from_numpy(base.norm(module).astype(np.float64)) for module in base.shape.norm_modules()
+        tensor.removesuffix(".weight"): torch.from_numpy(base.floats(tensor).astype(np.float64))
+        for tensor in base.shape.float_tensors()
     }
 
 

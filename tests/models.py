@@ -1,4 +1,4 @@
-"""Tiny random Llama models with a tokenizer, packs of them, and their oracles in transformers and PEFT."""
+"""Tiny random Llama models with a tokenizer, packs of them, and the oracles of any pack in transformers and PEFT."""
 
 # S sequences, T tokens of each, V vocabulary, R rank
 
@@ -9,7 +9,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from fedlora.quantize import Quantization, dequantize
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tests.tolerances import TOLERANCE
 
@@ -179,12 +179,13 @@ def made_once(folder: Path) -> Packs:
 
 
 def oracle(base: BasePack, dtype: torch.dtype = torch.float32) -> Any:
-    """transformers' own model over the dequantized weights of a pack."""
-    config = LlamaConfig.from_pretrained(base.directory)
-    model = LlamaForCausalLM._from_config(config, attn_implementation="eager", dtype=dtype)
+    """transformers' own model, of whatever family, over the dequantized weights of a pack."""
+    config = AutoConfig.from_pretrained(base.directory)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=dtype)
     modules = base.shape.linear_modules() | base.shape.vocabulary_modules()
     state = {f"{module}.weight": torch.from_numpy(dequantize(base.matrix(module)).copy()) for module in modules}
-    state |= {f"{module}.weight": torch.from_numpy(base.norm(module).copy()) for module in base.shape.norm_modules()}
+    for tensor in base.shape.float_tensors():
+        state[tensor] = torch.from_numpy(base.floats(tensor) - np.float32(base.shape.float_offset(tensor)))
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected
     assert set(missing) <= ({"lm_head.weight"} if base.shape.tie_word_embeddings else set())
@@ -240,9 +241,11 @@ def peft_oracle(
 
 
 def random_adapter(base: BasePack, config: LoraConfig | None = None, seed: int = 1) -> Adapter:
-    """An adapter in which every factor counts: B is not zero."""
+    """An adapter in which every factor counts: B is not zero. By default it sits on every linear module."""
     generator = np.random.default_rng(seed)
-    config = config or LORAS["one-rank"]
+    if config is None:
+        leaves = dict.fromkeys(module.rsplit(".", 1)[-1] for module in base.shape.linear_modules())
+        config = replace(LORAS["one-rank"], target_modules=tuple(leaves))
     known = {"rank_pattern": config.rank_pattern, "alpha_pattern": config.alpha_pattern}
     modules = base.shape.linear_modules()
     assert all(name in modules for pattern in known.values() for name in pattern)

@@ -1,10 +1,11 @@
 """Causal grouped-query attention within examples, forward and backward, a block of queries at a time.
 
-    weights = softmax(q k^T / sqrt(D))      over the keys from the example's start to the query
-    mixed = weights v
+    weights = softmax(cap(scale q k^T))     over the keys from the first that the query sees to the query
+    mixed = weights v                       cap(z) = c tanh(z / c), or z
 
-The weights are never kept: the backward computes them again. The G query heads that share a key head are one longer
-matrix, so keys and values are not copied.
+The first key is the first of the example, or a later one where the layer has a window. The weights are never kept: the
+backward computes them again. The G query heads that share a key head are one longer matrix, so keys and values are not
+copied.
 """
 
 # S sequences, T tokens of each, Q query heads, K key/value heads, G = Q / K, D head size
@@ -12,8 +13,8 @@ matrix, so keys and values are not copied.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,14 @@ from fedlora_client.ops import Ops
 from fedlora_client.workspace import Workspace
 
 QUERY_BLOCK = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """How a product of a query and a key becomes a score."""
+
+    scale: float
+    cap: float = 0.0  # 0: none
 
 
 class Heads(NamedTuple):
@@ -35,14 +44,15 @@ class Heads(NamedTuple):
 
 def attend(
     heads: Heads,
-    starts: Tensor,  # int64 [S, T]
+    starts: Tensor,  # int64 [S, T], the first key that each query sees
     out: Tensor,  # [N, Q D], rows of any stride
+    scores: Scores,
     ops: Ops,
     space: Workspace,
 ) -> Tensor | None:
     """out = mixed, as rows. Return the weights where one block has them all: they hold until the next call."""
     values, weights = heads.v.flatten(0, 1), None
-    for first, weights, _ in _blocks(heads, starts, ops, space):
+    for first, weights, _ in _blocks(heads, starts, scores, ops, space):
         mixed = space.get("attention.mixed", len(values), weights.shape[1], heads.q.shape[3])
         torch.bmm(weights, values[:, : weights.shape[2]], out=mixed)
         _rows(out, heads, first, weights.shape[2]).copy_(_as_heads(mixed, heads))
@@ -54,6 +64,7 @@ def attend_backward(
     starts: Tensor,
     gradient: Tensor,  # [N, Q D], in `mixed`
     out: Heads,  # the gradients in q, k and v
+    scores: Scores,
     ops: Ops,
     space: Workspace,
     weights: Tensor | None = None,  # of `attend`, where they still hold
@@ -62,23 +73,31 @@ def attend_backward(
     keys, values = heads.k.flatten(0, 1), heads.v.flatten(0, 1)
     d_keys, d_values = out.k.flatten(0, 1), out.v.flatten(0, 1)
     blocks = (
-        _blocks(heads, starts, ops, space) if weights is None else [(0, weights, _queries(heads, 0, len(starts[0])))]
+        _blocks(heads, starts, scores, ops, space)
+        if weights is None
+        else [(0, weights, _queries(heads, 0, len(starts[0])))]
     )
     for first, weights, queries in blocks:
         last = weights.shape[2]
         upstream = space.get("attention.upstream", *queries.shape)
         _as_heads(upstream, heads).copy_(_rows(gradient, heads, first, last))
         _add(d_values, weights.transpose(1, 2), upstream, last, heads)
-        scores = space.get("attention.gradient", *weights.shape)
-        torch.bmm(upstream, values[:, :last].transpose(1, 2), out=scores)
+        products = space.get("attention.gradient", *weights.shape)
+        torch.bmm(upstream, values[:, :last].transpose(1, 2), out=products)
         by_head = (len(heads.q), heads.q.shape[1], last - first, last)
-        ops.softmax_backward(weights.view(by_head), scores.view(by_head), starts, first, _scale(heads))
-        d_queries = torch.bmm(scores, keys[:, :last], out=upstream)
+        scale = scores.cap or scores.scale
+        ops.softmax_backward(weights.view(by_head), products.view(by_head), starts, first, scale)
+        if scores.cap:
+            slope = _capped(weights, space).square_().neg_().add_(1)  # of tanh
+            products.mul_(slope).mul_(scores.scale / scores.cap)
+        d_queries = torch.bmm(products, keys[:, :last], out=upstream)
         out.q[:, :, first:last].copy_(_as_heads(d_queries, heads).flatten(1, 2))
-        _add(d_keys, scores.transpose(1, 2), queries, last, heads)
+        _add(d_keys, products.transpose(1, 2), queries, last, heads)
 
 
-def _blocks(heads: Heads, starts: Tensor, ops: Ops, space: Workspace) -> Iterator[tuple[int, Tensor, Tensor]]:
+def _blocks(
+    heads: Heads, starts: Tensor, scores: Scores, ops: Ops, space: Workspace
+) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(first query, weights [S K, G T', P], q [S K, G T', D]) of each block, from the last, which sees every key."""
     sequences, count, length, _ = heads.q.shape
     keys = heads.k.flatten(0, 1)
@@ -87,7 +106,10 @@ def _blocks(heads: Heads, starts: Tensor, ops: Ops, space: Workspace) -> Iterato
         queries = _queries(heads, first, last)
         weights = space.get("attention.weights", len(queries), queries.shape[1], last)
         torch.bmm(queries, keys[:, :last].transpose(1, 2), out=weights)
-        ops.softmax(weights.view(sequences, count, last - first, last), starts, first, _scale(heads))
+        if scores.cap:
+            _capped(weights, space).copy_(weights.mul_(scores.scale / scores.cap).tanh_())
+        by_head = (sequences, count, last - first, last)
+        ops.softmax(weights.view(by_head), starts, first, scores.cap or scores.scale)
         yield first, weights, queries
 
 
@@ -96,8 +118,9 @@ def _queries(heads: Heads, first: int, last: int) -> Tensor:
     return heads.q[:, :, first:last].reshape(len(heads.q) * heads.k.shape[1], -1, heads.q.shape[3])
 
 
-def _scale(heads: Heads) -> float:
-    return 1 / math.sqrt(heads.q.shape[3])
+def _capped(weights: Tensor, space: Workspace) -> Tensor:
+    """Where tanh(scale q k^T / c) of a block is kept, as long as its weights are."""
+    return space.get("attention.capped", *weights.shape)
 
 
 def _add(total: Tensor, left: Tensor, right: Tensor, last: int, heads: Heads) -> None:

@@ -142,23 +142,32 @@ def workspace_elements(
     """{what: numbers in the compute dtype} of the buffers of `Decoder.add_gradients` for one adapter."""
     rows, hidden, inner = micro_batch * length, shape.hidden_size, shape.intermediate_size
     query, key_value = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    heads, normed_heads = query + 2 * key_value, query * shape.qk_norm
+    # Separate modules have a buffer each; joined ones a larger one together.
+    gated_input, rows_of_heads, apart, ranks = (
+        (2 * inner, heads, 0, 3) if shape.joined_modules else (inner, query, inner, 6)
+    )
+    unnormed = hidden * (bool(shape.norms.after_attention) + bool(shape.norms.after_mlp))
+    unnormed += (query + key_value) * shape.qk_norm
     block = min(length, QUERY_BLOCK)
     # The last block of queries has all keys, but may be short.
     scores = max(min(block, length - first) * min(first + block, length) for first in range(0, length, block))
     matrices = shape.linear_modules().values()
-    activations = rows * (2 * query + rank + 2 * key_value + hidden + 2 * inner)  # one block's
+    activations = rows * (query + rank + heads + hidden + 2 * inner + unnormed)  # one block's
     return {
         "inputs": (shape.num_layers + 1 + 2) * rows * hidden,  # 2: those of an evaluation
         "activations": activations * (schedule.kept_blocks + 1),
-        "module inputs": rows * (2 * (hidden + rank) + inner + rank + query),
-        "gradients": rows * (
-            2 * inner + rank + 4 * hidden + 2 * rank + 2 * (query + 2 * key_value) + 3 * rank + query
+        "module inputs": rows * (2 * (hidden + rank) + gated_input + rank + rows_of_heads + normed_heads),
+        "gradients": rows * (inner + apart + 4 * hidden + 2 * heads + ranks * rank + query),
+        "attention": micro_batch * shape.num_heads * (
+            (2 + bool(shape.attention_cap)) * scores + 2 * block * shape.head_dim
         ),
-        "attention": micro_batch * shape.num_heads * 2 * (scores + block * shape.head_dim),
         "weight": max(
             min(VOCABULARY_PART, shape.vocab_size) * hidden,
             *(max(o * (i + rank), (o + rank) * i) for o, i in matrices),
         ),
         "lora": rank * (max(i for _, i in matrices) + max(o for o, _ in matrices) + 2 * rank),
-        "logits": min(rows, schedule.chunk_rows) * shape.vocab_size,
+        "logits": min(rows, schedule.chunk_rows) * (
+            shape.vocab_size + min(VOCABULARY_PART, shape.vocab_size) * bool(shape.logit_cap)
+        ),
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""A Llama-family decoder over a packed base with LoRA on any of its linear modules: logits, losses and gradients.
+"""A decoder over a packed base with LoRA on any of its linear modules: logits, losses and gradients.
 
 The backward is written by hand. It keeps the input of each block and, of as many blocks as memory allows, what the
 block's backward needs; the other blocks are computed again.
@@ -19,7 +19,8 @@ from fedlora.task import Factors
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedlora_client.block import Activations, Batch, Block, Dropout
+from fedlora_client.batch import Batch, Dropout
+from fedlora_client.block import Activations, Block
 from fedlora_client.compute import Compute, choose_compute
 from fedlora_client.head import Head
 from fedlora_client.lora import LoraTensors
@@ -51,10 +52,19 @@ class Decoder:
         matrices = {module: PackedMatrix.of(base.matrix(module), device) for module in modules}
         norms = {module: torch.from_numpy(base.norm(module)).to(device) for module in shape.norm_modules()}
         self._embedding = matrices[EMBEDDING]
-        self._blocks = [Block(layer, shape, matrices, norms, self.compute.ops) for layer in range(shape.num_layers)]
+        biases = {
+            module: torch.from_numpy(base.floats(f"{module}.bias")).to(device, self.compute.dtype)
+            for module in shape.linear_modules()
+            if shape.is_biased(module)
+        }
+        layers = range(shape.num_layers)
+        self._blocks = [Block(layer, shape, matrices, norms, biases, self.compute.ops) for layer in layers]
         head = matrices[EMBEDDING if shape.tie_word_embeddings else HEAD]
-        self._head = Head(head, norms[FINAL_NORM], shape.rms_norm_eps, self.compute)
-        self._cos, self._sin = (torch.from_numpy(table).to(device) for table in shape.rotary_table())
+        self._head = Head(head, norms[FINAL_NORM], shape.rms_norm_eps, self.compute, shape.logit_cap)
+        self._turns = {
+            rotary: [torch.from_numpy(table).to(device) for table in rotary.table(shape.max_positions)]
+            for rotary in map(shape.rotary_of, layers)
+        }
 
     def workspace(self) -> Workspace:
         """For whoever computes: one each."""
@@ -108,7 +118,7 @@ class Decoder:
         first_kept = last - schedule.kept_blocks
         batch = self._batch(tokens, starts, lora, dropout)
         inputs = space.get("inputs", self.shape.num_layers + 1, rows, hidden)
-        embedding_rows(self._embedding, tokens.to(device).flatten(), inputs[0])
+        self._embed(tokens, inputs[0])
         kept: list[Activations] = []
         for layer, block in enumerate(self._blocks):
             keep = space.part(f"block {layer}") if first_kept <= layer < last else None
@@ -128,13 +138,29 @@ class Decoder:
         """The input [N, H] of the last norm."""
         batch = self._batch(tokens, torch.zeros_like(tokens) if starts is None else starts, lora, no_dropout)
         here, there = (space.get(name, tokens.numel(), self.shape.hidden_size) for name in ("here", "there"))
-        embedding_rows(self._embedding, tokens.to(self.compute.device).flatten(), here)
+        self._embed(tokens, here)
         for block in self._blocks:
             block.forward(here, batch, space, there)
             here, there = there, here
         return here
 
+    def _embed(self, tokens: Tensor, out: Tensor) -> None:
+        """out [N, H] = the scaled embeddings of tokens [S, T]"""
+        embedding_rows(self._embedding, tokens.to(self.compute.device).flatten(), out)
+        if self.shape.embedding_scale != 1:
+            out.mul_(self.shape.embedding_scale)
+
     def _batch(self, tokens: Tensor, starts: Tensor, lora: LoraTensors | None, dropout: Dropout) -> Batch:
-        starts = starts.to(self.compute.device)
-        positions = (torch.arange(tokens.shape[1], device=starts.device) - starts).flatten()
-        return Batch(starts.contiguous(), (self._cos[positions], self._sin[positions]), lora, dropout)
+        shape, layers = self.shape, range(self.shape.num_layers)
+        starts = starts.to(self.compute.device).contiguous()
+        query = torch.arange(tokens.shape[1], device=starts.device)
+        positions = (query - starts).flatten()
+        # Of a window the first key is a later one; positions count from the example's start all the same.
+        first_keys = {w: torch.maximum(starts, query - w + 1) if w else starts for w in map(shape.window_of, layers)}
+        turns = {rotary: (cos[positions], sin[positions]) for rotary, (cos, sin) in self._turns.items()}
+        return Batch(
+            first_keys=[first_keys[shape.window_of(layer)] for layer in layers],
+            turns=[turns[shape.rotary_of(layer)] for layer in layers],
+            lora=lora,
+            dropout=dropout,
+        )

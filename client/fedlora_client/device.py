@@ -15,6 +15,7 @@ from fedlora.adapter import Adapter
 from fedlora.datasets import DeviceData, find_dataset
 from fedlora.errors import AdapterMismatchError, ConfigError
 from fedlora.examples import Example, size_bytes
+from fedlora.family import EncoderShape
 from fedlora.pack import BasePack, open_pack
 from fedlora.ranks import first_slots
 from fedlora.run_config import DataConfig, RunConfig, Scalar
@@ -22,11 +23,12 @@ from fedlora.task import Task
 from fedlora.update import Update
 
 from fedlora_client.compute import Compute, choose_compute
-from fedlora_client.decoder import Decoder
+from fedlora_client.encoder_windows import label_windows
 from fedlora_client.kept_factors import KeptFactors
+from fedlora_client.model import Model, open_model
 from fedlora_client.trainer import Saving, TrainResult, evaluate, train
 from fedlora_client.training import Span
-from fedlora_client.windows import Windows, read_windows
+from fedlora_client.windows import Windows, load_tokenizer, read_windows
 
 _WHOLE = Task()  # all trains, all is sent
 _NOT_ITS_DATA = ("max-rank", "memory-mb", "state-path")  # keys of a node that change nothing of what it trains on
@@ -51,7 +53,7 @@ class Device:
         if self._state_path and self._state_path.exists() and not self._state_path.is_dir():
             raise ConfigError(f"state-path in the node's configuration must be a folder, got {self._state_path}")
         compute = choose_compute(config.train.compute, config.train.kernels, config.train.device)
-        self.decoder = _opened(self._base, compute)
+        self.model = _opened(self._base, compute)
 
     @property
     def name(self) -> str:
@@ -63,7 +65,7 @@ class Device:
 
     def first_adapter(self) -> Adapter:
         """The adapter that the run begins with, which each of its devices can make itself."""
-        return self.config.first_adapter(self.decoder.shape)
+        return self.config.first_adapter(self.model.shape)
 
     def train(
         self, adapter: Adapter, server_round: int, *, task: Task = _WHOLE, side: Adapter | None = None, run: str = ""
@@ -79,7 +81,7 @@ class Device:
         steps, rounds = self.config.train.steps, self.config.server.rounds
         span = Span((server_round - 1) * steps, rounds * steps)
         result = train(
-            self.decoder, adapter, self.train_windows(), self.config.train, generator,
+            self.model, adapter, self.train_windows(), self.config.train, generator,
             span=span, saving=self._saving(server_round), trains=task.trains, side=side,
         )  # fmt: skip
         if kept:
@@ -90,12 +92,15 @@ class Device:
         self, adapter: Adapter | None, server_round: int = 0, *, task: Task = _WHOLE, side: Adapter | None = None,
         run: str = "",
     ) -> tuple[float, int]:  # fmt: skip
-        """(nats per token, tokens) of the held-out text, after `server_round`: with what the device kept of it."""
+        """(nats per token, tokens) of the held-out text, after `server_round`: with what the device kept of it.
+
+        Of an encoder, (nats per text, texts).
+        """
         kept = self._kept(task, run)
         if adapter and kept:
             adapter = kept.put_into(adapter, newest=server_round)
         memory_mb = self.config.train.memory_mb
-        return evaluate(self.decoder, adapter, self.held_out_windows(), memory_mb=memory_mb, side=side)
+        return evaluate(self.model, adapter, self.held_out_windows(), memory_mb=memory_mb, side=side)
 
     def train_windows(self) -> Windows:
         return self._windows("train")
@@ -105,7 +110,7 @@ class Device:
 
     def check(self, update: Update) -> None:
         """Raise AdapterMismatchError unless the update is for this device's base."""
-        mine = self.decoder.base
+        mine = self.model.base
         if update.base_fingerprint != mine.fingerprint:
             raise AdapterMismatchError(
                 f"device {self.name}: the run's base is {update.base_fingerprint[:16]}, this device holds "
@@ -115,7 +120,7 @@ class Device:
         for adapter in (update.adapter, update.side):
             if adapter is not None:
                 adapter.check_finite(where)
-                adapter.check_fits(mine.shape.linear_modules(), where)
+                adapter.check_fits(mine.model.linear_modules(), where)
         if update.side is not None and update.side.pairs.keys() != update.adapter.pairs.keys():
             raise AdapterMismatchError(f"{where}: what stands beside the adapter has other modules than the adapter")
 
@@ -143,7 +148,7 @@ class Device:
             )
         data, node = self._key
         place = [(key, value) for key, value in node if key != "base"]
-        whose = (self.name, data, place, self.decoder.base.fingerprint, self.config.name, self.config.seed)
+        whose = (self.name, data, place, self.model.base.fingerprint, self.config.name, self.config.seed)
         return KeptFactors(folder=self._state_path, factor=task.keeps, whose=repr(whose), run=run)
 
     def _saving(self, server_round: int) -> Saving | None:
@@ -173,15 +178,15 @@ def _integer(node: Mapping[str, Scalar], key: str, default: int) -> int:
 _opening = threading.Lock()
 
 
-def _opened(base: str, compute: Compute) -> Decoder:
+def _opened(base: str, compute: Compute) -> Model:
     """The base, opened once: devices of a simulation begin at the same moment."""
     with _opening:
         return _open(base, compute)
 
 
 @lru_cache(maxsize=4)
-def _open(base: str, compute: Compute) -> Decoder:
-    return Decoder(_pack(base), compute)
+def _open(base: str, compute: Compute) -> Model:
+    return open_model(_pack(base), compute)
 
 
 @lru_cache(maxsize=4)
@@ -195,7 +200,10 @@ def _tokenized(
 ) -> Windows:
     data, pack = _data(config, node), _pack(base)
     examples, what = (data.train, "training") if part == "train" else (data.held_out, "held-out")
-    return read_windows(examples, pack.directory, pack.shape, length, f"device {data.name}: {what} text")
+    where = f"device {data.name}: {what} text"
+    if isinstance(pack.model, EncoderShape):
+        return label_windows(examples, load_tokenizer(pack.directory), pack.model, length, where)
+    return read_windows(examples, pack.directory, pack.model, length, where)
 
 
 @lru_cache(maxsize=1024)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from fedlora.errors import DataError, PackError
-from fedlora.examples import Chat, Completion, Example, TextRecord
+from fedlora.examples import Chat, Completion, Example, Labelled, TextRecord
 from fedlora.family import DecoderShape
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
@@ -52,7 +52,7 @@ class Encoder:
         match example:
             case str():
                 return self._pairs([], [*self._begin(), *self._ids(example)], where)
-            case TextRecord():
+            case TextRecord() | Labelled():  # a label is for an encoder; to a decoder it is one more field
                 return self._pairs([], [*self._begin(), *self._ids(example.text), *self._end()], where)
             case Completion():
                 # Apart, so that no token holds a bit of both: when it is asked, the model reads the prompt alone.
@@ -93,10 +93,15 @@ class Encoder:
         return self.shape.eos_token_ids[:1]
 
     def _checked(self, ids: Sequence[int], where: str) -> NDArray[np.int64]:
-        result = np.array(ids, np.int64)
-        if len(result) and result.max() >= self.shape.vocab_size:
-            raise PackError(
-                f"{where}: the tokenizer gave id {result.max()}, the base's vocabulary has {self.shape.vocab_size}: they "
-                "do not belong together; pack the model again with its own tokenizer"
-            )
-        return result
+        return checked_ids(ids, self.shape.vocab_size, where)
+
+
+def checked_ids(ids: Sequence[int], vocabulary: int, where: str) -> NDArray[np.int64]:
+    """The ids [N]. Raises PackError where the tokenizer is another model's."""
+    result = np.array(ids, np.int64)
+    if len(result) and result.max() >= vocabulary:
+        raise PackError(
+            f"{where}: the tokenizer gave id {result.max()}, the base's vocabulary has {vocabulary}: they "
+            "do not belong together; pack the model again with its own tokenizer"
+        )
+    return result

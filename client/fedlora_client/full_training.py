@@ -49,12 +49,12 @@ class FullTraining:
         checkpoint = Checkpoint(self.directory)
         self.shape = decoder_shape(checkpoint.config, str(self.directory / CONFIG))
         matrices = self.shape.linear_modules() | self.shape.vocabulary_modules()
-        sizes = matrices | {module: (size,) for module, size in self.shape.norm_modules().items()}
-        for module, dims in sizes.items():
-            checkpoint.check(f"{module}.weight", dims)
-        self.weights = {
-            module: torch.from_numpy(np.array(checkpoint.rows(f"{module}.weight", 0, dims[0]))).requires_grad_()
-            for module, dims in sizes.items()
+        sizes = {f"{module}.weight": dims for module, dims in matrices.items()} | self.shape.float_tensors()
+        for tensor, dims in sizes.items():
+            checkpoint.check(tensor, dims)
+        self.weights = {  # by their names in the checkpoint
+            tensor: torch.from_numpy(np.array(checkpoint.rows(tensor, 0, dims[0]))).requires_grad_()
+            for tensor, dims in sizes.items()
         }
         found = find_dataset(config.data.name)(config.data, {"data-path": str(data)})
         length = config.train.sequence_length
@@ -104,10 +104,10 @@ class FullTraining:
 
     def write(self, output: Path, *, replace: bool) -> None:
         """The weights as a checkpoint like the one that was read, in float32."""
-        plans = [TensorPlan(name=f"{m}.weight", dtype="F32", shape=tuple(w.shape)) for m, w in self.weights.items()]
+        plans = [TensorPlan(name=name, dtype="F32", shape=tuple(w.shape)) for name, w in self.weights.items()]
 
         def fill(plan: TensorPlan) -> Iterator[NDArray[Any]]:
-            yield self.weights[plan.name.removesuffix(".weight")].detach().numpy()
+            yield self.weights[plan.name].detach().numpy()
 
         with whole_directory(output, replace=CONFIG if replace else None) as aside:
             copy_texts(self.directory, aside)
@@ -117,5 +117,9 @@ class FullTraining:
 
     def _loss(self, windows: Windows) -> Tensor:
         """The sum over all targets."""
-        logits = dense_logits(self.shape, self.weights, windows.inputs, windows.starts)
+        weights = {
+            tensor.removesuffix(".weight"): weight + offset if (offset := self.shape.float_offset(tensor)) else weight
+            for tensor, weight in self.weights.items()
+        }
+        logits = dense_logits(self.shape, weights, windows.inputs, windows.starts)
         return F.cross_entropy(logits.flatten(0, 1), windows.targets.flatten(), ignore_index=IGNORED, reduction="sum")

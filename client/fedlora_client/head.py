@@ -23,10 +23,11 @@ VOCABULARY_PART = 4096  # tokens whose weights are dequantized at a time
 
 
 class Head:
-    """logits = norm(x) W^T, with W frozen and packed."""
+    """logits = cap(norm(x) W^T), with W frozen and packed; cap(z) = c tanh(z / c), or z."""
 
-    def __init__(self, matrix: PackedMatrix, norm: Tensor, eps: float, compute: Compute) -> None:
-        self._matrix, self._norm, self._eps, self._ops = matrix, norm, eps, compute.ops
+    def __init__(self, matrix: PackedMatrix, norm: Tensor, eps: float, compute: Compute, cap: float = 0.0) -> None:
+        """cap 0: none"""
+        self._matrix, self._norm, self._eps, self._ops, self._cap = matrix, norm, eps, compute.ops, cap
         self.vocabulary = matrix.out_features
 
     def logits(self, x: Tensor, space: Workspace, lora: LoraTensors | None = None) -> Tensor:
@@ -34,7 +35,9 @@ class Head:
         normed = torch.empty_like(x)
         self._ops.rms_norm(x, self._norm, self._eps, normed)
         parts = [normed @ self._weight(first, space, lora).T for first in range(0, self.vocabulary, VOCABULARY_PART)]
-        return torch.cat(parts, 1)
+        logits = torch.cat(parts, 1)
+        self._limit(logits)
+        return logits
 
     def losses(
         self,
@@ -76,6 +79,7 @@ class Head:
             weight = self._weight(first, space, lora)
             logits = held[count * first : count * (first + len(weight))].view(count, len(weight))
             torch.mm(normed, weight.T, out=logits)
+            self._limit(logits)
             self._ops.fold_logits(logits, first, targets, largest, total, at_target)
             parts.append(logits)
         return largest + total.log(), at_target, parts
@@ -94,11 +98,22 @@ class Head:
         total = torch.zeros(len(targets), self._matrix.in_features, device=targets.device)
         for part, logits in enumerate(parts):
             first = part * VOCABULARY_PART
+            slope = None
+            if self._cap:
+                slope = space.get("logits.slope", *logits.shape).copy_(logits)
+                slope.div_(self._cap).square_().neg_().add_(1)
             self._ops.logits_gradient(logits, first, targets, log_total, row_scale)
+            if slope is not None:
+                logits.mul_(slope)
             total += logits @ self._weight(first, space, lora)
             if lora is not None and lora.flat_head is not None:
                 lora.flat_head.gradients[0][0, first : first + logits.shape[1]] += logits.T @ normed
         return total.to(parts[0].dtype)
+
+    def _limit(self, logits: Tensor) -> None:
+        """In place: cap(logits)"""
+        if self._cap:
+            logits.div_(self._cap).tanh_().mul_(self._cap)
 
     def _weight(self, first: int, space: Workspace, lora: LoraTensors | None) -> Tensor:
         """W [V', H] of the tokens from `first`: the base's, or the one that trains."""

@@ -2,6 +2,7 @@
 
     {"text": "a document"}
     {"prompt": "2 + 2 =", "completion": " 4"}
+    {"text": "a review", "label": "good"}
     {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day."}]}
 
 Other fields are ignored, and so are fields that are null and blank lines.
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from fedlora.errors import DataError
-from fedlora.examples import Chat, ChatMessage, Completion, Example, TextRecord
+from fedlora.examples import Chat, ChatMessage, Completion, Example, Labelled, TextRecord
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -53,6 +54,8 @@ def parse_example(line: str) -> Example:
         raise DataError(f"expected a JSON object with {_EXPECTED}, got {_kind(record)}")
     given = {name: value for name, value in record.items() if value is not None}
     match [form for form in _FORMS if given.keys() >= set(form)]:
+        case [("text",)] if "label" in given:
+            return _labelled(given)
         case [("text",)]:
             return TextRecord(_text(given, "text"))
         case [("prompt", "completion")]:
@@ -65,6 +68,15 @@ def parse_example(line: str) -> Example:
         case several:
             found = " and ".join("/".join(form) for form in several)
             raise DataError(f"expected only one of {_EXPECTED}, got {found}; remove what is not to be learned")
+
+
+def _labelled(record: Mapping[str, Any]) -> Labelled:
+    if "text_pair" in record:
+        raise DataError("text_pair is not supported: a label belongs to one text; join the two in text")
+    label = record["label"]
+    if isinstance(label, bool) or not isinstance(label, str | int):
+        raise DataError(f"label must be the name or the number of one of the base's, got {_kind(label)}")
+    return Labelled(_text(record, "text"), label)
 
 
 def _opened(path: Path) -> BinaryIO:

@@ -1,6 +1,6 @@
 """A linear module over its packed weight: dequantized for one product, with LoRA almost free beside it.
 
-    y = [x | x A^T] [W | gamma B]^T            dx = [dy | u] [W ; A]        u = gamma dy B
+    y = [x | x A^T] [W | gamma B]^T + b        dx = [dy | u] [W ; A]        u = gamma dy B
     dA = u^T x                                 dB = gamma dy^T (x A^T)
 
 W [O, I] is dequantized into a scratch whose rows are longer by the rank. gamma B goes beside it and x A^T beside x, so
@@ -24,12 +24,13 @@ from fedlora_client.workspace import Workspace
 
 
 class Linear:
-    """y = x W^T + gamma x A^T B^T"""
+    """y = x W^T + gamma x A^T B^T + b, with W and b frozen."""
 
-    def __init__(self, module: str, matrix: PackedMatrix, ops: Ops) -> None:
+    def __init__(self, module: str, matrix: PackedMatrix, ops: Ops, bias: Tensor | None = None) -> None:
+        """`bias` [O] is of the compute dtype; most modules have none."""
         self.module = module
         self.in_features, self.out_features = matrix.in_features, matrix.out_features
-        self._matrix, self._ops = matrix, ops
+        self._matrix, self._ops, self._bias = matrix, ops, bias
 
     def inner(
         self,
@@ -68,10 +69,13 @@ class Linear:
             if factors is not None and inner is not None:
                 factors.put_columns(beside[:, : factors.rank])
                 x[:, width : width + factors.rank] = inner[0]
-        if residual is None:
+        added = self._bias if residual is None else residual
+        if added is None:
             torch.mm(x, weight.T, out=out)
         else:
-            torch.addmm(residual, x, weight.T, out=out)
+            torch.addmm(added, x, weight.T, out=out)
+        if self._bias is not None and residual is not None:
+            out += self._bias
         if factors is not None and inner is not None and factors.count > 1:
             lora_B = (factors.lora_B * factors.scaling).to(x.dtype)
             out += (inner @ lora_B.transpose(1, 2)).view_as(out)

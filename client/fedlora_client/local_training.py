@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from fedlora.adapter import Adapter
 from fedlora.atomic import check_directory
-from fedlora.errors import AdapterMismatchError, DataError
-from fedlora.family import EMBEDDING, HEAD
+from fedlora.errors import AdapterMismatchError, ConfigError, DataError
+from fedlora.family import EMBEDDING, HEAD, EncoderShape
 from fedlora.pack import BasePack
 from fedlora.peft import CONFIG, PeftDirectory, read_peft, saved_name, write_peft
 from fedlora.quantize import dequantize
@@ -21,6 +21,8 @@ from fedlora.tensor_file import Dtype, as_float32
 from numpy.typing import NDArray
 
 from fedlora_client.device import Device
+from fedlora_client.encoder import Encoder
+from fedlora_client.encoder_accuracy import accuracy
 from fedlora_client.learning_rate import with_epochs
 from fedlora_client.memory import peak_bytes
 from fedlora_client.trainer import Evaluation, Saving, TrainResult, Watcher, train
@@ -57,7 +59,7 @@ class LocalTraining:
         check_directory(run.output, replace=CONFIG if run.replace else None)
         self.device = Device(run.config, {"data-path": str(run.data)})
         self.windows = self.device.train_windows()
-        self.base: BasePack = self.device.decoder.base
+        self.base: BasePack = self.device.model.base
         self.config = with_epochs(run.config.train, run.epochs, len(self.windows))
         self.adapter, self.head = self._start()
         self._evaluation, self._no_evaluation = self._made_evaluation()
@@ -84,13 +86,13 @@ class LocalTraining:
         """Train, and write the adapter into the output with training.json beside it."""
         run, started = self.run, time.monotonic()
         result = train(
-            self.device.decoder, self.adapter, self.windows, self.config, np.random.default_rng([run.config.seed, 1]),
+            self.device.model, self.adapter, self.windows, self.config, np.random.default_rng([run.config.seed, 1]),
             watcher, saving=Saving(file=run.state_file, every=run.save_every, keeps=True), evaluation=self._evaluation,
             head=self.head,
         )  # fmt: skip
         report = {
             "base": self.base.fingerprint,
-            "compute": str(self.device.decoder.compute),
+            "compute": str(self.device.model.compute),
             "train": dataclasses.asdict(self.config),
             "losses": result.losses,
             "evaluations": result.evaluations,
@@ -98,6 +100,9 @@ class LocalTraining:
             "seconds": round(time.monotonic() - started, 1),
             "peak_mb": round(peak_bytes() / 1e6),
         }
+        model = self.device.model
+        if isinstance(model, Encoder) and self._evaluation:
+            report["accuracy"] = accuracy(model, result.adapter, self._evaluation.windows)
         saved: dict[str, tuple[Dtype, NDArray[np.float32]]] = {}
         if result.head is not None:
             saved[saved_name(HEAD)] = ("F32", result.head)
@@ -111,16 +116,19 @@ class LocalTraining:
         """The adapter to begin with, and the head where it trains."""
         head = None
         if self.run.config.lora.modules_to_save:
-            head = dequantize(self.base.matrix(EMBEDDING if self.base.shape.tie_word_embeddings else HEAD))
+            shape = self.base.model
+            if isinstance(shape, EncoderShape):
+                raise ConfigError(f"lora.modules_to_save: the head of {shape.model_type} stays frozen; leave it out")
+            head = dequantize(self.base.matrix(EMBEDDING if shape.tie_word_embeddings else HEAD))
         if self.run.start is None:
-            return self.run.config.first_adapter(self.base.shape), head
+            return self.device.first_adapter(), head
         found, where = read_peft(self.run.start), str(self.run.start)
         if found.base_fingerprint not in (None, self.base.fingerprint):
             raise AdapterMismatchError(
                 f"{where}: trained on the base {found.base_fingerprint!s:.16}, not on {self.base.fingerprint:.16} "
                 f"({self.base.directory}); give --base the pack that it belongs to"
             )
-        found.adapter.check_fits(self.base.shape.linear_modules(), where)
+        found.adapter.check_fits(self.base.model.linear_modules(), where)
         for name, (dtype, array) in found.saved_modules.items():
             if head is None or name != saved_name(HEAD) or array.shape != head.shape:
                 raise AdapterMismatchError(

@@ -46,8 +46,8 @@ class Ops(Protocol):
 
     def split_heads(
         self,
-        rows: Tensor,  # [N, heads D]
-        turn: tuple[Tensor, Tensor] | None,  # cos and sin, float32 [N, D / 2]; None: no rotation
+        rows: Tensor,  # [N, heads D], which may lie further apart
+        turn: tuple[Tensor, Tensor] | None,  # m cos and m sin, float32 [N, D / 2], m the magnitude; None: no rotation
         out: Tensor,  # [S, heads, T, D]
     ) -> None:
         """Rows become heads, rotated by their positions in the half-split form (arXiv:2104.09864)."""
@@ -59,7 +59,7 @@ class Ops(Protocol):
         turn: tuple[Tensor, Tensor] | None,
         out: Tensor,  # [N, heads D]
     ) -> None:
-        """The inverse of `split_heads`, which is its gradient too: a rotation's transpose is its inverse."""
+        """The gradient of `split_heads`, which is its transpose: heads become rows, turned back."""
         ...
 
     def softmax(
@@ -77,11 +77,19 @@ class Ops(Protocol):
         ...
 
     def swiglu(self, gate: Tensor, up: Tensor, out: Tensor) -> None:
-        """out = silu(gate) * up, all [N, F] (arXiv:2002.05202)"""
+        """out = silu(gate) * up, all [N, F] (arXiv:2002.05202); the rows of gate and up may lie further apart."""
         ...
 
     def swiglu_backward(self, gate: Tensor, up: Tensor, gradient: Tensor, d_gate: Tensor, d_up: Tensor) -> None:
         """d_gate, d_up = the gradients in gate and up for that in the output; all [N, F]"""
+        ...
+
+    def geglu(self, gate: Tensor, up: Tensor, out: Tensor) -> None:
+        """out = gelu(gate) * up, as `swiglu`; gelu(x) = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) (arXiv:1606.08415)"""
+        ...
+
+    def geglu_backward(self, gate: Tensor, up: Tensor, gradient: Tensor, d_gate: Tensor, d_up: Tensor) -> None:
+        """As `swiglu_backward`."""
         ...
 
     def fold_logits(

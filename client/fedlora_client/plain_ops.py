@@ -16,6 +16,8 @@ from fedlora_client.packed import PackedMatrix
 # Numbers that are widened to float32 at a time on a CPU: activations stay in its cache, a table look-up wants longer runs.
 SLICE_ELEMENTS, WEIGHT_SLICE_ELEMENTS = 1 << 17, 1 << 20
 
+GELU_SCALE, GELU_CUBE = math.sqrt(2 / math.pi), 0.044715
+
 
 class PlainOps:
     """The reference: slower than the kernels, right everywhere."""
@@ -74,6 +76,21 @@ class PlainOps:
             d_up[rows].copy_(silu * gradient[rows])
             # silu'(g) = s + silu(g) (1 - s)
             d_gate[rows].copy_(silu.mul_(1 - share).add_(share).mul_(gradient[rows]).mul_(up[rows]))
+
+    def geglu(self, gate: Tensor, up: Tensor, out: Tensor) -> None:
+        for rows in _slices(gate):
+            wide = gate[rows].float()
+            out[rows].copy_(_gelu_share(wide).mul_(wide).mul_(up[rows]))
+
+    def geglu_backward(self, gate: Tensor, up: Tensor, gradient: Tensor, d_gate: Tensor, d_up: Tensor) -> None:
+        for rows in _slices(gate):
+            wide = gate[rows].float()
+            share = _gelu_share(wide)
+            gelu = wide * share
+            d_up[rows].copy_(gelu * gradient[rows])
+            # gelu'(g) = s + gelu(g) (1 - s) z'(g) for s = sigmoid(z(g))
+            slope = wide.square_().mul_(3 * GELU_CUBE).add_(1).mul_(2 * GELU_SCALE)
+            d_gate[rows].copy_(gelu.mul_(1 - share).mul_(slope).add_(share).mul_(gradient[rows]).mul_(up[rows]))
 
     def fold_logits(
         self, logits: Tensor, first: int, targets: Tensor, largest: Tensor, total: Tensor, at_target: Tensor
@@ -148,6 +165,11 @@ def _table(zero: int, device: torch.device) -> Tensor:
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
     return torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+
+
+def _gelu_share(x: Tensor) -> Tensor:
+    """gelu(x) / x = (1 + tanh(z / 2)) / 2 = sigmoid(z)"""
+    return torch.sigmoid((x.square().mul_(GELU_CUBE).add_(1)).mul_(x).mul_(2 * GELU_SCALE))
 
 
 def _turn(x: Tensor, turn: tuple[Tensor, Tensor] | None, sign: int, out: Tensor) -> None:

@@ -6,16 +6,19 @@ from collections.abc import Sequence
 
 import torch
 from fedlora.adapter import Adapter
+from fedlora.family import EncoderShape
 from fedlora.run_config import TrainConfig
 from fedlora.task import Factors
 
-from fedlora_client.budget import Memory, Plan, plan_step
-from fedlora_client.decoder import Decoder
+from fedlora_client.budget import Memory, Plan, cut_evaluation, plan_step
+from fedlora_client.decoder import Schedule
+from fedlora_client.encoder_budget import plan_encoder_step
 from fedlora_client.memory import available_bytes, give_back_freed, give_back_large_blocks, resident_bytes
+from fedlora_client.model import Model
 
 
 def plan_training(
-    decoder: Decoder, adapters: Sequence[Adapter], config: TrainConfig, head_bytes: int = 0, trains: Factors = "AB",
+    model: Model, adapters: Sequence[Adapter], config: TrainConfig, head_bytes: int = 0, trains: Factors = "AB",
     side: Adapter | None = None,
 ) -> Plan:  # fmt: skip
     """The plan for adapters that train side by side. Raises ConfigError where memory does not suffice."""
@@ -29,13 +32,22 @@ def plan_training(
     # Values and the result; of what trains: gradients, two moments, the best values so far, perhaps those of the start.
     coming = 2 * (sum(adapter.size_bytes for adapter in adapters) + head_bytes)
     coming += (4 + bool(config.fedprox_mu)) * trained + (side.size_bytes if side else 0)
-    device = decoder.compute.device
+    device = model.compute.device
     if device.type == "cuda":
         memory = Memory(
             resident=torch.cuda.memory_allocated(device), coming=coming, free=torch.cuda.mem_get_info(device)[0]
         )
     else:
-        base = decoder.base.weights.path.stat().st_size  # mapped: its pages become resident as they are read
+        base = model.base.weights.path.stat().st_size  # mapped: its pages become resident as they are read
         memory = Memory(resident=resident_bytes(), coming=coming + base, free=available_bytes())
     rank = max(pair.rank for pair in pairs) + (max(pair.rank for pair in side.pairs.values()) if side else 0)
-    return plan_step(decoder.shape, config, rank, decoder.compute, memory, len(adapters))
+    if isinstance(model.shape, EncoderShape):
+        return plan_encoder_step(model.shape, config, rank, model.compute, memory, len(adapters))
+    return plan_step(model.shape, config, rank, model.compute, memory, len(adapters))
+
+
+def cut_measurement(model: Model, length: int, *, frugal: bool) -> tuple[int, Schedule]:
+    """(windows of `length` tokens at a time, schedule) of a measurement, which keeps nothing."""
+    if isinstance(model.shape, EncoderShape):
+        return 1 if frugal else max(1, model.compute.rows // length), Schedule()
+    return cut_evaluation(model.shape, length, model.compute, frugal=frugal)

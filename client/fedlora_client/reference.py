@@ -9,14 +9,17 @@ from fedlora.pack import BasePack
 from numpy.typing import NDArray
 
 from fedlora_client.compute import choose_compute
-from fedlora_client.decoder import Decoder
+from fedlora_client.model import open_model
 
 
 def logits(
     base: BasePack,
     tokens: NDArray[np.int64],  # [S, T]
     adapter: Adapter | None,
-) -> NDArray[np.float32]:  # [S, T, V]
+    mask: NDArray[np.int64] | None = None,  # [S, T], for an encoder: 0 where a text is padded at its end; None: nowhere
+) -> NDArray[np.float32]:  # [S, T, V]; of an encoder the scores [S, L], or without a head the embeddings [S, H]
     """What torch computes on the packed base, in float32 on the CPU."""
-    decoder = Decoder(base, choose_compute("float32", device="cpu"))
-    return decoder.logits(torch.from_numpy(tokens), None if adapter is None else decoder.lora(adapter)).numpy()
+    model = open_model(base, choose_compute("float32", device="cpu"))
+    starts = None if mask is None else torch.from_numpy(np.where(mask == 0, np.arange(tokens.shape[1]), 0))
+    lora = None if adapter is None else model.lora(adapter)
+    return model.logits(torch.from_numpy(tokens), lora, starts).numpy()

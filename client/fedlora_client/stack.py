@@ -8,7 +8,7 @@ import numpy as np
 from fedlora.adapter import Adapter
 from fedlora.run_config import TrainConfig
 
-from fedlora_client.decoder import Decoder
+from fedlora_client.model import Model
 from fedlora_client.planning import plan_training
 from fedlora_client.trainer import TrainResult
 from fedlora_client.training import Span, Training
@@ -16,15 +16,15 @@ from fedlora_client.windows import Windows
 
 
 def train_stack(
-    decoder: Decoder,
+    model: Model,
     adapters: Sequence[Adapter],
     windows: Sequence[Windows],
     config: TrainConfig,
     generators: Sequence[np.random.Generator],
 ) -> list[TrainResult]:
     """What `train` gives for each adapter, in one pass through the base for all: a lever for a GPU."""
-    plan = plan_training(decoder, adapters, config)
-    training = Training(decoder, adapters, windows, config, generators, plan, Span(0, config.steps))
+    plan = plan_training(model, adapters, config)
+    training = Training(model, adapters, windows, config, generators, plan, Span(0, config.steps))
     steps = [training.run_step() for _ in range(config.steps)]
     return [
         TrainResult(

@@ -14,10 +14,10 @@ from fedlora.run_config import TrainConfig
 from fedlora.task import Factors
 from numpy.typing import NDArray
 
-from fedlora_client.budget import Plan, cut_evaluation
+from fedlora_client.budget import Plan
 from fedlora_client.compute import Compute
-from fedlora_client.decoder import Decoder
-from fedlora_client.planning import plan_training
+from fedlora_client.model import Model
+from fedlora_client.planning import cut_measurement, plan_training
 from fedlora_client.training import Span, Training, mean_loss
 from fedlora_client.training_state import Progress, identity_of, plan_of_state, restore_state, write_state
 from fedlora_client.windows import Windows
@@ -30,8 +30,8 @@ class TrainResult:
     """What one stretch of training gave."""
 
     adapter: Adapter  # where it was evaluated: the one with the least loss
-    losses: tuple[float, ...]  # nats per token, one per step
-    tokens: int  # that were trained on
+    losses: tuple[float, ...]  # nats per token, of an encoder per text; one per step
+    tokens: int  # that were learned; of an encoder, the labels
     evaluations: tuple[tuple[int, float], ...] = ()  # (steps done, held-out loss)
     head: NDArray[np.float32] | None = None  # [V, H], where it was trained too
 
@@ -69,7 +69,7 @@ class Watcher:
 
 
 def train(
-    decoder: Decoder,
+    model: Model,
     adapter: Adapter,
     windows: Windows,
     config: TrainConfig,
@@ -89,13 +89,13 @@ def train(
     never stopped; the state is removed at the end. Raises DataError where the loss is not finite, ConfigError where
     memory does not suffice or the state is another training's.
     """
-    plan = plan_training(decoder, [adapter], config, 0 if head is None else head.nbytes, trains, side)
+    plan = plan_training(model, [adapter], config, 0 if head is None else head.nbytes, trains, side)
     span = span or Span(0, config.steps)
-    identity = identity_of(decoder, adapter, windows, config, generator, span, head, trains, side) if saving else ""
+    identity = identity_of(model, adapter, windows, config, generator, span, head, trains, side) if saving else ""
     if saving and saving.file.exists():
-        plan = _resumed_plan(saving, identity, plan, decoder.compute)
+        plan = _resumed_plan(saving, identity, plan, model.compute)
     watcher.on_plan(plan)
-    training = Training(decoder, [adapter], [windows], config, [generator], plan, span, head, trains, side)
+    training = Training(model, [adapter], [windows], config, [generator], plan, span, head, trains, side)
     del adapter, side  # where the caller does not hold them, their memory is free from here
     progress = Progress()
     if saving and saving.file.exists():
@@ -157,10 +157,10 @@ def _evaluate(evaluation: Evaluation, training: Training, progress: Progress) ->
 
 
 def evaluate(
-    decoder: Decoder, adapter: Adapter | None, windows: Windows, *, memory_mb: int = 0, side: Adapter | None = None
+    model: Model, adapter: Adapter | None, windows: Windows, *, memory_mb: int = 0, side: Adapter | None = None
 ) -> tuple[float, int]:
     """(mean nats per token, tokens) over all windows; adapter None measures the base, `memory_mb` is a bound or 0."""
-    lora = None if adapter is None else decoder.lora(adapter, side=side)
+    lora = None if adapter is None else model.lora(adapter, side=side)
     length = windows.inputs.shape[1]
-    micro_batch, schedule = cut_evaluation(decoder.shape, length, decoder.compute, frugal=bool(memory_mb))
-    return mean_loss(decoder, lora, windows, decoder.workspace(), micro_batch, schedule)
+    micro_batch, schedule = cut_measurement(model, length, frugal=bool(memory_mb))
+    return mean_loss(model, lora, windows, model.workspace(), micro_batch, schedule)

@@ -20,11 +20,12 @@ from torch import Tensor
 
 from fedlora_client.adamw import AdamW
 from fedlora_client.budget import Plan
-from fedlora_client.decoder import Decoder, Schedule
+from fedlora_client.decoder import Schedule
 from fedlora_client.dropout import SeededDropout
 from fedlora_client.learning_rate import learning_rate
 from fedlora_client.lora import LoraTensors
 from fedlora_client.memory import give_back_freed
+from fedlora_client.model import Model
 from fedlora_client.windows import IGNORED, Windows
 from fedlora_client.workspace import Workspace
 
@@ -40,8 +41,8 @@ class Span:
 class Step(NamedTuple):
     """What a step of one adapter was."""
 
-    loss: float  # nats per token
-    tokens: int  # that were learned
+    loss: float  # nats per token, of an encoder per text
+    tokens: int  # that were learned; of an encoder, the labels
 
 
 class Training:
@@ -52,7 +53,7 @@ class Training:
 
     def __init__(
         self,
-        decoder: Decoder,
+        model: Model,
         adapters: Sequence[Adapter],
         windows: Sequence[Windows],
         config: TrainConfig,
@@ -64,15 +65,15 @@ class Training:
         side: Adapter | None = None,  # that stands frozen beside a single adapter
     ) -> None:
         self.config, self.plan, self.step = config, plan, 0
-        self.lora = decoder.lora(*adapters, head=head, trains=trains, side=side)
-        self.compute = decoder.compute
-        self._decoder, self._span = decoder, span
-        self._space = decoder.workspace()
+        self.lora = model.lora(*adapters, head=head, trains=trains, side=side)
+        self.compute = model.compute
+        self._model, self._span = model, span
+        self._space = model.workspace()
         self._windows = tuple(windows)
         self._orders = [batches(len(w), config, g) for w, g in zip(windows, generators, strict=True)]
         # Drawn only where it is used: without dropout, the order of the windows is that of any other training.
         seeds = tuple(int(g.integers(1 << 62)) if config.dropout else 0 for g in generators)
-        self._dropout = SeededDropout(config.dropout, seeds, decoder.compute)
+        self._dropout = SeededDropout(config.dropout, seeds, model.compute)
         self._flats = list(self.lora.flats.values())
         self.optimizers = {
             name: AdamW(flat.value, flat.gradient, config.weight_decay) for name, flat in self.lora.flats.items()
@@ -98,7 +99,7 @@ class Training:
         totals = torch.zeros(len(drawn), dtype=torch.float64)
         for number, part in enumerate(parts(drawn, self.plan.micro_batch)):
             scale = torch.cat([torch.full(w.targets.shape, 1 / n) for w, n in zip(part, counts, strict=True)])
-            losses = self._decoder.add_gradients(
+            losses = self._model.add_gradients(
                 torch.cat([w.inputs for w in part]), torch.cat([w.targets for w in part]),
                 torch.cat([w.starts for w in part]), scale, self.lora, self._space, self.plan.schedule,
                 self._dropout.of(self._span.first_step + self.step, number),
@@ -119,13 +120,13 @@ class Training:
 
     def finish(self) -> LoraTensors:
         """The values as they are; what else the training holds is let go."""
-        self.optimizers, self._starts, self._space = {}, [], self._decoder.workspace()
+        self.optimizers, self._starts, self._space = {}, [], self._model.workspace()
         give_back_freed()
         return self.lora
 
     def loss_on(self, windows: Windows) -> float:
         """Mean nats per token of the present adapter, in no more memory than a step takes."""
-        loss, _ = mean_loss(self._decoder, self.lora, windows, self._space, self.plan.micro_batch, self.plan.schedule)
+        loss, _ = mean_loss(self._model, self.lora, windows, self._space, self.plan.micro_batch, self.plan.schedule)
         return loss
 
     def _pull_back(self) -> None:
@@ -147,12 +148,12 @@ class Training:
 
 
 def mean_loss(
-    decoder: Decoder, lora: LoraTensors | None, windows: Windows, space: Workspace, micro_batch: int, schedule: Schedule
+    model: Model, lora: LoraTensors | None, windows: Windows, space: Workspace, micro_batch: int, schedule: Schedule
 ) -> tuple[float, int]:
     """(mean nats per token, tokens) over all windows, `micro_batch` of them at a time."""
     total, tokens = 0.0, 0
     for (part,) in parts([windows], micro_batch):
-        losses = decoder.losses(part.inputs, part.targets, part.starts, lora, space, schedule)
+        losses = model.losses(part.inputs, part.targets, part.starts, lora, space, schedule)
         total += float(losses.double().sum())
         tokens += part.learned_tokens
     return total / tokens, tokens

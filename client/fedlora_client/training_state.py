@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fedlora_client.budget import Plan
 from fedlora_client.compute import Compute
-from fedlora_client.decoder import Decoder
+from fedlora_client.model import Model
 from fedlora_client.training import Span, Training
 from fedlora_client.windows import Windows
 
@@ -126,7 +126,7 @@ def restore_state(path: Path, training: Training) -> Progress:
 
 
 def identity_of(
-    decoder: Decoder,
+    model: Model,
     adapter: Adapter,
     windows: Windows,
     config: TrainConfig,
@@ -137,7 +137,7 @@ def identity_of(
     side: Adapter | None,
 ) -> str:
     """sha256 over what a training is, but for how it is computed."""
-    plain = (decoder.base.fingerprint, asdict(config), generator.bit_generator.state, asdict(span), trains)
+    plain = (model.base.fingerprint, asdict(config), generator.bit_generator.state, asdict(span), trains)
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode())
     for tensor in (windows.inputs, windows.targets, windows.starts):
         digest.update(tensor.contiguous().numpy().data)

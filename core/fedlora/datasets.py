@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from typing import cast
 
 from fedlora.errors import ConfigError, DataError, MissingExtraError
-from fedlora.examples import Example, size_bytes
+from fedlora.examples import Example, Labelled, size_bytes
 from fedlora.run_config import DataConfig, Scalar
 
 GROUP = "fedlora.datasets"
@@ -65,8 +65,18 @@ def split_lines(text: str, held_out: float = 0.1) -> tuple[str, str]:
 def split_records(
     records: tuple[Example, ...], held_out: float = 0.1
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """(train, held-out): the last `held_out` of the records, at least one where there are two."""
+    """(train, held-out): the last `held_out` of the records, at least one where there are two.
+
+    Of records with labels, as many of each label as there are more of it: files are often sorted by them.
+    """
     if len(records) < 2:
         return records, ()
-    cut = len(records) - max(1, int(len(records) * held_out))
-    return records[:cut], records[cut:]
+    count = max(1, int(len(records) * held_out))
+    last = set(range(len(records) - count, len(records)))
+    labels = [str(record.label) for record in records if isinstance(record, Labelled)]
+    if len(labels) == len(records):
+        by_label = sorted(range(len(records)), key=labels.__getitem__)
+        last = {by_label[(2 * number + 1) * len(records) // (2 * count)] for number in range(count)}
+    parts = ([record for number, record in enumerate(records) if (number in last) is held] for held in (False, True))
+    train, held = map(tuple, parts)
+    return train, held

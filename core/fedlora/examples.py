@@ -1,4 +1,4 @@
-"""What one training example is: plain text, a document, a prompt with its completion, or a chat."""
+"""What one training example is: plain text, a document, a prompt with its completion, a chat, or a text with its label."""
 
 from __future__ import annotations
 
@@ -55,8 +55,20 @@ class Chat:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """What an encoder learns is the label: one of the base's, by its name or by its number."""
+
+    text: str
+    label: str | int
+
+    def __post_init__(self) -> None:
+        if not self.text:
+            raise DataError("text is empty; remove the record or give it text")
+
+
 # A str is plain text, perhaps a part of a document: neither its beginning nor its end need be one.
-Example = str | TextRecord | Completion | Chat
+Example = str | TextRecord | Completion | Chat | Labelled
 
 
 def text_of(example: Example) -> str:
@@ -64,7 +76,7 @@ def text_of(example: Example) -> str:
     match example:
         case str():
             return example
-        case TextRecord():
+        case TextRecord() | Labelled():
             return example.text
         case Completion():
             return example.prompt + example.completion

@@ -23,7 +23,7 @@ import numpy as np
 from fedlora.adapter import Adapter, initial_adapter
 from fedlora.aggregation_section import AggregationConfig
 from fedlora.errors import ConfigError
-from fedlora.family import DecoderShape
+from fedlora.family import ModelShape
 from fedlora.pack import EMBEDDED
 from fedlora.run_sections import DataConfig, LoraSection, ServerConfig, SimulationConfig, TrainConfig, require
 from fedlora.toml_file import read_toml
@@ -56,7 +56,7 @@ class RunConfig:
         require(word is not None, "name must be letters, digits, '-', '_' and '.', and not begin with '.'", self.name)
         require(0 <= self.seed < 1 << 32, "seed must be from 0 to 2^32 - 1", self.seed)
 
-    def first_adapter(self, shape: DecoderShape) -> Adapter:
+    def first_adapter(self, shape: ModelShape) -> Adapter:
         """The adapter that the run begins with: the same for the same seed."""
         modules = shape.linear_modules()
         return initial_adapter(self.lora.lora(modules), modules, np.random.default_rng([self.seed, 0]))

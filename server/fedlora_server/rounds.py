@@ -45,10 +45,10 @@ class Rounds:
                 f"lora.modules_to_save ({', '.join(config.lora.modules_to_save)}) is for a device alone (fedlora train): "
                 "an update carries A and B only; leave it out"
             )
-        length, context = config.train.sequence_length, base.shape.max_positions
+        length, context = config.train.sequence_length, base.model.max_positions
         if length > context:
             raise ConfigError(f"train.sequence_length is {length}; the base's context is {context} tokens")
-        self._first = config.first_adapter(base.shape)
+        self._first = config.first_adapter(base.model)
         self._aggregation = Aggregation(config, self._first)
         self._state = self._aggregation.start()
 

@@ -9,7 +9,7 @@ from fedlora.adapter import Adapter
 from fedlora.lora import LoraConfig
 from fedlora.pack import BasePack
 from fedlora_client.attention import QUERY_BLOCK
-from fedlora_client.block import Dropout
+from fedlora_client.batch import Dropout
 from fedlora_client.compute import Compute
 from fedlora_client.decoder import Decoder, Schedule, no_dropout
 from fedlora_client.dropout import SeededDropout
@@ -18,6 +18,7 @@ from fedlora_client.windows import IGNORED
 from torch import Tensor
 
 from tests.dense_reference import Gradients, Problem, random_problem, reference_gradients, relative_error
+from tests.families import family_pack
 from tests.models import ALL_RANKS, VARIANTS, Packs, Variant, oracle, peft_oracle, random_adapter
 from tests.tolerances import TIMES_OWN_ERROR, TIMES_PEFTS_ERROR
 
@@ -69,6 +70,12 @@ def check_against_peft(base: BasePack, adapter: Adapter, ops: Ops, length: int) 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_bfloat16_gradients_are_as_near_to_the_truth_as_pefts(packs: Packs, ops: Ops, variant: str) -> None:
     base = packs(VARIANTS[variant])
+    check_against_peft(base, random_adapter(base), ops, 24)
+
+
+@pytest.mark.parametrize("family", ["llama-biases", "qwen3", "phi3", "gemma2", "gemma3"])
+def test_bfloat16_gradients_are_as_near_as_pefts_in_other_families(family: str, ops: Ops) -> None:
+    base = family_pack(family)
     check_against_peft(base, random_adapter(base), ops, 24)
 
 

@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 
 from tests.builders import llama_shape
 from tests.dense_reference import random_problem
+from tests.families import family_pack
 from tests.models import Packs, Variant, random_adapter, save_pack
 
 CPU = torch.device("cpu")
@@ -50,12 +51,22 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_workspace_is_what_was_foreseen(packs: Packs, compute: Compute, variant: str) -> None:
-    base = packs(VARIANTS[variant])
+    check_workspace(packs(VARIANTS[variant]), compute)
+
+
+@pytest.mark.parametrize("family", ["llama-biases", "qwen3", "phi3", "gemma2", "gemma3"])
+def test_the_workspace_of_every_family_is_what_was_foreseen(compute: Compute, family: str) -> None:
+    check_workspace(family_pack(family), compute)
+
+
+def check_workspace(base: BasePack, compute: Compute) -> None:
+    """For batches, ranks and schedules of every size: the foreseen bytes are those that are there, or 2% more at most."""
+    targets = tuple(dict.fromkeys(module.rsplit(".", 1)[-1] for module in base.shape.linear_modules()))
     decoder, context = Decoder(base, compute), base.shape.max_positions
     for rank, (sequences, length), chunk_rows in itertools.product((1, 24), ((1, 16), (2, context)), (16, 256)):
         problem = random_problem(base, sequences, length)
         problem = problem._replace(targets=problem.tokens)  # the most rows of logits
-        adapter = random_adapter(base, LoraConfig(rank=rank, alpha=8.0))
+        adapter = random_adapter(base, LoraConfig(rank=rank, alpha=8.0, target_modules=targets))
         for kept_blocks in range(base.shape.num_layers):
             schedule, space = Schedule(kept_blocks=kept_blocks, chunk_rows=chunk_rows), decoder.workspace()
             lora = decoder.lora(adapter)

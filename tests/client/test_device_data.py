@@ -60,7 +60,7 @@ def test_a_device_of_mixed_files_trains_on_all_of_them(chat_base: Path, tmp_path
     windows = mixed.train_windows()
     assert windows.examples == 4
     assert windows.learned_tokens == len("Good day.") + 1 + len("a document") + 1 + len(" 4") + 1 + len("line\n" * 18)
-    adapter = random_adapter(mixed.decoder.base)
+    adapter = random_adapter(mixed.model.base)
     result = mixed.train(adapter, 1)
     assert len(result.losses) == 2
     _, tokens = mixed.evaluate(adapter)

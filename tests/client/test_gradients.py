@@ -13,7 +13,7 @@ from fedlora.adapter import Adapter
 from fedlora.lora import LoraConfig
 from fedlora.pack import BasePack
 from fedlora_client.attention import QUERY_BLOCK
-from fedlora_client.block import Dropout
+from fedlora_client.batch import Dropout
 from fedlora_client.compute import Compute
 from fedlora_client.decoder import Decoder, Schedule, no_dropout
 from fedlora_client.dropout import SeededDropout

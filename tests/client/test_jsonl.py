@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from fedlora.errors import DataError
-from fedlora.examples import Chat, ChatMessage, Completion, Example, TextRecord
+from fedlora.examples import Chat, ChatMessage, Completion, Example, Labelled, TextRecord
 from fedlora.run_config import DataConfig
 from fedlora_client.files_dataset import files
 from fedlora_client.jsonl import parse_example, read_jsonl
@@ -231,7 +231,7 @@ def real(path: Path) -> Iterator[dict[str, Any]]:
 def test_real_articles_are_read_as_they_lie(shared: Path) -> None:
     path = shared / "data" / "ag_news" / "train10k.jsonl.gz"
     assert [record["text"] for record in real(path)] == [
-        example.text for example in read_jsonl(path) if isinstance(example, TextRecord)
+        example.text for example in read_jsonl(path) if isinstance(example, Labelled)
     ]
 
 

@@ -62,7 +62,7 @@ def came(base: BasePack, server_round: int) -> Adapter:
 
 
 def train(device: Device, server_round: int, run: str = "run-1", task: Task = KEEPS_B) -> TrainResult:
-    return device.train(came(device.decoder.base, server_round), server_round, task=task, run=run)
+    return device.train(came(device.model.base, server_round), server_round, task=task, run=run)
 
 
 def with_own(adapter: Adapter, own: Adapter, factor: str = "B") -> Adapter:

@@ -32,6 +32,7 @@ SABOTAGE = {
     "split_heads": ("second * cosine[i] + first * s", "second * cosine[i] - first * s"),
     "softmax": ("begin = starts[row / (heads * queries) * length + last]", "begin = 0"),
     "swiglu": ("share + silu * (1.0f - share)", "share + silu * share"),
+    "geglu": ("share + gelu * (1.0f - share) * gelu_slope(g)", "share + gelu * (1.0f - share)"),
     "logits_gradient": ("(exponential(wanted - shift) - 1.0f) * scale", "exponential(wanted - shift) * scale"),
 }
 # The exponential is in three of them; the first that is checked is named.

@@ -24,6 +24,8 @@ EPS = 1e-3
 UNTOUCHED = 7.0
 CPU = torch.device("cpu")
 
+Activation = Callable[[Tensor], Tensor]
+Glu = Callable[..., None]  # swiglu and its like, or a backward of them
 Results = Iterator[tuple[Tensor, Tensor]]  # (what the operation gave, what its definition gives in float64)
 
 
@@ -55,6 +57,10 @@ class Inputs:
     def copy(self, values: Tensor) -> Tensor:
         """`values` in a room."""
         return self.room(*values.shape).copy_(values)
+
+    def apart(self, values: Tensor) -> Tensor:
+        """`values` in rows that lie further apart."""
+        return self.room(*values.shape, apart=2).copy_(values)
 
     def assert_nothing_else_is_written(self) -> None:
         assert self._rooms
@@ -109,9 +115,10 @@ def split_heads(ops: Ops, inputs: Inputs) -> Results:
         angle = inputs.wide(sequences * length, size // 2)
         expected = rows.double().view(sequences, length, heads, size).transpose(1, 2)
         for turn in (None, (angle.cos(), angle.sin())):
-            out = inputs.room(sequences, heads, length, size)
-            ops.split_heads(rows, turn, out)
-            yield out, turned(expected, turn)
+            for given in (rows, inputs.apart(rows)):
+                out = inputs.room(sequences, heads, length, size)
+                ops.split_heads(given, turn, out)
+                yield out, turned(expected, turn)
 
 
 def merge_heads(ops: Ops, inputs: Inputs) -> Results:
@@ -175,20 +182,44 @@ def _softmax_gradient(weights: Tensor, upstream: Tensor) -> Tensor:
     return 0.3 * p * (dp - (p * dp).sum(-1, keepdim=True))
 
 
-def swiglu(ops: Ops, inputs: Inputs) -> Results:
+def glu(forward: Glu, activation: Activation, inputs: Inputs) -> Results:
     for rows, width in ((1, 1), (3, 19), (4, 80)):
-        gate, up, out = inputs.random(rows, width) * 5, inputs.random(rows, width), inputs.room(rows, width, apart=1)
-        ops.swiglu(gate, up, out)
-        yield out, F.silu(gate.double()) * up.double()
+        gate, up = inputs.random(rows, width) * 5, inputs.random(rows, width)
+        for given in ((gate, up), (inputs.apart(gate), inputs.apart(up))):
+            out = inputs.room(rows, width, apart=1)
+            forward(*given, out)
+            yield out, activation(gate.double()) * up.double()
+
+
+def glu_backward(backward: Glu, activation: Activation, inputs: Inputs) -> Results:
+    for rows, width in ((1, 1), (3, 19), (4, 80)):
+        gate, up, upstream = inputs.random(rows, width) * 5, *inputs.random(2, rows, width)
+        wide = leaf(gate), leaf(up)
+        expected = gradients(activation(wide[0]) * wide[1], upstream, *wide)
+        for given in ((gate, up), (inputs.apart(gate), inputs.apart(up))):
+            rooms = inputs.room(rows, width, apart=4), inputs.room(rows, width, apart=2)
+            backward(*given, upstream, *rooms)
+            yield from zip(rooms, expected, strict=True)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def swiglu(ops: Ops, inputs: Inputs) -> Results:
+    return glu(ops.swiglu, F.silu, inputs)
 
 
 def swiglu_backward(ops: Ops, inputs: Inputs) -> Results:
-    for rows, width in ((1, 1), (3, 19), (4, 80)):
-        gate, up, upstream = inputs.random(rows, width) * 5, *inputs.random(2, rows, width)
-        rooms = inputs.room(rows, width, apart=4), inputs.room(rows, width, apart=2)
-        ops.swiglu_backward(gate, up, upstream, *rooms)
-        wide = leaf(gate), leaf(up)
-        yield from zip(rooms, gradients(F.silu(wide[0]) * wide[1], upstream, *wide), strict=True)
+    return glu_backward(ops.swiglu_backward, F.silu, inputs)
+
+
+def geglu(ops: Ops, inputs: Inputs) -> Results:
+    return glu(ops.geglu, gelu_tanh, inputs)
+
+
+def geglu_backward(ops: Ops, inputs: Inputs) -> Results:
+    return glu_backward(ops.geglu_backward, gelu_tanh, inputs)
 
 
 # The vocabulary in parts, and what is learned: targets in each part, at its ends, and nothing.
@@ -227,7 +258,7 @@ def logits_gradient(ops: Ops, inputs: Inputs) -> Results:
 
 OPERATIONS: list[Callable[[Ops, Inputs], Results]] = [
     rms_norm, rms_norm_backward, split_heads, merge_heads, softmax, softmax_backward, swiglu, swiglu_backward,
-    fold_logits, logits_gradient,
+    geglu, geglu_backward, fold_logits, logits_gradient,
 ]  # fmt: skip
 
 
@@ -305,11 +336,12 @@ def test_a_nan_among_the_inputs_makes_its_row_nan_and_no_other(ops: Ops, dtype: 
     out, second = inputs.room(3, 40), inputs.room(3, 40)
     ops.rms_norm(x, torch.ones(40), EPS, out)
     check(out)
-    ops.swiglu(x, other, out)
-    check(out)
-    ops.swiglu_backward(other, other, x, out, second)
-    check(out)
-    check(second)
+    for forward, backward in ((ops.swiglu, ops.swiglu_backward), (ops.geglu, ops.geglu_backward)):
+        forward(x, other, out)
+        check(out)
+        backward(other, other, x, out, second)
+        check(out)
+        check(second)
     weights = x.clone().view(3, 1, 1, 40)
     ops.softmax(weights, torch.zeros(3, 40, dtype=torch.int64), 39, 1.0)
     check(weights)

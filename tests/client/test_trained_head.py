@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tests.dense_reference import Problem, dense_weights, random_problem, reference_gradients
+from tests.families import family_pack
 from tests.models import DEFAULT, Packs, Variant, assert_close, random_adapter
 from tests.train_cases import assert_equal_bits, windows_of
 
@@ -65,7 +66,17 @@ def test_the_gradient_of_a_head_equals_autograds(
     packs: Packs, compute: Compute, variant: str, part: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedlora_client.head.VOCABULARY_PART", part)
-    base = packs(VARIANTS[variant])
+    check_head(packs(VARIANTS[variant]), compute)
+
+
+def test_the_gradient_of_a_head_equals_autograds_where_logits_are_capped(compute: Compute) -> None:
+    base = family_pack("gemma2")
+    assert base.shape.logit_cap
+    check_head(base, compute)
+
+
+def check_head(base: BasePack, compute: Compute) -> None:
+    """Losses, and the gradient in a head that trains, equal autograd's."""
     problem, head = random_problem(base, 2, 19), random_head(base)
     decoder = Decoder(base, compute)
     lora = decoder.lora(without_effect(base), head=head)

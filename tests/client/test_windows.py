@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from fedlora.errors import ConfigError, DataError, PackError
-from fedlora.examples import Chat, ChatMessage, Completion, Example, TextRecord
+from fedlora.examples import Chat, ChatMessage, Completion, Example, Labelled, TextRecord
 from fedlora.pack import BasePack, open_pack
 from fedlora_client.chat_template import ChatTemplate
 from fedlora_client.device import _cut
@@ -53,7 +53,7 @@ def pairs_of(example: Example) -> Segment:
     match example:
         case str():
             return learned_after([], [BOS, *ids_of(example)])
-        case TextRecord():
+        case TextRecord() | Labelled():
             return learned_after([], [BOS, *ids_of(example.text), EOS])
         case Completion():
             return learned_after([BOS, *ids_of(example.prompt)], [*ids_of(example.completion), EOS])

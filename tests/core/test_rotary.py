@@ -83,8 +83,9 @@ def test_dynamic_scaling_is_none_within_the_context() -> None:
 
 def test_the_table_holds_the_magnitude_times_cos_and_sin() -> None:
     cos, sin = Rotary((0.5, 0.25), 2.0).table(3)
-    np.testing.assert_allclose(cos, 2 * np.cos([[0, 0], [0.5, 0.25], [1.0, 0.5]]), rtol=1e-6)
-    np.testing.assert_allclose(sin, 2 * np.sin([[0, 0], [0.5, 0.25], [1.0, 0.5]]), rtol=1e-6)
+    angles = np.array([[0, 0], [0.5, 0.25], [1.0, 0.5]])
+    np.testing.assert_allclose(cos, 2 * np.cos(angles), rtol=1e-6)
+    np.testing.assert_allclose(sin, 2 * np.sin(angles), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 from fedlora.atomic import check_directory
 from fedlora.errors import ConfigError, RunError
+from fedlora.family import DecoderShape
 from fedlora.pack import CONFIG
 from fedlora.run_config import DataConfig, RunConfig, changed
 from rich.console import Console
@@ -84,7 +85,7 @@ def train(
     for warning in training.warnings():
         console.print(f"[yellow]warning:[/yellow] {warning}", soft_wrap=True, highlight=False)
     console.print(
-        f"{training.device.decoder.compute}; {len(training.windows)} windows, {training.windows.learned_tokens} tokens"
+        f"{training.device.model.compute}; {len(training.windows)} windows, {training.windows.learned_tokens} tokens"
     )
     with TrainDisplay(console, training.config) as display:
         try:
@@ -93,9 +94,10 @@ def train(
             saved = run.state_file.exists()
             raise RunError(f"stopped; {'--resume goes on' if saved else 'nothing was saved yet'}") from None
     if result.evaluations:
+        unit = "token" if isinstance(training.base.model, DecoderShape) else "text"
         step, loss = min(result.evaluations, key=lambda evaluation: evaluation[1])
         before = f", {result.evaluations[0][1]:.4f} before" if step else ": training made it no better"
-        console.print(f"held-out loss {loss:.4f} nats per token after step {step}{before}", highlight=False)
+        console.print(f"held-out loss {loss:.4f} nats per {unit} after step {step}{before}", highlight=False)
     console.print(f"peak memory {peak_bytes() / 1e6:.0f} MB", highlight=False)
     click.echo(output)
 

@@ -64,6 +64,10 @@ static inline float exponential(float x) {
 
 static inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
 
+/* z(x) = 2 sqrt(2 / pi) (x + 0.044715 x^3), and its derivative: gelu(x) = x sigmoid(z(x)). */
+static inline float gelu_argument(float x) { return 1.59576912f * x * (1.0f + 0.044715f * x * x); }
+static inline float gelu_slope(float x) { return 1.59576912f * (1.0f + 0.134145f * x * x); }
+
 static inline int zero_of(const uint8_t *zeros, int64_t block, int bits) {
     if (!zeros) return 1 << (bits - 1);
     if (bits == 8) return zeros[block];
@@ -175,13 +179,13 @@ static inline void NAME(rotate)(const REAL *x, const float *cosine, const float 
     }
 }
 
-void NAME(split_heads)(const REAL *rows, const float *cosine, const float *sine, int64_t sequences, int64_t heads,
+void NAME(split_heads)(const REAL *rows, int64_t stride, const float *cosine, const float *sine, int64_t sequences, int64_t heads,
                        int64_t length, int64_t size, REAL *out) {
     int64_t half = size / 2;
     ROWS for (int64_t n = 0; n < sequences * length; n++) {
         int64_t s = n / length, t = n % length, turn = cosine ? n * half : 0;
         for (int64_t h = 0; h < heads; h++)
-            NAME(rotate)(rows + (n * heads + h) * size, cosine ? cosine + turn : 0, sine + turn, 1, half,
+            NAME(rotate)(rows + n * stride + h * size, cosine ? cosine + turn : 0, sine + turn, 1, half,
                          out + ((s * heads + h) * length + t) * size);
     }
 }
@@ -258,23 +262,52 @@ void NAME(softmax_backward)(const REAL *weights, REAL *gradient, const int64_t *
     }
 }
 
-void NAME(swiglu)(const REAL *gate, const REAL *up, int64_t rows, int64_t width, REAL *out, int64_t stride) {
+/* out = activation(gate) * up, where activation(x) = x sigmoid(z(x)): silu for z(x) = x, gelu for gelu_argument. */
+void NAME(swiglu)(const REAL *gate, int64_t gate_apart, const REAL *up, int64_t up_apart, int64_t rows, int64_t width,
+                  REAL *out, int64_t stride) {
     ROWS for (int64_t row = 0; row < rows; row++) {
-        const REAL *gates = gate + row * width, *ups = up + row * width;
+        const REAL *gates = gate + row * gate_apart, *ups = up + row * up_apart;
         REAL *to = out + row * stride;
         EACH for (int64_t i = 0; i < width; i++) to[i] = STORE(LOAD(gates[i]) * sigmoid(LOAD(gates[i])) * LOAD(ups[i]));
     }
 }
 
-void NAME(swiglu_backward)(const REAL *gate, const REAL *up, const REAL *gradient, int64_t rows, int64_t width,
-                           REAL *d_gate, int64_t gate_stride, REAL *d_up, int64_t up_stride) {
+void NAME(swiglu_backward)(const REAL *gate, int64_t gate_apart, const REAL *up, int64_t up_apart, const REAL *gradient,
+                           int64_t rows, int64_t width, REAL *d_gate, int64_t gate_stride, REAL *d_up,
+                           int64_t up_stride) {
     ROWS for (int64_t row = 0; row < rows; row++) {
-        const REAL *gates = gate + row * width, *ups = up + row * width, *upstream = gradient + row * width;
+        const REAL *gates = gate + row * gate_apart, *ups = up + row * up_apart, *upstream = gradient + row * width;
         REAL *to_gate = d_gate + row * gate_stride, *to_up = d_up + row * up_stride;
         EACH for (int64_t i = 0; i < width; i++) {
             float g = LOAD(gates[i]), share = sigmoid(g), silu = g * share, d = LOAD(upstream[i]);
             to_gate[i] = STORE(d * LOAD(ups[i]) * (share + silu * (1.0f - share)));
             to_up[i] = STORE(d * silu);
+        }
+    }
+}
+
+void NAME(geglu)(const REAL *gate, int64_t gate_apart, const REAL *up, int64_t up_apart, int64_t rows, int64_t width,
+                 REAL *out, int64_t stride) {
+    ROWS for (int64_t row = 0; row < rows; row++) {
+        const REAL *gates = gate + row * gate_apart, *ups = up + row * up_apart;
+        REAL *to = out + row * stride;
+        EACH for (int64_t i = 0; i < width; i++) {
+            float g = LOAD(gates[i]);
+            to[i] = STORE(g * sigmoid(gelu_argument(g)) * LOAD(ups[i]));
+        }
+    }
+}
+
+void NAME(geglu_backward)(const REAL *gate, int64_t gate_apart, const REAL *up, int64_t up_apart, const REAL *gradient,
+                          int64_t rows, int64_t width, REAL *d_gate, int64_t gate_stride, REAL *d_up,
+                          int64_t up_stride) {
+    ROWS for (int64_t row = 0; row < rows; row++) {
+        const REAL *gates = gate + row * gate_apart, *ups = up + row * up_apart, *upstream = gradient + row * width;
+        REAL *to_gate = d_gate + row * gate_stride, *to_up = d_up + row * up_stride;
+        EACH for (int64_t i = 0; i < width; i++) {
+            float g = LOAD(gates[i]), share = sigmoid(gelu_argument(g)), gelu = g * share, d = LOAD(upstream[i]);
+            to_gate[i] = STORE(d * LOAD(ups[i]) * (share + gelu * (1.0f - share) * gelu_slope(g)));
+            to_up[i] = STORE(d * gelu);
         }
     }
 }

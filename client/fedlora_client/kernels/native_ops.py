@@ -19,12 +19,14 @@ _ARGUMENTS = {
     "dequantize": (_P, _P, _P, _N, _N, _N, _N, _P, _N),
     "rms_norm": (_P, _P, _F, _N, _N, _P, _N),
     "rms_norm_backward": (_P, _P, _F, _P, _N, _N, _P),
-    "split_heads": (_P, _P, _P, _N, _N, _N, _N, _P),
+    "split_heads": (_P, _N, _P, _P, _N, _N, _N, _N, _P),
     "merge_heads": (_P, _P, _P, _N, _N, _N, _N, _P, _N),
     "softmax": (_P, _P, _N, _N, _N, _N, _N, _F),
     "softmax_backward": (_P, _P, _P, _N, _N, _N, _N, _N, _F),
-    "swiglu": (_P, _P, _N, _N, _P, _N),
-    "swiglu_backward": (_P, _P, _P, _N, _N, _P, _N, _P, _N),
+    "swiglu": (_P, _N, _P, _N, _N, _N, _P, _N),
+    "swiglu_backward": (_P, _N, _P, _N, _P, _N, _N, _P, _N, _P, _N),
+    "geglu": (_P, _N, _P, _N, _N, _N, _P, _N),
+    "geglu_backward": (_P, _N, _P, _N, _P, _N, _N, _P, _N, _P, _N),
     "fold_logits": (_P, _N, _N, _N, _P, _P, _P, _P),
     "logits_gradient": (_P, _N, _N, _N, _P, _P, _P),
 }
@@ -63,7 +65,7 @@ class NativeOps:
 
     def split_heads(self, rows: Tensor, turn: tuple[Tensor, Tensor] | None, out: Tensor) -> None:
         assert rows.dtype == out.dtype and rows.numel() == out.numel()
-        self._functions["split_heads", out.dtype](_at(rows), *_turn(turn, out), *out.shape, _at(out))
+        self._functions["split_heads", out.dtype](*_rows(rows), *_turn(turn, out), *out.shape, _at(out))
 
     def merge_heads(self, heads: Tensor, turn: tuple[Tensor, Tensor] | None, out: Tensor) -> None:
         assert heads.dtype == out.dtype and heads.numel() == out.numel()
@@ -79,15 +81,16 @@ class NativeOps:
         )
 
     def swiglu(self, gate: Tensor, up: Tensor, out: Tensor) -> None:
-        assert gate.dtype == up.dtype == out.dtype and gate.shape == up.shape == out.shape
-        self._functions["swiglu", out.dtype](_at(gate), _at(up), *out.shape, *_rows(out))
+        self._glu("swiglu", gate, up, out)
 
     def swiglu_backward(self, gate: Tensor, up: Tensor, gradient: Tensor, d_gate: Tensor, d_up: Tensor) -> None:
-        assert gate.dtype == up.dtype == gradient.dtype == d_gate.dtype == d_up.dtype
-        assert gate.shape == up.shape == gradient.shape == d_gate.shape == d_up.shape
-        self._functions["swiglu_backward", gate.dtype](
-            _at(gate), _at(up), _at(gradient), *gate.shape, *_rows(d_gate), *_rows(d_up)
-        )
+        self._glu_backward("swiglu_backward", gate, up, gradient, d_gate, d_up)
+
+    def geglu(self, gate: Tensor, up: Tensor, out: Tensor) -> None:
+        self._glu("geglu", gate, up, out)
+
+    def geglu_backward(self, gate: Tensor, up: Tensor, gradient: Tensor, d_gate: Tensor, d_up: Tensor) -> None:
+        self._glu_backward("geglu_backward", gate, up, gradient, d_gate, d_up)
 
     def fold_logits(
         self, logits: Tensor, first: int, targets: Tensor, largest: Tensor, total: Tensor, at_target: Tensor
@@ -101,6 +104,19 @@ class NativeOps:
     ) -> None:
         self._functions["logits_gradient", logits.dtype](
             _at(logits), *logits.shape, first, _at(targets), _at(log_total), _at(row_scale)
+        )
+
+    def _glu(self, function: str, gate: Tensor, up: Tensor, out: Tensor) -> None:
+        assert gate.dtype == up.dtype == out.dtype and gate.shape == up.shape == out.shape
+        self._functions[function, out.dtype](*_rows(gate), *_rows(up), *out.shape, *_rows(out))
+
+    def _glu_backward(
+        self, function: str, gate: Tensor, up: Tensor, gradient: Tensor, d_gate: Tensor, d_up: Tensor
+    ) -> None:
+        assert gate.dtype == up.dtype == gradient.dtype == d_gate.dtype == d_up.dtype
+        assert gate.shape == up.shape == gradient.shape == d_gate.shape == d_up.shape
+        self._functions[function, gate.dtype](
+            *_rows(gate), *_rows(up), _at(gradient), *gate.shape, *_rows(d_gate), *_rows(d_up)
         )
 
 

@@ -91,6 +91,14 @@ def _runs(dtype: torch.dtype) -> Iterator[tuple[str, Run]]:
         return out, d_gate, d_up
 
     yield "swiglu", swiglu
+
+    def geglu(ops: Ops) -> tuple[Tensor, ...]:
+        out, d_gate, d_up = (torch.zeros(3, 25, dtype=dtype) for _ in range(3))
+        ops.geglu(gate, up, out[:, :19])
+        ops.geglu_backward(gate, up, down, d_gate[:, :19], d_up[:, :19])
+        return out, d_gate, d_up
+
+    yield "geglu", geglu
     logits, targets, row_scale = random(4, 33), torch.tensor([3, 40, 32, 7]), random(4).float()
 
     def loss(ops: Ops) -> tuple[Tensor, ...]:

@@ -7,6 +7,7 @@ import click
 from fedlora.adapter import Adapter
 from fedlora.algebra import inner_product
 from fedlora.errors import ConfigError, UpdateError
+from fedlora.family import DecoderShape, EncoderShape
 from fedlora.pack import MANIFEST, WEIGHTS, BasePack, find_pack, open_pack
 from fedlora.peft import CONFIG, read_peft
 from fedlora.update import decode_update
@@ -43,20 +44,37 @@ def inspect(path: str) -> None:
 
 
 def _pack_facts(pack: BasePack) -> Facts:
-    shape, quantization = pack.shape, pack.quantization
-    parameters = sum(rows * columns for rows, columns in (shape.linear_modules() | shape.vocabulary_modules()).values())
-    return {
+    model, quantization = pack.model, pack.quantization
+    parameters = sum(rows * columns for rows, columns in (model.linear_modules() | model.vocabulary_modules()).values())
+    stored: Facts = {
         "fingerprint": pack.fingerprint,
         "source": pack.source,
         "weights": f"{(pack.directory / WEIGHTS).stat().st_size / 1e6:.2f} MB for {parameters / 1e6:.2f} M parameters",
         "quantization": f"{quantization.bits} bits, block {quantization.block_size}, "
         f"{'symmetric' if quantization.symmetric else 'asymmetric'}; embedding {quantization.embedding_bits} bits",
         "scales": pack.scales or "not recorded",
-        "layers": shape.num_layers,
-        "hidden / inner size": f"{shape.hidden_size} / {shape.intermediate_size}",
+        "model": f"{model.model_type}, {'a decoder' if isinstance(model, DecoderShape) else 'an encoder'}",
+        "layers": model.num_layers,
+        "hidden / inner size": f"{model.hidden_size} / {model.intermediate_size}",
+    }
+    return stored | (_decoder_facts(model) if isinstance(model, DecoderShape) else _encoder_facts(model))
+
+
+def _decoder_facts(shape: DecoderShape) -> Facts:
+    return {
         "heads": f"{shape.num_heads}, {shape.num_kv_heads} for keys and values, of {shape.head_dim}",
         "vocabulary": f"{shape.vocab_size}{', tied head' if shape.tie_word_embeddings else ''}",
         "context": shape.max_positions,
+    }
+
+
+def _encoder_facts(shape: EncoderShape) -> Facts:
+    some = ", ".join(shape.labels[:8]) + (", ..." if len(shape.labels) > 8 else "")
+    return {
+        "heads": f"{shape.num_heads} of {shape.head_dim}",
+        "vocabulary": shape.vocab_size,
+        "context": shape.max_positions,
+        "labels": f"{len(shape.labels)}: {some}" if shape.labels else "none: it gives embeddings",
     }
 
 

@@ -38,7 +38,7 @@ def model_shape(config: Mapping[str, Any], where: str) -> ModelShape:
         return read_encoder(architecture, config)
     except KeyError as error:
         raise CheckpointError(f"{where}: {error.args[0]} is missing; a config.json of {architecture} has it") from None
-    except (TypeError, ValueError, ArithmeticError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{where}: not a sound config.json of {architecture}: {error}") from None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from fedlora.family.decoder import Activation, BlockNorms, DecoderShape
 from fedlora.family.rotary import Rotary, read_rotary
+from fedlora.family.sizes import check_sizes
 
 Config = Mapping[str, Any]  # a config.json
 
@@ -75,6 +76,7 @@ def _sizes(config: Config) -> dict[str, int]:
         "vocab_size": int(config["vocab_size"]),
         "max_positions": int(config.get("max_position_embeddings", 2048)),
     }
+    check_sizes(sizes)
     small = ", ".join(f"{_SIZES[name]} {size}" for name, size in sizes.items() if size < 1)
     if small or heads % sizes["num_kv_heads"] or sizes["head_dim"] % 2:
         raise ValueError(

@@ -64,6 +64,11 @@ class EncoderShape:
         """The full name of a linear module."""
         return f"{self.layer_name(layer)}.{self.names.roles[role]}"
 
+    def block_norms(self, layer: int) -> tuple[str, str]:
+        """The full names of the norms after the attention and after the second half."""
+        prefix = self.layer_name(layer)
+        return f"{prefix}.{self.names.attention_norm}", f"{prefix}.{self.names.output_norm}"
+
     def linear_modules(self) -> dict[str, tuple[int, int]]:
         """{module name: (O, I)} of every linear layer in the blocks, in the order of the computation."""
         hidden, inner = self.hidden_size, self.intermediate_size
@@ -89,9 +94,7 @@ class EncoderShape:
         """{name: size} of the layer norms, each a weight and a bias."""
         names = [f"{self.names.embeddings}.LayerNorm"]
         for layer in range(self.num_layers):
-            names += [
-                f"{self.layer_name(layer)}.{name}" for name in (self.names.attention_norm, self.names.output_norm)
-            ]
+            names += self.block_norms(layer)
         return dict.fromkeys(names, self.hidden_size)
 
     def float_tensors(self) -> dict[str, tuple[int, ...]]:

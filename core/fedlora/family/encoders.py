@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from fedlora.family.encoder import EncoderNames, EncoderShape
+from fedlora.family.sizes import check_sizes
 
 Config = Mapping[str, Any]  # a config.json
 
@@ -110,6 +111,7 @@ def read_encoder(architecture: str, config: Config) -> EncoderShape:
 
 
 def _check(config: Config, sizes: Mapping[str, int], padding: int) -> None:
+    check_sizes(sizes)
     small = [f"{name} {size}" for name, size in sizes.items() if size < 1]
     if small or sizes["hidden_size"] % sizes["num_heads"]:
         raise ValueError(
@@ -131,6 +133,7 @@ def _check(config: Config, sizes: Mapping[str, int], padding: int) -> None:
 
 def _labels(config: Config) -> tuple[str, ...]:
     """The names of the classes, by number; transformers' default is two."""
+    check_sizes({"num_labels": int(config.get("num_labels", 2))})
     named = config.get("id2label") or {number: f"LABEL_{number}" for number in range(int(config.get("num_labels", 2)))}
     if not isinstance(named, Mapping):
         raise TypeError(f"id2label must be an object, got {named!r:.120}")

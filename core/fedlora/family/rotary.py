@@ -53,8 +53,8 @@ def read_rotary(
         raise ValueError(f"partial_rotary_factor is {scaling['partial_rotary_factor']!r}; only 1 is supported")
     if kind not in _KINDS:
         raise ValueError(f"rope_type is {kind!r}; expected one of {', '.join(_KINDS)}")
-    plain = np.power(theta, -np.arange(0, head_dim, 2) / head_dim)
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):  # what is not finite is refused below
+        plain = np.power(theta, -np.arange(0, head_dim, 2) / head_dim)
         frequencies, magnitude, positions = _KINDS[kind](plain, theta, scaling, context)
     if not (np.isfinite(frequencies).all() and math.isfinite(magnitude) and magnitude > 0):
         raise ValueError(f"the {kind} rotation is not finite; got {dict(scaling)!r:.200}")

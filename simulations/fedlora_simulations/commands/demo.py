@@ -112,9 +112,9 @@ def _answer(
     """Export the base and two adapters; one session answers the prompt with each."""
     base = open_pack(config.base)
     model = run / "model"
-    _, differences = export_base(base, model)
-    if differences:
-        console.print(f"exported to ONNX; largest difference of logits from torch: {max(differences.values()):.1e}")
+    (graph,) = export_base(base, model)
+    if graph.exact:
+        console.print(f"exported to ONNX; largest difference of logits from torch: {max(graph.exact.values()):.1e}")
     own = min(alone, key=lambda result: result.train_bytes)
     write_peft(run / "alone" / own.device, PeftDirectory(adapter=own.adapter, base_fingerprint=base.fingerprint))
     federated = read_peft(RunDirectory.adapter_of(run, config.server.rounds)).adapter

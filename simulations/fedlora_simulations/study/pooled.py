@@ -35,9 +35,9 @@ def _trained(config: RunConfig, devices: Sequence[Device]) -> Adapter:
     steps, batch_size = config.train.steps * config.server.rounds, config.train.batch_size * len(devices)
     settings = dataclasses.replace(config.train, steps=steps, batch_size=batch_size)
     windows = _all([device.train_windows() for device in devices])
-    decoder = devices[0].decoder
+    model = devices[0].model
     generator = np.random.default_rng([config.seed, 1])
-    return train(decoder, config.first_adapter(decoder.shape), windows, settings, generator).adapter
+    return train(model, config.first_adapter(model.shape), windows, settings, generator).adapter
 
 
 def _all(parts: Sequence[Windows]) -> Windows:

@@ -1,0 +1,56 @@
+"""What a training needs of a model: the one interface of the decoder and of the encoder, and which of them a pack is."""
+
+# S windows, T tokens of each
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from fedlora.adapter import Adapter
+from fedlora.family import EncoderShape, ModelShape
+from fedlora.pack import BasePack
+from fedlora.task import Factors
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedlora_client.batch import Dropout
+from fedlora_client.compute import Compute
+from fedlora_client.decoder import Decoder, Schedule
+from fedlora_client.encoder import Encoder
+from fedlora_client.lora import LoraTensors
+from fedlora_client.workspace import Workspace
+
+
+class Model(Protocol):
+    """A frozen base: `Decoder` or `Encoder`, which say what each method gives."""
+
+    base: BasePack
+    compute: Compute
+
+    @property
+    def shape(self) -> ModelShape: ...
+
+    def workspace(self) -> Workspace: ...
+
+    def lora(
+        self, *adapters: Adapter, head: NDArray[np.float32] | None = None, trains: Factors = "AB",
+        side: Adapter | None = None,
+    ) -> LoraTensors: ...  # fmt: skip
+
+    def logits(self, tokens: Tensor, lora: LoraTensors | None = None, starts: Tensor | None = None) -> Tensor: ...
+
+    def losses(
+        self, tokens: Tensor, targets: Tensor, starts: Tensor, lora: LoraTensors | None, space: Workspace,
+        schedule: Schedule = ...,
+    ) -> Tensor: ...  # fmt: skip
+
+    def add_gradients(
+        self, tokens: Tensor, targets: Tensor, starts: Tensor, row_scale: Tensor, lora: LoraTensors, space: Workspace,
+        schedule: Schedule = ..., dropout: Dropout = ...,
+    ) -> Tensor: ...  # fmt: skip
+
+
+def open_model(base: BasePack, compute: Compute | None = None) -> Model:
+    """The model of a pack, ready to compute."""
+    return Encoder(base, compute) if isinstance(base.model, EncoderShape) else Decoder(base, compute)

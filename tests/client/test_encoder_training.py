@@ -1,0 +1,288 @@
+"""Training an encoder on labelled texts: on one device, in rounds over several, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from fedlora.adapter import Adapter, LoraPair
+from fedlora.errors import ConfigError, DataError
+from fedlora.examples import Labelled, TextRecord
+from fedlora.pack import BasePack
+from fedlora.peft import read_peft
+from fedlora.run_config import DataConfig, LoraSection, RunConfig, ServerConfig, TrainConfig
+from fedlora_client.commands.train import train as train_command
+from fedlora_client.device import Device
+from fedlora_client.encoder import Encoder
+from fedlora_client.encoder_accuracy import accuracy
+from fedlora_client.encoder_windows import label_windows
+from fedlora_client.local_training import LocalRun, LocalTraining
+from fedlora_client.trainer import Saving, TrainResult, Watcher, evaluate, train
+from fedlora_client.windows import IGNORED, load_tokenizer, read_windows
+
+from tests.encoders import LABELS, Packs, encoder_adapter, encoders_made_once, shape_of
+from tests.models import BOS, EOS, byte_tokenizer, save_pack
+from tests.models import DEFAULT as DECODER
+from tests.train_cases import assert_equal_bits
+
+WORDS = {
+    "sad": ("bad", "poor", "grim", "dull"), "glad": ("good", "fine", "warm", "kind"),
+    "neither": ("red", "old", "two", "wet"),
+}  # fmt: skip
+TRAIN = TrainConfig(steps=40, batch_size=8, sequence_length=24, lr=0.01, compute="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def encoder_packs(tmp_path_factory: pytest.TempPathFactory) -> Packs:
+    return encoders_made_once(tmp_path_factory.mktemp("encoders"))
+
+
+@pytest.fixture(scope="module")
+def base(encoder_packs: Packs) -> BasePack:
+    return encoder_packs("bert")
+
+
+@pytest.fixture(scope="module")
+def decoder_pack(tmp_path_factory: pytest.TempPathFactory) -> BasePack:
+    return save_pack(DECODER, tmp_path_factory.mktemp("decoder") / "pack")
+
+
+def records(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Texts of three words; each third has one label, as a name or as its number."""
+    draw = random.Random(seed)
+    labels = [LABELS[number % 3] for number in range(count)]
+    return [
+        {"text": " ".join(draw.choices(WORDS[label], k=3)), "label": LABELS.index(label) if number % 2 else label}
+        for number, label in enumerate(labels)
+    ]
+
+
+def written(path: Path, lines: Sequence[object]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def config_of(base: BasePack, **train: Any) -> RunConfig:
+    return RunConfig(
+        base=str(base.directory),
+        data=DataConfig(name="files"),
+        lora=LoraSection(rank=4, alpha=8.0),
+        train=TrainConfig(**{**{name: getattr(TRAIN, name) for name in TRAIN.__slots__}, **train}),
+        server=ServerConfig(rounds=3),
+    )
+
+
+def device_of(base: BasePack, data: Path, **train: Any) -> Device:
+    return Device(config_of(base, **train), {"data-path": str(data)})
+
+
+def encoder_of(device: Device) -> Encoder:
+    assert isinstance(device.model, Encoder)
+    return device.model
+
+
+def test_a_device_learns_its_labels_and_tells_held_out_texts(base: BasePack, tmp_path: Path) -> None:
+    device = device_of(base, written(tmp_path / "notes.jsonl", records(90)))
+    before, texts = device.evaluate(None)
+    result = device.train(device.first_adapter(), 1)
+    after, _ = device.evaluate(result.adapter)
+    assert texts == len(device.held_out_windows()) == 9
+    assert result.tokens == 40 * 8  # labels
+    assert np.mean(result.losses[-5:]) < 0.5 * np.mean(result.losses[:5])
+    assert after < 0.5 * before
+    assert accuracy(encoder_of(device), result.adapter, device.held_out_windows()) >= 8 / 9
+
+
+def test_a_labelled_problem_is_learned_in_rounds_over_devices_that_each_lack_a_label(
+    base: BasePack, tmp_path: Path
+) -> None:
+    devices = []
+    for number, missing in enumerate(LABELS):
+        own = [record for record in records(90, seed=number) if record["label"] not in (missing, LABELS.index(missing))]
+        devices.append(device_of(base, written(tmp_path / f"device-{number}.jsonl", own), steps=20))
+    everything = device_of(base, written(tmp_path / "all.jsonl", records(90, seed=9)))
+    windows = everything.train_windows()
+    adapter = devices[0].first_adapter()
+    alone = devices[0].train(adapter, 1).adapter
+    for server_round in (1, 2, 3):
+        adapter = mean([device.train(adapter, server_round).adapter for device in devices])
+    assert accuracy(encoder_of(everything), adapter, windows) > 0.9
+    assert accuracy(encoder_of(everything), alone, windows) < 0.75  # one label is not in its data
+
+
+def mean(adapters: Sequence[Adapter]) -> Adapter:
+    """FedAvg by hand: the mean of the factors."""
+    pairs = {
+        module: LoraPair(*(np.mean([getattr(a.pairs[module], f) for a in adapters], 0) for f in ("lora_A", "lora_B")))
+        for module in adapters[0].pairs
+    }
+    return Adapter(adapters[0].config, pairs)
+
+
+@pytest.mark.parametrize("name", ["roberta", "distilbert"])
+def test_every_family_is_trained_on_its_linear_modules(encoder_packs: Packs, tmp_path: Path, name: str) -> None:
+    device = device_of(encoder_packs(name), written(tmp_path / "notes.jsonl", records(30)), steps=12)
+    first = device.first_adapter()
+    assert len(first.pairs) == 12
+    result = device.train(first, 1)
+    assert np.mean(result.losses[-3:]) < np.mean(result.losses[:3])
+    assert all(pair.lora_B.any() for pair in result.adapter.pairs.values())
+
+
+def test_a_batch_in_parts_is_the_batch_as_a_whole(base: BasePack, tmp_path: Path) -> None:
+    device = device_of(base, written(tmp_path / "notes.jsonl", records(30)), steps=3)
+    windows, adapter = device.train_windows(), encoder_adapter(base)
+
+    def trained(sequence_length: int) -> TrainResult:
+        # A plan counts on texts of this length: the longer, the fewer at a time.
+        config = config_of(base, steps=3, sequence_length=sequence_length, lr=0.002).train
+        plans: list[int] = []
+        watcher = Watcher(on_plan=lambda plan: plans.append(plan.micro_batch))
+        result = train(device.model, adapter, windows, config, np.random.default_rng(0), watcher)
+        sizes.append(plans[0])
+        return result
+
+    sizes: list[int] = []
+    whole, in_parts = trained(24), trained(300)
+    assert sizes == [8, 1]
+    for module, pair in whole.adapter.pairs.items():
+        np.testing.assert_allclose(in_parts.adapter.pairs[module].lora_A, pair.lora_A, atol=3e-4)
+        np.testing.assert_allclose(in_parts.adapter.pairs[module].lora_B, pair.lora_B, atol=3e-4)
+    np.testing.assert_allclose(in_parts.losses, whole.losses, rtol=1e-4)
+
+
+def test_too_little_memory_is_refused_with_what_would_do(base: BasePack, tmp_path: Path) -> None:
+    device = device_of(base, written(tmp_path / "notes.jsonl", records(30)), memory_mb=5)
+    with pytest.raises(ConfigError, match=r"train\.memory_mb is 5 .* texts of 24 tokens .* at least \d+ MB"):
+        device.train(device.first_adapter(), 1)
+
+
+def test_windows_hold_the_tokenizers_special_tokens_and_a_label_each(base: BasePack) -> None:
+    examples = [Labelled("ab", "glad"), Labelled("a text that is too long for it", 2)]
+    windows = label_windows(examples, load_tokenizer(base.directory), shape_of(base), 6, "here")
+    assert (windows.examples, windows.truncated, windows.skipped) == (2, 1, 0)
+    ids = byte_tokenizer().encode("ab", add_special_tokens=False).ids
+    assert windows.inputs[0].tolist() == [BOS, *ids, EOS, 0, 0]
+    assert windows.inputs[1, [0, 5]].tolist() == [BOS, EOS]  # a text that is cut keeps its end
+    assert windows.starts.tolist() == [[0, 0, 0, 0, 4, 5], [0] * 6]
+    assert windows.targets.tolist() == [[1, *[IGNORED] * 5], [2, *[IGNORED] * 5]]
+    assert windows.learned_tokens == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            {"text": "a", "label": "bored"},
+            r"label 'bored' is none of the base's 3; expected 'sad', 'glad', 'neither', or",
+        ),
+        ({"text": "a", "label": "1"}, "label '1' is none of the base's 3"),
+        ({"text": "a", "label": 3}, "label 3 is none of the base's 3; .* a number from 0 to 2"),
+        ({"text": "a", "label": -1}, "label -1 is none of the base's 3"),
+        ({"text": "a"}, r"example 2: it has no label, and the base is an encoder \(bert\)"),
+        ({"prompt": "a", "completion": "b"}, "example 2: it has no label"),
+        ({"text": "a", "label": True}, "line 2: label must be the name or the number of one of the base's, got True"),
+        ({"text": "a", "label": 0.5}, "line 2: label must be the name or the number of one of the base's, got 0.5"),
+        ({"text": "a", "label": ["sad"]}, "line 2: label must be .* got a list of 1"),
+        ({"text": "", "label": 1}, "line 2: text is empty"),
+        ({"text": 5, "label": 1}, "line 2: text must be a string, got 5"),
+        ({"text": "a", "text_pair": "b", "label": 1}, "line 2: text_pair is not supported"),
+        ({"label": 1}, r"line 2: expected the fields text, or prompt"),
+    ],
+)
+def test_a_record_that_an_encoder_cannot_learn_is_refused_with_its_place(
+    base: BasePack, tmp_path: Path, line: dict[str, Any], message: str
+) -> None:
+    data = written(tmp_path / "notes.jsonl", [{"text": "fine", "label": 1}, line, *records(20)])
+    with pytest.raises(DataError, match=message):
+        device_of(base, data).train_windows()
+
+
+def test_a_decoder_learns_the_text_and_leaves_the_label(decoder_pack: BasePack) -> None:
+    labelled, plain = (
+        read_windows([example], decoder_pack.directory, decoder_pack.shape, 16, "here")
+        for example in (Labelled("a word", "good"), TextRecord("a word"))
+    )
+    assert torch.equal(labelled.inputs, plain.inputs)
+    assert torch.equal(labelled.targets, plain.targets)
+
+
+def test_an_encoder_without_a_head_learns_nothing(encoder_packs: Packs, tmp_path: Path) -> None:
+    device = device_of(encoder_packs("bare bert"), written(tmp_path / "notes.jsonl", records(4)))
+    with pytest.raises(ConfigError, match=r"has no classification head, .* ForSequenceClassification"):
+        device.train_windows()
+
+
+def test_the_head_of_an_encoder_is_not_trained(base: BasePack, tmp_path: Path) -> None:
+    config = config_of(base)
+    config = RunConfig(
+        base=config.base, data=config.data, train=config.train, lora=LoraSection(modules_to_save=("lm_head",))
+    )
+    run = LocalRun(config=config, data=written(tmp_path / "notes.jsonl", records(30)), output=tmp_path / "adapter")
+    with pytest.raises(ConfigError, match="the head of bert stays frozen"):
+        LocalTraining(run)
+
+
+def test_windows_longer_than_the_context_are_refused(base: BasePack, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.sequence_length is 41; the base's context is 40 tokens"):
+        device_of(base, written(tmp_path / "notes.jsonl", records(4)), sequence_length=41).train_windows()
+
+
+def test_the_train_command_trains_an_encoder_and_another_training_goes_on_from_it(
+    base: BasePack, tmp_path: Path
+) -> None:
+    data, output = written(tmp_path / "notes.jsonl", records(60)), tmp_path / "adapter"
+    fixed = ("--base", str(base.directory), "--set", "train.sequence_length=24", "--set", "train.compute=float32")
+    first = (str(data), "-o", str(output), *fixed, "--rank", "4", "--lr", "0.01", "--steps", "15")
+    ran(*first)
+    report = json.loads((output / "training.json").read_text())
+    assert len(report["losses"]) == 15
+    assert report["evaluations"][-1][1] < report["evaluations"][0][1]
+    assert 0 <= report["accuracy"] <= 1
+    content = read_peft(output)
+    assert content.base_fingerprint == base.fingerprint
+    assert all(name.startswith("bert.encoder.layer.") for name in content.adapter.pairs)
+    again = tmp_path / "again"
+    ran(str(data), "-o", str(again), *fixed, "--adapter", str(output), "--lr", "0.001", "--steps", "2")
+    assert read_peft(again).adapter.pairs.keys() == content.adapter.pairs.keys()
+
+
+def test_a_training_that_was_stopped_goes_on_to_the_same_bits(base: BasePack, tmp_path: Path) -> None:
+    device = device_of(base, written(tmp_path / "notes.jsonl", records(30)))
+    windows, adapter, config = device.train_windows(), device.first_adapter(), config_of(base, steps=6).train
+    saving, stopped = Saving(file=tmp_path / "state", every=2), ValueError()
+
+    def stop(step: int, loss: float) -> None:
+        if step == 4:
+            raise stopped
+
+    def trained(watcher: Watcher, saving: Saving | None) -> TrainResult:
+        return train(device.model, adapter, windows, config, np.random.default_rng(0), watcher, saving=saving)
+
+    whole = trained(Watcher(), None)
+    with pytest.raises(ValueError):
+        trained(Watcher(on_step=stop), saving)
+    assert saving.file.exists()
+    again = trained(Watcher(), saving)
+    assert again.losses == whole.losses
+    assert_equal_bits(again.adapter, whole.adapter)
+
+
+def test_evaluation_is_the_mean_loss_of_the_texts_however_they_are_cut(base: BasePack, tmp_path: Path) -> None:
+    device, adapter = device_of(base, written(tmp_path / "notes.jsonl", records(60))), encoder_adapter(base)
+    windows = device.train_windows()
+    loss, texts = evaluate(device.model, adapter, windows)
+    frugal, _ = evaluate(device.model, adapter, windows, memory_mb=5)
+    assert texts == len(windows) == 54
+    assert frugal == pytest.approx(loss, rel=1e-5)
+
+
+def ran(*arguments: str) -> None:
+    CliRunner().invoke(train_command, arguments, catch_exceptions=False)
