@@ -8,10 +8,14 @@ from typing import Any
 
 from fedlora.errors import FedloraError
 
+_MAX_BYTES = 1 << 24
+
 
 def read_object(path: Path, error: type[FedloraError], expected: str) -> dict[str, Any]:
     """The JSON object in `path`. Raises `error`, saying what was `expected` there, for anything else."""
     try:
+        if path.is_file() and path.stat().st_size > _MAX_BYTES:
+            raise error(f"{path}: {path.stat().st_size} bytes, more than {_MAX_BYTES}; expected {expected}")
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as problem:
         raise error(f"{path}: cannot be read: {problem.strerror}; expected {expected}") from None

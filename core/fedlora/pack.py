@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from fedlora.tensor_file import TensorFile
 FORMAT = "fedlora-base"
 VERSION = 2
 MANIFEST, CONFIG, WEIGHTS, TOKENIZER = "base.json", "config.json", "model.safetensors", "tokenizer.json"
+GENERATION_CONFIG = "generation_config.json"
 EMBEDDED = "nano"  # the base that ships with fedlora
 
 
@@ -104,7 +105,7 @@ def open_pack(base: str | Path) -> BasePack:
             source=manifest["source"],
             fingerprint=manifest["fingerprint"],
             quantization=Quantization(**manifest["quantization"]),
-            model=model_shape(config, str(directory / CONFIG)),
+            model=_with_all_ends(model_shape(config, str(directory / CONFIG)), directory / GENERATION_CONFIG),
             weights=weights,
             scales=manifest.get("scales"),
         )
@@ -121,6 +122,16 @@ def open_pack(base: str | Path) -> BasePack:
             f"got {got.get(wrong, 'no such tensor')}; pack the model again"
         )
     return pack
+
+
+def _with_all_ends(model: ModelShape, generation_config: Path) -> ModelShape:
+    """The model, which ends a text at the tokens of generation_config.json too: a chat model's often stand there alone."""
+    if not isinstance(model, DecoderShape) or not generation_config.is_file():
+        return model
+    ends = read_object(generation_config, PackError, "a model's generation_config.json").get("eos_token_id")
+    more = [token for token in (ends if isinstance(ends, list) else [ends]) if type(token) is int]
+    known = dict.fromkeys((*model.eos_token_ids, *(token for token in more if 0 <= token < model.vocab_size)))
+    return replace(model, eos_token_ids=tuple(known))
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -144,7 +155,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     listed = manifest.get("files")
     if not isinstance(listed, dict) or not {CONFIG, WEIGHTS, TOKENIZER} <= set(listed):
         raise PackError(f"{path}: files must list {CONFIG}, {WEIGHTS} and {TOKENIZER}; pack the model again")
-    if any(Path(name).name != name or "\0" in name for name in listed):
+    if any(Path(name).name != name or not name.isprintable() for name in listed):
         raise PackError(f"{path}: a file outside the pack is listed; the pack cannot be trusted")
     return manifest
 
@@ -201,6 +212,8 @@ def tensor_shapes(model: ModelShape, quantization: Quantization) -> dict[str, tu
 
 
 def _verify(path: Path, expected: str) -> None:
+    if not path.is_file():  # a pipe would be waited for
+        raise PackError(f"{path}: no such file; copy the pack again")
     try:
         got = file_digest(path)
     except OSError as error:

@@ -15,13 +15,13 @@ from fedlora.atomic import whole_directory
 from fedlora.checkpoint import Checkpoint, find_checkpoint
 from fedlora.errors import CheckpointError, ConfigError
 from fedlora.family import ModelShape, model_shape
-from fedlora.pack import CONFIG, MANIFEST, TOKENIZER, WEIGHTS, manifest_text, tensor_shapes
+from fedlora.pack import CONFIG, GENERATION_CONFIG, MANIFEST, TOKENIZER, WEIGHTS, manifest_text, tensor_shapes
 from fedlora.quantize import Quantization, QuantizedMatrix, quantize
 from fedlora.scales import SCALE_RULES, ScaleRule
 from fedlora.tensor_file import Dtype, TensorPlan, write_tensor_file
 
 _SLICE_ELEMENTS = 1 << 20
-_TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
+_TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", GENERATION_CONFIG)
 
 
 def make_pack(

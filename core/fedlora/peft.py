@@ -10,7 +10,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,17 +21,24 @@ from fedlora.atomic import whole_directory
 from fedlora.errors import AdapterError, ConfigError, TensorFileError
 from fedlora.json_file import read_object
 from fedlora.lora import LoraConfig
+from fedlora.peft_patterns import by_module, untargeted
 from fedlora.tensor_file import Dtype, TensorFile, TensorPlan, from_float32, write_tensor_file
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_MAX_CONFIG_BYTES = 4 << 20
+_MAX_WEIGHTS_BYTES = 8 << 30  # a file with holes takes no room on the disk, and all of it in memory
+_MAX_NAME = 512
 _BASE_KEY = "fedlora_base"  # in the safetensors metadata: PEFT ignores it
 _PREFIX = "base_model.model."
+_DECODER_LAYERS = "model.layers."
 _FACTOR = re.compile(rf"{re.escape(_PREFIX)}(?P<module>.+)\.(?P<factor>lora_[AB])\.weight")
 _REFUSED = {
     "use_dora": "DoRA", "lora_bias": "LoRA biases", "use_qalora": "QA-LoRA", "layer_replication": "layer replication",
     "alora_invocation_tokens": "activated LoRA", "arrow_config": "Arrow", "kasa_config": "KaSA", "use_bdlora": "BD-LoRA",
     "bdlora_config": "BD-LoRA", "velora_config": "VeLoRA", "trainable_token_indices": "trainable tokens",
+    "monteclora_config": "MonteCLoRA", "target_parameters": "LoRA on parameters that are no linear module's",
 }  # fmt: skip
+_REFUSED_TENSORS = {"lora_embedding_A": "LoRA on an embedding", "lora_magnitude_vector": "DoRA"}
 # Every other initialization (PiSSA, OLoRA, CorDA, LoftQ, ...) changes the base too: the adapter alone is not the update.
 _PLAIN_INITIALIZATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 
@@ -57,6 +63,8 @@ def read_peft(directory: Path) -> PeftDirectory:
     """Read an adapter. Raises AdapterError, naming the file and what is wrong, unless it is sound and plain LoRA."""
     config = _read_config(directory / CONFIG)
     path = directory / WEIGHTS
+    if path.is_file() and path.stat().st_size > _MAX_WEIGHTS_BYTES:
+        raise AdapterError(f"{path}: {path.stat().st_size} bytes; an adapter of at most {_MAX_WEIGHTS_BYTES} is read")
     try:
         file = TensorFile(path)
         factors, saved, dtypes = _tensors(file, config)
@@ -75,6 +83,12 @@ def read_peft(directory: Path) -> PeftDirectory:
         except AdapterError as error:
             raise AdapterError(f"{path}: {module}: {error}") from None
     try:
+        idle = untargeted(config, pairs)
+        if idle:
+            raise AdapterError(
+                f"{WEIGHTS} has factors of {idle[0]}, which {CONFIG} does not target: PEFT would not load them; "
+                "save the adapter again with PEFT"
+            )
         adapter = Adapter(_lora_config(config, list(pairs)), pairs)
     except (AdapterError, ConfigError) as error:
         raise AdapterError(f"{directory}: {error}") from None
@@ -127,8 +141,15 @@ def _tensors(
     file: TensorFile, config: Mapping[str, Any]
 ) -> tuple[dict[str, dict[str, NDArray[np.float32]]], dict[str, tuple[Dtype, NDArray[Any]]], set[str]]:
     saved_names = config.get("modules_to_save") or []
-    if not isinstance(saved_names, list) or not all(isinstance(name, str) for name in saved_names):
-        raise AdapterError(f"{file.path.parent / CONFIG}: modules_to_save must be a list of names, got {saved_names!r}")
+    if not isinstance(saved_names, list) or not all(isinstance(name, str) and name for name in saved_names):
+        raise AdapterError(
+            f"{file.path.parent / CONFIG}: modules_to_save must be a list of names, got {saved_names!r:.80}"
+        )
+    for name in file.entries:
+        if len(name) > _MAX_NAME or not name.isprintable():
+            raise AdapterError(f"{file.path}: a tensor is named {name!r:.80}; expected the name of a module's tensor")
+        for part in _REFUSED_TENSORS.keys() & set(name.split(".")):
+            raise AdapterError(f"{file.path}: tensor {name} is {_REFUSED_TENSORS[part]}, which is not supported")
     factors: dict[str, dict[str, NDArray[np.float32]]] = {}
     saved: dict[str, tuple[Dtype, NDArray[Any]]] = {}
     dtypes = set()
@@ -137,7 +158,8 @@ def _tensors(
         if match and not {"base_layer", "original_module", "modules_to_save"} & set(match["module"].split(".")):
             factors.setdefault(match["module"], {})[match["factor"]] = file.float32(name).copy()
             dtypes.add(entry.dtype)
-        elif name.startswith(_PREFIX) and set(name.split(".")) & set(saved_names):
+        # PEFT saves every module whose name ends so: `classifier` is DistilBERT's pre_classifier too.
+        elif name.startswith(_PREFIX) and any(part.endswith(tuple(saved_names)) for part in name.split(".")):
             saved[name] = (cast(Dtype, entry.dtype), file.array(name).copy())
         else:
             raise AdapterError(
@@ -148,19 +170,23 @@ def _tensors(
 
 
 def _read_config(path: Path) -> dict[str, Any]:
+    if path.exists() and (not path.is_file() or path.stat().st_size > _MAX_CONFIG_BYTES):
+        raise AdapterError(
+            f"{path}: expected a file of at most {_MAX_CONFIG_BYTES} bytes; save the adapter again with PEFT"
+        )
     config = read_object(path, AdapterError, f"a PEFT directory with {CONFIG} and {WEIGHTS}")
     if config.get("peft_type") != "LORA":
-        raise AdapterError(f"{path}: peft_type is {config.get('peft_type')!r}; only 'LORA' is supported")
+        raise AdapterError(f"{path}: peft_type is {config.get('peft_type')!r:.80}; only 'LORA' is supported")
     for key, method in _REFUSED.items():
         if config.get(key):
             raise AdapterError(f"{path}: {key} is set; {method} is not supported")
     if config.get("init_lora_weights", True) not in _PLAIN_INITIALIZATIONS:
         raise AdapterError(
-            f"{path}: init_lora_weights is {config['init_lora_weights']!r}, which changes the base as well; "
+            f"{path}: init_lora_weights is {config['init_lora_weights']!r:.80}, which changes the base as well; "
             "convert the adapter to plain LoRA with PEFT (path_initial_model_for_weight_conversion)"
         )
     if config.get("bias", "none") != "none":
-        raise AdapterError(f"{path}: bias is {config['bias']!r}; only 'none' is supported")
+        raise AdapterError(f"{path}: bias is {config['bias']!r:.80}; only 'none' is supported")
     return config
 
 
@@ -168,43 +194,23 @@ def _lora_config(config: Mapping[str, Any], modules: list[str]) -> LoraConfig:
     ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
     for name, pattern in (("rank_pattern", ranks), ("alpha_pattern", alphas)):
         if not isinstance(pattern, dict):
-            raise ConfigError(f"{name} must be an object, got {pattern!r}")
+            raise ConfigError(f"{name} must be an object, got {pattern!r:.80}")
     try:
         return LoraConfig(
             rank=config["r"],
             alpha=config["lora_alpha"],
             use_rslora=config.get("use_rslora") or False,
             target_modules=tuple(dict.fromkeys(module.rsplit(".", 1)[-1] for module in modules)),
-            rank_pattern=_by_module(ranks, modules),
-            alpha_pattern=_by_module(alphas, modules),
+            rank_pattern=by_module(ranks, modules),
+            alpha_pattern=by_module(alphas, modules),
         )
     except KeyError as error:
         raise AdapterError(f"{CONFIG}: {error.args[0]} is missing") from None
 
 
-def _by_module(pattern: Mapping[str, Any], modules: list[str]) -> dict[str, Any]:
-    """The values of a pattern by module: a key is a module's name or the end of one; the first that fits counts.
-
-    To PEFT a key is a regular expression. One from a stranger can take for ever to match, so what is taken is literal
-    names, and `.*` for anything.
-    """
-    globs = {}
-    for key, value in pattern.items():
-        glob = key.removeprefix("^").removesuffix("$").replace("\\.", ".").replace(".*", "*")
-        if not re.fullmatch(r"[\w.*-]+", glob):
-            raise ConfigError(f"{key!r} in a pattern is more than the name of a module with '.*' for anything in it")
-        globs[glob] = value
-    result = {}
-    for module in modules:
-        fitting = [g for g in globs if fnmatchcase(module, g) or fnmatchcase(module, f"*.{g}")]
-        if fitting:
-            result[module] = globs[fitting[0]]
-    return result
-
-
 def _config_to_write(content: PeftDirectory, base_name: str | None) -> dict[str, Any]:
     """adapter_config.json as it was read, unless the adapter is no longer the one that it describes."""
-    adapter, fresh = content.adapter, _config_of(content.adapter.config, base_name)
+    adapter, fresh = content.adapter, _config_of(content.adapter, base_name)
     if content.saved_modules:
         fresh["modules_to_save"] = sorted(
             {name.removesuffix(".weight").rsplit(".", 1)[-1] for name in content.saved_modules}
@@ -220,16 +226,21 @@ def _config_to_write(content: PeftDirectory, base_name: str | None) -> dict[str,
     return {**content.config, **{key: fresh[key] for key in changed}}
 
 
-def _config_of(config: LoraConfig, base_name: str | None) -> dict[str, Any]:
+def _config_of(adapter: Adapter, base_name: str | None) -> dict[str, Any]:
+    config = adapter.config
+    is_decoder = all(module.startswith(_DECODER_LAYERS) for module in adapter.pairs)
+    # An encoder's `dense` is a name in its head too: what stands within the layer tells them apart.
+    within = dict.fromkeys(re.sub(r"^.*?\.\d+\.", "", module) for module in adapter.pairs)
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        # An encoder's has none: PEFT would want the head beside it, which did not train.
+        "task_type": "CAUSAL_LM" if is_decoder else None,
         "base_model_name_or_path": base_name,
         "inference_mode": True,
         "r": config.rank,
         "lora_alpha": config.alpha,
         "use_rslora": config.use_rslora,
-        "target_modules": list(config.target_modules),
+        "target_modules": list(config.target_modules) if is_decoder else list(within),
         # A name is a regular expression to PEFT: its dots are escaped to mean themselves.
         "rank_pattern": {re.escape(module): rank for module, rank in config.rank_pattern.items()},
         "alpha_pattern": {re.escape(module): alpha for module, alpha in config.alpha_pattern.items()},

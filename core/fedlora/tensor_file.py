@@ -141,6 +141,9 @@ def _header(plans: Sequence[TensorPlan], metadata: Mapping[str, str]) -> bytes:
 
 def _read_header(path: Path, max_header_bytes: int, max_tensors: int) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     try:
+        # A pipe would be waited for.
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise TensorFileError(f"{path}: not a plain file; expected a safetensors file")
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")

@@ -1,55 +1,71 @@
-"""`fedlora export` and `fedlora export-adapter`."""
+"""`fedlora export`."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import click
-from fedlora.errors import AdapterMismatchError
+from fedlora.errors import ConfigError
 from fedlora.pack import open_pack
-from fedlora.peft import read_peft
+from fedlora.profiles import DEFAULT, PROFILES, Profile
 
-from fedlora_export.export import export_base
-from fedlora_export.onnx_adapter import write_onnx_adapter
+from fedlora_export.adapter_export import adapter_of
+from fedlora_export.export import ExportedGraph, export_base, export_merged
+from fedlora_export.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
+
+_ACCURACY = {"int8": INT8_ACCURACY, "float32": FLOAT_ACCURACY}
 
 
 @click.command()
 @click.argument("base")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="A folder of its own, with a copy of the pack.")
+@click.option(
+    "--profile", "profiles", multiple=True, type=click.Choice(PROFILES), default=(DEFAULT,), show_default=True,
+    help="How an adapter comes in; may be given more than once. compat: A and B of each module, as other tools have them; "
+    "fast: joined ones; rows: for each row of a batch its own; base: none.",
+)  # fmt: skip
+@click.option(
+    "--accuracy", type=click.Choice(tuple(_ACCURACY)), default="int8", show_default=True,
+    help="Of the activations within a product: int8 is several times faster, float32 equals the training.",
+)  # fmt: skip
+@click.option(
+    "--merge", type=click.Path(path_type=Path),
+    help="An adapter, a PEFT directory, folded into the base, which is quantized anew in a folder of its own (-o).",
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace the output folder if it exists.")
-def export(base: str, output: Path | None, force: bool) -> None:
-    """Write the ONNX decoder of BASE, a base pack, into the pack's folder."""
-    graph, differences = export_base(open_pack(base), output, replace=force)
-    click.echo(f"{graph}: {graph.stat().st_size / 1e3:.0f} kB", err=True)
-    if differences is None:
-        click.echo("not compared with torch: install fedlora[client] for that", err=True)
-    else:
-        parts = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
-        click.echo(f"largest difference from torch's logits: {parts}", err=True)
-
-
-@click.command("export-adapter")
-@click.argument("adapter", type=click.Path(path_type=Path))
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The .onnx_adapter file.")
-@click.option("--base", help="The base pack; needed where the adapter does not record its own.")
-def export_adapter(adapter: Path, output: Path, base: str | None) -> None:
-    """Write ADAPTER, a PEFT directory, as a file of ONNX Runtime's adapter format."""
-    content = read_peft(adapter)
-    if content.saved_modules:
-        raise AdapterMismatchError(
-            f"{adapter}: also replaces {', '.join(sorted(content.saved_modules))} (modules_to_save), which an adapter file "
-            "cannot carry; export an adapter of A and B only"
-        )
-    fingerprint = content.base_fingerprint
-    if base is not None:
-        pack = open_pack(base)
-        content.adapter.check_fits(pack.shape.linear_modules(), str(adapter))
-        if fingerprint not in (None, pack.fingerprint):
-            raise AdapterMismatchError(
-                f"{adapter}: trained on base {fingerprint[:16]}, but {base} is {pack.fingerprint[:16]}; pass its own base"
+def export(
+    base: str, output: Path | None, profiles: tuple[str, ...], accuracy: str, merge: Path | None, force: bool
+) -> None:
+    """Write ONNX graphs of BASE, a base pack, into the pack's folder."""
+    pack, level = open_pack(base), _ACCURACY[accuracy]
+    if merge is not None:
+        if output is None:
+            raise ConfigError("--merge makes another base, which needs a folder of its own; name one with -o")
+        adapter, _ = adapter_of(merge, pack)
+        graph, loss = export_merged(pack, adapter, output, accuracy_level=level, replace=force)
+        _show(graph, accuracy)
+        if loss is not None:
+            click.echo(
+                f"merged: {loss.divergence:.4f} nats a token worse than with the adapter apart, on text of "
+                f"{loss.entropy:.3f} nats a token; the same likeliest token at {loss.agreement:.1%} of the places",
+                err=True,
             )
-        fingerprint = pack.fingerprint
-    if fingerprint is None:
-        raise AdapterMismatchError(f"{adapter}: does not record its base, as PEFT's own files do not; pass --base PACK")
-    write_onnx_adapter(content.adapter, fingerprint, output)
-    click.echo(f"{output}: {output.stat().st_size / 1e3:.0f} kB", err=True)
+        return
+    names = cast("tuple[Profile, ...]", tuple(dict.fromkeys(profiles)))
+    for graph in export_base(pack, output, profiles=names, accuracy_level=level, replace=force):
+        _show(graph, accuracy)
+
+
+def _show(graph: ExportedGraph, accuracy: str) -> None:
+    click.echo(f"{graph.path}: {graph.path.stat().st_size / 1e3:.0f} kB", err=True)
+    if graph.exact is None or graph.as_written is None:
+        click.echo("not compared with torch: install fedlora[client] for that", err=True)
+        return
+    click.echo(f"largest difference from torch's logits: {_text(graph.exact)} in float32", err=True)
+    if accuracy != "float32":
+        click.echo(f"as written, with {accuracy} activations: {_text(graph.as_written)}", err=True)
+
+
+def _text(differences: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.1e}" for name, value in differences.items())

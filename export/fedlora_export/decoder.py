@@ -1,127 +1,115 @@
-"""The graph of a Llama-family decoder with a key/value cache and adapter inputs.
+"""The graph of a decoder with a key/value cache and adapter inputs.
 
-    input_ids       int64 [batch, length]          attention_mask  int64 [batch, past + length]
+    input_ids       int64 [batch, length]
+    attention_mask  int64 [batch, past + length]         or, in the profile `rows`:
+                    lengths, new_tokens  int32 [batch]   tokens of each row after the step, and those of them in the step
     past_key_values.L.key / .value                 float32 [batch, K, past, D] of each layer L
-    MODULE.lora_A.weight / MODULE.lora_B.weight    optional, see fedlora.slots
-    -> logits  float32 [batch, length, V];  present.L.key / .value  float32 [batch, K, past + length, D]
+    logits_to_keep  int64 [1], optional            logits of the last so many tokens only; 0, the default: of all
+    adapter inputs                                 see `adapter_inputs`
+    -> logits  float32 [batch, kept, V];  present.L.key / .value  float32 [batch, K, past + length, D]
 
-Rows are flat, [batch * length, H], but inside the attention. The names are those of onnxruntime-genai. ONNX Runtime's
-attention takes several new tokens after a cache for a batch of one only: prefill whole, or one sequence at a time.
+In `rows` the logits are those of the last new token of each row, kept = 1. Names are those of onnxruntime-genai. The cache
+may be a buffer that is longer than what it holds, bound as past and present at once.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from fedlora.errors import GraphError
 from fedlora.family import EMBEDDING, FINAL_NORM, HEAD, layer_name
 from fedlora.pack import BasePack
+from fedlora.profiles import Profile
 from fedlora.slots import BASE_PROPERTY
 
-from fedlora_export.builder import CONTRIB_OPSET, IR_VERSION, OPSET, GraphBuilder
+from fedlora_export.adapter_inputs import ADAPTER_INPUTS
+from fedlora_export.attention import Attention, Sequences, sequences_of_mask, sequences_of_rows
+from fedlora_export.builder import GraphBuilder
+from fedlora_export.mlp import mlp
+from fedlora_export.packed_layers import add_norm, embedding, linear, norm
 
 
-def build_decoder(base: BasePack) -> ir.Model:
-    """The model; its weights are external data inside the pack's file."""
-    shape = base.shape
-    builder = GraphBuilder(base)
+def build_decoder(base: BasePack, profile: Profile = "compat", accuracy_level: int = 0) -> ir.Model:
+    """The model; its weights are external data inside the pack's file. Raises GraphError for heads that do not run."""
+    builder, adapters, shape = GraphBuilder(base, accuracy_level), ADAPTER_INPUTS[profile], base.shape
+    if shape.head_dim % 8:
+        raise GraphError(
+            f"{base.directory}: its heads have {shape.head_dim} features; ONNX Runtime's attention takes multiples of 8"
+        )
     tokens = builder.input("input_ids", ir.DataType.INT64, ["batch", "length"])
-    mask = builder.input("attention_mask", ir.DataType.INT64, ["batch", "total"])
+    sequences = _sequences(builder, tokens, profile)
     cache: list[int | str] = ["batch", shape.num_kv_heads, "past", shape.head_dim]
     past = [
-        tuple(builder.input(f"past_key_values.{layer}.{kind}", ir.DataType.FLOAT, cache) for kind in ("key", "value"))
+        [builder.input(f"past_key_values.{layer}.{kind}", ir.DataType.FLOAT, cache) for kind in ("key", "value")]
         for layer in range(shape.num_layers)
     ]
-    attention = _Attention(builder, tokens, mask)
-    flat = builder.op("Reshape", [tokens, builder.constant("flat", np.array([-1], np.int64))], "flat_ids")
-    x = builder.embedding(flat, EMBEDDING)
-    normed = builder.norm(x, f"{layer_name(0)}.input_layernorm")
-    outputs: list[ir.Value] = []
+    attention = Attention(builder, adapters, sequences)
+    x, outputs = _embedded(builder, tokens, flat=adapters.flat), list[ir.Value]()
+    normed = norm(builder, x, f"{layer_name(0)}.{shape.norms.before_attention}")
     for layer in range(shape.num_layers):
-        prefix = layer_name(layer)
+        prefix, norms = layer_name(layer), shape.norms
         mixed, present = attention.layer(normed, layer, past[layer])
         outputs += present
-        normed, x = builder.add_norm(x, mixed, f"{prefix}.post_attention_layernorm")
-        after = FINAL_NORM if layer == shape.num_layers - 1 else f"{layer_name(layer + 1)}.input_layernorm"
-        normed, x = builder.add_norm(x, _mlp(builder, normed, prefix), after)
-    head = EMBEDDING if shape.tie_word_embeddings else HEAD
-    scores = builder.linear(normed, head, shape.vocab_size)
-    logits = builder.op("Reshape", [scores, attention.rows_shape], "logits")
-    logits.shape, logits.type = ir.Shape(["batch", "length", shape.vocab_size]), ir.TensorType(ir.DataType.FLOAT)
-    graph = ir.Graph(
-        builder.inputs,
-        [logits, *outputs],
-        nodes=builder.nodes,
-        initializers=list(builder.initializers.values()),
-        opset_imports={"": OPSET, "com.microsoft": CONTRIB_OPSET},
-        name="decoder",
-    )
-    model = ir.Model(graph, ir_version=IR_VERSION, producer_name="fedlora")
+        if norms.after_attention:
+            mixed = norm(builder, mixed, f"{prefix}.{norms.after_attention}")
+        normed, x = add_norm(builder, x, mixed, f"{prefix}.{norms.before_mlp}")
+        out = mlp(builder, adapters, normed, layer)
+        if norms.after_mlp:
+            out = norm(builder, out, f"{prefix}.{norms.after_mlp}")
+        is_last = layer == shape.num_layers - 1
+        after = FINAL_NORM if is_last else f"{layer_name(layer + 1)}.{norms.before_attention}"
+        normed, x = add_norm(builder, x, out, after)
+    logits = _logits(builder, normed, sequences, flat=adapters.flat)
+    model = builder.model([builder.output(logits, ("batch", "kept", shape.vocab_size)), *outputs], "decoder")
     model.metadata_props[BASE_PROPERTY] = base.fingerprint
     return model
 
 
-class _Attention:
-    """What the layers' attentions share, and one layer's."""
-
-    def __init__(self, builder: GraphBuilder, tokens: ir.Value, mask: ir.Value) -> None:
-        self._builder, self._shape = builder, builder.base.shape
-        one = builder.constant("one", np.array([1], np.int64))
-        # Tokens of each row that are real, less one; and the length of the cache after this step.
-        real = builder.op("ReduceSum", [mask, one], "real_tokens", keepdims=0)
-        last = builder.op("Sub", [real, one], "last_token")
-        self._seqlens = builder.op("Cast", [last], "seqlens_k", to=ir.DataType.INT32)
-        total = builder.op("Shape", [mask], "total_length_64", start=1, end=2)
-        self._total = builder.op("Cast", [total], "total_length", to=ir.DataType.INT32)
-        # [batch, length, -1]: rows back in their sequences.
-        rows = builder.op("Shape", [tokens], "batch_and_length")
-        minus = builder.constant("minus_one", np.array([-1], np.int64))
-        self.rows_shape = builder.op("Concat", [rows, minus], "rows_shape", axis=0)
-        self._flat_shape = builder.constant(
-            "attention_flat", np.array([-1, self._shape.num_heads * self._shape.head_dim], np.int64)
-        )
-        # The fused attention rotates heads of a multiple of 16 only.
-        self._fused_rotary = self._shape.head_dim % 16 == 0
-        if not self._fused_rotary:
-            length = builder.op("Shape", [tokens], "step_length", start=1, end=2)
-            self._first_position = builder.op("Sub", [total, length], "first_position")
-        cos, sin = self._shape.rotary_table()
-        self._cos, self._sin = builder.constant("cos_cache", cos), builder.constant("sin_cache", sin)
-
-    def layer(self, x: ir.Value, layer: int, past: tuple[ir.Value, ...]) -> tuple[ir.Value, list[ir.Value]]:
-        """(o_proj of the attention [N, H], [present key, present value])."""
-        builder, prefix = self._builder, f"{layer_name(layer)}.self_attn"
-        rows = []
-        for name in ("q_proj", "k_proj", "v_proj"):
-            flat = builder.lora_linear(x, f"{prefix}.{name}")
-            rows.append(builder.op("Reshape", [flat, self.rows_shape], f"{prefix}.{name}.rows"))
-        if not self._fused_rotary:
-            rows[:2] = (self._rotated(row, f"{prefix}.{name}") for row, name in zip(rows, ("q", "k"), strict=False))
-        rotary = [self._cos, self._sin] if self._fused_rotary else []
-        mixed, *present = builder.ops(
-            "GroupQueryAttention",
-            [*rows, *past, self._seqlens, self._total, *rotary],
-            [f"{prefix}.mixed", f"present.{layer}.key", f"present.{layer}.value"],
-            contrib=True,
-            num_heads=self._shape.num_heads,
-            kv_num_heads=self._shape.num_kv_heads,
-            do_rotary=int(self._fused_rotary),
-        )
-        for output in present:
-            output.shape = ir.Shape(["batch", self._shape.num_kv_heads, "total", self._shape.head_dim])
-            output.type = ir.TensorType(ir.DataType.FLOAT)
-        flat = builder.op("Reshape", [mixed, self._flat_shape], f"{prefix}.flat")
-        return builder.lora_linear(flat, f"{prefix}.o_proj"), present
-
-    def _rotated(self, x: ir.Value, name: str) -> ir.Value:
-        """Rotary positions on x [batch, length, heads * D]."""
-        inputs = [x, self._first_position, self._cos, self._sin]
-        return self._builder.op("RotaryEmbedding", inputs, f"{name}.rotated", contrib=True, interleaved=0)
+def _sequences(builder: GraphBuilder, tokens: ir.Value, profile: Profile) -> Sequences:
+    if profile == "rows":
+        lengths, new_tokens = (builder.input(name, ir.DataType.INT32, ["batch"]) for name in ("lengths", "new_tokens"))
+        return sequences_of_rows(builder, tokens, lengths, new_tokens)
+    return sequences_of_mask(builder, tokens, builder.input("attention_mask", ir.DataType.INT64, ["batch", "total"]))
 
 
-def _mlp(builder: GraphBuilder, x: ir.Value, prefix: str) -> ir.Value:
-    """down_proj(silu(gate_proj(x)) * up_proj(x))"""
-    gate = builder.lora_linear(x, f"{prefix}.mlp.gate_proj")
-    up = builder.lora_linear(x, f"{prefix}.mlp.up_proj")
-    sigmoid = builder.op("Sigmoid", [gate], f"{prefix}.mlp.sigmoid")
-    silu = builder.op("Mul", [gate, sigmoid], f"{prefix}.mlp.silu")
-    return builder.lora_linear(builder.op("Mul", [silu, up], f"{prefix}.mlp.inner"), f"{prefix}.mlp.down_proj")
+def _embedded(builder: GraphBuilder, tokens: ir.Value, *, flat: bool) -> ir.Value:
+    if flat:
+        tokens = builder.op("Reshape", [tokens, builder.constant("minus_one", [-1])], "flat_ids")
+    x = embedding(builder, tokens, EMBEDDING)
+    scale = builder.base.shape.embedding_scale
+    if scale == 1:
+        return x
+    return builder.op("Mul", [x, builder.constant("embedding_scale", scale, np.float32)], "scaled_embedding")
+
+
+def _logits(builder: GraphBuilder, normed: ir.Value, sequences: Sequences, *, flat: bool) -> ir.Value:
+    shape = builder.base.shape
+    if flat:
+        normed = builder.op("Reshape", [normed, sequences.rows_shape], "normed_rows")
+    kept = _last_of_rows(builder, normed, sequences.new_tokens) if sequences.new_tokens else _last(builder, normed)
+    head = EMBEDDING if shape.tie_word_embeddings else HEAD
+    if not shape.logit_cap:
+        return linear(builder, kept, [head], "logits")
+    cap = builder.constant("logit_cap", shape.logit_cap, np.float32)
+    small = builder.op(
+        "Tanh", [builder.op("Div", [linear(builder, kept, [head], "scores"), cap], "scores.small")], "tanh"
+    )
+    return builder.op("Mul", [small, cap], "logits")
+
+
+def _last(builder: GraphBuilder, normed: ir.Value) -> ir.Value:
+    """The last `logits_to_keep` tokens of normed [batch, length, H]."""
+    keep = builder.input("logits_to_keep", ir.DataType.INT64, [1], np.zeros(1, np.int64))
+    begin = builder.op("Neg", [keep], "first_kept")
+    end, axis = builder.constant("no_end", [np.iinfo(np.int64).max]), builder.constant("token_axis", [1])
+    return builder.op("Slice", [normed, begin, end, axis], "kept")
+
+
+def _last_of_rows(builder: GraphBuilder, normed: ir.Value, new_tokens: ir.Value) -> ir.Value:
+    """The last new token of each row of normed [batch, length, H]; the first one of a row that has none."""
+    last = builder.op("Sub", [new_tokens, builder.constant("one_32", [1], np.int32)], "last_new_32")
+    last = builder.op("Max", [last, builder.constant("zero_32", [0], np.int32)], "last_new")
+    index = builder.op("Unsqueeze", [last, builder.constant("row_axis", [1])], "last_new_column")
+    index = builder.op("Cast", [index], "last_new_index", to=ir.DataType.INT64)
+    rows = builder.op("GatherND", [normed, index], "last_rows", batch_dims=1)
+    return builder.op("Unsqueeze", [rows, builder.constant("row_axis", [1])], "kept")

@@ -1,44 +1,120 @@
-"""Write a pack's graph beside its weights."""
+"""Write a pack's graphs beside its weights."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
+from fedlora.adapter import Adapter
 from fedlora.atomic import whole_directory, whole_file
 from fedlora.errors import GraphError
+from fedlora.family import DecoderShape
+from fedlora.graph_manifest import write_graph_manifest
+from fedlora.merging import write_merged
 from fedlora.pack import MANIFEST, BasePack, open_pack, read_manifest
-from fedlora.slots import GRAPH
+from fedlora.profiles import Profile, graph_name, graph_slots
 
-from fedlora_export.check import check_graph
+from fedlora_export.check import TOLERANCE, check_graph
 from fedlora_export.decoder import build_decoder
+from fedlora_export.encoder import build_encoder
+from fedlora_export.genai import write_genai
+from fedlora_export.graph_rules import check_graph_rules
+from fedlora_export.merge_loss import MergeLoss, merge_loss
+from fedlora_export.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportedGraph:
+    """A graph that was written, and the largest differences of its logits from torch's, where torch is there."""
+
+    path: Path
+    profile: Profile
+    exact: dict[str, float] | None  # computed in float32
+    as_written: dict[str, float] | None  # at its own accuracy level
+
+    def moved_to(self, folder: Path) -> ExportedGraph:
+        return dataclasses.replace(self, path=folder / self.path.name)
 
 
 def export_base(
-    base: BasePack, output: Path | None = None, *, replace: bool = False
-) -> tuple[Path, dict[str, float] | None]:
-    """Write decoder.onnx into the pack's folder, or the pack and its graph into a new folder `output`.
+    base: BasePack,
+    output: Path | None = None,
+    *,
+    profiles: Sequence[Profile] = ("compat",),
+    accuracy_level: int = INT8_ACCURACY,
+    replace: bool = False,
+) -> list[ExportedGraph]:
+    """Write a graph for each profile into the pack's folder, or the pack and its graphs into a new folder `output`.
 
     ONNX Runtime follows no link and no path out of the graph's folder: the graph and the weights must lie together.
-    Returns the graph's path and the differences that `check_graph` found. Raises GraphError, ConfigError.
+    Raises GraphError, ConfigError.
     """
     if output is not None and os.path.abspath(output) == os.path.abspath(base.directory):
         output = None
     if output is None:
-        return base.directory / GRAPH, _write_graph(base)
+        return _write_graphs(base, profiles, accuracy_level)
     with whole_directory(output, replace=MANIFEST if replace else None) as aside:
         for name in (MANIFEST, *read_manifest(base.directory)["files"]):
             shutil.copyfile(base.directory / name, aside / name)
-        differences = _write_graph(open_pack(aside))
-    return output / GRAPH, differences
+        written = _write_graphs(open_pack(aside), profiles, accuracy_level)
+    return [graph.moved_to(output) for graph in written]
 
 
-def _write_graph(base: BasePack) -> dict[str, float] | None:
-    with whole_file(base.directory / GRAPH) as aside:
-        ir.save(build_decoder(base), aside)
-        try:
-            return check_graph(aside, base)
-        except GraphError as error:
-            raise GraphError(f"{GRAPH} of {base.source} was not written: {error}; please report this") from None
+def export_merged(
+    base: BasePack, adapter: Adapter, output: Path, *, accuracy_level: int = INT8_ACCURACY, replace: bool = False
+) -> tuple[ExportedGraph, MergeLoss | None]:
+    """Write the pack of `base` with `adapter` folded into it, and its graph, into a new folder `output`.
+
+    The loss is that against the base with the adapter apart; None for an encoder, which writes no text. Raises GraphError,
+    ConfigError, AdapterMismatchError.
+    """
+    with whole_directory(output, replace=MANIFEST if replace else None) as aside:
+        write_merged(base, adapter, aside)
+        (graph,) = _write_graphs(open_pack(aside), ["base"], accuracy_level)
+        loss = None
+        if isinstance(base.model, DecoderShape):
+            with tempfile.TemporaryDirectory(prefix=".unmerged.", dir=aside.parent) as beside:
+                (apart,) = export_base(base, Path(beside) / "model", accuracy_level=accuracy_level)
+                loss = merge_loss(apart.path, base, adapter, graph.path)
+    return graph.moved_to(output), loss
+
+
+def build_graph(base: BasePack, profile: Profile, accuracy_level: int) -> ir.Model:
+    """The graph of a profile, for whatever kind of model the pack is."""
+    if isinstance(base.model, DecoderShape):
+        return build_decoder(base, profile, accuracy_level)
+    return build_encoder(base, profile, accuracy_level)
+
+
+def _write_graphs(base: BasePack, profiles: Sequence[Profile], accuracy_level: int) -> list[ExportedGraph]:
+    written = [_write_graph(base, profile, accuracy_level) for profile in profiles]
+    for_one_adapter = [profile for profile in profiles if profile != "rows"]
+    if for_one_adapter and isinstance(base.model, DecoderShape):
+        write_genai(base, for_one_adapter[0])
+    return written
+
+
+def _write_graph(base: BasePack, profile: Profile, accuracy_level: int) -> ExportedGraph:
+    """The graph is compared as it would be in float32, where a mistake is no rounding; then written as it is asked for."""
+    graph = base.directory / graph_name(base.model, profile)
+    try:
+        with whole_file(graph) as aside:
+            ir.save(build_graph(base, profile, FLOAT_ACCURACY), aside)
+            exact = as_written = check_graph(aside, base, profile, tolerance=TOLERANCE)
+            if accuracy_level != FLOAT_ACCURACY:
+                ir.save(build_graph(base, profile, accuracy_level), aside)
+                as_written = check_graph(aside, base, profile, tolerance=None)
+            check_graph_rules(aside, base, profile)
+    except GraphError as error:
+        raise GraphError(f"{graph.name} of {base.source} was not written: {error}; please report this") from None
+    write_graph_manifest(
+        graph, base_fingerprint=base.fingerprint, profile=profile, accuracy_level=accuracy_level,
+        slots=graph_slots(base.model, profile),
+    )  # fmt: skip
+    return ExportedGraph(path=graph, profile=profile, exact=exact, as_written=as_written)

@@ -1,4 +1,4 @@
-"""An adapter as a file of ONNX Runtime's adapter format."""
+"""An adapter as a file of ONNX Runtime's adapter format, with its manifest beside it."""
 
 from __future__ import annotations
 
@@ -6,18 +6,32 @@ from pathlib import Path
 
 import onnxruntime as ort
 from fedlora.adapter import Adapter
+from fedlora.adapter_manifest import adapter_manifest_text
 from fedlora.atomic import whole_file
+from fedlora.errors import AdapterError
+from fedlora.flat_buffer import MAX_BYTES
+from fedlora.sidecar import sidecar_of
 from fedlora.slots import model_version, slot_values
 
 _ADAPTER_VERSION = 1
 
 
-def write_onnx_adapter(adapter: Adapter, base_fingerprint: str, path: Path) -> None:
-    """Write `adapter` as inputs of the base's graph; the base is named by the format's model version."""
+def write_onnx_adapter(adapter: Adapter, base_fingerprint: str, path: Path, *, source: str = "") -> None:
+    """Write `adapter` as inputs of the base's graph, and PATH.json, which names the base in full.
+
+    Each file appears whole, the adapter first; between the two a reader finds a digest that does not fit, and refuses.
+    Raises AdapterError for an adapter that the format cannot hold.
+    """
     values = slot_values(adapter)  # kept until the file is written: an OrtValue does not own its memory
+    size = sum(value.nbytes for value in values.values())
+    if not values or size >= MAX_BYTES:
+        raise AdapterError(
+            f"{path}: {len(values)} values of {size} bytes; the format holds at least one, and less than {MAX_BYTES} bytes"
+        )
     content = ort.AdapterFormat()
     content.set_adapter_version(_ADAPTER_VERSION)
     content.set_model_version(model_version(base_fingerprint))
     content.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in values.items()})
-    with whole_file(path) as aside:
+    with whole_file(sidecar_of(path)) as manifest, whole_file(path) as aside:
         content.export_adapter(str(aside))
+        manifest.write_text(adapter_manifest_text(adapter, base_fingerprint, source, aside), encoding="utf-8")

@@ -14,18 +14,30 @@ from fedlora_serve.sampling import Sampling
 @click.command()
 @click.option("--model", required=True, type=click.Path(path_type=Path), help="A base pack's folder with its graph.")
 @click.option("--adapter", type=click.Path(path_type=Path), help="A .onnx_adapter file; without it the base speaks.")
+@click.option(
+    "--allow-unnamed-base",
+    is_flag=True,
+    help="Take an adapter of another tool, which does not name its base, where it fits.",
+)
 @click.option("--prompt", required=True)
 @click.option("--max-tokens", default=128, show_default=True)
 @click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--seed", default=0, show_default=True, help="Of the sampling at temperatures above 0.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, show_default=True, help="0: ONNX Runtime chooses.")
 def generate(
-    model: Path, adapter: Path | None, prompt: str, max_tokens: int, temperature: float, seed: int, threads: int
+    model: Path,
+    adapter: Path | None,
+    allow_unnamed_base: bool,
+    prompt: str,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    threads: int,
 ) -> None:
     """Print the prompt and what follows it, as it comes."""
     sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
     engine = Engine(model, threads=threads)
-    loaded = engine.load_adapter(adapter) if adapter else None
+    loaded = engine.load_adapter(adapter, allow_unnamed_base=allow_unnamed_base) if adapter else None
     pieces = generate_text(engine, prompt, sampling, adapter=loaded, seed=seed)
     first = next(pieces, "")  # an error comes before the first output
     click.echo(prompt + first, nl=False)

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 from fedlora.errors import ConfigError, GraphError, PackError
+from fedlora.graph_manifest import check_graph_file
 from fedlora.pack import TOKENIZER, open_pack
-from fedlora.slots import BASE_PROPERTY, GRAPH, model_version, slot_shapes
+from fedlora.slots import GRAPH
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from fedlora_serve.onnx_adapter import check_slots, read_onnx_adapter
+from fedlora_serve.onnx_adapter import LoadedAdapter, load_onnx_adapter
 
-
-@dataclass(frozen=True, slots=True)
-class LoadedAdapter:
-    """A verified adapter, ready to feed. It owns the memory that its OrtValues point to."""
-
-    values: Mapping[str, NDArray[np.float32]]
-    inputs: Mapping[str, ort.OrtValue]
+__all__ = ["Decoding", "Engine", "LoadedAdapter"]
 
 
 class Engine:
@@ -35,8 +29,7 @@ class Engine:
         """
         self.base = open_pack(directory)
         graph = self.base.directory / GRAPH
-        if not graph.is_file():
-            raise GraphError(f"{graph}: no such file; write it with: fedlora export {directory}")
+        self.graph_manifest = check_graph_file(graph, self.base)
         options = ort.SessionOptions()
         options.log_severity_level = 3  # an optional input is a warning to ONNX Runtime
         options.intra_op_num_threads = threads
@@ -44,21 +37,17 @@ class Engine:
             self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the runtime raises its own kinds, which share no base
             raise GraphError(f"{graph}: ONNX Runtime does not load it: {error}; export it again") from None
-        made_for = self._session.get_modelmeta().custom_metadata_map.get(BASE_PROPERTY)
-        if made_for != self.base.fingerprint:
-            raise GraphError(f"{graph}: made for base {made_for}, the pack is {self.base.fingerprint}; export it again")
         try:
             self.tokenizer = Tokenizer.from_file(str(self.base.directory / TOKENIZER))
         except Exception as error:
             raise PackError(f"{self.base.directory / TOKENIZER}: not a tokenizer: {error}") from None
 
-    def load_adapter(self, path: Path) -> LoadedAdapter:
-        """Read and verify a .onnx_adapter file. Raises AdapterError."""
-        adapter = read_onnx_adapter(path)
-        expected = slot_shapes(self.base.shape.linear_modules())
-        check_slots(adapter, expected, model_version(self.base.fingerprint), str(path))
-        inputs = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in adapter.values.items()}
-        return LoadedAdapter(adapter.values, inputs)
+    def load_adapter(self, path: Path, *, allow_unnamed_base: bool = False) -> LoadedAdapter:
+        """Read and verify a .onnx_adapter file. Raises AdapterError.
+
+        `allow_unnamed_base` takes a file of another tool, which names no base, where its names and shapes fit.
+        """
+        return load_onnx_adapter(path, self.base, allow_unnamed_base=allow_unnamed_base)
 
     def start(self, adapter: LoadedAdapter | None = None) -> Decoding:
         """An empty sequence that speaks with `adapter`."""

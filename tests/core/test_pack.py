@@ -25,7 +25,7 @@ from fedlora.tensor_file import TensorFile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.builders import llama_config, tiny_quantization
+from tests.builders import llama_config, tiny_quantization, write_checkpoint
 
 FILES = ["base.json", "config.json", "model.safetensors", "tokenizer.json"]
 
@@ -259,3 +259,15 @@ def test_the_real_checkpoint_packs_and_opens(tmp_path: Path, shared: Path) -> No
     opened = open_pack(tmp_path / "stories")
     assert opened.shape.num_layers == 5
     assert opened.shape.vocab_size == 512
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"), [([5, 2], (2, 5)), (7, (2, 7)), (None, (2,)), ([2, "x", 10**9, -1, True], (2,))]
+)
+def test_a_text_ends_at_the_tokens_of_the_generation_config_too(
+    tmp_path: Path, ends: object, expected: tuple[int, ...]
+) -> None:
+    source = write_checkpoint(tmp_path / "source")
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    make_pack(str(source), tmp_path / "pack", tiny_quantization())
+    assert open_pack(tmp_path / "pack").shape.eos_token_ids == expected

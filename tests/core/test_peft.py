@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -249,7 +250,24 @@ SPOILED: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "an alpha of text": (_config(lora_alpha="16"), "", "an alpha must be a positive number"),
     "an alpha that no float holds": (_config(lora_alpha=10**400), "", "an alpha must be a positive number"),
     "another rank": (_config(r=8), "", "lora_A has rank 4, the configuration says 8"),
-    "a pattern that is no expression": (_config(rank_pattern={"(": 4}), "", "more than the name of a module"),
+    "a pattern that is no expression": (_config(rank_pattern={"(": 4}), "", "a bracket does not close"),
+    "a pattern that looks ahead": (_config(rank_pattern={"(?=a)": 4}), "", "lookaround and flags are not known"),
+    "a target that is not among the targets": (
+        _config(target_modules=["q_proj"]),
+        "",
+        "which adapter_config.json does not target: PEFT would not load them",
+    ),
+    "a target that is left out": (_config(exclude_modules=["up_proj"]), "", f"has factors of {UP}, which"),
+    "a layer that is not among the layers": (
+        _config(layers_to_transform=[1]),
+        "",
+        "factors of model.layers.0.self_attn.q_proj, which",
+    ),
+    "layers of words": (_config(layers_to_transform=["one"]), "", "layers_to_transform must be layers by number"),
+    "targets that are a number": (_config(target_modules=5), "", "target_modules must be names"),
+    "LoRA on parameters": (_config(target_parameters=["experts.up"]), CONFIG, "target_parameters is set; LoRA on"),
+    "LoHa": (_config(peft_type="LOHA"), CONFIG, "peft_type is 'LOHA'; only 'LORA' is supported"),
+    "a prefix": (_config(peft_type="PREFIX_TUNING"), CONFIG, "peft_type is 'PREFIX_TUNING'; only 'LORA'"),
     "a pattern of text": (_config(rank_pattern={"up_proj": "4"}), "", "a rank must be an integer"),
     "a pattern that is a list": (_config(rank_pattern=["up_proj"]), "", "rank_pattern"),
     "modules_to_save that is a number": (_config(modules_to_save=5), "", "modules_to_save"),
@@ -281,7 +299,7 @@ SPOILED: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "a magnitude of DoRA": (
         _weights(lambda t: t.update({f"base_model.model.{UP}.lora_magnitude_vector": torch.zeros(72)})),
         WEIGHTS,
-        "lora_magnitude_vector is neither",
+        "lora_magnitude_vector is DoRA, which is not supported",
     ),
     "a base weight": (
         _weights(lambda t: t.update({f"base_model.model.{UP}.base_layer.weight": torch.zeros(2)})),
@@ -342,8 +360,15 @@ def test_bfloat16_is_stored_as_torch_rounds_it(tmp_path: Path, adapter: Adapter)
     np.testing.assert_array_equal(stored.view(torch.uint16).numpy(), from_float32(adapter.pairs[UP].lora_A, "BF16"))
 
 
-def test_a_pattern_that_could_match_for_ever_is_refused_unmatched(directory: Path) -> None:
-    config = json.loads((directory / "adapter_config.json").read_text())
-    (directory / "adapter_config.json").write_text(json.dumps({**config, "rank_pattern": {"(a+)+": 1}}))
-    with pytest.raises(AdapterError, match="more than the name of a module"):
-        read_peft(directory)
+def test_a_pattern_that_python_would_match_for_ever_is_matched_in_a_moment(directory: Path) -> None:
+    config = json.loads((directory / CONFIG).read_text())
+    (directory / CONFIG).write_text(json.dumps({**config, "rank_pattern": {"([a-z_.0-9]+)+x": 1}}))
+    assert {pair.rank for pair in read_peft(directory).adapter.pairs.values()} == {4}
+
+
+def test_a_configuration_that_is_a_pipe_is_refused_and_not_waited_for(directory: Path) -> None:
+    for name in (WEIGHTS, CONFIG):
+        (directory / name).unlink()
+        os.mkfifo(directory / name)
+        with pytest.raises(AdapterError, match=f"{name}: (not a plain file|expected a file)"):
+            read_peft(directory)

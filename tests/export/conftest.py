@@ -8,7 +8,9 @@ from functools import cache
 import onnxruntime as ort
 import pytest
 from fedlora.pack import BasePack, open_pack
+from fedlora.profiles import PROFILES
 from fedlora_export.export import export_base
+from fedlora_export.packed_layers import FLOAT_ACCURACY
 
 from tests.models import DEFAULT, Packs, Variant, made_once, open_session
 
@@ -27,14 +29,15 @@ def base(packs: Packs) -> BasePack:
 
 @pytest.fixture(scope="session")
 def graphs(packs: Packs, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Variant], BasePack]:
-    """The pack of a variant in a folder where its graph lies too."""
+    """The pack of a variant in a folder where its graphs lie too, exact ones."""
     folder = tmp_path_factory.mktemp("graphs")
 
     @cache
     def exported(variant: Variant) -> BasePack:
-        graph, differences = export_base(packs(variant), folder / f"model-{len(list(folder.iterdir()))}")
-        assert differences is not None
-        return open_pack(graph.parent)
+        folder_of = folder / f"model-{len(list(folder.iterdir()))}"
+        for graph in export_base(packs(variant), folder_of, profiles=PROFILES, accuracy_level=FLOAT_ACCURACY):
+            assert graph.exact is not None
+        return open_pack(folder_of)
 
     return exported
 

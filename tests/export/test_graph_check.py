@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import fedlora_export.builder as builder_module
+import fedlora_export.adapter_inputs as adapter_inputs_module
 import fedlora_export.check as check_module
-import fedlora_export.decoder as decoder_module
 import fedlora_export.export as export_module
+import fedlora_export.graph_runs as graph_runs_module
 import numpy as np
 import onnx_ir as ir
 import pytest
 from fedlora.adapter import Adapter
 from fedlora.errors import ConfigError, GraphError
 from fedlora.pack import BasePack, open_pack
+from fedlora.profiles import Profile
 from fedlora.slots import slot_names, slot_values
 from fedlora_export.builder import GraphBuilder
 from fedlora_export.check import check_graph
 from fedlora_export.export import export_base
+from fedlora_export.packed_layers import FLOAT_ACCURACY
 
 from tests.models import DEFAULT, VARIANTS, Packs, Variant, changed
 
@@ -36,12 +38,12 @@ def swapped(name: str, left: str, right: str) -> str:
 
 def swap_modules(left: str, right: str) -> Sabotage:
     def sabotage(patch: Patch) -> None:
-        original = GraphBuilder.lora_linear
+        original = adapter_inputs_module.ModuleInputs.linear
 
-        def wrong(self: GraphBuilder, x: ir.Value, module: str) -> ir.Value:
-            return original(self, x, swapped(module, left, right))
+        def wrong(self: Any, builder: GraphBuilder, x: ir.Value, modules: Sequence[str]) -> list[ir.Value]:
+            return original(self, builder, x, [swapped(module, left, right) for module in modules])
 
-        patch.setattr(GraphBuilder, "lora_linear", wrong)
+        patch.setattr(adapter_inputs_module.ModuleInputs, "linear", wrong)
 
     return sabotage
 
@@ -49,7 +51,7 @@ def swap_modules(left: str, right: str) -> Sabotage:
 def swap_slots(left: str, right: str) -> Sabotage:
     """The base is right, and so is every shape: only with an adapter is the graph wrong."""
     return lambda patch: patch.setattr(
-        builder_module, "slot_names", lambda module: slot_names(swapped(module, left, right))
+        adapter_inputs_module, "slot_names", lambda module: slot_names(swapped(module, left, right))
     )
 
 
@@ -57,15 +59,15 @@ def change_nodes(change: Callable[[ir.Node], None]) -> Sabotage:
     """Change nodes of the finished graph."""
 
     def sabotage(patch: Patch) -> None:
-        original = decoder_module.build_decoder
+        original = export_module.build_graph
 
-        def wrong(base: BasePack) -> ir.Model:
-            model = original(base)
+        def wrong(base: BasePack, profile: Profile, accuracy_level: int) -> ir.Model:
+            model = original(base, profile, accuracy_level)
             for node in model.graph:
                 change(node)
             return model
 
-        patch.setattr(export_module, "build_decoder", wrong)
+        patch.setattr(export_module, "build_graph", wrong)
 
     return sabotage
 
@@ -95,8 +97,8 @@ def leave_out_the_adapter(node: ir.Node) -> None:
 
 def forget_the_cache(node: ir.Node) -> None:
     """Every step begins at position 0."""
-    if node.name == "first_position":
-        node.replace_input_with(1, node.inputs[0])
+    if node.name == "every_position":
+        node.replace_input_with(0, node.inputs[1])
 
 
 def drop_the_scaling(patch: Patch) -> None:
@@ -110,7 +112,7 @@ def drop_the_scaling(patch: Patch) -> None:
             for name, value in slot_values(adapter).items()
         }
 
-    patch.setattr(check_module, "slot_values", unscaled)
+    patch.setattr(graph_runs_module, "slot_values", unscaled)
 
 
 SABOTAGES: dict[str, Sabotage] = {
@@ -143,7 +145,7 @@ def test_a_wrong_graph_is_caught_and_leaves_no_file(
 ) -> None:
     variant, sabotage = ALL[name]
     base = packs(variant)
-    graph, _ = export_base(base, tmp_path / "model")
+    graph = export_base(base, tmp_path / "model")[0].path
     own = open_pack(graph.parent)
     before = files_of(tmp_path)
     sabotage(monkeypatch)
@@ -165,9 +167,9 @@ def test_a_wrong_graph_is_caught_and_leaves_no_file(
 
 def test_without_a_reference_the_graph_must_still_run(packs: Packs, tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr(check_module, "find_reference", lambda: None)
-    graph, differences = export_base(packs(DEFAULT), tmp_path / "model")
-    assert differences is None
-    assert graph.is_file()
+    (graph,) = export_base(packs(DEFAULT), tmp_path / "model")
+    assert graph.exact is graph.as_written is None
+    assert graph.path.is_file()
     set_attribute("GroupQueryAttention", "kv_num_heads", 2)(monkeypatch)
     with pytest.raises(GraphError):
         export_base(packs(DEFAULT), tmp_path / "other")
@@ -192,15 +194,17 @@ def test_logits_that_are_not_finite_are_refused(packs: Packs, tmp_path: Path, mo
 def test_a_folder_of_its_own_is_complete_and_opens_as_the_same_base(packs: Packs, tmp_path: Path) -> None:
     base = packs(VARIANTS["8-bit-asymmetric-tied-mha-head8"])
     before = files_of(base.directory)
-    graph, differences = export_base(base, tmp_path / "deep" / "model")
-    assert differences is not None
+    (exported,) = export_base(base, tmp_path / "deep" / "model", accuracy_level=FLOAT_ACCURACY)
+    graph = exported.path
+    assert exported.exact == exported.as_written
     assert graph == tmp_path / "deep" / "model" / "decoder.onnx"
     mine = {file.name: file.read_bytes() for file in graph.parent.iterdir()}
-    del mine["decoder.onnx"]
+    for name in ("decoder.onnx", "decoder.onnx.json", "genai_config.json", "tokenizer_config.json"):
+        del mine[name]
     assert mine == {file.name: file.read_bytes() for file in base.directory.iterdir()}
     copied = open_pack(graph.parent)
     assert copied.fingerprint == base.fingerprint
-    assert check_graph(graph, copied) == differences
+    assert check_graph(graph, copied) == exported.exact
     assert files_of(base.directory) == before
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from fedlora.pack import BasePack, open_pack
 from fedlora_export.export import export_base
+from fedlora_export.packed_layers import FLOAT_ACCURACY
 from fedlora_serve.engine import Engine
 
 from tests.models import DEFAULT, Packs, made_once
@@ -27,9 +28,10 @@ def base(packs: Packs) -> BasePack:
 @pytest.fixture(scope="session")
 def model(base: BasePack, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of one tiny pack with its graph: for reading, it is shared."""
-    graph, _ = export_base(base, tmp_path_factory.mktemp("served") / "model")
-    assert open_pack(graph.parent).fingerprint == base.fingerprint
-    return graph.parent
+    folder = tmp_path_factory.mktemp("served") / "model"
+    export_base(base, folder, accuracy_level=FLOAT_ACCURACY)
+    assert open_pack(folder).fingerprint == base.fingerprint
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from fedlora.errors import ConfigError, GraphError, PackError
 from fedlora_client.reference import logits as torch_logits
 from fedlora_export.export import export_base
 from fedlora_export.onnx_adapter import write_onnx_adapter
+from fedlora_export.packed_layers import FLOAT_ACCURACY
 from fedlora_serve.engine import Engine, LoadedAdapter
 
 from tests.models import (
@@ -35,8 +36,8 @@ def loaded(engine: Engine, path: Path, seed: int = 1, config: str = "one-rank") 
 def test_reading_token_by_token_equals_reading_all_at_once_and_torch(
     packs: Packs, tmp_path: Path, variant: str
 ) -> None:
-    graph, _ = export_base(packs(VARIANTS[variant]), tmp_path / "model")
-    engine = Engine(graph.parent, threads=1)
+    export_base(packs(VARIANTS[variant]), tmp_path / "model", accuracy_level=FLOAT_ACCURACY)
+    engine = Engine(tmp_path / "model", threads=1)
     adapter = random_adapter(engine.base, LORAS["one-rank"])
     write_onnx_adapter(adapter, engine.base.fingerprint, tmp_path / "a")
     tokens = random_tokens(engine.base, 1, 11)
@@ -141,7 +142,8 @@ def test_a_graph_for_another_base_is_refused_with_both_fingerprints(model: Path,
     other = save_pack(Variant(seed=8), tmp_path / "other")  # of the same shapes: ONNX Runtime would run it
     export_base(other)
     folder = copied(model, tmp_path / "model")
-    shutil.copyfile(other.directory / "decoder.onnx", folder / "decoder.onnx")
+    for name in ("decoder.onnx", "decoder.onnx.json"):
+        shutil.copyfile(other.directory / name, folder / name)
     with pytest.raises(GraphError) as caught:
         Engine(folder)
     assert f"made for base {other.fingerprint}" in str(caught.value)

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
+from fedlora.adapter_file import AdapterFile, parse_adapter_file
 from fedlora.errors import AdapterError, AdapterMismatchError
 from fedlora.pack import BasePack
+from fedlora.sidecar import sidecar_of
 from fedlora.slots import model_version, slot_values
 from fedlora_export.onnx_adapter import write_onnx_adapter
 from fedlora_serve.engine import Engine
-from fedlora_serve.onnx_adapter import read_onnx_adapter
 from numpy.typing import NDArray
 
 from tests.models import ALL_RANKS, Variant, open_session, random_adapter, save_pack
@@ -33,6 +34,10 @@ def write_file(path: Path, values: Mapping[str, NDArray[Any]], version: int) -> 
     return path
 
 
+def read(path: Path) -> AdapterFile:
+    return parse_adapter_file(path.read_bytes(), str(path))
+
+
 @pytest.fixture
 def values(base: BasePack) -> Values:
     """The values of a sound adapter."""
@@ -41,7 +46,7 @@ def values(base: BasePack) -> Values:
 
 def test_onnx_runtimes_own_example_is_read_and_acts_as_published(shared: Path) -> None:
     folder = shared / "fixtures" / "ort-lora"
-    adapter = read_onnx_adapter(folder / "adapter.orl")
+    adapter = read(folder / "adapter.orl")
     assert {name: value.shape for name, value in adapter.values.items()} == {
         "lora_param_a": (4, 1),
         "lora_param_b": (1, 4),
@@ -57,7 +62,7 @@ def test_onnx_runtimes_own_example_is_read_and_acts_as_published(shared: Path) -
 
 def test_what_is_read_is_a_copy_that_survives_its_file(tmp_path: Path, base: BasePack, values: Values) -> None:
     path = write_file(tmp_path / "a", values, 5)
-    adapter = read_onnx_adapter(path)
+    adapter = read(path)
     path.write_bytes(b"")  # a mapped file would end the process here
     assert adapter.model_version == 5
     assert adapter.values.keys() == values.keys()
@@ -75,6 +80,7 @@ def test_an_adapter_of_some_modules_and_many_ranks_is_loaded(tmp_path: Path, eng
     path = tmp_path / "a"
     write_onnx_adapter(adapter, engine.base.fingerprint, path)
     assert len(engine.load_adapter(path).inputs) == 2 * len(adapter.pairs)
+    sidecar_of(path).unlink()
     some = {name: value for name, value in slot_values(adapter).items() if "layers.1.mlp" in name}
     write_file(path, some, model_version(engine.base.fingerprint))
     assert engine.load_adapter(path).inputs.keys() == some.keys()
@@ -144,6 +150,10 @@ def test_an_adapter_for_another_base_of_the_same_shapes_is_refused(tmp_path: Pat
     write_onnx_adapter(random_adapter(other), other.fingerprint, tmp_path / "a")
     with pytest.raises(AdapterMismatchError) as caught:
         engine.load_adapter(tmp_path / "a")
+    assert f"made for base {other.fingerprint}, this base is {engine.base.fingerprint}" in str(caught.value)
+    sidecar_of(tmp_path / "a").unlink()  # what is left are the bits in the file itself
+    with pytest.raises(AdapterMismatchError) as caught:
+        engine.load_adapter(tmp_path / "a")
     assert f"made for base {model_version(other.fingerprint):08x}" in str(caught.value)
     assert f"this base is {model_version(engine.base.fingerprint):08x}" in str(caught.value)
 
@@ -179,7 +189,7 @@ def test_a_truncated_file_is_refused_or_lacks_only_padding(tmp_path: Path, engin
     for length in range(len(data)):
         path.write_bytes(data[:length])
         try:
-            adapter = read_onnx_adapter(path)
+            adapter = read(path)
         except AdapterError as error:
             assert "not a file of ONNX Runtime's adapter format" in str(error)
             refused += 1
@@ -201,3 +211,28 @@ def test_a_missing_file_is_refused_with_the_command_that_makes_one(tmp_path: Pat
         engine.load_adapter(tmp_path / "nowhere")
     with pytest.raises(AdapterError, match="no such file"):
         engine.load_adapter(tmp_path)  # a directory
+
+
+@pytest.mark.parametrize("version", [0, 1])
+def test_a_file_of_another_tool_is_taken_where_the_caller_says_so_and_it_fits(
+    tmp_path: Path, engine: Engine, values: Values, version: int
+) -> None:
+    path = write_file(tmp_path / "a", values, version)
+    with pytest.raises(AdapterMismatchError, match=r"names no base \(model version [01]\), as files of other tools do"):
+        engine.load_adapter(path)
+    assert engine.load_adapter(path, allow_unnamed_base=True).inputs.keys() == values.keys()
+    write_file(path, {**values, "other": zeros(1, 1)}, version)
+    with pytest.raises(AdapterMismatchError, match="no adapter input other"):
+        engine.load_adapter(path, allow_unnamed_base=True)
+    write_file(path, values, 2)  # names a base, and not this one
+    with pytest.raises(AdapterMismatchError, match="made for base 00000002"):
+        engine.load_adapter(path, allow_unnamed_base=True)
+
+
+def test_what_is_loaded_brings_its_manifest(tmp_path: Path, engine: Engine) -> None:
+    adapter = random_adapter(engine.base, ALL_RANKS)
+    write_onnx_adapter(adapter, engine.base.fingerprint, tmp_path / "a", source="round 3")
+    manifest = engine.load_adapter(tmp_path / "a").manifest
+    assert manifest is not None
+    assert (manifest.base, manifest.source) == (engine.base.fingerprint, "round 3")
+    assert manifest.ranks == {module: pair.rank for module, pair in adapter.pairs.items()}

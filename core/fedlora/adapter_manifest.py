@@ -1,0 +1,113 @@
+"""X.onnx_adapter.json: which base an adapter file is for, in full, and what it was made from.
+
+base             the fingerprint of the base; the file itself has room for 31 bits of it
+sha256           of the adapter file, and size_bytes
+slots            {input name: [rows, columns]} of every value in the file
+ranks            {module: rank}
+lora             rank, alpha, use_rslora, target_modules and the patterns of the adapter
+scaling          a note: the file's lora_B is scaling * B already
+source           what was exported, by name
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from fedlora.adapter import Adapter
+from fedlora.errors import AdapterError, ConfigError
+from fedlora.lora import LoraConfig
+from fedlora.sidecar import Slots, read_sidecar, sidecar_of
+from fedlora.slots import slot_names
+
+FORMAT, VERSION = "fedlora-onnx-adapter", 1
+SCALING = "lora_B.weight is scaling * B, transposed: nothing is left to multiply"
+_FIELDS = {"ranks": dict, "lora": dict, "scaling": str, "source": str}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterManifest:
+    """What stands beside an adapter file."""
+
+    base: str  # its fingerprint
+    sha256: str
+    size_bytes: int
+    slots: Slots
+    ranks: Mapping[str, int]
+    lora: LoraConfig
+    source: str
+
+
+def adapter_manifest_text(adapter: Adapter, base_fingerprint: str, source: str, file: Path) -> str:
+    """The manifest of `file`, which was made from `adapter`."""
+    lora = adapter.config
+    slots: dict[str, list[int]] = {}
+    for module, pair in adapter.pairs.items():
+        name_a, name_b = slot_names(module)
+        slots |= {name_a: [pair.shape[1], pair.rank], name_b: [pair.rank, pair.shape[0]]}
+    data = file.read_bytes()
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "base": base_fingerprint,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "size_bytes": len(data),
+        "source": source,
+        "lora": {
+            "rank": lora.rank,
+            "alpha": lora.alpha,
+            "use_rslora": lora.use_rslora,
+            "target_modules": list(lora.target_modules),
+            "rank_pattern": {module: rank for module, rank in lora.rank_pattern.items() if module in adapter.pairs},
+            "alpha_pattern": {module: alpha for module, alpha in lora.alpha_pattern.items() if module in adapter.pairs},
+        },
+        "scaling": SCALING,
+        "ranks": {module: pair.rank for module, pair in adapter.pairs.items()},
+        "slots": slots,
+    }
+    return json.dumps(manifest, indent=2) + "\n"
+
+
+def read_adapter_manifest(adapter_file: Path) -> AdapterManifest | None:
+    """The manifest beside an adapter file; None where there is none. Raises AdapterError."""
+    path = sidecar_of(adapter_file)
+    if not path.exists():
+        return None
+    values = read_sidecar(path, kind=FORMAT, version=VERSION, fields=_FIELDS, error=AdapterError)
+    lora = _lora(values["lora"], path)
+    shapes: dict[str, tuple[int, int]] = {}
+    for module, rank in values["ranks"].items():
+        if type(rank) is not int or rank != lora.rank_of(module):
+            raise AdapterError(f"{path}: ranks: {module!r:.120} is {rank!r:.80}; lora says {lora.rank_of(module)}")
+        shapes |= dict.fromkeys(slot_names(module), (rank, rank))
+    if shapes.keys() != values["slots"].keys():
+        raise AdapterError(f"{path}: slots and ranks do not name the same modules; export the adapter again")
+    return AdapterManifest(
+        base=values["base"],
+        sha256=values["sha256"],
+        size_bytes=values["size_bytes"],
+        slots=values["slots"],
+        ranks=values["ranks"],
+        lora=lora,
+        source=values["source"],
+    )
+
+
+def _lora(values: Mapping[str, Any], path: Path) -> LoraConfig:
+    expected = {field.name for field in fields(LoraConfig)}
+    patterns = [values.get("rank_pattern"), values.get("alpha_pattern")]
+    if (
+        values.keys() != expected
+        or not isinstance(values["target_modules"], list)
+        or not all(isinstance(pattern, dict) for pattern in patterns)
+    ):
+        names = ", ".join(sorted(expected))
+        raise AdapterError(f"{path}: lora must have {names}, got {values!r:.200}; export the adapter again")
+    try:
+        return LoraConfig(**{**values, "target_modules": tuple(values["target_modules"])})
+    except (ConfigError, TypeError) as error:
+        raise AdapterError(f"{path}: lora: {error}; export the adapter again") from None

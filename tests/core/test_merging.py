@@ -1,0 +1,61 @@
+"""An adapter folded into its base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fedlora.adapter import Adapter
+from fedlora.errors import AdapterMismatchError
+from fedlora.lora import LoraConfig
+from fedlora.merging import write_merged
+from fedlora.pack import BasePack, open_pack
+from fedlora.packing import make_pack
+from fedlora.quantize import dequantize, quantize
+
+from tests.builders import random_adapter, tiny_quantization, write_checkpoint
+
+
+def pack(folder: Path, symmetric: bool = True) -> BasePack:
+    make_pack(str(write_checkpoint(folder / "source")), folder / "pack", tiny_quantization(symmetric=symmetric))
+    return open_pack(folder / "pack")
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_every_matrix_is_the_bases_plus_its_update_quantized_once_more(tmp_path: Path, symmetric: bool) -> None:
+    base = pack(tmp_path, symmetric)
+    whole = random_adapter(LoraConfig(rank=3, alpha=6.0), base.shape.linear_modules())
+    adapter = Adapter(whole.config, {m: pair for m, pair in whole.pairs.items() if not m.endswith("k_proj")})
+    (tmp_path / "merged").mkdir()
+    write_merged(base, adapter, tmp_path / "merged")
+    merged = open_pack(tmp_path / "merged")
+    assert merged.fingerprint != base.fingerprint
+    assert merged.quantization == base.quantization
+    assert merged.shape == base.shape
+    for module in base.shape.linear_modules() | base.shape.vocabulary_modules():
+        got, before = merged.matrix(module), base.matrix(module)
+        if module not in adapter.pairs:
+            np.testing.assert_array_equal(got.qweight, before.qweight)
+            np.testing.assert_array_equal(got.scales, before.scales)
+            continue
+        pair = adapter.pairs[module]
+        update = adapter.config.scaling_of(module) * pair.lora_B @ pair.lora_A
+        weight = (dequantize(before) + update).astype(np.float32)
+        wanted = quantize(weight, bits=got.bits, block_size=got.block_size, symmetric=symmetric)
+        np.testing.assert_allclose(dequantize(got), dequantize(wanted), atol=1e-5)
+        assert np.abs(dequantize(got) - dequantize(before)).max() > 0.01
+    for module in base.shape.norm_modules():
+        np.testing.assert_array_equal(merged.norm(module), base.norm(module))
+
+
+def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
+    base = pack(tmp_path)
+    (tmp_path / "merged").mkdir()
+    with pytest.raises(AdapterMismatchError, match=r"the adapter to merge: the base has no module model\.other"):
+        write_merged(
+            base,
+            random_adapter(LoraConfig(rank=3, target_modules=("q_proj",)), {"model.other.q_proj": (8, 8)}),
+            tmp_path / "merged",
+        )
+    assert not list((tmp_path / "merged").iterdir())

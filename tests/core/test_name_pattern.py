@@ -1,0 +1,122 @@
+"""Patterns of module names, with Python's `re` and PEFT's own lookup as the oracles."""
+
+from __future__ import annotations
+
+import re
+import warnings
+
+import pytest
+from fedlora.errors import ConfigError
+from fedlora.name_pattern import NamePattern
+from fedlora.peft_patterns import by_module, untargeted
+from hypothesis import example, given
+from hypothesis import strategies as st
+from peft import LoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.other import get_pattern_key
+
+NAMES = [
+    f"{prefix}.{layer}.{leaf}"
+    for prefix in ("model.layers", "bert.encoder.layer", "transformer.h")
+    for layer in (0, 1, 7, 11, 23)
+    for leaf in ("self_attn.q_proj", "mlp.up_proj", "attention.self.query", "mlp.experts.1.down_proj")
+] + ["lm_head", "model.norm", "q_proj"]
+PATTERNS = [
+    "q_proj", r"model\.layers\.1\.mlp\.up_proj", "model.layers.1.mlp.up_proj", "^model.layers.0.self_attn.q_proj$",
+    r"layers\.1\..*down_proj", r"layers\.(0|7)\..*", r"layers\.[0-7]\.self_attn\.(?:q|k)_proj", r".*\.\d+\.mlp\..+",
+    r"\d{2}\.mlp.up_proj", r"[^.]+", r"(a+)+b", r"(.*)*", r".*?proj", "lm_(head)?", r"[\w.]+query",
+    r"layers\.\d{1,}\.mlp.*",    "", "h.1|h.7", "()", "q_proj|", "[]a]", r"[a\-z]_proj", r"(|model\.)norm", r"x{0}q_proj",
+]  # fmt: skip
+
+
+def fits(pattern: str, name: str) -> bool:
+    return re.match(rf"(.*\.)?({pattern})$", name) is not None
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_pattern_fits_the_names_that_peft_finds_with_it(pattern: str) -> None:
+    compiled = NamePattern(pattern)
+    for name in NAMES:
+        assert compiled.matches(name) == fits(pattern, name), name
+        assert (name in by_module({pattern: 1}, [name])) == (
+            get_pattern_key([pattern], name) == pattern or fits(pattern, name)
+        )
+
+
+def test_the_first_pattern_that_fits_counts_as_it_does_to_peft() -> None:
+    patterns = {
+        "layers.0.mlp.*": 1, "up_proj": 2, r"model\.layers\.7\.self_attn\.q_proj": 3, "(q_proj|query)": 4, "x": 5, ".*": 6,
+    }  # fmt: skip
+    assert by_module(patterns, NAMES) == {name: patterns[get_pattern_key(list(patterns), name)] for name in NAMES}
+
+
+PIECES = st.sampled_from(
+    ["a", "b", ".", r"\.", "[ab]", "[^a]", r"\w", r"\d", "1", "_", "(a|b)", "(?:ab)", "(a*)", "(|b.)"]
+)
+QUANTIFIERS = st.sampled_from(["", "", "*", "+", "?", "{2}", "{1,3}", "{0,}", "*?", "+?"])
+
+
+@given(
+    st.lists(st.tuples(PIECES, QUANTIFIERS), max_size=5).map(lambda parts: "".join(a + b for a, b in parts)),
+    st.text("ab1_.", max_size=9),
+)
+@example("(a*)*b", "aaaaaaaaa")
+def test_any_pattern_and_name_are_matched_as_python_matches_them(pattern: str, name: str) -> None:
+    assert NamePattern(pattern).matches(name) == fits(pattern, name)
+
+
+@given(st.text(r"ab.*+?{}1,()[]^$|\d-", max_size=12), st.text("ab1.", max_size=8))
+def test_what_is_understood_is_a_pattern_to_python_too(pattern: str, name: str) -> None:
+    try:
+        compiled = NamePattern(pattern)
+    except ConfigError:
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # a bracket in a class
+            expected = fits(pattern, name)
+    except re.error:
+        return  # stricter than ours, such as a class from b to a, which fits nothing
+    assert compiled.matches(name) == expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "why"),
+    [
+        ("(?=a)", "lookaround"), ("(?i)a", "flags"), ("a(", "does not close"), ("a)", "did not open"), ("*a", "nothing"),
+        (r"(a)\1", "is not known"), ("[a", "ends too early"), ("\\", "ends too early"), ("a{99}", "more than 64 times"),
+        ("a{3,2}", "less than its least"), ("(" * 40 + ")" * 40, "more than 32 brackets"), ("a" * 513, "longer than 512"),
+    ],
+)  # fmt: skip
+def test_what_is_not_understood_is_refused_by_name(pattern: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        NamePattern(pattern)
+
+
+def test_a_pattern_that_takes_too_long_is_refused_after_a_bounded_number_of_steps() -> None:
+    nested = NamePattern("((((.*)*)*)*)*" * 8 + "x")
+    with pytest.raises(ConfigError, match="too many steps"):
+        for number in range(10_000):
+            nested.matches("a." * 200 + str(number))
+    with pytest.raises(ConfigError, match="17 expressions; at most 16"):
+        by_module({f"a{number}*": 1 for number in range(17)}, ["a"])
+
+
+CONFIGS: list[dict[str, object]] = [
+    {"target_modules": ["q_proj", "up_proj"]},
+    {"target_modules": ["mlp.up_proj", "lm_head"]},
+    {"target_modules": ["q_proj"], "layers_to_transform": [0, 11]},
+    {"target_modules": ["q_proj", "query", "down_proj"], "layers_to_transform": 1},
+    {"target_modules": ["q_proj", "query"], "layers_to_transform": [0], "layers_pattern": "layers"},
+    {"target_modules": ["q_proj", "query"], "layers_to_transform": [0, 7], "layers_pattern": ["h", "layer"]},
+    {"target_modules": ["q_proj", "down_proj"], "exclude_modules": ["experts.1.down_proj", "lm_head"]},
+    {"target_modules": ["model.layers.1.mlp.up_proj"]},
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_the_modules_without_a_target_are_those_that_peft_would_leave_alone(config: dict[str, object]) -> None:
+    theirs = LoraConfig(**config)
+    # The configuration as its file has it: lists, where PEFT holds sets.
+    expected = [name for name in NAMES if not check_target_module_exists(theirs, name)]
+    assert untargeted(config, NAMES) == expected

@@ -1,0 +1,183 @@
+"""The graph of an encoder: what it computes, against torch on the same pack, with padding and with adapters."""
+
+# S texts, T tokens of the longest, L labels, H hidden size
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from fedlora.adapter import Adapter
+from fedlora.errors import GraphError
+from fedlora.pack import open_pack
+from fedlora.profiles import PROFILES, Profile, graph_name, graph_slots
+from fedlora.slots import BASE_PROPERTY, slot_shapes, slot_values
+from fedlora_client.reference import logits as torch_scores
+from fedlora_export.encoder import build_encoder
+from fedlora_export.export import export_base
+from fedlora_export.graph_rules import check_graph_rules
+from fedlora_export.graph_runs import run_graph
+from numpy.typing import NDArray
+
+from tests.encoders import EVERY, Packs, encoder_adapter, encoder_oracle, encoders_made_once, random_texts, shape_of
+from tests.models import DEFAULT as DECODER
+from tests.models import assert_close, open_session, save_pack
+
+LENGTHS = (9, 17, 2, 1)
+Sessions = Callable[[str, Profile], Any]
+
+
+@pytest.fixture(scope="session")
+def encoder_packs(tmp_path_factory: pytest.TempPathFactory) -> Packs:
+    """The pack of an encoder by its name: only graphs are written beside it."""
+    return encoders_made_once(tmp_path_factory.mktemp("encoders"))
+
+
+@pytest.fixture(scope="session")
+def sessions(encoder_packs: Packs) -> Sessions:
+    """A session on the graph of an encoder in a profile."""
+
+    @cache
+    def session(name: str, profile: Profile) -> Any:
+        base = encoder_packs(name)
+        graph = base.directory / graph_name(base.model, profile)
+        ir.save(build_encoder(base, profile), graph)
+        return open_session(graph)
+
+    return session
+
+
+def outputs(
+    session: Any, tokens: NDArray[np.int64], mask: NDArray[np.int64], slots: Mapping[str, NDArray[Any]] | None = None
+) -> NDArray[np.float32]:
+    (result,) = session.run(None, {"input_ids": tokens, "attention_mask": mask, **(slots or {})})
+    return np.asarray(result)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_graph_of_every_encoder_agrees_with_torch_on_a_padded_batch(
+    encoder_packs: Packs, sessions: Sessions, name: str
+) -> None:
+    base, session = encoder_packs(name), sessions(name, "compat")
+    tokens, mask = random_texts(base, LENGTHS)
+    for adapter in (None, encoder_adapter(base)):
+        expected = torch_scores(base, tokens, adapter, mask)
+        assert_close(outputs(session, tokens, mask, slot_values(adapter) if adapter else None), expected)
+    size = len(shape_of(base).labels) or shape_of(base).hidden_size
+    assert [(value.name, value.shape) for value in session.get_outputs()] == [
+        ("scores" if shape_of(base).labels else "embedding", ["batch", size])
+    ]
+
+
+@pytest.mark.parametrize("profile", ["base", "fast", "rows"])
+@pytest.mark.parametrize("name", ["bert", "bare distilbert"])
+def test_the_graph_of_every_profile_agrees_with_torch(
+    encoder_packs: Packs, sessions: Sessions, name: str, profile: Profile
+) -> None:
+    base = encoder_packs(name)
+    tokens, mask = random_texts(base, LENGTHS)
+    first, second = encoder_adapter(base), encoder_adapter(base, seed=7)
+    rows: dict[str, list[Adapter | None]] = {
+        "base": [None] * 4,
+        "fast": [first] * 4,
+        "rows": [first, None, second, first],
+    }
+    expected = [
+        torch_scores(base, tokens[row : row + 1], adapter, mask[row : row + 1])
+        for row, adapter in enumerate(rows[profile])
+    ]
+    got, _ = run_graph(sessions(name, profile), base, profile, tokens, mask, rows[profile])
+    assert_close(got[:, 0], np.concatenate(expected))
+
+
+@pytest.mark.parametrize("name", ["bert", "bare roberta"])
+def test_padding_changes_nothing(encoder_packs: Packs, sessions: Sessions, name: str) -> None:
+    base, session = encoder_packs(name), sessions(name, "compat")
+    tokens, mask = random_texts(base, LENGTHS)
+    together = outputs(session, tokens, mask)
+    other = np.where(mask == 1, tokens, 77)
+    assert_close(outputs(session, other, mask), together)
+    for row, length in enumerate(LENGTHS):
+        alone = outputs(session, tokens[row : row + 1, :length], mask[row : row + 1, :length])
+        assert_close(alone, together[row : row + 1])
+
+
+def test_a_text_as_long_as_the_context_agrees_with_torch(encoder_packs: Packs, sessions: Sessions) -> None:
+    base = encoder_packs("roberta")
+    tokens, mask = random_texts(base, (shape_of(base).max_positions,))
+    assert_close(outputs(sessions("roberta", "compat"), tokens, mask), torch_scores(base, tokens, None, mask))
+
+
+def test_token_types_are_those_of_transformers_where_they_are_fed(encoder_packs: Packs, sessions: Sessions) -> None:
+    base, session = encoder_packs("bert"), sessions("bert", "compat")
+    tokens, mask = random_texts(base, LENGTHS)
+    types = (np.arange(tokens.shape[1]) >= 4).astype(np.int64) * mask
+    with torch.no_grad():
+        given = (torch.from_numpy(part) for part in (tokens, mask, types))
+        expected = encoder_oracle(base, "bert")(*given).logits
+    got = outputs(session, tokens, mask, {"token_type_ids": types})
+    assert_close(got, expected)
+    assert np.abs(got - outputs(session, tokens, mask)).max() > 0.05
+
+
+def test_without_an_adapter_the_scores_are_those_of_rank_0_bit_for_bit(
+    encoder_packs: Packs, sessions: Sessions
+) -> None:
+    base, session = encoder_packs("bert"), sessions("bert", "compat")
+    tokens, mask = random_texts(base, LENGTHS)
+    shapes = slot_shapes(shape_of(base).linear_modules())
+    zeros = {name: np.zeros([0 if n == -1 else n for n in shape], np.float32) for name, shape in shapes.items()}
+    assert np.array_equal(outputs(session, tokens, mask, zeros), outputs(session, tokens, mask))
+
+
+def test_every_single_slot_acts_on_its_own_module(encoder_packs: Packs, sessions: Sessions) -> None:
+    base, session = encoder_packs("distilbert"), sessions("distilbert", "compat")
+    tokens, mask = random_texts(base, LENGTHS)
+    whole, plain = encoder_adapter(base), outputs(session, tokens, mask)
+    for module in shape_of(base).linear_modules():
+        single = Adapter(whole.config, {module: whole.pairs[module]})
+        got = outputs(session, tokens, mask, slot_values(single))
+        assert_close(got, torch_scores(base, tokens, single, mask))
+        assert not np.allclose(got, plain, atol=1e-4), module
+
+
+def test_the_graph_reads_every_tensor_of_the_pack_and_names_its_base(encoder_packs: Packs, sessions: Sessions) -> None:
+    for name in ("bert", "roberta", "distilbert"):
+        base = encoder_packs(name)
+        sessions(name, "compat")
+        model = onnx.load(base.directory / "encoder.onnx", load_external_data=False)
+        assert {entry.key: entry.value for entry in model.metadata_props} == {BASE_PROPERTY: base.fingerprint}
+        external = {t.name for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL}
+        read = {
+            tensor
+            for tensor in base.weights.entries
+            if any(n == tensor or n.startswith(f"{tensor}.") for n in external)
+        }
+        assert read == set(base.weights.entries)
+        inline = sum(len(t.raw_data) for t in model.graph.initializer if t.data_location != onnx.TensorProto.EXTERNAL)
+        assert inline < 500
+        onnx.checker.check_model(str(base.directory / "encoder.onnx"))
+
+
+def test_a_decoder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(GraphError, match="is a decoder"):
+        build_encoder(save_pack(DECODER, tmp_path / "pack"))
+
+
+def test_every_profile_is_exported_and_keeps_the_rules_of_a_graph(encoder_packs: Packs, tmp_path: Path) -> None:
+    written = export_base(encoder_packs("bert"), tmp_path / "out", profiles=PROFILES)
+    base = open_pack(tmp_path / "out")
+    names = {graph.profile: graph.path.name for graph in written}
+    assert names == {profile: graph_name(base.model, profile) for profile in PROFILES}
+    assert names["compat"] == "encoder.onnx"
+    for graph in written:
+        assert graph.exact is not None
+        assert max(graph.exact.values()) < 1e-5
+        assert check_graph_rules(graph.path, base, graph.profile).slots == len(graph_slots(base.model, graph.profile))

@@ -1,0 +1,93 @@
+"""Each family from a checkpoint to text: packed, trained for a few steps, exported; three engines write the same text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fedlora.adapter import Adapter, initial_adapter
+from fedlora.lora import LoraConfig
+from fedlora.pack import BasePack, open_pack
+from fedlora.run_config import TrainConfig
+from fedlora_client.compute import choose_compute
+from fedlora_client.decoder import Decoder
+from fedlora_client.trainer import train
+from fedlora_client.windows import read_windows
+from fedlora_export.export import export_base
+from fedlora_export.onnx_adapter import write_onnx_adapter
+from fedlora_export.packed_layers import FLOAT_ACCURACY
+from fedlora_serve.engine import Engine, LoadedAdapter
+
+from tests.families import FAMILIES, family_pack
+from tests.greedy import NEW_TOKENS, generator_of, rest_of, torch_tokens
+from tests.models import byte_tokenizer
+
+TEXT = "the same words again and again, the same words again and again, the same words again and again"
+
+
+def trained_adapter(base: BasePack) -> tuple[Adapter, tuple[float, ...]]:
+    """(an adapter on every linear module after a few steps, the loss of each step)"""
+    modules = base.shape.linear_modules()
+    leaves = tuple(dict.fromkeys(module.rsplit(".", 1)[-1] for module in modules))
+    start = initial_adapter(LoraConfig(rank=4, alpha=16.0, target_modules=leaves), modules, np.random.default_rng(0))
+    decoder = Decoder(base, choose_compute("float32", device="cpu"))
+    windows = read_windows([TEXT], base.directory, base.shape, 24, "here")
+    config = TrainConfig(steps=10, batch_size=2, sequence_length=24, lr=0.05)
+    result = train(decoder, start, windows, config, np.random.default_rng(0))
+    return result.adapter, result.losses
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[BasePack, Adapter, Path]:
+    """(the exported base, an adapter that was trained on it, its file)"""
+    folder = tmp_path_factory.mktemp(request.param)
+    export_base(family_pack(request.param), folder / "model", accuracy_level=FLOAT_ACCURACY)
+    base = open_pack(folder / "model")
+    adapter, losses = trained_adapter(base)
+    assert np.mean(losses[-2:]) < np.mean(losses[:2])
+    write_onnx_adapter(adapter, base.fingerprint, folder / "trained.onnx_adapter")
+    return base, adapter, folder / "trained.onnx_adapter"
+
+
+def prompt_of() -> list[int]:
+    ids: list[int] = byte_tokenizer().encode("again and ag", add_special_tokens=False).ids
+    return ids
+
+
+def engine_tokens(engine: Engine, prompt: list[int], adapter: LoadedAdapter | None) -> list[int]:
+    ends = {*engine.base.shape.eos_token_ids, engine.base.shape.bos_token_id}
+    decoding, step = engine.start(adapter), prompt
+    tokens: list[int] = []
+    while len(tokens) < NEW_TOKENS and not ends & set(tokens):
+        step = [int(decoding.step(step).argmax())]
+        tokens += step
+    return tokens
+
+
+def genai_tokens(model: Path, prompt: list[int], adapter: Path | None) -> list[int]:
+    og = pytest.importorskip("onnxruntime_genai", reason="not installed: pip install fedlora[dev]")
+    runtime = og.Model(str(model))
+    generator = generator_of(og, runtime, len(prompt) + NEW_TOKENS)
+    adapters = og.Adapters(runtime)
+    if adapter:
+        adapters.load(str(adapter), "trained")
+        generator.set_active_adapter(adapters, "trained")
+    generator.append_tokens(prompt)
+    return rest_of(generator)
+
+
+def test_torch_and_the_engine_write_the_same_text(family: tuple[BasePack, Adapter, Path]) -> None:
+    base, adapter, file = family
+    engine, prompt = Engine(base.directory, threads=1), prompt_of()
+    plain, adapted = torch_tokens(base, prompt), torch_tokens(base, prompt, adapter)
+    assert engine_tokens(engine, prompt, None) == plain
+    assert engine_tokens(engine, prompt, engine.load_adapter(file)) == adapted
+    assert plain != adapted
+
+
+def test_torch_and_onnxruntime_genai_write_the_same_text(family: tuple[BasePack, Adapter, Path]) -> None:
+    base, adapter, file = family
+    prompt = prompt_of()
+    assert genai_tokens(base.directory, prompt, None) == torch_tokens(base, prompt)
+    assert genai_tokens(base.directory, prompt, file) == torch_tokens(base, prompt, adapter)
