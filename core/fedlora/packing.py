@@ -16,7 +16,7 @@ from fedlora.checkpoint import Checkpoint, find_checkpoint
 from fedlora.errors import CheckpointError, ConfigError
 from fedlora.family import ModelShape, model_shape
 from fedlora.pack import CONFIG, GENERATION_CONFIG, MANIFEST, TOKENIZER, WEIGHTS, manifest_text, tensor_shapes
-from fedlora.quantize import Quantization, QuantizedMatrix, quantize
+from fedlora.quantize import BLOCK_SIZES, Quantization, QuantizedMatrix, quantize
 from fedlora.scales import SCALE_RULES, ScaleRule
 from fedlora.tensor_file import Dtype, TensorPlan, write_tensor_file
 
@@ -75,6 +75,16 @@ def make_pack(
 
         write_tensor_file(aside / WEIGHTS, plans, fill)
         (aside / MANIFEST).write_text(manifest_text(name, quantization, scale_rule, aside), encoding="utf-8")
+
+
+def largest_block_size(source: str) -> int:
+    """The largest block that divides the hidden size of the checkpoint `source`: the fastest one. Raises CheckpointError.
+
+    The smallest one where none divides it, which `make_pack` then refuses.
+    """
+    directory = find_checkpoint(source)
+    hidden = model_shape(Checkpoint(directory).config, str(directory / CONFIG)).hidden_size
+    return max((block for block in BLOCK_SIZES if hidden % block == 0), default=min(BLOCK_SIZES))
 
 
 def _quantized_slices(

@@ -25,6 +25,7 @@ from fedlora.errors import ConfigError
 from fedlora.scales import SCALE_RULES, ScaleRule
 
 Bits = Literal[4, 8]
+BLOCK_SIZES = (32, 64, 128)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +42,8 @@ class Quantization:
             raise ConfigError(f"bits must be 4 or 8, got {self.bits}")
         if self.embedding_bits not in (4, 8):
             raise ConfigError(f"embedding_bits must be 4 or 8, got {self.embedding_bits}")
-        if self.block_size not in (32, 64, 128):
-            raise ConfigError(f"block_size must be 32, 64 or 128, got {self.block_size}")
+        if self.block_size not in BLOCK_SIZES:
+            raise ConfigError(f"block_size must be one of {', '.join(map(str, BLOCK_SIZES))}, got {self.block_size}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

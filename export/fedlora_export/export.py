@@ -20,13 +20,14 @@ from fedlora.merging import write_merged
 from fedlora.pack import MANIFEST, BasePack, open_pack, read_manifest
 from fedlora.profiles import Profile, graph_name, graph_slots
 
-from fedlora_export.check import TOLERANCE, check_graph
+from fedlora_export.check import check_graph
 from fedlora_export.decoder import build_decoder
 from fedlora_export.encoder import build_encoder
 from fedlora_export.genai import write_genai
 from fedlora_export.graph_rules import check_graph_rules
 from fedlora_export.merge_loss import MergeLoss, merge_loss
 from fedlora_export.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
+from fedlora_export.torch_logits import Expected, torch_logits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,23 +94,24 @@ def build_graph(base: BasePack, profile: Profile, accuracy_level: int) -> ir.Mod
 
 
 def _write_graphs(base: BasePack, profiles: Sequence[Profile], accuracy_level: int) -> list[ExportedGraph]:
-    written = [_write_graph(base, profile, accuracy_level) for profile in profiles]
+    expected = torch_logits(base)
+    written = [_write_graph(base, profile, accuracy_level, expected) for profile in profiles]
     for_one_adapter = [profile for profile in profiles if profile != "rows"]
     if for_one_adapter and isinstance(base.model, DecoderShape):
         write_genai(base, for_one_adapter[0])
     return written
 
 
-def _write_graph(base: BasePack, profile: Profile, accuracy_level: int) -> ExportedGraph:
+def _write_graph(base: BasePack, profile: Profile, accuracy_level: int, expected: Expected | None) -> ExportedGraph:
     """The graph is compared as it would be in float32, where a mistake is no rounding; then written as it is asked for."""
     graph = base.directory / graph_name(base.model, profile)
     try:
         with whole_file(graph) as aside:
             ir.save(build_graph(base, profile, FLOAT_ACCURACY), aside)
-            exact = as_written = check_graph(aside, base, profile, tolerance=TOLERANCE)
+            exact = as_written = check_graph(aside, base, expected, profile)
             if accuracy_level != FLOAT_ACCURACY:
                 ir.save(build_graph(base, profile, accuracy_level), aside)
-                as_written = check_graph(aside, base, profile, tolerance=None)
+                as_written = check_graph(aside, base, expected, profile, tolerance=None)
             check_graph_rules(aside, base, profile)
     except GraphError as error:
         raise GraphError(f"{graph.name} of {base.source} was not written: {error}; please report this") from None

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import fedlora_export.adapter_inputs as adapter_inputs_module
-import fedlora_export.check as check_module
 import fedlora_export.export as export_module
 import fedlora_export.graph_runs as graph_runs_module
+import fedlora_export.torch_logits as torch_logits_module
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -23,6 +23,7 @@ from fedlora_export.builder import GraphBuilder
 from fedlora_export.check import check_graph
 from fedlora_export.export import export_base
 from fedlora_export.packed_layers import FLOAT_ACCURACY
+from fedlora_export.torch_logits import torch_logits
 
 from tests.models import DEFAULT, VARIANTS, Packs, Variant, changed
 
@@ -166,7 +167,7 @@ def test_a_wrong_graph_is_caught_and_leaves_no_file(
 
 
 def test_without_a_reference_the_graph_must_still_run(packs: Packs, tmp_path: Path, monkeypatch: Patch) -> None:
-    monkeypatch.setattr(check_module, "find_reference", lambda: None)
+    monkeypatch.setattr(torch_logits_module, "find_reference", lambda: None)
     (graph,) = export_base(packs(DEFAULT), tmp_path / "model")
     assert graph.exact is graph.as_written is None
     assert graph.path.is_file()
@@ -178,15 +179,15 @@ def test_without_a_reference_the_graph_must_still_run(packs: Packs, tmp_path: Pa
 def test_a_file_that_is_no_graph_is_refused(packs: Packs, tmp_path: Path) -> None:
     (tmp_path / "decoder.onnx").write_bytes(b"not a graph")
     with pytest.raises(GraphError, match="ONNX Runtime does not load it"):
-        check_graph(tmp_path / "decoder.onnx", packs(DEFAULT))
+        check_graph(tmp_path / "decoder.onnx", packs(DEFAULT), None)
 
 
 def test_logits_that_are_not_finite_are_refused(packs: Packs, tmp_path: Path, monkeypatch: Patch) -> None:
     def infinite(base: BasePack, generator: np.random.Generator) -> Adapter:
         return changed(original(base, generator), lambda module, lora_A, lora_B: (lora_A, np.full_like(lora_B, 1e37)))
 
-    original = check_module._random_adapter
-    monkeypatch.setattr(check_module, "_random_adapter", infinite)
+    original = torch_logits_module._random_adapter
+    monkeypatch.setattr(torch_logits_module, "_random_adapter", infinite)
     with pytest.raises(GraphError, match=r"the logits \(adapter\) are not finite"):
         export_base(packs(DEFAULT), tmp_path / "model")
 
@@ -204,7 +205,7 @@ def test_a_folder_of_its_own_is_complete_and_opens_as_the_same_base(packs: Packs
     assert mine == {file.name: file.read_bytes() for file in base.directory.iterdir()}
     copied = open_pack(graph.parent)
     assert copied.fingerprint == base.fingerprint
-    assert check_graph(graph, copied) == exported.exact
+    assert check_graph(graph, copied, torch_logits(copied)) == exported.exact
     assert files_of(base.directory) == before
 
 

@@ -9,8 +9,8 @@ import click
 from rich.console import Console
 
 from fedlora.pack import WEIGHTS, open_pack
-from fedlora.packing import make_pack
-from fedlora.quantize import Quantization
+from fedlora.packing import largest_block_size, make_pack
+from fedlora.quantize import BLOCK_SIZES, Quantization
 from fedlora.scales import ScaleRule
 
 
@@ -19,7 +19,10 @@ from fedlora.scales import ScaleRule
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The pack's directory.")
 @click.option("--bits", type=click.Choice(["4", "8"]), default="4", show_default=True, help="Of the linear weights.")
 @click.option("--embedding-bits", type=click.Choice(["4", "8"]), default="8", show_default=True)
-@click.option("--block-size", type=click.Choice(["32", "64", "128"]), default="64", show_default=True)
+@click.option(
+    "--block-size", type=click.Choice(["auto", *map(str, BLOCK_SIZES)]), default="auto", show_default=True,
+    help="Entries that share a scale; auto: the most that divide the hidden size, which is the fastest.",
+)  # fmt: skip
 @click.option("--symmetric/--asymmetric", default=True, show_default=True, help="Zero point in the middle, or stored.")
 @click.option(
     "--scales",
@@ -42,7 +45,10 @@ def pack(
 ) -> None:
     """Quantize SOURCE, a Hugging Face checkpoint directory or a hub id, into a base pack."""
     quantization = Quantization(
-        bits=int(bits), embedding_bits=int(embedding_bits), block_size=int(block_size), symmetric=symmetric
+        bits=int(bits),
+        embedding_bits=int(embedding_bits),
+        block_size=largest_block_size(source) if block_size == "auto" else int(block_size),
+        symmetric=symmetric,
     )
     console = Console(stderr=True)
     with console.status("packing") as status:
