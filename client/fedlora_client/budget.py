@@ -9,7 +9,8 @@ activations of as many blocks as fit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from fedlora.errors import ConfigError
@@ -68,32 +69,45 @@ def plan_step(
 
     Raises ConfigError where `config.memory_mb`, or what the machine has, is too little, with the least that would do.
     """
-    fewest = 0 if config.checkpointing != "off" else shape.num_layers - 1
-    most = shape.num_layers - 1 if config.checkpointing != "on" else 0
+    sizes = micro_batches(config, compute.rows // adapters)
+    most_bytes = _FRUGAL_LOGITS_BYTES if config.checkpointing == "on" else _LOGITS_BYTES
+    chunks = _chunks(shape.vocab_size * compute.dtype.itemsize, most_bytes)
+
+    def size_bytes(micro_batch: int, schedule: Schedule) -> int:
+        return step_bytes(shape, config, rank, compute, micro_batch * adapters, schedule)
+
+    cuts = [(size, Schedule(chunk_rows=chunk)) for size in sizes for chunk in chunks]
+    return fitting_plan(cuts, size_bytes, config, shape.num_layers, memory)
+
+
+def fitting_plan(
+    cuts: Sequence[tuple[int, Schedule]],  # (windows at a time, schedule that keeps nothing), the best first
+    size_bytes: Callable[[int, Schedule], int],  # of a step that is cut like this
+    config: TrainConfig,
+    num_layers: int,
+    memory: Memory,
+) -> Plan:
+    """The first cut that fits, with as many blocks kept as then fit. Raises ConfigError where none does."""
+    fewest = 0 if config.checkpointing != "off" else num_layers - 1
+    most = num_layers - 1 if config.checkpointing != "on" else 0
     room = memory.free - memory.coming
     if config.memory_mb:
         room = min(room, config.memory_mb * 1_000_000 - memory.resident - memory.coming)
 
-    def plan(micro_batch: int, chunk: int, kept: int) -> Plan:
-        schedule = Schedule(kept_blocks=kept, chunk_rows=chunk)
-        size = step_bytes(shape, config, rank, compute, micro_batch * adapters, schedule)
-        return Plan(micro_batch=micro_batch, schedule=schedule, step_bytes=size)
+    def plan(cut: tuple[int, Schedule], kept: int) -> Plan:
+        micro_batch, schedule = cut[0], replace(cut[1], kept_blocks=kept)
+        return Plan(micro_batch=micro_batch, schedule=schedule, step_bytes=size_bytes(micro_batch, schedule))
 
-    sizes = _micro_batches(config, compute.rows // adapters)
-    most_bytes = _FRUGAL_LOGITS_BYTES if config.checkpointing == "on" else _LOGITS_BYTES
-    chunks = _chunks(shape.vocab_size * compute.dtype.itemsize, most_bytes)
-    fitting = [p for m in sizes for c in chunks if (p := plan(m, c, fewest)).step_bytes <= room]
-    if not fitting:
-        needed = memory.resident + memory.coming + plan(sizes[-1], chunks[-1], fewest).step_bytes
+    best = next((cut for cut in cuts if plan(cut, fewest).step_bytes <= room), None)
+    if best is None:
+        needed = memory.resident + memory.coming + plan(cuts[-1], fewest).step_bytes
         raise ConfigError(
             f"train.memory_mb is {config.memory_mb or 'not set'} and {memory.free // 1_000_000} MB are free; with windows "
             f"of {config.sequence_length} tokens a training takes at least {-(-needed // 1_000_000)} MB, of which the "
             f"process has {memory.resident // 1_000_000} already: give it more, or lower train.sequence_length"
         )
-    best = fitting[0]
-    bound = room if config.memory_mb else max(memory.free // 4, best.step_bytes)
-    kept = [plan(best.micro_batch, best.schedule.chunk_rows, n) for n in range(most, fewest - 1, -1)]
-    return next(p for p in kept if p.step_bytes <= bound)
+    bound = room if config.memory_mb else max(memory.free // 4, plan(best, fewest).step_bytes)
+    return next(p for n in range(most, fewest - 1, -1) if (p := plan(best, n)).step_bytes <= bound)
 
 
 def cut_evaluation(shape: DecoderShape, length: int, compute: Compute, *, frugal: bool) -> tuple[int, Schedule]:
@@ -104,7 +118,7 @@ def cut_evaluation(shape: DecoderShape, length: int, compute: Compute, *, frugal
     return max(1, compute.rows // length), Schedule(chunk_rows=rows)
 
 
-def _micro_batches(config: TrainConfig, rows: int) -> list[int]:
+def micro_batches(config: TrainConfig, rows: int) -> list[int]:
     """Numbers of sequences, from the largest that is of use to 1."""
     sizes = [min(config.batch_size, max(1, rows // config.sequence_length))]
     while sizes[-1] > 1:

@@ -26,6 +26,7 @@ from fedlora_client.head import Head
 from fedlora_client.lora import LoraTensors
 from fedlora_client.packed import PackedMatrix
 from fedlora_client.plain_ops import embedding_rows
+from fedlora_client.turns import turns_of
 from fedlora_client.workspace import Workspace
 
 
@@ -61,10 +62,6 @@ class Decoder:
         self._blocks = [Block(layer, shape, matrices, norms, biases, self.compute.ops) for layer in layers]
         head = matrices[EMBEDDING if shape.tie_word_embeddings else HEAD]
         self._head = Head(head, norms[FINAL_NORM], shape.rms_norm_eps, self.compute, shape.logit_cap)
-        self._turns = {
-            rotary: [torch.from_numpy(table).to(device) for table in rotary.table(shape.max_positions)]
-            for rotary in map(shape.rotary_of, layers)
-        }
 
     def workspace(self) -> Workspace:
         """For whoever computes: one each."""
@@ -154,13 +151,11 @@ class Decoder:
         shape, layers = self.shape, range(self.shape.num_layers)
         starts = starts.to(self.compute.device).contiguous()
         query = torch.arange(tokens.shape[1], device=starts.device)
-        positions = (query - starts).flatten()
         # Of a window the first key is a later one; positions count from the example's start all the same.
         first_keys = {w: torch.maximum(starts, query - w + 1) if w else starts for w in map(shape.window_of, layers)}
-        turns = {rotary: (cos[positions], sin[positions]) for rotary, (cos, sin) in self._turns.items()}
         return Batch(
             first_keys=[first_keys[shape.window_of(layer)] for layer in layers],
-            turns=[turns[shape.rotary_of(layer)] for layer in layers],
+            turns=turns_of(shape, starts),
             lora=lora,
             dropout=dropout,
         )

@@ -15,6 +15,9 @@ import torch.nn.functional as F
 from fedlora.family import EMBEDDING, FINAL_NORM, HEAD, DecoderShape, layer_name
 from torch import Tensor
 
+from fedlora_client.batch import Turn
+from fedlora_client.turns import turns_of
+
 
 def dense_logits(
     shape: DecoderShape,
@@ -24,9 +27,11 @@ def dense_logits(
 ) -> Tensor:  # [S, T, V]
     """The scores of each next token."""
     x = weights[EMBEDDING][tokens] * shape.embedding_scale
+    turns = turns_of(shape, starts)
     for layer in range(shape.num_layers):
         prefix, names = layer_name(layer), shape.norms
-        out = _attention(shape, weights, layer, _norm(shape, weights, x, f"{prefix}.{names.before_attention}"), starts)
+        normed = _norm(shape, weights, x, f"{prefix}.{names.before_attention}")
+        out = _attention(shape, weights, layer, normed, starts, turns[layer])
         x = x + (_norm(shape, weights, out, f"{prefix}.{names.after_attention}") if names.after_attention else out)
         out = _mlp(shape, weights, layer, _norm(shape, weights, x, f"{prefix}.{names.before_mlp}"))
         x = x + (_norm(shape, weights, out, f"{prefix}.{names.after_mlp}") if names.after_mlp else out)
@@ -35,7 +40,7 @@ def dense_logits(
 
 
 def _attention(
-    shape: DecoderShape, weights: Mapping[str, Tensor], layer: int, normed: Tensor, starts: Tensor
+    shape: DecoderShape, weights: Mapping[str, Tensor], layer: int, normed: Tensor, starts: Tensor, turn: Turn
 ) -> Tensor:
     """What the attention of a layer adds, before a norm that may follow; normed [S, T, H]"""
     prefix, (sequences, length) = f"{layer_name(layer)}.self_attn", starts.shape
@@ -44,8 +49,7 @@ def _attention(
     if window:
         first = torch.maximum(starts, query - window + 1)
     allowed = (query >= first[..., None]) & (query <= query[:, None])  # [S, T, T]
-    cos, sin = (torch.from_numpy(t).to(starts.device) for t in shape.rotary_of(layer).table(shape.max_positions))
-    turn = cos[query - starts].unsqueeze(1), sin[query - starts].unsqueeze(1)  # [S, 1, T, D / 2]
+    by_position = turn[0].view(sequences, 1, length, -1), turn[1].view(sequences, 1, length, -1)
 
     def by_head(rows: Tensor) -> Tensor:
         """[S, T, heads D] as [S, heads, T, D]"""
@@ -56,8 +60,8 @@ def _attention(
     if shape.qk_norm:
         q, k = _norm(shape, weights, q, f"{prefix}.q_norm"), _norm(shape, weights, k, f"{prefix}.k_norm")
     groups = shape.num_heads // shape.num_kv_heads
-    k, v = (part.repeat_interleave(groups, 1) for part in (_rotated(k, turn), v))
-    scores = _limited(_rotated(q, turn) @ k.transpose(-1, -2) * shape.attention_scale, shape.attention_cap)
+    k, v = (part.repeat_interleave(groups, 1) for part in (_rotated(k, by_position), v))
+    scores = _limited(_rotated(q, by_position) @ k.transpose(-1, -2) * shape.attention_scale, shape.attention_cap)
     mixed = scores.masked_fill(~allowed.unsqueeze(1), -math.inf).softmax(-1) @ v
     return _linear(weights, f"{prefix}.o_proj", mixed.transpose(1, 2).flatten(2))
 
@@ -92,7 +96,7 @@ def _limited(z: Tensor, cap: float) -> Tensor:
 
 
 def _rotated(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary positions in the half-split form (arXiv:2104.09864); x [S, heads, T, D]"""
+    """Rotary positions in the half-split form (arXiv:2104.09864); x [S, heads, T, D], turn [S, 1, T, D / 2] each"""
     cos, sin = turn
     first, second = x.chunk(2, -1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)

@@ -28,6 +28,7 @@ from fedlora_client.encoder_block import EncoderBlock, LayerNorm, TextBatch
 from fedlora_client.encoder_head import EncoderHead
 from fedlora_client.lora import LoraTensors
 from fedlora_client.packed import PackedMatrix
+from fedlora_client.padding import check_padding
 from fedlora_client.plain_ops import embedding_rows
 from fedlora_client.workspace import Workspace
 
@@ -37,7 +38,8 @@ NOTHING_KEPT = Schedule()
 class Encoder:
     """The frozen base. It has no state but the mapped weights: any number of threads may share one.
 
-    `starts` [S, T] tells text from padding: 0 where there is text, its own place where a position is padding.
+    `starts` [S, T] tells text from padding: 0 where there is text, its own place where a position is padding, which is at
+    the end. A row without text, or with text after padding, is a DataError.
     """
 
     def __init__(self, base: BasePack, compute: Compute | None = None) -> None:
@@ -133,6 +135,7 @@ class Encoder:
     ) -> tuple[Tensor, TextBatch]:
         """The embedded tokens [N, H]; what all of the texts have for padding is left away."""
         is_text = starts == 0
+        check_padding(is_text)
         longest = int(is_text.sum(1).max())
         is_text, tokens = (part[:, :longest].to(self.compute.device) for part in (is_text, tokens))
         words = torch.empty(tokens.numel(), self.shape.hidden_size, device=self.compute.device)

@@ -8,11 +8,10 @@ A plan takes as many texts at a time as keep products efficient, then keeps the 
 from __future__ import annotations
 
 import torch
-from fedlora.errors import ConfigError
 from fedlora.family import EncoderShape
 from fedlora.run_config import TrainConfig
 
-from fedlora_client.budget import Memory, Plan
+from fedlora_client.budget import Memory, Plan, fitting_plan, micro_batches
 from fedlora_client.compute import Compute
 from fedlora_client.decoder import Schedule
 from fedlora_client.plain_ops import WEIGHT_SLICE_ELEMENTS, PlainOps
@@ -36,29 +35,12 @@ def plan_encoder_step(
 
     Raises ConfigError where `config.memory_mb`, or what the machine has, is too little, with the least that would do.
     """
-    fewest = 0 if config.checkpointing != "off" else shape.num_layers - 1
-    most = shape.num_layers - 1 if config.checkpointing != "on" else 0
-    room = memory.free - memory.coming
-    if config.memory_mb:
-        room = min(room, config.memory_mb * 1_000_000 - memory.resident - memory.coming)
 
-    def plan(texts: int, kept: int) -> Plan:
-        size = encoder_step_bytes(shape, config, rank, compute, texts * adapters, kept)
-        return Plan(micro_batch=texts, schedule=Schedule(kept_blocks=kept), step_bytes=size)
+    def size_bytes(texts: int, schedule: Schedule) -> int:
+        return encoder_step_bytes(shape, config, rank, compute, texts * adapters, schedule.kept_blocks)
 
-    texts = min(config.batch_size, max(1, compute.rows // adapters // config.sequence_length))
-    while texts > 1 and plan(texts, fewest).step_bytes > room:
-        texts = -(-texts // 2)
-    least = plan(texts, fewest).step_bytes
-    if least > room:
-        needed = memory.resident + memory.coming + least
-        raise ConfigError(
-            f"train.memory_mb is {config.memory_mb or 'not set'} and {memory.free // 1_000_000} MB are free; with texts "
-            f"of {config.sequence_length} tokens a training takes at least {-(-needed // 1_000_000)} MB, of which the "
-            f"process has {memory.resident // 1_000_000} already: give it more, or lower train.sequence_length"
-        )
-    bound = room if config.memory_mb else max(memory.free // 4, least)
-    return next(p for n in range(most, fewest - 1, -1) if (p := plan(texts, n)).step_bytes <= bound)
+    cuts = [(texts, Schedule()) for texts in micro_batches(config, compute.rows // adapters)]
+    return fitting_plan(cuts, size_bytes, config, shape.num_layers, memory)
 
 
 def encoder_step_bytes(
@@ -73,7 +55,7 @@ def encoder_step_bytes(
     # What passes by: a module's input with its extra columns, the gradients in its output and its input.
     passing = rows * (3 * (inner + rank) + 4 * wide * hidden)
     matrices = shape.linear_modules().values()
-    weight = max((rows_ + rank) * (columns + rank) for rows_, columns in matrices)
+    weight = max((o + rank) * (i + rank) for o, i in matrices)
     masks = _MASKS * rows * inner if config.dropout else 0
     elements = inputs + block * (kept_blocks + 1) + passing + weight + masks
     plain = _PLAIN_COPIES * 4 * WEIGHT_SLICE_ELEMENTS if isinstance(compute.ops, PlainOps) else 0

@@ -37,7 +37,7 @@ class Pairs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Encoder:
+class ExampleEncoder:
     """The tokenizer of a base, its special tokens and its chat template."""
 
     tokenizer: Tokenizer

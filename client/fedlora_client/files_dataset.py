@@ -19,9 +19,9 @@ _PATTERNS = ("*.txt", *(f"*{suffix}" for suffix in SUFFIXES))
 def files(config: DataConfig, node: Mapping[str, Scalar]) -> DeviceData:
     """Every *.txt, *.jsonl and *.jsonl.gz below the device's own `data-path` (a file, or a directory).
 
-    The last 10% of each file is held out: of a text's lines, of the records of JSON Lines. A simulated device takes
-    `data.path`/PARTITION instead. On a real one the run's configuration names no path: it comes from the server, which
-    must not choose what a device reads. Raises DataError.
+    A tenth of each file is held out: the last of a text's lines, the last records of JSON Lines; where every record has
+    a label, a fair part of each label. A simulated device takes `data.path`/PARTITION instead. On a real one the run's
+    configuration names no path: it comes from the server, which must not choose what a device reads. Raises DataError.
     """
     if "data-path" in node:
         place = Path(str(node["data-path"]))

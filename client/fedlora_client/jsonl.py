@@ -55,7 +55,7 @@ def parse_example(line: str) -> Example:
     given = {name: value for name, value in record.items() if value is not None}
     match [form for form in _FORMS if given.keys() >= set(form)]:
         case [("text",)] if "label" in given:
-            return _labelled(given)
+            return Labelled(_text(given, "text"), given["label"], has_pair="text_pair" in given)
         case [("text",)]:
             return TextRecord(_text(given, "text"))
         case [("prompt", "completion")]:
@@ -68,15 +68,6 @@ def parse_example(line: str) -> Example:
         case several:
             found = " and ".join("/".join(form) for form in several)
             raise DataError(f"expected only one of {_EXPECTED}, got {found}; remove what is not to be learned")
-
-
-def _labelled(record: Mapping[str, Any]) -> Labelled:
-    if "text_pair" in record:
-        raise DataError("text_pair is not supported: a label belongs to one text; join the two in text")
-    label = record["label"]
-    if isinstance(label, bool) or not isinstance(label, str | int):
-        raise DataError(f"label must be the name or the number of one of the base's, got {_kind(label)}")
-    return Labelled(_text(record, "text"), label)
 
 
 def _opened(path: Path) -> BinaryIO:

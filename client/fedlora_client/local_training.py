@@ -97,12 +97,10 @@ class LocalTraining:
             "losses": result.losses,
             "evaluations": result.evaluations,
             "tokens": result.tokens,
+            **self._accuracy(result.adapter),  # before the peak is read
             "seconds": round(time.monotonic() - started, 1),
             "peak_mb": round(peak_bytes() / 1e6),
         }
-        model = self.device.model
-        if isinstance(model, Encoder) and self._evaluation:
-            report["accuracy"] = accuracy(model, result.adapter, self._evaluation.windows)
         saved: dict[str, tuple[Dtype, NDArray[np.float32]]] = {}
         if result.head is not None:
             saved[saved_name(HEAD)] = ("F32", result.head)
@@ -137,6 +135,14 @@ class LocalTraining:
                 )
             head = as_float32(array, dtype, where)
         return found.adapter, head
+
+    def _accuracy(self, adapter: Adapter) -> dict[str, float]:
+        """How often an encoder tells a held-out label, for the report; nothing where there is none to tell."""
+        model = self.device.model
+        if not isinstance(model, Encoder) or self._evaluation is None:
+            return {}
+        told = accuracy(model, adapter, self._evaluation.windows, memory_mb=self.config.memory_mb)
+        return {"accuracy": told}
 
     def _made_evaluation(self) -> tuple[Evaluation | None, str]:
         """How the training is measured; or why it is not."""

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fedlora.errors import ConfigError, DataError, PackError
-from fedlora.examples import Chat, Example, TextRecord
+from fedlora.examples import Chat, Example, Labelled, TextRecord
 from fedlora.family import DecoderShape
 from fedlora.pack import TOKENIZER
 from tokenizers import Tokenizer
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fedlora_client.best_fit import best_fit_decreasing
 from fedlora_client.chat_template import ChatTemplate, load_chat_template
-from fedlora_client.encoding import IGNORED, Encoder, Pairs
+from fedlora_client.encoding import IGNORED, ExampleEncoder, Pairs
 
 __all__ = ["IGNORED", "Windows", "load_tokenizer", "make_windows"]
 
@@ -92,13 +92,13 @@ def make_windows(
     """
     if length > shape.max_positions:
         raise ConfigError(f"train.sequence_length is {length}; the base's context is {shape.max_positions} tokens")
-    encoder = Encoder(tokenizer=tokenizer, shape=shape, chat_template=chat_template)
+    encoder = ExampleEncoder(tokenizer=tokenizer, shape=shape, chat_template=chat_template)
     row: list[Pairs] = []
     whole: list[Pairs] = []
     truncated = skipped = 0
     for number, example in enumerate(examples, 1):
         pairs = encoder.pairs(example, f"{where}: example {number}")
-        if isinstance(example, str | TextRecord):
+        if isinstance(example, str | TextRecord | Labelled):
             row += [pairs] if len(pairs) else []
             continue
         fitting = pairs.cut(length)

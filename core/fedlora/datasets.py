@@ -67,7 +67,7 @@ def split_records(
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """(train, held-out): the last `held_out` of the records, at least one where there are two.
 
-    Of records with labels, as many of each label as there are more of it: files are often sorted by them.
+    Where every record has a label, that part of each label instead, from anywhere: files are often sorted by them.
     """
     if len(records) < 2:
         return records, ()

@@ -57,10 +57,11 @@ class Chat:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """What an encoder learns is the label: one of the base's, by its name or by its number."""
+    """What an encoder learns is the label: one of the base's, by its name or by its number. A decoder leaves it."""
 
     text: str
-    label: str | int
+    label: object  # as it was given: whoever learns it knows which labels there are
+    has_pair: bool = False  # whether the label is one of two texts together
 
     def __post_init__(self) -> None:
         if not self.text:

@@ -15,7 +15,7 @@ from fedlora.examples import Chat, ChatMessage
 from fedlora.pack import MANIFEST, BasePack, fingerprint_of
 from fedlora_client import template_sandbox
 from fedlora_client.chat_template import ChatTemplate, load_chat_template
-from fedlora_client.encoding import IGNORED, Encoder
+from fedlora_client.encoding import IGNORED, ExampleEncoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
@@ -146,7 +146,7 @@ def test_the_text_and_its_tokens_are_those_of_transformers(base: BasePack, sourc
         expected = oracle.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
         assert template.text(example.messages, "here", add_generation_prompt=prompt) == expected
     shape = dataclasses.replace(base.shape, vocab_size=260)
-    pairs = Encoder(tokenizer=special_tokenizer(), shape=shape, chat_template=template).pairs(example, "here")
+    pairs = ExampleEncoder(tokenizer=special_tokenizer(), shape=shape, chat_template=template).pairs(example, "here")
     ids = oracle.apply_chat_template(messages, tokenize=True, return_dict=False)
     assert pairs.inputs.tolist() == ids[:-1]
     assert all(target in (IGNORED, token) for target, token in zip(pairs.targets.tolist(), ids[1:], strict=True))
@@ -158,7 +158,7 @@ def test_the_marked_tokens_are_those_of_transformers(base: BasePack, example: Ch
         as_dicts(example.messages), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
     shape = dataclasses.replace(base.shape, vocab_size=260)
-    encoder = Encoder(tokenizer=special_tokenizer(), shape=shape, chat_template=template_of(MARKED))
+    encoder = ExampleEncoder(tokenizer=special_tokenizer(), shape=shape, chat_template=template_of(MARKED))
     targets = encoder.pairs(example, "here").targets.tolist()
     assert [int(target != IGNORED) for target in targets] == given["assistant_masks"][1:]
     assert sum(given["assistant_masks"]) > 1

@@ -7,12 +7,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from fedlora.errors import DataError
 from fedlora.lora import LoraConfig
 from fedlora.pack import BasePack
 from fedlora_client.compute import Compute, choose_compute
 from fedlora_client.decoder import Schedule
 from fedlora_client.dropout import SeededDropout
 from fedlora_client.encoder import Encoder
+from fedlora_client.reference import logits as reference_logits
 from fedlora_client.windows import IGNORED
 from numpy.typing import NDArray
 from torch import Tensor
@@ -124,6 +126,23 @@ def test_padding_changes_neither_scores_nor_losses_nor_gradients(bert: Encoder) 
         for module, (grad_A, grad_B) in results[0][2].items():
             assert torch.equal(gradients[module][0], grad_A)
             assert torch.equal(gradients[module][1], grad_B)
+
+
+@pytest.mark.parametrize("mask", [[0, 1, 1, 1], [1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 2]])
+def test_padding_that_is_not_at_the_end_and_a_row_without_text_are_refused(bert: Encoder, mask: list[int]) -> None:
+    tokens, masks = np.full((2, 4), 7), np.array([[1, 1, 1, 0], mask])
+    with pytest.raises(DataError, match=f"text 2 of 2: .* then 0s, got {' '.join(map(str, mask))}; pad"):
+        reference_logits(bert.base, tokens, None, masks)
+
+
+@pytest.mark.parametrize("starts", [[0, 1, 0, 0], [1, 1, 2, 3]])
+def test_text_after_padding_is_refused_wherever_it_is_computed(bert: Encoder, starts: list[int]) -> None:
+    tokens, wrong, targets = torch.full((1, 4), 7), torch.tensor([starts]), torch.tensor([[1, -100, -100, -100]])
+    lora = bert.lora(encoder_adapter(bert.base))
+    with pytest.raises(DataError, match="text 1 of 1: expected a mask of 1s"):
+        bert.logits(tokens, starts=wrong)
+    with pytest.raises(DataError, match="text 1 of 1: expected a mask of 1s"):
+        bert.add_gradients(tokens, targets, wrong, torch.ones(1, 4), lora, bert.workspace())
 
 
 def test_texts_of_a_batch_do_not_see_each_other(bert: Encoder) -> None:

@@ -18,6 +18,7 @@ from fedlora.examples import Labelled, TextRecord
 from fedlora.pack import BasePack
 from fedlora.peft import read_peft
 from fedlora.run_config import DataConfig, LoraSection, RunConfig, ServerConfig, TrainConfig
+from fedlora_client import local_training
 from fedlora_client.commands.train import train as train_command
 from fedlora_client.device import Device
 from fedlora_client.encoder import Encoder
@@ -160,7 +161,7 @@ def test_a_batch_in_parts_is_the_batch_as_a_whole(base: BasePack, tmp_path: Path
 
 def test_too_little_memory_is_refused_with_what_would_do(base: BasePack, tmp_path: Path) -> None:
     device = device_of(base, written(tmp_path / "notes.jsonl", records(30)), memory_mb=5)
-    with pytest.raises(ConfigError, match=r"train\.memory_mb is 5 .* texts of 24 tokens .* at least \d+ MB"):
+    with pytest.raises(ConfigError, match=r"train\.memory_mb is 5 .* windows of 24 tokens .* at least \d+ MB"):
         device.train(device.first_adapter(), 1)
 
 
@@ -188,12 +189,13 @@ def test_windows_hold_the_tokenizers_special_tokens_and_a_label_each(base: BaseP
         ({"text": "a", "label": -1}, "label -1 is none of the base's 3"),
         ({"text": "a"}, r"example 2: it has no label, and the base is an encoder \(bert\)"),
         ({"prompt": "a", "completion": "b"}, "example 2: it has no label"),
-        ({"text": "a", "label": True}, "line 2: label must be the name or the number of one of the base's, got True"),
-        ({"text": "a", "label": 0.5}, "line 2: label must be the name or the number of one of the base's, got 0.5"),
-        ({"text": "a", "label": ["sad"]}, "line 2: label must be .* got a list of 1"),
+        ({"text": "a", "label": True}, "example 2: label True is none of the base's 3"),
+        ({"text": "a", "label": 0.5}, "example 2: label 0.5 is none of the base's 3"),
+        ({"text": "a", "label": ["sad"]}, r"example 2: label \['sad'\] is none of the base's 3"),
+        ({"text": "a", "label": {"sad": 1}}, r"example 2: label {'sad': 1} is none of the base's 3"),
         ({"text": "", "label": 1}, "line 2: text is empty"),
         ({"text": 5, "label": 1}, "line 2: text must be a string, got 5"),
-        ({"text": "a", "text_pair": "b", "label": 1}, "line 2: text_pair is not supported"),
+        ({"text": "a", "text_pair": "b", "label": 1}, "example 2: text_pair is not supported"),
         ({"label": 1}, r"line 2: expected the fields text, or prompt"),
     ],
 )
@@ -208,9 +210,22 @@ def test_a_record_that_an_encoder_cannot_learn_is_refused_with_its_place(
 def test_a_decoder_learns_the_text_and_leaves_the_label(decoder_pack: BasePack) -> None:
     labelled, plain = (
         read_windows([example], decoder_pack.directory, decoder_pack.shape, 16, "here")
-        for example in (Labelled("a word", "good"), TextRecord("a word"))
+        for example in (Labelled("a word " * 20, "good"), TextRecord("a word " * 20))
     )
+    assert len(plain) > 1  # a text that is longer than a window goes on in the next
     assert torch.equal(labelled.inputs, plain.inputs)
+    assert torch.equal(labelled.targets, plain.targets)
+    assert torch.equal(labelled.starts, plain.starts)
+    assert (labelled.truncated, labelled.skipped) == (0, 0)
+
+
+@pytest.mark.parametrize("fields", [{"label": 0.5}, {"label": ["sad"]}, {"label": {}}, {"label": 1, "text_pair": "b"}])
+def test_what_no_encoder_could_learn_of_a_label_is_nothing_to_a_decoder(
+    decoder_pack: BasePack, tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    lines = [{"text": "a word", **fields}] * 10
+    labelled = device_of(decoder_pack, written(tmp_path / "labelled.jsonl", lines)).train_windows()
+    plain = device_of(decoder_pack, written(tmp_path / "plain.jsonl", [{"text": "a word"}] * 10)).train_windows()
     assert torch.equal(labelled.targets, plain.targets)
 
 
@@ -282,6 +297,71 @@ def test_evaluation_is_the_mean_loss_of_the_texts_however_they_are_cut(base: Bas
     frugal, _ = evaluate(device.model, adapter, windows, memory_mb=5)
     assert texts == len(windows) == 54
     assert frugal == pytest.approx(loss, rel=1e-5)
+
+
+def test_windows_without_room_for_a_text_are_refused(base: BasePack) -> None:
+    examples, tokenizer = [Labelled("ab", 0)], load_tokenizer(base.directory)
+    for length in (1, 2):
+        with pytest.raises(ConfigError, match=f"sequence_length is {length}; .* adds 2 special tokens .* 3 or more"):
+            label_windows(examples, tokenizer, shape_of(base), length, "here")
+    windows = label_windows(examples, tokenizer, shape_of(base), 3, "here")
+    assert windows.inputs[0, [0, 2]].tolist() == [BOS, EOS]
+    assert windows.truncated == 1
+
+
+@pytest.mark.parametrize("length", [5, 9, 40])
+def test_a_text_is_cut_as_its_tokenizer_cuts_it_and_the_tokenizer_stays_as_it_was(base: BasePack, length: int) -> None:
+    texts = ["a", "a text of some length", "é", "another, of about the same"]
+    tokenizer, cutting = load_tokenizer(base.directory), load_tokenizer(base.directory)
+    windows = label_windows([Labelled(text, 0) for text in texts], tokenizer, shape_of(base), length, "here")
+    cutting.enable_truncation(length)
+    for row, text in enumerate(texts):
+        assert windows.inputs[row][windows.starts[row] == 0].tolist() == cutting.encode(text).ids
+    assert windows.truncated == sum(bool(cutting.encode(text).overflowing) for text in texts)
+    assert tokenizer.truncation is None
+
+
+def test_accuracy_keeps_to_the_memory_that_a_measurement_may_take(
+    base: BasePack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, adapter = device_of(base, written(tmp_path / "notes.jsonl", records(60))), encoder_adapter(base)
+    encoder, windows = encoder_of(device), device.train_windows()
+    sizes: list[int] = []
+    logits = Encoder.logits
+
+    def watched(self: Encoder, tokens: torch.Tensor, *others: Any) -> torch.Tensor:
+        sizes.append(len(tokens))
+        return logits(self, tokens, *others)
+
+    monkeypatch.setattr(Encoder, "logits", watched)
+    told = accuracy(encoder, adapter, windows)
+    assert max(sizes) > 1
+    sizes.clear()
+    assert accuracy(encoder, adapter, windows, memory_mb=5) == told
+    assert set(sizes) == {1}
+
+
+def test_the_peak_that_is_reported_holds_the_measurement_of_the_accuracy(
+    base: BasePack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def measured(*arguments: object, memory_mb: int) -> float:
+        done.append(f"accuracy in {memory_mb} MB")
+        return 0.5
+
+    def peak() -> int:
+        done.append("peak")
+        return 7_000_000
+
+    monkeypatch.setattr(local_training, "accuracy", measured)
+    monkeypatch.setattr(local_training, "peak_bytes", peak)
+    data = written(tmp_path / "notes.jsonl", records(30))
+    run = LocalRun(config=config_of(base, steps=1, memory_mb=100_000), data=data, output=tmp_path / "adapter")
+    LocalTraining(run).train(Watcher())
+    assert done == ["accuracy in 100000 MB", "peak"]
+    report = json.loads((tmp_path / "adapter" / "training.json").read_text())
+    assert (report["accuracy"], report["peak_mb"]) == (0.5, 7)
 
 
 def ran(*arguments: str) -> None:

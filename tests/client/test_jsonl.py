@@ -58,6 +58,13 @@ def test_a_field_that_is_null_is_as_one_that_is_not_there() -> None:
     assert parse_example('{"text": null, "prompt": "a", "completion": "b", "messages": null}') == Completion("a", "b")
 
 
+@pytest.mark.parametrize("label", ["good", 3, 0.5, True, ["a", "b"], {"a": 1}])
+def test_a_label_is_kept_as_it_was_given(label: object) -> None:
+    assert parse_example(json.dumps({"text": "a", "label": label})) == Labelled("a", label)
+    with_pair = parse_example(json.dumps({"text": "a", "text_pair": "b", "label": label}))
+    assert with_pair == Labelled("a", label, has_pair=True)
+
+
 REFUSED = {
     "not-json": ("{broken", "not JSON: Expecting property name.*expected one JSON object a line"),
     "two-objects": ('{"text": "a"} {"text": "b"}', "not JSON: Extra data"),

@@ -24,17 +24,21 @@ from tests.models import Packs, Variant
 
 # What a fast build needs: the sabotaged ones are only asked whether they are wrong.
 QUICK = ("-O0", "-std=gnu11", "-fPIC")
-# {what computes wrong numbers: (what stands in kernels.c, what takes its place)}
-SABOTAGE = {
-    "dequantize (4 bits)": ("(float)(i - zero) * scale", "(float)(i - zero + 1) * scale"),
-    "dequantize (8 bits)": ("(float)((int)codes[i] - zero)", "(float)((int)codes[i] - zero - 1)"),
-    "rms_norm": ("squares / (float)width + eps", "squares / (float)width"),
-    "split_heads": ("second * cosine[i] + first * s", "second * cosine[i] - first * s"),
-    "softmax": ("begin = starts[row / (heads * queries) * length + last]", "begin = 0"),
-    "swiglu": ("share + silu * (1.0f - share)", "share + silu * share"),
-    "geglu": ("share + gelu * (1.0f - share) * gelu_slope(g)", "share + gelu * (1.0f - share)"),
-    "logits_gradient": ("(exponential(wanted - shift) - 1.0f) * scale", "exponential(wanted - shift) * scale"),
-}
+# (the operation that is caught, what stands in kernels.c, what takes its place)
+SABOTAGE = [
+    ("dequantize (4 bits)", "(float)(i - zero) * scale", "(float)(i - zero + 1) * scale"),
+    ("dequantize (8 bits)", "(float)((int)codes[i] - zero)", "(float)((int)codes[i] - zero - 1)"),
+    ("rms_norm", "squares / (float)width + eps", "squares / (float)width"),
+    ("split_heads", "second * cosine[i] + first * s", "second * cosine[i] - first * s"),
+    ("softmax", "begin = starts[row / (heads * queries) * length + last]", "begin = 0"),
+    ("swiglu", "share + silu * (1.0f - share)", "share + silu * share"),
+    ("geglu", "share + gelu * (1.0f - share) * gelu_slope(g)", "share + gelu * (1.0f - share)"),
+    ("logits_gradient", "(exponential(wanted - shift) - 1.0f) * scale", "exponential(wanted - shift) * scale"),
+    # Rows that lie further apart than they are long.
+    ("split_heads", "NAME(rotate)(rows + n * stride", "NAME(rotate)(rows + n * heads * size"),
+    ("swiglu", "*gates = gate + row * gate_apart", "*gates = gate + row * up_apart"),
+    ("swiglu", "*ups = up + row * up_apart, *upstream", "*ups = up + row * width, *upstream"),
+]
 # The exponential is in three of them; the first that is checked is named.
 IMPRECISE = ("p = p * r + 1.6666665459e-1f;", "p = p * r + 1.66e-1f;")
 
@@ -152,11 +156,11 @@ def test_a_library_that_lacks_a_function_is_not_used(tmp_path: Path, monkeypatch
         choose_compute("float32", "on", "cpu")
 
 
-@pytest.mark.parametrize("operation", SABOTAGE)
+@pytest.mark.parametrize(("operation", "before", "after"), SABOTAGE)
 def test_kernels_that_compute_wrong_numbers_are_caught_by_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str, before: str, after: str
 ) -> None:
-    sabotage(monkeypatch, tmp_path, *SABOTAGE[operation])
+    sabotage(monkeypatch, tmp_path, before, after)
     wrong = disagreement(NativeOps(built_library(), "sabotaged"))
     assert wrong is not None
     assert wrong.startswith(f"{operation} in torch.float32 differs from plain torch by ")

@@ -16,7 +16,7 @@ from fedlora.examples import Chat, ChatMessage, Completion, Example, Labelled, T
 from fedlora.pack import BasePack, open_pack
 from fedlora_client.chat_template import ChatTemplate
 from fedlora_client.device import _cut
-from fedlora_client.encoding import IGNORED, Encoder
+from fedlora_client.encoding import IGNORED, ExampleEncoder
 from fedlora_client.windows import Windows, load_tokenizer, make_windows
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -188,7 +188,7 @@ def test_the_first_token_of_an_answer_is_learned_even_where_it_has_no_characters
     tokenizer.add_special_tokens([AddedToken("<s>", special=True)])
     template = ChatTemplate("{% for m in messages %}{{ m.content }}<s>{% endfor %}", "t", {})
     chat = Chat((ChatMessage("user", "a"), ChatMessage("assistant", "b")))
-    pairs = Encoder(tokenizer=tokenizer, shape=base.shape, chat_template=template).pairs(chat, "here")
+    pairs = ExampleEncoder(tokenizer=tokenizer, shape=base.shape, chat_template=template).pairs(chat, "here")
     assert pairs.inputs.tolist() == [0, 1, 4, 0, 2]
     assert pairs.targets.tolist() == [IGNORED, IGNORED, 0, 2, 4]
 

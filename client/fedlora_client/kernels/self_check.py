@@ -36,6 +36,10 @@ def _runs(dtype: torch.dtype) -> Iterator[tuple[str, Run]]:
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(dtype)
 
+    def apart(rows: int, columns: int, more: int) -> Tensor:
+        """Rows that lie `more` numbers further apart than they are long, as those of a joined module."""
+        return random(rows, columns + more)[:, more // 2 : more // 2 + columns]
+
     def code(*shape: int) -> Tensor:
         return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
 
@@ -60,7 +64,7 @@ def _runs(dtype: torch.dtype) -> Iterator[tuple[str, Run]]:
         return out, gradient
 
     yield "rms_norm", rms_norm
-    rows, angles = random(2 * 5, 4 * 6), random(2 * 5, 3).float()
+    rows, angles = apart(2 * 5, 4 * 6, 3), random(2 * 5, 3).float()
 
     def heads(ops: Ops) -> tuple[Tensor, ...]:
         results = []
@@ -82,7 +86,7 @@ def _runs(dtype: torch.dtype) -> Iterator[tuple[str, Run]]:
         return weights, gradient
 
     yield "softmax", softmax
-    gate, up, down = random(3, 19), random(3, 19), random(3, 19)
+    gate, up, down = apart(3, 19, 5), apart(3, 19, 2), random(3, 19)
 
     def swiglu(ops: Ops) -> tuple[Tensor, ...]:
         out, d_gate, d_up = (torch.zeros(3, 25, dtype=dtype) for _ in range(3))
