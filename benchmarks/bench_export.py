@@ -21,13 +21,13 @@ route has a fresh process, which decodes after 16 and 1024 tokens and reads prom
 round stand side by side and take turns, one thing after the other; the rounds begin with another route each, and ratios
 are medians of the rounds' ratios.
 
-The last line is one JSON object. Base is compared with base; with an adapter the graph `fast` speaks for us, or `compat`
-where it is not made. Above 1 is faster than the peer: the faster of a plain session and genai's loop. Decoding is after 16 tokens, a prompt has 128. The costs are the
-time of a step over that of the graph without adapter inputs. `swap_ms` is what a step takes longer when its adapter
-was changed just before, `load_ms` the reading and checking of the file. `export_extra_mb` is the peak of `fedlora export`
-less the pack's size. `share_of_limit` is the time in which base and adapter of rank 16 can be read over that of a step.
-Figures of the larger model end in _1b, those of more threads in _2t. One thread's time is the processor's, see
-export_worker.py.
+The last line is one JSON object. Base is compared with base, the faster of a plain session and genai's loop; with an
+adapter the graph `fast` speaks for us, or `compat` where it is not made. Above 1 is faster than the peer. Decoding is after
+16 tokens, a prompt has 128. The costs are the time of a step over that of the graph without adapter inputs. `swap_ms` is
+what a step takes longer when its adapter was changed just before, `load_ms` the reading and checking of the file.
+`export_extra_mb` is the peak of `fedlora export` less the pack's size. `share_of_limit` is the time in which base and
+adapter of rank 16 can be read over that of a step. Figures of the larger model end in _1b, those of more threads in _2t.
+One thread's time is the processor's, see export_worker.py.
 """
 
 from __future__ import annotations

@@ -72,6 +72,7 @@ def measured_command(command: Sequence[str]) -> dict[str, float]:
     done = subprocess.run(
         [sys.executable, str(_FOLDER / "export_peak.py"), *command],
         env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False,
+        cwd=tempfile.gettempdir(),  # Olive leaves a cache where it stands
     )  # fmt: skip
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     if result.pop("exit_code"):

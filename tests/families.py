@@ -126,6 +126,18 @@ FAMILIES: Mapping[str, Family] = {
         },
         norm_offset=1.0,
     ),
+    # Its windows hold the whole context, and still say which layers rotate otherwise.
+    "gemma3-wide-window": Family(
+        model_type="gemma3_text",
+        fields={
+            **_GEMMA, **_HEAD_16, "num_key_value_heads": 1, "sliding_window": 100, "sliding_window_pattern": 2,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 500000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            },
+        },
+        norm_offset=1.0,
+    ),
 }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 With its manifest beside it (`fedlora.adapter_manifest`) the file must be the one that the manifest tells, bit for bit, and
 the base the one that it names in full. Without one, the file names its base by 31 bits of the fingerprint, in the format's
-model version. Files of other tools name none: Olive leaves the version at 1. Such a file is taken where the caller says so,
+model version. Files of other tools name none: Olive sets no version, which reads as 0 or 1. Such a file is taken where the caller says so,
 and where every name and shape fits: whether it was trained on these very weights nobody can tell.
 """
 
@@ -20,7 +20,9 @@ from fedlora.adapter_file import AdapterFile, parse_adapter_file
 from fedlora.adapter_manifest import AdapterManifest, read_adapter_manifest
 from fedlora.errors import AdapterError, AdapterMismatchError
 from fedlora.flat_buffer import MAX_BYTES
+from fedlora.joined_slots import modules_of
 from fedlora.lora import MAX_RANK
+from fedlora.profiles import DEFAULT, Profile
 from fedlora.sidecar import Slots, sidecar_of
 from fedlora.slots import model_version
 
@@ -40,12 +42,13 @@ def load_adapter_file(
     path: Path,
     *,
     base_fingerprint: str,
-    slots: Slots,  # of the base: fedlora.slots.slot_shapes
+    slots: Slots,  # of the graph that it is for: fedlora.profiles.graph_slots
+    profile: Profile = DEFAULT,  # of that graph
     allow_unnamed_base: bool = False,
 ) -> VerifiedAdapter:
     """Read a .onnx_adapter file whole.
 
-    Raises AdapterError where it is damaged, AdapterMismatchError where it is for another base.
+    Raises AdapterError where it is damaged, AdapterMismatchError where it is for another base or profile.
     """
     if not path.is_file():
         raise AdapterError(f"{path}: no such file; make one with: fedlora export-adapter ADAPTER -o {path}")
@@ -55,6 +58,11 @@ def load_adapter_file(
         raise AdapterMismatchError(
             f"{sidecar_of(path)}: made for base {manifest.base}, this base is {base_fingerprint}; "
             "export the adapter again for this base"
+        )
+    if manifest and manifest.profile != profile:
+        raise AdapterMismatchError(
+            f"{sidecar_of(path)}: made for profile {manifest.profile}, this graph is {profile}; export the adapter again "
+            f"with: fedlora export-adapter --profile {profile}"
         )
     if size > most:
         raise AdapterMismatchError(f"{path}: {size} bytes, more than any adapter of this base has ({most})")
@@ -83,17 +91,17 @@ def check_slots(values: Mapping[str, NDArray[np.float32]], slots: Slots, where: 
     for name, value in values.items():
         if name not in slots:
             raise AdapterMismatchError(
-                f"{where}: the graph has no adapter input {name}; the adapter is for another base"
+                f"{where}: the graph has no adapter input {name}; the adapter is for another base or profile"
             )
         want = slots[name]
         if value.ndim != 2 or any(w not in (-1, got) for w, got in zip(want, value.shape, strict=True)):
             shape = " x ".join("rank" if w == -1 else str(w) for w in want)
             raise AdapterMismatchError(f"{where}: {name} is {list(value.shape)}; the graph expects {shape}")
-        ranks.setdefault(name.rsplit(".lora_", 1)[0], []).append(value.shape[want.index(-1)])
+        ranks.setdefault(_module_of(name), []).append(value.shape[want.index(-1)])
     for module, found in ranks.items():
-        if len(found) != 2 or found[0] != found[1] or not 1 <= found[0] <= MAX_RANK:
+        if len(found) != 2 or found[0] != found[1] or not 1 <= found[0] <= _largest_rank(module):
             raise AdapterMismatchError(
-                f"{where}: {module} needs A and B of one rank up to {MAX_RANK}, "
+                f"{where}: {module} needs A and B of one rank up to {_largest_rank(module)}, "
                 f"got {len(found)} of rank {sorted(set(found))}"
             )
 
@@ -115,5 +123,14 @@ def _check_version(file: AdapterFile, expected: int, where: str, unnamed_is_fine
 
 def _largest_file(slots: Slots) -> int:
     """What the file of an adapter of the largest rank on every slot has at most."""
-    numbers = sum(max(shape) * MAX_RANK for shape in slots.values())
+    numbers = sum(max(shape) * _largest_rank(_module_of(name)) for name, shape in slots.items())
     return min(4 * numbers + _OVERHEAD_BYTES * (len(slots) + 1), MAX_BYTES)
+
+
+def _largest_rank(module: str) -> int:
+    """Of a module, or of a group of modules: the sum of theirs."""
+    return MAX_RANK * len(modules_of(module))
+
+
+def _module_of(slot: str) -> str:
+    return slot.rsplit(".lora_", 1)[0]

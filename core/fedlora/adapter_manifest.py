@@ -1,6 +1,7 @@
 """X.onnx_adapter.json: which base an adapter file is for, in full, and what it was made from.
 
 base             the fingerprint of the base; the file itself has room for 31 bits of it
+profile          of the graphs that take it (`fedlora.profiles`): compat, or fast, whose inputs are joined
 sha256           of the adapter file, and size_bytes
 slots            {input name: [rows, columns]} of every value in the file
 ranks            {module: rank}
@@ -20,13 +21,16 @@ from typing import Any
 
 from fedlora.adapter import Adapter
 from fedlora.errors import AdapterError, ConfigError
+from fedlora.joined_slots import modules_of
 from fedlora.lora import LoraConfig
+from fedlora.profiles import Profile
 from fedlora.sidecar import Slots, read_sidecar, sidecar_of
 from fedlora.slots import slot_names
 
 FORMAT, VERSION = "fedlora-onnx-adapter", 1
 SCALING = "lora_B.weight is scaling * B, transposed: nothing is left to multiply"
-_FIELDS = {"ranks": dict, "lora": dict, "scaling": str, "source": str}
+FILE_PROFILES: tuple[Profile, ...] = ("compat", "fast")  # those with inputs of one adapter
+_FIELDS = {"profile": str, "ranks": dict, "lora": dict, "scaling": str, "source": str}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +38,7 @@ class AdapterManifest:
     """What stands beside an adapter file."""
 
     base: str  # its fingerprint
+    profile: Profile
     sha256: str
     size_bytes: int
     slots: Slots
@@ -42,18 +47,16 @@ class AdapterManifest:
     source: str
 
 
-def adapter_manifest_text(adapter: Adapter, base_fingerprint: str, source: str, file: Path) -> str:
-    """The manifest of `file`, which was made from `adapter`."""
-    lora = adapter.config
-    slots: dict[str, list[int]] = {}
-    for module, pair in adapter.pairs.items():
-        name_a, name_b = slot_names(module)
-        slots |= {name_a: [pair.shape[1], pair.rank], name_b: [pair.rank, pair.shape[0]]}
-    data = file.read_bytes()
+def adapter_manifest_text(
+    adapter: Adapter, base_fingerprint: str, source: str, file: Path, *, profile: Profile, slots: Slots
+) -> str:
+    """The manifest of `file`, which was made from `adapter` and holds `slots`, the inputs of the graph of `profile`."""
+    lora, data = adapter.config, file.read_bytes()
     manifest = {
         "format": FORMAT,
         "version": VERSION,
         "base": base_fingerprint,
+        "profile": profile,
         "sha256": hashlib.sha256(data).hexdigest(),
         "size_bytes": len(data),
         "source": source,
@@ -67,7 +70,7 @@ def adapter_manifest_text(adapter: Adapter, base_fingerprint: str, source: str, 
         },
         "scaling": SCALING,
         "ranks": {module: pair.rank for module, pair in adapter.pairs.items()},
-        "slots": slots,
+        "slots": {name: list(shape) for name, shape in slots.items()},
     }
     return json.dumps(manifest, indent=2) + "\n"
 
@@ -78,16 +81,17 @@ def read_adapter_manifest(adapter_file: Path) -> AdapterManifest | None:
     if not path.exists():
         return None
     values = read_sidecar(path, kind=FORMAT, version=VERSION, fields=_FIELDS, error=AdapterError)
+    if values["profile"] not in FILE_PROFILES:
+        expected = ", ".join(FILE_PROFILES)
+        raise AdapterError(f"{path}: profile {values['profile']!r:.80}; expected {expected}: export the adapter again")
     lora = _lora(values["lora"], path)
-    shapes: dict[str, tuple[int, int]] = {}
     for module, rank in values["ranks"].items():
         if type(rank) is not int or rank != lora.rank_of(module):
             raise AdapterError(f"{path}: ranks: {module!r:.120} is {rank!r:.80}; lora says {lora.rank_of(module)}")
-        shapes |= dict.fromkeys(slot_names(module), (rank, rank))
-    if shapes.keys() != values["slots"].keys():
-        raise AdapterError(f"{path}: slots and ranks do not name the same modules; export the adapter again")
+    _check_slots(values["slots"], values["ranks"], path)
     return AdapterManifest(
         base=values["base"],
+        profile=values["profile"],
         sha256=values["sha256"],
         size_bytes=values["size_bytes"],
         slots=values["slots"],
@@ -95,6 +99,23 @@ def read_adapter_manifest(adapter_file: Path) -> AdapterManifest | None:
         lora=lora,
         source=values["source"],
     )
+
+
+def _check_slots(slots: Slots, ranks: Mapping[str, int], path: Path) -> None:
+    """Raise AdapterError unless the slots are those of the modules that have ranks, alone or in groups, and as wide."""
+    groups = {slot.rsplit(".lora_", 1)[0] for slot in slots}
+    widths = {group: sum(ranks.get(module, 0) for module in modules_of(group)) for group in groups}
+    named = {module for group in groups for module in modules_of(group)}
+    both = {name for group in groups for name in slot_names(group)}
+    if slots.keys() != both or not named >= ranks.keys() or not all(widths.values()):
+        raise AdapterError(f"{path}: slots and ranks do not name the same modules; export the adapter again")
+    for group, width in widths.items():
+        name_a, name_b = slot_names(group)
+        if (slots[name_a][1], slots[name_b][0]) != (width, width):
+            raise AdapterError(
+                f"{path}: slots: {group!r:.120} has rank {slots[name_a][1]} and {slots[name_b][0]}, ranks says {width}; "
+                "export the adapter again"
+            )
 
 
 def _lora(values: Mapping[str, Any], path: Path) -> LoraConfig:

@@ -20,7 +20,7 @@ from pathlib import Path
 from fedlora.atomic import write_text
 from fedlora.errors import GraphError
 from fedlora.pack import BasePack, file_digest
-from fedlora.profiles import PROFILES, Profile, graph_slots
+from fedlora.profiles import PROFILES, Profile, graph_name, graph_slots
 from fedlora.sidecar import Slots, read_sidecar, sidecar_of
 
 FORMAT, VERSION = "fedlora-graph", 1
@@ -89,6 +89,9 @@ def check_graph_file(graph: Path, base: BasePack) -> GraphManifest:
     manifest = read_graph_manifest(graph)
     if manifest.base != base.fingerprint:
         raise GraphError(f"{graph}: made for base {manifest.base}, the pack is {base.fingerprint}; export it again")
+    expected = graph_name(base.model, manifest.profile)
+    if graph.name != expected:
+        raise GraphError(f"{graph}: of profile {manifest.profile}, which is written as {expected}; export it again")
     size = graph.stat().st_size
     if size != manifest.size_bytes:
         raise GraphError(f"{graph}: {size} bytes, its manifest says {manifest.size_bytes}; export it again")

@@ -23,6 +23,13 @@ def joined_name(modules: Sequence[str]) -> str:
     return "+".join([first, *(module.rsplit(".", 1)[-1] for module in others)])
 
 
+def modules_of(name: str) -> list[str]:
+    """The modules of the group that is called `name`: the inverse of `joined_name`."""
+    first, *others = name.split("+")
+    parent = first.rpartition(".")[0]
+    return [first, *(f"{parent}.{leaf}" for leaf in others)]
+
+
 def joined_shapes(
     modules: Mapping[str, tuple[int, int]],  # {module: (O, I)}
     groups: Sequence[Sequence[str]],

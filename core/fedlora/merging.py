@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora.adapter import Adapter
+from fedlora.errors import AdapterError
 from fedlora.pack import MANIFEST, WEIGHTS, BasePack, manifest_text, read_manifest, tensor_shapes
 from fedlora.quantize import QuantizedMatrix, dequantize, quantize
 from fedlora.scales import ScaleRule
@@ -24,7 +25,8 @@ def write_merged(base: BasePack, adapter: Adapter, directory: Path, *, scale_rul
     """Write the pack of W' into the empty `directory`.
 
     Its quantization is the base's; matrices that the adapter leaves alone keep their bytes. Peak memory is a few of the
-    largest matrix. Raises AdapterMismatchError where the adapter is for another base.
+    largest matrix. Raises AdapterMismatchError where the adapter is for another base, AdapterError where the sum is not
+    finite.
     """
     adapter.check_fits(base.model.linear_modules(), "the adapter to merge")
     plans = [
@@ -57,7 +59,10 @@ def write_merged(base: BasePack, adapter: Adapter, directory: Path, *, scale_rul
 
 def _merged(base: BasePack, adapter: Adapter, module: str, scale_rule: ScaleRule) -> QuantizedMatrix:
     product, quantization = adapter.product(module), base.quantization
-    weight = dequantize(base.matrix(module)) + (product.B @ product.A).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        weight = dequantize(base.matrix(module)) + (product.B @ product.A).astype(np.float32)
+    if not np.isfinite(weight).all():
+        raise AdapterError(f"{module}: the merged weight is not finite in float32; the adapter cannot be merged")
     return quantize(
         weight, bits=base.bits(module), block_size=quantization.block_size, symmetric=quantization.symmetric,
         scale_rule=scale_rule,

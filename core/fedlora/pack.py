@@ -105,7 +105,7 @@ def open_pack(base: str | Path) -> BasePack:
             source=manifest["source"],
             fingerprint=manifest["fingerprint"],
             quantization=Quantization(**manifest["quantization"]),
-            model=_with_all_ends(model_shape(config, str(directory / CONFIG)), directory / GENERATION_CONFIG),
+            model=_with_all_ends(model_shape(config, str(directory / CONFIG)), directory, manifest["files"]),
             weights=weights,
             scales=manifest.get("scales"),
         )
@@ -124,11 +124,12 @@ def open_pack(base: str | Path) -> BasePack:
     return pack
 
 
-def _with_all_ends(model: ModelShape, generation_config: Path) -> ModelShape:
+def _with_all_ends(model: ModelShape, directory: Path, listed: Mapping[str, str]) -> ModelShape:
     """The model, which ends a text at the tokens of generation_config.json too: a chat model's often stand there alone."""
-    if not isinstance(model, DecoderShape) or not generation_config.is_file():
+    if not isinstance(model, DecoderShape) or GENERATION_CONFIG not in listed:
         return model
-    ends = read_object(generation_config, PackError, "a model's generation_config.json").get("eos_token_id")
+    config = read_object(directory / GENERATION_CONFIG, PackError, "a model's generation_config.json")
+    ends = config.get("eos_token_id")
     more = [token for token in (ends if isinstance(ends, list) else [ends]) if type(token) is int]
     known = dict.fromkeys((*model.eos_token_ids, *(token for token in more if 0 <= token < model.vocab_size)))
     return replace(model, eos_token_ids=tuple(known))

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from fedlora.adapter import Adapter
 from fedlora.errors import AdapterError
 
-GRAPH = "decoder.onnx"
 BASE_PROPERTY = "fedlora_base"  # in the graph's metadata: the fingerprint of its base
 
 

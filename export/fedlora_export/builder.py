@@ -90,9 +90,9 @@ class GraphBuilder:
         entries = [self.base.weights.entries[name] for name in tensors]
         return all(left.offset + left.size_bytes == right.offset for left, right in pairwise(entries))
 
-    def output(self, value: ir.Value, shape: Sequence[int | str], dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
-        """`value` with the shape and type that an output of the graph declares."""
-        value.shape, value.type = ir.Shape(list(shape)), ir.TensorType(dtype)
+    def output(self, value: ir.Value, shape: Sequence[int | str]) -> ir.Value:
+        """`value` with the shape and the type, float32, that an output of the graph declares."""
+        value.shape, value.type = ir.Shape(list(shape)), ir.TensorType(ir.DataType.FLOAT)
         return value
 
     def model(self, outputs: Sequence[ir.Value], name: str) -> ir.Model:

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import cast
 
 import click
+from click.core import ParameterSource
 from fedlora.errors import ConfigError
 from fedlora.pack import open_pack
 from fedlora.profiles import DEFAULT, PROFILES, Profile
 
 from fedlora_export.adapter_export import adapter_of
-from fedlora_export.export import ExportedGraph, export_base, export_merged
+from fedlora_export.export import ExportedGraph, export_base
+from fedlora_export.merged_export import export_merged
 from fedlora_export.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
 
 _ACCURACY = {"int8": INT8_ACCURACY, "float32": FLOAT_ACCURACY}
@@ -33,15 +35,26 @@ _ACCURACY = {"int8": INT8_ACCURACY, "float32": FLOAT_ACCURACY}
     "--merge", type=click.Path(path_type=Path),
     help="An adapter, a PEFT directory, folded into the base, which is quantized anew in a folder of its own (-o).",
 )  # fmt: skip
-@click.option("--force", is_flag=True, help="Replace the output folder if it exists.")
+@click.option("--force", is_flag=True, help="Replace the output folder, with all that is in it, if it exists.")
+@click.pass_context
 def export(
-    base: str, output: Path | None, profiles: tuple[str, ...], accuracy: str, merge: Path | None, force: bool
+    context: click.Context,
+    base: str,
+    output: Path | None,
+    profiles: tuple[str, ...],
+    accuracy: str,
+    merge: Path | None,
+    force: bool,
 ) -> None:
     """Write ONNX graphs of BASE, a base pack, into the pack's folder."""
     pack, level = open_pack(base), _ACCURACY[accuracy]
     if merge is not None:
         if output is None:
             raise ConfigError("--merge makes another base, which needs a folder of its own; name one with -o")
+        if context.get_parameter_source("profiles") is ParameterSource.COMMANDLINE:
+            raise ConfigError(
+                "--merge writes the profile base alone: its graph has no adapter inputs; leave --profile out"
+            )
         adapter, _ = adapter_of(merge, pack)
         graph, loss = export_merged(pack, adapter, output, accuracy_level=level, replace=force)
         _show(graph, accuracy)

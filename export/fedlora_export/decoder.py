@@ -23,10 +23,11 @@ from fedlora.profiles import Profile
 from fedlora.slots import BASE_PROPERTY
 
 from fedlora_export.adapter_inputs import ADAPTER_INPUTS
-from fedlora_export.attention import Attention, Sequences, sequences_of_mask, sequences_of_rows
+from fedlora_export.attention import Attention
 from fedlora_export.builder import GraphBuilder
 from fedlora_export.mlp import mlp
 from fedlora_export.packed_layers import add_norm, embedding, linear, norm
+from fedlora_export.sequences import Sequences, sequences_of_mask, sequences_of_rows
 
 
 def build_decoder(base: BasePack, profile: Profile = "compat", accuracy_level: int = 0) -> ir.Model:

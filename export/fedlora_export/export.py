@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
-from fedlora.adapter import Adapter
 from fedlora.atomic import whole_directory, whole_file
 from fedlora.errors import GraphError
 from fedlora.family import DecoderShape
 from fedlora.graph_manifest import write_graph_manifest
-from fedlora.merging import write_merged
 from fedlora.pack import MANIFEST, BasePack, open_pack, read_manifest
-from fedlora.profiles import Profile, graph_name, graph_slots
+from fedlora.profiles import DEFAULT, Profile, graph_name, graph_slots
 
-from fedlora_export.check import check_graph
+from fedlora_export.check import ROUNDED_TOLERANCE, check_graph
 from fedlora_export.decoder import build_decoder
 from fedlora_export.encoder import build_encoder
 from fedlora_export.genai import write_genai
 from fedlora_export.graph_rules import check_graph_rules
-from fedlora_export.merge_loss import MergeLoss, merge_loss
 from fedlora_export.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
 from fedlora_export.torch_logits import Expected, torch_logits
 
@@ -53,65 +48,53 @@ def export_base(
 ) -> list[ExportedGraph]:
     """Write a graph for each profile into the pack's folder, or the pack and its graphs into a new folder `output`.
 
-    ONNX Runtime follows no link and no path out of the graph's folder: the graph and the weights must lie together.
-    Raises GraphError, ConfigError.
+    Beside them lie their manifests and, for a decoder, what onnxruntime-genai needs. ONNX Runtime follows no link and no
+    path out of the graph's folder: the graph and the weights must lie together. Raises GraphError, ConfigError.
     """
-    if output is not None and os.path.abspath(output) == os.path.abspath(base.directory):
-        output = None
-    if output is None:
-        return _write_graphs(base, profiles, accuracy_level)
+    if output is None or is_folder_of(base, output):
+        return write_graphs(base, profiles, accuracy_level)
     with whole_directory(output, replace=MANIFEST if replace else None) as aside:
         for name in (MANIFEST, *read_manifest(base.directory)["files"]):
             shutil.copyfile(base.directory / name, aside / name)
-        written = _write_graphs(open_pack(aside), profiles, accuracy_level)
+        written = write_graphs(open_pack(aside), profiles, accuracy_level)
     return [graph.moved_to(output) for graph in written]
 
 
-def export_merged(
-    base: BasePack, adapter: Adapter, output: Path, *, accuracy_level: int = INT8_ACCURACY, replace: bool = False
-) -> tuple[ExportedGraph, MergeLoss | None]:
-    """Write the pack of `base` with `adapter` folded into it, and its graph, into a new folder `output`.
+def is_folder_of(base: BasePack, folder: Path) -> bool:
+    """Whether it is the pack's own, by whatever path or link."""
+    return folder.exists() and folder.samefile(base.directory)
 
-    The loss is that against the base with the adapter apart; None for an encoder, which writes no text. Raises GraphError,
-    ConfigError, AdapterMismatchError.
-    """
-    with whole_directory(output, replace=MANIFEST if replace else None) as aside:
-        write_merged(base, adapter, aside)
-        (graph,) = _write_graphs(open_pack(aside), ["base"], accuracy_level)
-        loss = None
-        if isinstance(base.model, DecoderShape):
-            with tempfile.TemporaryDirectory(prefix=".unmerged.", dir=aside.parent) as beside:
-                (apart,) = export_base(base, Path(beside) / "model", accuracy_level=accuracy_level)
-                loss = merge_loss(apart.path, base, adapter, graph.path)
-    return graph.moved_to(output), loss
+
+def write_graphs(base: BasePack, profiles: Sequence[Profile], accuracy_level: int) -> list[ExportedGraph]:
+    """The same, beside the pack."""
+    expected = torch_logits(base)
+    written = [_write_graph(base, profile, accuracy_level, expected) for profile in profiles]
+    alone = [profile for profile in profiles if profile != "rows"]
+    if isinstance(base.model, DecoderShape) and alone:
+        # Adapter files are made for this graph, whatever else was exported since.
+        has_default = (base.directory / graph_name(base.model, DEFAULT)).is_file()
+        write_genai(base, DEFAULT if has_default else alone[0])
+    return written
 
 
 def build_graph(base: BasePack, profile: Profile, accuracy_level: int) -> ir.Model:
-    """The graph of a profile, for whatever kind of model the pack is."""
+    """The graph of a profile, for whatever kind of model the pack is. Raises GraphError where none can be made."""
     if isinstance(base.model, DecoderShape):
         return build_decoder(base, profile, accuracy_level)
     return build_encoder(base, profile, accuracy_level)
 
 
-def _write_graphs(base: BasePack, profiles: Sequence[Profile], accuracy_level: int) -> list[ExportedGraph]:
-    expected = torch_logits(base)
-    written = [_write_graph(base, profile, accuracy_level, expected) for profile in profiles]
-    for_one_adapter = [profile for profile in profiles if profile != "rows"]
-    if for_one_adapter and isinstance(base.model, DecoderShape):
-        write_genai(base, for_one_adapter[0])
-    return written
-
-
 def _write_graph(base: BasePack, profile: Profile, accuracy_level: int, expected: Expected | None) -> ExportedGraph:
     """The graph is compared as it would be in float32, where a mistake is no rounding; then written as it is asked for."""
     graph = base.directory / graph_name(base.model, profile)
+    in_float = build_graph(base, profile, FLOAT_ACCURACY)
     try:
         with whole_file(graph) as aside:
-            ir.save(build_graph(base, profile, FLOAT_ACCURACY), aside)
+            ir.save(in_float, aside)
             exact = as_written = check_graph(aside, base, expected, profile)
             if accuracy_level != FLOAT_ACCURACY:
                 ir.save(build_graph(base, profile, accuracy_level), aside)
-                as_written = check_graph(aside, base, expected, profile, tolerance=None)
+                as_written = check_graph(aside, base, expected, profile, tolerance=ROUNDED_TOLERANCE)
             check_graph_rules(aside, base, profile)
     except GraphError as error:
         raise GraphError(f"{graph.name} of {base.source} was not written: {error}; please report this") from None

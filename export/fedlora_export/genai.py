@@ -35,10 +35,15 @@ def write_genai(base: BasePack, profile: Profile = DEFAULT) -> Path:
     No file of the pack is changed. Raises PackError for an encoder, ConfigError for the profile `rows`.
     """
     path = base.directory / GENAI_CONFIG
-    write_text(path, json.dumps(genai_config(base.shape, profile), indent=2) + "\n")
+    write_text(path, genai_text(base.shape, profile))
     if not (base.directory / TOKENIZER_CONFIG).exists():
         write_text(base.directory / TOKENIZER_CONFIG, "{}\n")
     return path
+
+
+def genai_text(shape: DecoderShape, profile: Profile = DEFAULT) -> str:
+    """genai_config.json, byte for byte. Raises ConfigError for the profile `rows`."""
+    return json.dumps(genai_config(shape, profile), indent=2) + "\n"
 
 
 def genai_config(shape: DecoderShape, profile: Profile = DEFAULT) -> Mapping[str, object]:
@@ -51,8 +56,8 @@ def genai_config(shape: DecoderShape, profile: Profile = DEFAULT) -> Mapping[str
         raise ConfigError(
             "onnxruntime-genai gives a batch one adapter, not one for each row; export profile compat for it"
         )
-    stop = _stop_tokens(shape)
-    special: dict[str, object] = {"eos_token_id": stop} if stop else {}
+    stop = shape.stop_token_ids
+    special: dict[str, object] = {"eos_token_id": list(stop)} if stop else {}
     if shape.bos_token_id is not None:
         special["bos_token_id"] = shape.bos_token_id
     return {
@@ -90,9 +95,3 @@ def genai_config(shape: DecoderShape, profile: Profile = DEFAULT) -> Mapping[str
             "past_present_share_buffer": True,
         },
     }
-
-
-def _stop_tokens(shape: DecoderShape) -> list[int]:
-    """The tokens that end a text. A model that was trained on documents in a row ends one by beginning the next."""
-    bos = [] if shape.bos_token_id is None else [shape.bos_token_id]
-    return list(dict.fromkeys([*shape.eos_token_ids, *bos]))

@@ -24,15 +24,15 @@ def run_graph(
     base: BasePack,
     profile: Profile,
     tokens: NDArray[np.int64],  # [S, T]
-    mask: NDArray[np.int64],  # [S, T]: 0 where a text is padded at its end; a decoder's rows are not padded
+    mask: NDArray[np.int64],  # [S, T]: 0 where a row is padded at its end; but for `rows` a decoder's have one length
     adapters: Sequence[Adapter | None],  # of each row; but for `rows` all are the same
-) -> tuple[Floats, NDArray[np.int64]]:  # [S, P, V] and [P]
+) -> tuple[Floats, NDArray[np.int64]]:  # [S, P, V] and [S, P]
     """(the logits, the positions that they are of). Of an encoder: its scores or embeddings [S, 1, ...], and 0."""
     slots = adapter_feeds(base, profile, adapters)
     if not isinstance(base.model, DecoderShape):
         scores = session.run(None, {"input_ids": tokens, "attention_mask": mask, **slots})[0]
-        return scores[:, None], np.zeros(1, np.int64)
-    return _run_decoder(session, base.model, profile, tokens, slots)
+        return scores[:, None], np.zeros((len(tokens), 1), np.int64)
+    return _run_decoder(session, base.model, profile, tokens, mask.sum(1), slots)
 
 
 def adapter_feeds(base: BasePack, profile: Profile, adapters: Sequence[Adapter | None]) -> Mapping[str, Floats]:
@@ -64,24 +64,39 @@ def _run_decoder(
     shape: DecoderShape,
     profile: Profile,
     tokens: NDArray[np.int64],
+    lengths: NDArray[np.int64],  # [S]
     slots: Mapping[str, Floats],
 ) -> tuple[Floats, NDArray[np.int64]]:
-    """One step over all tokens but the last, then one over the last: the cache is checked too."""
-    count, length = tokens.shape
-    cache = np.zeros((count, shape.num_kv_heads, 0, shape.head_dim), np.float32)
+    """Several steps, the last one over one token of each row: the cache is checked too."""
+    cache = np.zeros((len(tokens), shape.num_kv_heads, 0, shape.head_dim), np.float32)
     past = {f"past_key_values.{i}.{kind}": cache for i in range(shape.num_layers) for kind in ("key", "value")}
-    parts, done = [], 0
-    for part in (tokens[:, :-1], tokens[:, -1:]):
-        done += part.shape[1]
-        feeds = {"input_ids": part, **_lengths(profile, count, done, part.shape[1]), **past, **slots}
+    parts, ends, done = [], [], np.zeros_like(lengths)
+    for new in _steps(profile, lengths):
+        # A row with fewer new tokens than another is filled up with what comes next: nothing may depend on that.
+        places = np.minimum(done[:, None] + np.arange(new.max()), tokens.shape[1] - 1)
+        done = done + new
+        feeds = {"input_ids": np.take_along_axis(tokens, places, 1), **_lengths(profile, done, new), **past, **slots}
         logits, *present = session.run(None, feeds)
         past = dict(zip(past, present, strict=True))
         parts.append(logits)
-    positions = np.array([length - 2, length - 1]) if profile == "rows" else np.arange(length)
+        ends.append(done - 1)
+    positions = (
+        np.stack(ends, 1) if profile == "rows" else np.broadcast_to(np.arange(lengths[0]), (len(tokens), lengths[0]))
+    )
     return np.concatenate(parts, 1), positions
 
 
-def _lengths(profile: Profile, rows: int, total: int, new: int) -> dict[str, NDArray[np.int32 | np.int64]]:
+def _steps(profile: Profile, lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """How many tokens each row [S] reads in each step: in `rows` a prompt in two parts, each as long as its row has it."""
+    one = np.ones_like(lengths)
+    steps = [lengths // 2, lengths - lengths // 2 - 1, one] if profile == "rows" else [lengths - 1, one]
+    return [new for new in steps if new.any()]
+
+
+def _lengths(
+    profile: Profile, total: NDArray[np.int64], new: NDArray[np.int64]
+) -> dict[str, NDArray[np.int32 | np.int64]]:
+    """`total` tokens of each row after the step, `new` ones in it."""
     if profile != "rows":
-        return {"attention_mask": np.ones((rows, total), np.int64)}
-    return {"lengths": np.full(rows, total, np.int32), "new_tokens": np.full(rows, new, np.int32)}
+        return {"attention_mask": np.ones((len(total), total.max()), np.int64)}
+    return {"lengths": total.astype(np.int32), "new_tokens": new.astype(np.int32)}

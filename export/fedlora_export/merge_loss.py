@@ -41,28 +41,30 @@ def merge_loss(base_graph: Path, base: BasePack, adapter: Adapter, merged_graph:
     """`base_graph` is the base's in the profile compat, `merged_graph` the merged pack's, of any profile."""
     length = min(_TOKENS, base.shape.max_positions)
     text, unmerged = _written(open_session(base_graph), base.shape, slot_values(adapter), length, seed)
-    merged = _log_softmax(_Reading(open_session(merged_graph), base.shape, {}).read(text))
-    return MergeLoss(
-        entropy=float(-(np.exp(unmerged) * unmerged).sum(-1).mean()),
-        divergence=float((np.exp(unmerged) * (unmerged - merged)).sum(-1).mean()),
-        agreement=float((unmerged.argmax(-1) == merged.argmax(-1)).mean()),
-    )
+    merged = _Reading(open_session(merged_graph), base.shape, {})
+    entropy, divergence, agreement = 0.0, 0.0, 0.0
+    for position, scores in enumerate(unmerged):  # one at a time: a vocabulary may be large
+        log_p, log_q = _log_softmax(scores), _log_softmax(merged.read(text[:, position : position + 1])[:, 0])
+        p = np.exp(log_p)
+        entropy -= float((p * log_p).sum(-1).mean())
+        divergence += float((p * (log_p - log_q)).sum(-1).mean())
+        agreement += float((log_p.argmax(-1) == log_q.argmax(-1)).mean())
+    return MergeLoss(entropy=entropy / length, divergence=divergence / length, agreement=agreement / length)
 
 
 def _written(
     session: ort.InferenceSession, shape: DecoderShape, slots: Mapping[str, Floats], length: int, seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """(tokens [S, T], log p [S, T, V]) of texts that the model draws token by token."""
+) -> tuple[NDArray[np.int64], list[Floats]]:
+    """(tokens [S, T], the scores [S, V] after each) of texts that the model draws token by token."""
     generator, reading = np.random.default_rng(seed), _Reading(session, shape, slots)
     first = shape.bos_token_id
     token = generator.integers(0, shape.vocab_size, _SEQUENCES) if first is None else np.full(_SEQUENCES, first)
     tokens, scores = [], []
     for _ in range(length):
         tokens.append(token)
-        scores.append(_log_softmax(reading.read(token[:, None].astype(np.int64)))[:, 0])
-        noise = generator.gumbel(size=scores[-1].shape)
-        token = (scores[-1] + noise).argmax(-1)
-    return np.stack(tokens, 1).astype(np.int64), np.stack(scores, 1)
+        scores.append(reading.read(token[:, None].astype(np.int64))[:, 0])
+        token = (_log_softmax(scores[-1]) + generator.gumbel(size=scores[-1].shape)).argmax(-1)
+    return np.stack(tokens, 1).astype(np.int64), scores
 
 
 class _Reading:

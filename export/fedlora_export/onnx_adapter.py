@@ -8,21 +8,34 @@ import onnxruntime as ort
 from fedlora.adapter import Adapter
 from fedlora.adapter_manifest import adapter_manifest_text
 from fedlora.atomic import whole_file
-from fedlora.errors import AdapterError
+from fedlora.errors import AdapterError, ConfigError
+from fedlora.family import ModelShape
 from fedlora.flat_buffer import MAX_BYTES
+from fedlora.joined_slots import joined_values
 from fedlora.sidecar import sidecar_of
 from fedlora.slots import model_version, slot_values
 
 _ADAPTER_VERSION = 1
 
 
-def write_onnx_adapter(adapter: Adapter, base_fingerprint: str, path: Path, *, source: str = "") -> None:
+def write_onnx_adapter(
+    adapter: Adapter,
+    base_fingerprint: str,
+    path: Path,
+    *,
+    source: str = "",
+    joined_for: ModelShape | None = None,  # the base, for its graph of profile fast; None: for that of profile compat
+) -> None:
     """Write `adapter` as inputs of the base's graph, and PATH.json, which names the base in full.
 
     Each file appears whole, the adapter first; between the two a reader finds a digest that does not fit, and refuses.
-    Raises AdapterError for an adapter that the format cannot hold.
+    Raises AdapterError for an adapter that the format cannot hold, ConfigError where the path is a folder.
     """
+    if path.is_dir():
+        raise ConfigError(f"{path}: a folder; name the file to write, such as {path / 'my.onnx_adapter'}")
     values = slot_values(adapter)  # kept until the file is written: an OrtValue does not own its memory
+    if joined_for is not None:
+        values = joined_values(values, joined_for.linear_modules(), joined_for.linear_groups())
     size = sum(value.nbytes for value in values.values())
     if not values or size >= MAX_BYTES:
         raise AdapterError(
@@ -34,4 +47,9 @@ def write_onnx_adapter(adapter: Adapter, base_fingerprint: str, path: Path, *, s
     content.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in values.items()})
     with whole_file(sidecar_of(path)) as manifest, whole_file(path) as aside:
         content.export_adapter(str(aside))
-        manifest.write_text(adapter_manifest_text(adapter, base_fingerprint, source, aside), encoding="utf-8")
+        text = adapter_manifest_text(
+            adapter, base_fingerprint, source, aside,
+            profile="compat" if joined_for is None else "fast",
+            slots={name: (value.shape[0], value.shape[1]) for name, value in values.items()},
+        )  # fmt: skip
+        manifest.write_text(text, encoding="utf-8")

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-from fedlora.family import Rotary
+from fedlora.family import DecoderShape, Rotary
 
 from fedlora_export.builder import GraphBuilder
+
+
+def is_rotary_fused(shape: DecoderShape) -> bool:
+    """Whether ONNX Runtime's attention can rotate heads of this size itself."""
+    return shape.head_dim % 16 == 0
 
 
 def rotary_table(builder: GraphBuilder, rotary: Rotary, name: str) -> tuple[ir.Value, ir.Value]:

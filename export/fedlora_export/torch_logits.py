@@ -7,10 +7,10 @@ Where torch is not loaded yet it computes in a process of its own, which gives i
 
 from __future__ import annotations
 
-import multiprocessing
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -18,11 +18,12 @@ from typing import cast
 
 import numpy as np
 from fedlora.adapter import Adapter, LoraPair, initial_adapter
+from fedlora.errors import GraphError
 from fedlora.lora import LoraConfig
-from fedlora.pack import BasePack, open_pack
+from fedlora.pack import BasePack
 from numpy.typing import NDArray
 
-_TOKENS = 16
+_TOKENS = 20  # of the longer row
 Floats = NDArray[np.float32]
 
 # (base, tokens [S, T], adapter, mask [S, T]) -> logits [S, T, V], or an encoder's scores [S, L]
@@ -31,33 +32,42 @@ Reference = Callable[[BasePack, NDArray[np.int64], Adapter | None, NDArray[np.in
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Two rows of tokens, and an adapter for each: the same ones for the same base."""
+    """Two rows of tokens, the first shorter and padded, and an adapter for each: the same ones for the same base."""
 
     tokens: NDArray[np.int64]  # [2, T]
+    mask: NDArray[np.int64]  # [2, T]: 0 where the first row is padded at its end
     adapters: tuple[Adapter, Adapter]
 
     @classmethod
     def of(cls, base: BasePack) -> Sample:
         generator = np.random.default_rng(0)
-        tokens = generator.integers(0, base.model.vocab_size, (2, min(_TOKENS, base.model.max_positions)))
-        return cls(tokens, (_random_adapter(base, generator), _random_adapter(base, generator)))
+        longest = min(_TOKENS, base.model.max_positions)
+        tokens = generator.integers(0, base.model.vocab_size, (2, longest))
+        mask = (np.arange(longest) < np.array([[longest - longest // 4], [longest]])).astype(np.int64)
+        return cls(tokens, mask, (_random_adapter(base, generator), _random_adapter(base, generator)))
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What torch gives for a sample, each [1, T, V] or an encoder's [1, L]."""
+    """What torch gives for a sample's rows without their padding, each [1, T, V] or an encoder's [1, L]."""
 
     base: Floats  # the first row, without an adapter
     rows: tuple[Floats, Floats]  # each row with its own
 
 
 def torch_logits(base: BasePack) -> Expected | None:
-    """None where the client is not installed (entry-point group `fedlora.references`)."""
+    """None where the client is not installed (entry-point group `fedlora.references`). Raises GraphError where it fails."""
     if "torch" in sys.modules:
-        return _computed(base)
-    # The base's own path: a new process knows nothing of this one.
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_computed_of, base.directory).result()
+        return computed_logits(base)
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "logits.npz"
+        command = [sys.executable, "-m", "fedlora_export.reference_process", str(base.directory), str(output)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise GraphError(f"torch's logits could not be computed (status {done.returncode}): {last:.300}")
+        with np.load(output) as arrays:
+            return Expected(arrays["base"], (arrays["first"], arrays["second"])) if arrays.files else None
 
 
 def find_reference() -> Reference | None:
@@ -70,18 +80,17 @@ def find_reference() -> Reference | None:
     return None
 
 
-def _computed_of(directory: Path) -> Expected | None:
-    return _computed(open_pack(directory))
-
-
-def _computed(base: BasePack) -> Expected | None:
+def computed_logits(base: BasePack) -> Expected | None:
+    """The same, in this process."""
     reference = find_reference()
     if reference is None:
         return None
     sample = Sample.of(base)
-    mask = np.ones_like(sample.tokens[:1])
-    first, second = (reference(base, sample.tokens[i : i + 1], sample.adapters[i], mask) for i in range(2))
-    return Expected(reference(base, sample.tokens[:1], None, mask), (first, second))
+    texts = [tokens[None, mask == 1] for tokens, mask in zip(sample.tokens, sample.mask, strict=True)]
+    first, second = (
+        reference(base, text, adapter, np.ones_like(text)) for text, adapter in zip(texts, sample.adapters, strict=True)
+    )
+    return Expected(reference(base, texts[0], None, np.ones_like(texts[0])), (first, second))
 
 
 def _random_adapter(base: BasePack, generator: np.random.Generator) -> Adapter:

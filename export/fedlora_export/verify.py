@@ -6,32 +6,33 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedlora.adapter_loading import load_adapter_file
+from fedlora.adapter_manifest import read_adapter_manifest
 from fedlora.errors import AdapterError, GraphError
 from fedlora.graph_manifest import check_graph_file
 from fedlora.pack import MANIFEST, BasePack, open_pack, read_manifest
-from fedlora.slots import slot_shapes
+from fedlora.profiles import DEFAULT, graph_slots
 
+from fedlora_export.folder_files import ADAPTER, GRAPH, check_folder_files
 from fedlora_export.graph_rules import check_graph_rules
-
-GRAPHS, ADAPTERS = "*.onnx", "*.onnx_adapter"
 
 
 def verify_folder(directory: Path, *, allow_unnamed_base: bool = False) -> Iterator[str]:
-    """A sentence on the pack, each graph and each adapter of a folder, once it was checked.
+    """A sentence on the pack, each graph and each adapter of a folder, and on what else is there, once it was checked.
 
     Raises PackError, GraphError or AdapterError at the first thing that is wrong.
     """
     base = open_pack(directory)
     files = read_manifest(base.directory)["files"]
     yield f"{MANIFEST}: base {base.fingerprint}; {len(files)} files with the digests that it tells"
-    graphs = sorted(base.directory.glob(GRAPHS))
+    graphs = sorted(base.directory.glob(f"*{GRAPH}"))
     if not graphs:
-        raise GraphError(f"{directory}: no graph ({GRAPHS}); write one with: fedlora export {directory}")
+        raise GraphError(f"{directory}: no graph (*{GRAPH}); write one with: fedlora export {directory}")
     for graph in graphs:
         yield from verify_graph(graph, base)
-    for adapter in sorted(base.directory.glob(ADAPTERS)):
+    for adapter in sorted(base.directory.glob(f"*{ADAPTER}")):
         yield verify_adapter(adapter, base, allow_unnamed_base=allow_unnamed_base)
-    _check_orphans(base.directory)
+    count = check_folder_files(base, listed=files)
+    yield f"{base.directory}: {count} files, all of them known"
 
 
 def verify_graph(graph: Path, base: BasePack) -> Iterator[str]:
@@ -52,22 +53,19 @@ def verify_adapter(path: Path, base: BasePack, *, allow_unnamed_base: bool = Fal
     """A sentence on an adapter file. Raises AdapterError."""
     if path.is_symlink():
         raise AdapterError(f"{path}: a link; expected a file: copy the adapter into the folder")
+    manifest = read_adapter_manifest(path)
+    profile = manifest.profile if manifest else DEFAULT
     verified = load_adapter_file(
         path,
         base_fingerprint=base.fingerprint,
-        slots=slot_shapes(base.model.linear_modules()),
+        slots=graph_slots(base.model, profile),
+        profile=profile,
         allow_unnamed_base=allow_unnamed_base,
     )
-    modules = len(verified.values) // 2
     if verified.manifest is None:
+        modules = len(verified.values) // 2
         return f"{path.name}: {modules} modules that fit, finite; no manifest, so its base is known by 31 bits at most"
+    modules = len(verified.manifest.ranks)
     ranks = ", ".join(map(str, sorted(set(verified.manifest.ranks.values()))))
-    return f"{path.name}: {modules} modules of rank {ranks}, finite; digest and base as its manifest tells"
-
-
-def _check_orphans(directory: Path) -> None:
-    for path in sorted(directory.glob("*.json")):
-        owner = path.with_suffix("")
-        if owner.suffix in (".onnx", ".onnx_adapter") and not owner.is_file():
-            kind = GraphError if owner.suffix == ".onnx" else AdapterError
-            raise kind(f"{path}: the manifest of {owner.name}, which is not there; copy both, or remove it")
+    told = "digest and base as its manifest tells"
+    return f"{path.name}: profile {profile}, {modules} modules of rank {ranks}, finite; {told}"

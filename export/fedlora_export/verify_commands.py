@@ -15,6 +15,9 @@ from fedlora_export.verify import verify_folder
     "--allow-unnamed-base", is_flag=True, help="Take adapter files of other tools, which name no base, where they fit."
 )
 def verify(directory: Path, allow_unnamed_base: bool) -> None:
-    """Check every file of DIRECTORY, an exported base: digests, graphs and adapters. Nothing in it is run."""
+    """Check every file of DIRECTORY, an exported base: digests, graphs, adapters, and that nothing else lies there.
+
+    Nothing in it is run.
+    """
     for line in verify_folder(directory, allow_unnamed_base=allow_unnamed_base):
         click.echo(line)

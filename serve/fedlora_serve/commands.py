@@ -22,7 +22,9 @@ from fedlora_serve.sampling import Sampling
 @click.option("--prompt", required=True)
 @click.option("--max-tokens", default=128, show_default=True)
 @click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--seed", default=0, show_default=True, help="Of the sampling at temperatures above 0.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the sampling at temperatures above 0."
+)
 @click.option("--threads", type=click.IntRange(min=0), default=0, show_default=True, help="0: ONNX Runtime chooses.")
 def generate(
     model: Path,

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from fedlora.errors import ConfigError, GraphError, PackError
+from fedlora.errors import AdapterError, AdapterMismatchError, ConfigError, GraphError, PackError
 from fedlora.graph_manifest import check_graph_file
 from fedlora.pack import TOKENIZER, open_pack
-from fedlora.slots import GRAPH
+from fedlora.profiles import DEFAULT, Profile, graph_name
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
@@ -18,17 +18,24 @@ from fedlora_serve.onnx_adapter import LoadedAdapter, load_onnx_adapter
 
 __all__ = ["Decoding", "Engine", "LoadedAdapter"]
 
+_PROFILES: tuple[Profile, ...] = (DEFAULT, "base")  # what a merged base has is the latter alone
+_KEEP = "logits_to_keep"
+_LAST_TOKEN = np.ones(1, np.int64)  # what an OrtValue points to must outlive it
+
 
 class Engine:
     """The exported model of one folder."""
 
     def __init__(self, directory: Path, *, threads: int = 0) -> None:
-        """Verify the pack and the graph, and build the session; `threads` 0 leaves the choice to ONNX Runtime.
+        """Verify the pack and the graph (compat, or else base), and build the session.
+
+        `threads` 0 leaves the choice to ONNX Runtime.
 
         Raises PackError, GraphError.
         """
         self.base = open_pack(directory)
-        graph = self.base.directory / GRAPH
+        graphs = [self.base.directory / graph_name(self.base.shape, profile) for profile in _PROFILES]
+        graph = next((graph for graph in graphs if graph.is_file()), graphs[0])
         self.graph_manifest = check_graph_file(graph, self.base)
         options = ort.SessionOptions()
         options.log_severity_level = 3  # an optional input is a warning to ONNX Runtime
@@ -47,7 +54,13 @@ class Engine:
 
         `allow_unnamed_base` takes a file of another tool, which names no base, where its names and shapes fit.
         """
-        return load_onnx_adapter(path, self.base, allow_unnamed_base=allow_unnamed_base)
+        profile = self.graph_manifest.profile
+        if profile == "base":
+            raise AdapterMismatchError(
+                f"{path}: {self.graph_manifest.graph} is of profile base, which takes no adapter; write a graph that does "
+                f"with: fedlora export {self.base.directory} --profile {DEFAULT}"
+            )
+        return load_onnx_adapter(path, self.base, profile=profile, allow_unnamed_base=allow_unnamed_base)
 
     def start(self, adapter: LoadedAdapter | None = None) -> Decoding:
         """An empty sequence that speaks with `adapter`."""
@@ -60,7 +73,10 @@ class Decoding:
     def __init__(self, session: ort.InferenceSession, engine: Engine, adapter: LoadedAdapter | None) -> None:
         shape = engine.base.shape
         self._session, self._shape = session, shape
-        self._adapter = adapter.inputs if adapter else {}
+        self._graph = engine.base.directory / engine.graph_manifest.graph
+        self._adapter = adapter
+        optional = {value.name for value in session.get_overridable_initializers()}
+        self._constant = {_KEEP: ort.OrtValue.ortvalue_from_numpy(_LAST_TOKEN)} if _KEEP in optional else {}
         self._outputs = [output.name for output in session.get_outputs()]
         empty = ort.OrtValue.ortvalue_from_shape_and_type([1, shape.num_kv_heads, 0, shape.head_dim], np.float32)
         names = [f"{i}.{kind}" for i in range(shape.num_layers) for kind in ("key", "value")]
@@ -68,23 +84,41 @@ class Decoding:
         self.length = 0
 
     def step(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Read `tokens`; return the scores [V] of the next one. Raises ConfigError past the base's context."""
+        """Read `tokens`; return the scores [V] of the next one.
+
+        Raises ConfigError past the base's context, GraphError where the graph does not run, and AdapterError, or
+        GraphError without an adapter, where a score is not finite. What was read before stays read.
+        """
         if not tokens or not all(0 <= token < self._shape.vocab_size for token in tokens):
             raise ConfigError(f"expected token ids from 0 to {self._shape.vocab_size - 1}, got {list(tokens)[:8]}")
-        if self.length + len(tokens) > self._shape.max_positions:
+        length = self.length + len(tokens)
+        if length > self._shape.max_positions:
             raise ConfigError(
-                f"{self.length + len(tokens)} tokens are more than the base's context of {self._shape.max_positions}; "
-                "shorten the prompt"
+                f"{length} tokens are more than the base's context of {self._shape.max_positions}; shorten the prompt"
             )
-        self.length += len(tokens)
-        ids, mask = np.array([tokens], np.int64), np.ones((1, self.length), np.int64)  # an OrtValue owns no memory
+        ids, mask = np.array([tokens], np.int64), np.ones((1, length), np.int64)  # an OrtValue owns no memory
         feeds = {
             "input_ids": ort.OrtValue.ortvalue_from_numpy(ids),
             "attention_mask": ort.OrtValue.ortvalue_from_numpy(mask),
+            **self._constant,
             **self._past,
-            **self._adapter,
+            **(self._adapter.inputs if self._adapter else {}),
         }
-        logits, *present = self._session.run_with_ort_values(self._outputs, feeds)
-        self._past = dict(zip(self._past, present, strict=True))
+        try:
+            logits, *present = self._session.run_with_ort_values(self._outputs, feeds)
+        except Exception as error:  # the runtime raises its own kinds, which share no base
+            raise GraphError(f"{self._graph}: ONNX Runtime does not run it: {error}; export it again") from None
         scores: NDArray[np.float32] = logits.numpy()[0, -1]
+        self._check_finite(scores)
+        self._past, self.length = dict(zip(self._past, present, strict=True)), length
         return scores
+
+    def _check_finite(self, scores: NDArray[np.float32]) -> None:
+        if np.isfinite(scores).all():
+            return
+        if self._adapter:
+            raise AdapterError(
+                f"{self._adapter.path}: with it the scores of the next token are not finite: its values are too large; "
+                "use another adapter"
+            )
+        raise GraphError(f"{self._graph}: the scores of the next token are not finite; export it again")

@@ -25,15 +25,13 @@ def generate(
     tokens = engine.tokenizer.encode(prompt, add_special_tokens=False).ids
     if shape.bos_token_id is not None:
         tokens = [shape.bos_token_id, *tokens]
-    # A model that was trained on documents in a row ends one by beginning the next.
-    stop = {*shape.eos_token_ids, shape.bos_token_id}
     generator = np.random.default_rng(seed)
     # The stream has seen the prompt: whether a piece begins with a space depends on what stands before it.
     stream = DecodeStream(tokens, skip_special_tokens=True)
     decoding = engine.start(adapter)
     for _ in range(sampling.max_tokens):
         token = choose(decoding.step(tokens), sampling.temperature, generator)
-        if token in stop:
+        if token in shape.stop_token_ids:
             return
         piece = stream.step(engine.tokenizer, token)
         if piece:

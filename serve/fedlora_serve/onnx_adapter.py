@@ -15,26 +15,30 @@ import onnxruntime as ort
 from fedlora.adapter_loading import load_adapter_file
 from fedlora.adapter_manifest import AdapterManifest
 from fedlora.pack import BasePack
-from fedlora.slots import slot_shapes
+from fedlora.profiles import DEFAULT, Profile, graph_slots
 from numpy.typing import NDArray
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedAdapter:
     """A verified adapter, ready to feed. It owns the memory that its OrtValues point to."""
 
+    path: Path
     values: Mapping[str, NDArray[np.float32]]
     inputs: Mapping[str, ort.OrtValue]
     manifest: AdapterManifest | None = None  # None: the file had none
 
 
-def load_onnx_adapter(path: Path, base: BasePack, *, allow_unnamed_base: bool = False) -> LoadedAdapter:
-    """Read and verify a .onnx_adapter file for `base`. Raises AdapterError."""
+def load_onnx_adapter(
+    path: Path, base: BasePack, *, profile: Profile = DEFAULT, allow_unnamed_base: bool = False
+) -> LoadedAdapter:
+    """Read and verify a .onnx_adapter file for the graph of `base` and `profile`. Raises AdapterError."""
     verified = load_adapter_file(
         path,
         base_fingerprint=base.fingerprint,
-        slots=slot_shapes(base.model.linear_modules()),
+        slots=graph_slots(base.model, profile),
+        profile=profile,
         allow_unnamed_base=allow_unnamed_base,
     )
     inputs = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in verified.values.items()}
-    return LoadedAdapter(verified.values, inputs, verified.manifest)
+    return LoadedAdapter(path=path, values=verified.values, inputs=inputs, manifest=verified.manifest)

@@ -40,6 +40,7 @@ VARIATIONS: list[tuple[str, dict[str, Any]]] = [
     ("llama-biases", {"biases": ("q_proj", "k_proj", "v_proj")}),
     ("llama-biases", {"biases": ("o_proj", "gate_proj", "up_proj", "down_proj")}),
     ("mistral-window", {"windows": ()}),
+    ("gemma3-wide-window", {"local_rotary": None}),
     ("mistral-window", {"windows": (WINDOW + 1, WINDOW)}),
     ("qwen2", {"biases": ()}),
     ("qwen2-window-from-layer-1", {"windows": (WINDOW, WINDOW)}),

@@ -15,7 +15,7 @@ from fedlora.errors import AdapterError, AdapterMismatchError, GraphError
 from fedlora.graph_manifest import check_graph_file, read_graph_manifest, write_graph_manifest
 from fedlora.lora import LoraConfig
 from fedlora.pack import BasePack
-from fedlora.profiles import PROFILES, graph_slots
+from fedlora.profiles import PROFILES, graph_name, graph_slots
 from fedlora.sidecar import sidecar_of
 from fedlora.slots import model_version, slot_shapes, slot_values
 from fedlora_export.onnx_adapter import write_onnx_adapter
@@ -47,9 +47,11 @@ def graph(pack: BasePack, tmp_path: Path) -> Path:
     return path
 
 
-def load(pack: BasePack, path: Path, **options: bool) -> Any:
+def load(pack: BasePack, path: Path, *, allow_unnamed_base: bool = False) -> Any:
     slots = slot_shapes(pack.model.linear_modules())
-    return load_adapter_file(path, base_fingerprint=pack.fingerprint, slots=slots, **options)
+    return load_adapter_file(
+        path, base_fingerprint=pack.fingerprint, slots=slots, allow_unnamed_base=allow_unnamed_base
+    )
 
 
 def rewrite(path: Path, change: Change) -> None:
@@ -65,7 +67,7 @@ def test_an_adapter_file_is_loaded_with_what_its_manifest_tells(pack: BasePack, 
     assert verified.values.keys() == values.keys()
     assert all(np.array_equal(verified.values[name], values[name]) for name in values)
     manifest = verified.manifest
-    assert manifest.base == pack.fingerprint
+    assert (manifest.base, manifest.profile) == (pack.fingerprint, "compat")
     assert manifest.source == "first"
     assert manifest.lora == CONFIG
     assert manifest.ranks == {module: pair.rank for module, pair in expected.pairs.items()}
@@ -127,8 +129,15 @@ ADAPTER_DAMAGES: dict[str, tuple[Change, str]] = {
     "a digest that is none": (lambda v: v.update(sha256="00"), "sha256 is '00'; expected 64 hexadecimal digits"),
     "another digest": (lambda v: v.update(sha256="0" * 64), "the file is damaged"),
     "a shape of one size": (lambda v: v["slots"].update({f"{UP}.lora_A.weight": [3]}), "expected two sizes"),
+    "a profile that is none": (lambda v: v.update(profile="rows"), "profile 'rows'; expected compat, fast: export the"),
+    "another profile": (lambda v: v.update(profile="fast"), "made for profile fast, this graph is compat; export the"),
     "a slot missing": (lambda v: v["slots"].pop(f"{UP}.lora_A.weight"), "do not name the same modules"),
-    "another shape": (lambda v: v["slots"].update({f"{UP}.lora_A.weight": [9, 9]}), "slots are not those of the file"),
+    "a module missing": (lambda v: v["ranks"].pop(UP), "do not name the same modules"),
+    "a module too many": (lambda v: v["ranks"].update(v_proj=4), "do not name the same modules"),
+    "another shape": (lambda v: v["slots"].update({f"{UP}.lora_A.weight": [9, 2]}), "slots are not those of the file"),
+    "a shape of another rank": (
+        lambda v: v["slots"].update({f"{UP}.lora_A.weight": [64, 9]}), f"'{UP}' has rank 9 and 2, ranks says 2"
+    ),
     "another rank": (lambda v: v["ranks"].update({UP: 4}), f"ranks: '{UP}' is 4; lora says 2"),
     "an alpha of words": (lambda v: v["lora"].update(alpha="8"), "lora: alpha: an alpha must be a positive number"),
     "lora without alpha": (lambda v: v["lora"].pop("alpha"), "lora must have alpha, alpha_pattern"),
@@ -168,15 +177,16 @@ def test_a_manifest_that_is_no_json_object_is_refused(
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_the_manifest_of_a_graph_is_read_back_as_it_was_written(pack: BasePack, graph: Path, profile: Any) -> None:
-    slots = graph_slots(pack.model, profile)
+def test_the_manifest_of_a_graph_is_read_back_as_it_was_written(pack: BasePack, tmp_path: Path, profile: Any) -> None:
+    slots, graph = graph_slots(pack.model, profile), tmp_path / graph_name(pack.model, profile)
+    graph.write_bytes(b"a graph")
     path = write_graph_manifest(
         graph, base_fingerprint=pack.fingerprint, profile=profile, accuracy_level=1, slots=slots
     )
-    assert path == graph.with_name("decoder.onnx.json")
+    assert path == graph.with_name(f"{graph.name}.json")
     manifest = check_graph_file(graph, pack)
     assert manifest == read_graph_manifest(graph)
-    assert (manifest.graph, manifest.profile, manifest.accuracy_level) == ("decoder.onnx", profile, 1)
+    assert (manifest.graph, manifest.profile, manifest.accuracy_level) == (graph.name, profile, 1)
     assert manifest.slots == slots
 
 
@@ -186,7 +196,10 @@ GRAPH_DAMAGES: dict[str, tuple[Change, str]] = {
     "another size": (lambda v: v.update(size_bytes=8), "7 bytes, its manifest says 8"),
     "another graph": (lambda v: v.update(graph="../x.onnx"), "of a graph '../x.onnx', beside decoder.onnx"),
     "a profile that is none": (lambda v: v.update(profile="x"), "profile 'x'; expected compat, fast, rows, base"),
-    "another profile": (lambda v: v.update(profile="base"), "adapter input 'model.layers.0"),
+    "another profile": (
+        lambda v: v.update(profile="rows"),
+        r"of profile rows, which is written as decoder\.rows\.onnx",
+    ),
     "a slot missing": (lambda v: v["slots"].popitem(), "is missing, the base's is"),
     "a size that is true": (lambda v: v.update(size_bytes=True), "size_bytes must be int, got True"),
 }

@@ -231,7 +231,7 @@ def test_four_bits_stand_low_nibble_first() -> None:
     [
         ({"bits": 3}, "bits must be 4 or 8, got 3"),
         ({"embedding_bits": 2}, "embedding_bits must be 4 or 8, got 2"),
-        ({"block_size": 48}, "block_size must be 32, 64 or 128, got 48"),
+        ({"block_size": 48}, "block_size must be one of 32, 64, 128, got 48"),
     ],
 )
 def test_a_quantization_out_of_range_is_refused_with_the_values_it_takes(values: dict[str, int], message: str) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import onnxruntime as ort
 import pytest
 from fedlora.pack import BasePack, open_pack
 from fedlora.profiles import PROFILES
 from fedlora_export.export import export_base
+from fedlora_export.onnx_adapter import write_onnx_adapter
 from fedlora_export.packed_layers import FLOAT_ACCURACY
 
-from tests.models import DEFAULT, Packs, Variant, made_once, open_session
+from tests.models import DEFAULT, Packs, Variant, made_once, open_session, random_adapter
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +49,20 @@ def graphs(packs: Packs, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
 def session(graphs: Callable[[Variant], BasePack]) -> ort.InferenceSession:
     """A session on the graph of the one tiny pack."""
     return open_session(graphs(DEFAULT).directory / "decoder.onnx")
+
+
+@pytest.fixture(scope="session")
+def exported_folder(packs: Packs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every profile's graph and one adapter: for reading, it is shared."""
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    export_base(packs(DEFAULT), folder, profiles=PROFILES)
+    base = open_pack(folder)
+    write_onnx_adapter(random_adapter(base), base.fingerprint, folder / "first.onnx_adapter")
+    return folder
+
+
+@pytest.fixture
+def own_folder(exported_folder: Path, tmp_path: Path) -> Path:
+    """A copy of it, to change."""
+    shutil.copytree(exported_folder, tmp_path / "model")
+    return tmp_path / "model"

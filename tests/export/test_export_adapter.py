@@ -12,7 +12,7 @@ import peft
 import pytest
 from click.testing import CliRunner, Result
 from fedlora.adapter import Adapter
-from fedlora.errors import AdapterError, AdapterMismatchError, PackError
+from fedlora.errors import AdapterError, AdapterMismatchError, ConfigError, PackError
 from fedlora.pack import BasePack
 from fedlora.peft import PeftDirectory, read_peft, write_peft
 from fedlora.slots import model_version, slot_shapes, slot_values
@@ -81,6 +81,18 @@ def test_the_scaling_in_the_file_is_the_one_that_torch_uses(
     assert run(write(tmp_path / "adapter", adapter, pack.fingerprint), "-o", tmp_path / "a").exit_code == 0
     _, values = content_of(tmp_path / "a")
     assert_close(graph_logits(session, pack, tokens, values), torch_logits(pack, tokens, adapter))
+
+
+@pytest.mark.parametrize("output", [".", "..", "folder"])
+def test_an_output_that_is_a_folder_is_refused(
+    base: BasePack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str
+) -> None:
+    source = write(tmp_path / "adapter", random_adapter(base), base.fingerprint)
+    (tmp_path / "here" / "folder").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    message = failure(run(source, "-o", output), ConfigError)
+    assert message == f"{output}: a folder; name the file to write, such as {Path(output) / 'my.onnx_adapter'}"
+    assert [path.name for path in (tmp_path / "here").rglob("*")] == ["folder"]
 
 
 def test_the_sizes_of_the_scaling_are_those_of_the_papers(base: BasePack) -> None:

@@ -13,17 +13,20 @@ import onnx
 import pytest
 from fedlora.adapter import Adapter
 from fedlora.pack import BasePack, open_pack
+from fedlora.profiles import Profile
 from fedlora.slots import slot_names, slot_shapes, slot_values
 from fedlora_client.reference import logits as torch_logits
 from fedlora_export.check import TOLERANCE as CHECK_TOLERANCE
 from fedlora_export.check import check_graph
 from fedlora_export.export import export_base
+from fedlora_export.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
 from fedlora_export.torch_logits import torch_logits as expected_logits
 
 from tests.models import (
     DEFAULT,
     LORAS,
     VARIANTS,
+    Packs,
     Variant,
     assert_close,
     graph_logits,
@@ -74,6 +77,24 @@ def test_without_an_adapter_the_logits_are_those_of_explicit_inputs_of_rank_0_bi
     plain = graph_logits(session, pack, tokens)
     assert np.array_equal(graph_logits(session, pack, tokens, zeros), plain)
     assert not np.array_equal(graph_logits(session, pack, tokens, slot_values(random_adapter(pack))), plain)
+
+
+@pytest.mark.parametrize("accuracy_level", [FLOAT_ACCURACY, INT8_ACCURACY])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_without_an_adapter_the_logits_are_those_of_the_graph_without_adapters_bit_for_bit(
+    packs: Packs, tmp_path: Path, variant: str, accuracy_level: int
+) -> None:
+    """In a prompt and in the steps after it, though `base` and `fast` take q, k and v, and gate and up, as one product."""
+    profiles: tuple[Profile, ...] = ("base", "compat", "fast")
+    written = export_base(
+        packs(VARIANTS[variant]), tmp_path / "model", profiles=profiles, accuracy_level=accuracy_level
+    )
+    pack = open_pack(tmp_path / "model")
+    tokens, sessions = random_tokens(pack, 1, 9), {graph.profile: open_session(graph.path) for graph in written}
+    for steps in ((9,), (6, 1, 1, 1)):
+        alone = graph_logits(sessions["base"], pack, tokens, steps=steps)
+        for profile in ("compat", "fast"):
+            assert np.array_equal(graph_logits(sessions[profile], pack, tokens, steps=steps), alone), (profile, steps)
 
 
 @pytest.mark.parametrize("config", LORAS)

@@ -14,6 +14,7 @@ import pytest
 from fedlora.errors import ConfigError
 from fedlora.family import decoder_shape
 from fedlora.pack import BasePack, open_pack
+from fedlora.profiles import Profile
 from fedlora_client.reference import logits as torch_logits
 from fedlora_export.export import export_base
 from fedlora_export.genai import genai_config, write_genai
@@ -99,6 +100,23 @@ def test_the_graph_is_that_of_the_profile() -> None:
     assert config["model"]["decoder"]["filename"] == "decoder.base.onnx"
     with pytest.raises(ConfigError, match="gives a batch one adapter, not one for each row; export profile compat"):
         genai_config(llama_shape(), "rows")
+
+
+def test_whatever_else_is_exported_the_files_name_the_graph_that_adapter_files_fit(tmp_path: Path) -> None:
+    def named() -> str:
+        config = json.loads((tmp_path / "model" / "genai_config.json").read_text(encoding="utf-8"))
+        name: str = config["model"]["decoder"]["filename"]
+        assert (tmp_path / "model" / name).is_file()
+        return name
+
+    export_base(family_pack("llama"), tmp_path / "model", profiles=("fast", "base"))
+    assert named() == "decoder.fast.onnx"  # there is no other that takes an adapter
+    base, later = open_pack(tmp_path / "model"), list[Profile](("compat", "fast", "base", "rows"))
+    for profile in later:
+        export_base(base, profiles=(profile,))
+        assert named() == "decoder.onnx"
+    export_base(base, tmp_path / "model", profiles=("base", "fast", "compat"))
+    assert named() == "decoder.onnx"
 
 
 def test_a_long_context_is_not_allocated_unless_it_is_asked_for() -> None:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import fedlora_export.adapter_inputs as adapter_inputs_module
-import fedlora_export.export as export_module
 import fedlora_export.graph_runs as graph_runs_module
 import fedlora_export.torch_logits as torch_logits_module
 import numpy as np
@@ -17,70 +14,17 @@ import pytest
 from fedlora.adapter import Adapter
 from fedlora.errors import ConfigError, GraphError
 from fedlora.pack import BasePack, open_pack
-from fedlora.profiles import Profile
-from fedlora.slots import slot_names, slot_values
-from fedlora_export.builder import GraphBuilder
+from fedlora.slots import slot_values
+from fedlora_export.adapter_inputs import ModuleInputs
 from fedlora_export.check import check_graph
 from fedlora_export.export import export_base
 from fedlora_export.packed_layers import FLOAT_ACCURACY
 from fedlora_export.torch_logits import torch_logits
 
+from tests.export.sabotage import Patch, Sabotage, change_nodes, set_attribute, swap_modules, swap_slots
 from tests.models import DEFAULT, VARIANTS, Packs, Variant, changed
 
 FUSED_ROTARY = VARIANTS["4-bit-asymmetric-untied-mha-head16"]
-Patch = pytest.MonkeyPatch
-Sabotage = Callable[[Patch], None]
-
-
-def swapped(name: str, left: str, right: str) -> str:
-    """`name` with `left` for `right` and the other way round."""
-    return name.replace(left, "\0").replace(right, left).replace("\0", right)
-
-
-def swap_modules(left: str, right: str) -> Sabotage:
-    def sabotage(patch: Patch) -> None:
-        original = adapter_inputs_module.ModuleInputs.linear
-
-        def wrong(self: Any, builder: GraphBuilder, x: ir.Value, modules: Sequence[str]) -> list[ir.Value]:
-            return original(self, builder, x, [swapped(module, left, right) for module in modules])
-
-        patch.setattr(adapter_inputs_module.ModuleInputs, "linear", wrong)
-
-    return sabotage
-
-
-def swap_slots(left: str, right: str) -> Sabotage:
-    """The base is right, and so is every shape: only with an adapter is the graph wrong."""
-    return lambda patch: patch.setattr(
-        adapter_inputs_module, "slot_names", lambda module: slot_names(swapped(module, left, right))
-    )
-
-
-def change_nodes(change: Callable[[ir.Node], None]) -> Sabotage:
-    """Change nodes of the finished graph."""
-
-    def sabotage(patch: Patch) -> None:
-        original = export_module.build_graph
-
-        def wrong(base: BasePack, profile: Profile, accuracy_level: int) -> ir.Model:
-            model = original(base, profile, accuracy_level)
-            for node in model.graph:
-                change(node)
-            return model
-
-        patch.setattr(export_module, "build_graph", wrong)
-
-    return sabotage
-
-
-def set_attribute(kind: str, name: str, value: Any) -> Sabotage:
-    def change(node: ir.Node) -> None:
-        if node.op_type == kind:
-            assert name in node.attributes
-            make = ir.AttrFloat32 if isinstance(value, float) else ir.AttrInt64
-            node.attributes[name] = make(name, value)
-
-    return change_nodes(change)
 
 
 def swap_keys_and_values(node: ir.Node) -> None:
@@ -117,8 +61,8 @@ def drop_the_scaling(patch: Patch) -> None:
 
 
 SABOTAGES: dict[str, Sabotage] = {
-    "k-and-v-swapped": swap_modules("k_proj", "v_proj"),
-    "gate-and-up-swapped": swap_modules("gate_proj", "up_proj"),
+    "k-and-v-swapped": swap_modules(ModuleInputs, "k_proj", "v_proj"),
+    "gate-and-up-swapped": swap_modules(ModuleInputs, "gate_proj", "up_proj"),
     "slots-of-k-and-v-swapped": swap_slots("k_proj", "v_proj"),
     "slots-of-gate-and-up-swapped": swap_slots("gate_proj", "up_proj"),
     "keys-and-values-swapped-in-the-attention": change_nodes(swap_keys_and_values),

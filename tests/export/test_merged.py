@@ -12,8 +12,9 @@ from fedlora.pack import BasePack, open_pack
 from fedlora.peft import PeftDirectory, write_peft
 from fedlora.slots import slot_values
 from fedlora_export.commands import export
-from fedlora_export.export import export_base, export_merged
+from fedlora_export.export import export_base
 from fedlora_export.merge_loss import merge_loss
+from fedlora_export.merged_export import export_merged
 from fedlora_export.packed_layers import FLOAT_ACCURACY
 
 from tests.models import VARIANTS, Packs, graph_logits, open_session, random_adapter, random_tokens

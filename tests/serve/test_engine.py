@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-from fedlora.errors import ConfigError, GraphError, PackError
+from fedlora.errors import AdapterError, AdapterMismatchError, ConfigError, GraphError, PackError
 from fedlora_client.reference import logits as torch_logits
 from fedlora_export.export import export_base
+from fedlora_export.merged_export import export_merged
 from fedlora_export.onnx_adapter import write_onnx_adapter
 from fedlora_export.packed_layers import FLOAT_ACCURACY
 from fedlora_serve.engine import Engine, LoadedAdapter
@@ -21,6 +22,7 @@ from tests.models import (
     Packs,
     Variant,
     assert_close,
+    changed,
     random_adapter,
     random_tokens,
     save_pack,
@@ -124,6 +126,67 @@ def test_tokens_that_the_base_lacks_are_refused(engine: Engine, tokens: list[int
     with pytest.raises(ConfigError, match="expected token ids from 0 to 257"):
         decoding.step(tokens)
     assert decoding.length == 0
+
+
+def test_the_logits_of_the_last_token_alone_are_computed(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = []
+    original = ort.InferenceSession.run_with_ort_values
+
+    def seen(*arguments: Any) -> Any:
+        values = original(*arguments)
+        shapes.append(values[0].shape())
+        return values
+
+    monkeypatch.setattr(ort.InferenceSession, "run_with_ort_values", seen)
+    tokens = random_tokens(engine.base, 1, 9)
+    decoding = engine.start()
+    decoding.step(tokens[0, :8].tolist())
+    assert_close(decoding.step(tokens[0, 8:].tolist()), torch_logits(engine.base, tokens, None)[0, -1])
+    assert shapes == [[1, 1, engine.base.shape.vocab_size]] * 2
+
+
+def test_scores_that_an_adapter_makes_infinite_are_refused_by_its_file(engine: Engine, tmp_path: Path) -> None:
+    huge = changed(random_adapter(engine.base), lambda module, lora_A, lora_B: (lora_A * 1e15, lora_B * 1e15))
+    write_onnx_adapter(huge, engine.base.fingerprint, tmp_path / "huge")
+    decoding = engine.start(engine.load_adapter(tmp_path / "huge"))
+    for _ in range(2):  # nothing of a refused step is kept
+        with pytest.raises(
+            AdapterError, match=r"huge: with it the scores of the next token are not finite: its values"
+        ):
+            decoding.step([1, 2, 3])
+        assert decoding.length == 0
+
+
+def test_what_onnx_runtime_refuses_to_run_is_an_error_of_the_graph(engine: Engine, tmp_path: Path) -> None:
+    adapter = loaded(engine, tmp_path / "a")
+    flat = np.zeros(3, np.float32)
+    inputs = {name: ort.OrtValue.ortvalue_from_numpy(flat) for name in adapter.inputs}
+    decoding = engine.start(LoadedAdapter(path=adapter.path, values={}, inputs=inputs))
+    with pytest.raises(GraphError, match=r"decoder\.onnx: ONNX Runtime does not run it: .*; export it again"):
+        decoding.step([1])
+    assert decoding.length == 0
+
+
+def test_a_merged_base_speaks_and_takes_no_adapter(packs: Packs, tmp_path: Path) -> None:
+    base = packs(VARIANTS["8-bit-symmetric-untied-mqa-head32"])
+    graph, _ = export_merged(base, random_adapter(base), tmp_path / "merged", accuracy_level=FLOAT_ACCURACY)
+    assert graph.path.name == "decoder.base.onnx"
+    engine = Engine(tmp_path / "merged", threads=1)
+    assert (engine.graph_manifest.profile, engine.base.fingerprint == base.fingerprint) == ("base", False)
+    tokens = random_tokens(engine.base, 1, 7)
+    assert_close(engine.start().step(tokens[0].tolist()), torch_logits(engine.base, tokens, None)[0, -1])
+    write_onnx_adapter(random_adapter(base), base.fingerprint, tmp_path / "a")
+    with pytest.raises(AdapterMismatchError, match=r"decoder\.base\.onnx is of profile base, which takes no adapter"):
+        engine.load_adapter(tmp_path / "a")
+
+
+def test_an_adapter_file_for_the_profile_fast_is_refused_by_name(engine: Engine, tmp_path: Path) -> None:
+    base = engine.base
+    write_onnx_adapter(random_adapter(base), base.fingerprint, tmp_path / "joined", joined_for=base.model)
+    with pytest.raises(AdapterMismatchError, match="made for profile fast, this graph is compat; export the adapter"):
+        engine.load_adapter(tmp_path / "joined")
 
 
 def copied(model: Path, target: Path) -> Path:

@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from fedlora.cli import main
 from fedlora.errors import ConfigError
 from fedlora.pack import BasePack, open_pack
@@ -20,6 +21,7 @@ from fedlora_client.decoder import Decoder
 from fedlora_client.windows import load_tokenizer
 from fedlora_export.export import export_base
 from fedlora_export.onnx_adapter import write_onnx_adapter
+from fedlora_serve.commands import generate as generate_command
 from fedlora_serve.engine import Engine, LoadedAdapter
 from fedlora_serve.generate import generate
 from fedlora_serve.sampling import Sampling
@@ -160,6 +162,12 @@ def test_a_prompt_longer_than_the_context_is_one_line_on_standard_error_and_noth
     out, err = capfd.readouterr()
     assert out == ""
     assert err == "error: 65 tokens are more than the base's context of 64; shorten the prompt\n"
+
+
+def test_a_seed_below_zero_is_refused_by_the_option(model: Path) -> None:
+    result = CliRunner().invoke(generate_command, ["--model", str(model), "--prompt", "x", "--seed", "-1"])
+    assert result.exit_code == 2
+    assert "Invalid value for '--seed': -1 is not in the range x>=0" in result.output
 
 
 def test_an_error_of_the_command_line_is_one_line_on_standard_error(

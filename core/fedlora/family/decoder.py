@@ -12,6 +12,7 @@ A block, x [N, H]; what is in brackets only some families have:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,6 +69,28 @@ class DecoderShape:
     embedding_scale: float = 1.0
     attention_cap: float = 0.0  # 0: none
     logit_cap: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError, by the names of the fields, for constants that no model has."""
+        positive = {
+            "rms_norm_eps": self.rms_norm_eps,
+            "attention_scale": self.attention_scale,
+            "embedding_scale": self.embedding_scale,
+        }
+        caps = {"attention_cap": self.attention_cap, "logit_cap": self.logit_cap}
+        wrong = [name for name, value in positive.items() if not 0 < value < math.inf]
+        wrong += [name for name, value in caps.items() if not 0 <= value < math.inf]
+        wrong += ["windows"] if any(window < 0 for window in self.windows) else []
+        if wrong:
+            values = {**positive, **caps, "windows": self.windows}
+            got = ", ".join(f"{name} {values[name]!r:.60}" for name in wrong)
+            raise ValueError(f"expected positive, finite constants and no negative cap or window, got {got}")
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """The tokens that end a text. A model that was trained on documents in a row ends one by beginning the next."""
+        bos = () if self.bos_token_id is None else (self.bos_token_id,)
+        return tuple(dict.fromkeys((*self.eos_token_ids, *bos)))
 
     def rotary_of(self, layer: int) -> Rotary:
         return self.local_rotary if self.local_rotary and self.window_of(layer) else self.rotary

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fedlora.family.decoder import Activation, BlockNorms, DecoderShape
@@ -35,28 +35,33 @@ class _Family:
 
     variations: Callable[[Config], Mapping[str, Any]]  # fields of DecoderShape
     windows: Callable[[Config], tuple[int, ...]]
-    tied: bool = False  # where config.json does not say
+    defaults: Config = field(default_factory=dict)  # transformers', for what config.json leaves out
 
 
 def read_decoder(architecture: str, config: Config) -> DecoderShape:
     """Raises KeyError for what is missing, and ValueError, TypeError or ArithmeticError for what makes no sense."""
     family = DECODERS[architecture]
+    config = {**family.defaults, **config}
     sizes = _sizes(config)
     scaling = _scaling(config)
     full, local = scaling.get("full_attention", scaling), scaling.get("sliding_attention")
     theta = float(full.get("rope_theta", config.get("rope_theta", 10000.0)))
     rotary, positions = read_rotary(full, theta, sizes["head_dim"], sizes["max_positions"])
+    local_rotary = _local_rotary(local, config, sizes["head_dim"], positions)
     fields: dict[str, Any] = {
         **sizes,
         "max_positions": positions,
         "rms_norm_eps": float(config.get("rms_norm_eps", 1e-6)),
         "rotary": rotary,
-        "local_rotary": _local_rotary(local, config, sizes["head_dim"], positions),
-        "tie_word_embeddings": bool(config.get("tie_word_embeddings", family.tied)),
+        "local_rotary": local_rotary,
+        "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
         **_special_tokens(config, sizes["vocab_size"]),
         "attention_scale": 1 / math.sqrt(sizes["head_dim"]),
         "model_type": str(config.get("model_type", "llama")),
-        "windows": tuple(window if window < positions else 0 for window in family.windows(config)),
+        # A window that holds the whole context is none; where it decides the rotation it stays one.
+        "windows": tuple(
+            window if window < positions else positions if local_rotary else 0 for window in family.windows(config)
+        ),
         **family.variations(config),
     }
     if not any(fields["windows"]):
@@ -155,7 +160,7 @@ def _gemma2(config: Config) -> Mapping[str, Any]:
         "norms": _FOUR_NORMS,
         "norm_offset": 1.0,
         "embedding_scale": math.sqrt(int(config["hidden_size"])),
-        "attention_scale": float(config.get("query_pre_attn_scalar", 256)) ** -0.5,
+        "attention_scale": 1 / math.sqrt(float(config["query_pre_attn_scalar"])),
         "attention_cap": float(config.get("attn_logit_softcapping") or 0),
         "logit_cap": float(config.get("final_logit_softcapping") or 0),
     }
@@ -198,14 +203,40 @@ def _gemma3_windows(config: Config) -> tuple[int, ...]:
     return _layer_types(config, lambda layer: (layer + 1) % pattern != 0)
 
 
+_GEMMA_DEFAULTS: Config = {
+    "head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 4096, "tie_word_embeddings": True,
+}  # fmt: skip
 DECODERS: Mapping[str, _Family] = {
     "LlamaForCausalLM": _Family(variations=_llama, windows=_no_window),
-    "MistralForCausalLM": _Family(variations=_mistral, windows=_all_layers),
-    "Qwen2ForCausalLM": _Family(variations=_qwen2, windows=_qwen_windows),
-    "Qwen3ForCausalLM": _Family(variations=_qwen3, windows=_qwen_windows),
-    "Phi3ForCausalLM": _Family(variations=_phi3, windows=_all_layers),
-    "Gemma2ForCausalLM": _Family(
-        variations=_gemma2, windows=lambda config: _layer_types(config, lambda layer: layer % 2 == 0), tied=True
+    "MistralForCausalLM": _Family(
+        variations=_mistral,
+        windows=_all_layers,
+        defaults={"sliding_window": 4096, "num_key_value_heads": 8, "max_position_embeddings": 131072},
     ),
-    "Gemma3ForCausalLM": _Family(variations=_gemma3, windows=_gemma3_windows, tied=True),
-}
+    "Qwen2ForCausalLM": _Family(
+        variations=_qwen2, windows=_qwen_windows, defaults={"sliding_window": 4096, "max_position_embeddings": 32768}
+    ),
+    "Qwen3ForCausalLM": _Family(
+        variations=_qwen3,
+        windows=_qwen_windows,
+        defaults={"sliding_window": 4096, "head_dim": 128, "max_position_embeddings": 32768},
+    ),
+    "Phi3ForCausalLM": _Family(
+        variations=_phi3, windows=_all_layers, defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
+    ),
+    "Gemma2ForCausalLM": _Family(
+        variations=_gemma2,
+        windows=lambda config: _layer_types(config, lambda layer: layer % 2 == 0),
+        defaults={
+            **_GEMMA_DEFAULTS, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
+            "max_position_embeddings": 8192,
+        },
+    ),
+    "Gemma3ForCausalLM": _Family(
+        variations=_gemma3,
+        windows=_gemma3_windows,
+        defaults={
+            **_GEMMA_DEFAULTS, "rope_theta": 1000000.0, "rope_local_base_freq": 10000.0, "max_position_embeddings": 131072,
+        },
+    ),
+}  # fmt: skip

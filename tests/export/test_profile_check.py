@@ -1,0 +1,178 @@
+"""A check that cannot fail is worthless: wrong graphs of the profiles `fast`, `rows` and `base`, and of encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import fedlora_export.decoder as decoder_module
+import fedlora_export.encoder as encoder_module
+import fedlora_export.graph_runs as graph_runs_module
+import numpy as np
+import onnx_ir as ir
+import pytest
+from fedlora.errors import GraphError
+from fedlora.joined_slots import joined_values
+from fedlora.pack import BasePack
+from fedlora.profiles import Profile, graph_name
+from fedlora_export.adapter_inputs import JoinedInputs, NoAdapter
+from fedlora_export.attention import Attention
+from fedlora_export.builder import GraphBuilder
+from fedlora_export.encoder_layers import mean_over_text
+from fedlora_export.export import export_base
+from fedlora_export.sequences import Sequences, sequences_of_rows
+from numpy.typing import NDArray
+
+from tests.encoders import Packs as EncoderPacks
+from tests.encoders import encoders_made_once
+from tests.export.sabotage import (
+    Patch,
+    Sabotage,
+    set_attribute,
+    set_constant,
+    set_input,
+    swap_modules,
+    swap_parts,
+    swap_slots,
+)
+from tests.families import family_pack
+from tests.models import DEFAULT, Packs
+
+RANK = 4  # of the adapter that the check feeds
+Slots = Mapping[str, NDArray[np.float32]]
+
+
+def roll_joined(factor: str, axis: int) -> Sabotage:
+    """The parts of a group's A, or the blocks of its B, stand one further than they should, the last one first."""
+
+    def wrong(slots: Slots, modules: Mapping[str, tuple[int, int]], groups: list[tuple[str, ...]]) -> Slots:
+        values = joined_values(slots, modules, groups)
+        size = {group[0]: modules[group[-1]][0] for group in groups}  # of the last module's output
+        return {
+            name: np.roll(value, RANK if axis != 1 or factor == "A" else size[name.split("+")[0]], axis)
+            if "+" in name and f".lora_{factor}." in name
+            else value
+            for name, value in values.items()
+        }
+
+    return lambda patch: patch.setattr(graph_runs_module, "joined_values", wrong)
+
+
+def give_each_row_anothers_adapter(patch: Patch) -> None:
+    original = graph_runs_module._stacked
+    patch.setattr(graph_runs_module, "_stacked", lambda slots, modules: original(list(reversed(slots)), modules))
+
+
+def lose_a_token_of_the_cache(patch: Patch) -> None:
+    """Rows that have read something before are one token shorter than `lengths` says: the newest one is written over."""
+
+    def wrong(builder: GraphBuilder, tokens: ir.Value, lengths: ir.Value, new_tokens: ir.Value) -> Sequences:
+        before = builder.op("Sub", [lengths, new_tokens], "read_before")
+        lost = builder.op("Min", [before, builder.constant("at_most_one", [1], np.int32)], "lost")
+        return sequences_of_rows(builder, tokens, builder.op("Sub", [lengths, lost], "shorter"), new_tokens)
+
+    patch.setattr(decoder_module, "sequences_of_rows", wrong)
+
+
+def read_the_last_token_of_the_step(patch: Patch) -> None:
+    """A row with fewer new tokens than another gives the logits of what it was filled up with."""
+
+    def wrong(builder: GraphBuilder, normed: ir.Value, new_tokens: ir.Value) -> ir.Value:
+        begin, end, axis = (builder.constant(f"last_{n}", [n]) for n in (-1, np.iinfo(np.int64).max, 1))
+        return builder.op("Slice", [normed, begin, end, axis], "kept")
+
+    patch.setattr(decoder_module, "_last_of_rows", wrong)
+
+
+def count_padding_in_the_mean(patch: Patch) -> None:
+    def wrong(builder: GraphBuilder, states: ir.Value, mask: ir.Value) -> ir.Value:
+        every = builder.op("Max", [mask, builder.constant("one", [1])], "every_token")
+        return mean_over_text(builder, states, every)
+
+    patch.setattr(encoder_module, "mean_over_text", wrong)
+
+
+def rotate_all_layers_as_the_last(patch: Patch) -> None:
+    original = Attention._table
+    patch.setattr(Attention, "_table", lambda self, layer: original(self, self._shape.num_layers - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Wrong:
+    """What is done to the graph of a profile, and to which model's: an encoder's, a family's, or the default's."""
+
+    profile: Profile
+    sabotage: Sabotage
+    encoder: str = ""
+    family: str = ""
+
+
+CASES: dict[str, Wrong] = {
+    "fast: blocks of B in other rows": Wrong("fast", roll_joined("B", 0)),
+    "fast: blocks of B in other columns": Wrong("fast", roll_joined("B", 1)),
+    "fast: A joined in another order": Wrong("fast", roll_joined("A", 1)),
+    "fast: q, k and v split by wrong sizes": Wrong("fast", set_constant("qkv_sizes", [32, 64, 32])),
+    "fast: gate and up split by wrong sizes": Wrong("fast", set_constant("gate_up_sizes", [171, 173])),
+    "fast: k and v of the joined product swapped": Wrong("fast", swap_parts(3)),
+    "fast: gate and up of the joined product swapped": Wrong("fast", swap_parts(2)),
+    "fast: k and v swapped": Wrong("fast", swap_modules(JoinedInputs, "k_proj", "v_proj")),
+    "rows: adapters of the rows swapped": Wrong("rows", give_each_row_anothers_adapter),
+    "rows: slots of k and v swapped": Wrong("rows", swap_slots("k_proj", "v_proj")),
+    "rows: lengths off by one after the prompt": Wrong("rows", lose_a_token_of_the_cache),
+    "rows: lengths off by one, rotation in the attention": Wrong("rows", lose_a_token_of_the_cache, family="gemma3"),
+    "rows: every token of a step taken as new": Wrong("rows", set_input(".mixed", 16, None)),
+    "rows: every token of a step taken as new, rotation in the attention": Wrong(
+        "rows", set_input(".mixed", 16, None), family="mistral-window"
+    ),
+    "rows: logits of the last token of the step": Wrong("rows", read_the_last_token_of_the_step),
+    "rows: logits of the first new token": Wrong("rows", set_input("last_new", 0, 1)),
+    "rows: an adapter that is not added": Wrong("rows", set_input("model.layers.1.mlp.down_proj.out", 1, 0)),
+    "base: k and v swapped": Wrong("base", swap_modules(NoAdapter, "k_proj", "v_proj")),
+    "base: k and v of the joined product swapped": Wrong("base", swap_parts(3)),
+    "base: gate and up swapped": Wrong("base", swap_modules(NoAdapter, "gate_proj", "up_proj")),
+    "base: q, k and v split by wrong sizes": Wrong("base", set_constant("qkv_sizes", [32, 64, 32])),
+    "phi3: gate and up of its own joined module swapped": Wrong("compat", swap_parts(2), family="phi3"),
+    "gemma3: local layers rotate as the others": Wrong("fast", rotate_all_layers_as_the_last, family="gemma3"),
+    "gemma2: attention without its cap": Wrong(
+        "base", set_attribute("GroupQueryAttention", "softcap", 0.0), family="gemma2"
+    ),
+    "mistral: layers without their window": Wrong(
+        "rows", set_attribute("GroupQueryAttention", "local_window_size", -1), family="mistral-window"
+    ),
+    "encoder: gelu approximated by tanh": Wrong("compat", set_attribute("Gelu", "approximate", "tanh"), "bert"),
+    "encoder: queries and keys swapped": Wrong("base", swap_modules(NoAdapter, "query", "key"), "bert"),
+    "encoder: padding is attended to": Wrong("compat", set_input(".mixed", 4, None), "bert"),
+    "encoder: padding is attended to by rows": Wrong("rows", set_input(".mixed", 4, None), "distilbert"),
+    "encoder: padding is a part of the mean": Wrong("base", count_padding_in_the_mean, "bare bert"),
+    "encoder: positions off by one": Wrong("compat", set_constant("first_position", 1), "roberta"),
+    "encoder: the head reads another token": Wrong("compat", set_constant("first_token", 1), "distilbert"),
+    "encoder: slots of k and v swapped": Wrong("rows", swap_slots("key", "value"), "bert"),
+    "encoder: A joined in another order": Wrong("fast", roll_joined("A", 1), "bert"),
+}
+
+
+@pytest.fixture(scope="module")
+def encoder_packs(tmp_path_factory: pytest.TempPathFactory) -> EncoderPacks:
+    return encoders_made_once(tmp_path_factory.mktemp("encoders"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_wrong_graph_of_every_profile_is_caught_and_leaves_no_file(
+    packs: Packs, encoder_packs: EncoderPacks, tmp_path: Path, monkeypatch: Patch, name: str
+) -> None:
+    wrong = CASES[name]
+    base = base_of(wrong, packs, encoder_packs)
+    (good,) = export_base(base, tmp_path / "good", profiles=[wrong.profile])
+    assert good.exact is not None
+    wrong.sabotage(monkeypatch)
+    words = r"was not written: .*(differ from torch's|does not run|does not load)"
+    with pytest.raises(GraphError, match=rf"{graph_name(base.model, wrong.profile)} .*{words}"):
+        export_base(base, tmp_path / "wrong", profiles=[wrong.profile])
+    assert [path.name for path in tmp_path.iterdir()] == ["good"]
+
+
+def base_of(wrong: Wrong, packs: Packs, encoder_packs: EncoderPacks) -> BasePack:
+    if wrong.encoder:
+        return encoder_packs(wrong.encoder)
+    return family_pack(wrong.family) if wrong.family else packs(DEFAULT)
