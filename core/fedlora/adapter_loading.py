@@ -2,8 +2,8 @@
 
 With its manifest beside it (`fedlora.adapter_manifest`) the file must be the one that the manifest tells, bit for bit, and
 the base the one that it names in full. Without one, the file names its base by 31 bits of the fingerprint, in the format's
-model version. Files of other tools name none: Olive sets no version, which reads as 0 or 1. Such a file is taken where the caller says so,
-and where every name and shape fits: whether it was trained on these very weights nobody can tell.
+model version. Files of other tools name none: Olive sets no version, which reads as 0 or 1. Such a file is taken where the
+caller says so, and where every name and shape fits: whether it was trained on these very weights nobody can tell.
 """
 
 from __future__ import annotations
