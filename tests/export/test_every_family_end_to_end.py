@@ -9,6 +9,8 @@ import pytest
 from fedlora.adapter import Adapter, initial_adapter
 from fedlora.lora import LoraConfig
 from fedlora.pack import BasePack, open_pack
+from fedlora.packing import make_pack
+from fedlora.quantize import Quantization
 from fedlora.run_config import TrainConfig
 from fedlora_client.compute import choose_compute
 from fedlora_client.decoder import Decoder
@@ -26,14 +28,14 @@ from tests.models import byte_tokenizer
 TEXT = "the same words again and again, the same words again and again, the same words again and again"
 
 
-def trained_adapter(base: BasePack) -> tuple[Adapter, tuple[float, ...]]:
+def trained_adapter(base: BasePack, lr: float = 0.05) -> tuple[Adapter, tuple[float, ...]]:
     """(an adapter on every linear module after a few steps, the loss of each step)"""
     modules = base.shape.linear_modules()
     leaves = tuple(dict.fromkeys(module.rsplit(".", 1)[-1] for module in modules))
     start = initial_adapter(LoraConfig(rank=4, alpha=16.0, target_modules=leaves), modules, np.random.default_rng(0))
     decoder = Decoder(base, choose_compute("float32", device="cpu"))
     windows = read_windows([TEXT], base.directory, base.shape, 24, "here")
-    config = TrainConfig(steps=10, batch_size=2, sequence_length=24, lr=0.05)
+    config = TrainConfig(steps=10, batch_size=2, sequence_length=24, lr=lr)
     result = train(decoder, start, windows, config, np.random.default_rng(0))
     return result.adapter, result.losses
 
@@ -91,3 +93,23 @@ def test_torch_and_onnxruntime_genai_write_the_same_text(family: tuple[BasePack,
     prompt = prompt_of()
     assert genai_tokens(base.directory, prompt, None) == torch_tokens(base, prompt)
     assert genai_tokens(base.directory, prompt, file) == torch_tokens(base, prompt, adapter)
+
+
+def test_a_real_model_writes_the_same_story_in_all_three_engines(shared: Path, tmp_path: Path) -> None:
+    source = shared / "models" / "stories260K"
+    if not source.is_dir():
+        pytest.skip(f"{source} is not there")
+    make_pack(str(source), tmp_path / "pack", Quantization(bits=8, block_size=32))
+    export_base(open_pack(tmp_path / "pack"), tmp_path / "model", accuracy_level=FLOAT_ACCURACY)
+    base = open_pack(tmp_path / "model")
+    adapter, losses = trained_adapter(base, lr=0.005)
+    assert np.mean(losses[-2:]) < np.mean(losses[:2])
+    file = tmp_path / "trained.onnx_adapter"
+    write_onnx_adapter(adapter, base.fingerprint, file)
+    engine = Engine(base.directory, threads=1)
+    prompt = [1, *engine.tokenizer.encode("Once upon a time", add_special_tokens=False).ids]
+    plain, adapted = torch_tokens(base, prompt), torch_tokens(base, prompt, adapter)
+    assert plain != adapted
+    assert engine_tokens(engine, prompt, None) == genai_tokens(base.directory, prompt, None) == plain
+    assert engine_tokens(engine, prompt, engine.load_adapter(file)) == adapted
+    assert genai_tokens(base.directory, prompt, file) == adapted
