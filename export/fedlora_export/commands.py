@@ -56,14 +56,9 @@ def export(
                 "--merge writes the profile base alone: its graph has no adapter inputs; leave --profile out"
             )
         adapter, _ = adapter_of(merge, pack)
-        graph, loss = export_merged(pack, adapter, output, accuracy_level=level, replace=force)
+        graph, cost = export_merged(pack, adapter, output, accuracy_level=level, replace=force)
         _show(graph, accuracy)
-        if loss is not None:
-            click.echo(
-                f"merged: {loss.divergence:.4f} nats a token worse than with the adapter apart, on text of "
-                f"{loss.entropy:.3f} nats a token; the same likeliest token at {loss.agreement:.1%} of the places",
-                err=True,
-            )
+        click.echo(f"merged: {cost}", err=True)
         return
     names = cast("tuple[Profile, ...]", tuple(dict.fromkeys(profiles)))
     for graph in export_base(pack, output, profiles=names, accuracy_level=level, replace=force):

@@ -13,7 +13,8 @@ from fedlora.family import DecoderShape
 from fedlora.joined_slots import joined_values
 from fedlora.pack import BasePack
 from fedlora.profiles import Profile
-from fedlora.slots import slot_names, slot_values
+from fedlora.row_slots import row_values
+from fedlora.slots import slot_values
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
@@ -39,24 +40,9 @@ def adapter_feeds(base: BasePack, profile: Profile, adapters: Sequence[Adapter |
     """The adapter inputs of a batch. Raises AdapterError where a scaled value is not finite."""
     modules, first = base.model.linear_modules(), adapters[0]
     if profile == "rows":
-        return _stacked([{} if adapter is None else slot_values(adapter) for adapter in adapters], modules)
+        return row_values([{} if adapter is None else slot_values(adapter) for adapter in adapters], modules)
     slots = slot_values(first) if first is not None else {}
     return joined_values(slots, modules, base.model.linear_groups()) if profile == "fast" else slots
-
-
-def _stacked(slots: Sequence[Mapping[str, Floats]], modules: Mapping[str, tuple[int, int]]) -> dict[str, Floats]:
-    """A [S, I, R] and B [S, R, O] of every module: a row of a smaller rank, or without an adapter, is padded with zeros."""
-    stacked: dict[str, Floats] = {}
-    for module, (rows, columns) in modules.items():
-        name_a, name_b = slot_names(module)
-        rank = max(own[name_a].shape[1] if name_a in own else 0 for own in slots)
-        stacked[name_a] = np.zeros((len(slots), columns, rank), np.float32)
-        stacked[name_b] = np.zeros((len(slots), rank, rows), np.float32)
-        for row, own in enumerate(slots):
-            if name_a in own:
-                stacked[name_a][row, :, : own[name_a].shape[1]] = own[name_a]
-                stacked[name_b][row, : own[name_b].shape[0]] = own[name_b]
-    return stacked
 
 
 def _run_decoder(

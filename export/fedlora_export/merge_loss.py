@@ -36,6 +36,12 @@ class MergeLoss:
     divergence: float  # nats a token that the merged one gives it more
     agreement: float  # share of positions where both have the same likeliest token
 
+    def __str__(self) -> str:
+        return (
+            f"{self.divergence:.4f} nats a token worse than with the adapter apart, on text of {self.entropy:.3f} nats a "
+            f"token; the same likeliest token at {self.agreement:.1%} of the places"
+        )
+
 
 def merge_loss(base_graph: Path, base: BasePack, adapter: Adapter, merged_graph: Path, *, seed: int = 0) -> MergeLoss:
     """`base_graph` is the base's in the profile compat, `merged_graph` the merged pack's, of any profile."""

@@ -13,26 +13,26 @@ from fedlora.merging import write_merged
 from fedlora.pack import MANIFEST, BasePack, open_pack
 
 from fedlora_export.export import ExportedGraph, export_base, is_folder_of, write_graphs
+from fedlora_export.merge_difference import MergeDifference, merge_difference
 from fedlora_export.merge_loss import MergeLoss, merge_loss
 from fedlora_export.packed_layers import INT8_ACCURACY
 
 
 def export_merged(
     base: BasePack, adapter: Adapter, output: Path, *, accuracy_level: int = INT8_ACCURACY, replace: bool = False
-) -> tuple[ExportedGraph, MergeLoss | None]:
+) -> tuple[ExportedGraph, MergeLoss | MergeDifference]:
     """Write the pack of `base` with `adapter` folded into it, and its graph, into a new folder `output`.
 
-    The loss is that against the base with the adapter apart; None for an encoder, which writes no text. Raises GraphError,
-    ConfigError, AdapterError where the merged weights are not finite, AdapterMismatchError.
+    The second value is what it costs against the base with the adapter apart; an encoder writes no text: its scores differ.
+    Raises GraphError, ConfigError, AdapterError where the merged weights are not finite, AdapterMismatchError.
     """
     if is_folder_of(base, output):
         raise ConfigError(f"{output}: the base's own folder, which a merged base would replace; name another output")
     with whole_directory(output, replace=MANIFEST if replace else None) as aside:
         write_merged(base, adapter, aside)
         (graph,) = write_graphs(open_pack(aside), ["base"], accuracy_level)
-        loss = None
-        if isinstance(base.model, DecoderShape):
-            with tempfile.TemporaryDirectory(prefix=".unmerged.", dir=aside.parent) as beside:
-                (apart,) = export_base(base, Path(beside) / "model", accuracy_level=accuracy_level)
-                loss = merge_loss(apart.path, base, adapter, graph.path)
-    return graph.moved_to(output), loss
+        with tempfile.TemporaryDirectory(prefix=".unmerged.", dir=aside.parent) as beside:
+            (apart,) = export_base(base, Path(beside) / "model", accuracy_level=accuracy_level)
+            is_decoder = isinstance(base.model, DecoderShape)
+            cost = (merge_loss if is_decoder else merge_difference)(apart.path, base, adapter, graph.path)
+    return graph.moved_to(output), cost

@@ -13,7 +13,7 @@ from fedlora.peft import PeftDirectory, write_peft
 from fedlora.slots import slot_values
 from fedlora_export.commands import export
 from fedlora_export.export import export_base
-from fedlora_export.merge_loss import merge_loss
+from fedlora_export.merge_loss import MergeLoss, merge_loss
 from fedlora_export.merged_export import export_merged
 from fedlora_export.packed_layers import FLOAT_ACCURACY
 
@@ -31,7 +31,7 @@ def test_the_merged_graph_is_close_to_the_base_with_the_adapter_apart(eight_bits
     adapter, tokens = random_adapter(eight_bits), random_tokens(eight_bits, 2, 12)
     graph, loss = export_merged(eight_bits, adapter, tmp_path / "merged", accuracy_level=FLOAT_ACCURACY)
     assert graph.path == tmp_path / "merged" / "decoder.base.onnx"
-    assert loss is not None
+    assert isinstance(loss, MergeLoss)
     (apart,) = export_base(eight_bits, tmp_path / "apart", accuracy_level=FLOAT_ACCURACY)
     merged_pack = open_pack(tmp_path / "merged")
     merged = graph_logits(open_session(graph.path), merged_pack, tokens)

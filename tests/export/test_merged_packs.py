@@ -15,7 +15,8 @@ from fedlora.profiles import graph_name
 from fedlora.quantize import Quantization, dequantize
 from fedlora_client.reference import logits as torch_logits
 from fedlora_export.export import export_base
-from fedlora_export.merge_loss import merge_loss
+from fedlora_export.merge_difference import MergeDifference
+from fedlora_export.merge_loss import MergeLoss, merge_loss
 from fedlora_export.merged_export import export_merged
 from fedlora_export.packed_layers import FLOAT_ACCURACY
 from fedlora_export.verify import verify_folder
@@ -74,7 +75,7 @@ def test_a_decoder_of_four_bits_speaks_as_its_rounded_sum_and_nearer_to_the_adap
     assert_close(graph_logits(open_session(graph.path), merged, tokens, steps=(9, 1, 1, 1)), expected)
     apart, bare = export_base(base, tmp_path / "model", profiles=("compat", "base"), accuracy_level=FLOAT_ACCURACY)
     lost = merge_loss(apart.path, base, adapter, bare.path)
-    assert loss is not None
+    assert isinstance(loss, MergeLoss)
     assert 0 < loss.divergence < 0.5 * lost.divergence
     assert loss.agreement > lost.agreement
     assert list(verify_folder(tmp_path / "merged"))
@@ -91,8 +92,9 @@ def test_an_encoder_scores_as_its_rounded_sum_and_nearer_to_the_adapter_than_the
     make_pack(str(tmp_path / "checkpoint"), tmp_path / "pack", how)
     base = open_pack(tmp_path / "pack")
     adapter = encoder_adapter(base, LoraConfig(rank=4, alpha=24.0, target_modules=leaves_of(base)))
-    graph, loss = export_merged(base, adapter, tmp_path / "merged", accuracy_level=FLOAT_ACCURACY)
-    assert loss is None  # an encoder writes no text
+    graph, cost = export_merged(base, adapter, tmp_path / "merged", accuracy_level=FLOAT_ACCURACY)
+    assert isinstance(cost, MergeDifference)  # an encoder writes no text
+    assert 0 < cost.merged < cost.adapter
     merged = open_pack(tmp_path / "merged")
     assert graph.path == tmp_path / "merged" / graph_name(base.model, "base")
     assert_the_sum_is_rounded_once_more(base, merged, adapter, FOUR_BIT_ERROR / (1 if bits == 4 else 16))

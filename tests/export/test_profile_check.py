@@ -16,6 +16,7 @@ from fedlora.errors import GraphError
 from fedlora.joined_slots import joined_values
 from fedlora.pack import BasePack
 from fedlora.profiles import Profile, graph_name
+from fedlora.row_slots import row_values
 from fedlora_export.adapter_inputs import JoinedInputs, NoAdapter
 from fedlora_export.attention import Attention
 from fedlora_export.builder import GraphBuilder
@@ -60,8 +61,7 @@ def roll_joined(factor: str, axis: int) -> Sabotage:
 
 
 def give_each_row_anothers_adapter(patch: Patch) -> None:
-    original = graph_runs_module._stacked
-    patch.setattr(graph_runs_module, "_stacked", lambda slots, modules: original(list(reversed(slots)), modules))
+    patch.setattr(graph_runs_module, "row_values", lambda slots, modules: row_values(list(reversed(slots)), modules))
 
 
 def lose_a_token_of_the_cache(patch: Patch) -> None:
