@@ -134,8 +134,8 @@ def _round(rows: Rows, artifacts: Artifacts, threads: int, options: argparse.Nam
     """A process for each of the routes; what is measured is measured of one after the other, before the next thing."""
     workers: dict[str, Worker] = {}
 
-    def each(ask: Callable[[Row, Worker], None]) -> None:
-        for name, row in rows.items():
+    def each(ask: Callable[[Row, Worker], None], of: Rows = rows) -> None:
+        for name, row in of.items():
             try:
                 if not row.failure:
                     ask(row, workers[name])
@@ -147,7 +147,7 @@ def _round(rows: Rows, artifacts: Artifacts, threads: int, options: argparse.Nam
         for name, row in rows.items():
             python = options.peer_python if row.route.is_peers else sys.executable
             workers[name] = Worker(row.route.job(artifacts, threads), python)
-        each(_load)
+            each(_load, {name: row})  # before the next one starts
         each(lambda row, worker: row.add("decode@16", worker.ask("decode", context=16, steps=options.steps)))
         each(lambda row, worker: row.add("prefill@128", worker.ask("prefill", length=128, repeats=3)))
         if not options.quick:
