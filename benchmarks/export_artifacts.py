@@ -39,7 +39,7 @@ PROFILES: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         "base": ("pack/decoder.base.onnx", ("--profile", "base")),
         "compat": ("pack/decoder.onnx", ("--profile", "compat")),
         "fast": ("pack/decoder.fast.onnx", ("--profile", "fast")),
-        "merged": ("merged/decoder.base.onnx", ("--profile", "base", "--merge", "adapter-16", "-o", "merged")),
+        "merged": ("merged/decoder.base.onnx", ("--merge", "adapter-16", "-o", "merged")),
     }
 )
 # Of genai's builder: as it is, and with the options that make its graph faster on a CPU.
