@@ -31,11 +31,15 @@ class Engine(Protocol):
     def rewind(self, length: int) -> None:
         """Forget all but the first `length` tokens."""
 
-    def swap(self) -> None:
-        """Take another adapter of the same rank for the tokens that follow."""
-
     def logits(self) -> NDArray[np.float32]:
         """The scores [V] behind the last choice."""
+
+
+class SwappingEngine(Engine, Protocol):
+    """An engine that changes its adapter within a sequence: a session of ours."""
+
+    def swap(self) -> None:
+        """Take another adapter of the same rank for the tokens that follow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,9 +48,6 @@ class GenaiEngine:
     def rewind(self, length: int) -> None:
         self._generator.rewind_to(length)
 
-    def swap(self) -> None:
-        raise NotImplementedError("genai takes another adapter only with another generator")
-
     def logits(self) -> NDArray[np.float32]:
         """Those of the last prompt: a step's are not asked for."""
         return self._logits

@@ -31,8 +31,8 @@ class LlamaEngine:
         if not self._context:
             raise RuntimeError(f"llama.cpp does not load {job.model}")
         self._vocab_size = self._llama.llama_vocab_n_tokens(self._llama.llama_model_get_vocab(self._model))
-        self._adapters = [self._load(job.adapter) for _ in range(2)] if job.adapter else []
-        self._take_adapter()
+        if job.adapter:
+            self._take(job.adapter)
         self._token = 0
 
     def reset(self) -> None:
@@ -51,21 +51,13 @@ class LlamaEngine:
         memory = self._llama.llama_get_memory(self._context)
         self._llama.llama_memory_seq_rm(memory, 0, length, -1)
 
-    def swap(self) -> None:
-        self._adapters.reverse()
-        self._take_adapter()
-
     def logits(self) -> NDArray[np.float32]:
         pointer = self._llama.llama_get_logits_ith(self._context, -1)
         return np.ctypeslib.as_array(pointer, (self._vocab_size,))
 
-    def _load(self, path: str) -> Any:
+    def _take(self, path: str) -> None:
         adapter = self._llama.llama_adapter_lora_init(self._model, path.encode())
         if not adapter:
             raise RuntimeError(f"llama.cpp does not load {path}")
-        return adapter
-
-    def _take_adapter(self) -> None:
-        if self._adapters:
-            one = (self._llama.llama_adapter_lora_p_ctypes * 1)(self._adapters[0])
-            self._llama.llama_set_adapters_lora(self._context, one, 1, (ctypes.c_float * 1)(1.0))
+        one = (self._llama.llama_adapter_lora_p_ctypes * 1)(adapter)
+        self._llama.llama_set_adapters_lora(self._context, one, 1, (ctypes.c_float * 1)(1.0))

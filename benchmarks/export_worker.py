@@ -13,9 +13,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from export_engine import Engine, ExportJob, parse_job, prompt_tokens
+from export_engine import Engine, ExportJob, SwappingEngine, parse_job, prompt_tokens
 
 
 def main() -> None:
@@ -92,7 +92,7 @@ class _Bench:
         return self._clock() - started
 
     def _swapped_step(self) -> None:
-        self._engine.swap()
+        cast(SwappingEngine, self._engine).swap()
         self._engine.step()
 
 
