@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from fedlora.chat_template import ChatTemplate
 from fedlora.errors import DataError, PackError
 from fedlora.examples import Chat, Completion, Example, Labelled, TextRecord
 from fedlora.family import DecoderShape
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-
-from fedlora_client.chat_template import ChatTemplate
 
 IGNORED = -100  # the target of a position where nothing is learned, which the loss leaves out
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fedlora.chat_template import ChatTemplate, load_chat_template
 from fedlora.errors import ConfigError, DataError, PackError
 from fedlora.examples import Chat, Example, Labelled, TextRecord
 from fedlora.family import DecoderShape
@@ -24,7 +25,6 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from fedlora_client.best_fit import best_fit_decreasing
-from fedlora_client.chat_template import ChatTemplate, load_chat_template
 from fedlora_client.encoding import IGNORED, ExampleEncoder, Pairs
 
 __all__ = ["IGNORED", "Windows", "load_tokenizer", "make_windows"]

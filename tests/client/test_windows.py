@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from fedlora.chat_template import ChatTemplate
 from fedlora.errors import ConfigError, DataError, PackError
 from fedlora.examples import Chat, ChatMessage, Completion, Example, Labelled, TextRecord
 from fedlora.pack import BasePack, open_pack
-from fedlora_client.chat_template import ChatTemplate
 from fedlora_client.device import _cut
 from fedlora_client.encoding import IGNORED, ExampleEncoder
 from fedlora_client.windows import Windows, load_tokenizer, make_windows

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fedlora import template_sandbox
+from fedlora.chat_template import ChatTemplate, load_chat_template
 from fedlora.errors import DataError, PackError
 from fedlora.examples import Chat, ChatMessage
 from fedlora.pack import MANIFEST, BasePack, fingerprint_of
-from fedlora_client import template_sandbox
-from fedlora_client.chat_template import ChatTemplate, load_chat_template
 from fedlora_client.encoding import IGNORED, ExampleEncoder
 from hypothesis import given, settings
 from hypothesis import strategies as st

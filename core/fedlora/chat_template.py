@@ -11,13 +11,13 @@ from traceback import walk_tb
 from types import TracebackType
 from typing import Any
 
+from jinja2 import TemplateError, TemplateSyntaxError
+
 from fedlora.errors import DataError, FedloraError, PackError
 from fedlora.examples import ASSISTANT, Chat, ChatMessage
 from fedlora.json_file import read_object
 from fedlora.pack import MANIFEST, read_manifest
-from jinja2 import TemplateError, TemplateSyntaxError
-
-from fedlora_client.template_sandbox import BoundedEnvironment, RefusedError
+from fedlora.template_sandbox import BoundedEnvironment, RefusedError
 
 _TEMPLATE, _SETTINGS, _SPECIAL = "chat_template.jinja", "tokenizer_config.json", "special_tokens_map.json"
 _REMEDY = "give prompt and completion instead, or pack the model with another chat template"

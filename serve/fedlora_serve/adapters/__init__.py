@@ -1,0 +1,1 @@
+"""The adapters that a process holds, each known by the digest of its values."""

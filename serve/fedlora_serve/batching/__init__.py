@@ -1,0 +1,1 @@
+"""Many requests of different adapters in one batch of one session."""

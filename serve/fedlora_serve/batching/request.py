@@ -1,0 +1,101 @@
+"""What is asked of a generator, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from fedlora.errors import FedloraError
+
+from fedlora_serve.adapters.version import Lease
+from fedlora_serve.text.sampling import Sampling
+
+
+class BusyError(FedloraError):
+    """The queue is full, or the generator is closing; try again later."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenToken:
+    """A token of the answer, with the log-probabilities that were asked for."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # the likeliest ones, (token, log-probability), the first ones first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """More text of an answer; never half a character, and nothing of a stop string."""
+
+    text: str
+    tokens: tuple[ChosenToken, ...] = ()  # since the last piece; empty unless log-probabilities were asked for
+
+
+FinishReason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The end of an answer, whatever became of it; nothing comes after."""
+
+    reason: FinishReason
+    completion_tokens: int
+    cached_tokens: int = 0  # of the prompt, whose keys and values were there already
+    message: str = ""  # what went wrong, where the reason is "error"
+
+
+Event = Piece | Finished
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Request:
+    """One answer that is wanted. `on_event` is called on the generator's thread and must not block or raise."""
+
+    prompt: Sequence[int]
+    sampling: Sampling
+    on_event: Callable[[Event], None]
+    adapter: Lease | None = None  # released by the generator when the answer has ended; None: the base
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratorStats:
+    """What a generator does just now, and what it has done since it started."""
+
+    running: int  # answers in the batch
+    waiting: int  # requests in the queue
+    rows: int  # answers that fit into a batch
+    cache_bytes: int  # of keys and values, of running answers and of prefixes
+    cache_budget_bytes: int
+    prefix_lookups: int  # tokens of prompts that were looked for
+    prefix_hits: int  # and found
+    running_adapters: dict[str, int] = field(default_factory=dict)  # {name: running answers}
+    waiting_adapters: dict[str, int] = field(default_factory=dict)
+
+
+class Generator(Protocol):
+    """Answers many requests at a time. Safe to call from any thread."""
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest prompt and answer together, in tokens."""
+        ...
+
+    def submit(self, request: Request) -> None:
+        """Take a request; its events follow, and one `Finished` ends them.
+
+        Raises BusyError where the queue is full, ConfigError where the prompt is empty, has a token that the base has not,
+        or leaves no room for an answer. The lease of a request that is refused is released.
+        """
+        ...
+
+    def cancel(self, request: Request) -> None:
+        """End a request early; `Finished` with reason "cancelled" follows unless it ended before."""
+        ...
+
+    def stats(self) -> GeneratorStats: ...
+
+    def close(self, timeout_s: float) -> None:
+        """Take no more requests, finish those that run within `timeout_s`, and cancel what is left."""
+        ...

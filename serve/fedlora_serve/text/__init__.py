@@ -1,0 +1,1 @@
+"""From scores to text: choosing tokens, and writing them out."""
