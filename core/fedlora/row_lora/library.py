@@ -1,0 +1,130 @@
+"""The operator's library: compiled where it runs, checked before it is trusted, and told which adapters there are."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import threading
+from ctypes import c_int, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlora.c_library import Build, BuildError, cached_library
+from fedlora.errors import AdapterError, AdapterStoreFullError, UnknownAdapterError
+from fedlora.row_lora.layout import AdapterLayout
+from fedlora.row_lora.self_check import disagreement
+
+DOMAIN, OPERATOR, VERSION = "fedlora", "RowLora", 1
+
+SOURCE = Path(__file__).with_name("row_lora.c")
+_HEADERS = tuple(SOURCE.with_name(name) for name in ("adapters.h", "update.h", "onnxruntime_op.h"))
+_FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi")
+# {name: (what a processor must have, the compiler's flags)}, the best first
+_INSTRUCTION_SETS = {
+    "avx512": (
+        {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+        ("-march=x86-64-v4", "-mprefer-vector-width=512"),
+    ),
+    "avx2": ({"avx2", "fma", "f16c"}, ("-march=x86-64-v3",)),
+}
+_NOT_SOUND = -2  # adapters.h
+
+
+class RowLora:
+    """One loaded library and the adapters that it may read. Any thread may call it."""
+
+    def __init__(self, library: Path) -> None:
+        """Raises OSError or AttributeError where the library is damaged."""
+        self.library = library  # for SessionOptions.register_custom_ops_library
+        self._layouts: dict[int, AdapterLayout] = {}
+        self._lock = threading.Lock()
+        loaded = ctypes.CDLL(str(library))
+        self._add, self._remove, self._apply = (
+            loaded.fedlora_adapter_add, loaded.fedlora_adapter_remove, loaded.fedlora_adapter_apply,
+        )  # fmt: skip
+        self._add.argtypes, self._add.restype = (c_void_p, c_int64, c_int, c_int64, c_void_p), c_int64
+        self._remove.argtypes, self._remove.restype = (c_int64,), c_int
+        self._apply.argtypes, self._apply.restype = (c_int64, c_int64, c_void_p, c_void_p, c_int64), c_int
+
+    def add(self, layout: AdapterLayout) -> int:
+        """The number by which a batch names the adapter, never 0 and never one that another had before.
+
+        The layout stays in memory until it is removed. Raises AdapterStoreFullError where 4,095 are there already,
+        AdapterError for a layout that is not sound.
+        """
+        values, table = layout.values, layout.table
+        with self._lock:
+            number: int = self._add(
+                values.ctypes.data, values.size, values.dtype == np.float16, len(table), table.ctypes.data
+            )
+            if number == _NOT_SOUND:
+                raise AdapterError("the adapter's layout points out of its values, or has a rank beyond 4096")
+            if number < 0:
+                raise AdapterStoreFullError(
+                    f"the operator takes no more than the {len(self._layouts)} adapters that it has; remove one first"
+                )
+            self._layouts[number] = layout
+        return number
+
+    def remove(self, number: int) -> None:
+        """Forget an adapter, whose number no run may name any more. Raises UnknownAdapterError."""
+        with self._lock:
+            if self._layouts.get(number) is None or self._remove(number):
+                raise UnknownAdapterError(f"the operator has no adapter of number {number}; it was removed before")
+            del self._layouts[number]
+
+    def apply(
+        self,
+        number: int,
+        module: int,  # its place among the adapter's
+        x: NDArray[np.float32],  # [T, I]
+        y: NDArray[np.float32],  # [T, O]
+    ) -> NDArray[np.float32]:
+        """y + (x A) B, without ONNX Runtime. Raises UnknownAdapterError."""
+        layout = self._layouts.get(number)
+        if layout is None or not 0 <= module < len(layout.table):
+            raise UnknownAdapterError(f"the operator has no module {module} of an adapter of number {number}")
+        inputs, outputs = layout.table[module, :2].tolist()
+        assert x.shape == (len(x), inputs) and y.shape == (len(x), outputs)
+        result, x = np.array(y, np.float32, order="C"), np.ascontiguousarray(x, np.float32)
+        assert self._apply(number, module, x.ctypes.data, result.ctypes.data, len(x)) == 0
+        return result
+
+
+@cache
+def row_lora() -> RowLora:
+    """The operator of this process. Raises BuildError where no library can be made, or one that computes wrong numbers."""
+    try:
+        library = built_library()
+        try:
+            operator = RowLora(library)
+        except (OSError, AttributeError):  # damaged since it was compiled
+            library.unlink(missing_ok=True)
+            operator = RowLora(built_library())
+    except (OSError, AttributeError) as error:
+        raise BuildError(f"the operator's library does not load: {error}") from None
+    wrong = disagreement(operator)
+    if wrong:
+        raise BuildError(f"{operator.library}: {wrong}; remove it, or name another compiler with CC")
+    return operator
+
+
+def built_library() -> Path:
+    """The operator's shared library, from the cache or compiled now. Raises BuildError."""
+    name = instruction_set()
+    flags = _INSTRUCTION_SETS[name][1] if name in _INSTRUCTION_SETS else ()
+    build = Build(compile_flags=(*_FLAGS, *flags))
+    return cached_library(SOURCE, f"row-lora-{name}", (build,), headers=_HEADERS)
+
+
+def instruction_set() -> str:
+    """avx512, avx2, or the machine's baseline by its name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    has = set(next((line for line in lines if line.startswith("flags")), "").split())
+    return next((name for name, (needs, _) in _INSTRUCTION_SETS.items() if needs <= has), platform.machine())

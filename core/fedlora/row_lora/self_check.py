@@ -1,0 +1,54 @@
+"""Does the operator's arithmetic agree with numpy's? Asked once a process, before it is trusted."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlora.row_lora.layout import AdapterLayout, LayoutDtype, adapter_layout
+from fedlora.slots import slot_names
+
+_TOLERANCE = 1e-5  # of the largest value: sums of fewer than 64 products
+_DTYPES: tuple[LayoutDtype, ...] = ("float32", "float16")
+# (I, O, R): whole vectors, none that is whole, and every way to cut a rank
+_MODULES = ((32, 32, 8), (37, 21, 3), (16, 48, 16), (19, 5, 21))
+_TOKENS = (1, 3, 11)
+
+
+class _Operator(Protocol):
+    def add(self, layout: AdapterLayout) -> int: ...
+    def remove(self, number: int) -> None: ...
+    def apply(
+        self, number: int, module: int, x: NDArray[np.float32], y: NDArray[np.float32]
+    ) -> NDArray[np.float32]: ...
+
+
+def disagreement(operator: _Operator) -> str | None:
+    """Which update differs from numpy's by more than rounding, and by how much; None where all agree."""
+    generator = np.random.default_rng(0)
+    modules = {str(place): (outputs, inputs) for place, (inputs, outputs, _) in enumerate(_MODULES)}
+    slots = {}
+    for place, (inputs, outputs, rank) in enumerate(_MODULES):
+        # What float16 holds exactly, so that both dtypes have one result; a few of them subnormal there.
+        for name, shape in zip(slot_names(str(place)), ((inputs, rank), (rank, outputs)), strict=True):
+            slots[name] = (generator.integers(-2048, 2048, shape) * 2.0 ** generator.integers(-24, -8)).astype(
+                np.float32
+            )
+    for dtype in _DTYPES:
+        number = operator.add(adapter_layout(slots, modules, dtype))
+        try:
+            for place, (inputs, outputs, rank) in enumerate(_MODULES):
+                lora_A, lora_B = (slots[name].astype(np.float64) for name in slot_names(str(place)))
+                for tokens in _TOKENS:
+                    x = generator.normal(size=(tokens, inputs)).astype(np.float32)
+                    update = x.astype(np.float64) @ lora_A @ lora_B
+                    y = (np.abs(update).max() * generator.normal(size=(tokens, outputs))).astype(np.float32)
+                    expected = y + update
+                    difference = np.abs(operator.apply(number, place, x, y) - expected).max() / np.abs(update).max()
+                    if not difference <= _TOLERANCE:
+                        return f"an update of rank {rank} in {dtype} differs from numpy's by {difference:.1e}"
+        finally:
+            operator.remove(number)
+    return None
