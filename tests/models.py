@@ -23,6 +23,7 @@ from fedlora.lora import LoraConfig
 from fedlora.pack import BasePack, open_pack
 from fedlora.packing import make_pack
 from fedlora.quantize import Quantization, dequantize
+from fedlora.row_lora.library import row_lora
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE
@@ -279,6 +280,8 @@ def open_session(graph: Path) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 3  # an optional input is a warning to ONNX Runtime
     options.intra_op_num_threads = 1
+    if graph.name.endswith(".kernel.onnx"):
+        options.register_custom_ops_library(str(row_lora().library))
     return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 

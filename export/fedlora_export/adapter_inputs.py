@@ -14,10 +14,13 @@ import numpy as np
 import onnx_ir as ir
 from fedlora.joined_slots import joined_name
 from fedlora.profiles import Profile
+from fedlora.row_lora.library import DOMAIN, OPERATOR
 from fedlora.slots import slot_names
 
 from fedlora_export.builder import GraphBuilder
 from fedlora_export.packed_layers import can_be_one, linear
+
+NUMBERS = "adapters"  # the input of the profile `kernel`
 
 
 class AdapterInputs(Protocol):
@@ -80,6 +83,24 @@ class RowInputs:
         return builder.op("Add", [base, update], f"{module}.out")
 
 
+class KernelInputs:
+    """The number of an adapter for each row, int64 [batch], 0 for none: our own operator reads A and B where they lie."""
+
+    flat = False
+
+    def linear(self, builder: GraphBuilder, x: ir.Value, modules: Sequence[str]) -> list[ir.Value]:
+        groups = [modules] if can_be_one(builder, modules) else [[module] for module in modules]
+        return [self._one(builder, x, group) for group in groups]
+
+    def _one(self, builder: GraphBuilder, x: ir.Value, modules: Sequence[str]) -> ir.Value:
+        shapes, name = builder.base.model.linear_modules(), joined_name(modules)
+        base = linear(builder, x, modules, f"{name}.base")
+        return builder.op(
+            OPERATOR, [base, x, builder.input(NUMBERS, ir.DataType.INT64, ["batch"])], f"{name}.out", domain=DOMAIN,
+            module=list(shapes).index(modules[0]), sizes=[shapes[module][0] for module in modules],
+        )  # fmt: skip
+
+
 def _with_adapter(builder: GraphBuilder, x: ir.Value, modules: Sequence[str], name: str) -> ir.Value:
     """x W^T + (x A) B [N, O]; at rank 0 it is x W^T, bit for bit."""
     shapes = builder.base.model.linear_modules()
@@ -97,5 +118,6 @@ ADAPTER_INPUTS: Mapping[Profile, AdapterInputs] = {
     "compat": ModuleInputs(),
     "fast": JoinedInputs(),
     "rows": RowInputs(),
+    "kernel": KernelInputs(),
     "base": NoAdapter(),
 }

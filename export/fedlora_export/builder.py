@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 from fedlora.pack import WEIGHTS, BasePack
+from fedlora.row_lora.library import DOMAIN, VERSION
 from numpy.typing import NDArray
 
 OPSET, CONTRIB_OPSET, IR_VERSION = 23, 1, 11
@@ -29,7 +30,10 @@ class GraphBuilder:
     def input(
         self, name: str, dtype: ir.DataType, shape: Sequence[int | str], default: NDArray[Any] | None = None
     ) -> ir.Value:
-        """A graph input. With a `default` it is an initializer too, which ONNX Runtime takes as optional."""
+        """A graph input, the same for the same name. With a `default` it is an initializer too: optional at run time."""
+        there = next((value for value in self.inputs if value.name == name), None)
+        if there is not None:
+            return there
         value = _value(name, dtype, shape)
         self.inputs.append(value)
         if default is not None:
@@ -38,10 +42,17 @@ class GraphBuilder:
         return value
 
     def op(
-        self, kind: str, inputs: Sequence[ir.Value | None], name: str, *, contrib: bool = False, **attributes: Any
+        self,
+        kind: str,
+        inputs: Sequence[ir.Value | None],
+        name: str,
+        *,
+        contrib: bool = False,
+        domain: str = "",
+        **attributes: Any,
     ) -> ir.Value:
         """Add a node with one output, which gets the node's `name`."""
-        return self.ops(kind, inputs, [name], contrib=contrib, **attributes)[0]
+        return self.ops(kind, inputs, [name], contrib=contrib, domain=domain, **attributes)[0]
 
     def ops(
         self,
@@ -49,12 +60,14 @@ class GraphBuilder:
         inputs: Sequence[ir.Value | None],
         names: Sequence[str],
         *,
-        contrib: bool = False,
+        contrib: bool = False,  # one of ONNX Runtime's own
+        domain: str = "",
         **attributes: Any,
     ) -> tuple[ir.Value, ...]:
         """Add a node with an output for each of `names`; an empty name is an output that nobody reads."""
-        domain = _CONTRIB if contrib else ""
-        node = ir.node(kind, inputs, attributes, domain=domain, num_outputs=len(names), name=names[0])
+        node = ir.node(
+            kind, inputs, attributes, domain=_CONTRIB if contrib else domain, num_outputs=len(names), name=names[0]
+        )
         for output, name in zip(node.outputs, names, strict=True):
             output.name = name
         self.nodes.append(node)
@@ -97,12 +110,13 @@ class GraphBuilder:
 
     def model(self, outputs: Sequence[ir.Value], name: str) -> ir.Model:
         """The finished graph."""
+        ours = {DOMAIN: VERSION} if any(node.domain == DOMAIN for node in self.nodes) else {}
         graph = ir.Graph(
             self.inputs,
             outputs,
             nodes=self.nodes,
             initializers=list(self.initializers.values()),
-            opset_imports={"": OPSET, _CONTRIB: CONTRIB_OPSET},
+            opset_imports={"": OPSET, _CONTRIB: CONTRIB_OPSET, **ours},
             name=name,
         )
         return ir.Model(graph, ir_version=IR_VERSION, producer_name="fedlora")

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 from fedlora.adapter import Adapter
+from fedlora.c_library import BuildError
 from fedlora.errors import GraphError
 from fedlora.family import DecoderShape
 from fedlora.pack import BasePack
-from fedlora.profiles import Profile
+from fedlora.profiles import ROW_PROFILES, Profile
+from fedlora.row_lora.library import row_lora
 
 from fedlora_export.graph_runs import run_graph
 from fedlora_export.torch_logits import Expected, Floats, Sample
@@ -39,7 +41,7 @@ def check_graph(
     """
     if tolerance is None:
         tolerance = TOLERANCE if isinstance(base.model, DecoderShape) else ENCODER_TOLERANCE
-    session, sample = open_session(graph), Sample.of(base)
+    session, sample = open_session(graph, profile), Sample.of(base)
     differences = {}
     for name, adapters, logits in _cases(sample, expected, profile):
         tokens, mask = sample.tokens[: len(adapters)], sample.mask[: len(adapters)]
@@ -60,11 +62,16 @@ def check_graph(
     return differences or None
 
 
-def open_session(graph: Path) -> ort.InferenceSession:
-    """Raises GraphError where ONNX Runtime refuses the graph."""
+def open_session(graph: Path, profile: Profile = "compat") -> ort.InferenceSession:
+    """Raises GraphError where ONNX Runtime refuses the graph, or the operator of `kernel` is not to be had."""
     options = ort.SessionOptions()
     options.log_severity_level = 3  # an optional input is a warning to ONNX Runtime
     options.enable_cpu_mem_arena = False  # which would take twice what it needs
+    if profile == "kernel":
+        try:
+            options.register_custom_ops_library(str(row_lora().library))
+        except BuildError as error:
+            raise GraphError(f"its operator does not run here: {error}") from None
     try:
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime raises its own kinds, which share no base
@@ -75,9 +82,10 @@ def _cases(
     sample: Sample, expected: Expected | None, profile: Profile
 ) -> Iterator[tuple[str, list[Adapter | None], list[Floats] | None]]:
     """(name, the adapter of each row, the logits of each)"""
-    if profile == "rows":
+    if profile in ROW_PROFILES:
         yield "adapters", list(sample.adapters), None if expected is None else list(expected.rows)
+    if profile == "rows":  # rank 0 is no other case to it
         return
     yield "base", [None], None if expected is None else [expected.base]
-    if profile != "base":
+    if profile not in ("kernel", "base"):
         yield "adapter", [sample.adapters[0]], None if expected is None else [expected.rows[0]]

@@ -9,9 +9,9 @@ import click
 from click.core import ParameterSource
 from fedlora.errors import ConfigError
 from fedlora.pack import open_pack
+from fedlora.peft_adapter import adapter_of
 from fedlora.profiles import DEFAULT, PROFILES, Profile
 
-from fedlora_export.adapter_export import adapter_of
 from fedlora_export.export import ExportedGraph, export_base
 from fedlora_export.merged_export import export_merged
 from fedlora_export.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
@@ -25,7 +25,7 @@ _ACCURACY = {"int8": INT8_ACCURACY, "float32": FLOAT_ACCURACY}
 @click.option(
     "--profile", "profiles", multiple=True, type=click.Choice(PROFILES), default=(DEFAULT,), show_default=True,
     help="How an adapter comes in; may be given more than once. compat: A and B of each module, as other tools have them; "
-    "fast: joined ones; rows: for each row of a batch its own; base: none.",
+    "fast: joined ones; rows: for each row of a batch its own; kernel: the same, through an operator in C; base: none.",
 )  # fmt: skip
 @click.option(
     "--accuracy", type=click.Choice(tuple(_ACCURACY)), default="int8", show_default=True,

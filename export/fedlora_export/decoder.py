@@ -1,15 +1,15 @@
 """The graph of a decoder with a key/value cache and adapter inputs.
 
     input_ids       int64 [batch, length]
-    attention_mask  int64 [batch, past + length]         or, in the profile `rows`:
+    attention_mask  int64 [batch, past + length]         or, in `rows` and `kernel`:
                     lengths, new_tokens  int32 [batch]   tokens of each row after the step, and those of them in the step
     past_key_values.L.key / .value                 float32 [batch, K, past, D] of each layer L
     logits_to_keep  int64 [1], optional            logits of the last so many tokens only; 0, the default: of all
     adapter inputs                                 see `adapter_inputs`
     -> logits  float32 [batch, kept, V];  present.L.key / .value  float32 [batch, K, past + length, D]
 
-In `rows` the logits are those of the last new token of each row, kept = 1. Names are those of onnxruntime-genai. The cache
-may be a buffer that is longer than what it holds, bound as past and present at once.
+In these the logits are those of the last new token of each row, kept = 1. Names are those of onnxruntime-genai. The
+cache may be a buffer that is longer than what it holds, bound as past and present at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import onnx_ir as ir
 from fedlora.errors import GraphError
 from fedlora.family import EMBEDDING, FINAL_NORM, HEAD, layer_name
 from fedlora.pack import BasePack
-from fedlora.profiles import Profile
+from fedlora.profiles import ROW_PROFILES, Profile
 from fedlora.slots import BASE_PROPERTY
 
 from fedlora_export.adapter_inputs import ADAPTER_INPUTS
@@ -67,7 +67,7 @@ def build_decoder(base: BasePack, profile: Profile = "compat", accuracy_level: i
 
 
 def _sequences(builder: GraphBuilder, tokens: ir.Value, profile: Profile) -> Sequences:
-    if profile == "rows":
+    if profile in ROW_PROFILES:
         lengths, new_tokens = (builder.input(name, ir.DataType.INT32, ["batch"]) for name in ("lengths", "new_tokens"))
         return sequences_of_rows(builder, tokens, lengths, new_tokens)
     return sequences_of_mask(builder, tokens, builder.input("attention_mask", ir.DataType.INT64, ["batch", "total"]))

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import onnx_ir as ir
 from fedlora.atomic import whole_directory, whole_file
-from fedlora.errors import GraphError
+from fedlora.c_library import BuildError
+from fedlora.errors import ConfigError, GraphError
 from fedlora.family import DecoderShape
 from fedlora.graph_manifest import write_graph_manifest
 from fedlora.pack import MANIFEST, BasePack, open_pack, read_manifest
-from fedlora.profiles import DEFAULT, Profile, graph_name, graph_slots
+from fedlora.profiles import DEFAULT, ROW_PROFILES, Profile, graph_name, graph_slots
+from fedlora.row_lora.library import row_lora
 
 from fedlora_export.check import ROUNDED_TOLERANCE, check_graph
 from fedlora_export.decoder import build_decoder
@@ -51,6 +53,8 @@ def export_base(
     Beside them lie their manifests and, for a decoder, what onnxruntime-genai needs. ONNX Runtime follows no link and no
     path out of the graph's folder: the graph and the weights must lie together. Raises GraphError, ConfigError.
     """
+    if "kernel" in profiles:
+        _check_operator()
     if output is None or is_folder_of(base, output):
         return write_graphs(base, profiles, accuracy_level)
     with whole_directory(output, replace=MANIFEST if replace else None) as aside:
@@ -58,6 +62,16 @@ def export_base(
             shutil.copyfile(base.directory / name, aside / name)
         written = write_graphs(open_pack(aside), profiles, accuracy_level)
     return [graph.moved_to(output) for graph in written]
+
+
+def _check_operator() -> None:
+    try:
+        row_lora()
+    except BuildError as error:
+        raise ConfigError(
+            f"the profile kernel runs an operator that is compiled where it runs, which is not to be had here: {error}; "
+            "install a C compiler, or export --profile rows, which runs everywhere"
+        ) from None
 
 
 def is_folder_of(base: BasePack, folder: Path) -> bool:
@@ -69,7 +83,7 @@ def write_graphs(base: BasePack, profiles: Sequence[Profile], accuracy_level: in
     """The same, beside the pack."""
     expected = torch_logits(base)
     written = [_write_graph(base, profile, accuracy_level, expected) for profile in profiles]
-    alone = [profile for profile in profiles if profile != "rows"]
+    alone = [profile for profile in profiles if profile not in ROW_PROFILES]
     if isinstance(base.model, DecoderShape) and alone:
         # Adapter files are made for this graph, whatever else was exported since.
         has_default = (base.directory / graph_name(base.model, DEFAULT)).is_file()

@@ -15,7 +15,7 @@ from pathlib import Path
 from fedlora.errors import AdapterError, FedloraError, GraphError, PackError
 from fedlora.family import DecoderShape
 from fedlora.pack import MANIFEST, BasePack
-from fedlora.profiles import PROFILES, Profile, graph_name
+from fedlora.profiles import PROFILES, ROW_PROFILES, Profile, graph_name
 
 from fedlora_export.genai import GENAI_CONFIG, TOKENIZER_CONFIG, genai_text
 
@@ -56,7 +56,7 @@ def _check_genai(path: Path, base: BasePack) -> None:
 
 def _genai_bytes(base: BasePack, profile: Profile) -> bytes | None:
     """What genai_config.json holds for the graph of a profile; None where genai runs no such graph."""
-    if profile == "rows" or not isinstance(base.model, DecoderShape):
+    if profile in ROW_PROFILES or not isinstance(base.model, DecoderShape):
         return None
     return genai_text(base.model, profile).encode()
 

@@ -18,7 +18,7 @@ from fedlora.atomic import write_text
 from fedlora.errors import ConfigError
 from fedlora.family import DecoderShape
 from fedlora.pack import BasePack
-from fedlora.profiles import DEFAULT, Profile, graph_name
+from fedlora.profiles import DEFAULT, ROW_PROFILES, Profile, graph_name
 
 GENAI_CONFIG, TOKENIZER_CONFIG = "genai_config.json", "tokenizer_config.json"
 
@@ -32,7 +32,7 @@ _MAX_LENGTH = 2048
 def write_genai(base: BasePack, profile: Profile = DEFAULT) -> Path:
     """Write what genai needs beside the graph of `profile` in the pack's folder; return the path of genai_config.json.
 
-    No file of the pack is changed. Raises PackError for an encoder, ConfigError for the profile `rows`.
+    No file of the pack is changed. Raises PackError for an encoder, ConfigError for the profiles `rows` and `kernel`.
     """
     path = base.directory / GENAI_CONFIG
     write_text(path, genai_text(base.shape, profile))
@@ -42,17 +42,17 @@ def write_genai(base: BasePack, profile: Profile = DEFAULT) -> Path:
 
 
 def genai_text(shape: DecoderShape, profile: Profile = DEFAULT) -> str:
-    """genai_config.json, byte for byte. Raises ConfigError for the profile `rows`."""
+    """genai_config.json, byte for byte. Raises ConfigError for the profiles `rows` and `kernel`."""
     return json.dumps(genai_config(shape, profile), indent=2) + "\n"
 
 
 def genai_config(shape: DecoderShape, profile: Profile = DEFAULT) -> Mapping[str, object]:
-    """The content of genai_config.json. Raises ConfigError for the profile `rows`.
+    """The content of genai_config.json. Raises ConfigError for the profiles `rows` and `kernel`.
 
     A layer's window is the graph's own matter: its caches have full length, so genai must not know of the window (it would
     give that layer a shorter cache).
     """
-    if profile == "rows":
+    if profile in ROW_PROFILES:
         raise ConfigError(
             "onnxruntime-genai gives a batch one adapter, not one for each row; export profile compat for it"
         )

@@ -14,12 +14,14 @@ import onnx
 from fedlora.errors import GraphError
 from fedlora.pack import WEIGHTS, BasePack
 from fedlora.profiles import Profile, graph_slots
+from fedlora.row_lora.library import DOMAIN, VERSION
 from fedlora.slots import BASE_PROPERTY
 from onnx import AttributeProto, TensorProto
 
 from fedlora_export.allowed_ops import ALLOWED_OPS
 from fedlora_export.builder import CONTRIB_OPSET, IR_VERSION, OPSET
 from fedlora_export.external_data import check_external
+from fedlora_export.row_lora_rules import check_row_lora
 
 _OPSETS = {"": OPSET, "com.microsoft": CONTRIB_OPSET}
 MAX_CONSTANT_BYTES = 1 << 16  # of an initializer inside the graph
@@ -44,9 +46,12 @@ def check_graph_rules(graph: Path, base: BasePack, profile: Profile) -> GraphFac
     """Raise GraphError, with the place, where a graph holds what the exporter does not write for a profile."""
     where = str(graph)
     model = _read(graph, base, where)
-    _check_versions(model, base, where)
+    opsets = {**_OPSETS, DOMAIN: VERSION} if profile == "kernel" else _OPSETS
+    _check_versions(model, base, opsets, where)
     for node in model.graph.node:
-        _check_node(node, where)
+        _check_node(node, opsets, where)
+    if profile == "kernel":
+        check_row_lora(model.graph, base, where)
     external = constants_bytes = 0
     names = [tensor.name for tensor in model.graph.initializer]
     if len(set(names)) != len(names):
@@ -85,17 +90,17 @@ def _read(graph: Path, base: BasePack, where: str) -> onnx.ModelProto:
     return model
 
 
-def _check_versions(model: onnx.ModelProto, base: BasePack, where: str) -> None:
+def _check_versions(model: onnx.ModelProto, base: BasePack, opsets: Mapping[str, int], where: str) -> None:
     if model.ir_version != IR_VERSION:
         raise GraphError(f"{where}: IR version {model.ir_version}, expected {IR_VERSION}; export it again")
-    opsets = [(entry.domain, entry.version) for entry in model.opset_import]
-    for domain, version in opsets:
-        if _OPSETS.get(domain) != version:
+    imports = [(entry.domain, entry.version) for entry in model.opset_import]
+    for domain, version in imports:
+        if opsets.get(domain) != version:
             raise GraphError(
                 f"{where}: operator set {domain!r:.80} of version {version}, expected "
-                f"{', '.join(f'{name!r} of {wanted}' for name, wanted in _OPSETS.items())}; export it again"
+                f"{', '.join(f'{name!r} of {wanted}' for name, wanted in opsets.items())}; export it again"
             )
-    if len(set(opsets)) != len(opsets):
+    if len(set(imports)) != len(imports):
         raise GraphError(f"{where}: an operator set is named twice; export it again")
     for field in ("functions", "training_info"):
         if getattr(model, field):
@@ -107,8 +112,8 @@ def _check_versions(model: onnx.ModelProto, base: BasePack, where: str) -> None:
         raise GraphError(f"{where}: made for base {made_for}, the pack is {base.fingerprint}; export it again")
 
 
-def _check_node(node: onnx.NodeProto, where: str) -> None:
-    if node.op_type not in ALLOWED_OPS.get(node.domain, ()):
+def _check_node(node: onnx.NodeProto, opsets: Mapping[str, int], where: str) -> None:
+    if node.domain not in opsets or node.op_type not in ALLOWED_OPS[node.domain]:
         raise GraphError(
             f"{where}: node {node.name!r:.120} is {node.domain!r:.80} {node.op_type!r:.80}, which the exporter does not "
             "write; do not run this graph: export it again"

@@ -76,7 +76,7 @@ def test_the_graph_of_every_encoder_agrees_with_torch_on_a_padded_batch(
     ]
 
 
-@pytest.mark.parametrize("profile", ["base", "fast", "rows"])
+@pytest.mark.parametrize("profile", ["base", "fast", "rows", "kernel"])
 @pytest.mark.parametrize("name", ["bert", "bare distilbert"])
 def test_the_graph_of_every_profile_agrees_with_torch(
     encoder_packs: Packs, sessions: Sessions, name: str, profile: Profile
@@ -88,6 +88,7 @@ def test_the_graph_of_every_profile_agrees_with_torch(
         "base": [None] * 4,
         "fast": [first] * 4,
         "rows": [first, None, second, first],
+        "kernel": [first, None, second, first],
     }
     expected = [
         torch_scores(base, tokens[row : row + 1], adapter, mask[row : row + 1])

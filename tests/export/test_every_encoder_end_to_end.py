@@ -113,7 +113,7 @@ def test_the_exported_base_tells_with_the_adapter_what_it_was_taught(trained: Tr
     assert share_of_right_labels(trained, graph_scores(trained, None)) < 0.7
 
 
-@pytest.mark.parametrize("profile", ["fast", "rows"])
+@pytest.mark.parametrize("profile", ["fast", "rows", "kernel"])
 def test_every_profile_that_takes_an_adapter_gives_the_same_scores(trained: Trained, profile: Profile) -> None:
     session = open_session(trained.base.directory / graph_name(trained.base.model, profile))
     adapters = [trained.adapter] * len(trained.tokens)

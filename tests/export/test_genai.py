@@ -111,7 +111,7 @@ def test_whatever_else_is_exported_the_files_name_the_graph_that_adapter_files_f
 
     export_base(family_pack("llama"), tmp_path / "model", profiles=("fast", "base"))
     assert named() == "decoder.fast.onnx"  # there is no other that takes an adapter
-    base, later = open_pack(tmp_path / "model"), list[Profile](("compat", "fast", "base", "rows"))
+    base, later = open_pack(tmp_path / "model"), list[Profile](("compat", "fast", "base", "rows", "kernel"))
     for profile in later:
         export_base(base, profiles=(profile,))
         assert named() == "decoder.onnx"

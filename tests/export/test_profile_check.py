@@ -1,4 +1,4 @@
-"""A check that cannot fail is worthless: wrong graphs of the profiles `fast`, `rows` and `base`, and of encoders."""
+"""A check that cannot fail is worthless: wrong graphs of every profile but `compat`, and of encoders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fedlora.joined_slots import joined_values
 from fedlora.pack import BasePack
 from fedlora.profiles import Profile, graph_name
 from fedlora.row_slots import row_values
-from fedlora_export.adapter_inputs import JoinedInputs, NoAdapter
+from fedlora_export.adapter_inputs import JoinedInputs, KernelInputs, NoAdapter
 from fedlora_export.attention import Attention
 from fedlora_export.builder import GraphBuilder
 from fedlora_export.encoder_layers import mean_over_text
@@ -30,6 +30,7 @@ from tests.encoders import encoders_made_once
 from tests.export.sabotage import (
     Patch,
     Sabotage,
+    change_model,
     set_attribute,
     set_constant,
     set_input,
@@ -62,6 +63,24 @@ def roll_joined(factor: str, axis: int) -> Sabotage:
 
 def give_each_row_anothers_adapter(patch: Patch) -> None:
     patch.setattr(graph_runs_module, "row_values", lambda slots, modules: row_values(list(reversed(slots)), modules))
+
+
+def number_each_row_as_another(patch: Patch) -> None:
+    original = graph_runs_module.numbered
+    patch.setattr(graph_runs_module, "numbered", lambda base, adapters: original(base, list(reversed(adapters))))
+
+
+def shift_modules(patch: Patch) -> None:
+    """The updates of one layer's products are those of the other's, which have the same sizes."""
+
+    def change(model: ir.Model) -> None:
+        nodes = [node for node in model.graph if node.op_type == "RowLora"]
+        places = [node.attributes["module"].as_int() for node in nodes]
+        half = len(nodes) // 2
+        for node, place in zip(nodes, places[half:] + places[:half], strict=True):
+            node.attributes["module"] = ir.AttrInt64("module", place)
+
+    change_model(change)(patch)
 
 
 def lose_a_token_of_the_cache(patch: Patch) -> None:
@@ -128,6 +147,12 @@ CASES: dict[str, Wrong] = {
     "rows: logits of the last token of the step": Wrong("rows", read_the_last_token_of_the_step),
     "rows: logits of the first new token": Wrong("rows", set_input("last_new", 0, 1)),
     "rows: an adapter that is not added": Wrong("rows", set_input("model.layers.1.mlp.down_proj.out", 1, 0)),
+    "kernel: adapters of the rows swapped": Wrong("kernel", number_each_row_as_another),
+    "kernel: k and v swapped": Wrong("kernel", swap_modules(KernelInputs, "k_proj", "v_proj")),
+    "kernel: k and v of the joined product swapped": Wrong("kernel", swap_parts(3)),
+    "kernel: updates of other modules": Wrong("kernel", shift_modules),
+    "kernel: x taken for its base": Wrong("kernel", set_input("model.layers.0.self_attn.o_proj.out", 0, 1)),
+    "kernel: every token of a step taken as new": Wrong("kernel", set_input(".mixed", 16, None)),
     "base: k and v swapped": Wrong("base", swap_modules(NoAdapter, "k_proj", "v_proj")),
     "base: k and v of the joined product swapped": Wrong("base", swap_parts(3)),
     "base: gate and up swapped": Wrong("base", swap_modules(NoAdapter, "gate_proj", "up_proj")),

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from fedlora.lora import LoraConfig
 from fedlora.pack import BasePack, open_pack
 from fedlora.profiles import PROFILES, Profile, graph_name
 from fedlora_export.export import export_base
-from fedlora_export.graph_runs import adapter_feeds, run_graph
+from fedlora_export.graph_runs import adapter_feeds, numbered, run_graph
 from fedlora_export.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
 from numpy.typing import NDArray
 
@@ -84,44 +85,50 @@ def test_the_logits_are_those_of_transformers(exported: Any, family: str, profil
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_row_speaks_with_its_own_adapter(exported: Any, family: str) -> None:
+@pytest.mark.parametrize("profile", ["rows", "kernel"])
+def test_every_row_speaks_with_its_own_adapter(exported: Any, family: str, profile: Profile) -> None:
     pack = exported(family)
     tokens = random_tokens(pack, 2, TOKENS)
     adapters = [adapter_of(pack, seed=1), adapter_of(pack, seed=2)]
-    got, positions = run_graph(session_of(pack, "rows"), pack, "rows", tokens, np.ones_like(tokens), adapters)
+    got, positions = run_graph(session_of(pack, profile), pack, profile, tokens, np.ones_like(tokens), adapters)
     assert positions.tolist() == [[TOKENS // 2 - 1, TOKENS - 2, TOKENS - 1]] * 2
     for row, seed in enumerate((1, 2)):
         assert_close(got[row], expected(family, seed)[row, positions[row]])
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])  # the rotation outside the fused attention, and within it
-def test_rows_of_any_length_go_through_one_batch_in_parts(exported: Any, family: str) -> None:
+@pytest.mark.parametrize("profile", ["rows", "kernel"])
+def test_rows_of_any_length_go_through_one_batch_in_parts(exported: Any, family: str, profile: Profile) -> None:
     """Three rows: one reads its prompt in two parts, one in one, one has nothing new to read in the second step."""
     pack = exported(family)
-    shape, session = pack.shape, session_of(pack, "rows")
+    shape, session = pack.shape, session_of(pack, profile)
     tokens = np.concatenate([random_tokens(pack, 2, TOKENS), random_tokens(pack, 2, TOKENS)[:1]])
     adapters: list[Adapter | None] = [adapter_of(pack, seed=1), adapter_of(pack, rank=2, seed=2), None]
     alone = [
         graph_logits(session_of(pack, "compat"), pack, tokens[i : i + 1], adapter_feeds(pack, "compat", [adapter]))[0]
         for i, adapter in enumerate(adapters)
     ]
-    slots = adapter_feeds(pack, "rows", adapters)
     size = (3, shape.num_kv_heads, 32, shape.head_dim)  # a buffer that is longer than what it holds
     names = [f"{i}.{kind}" for i in range(shape.num_layers) for kind in ("key", "value")]
     past = {f"past_key_values.{name}": np.full(size, 7, np.float32) for name in names}
     done = np.zeros(3, np.int32)
-    for new in (np.array([4, 9, 6], np.int32), np.array([8, 1, 0], np.int32), np.array([1, 1, 1], np.int32)):
-        part = np.zeros((3, new.max()), np.int64)
-        for row, count in enumerate(new):
-            part[row, :count] = tokens[row, done[row] : done[row] + count]
-        done = done + new
-        feeds = {"input_ids": part, "lengths": done, "new_tokens": new, **past, **slots}
-        logits, *present = session.run(None, feeds)
-        past = dict(zip(past, present, strict=True))
-        for row in range(3):
-            if not new[row]:
-                continue
-            assert_close(logits[row, 0], alone[row][done[row] - 1])
+    with (
+        numbered(pack, adapters)
+        if profile == "kernel"
+        else nullcontext(adapter_feeds(pack, profile, adapters)) as slots
+    ):
+        for new in (np.array([4, 9, 6], np.int32), np.array([8, 1, 0], np.int32), np.array([1, 1, 1], np.int32)):
+            part = np.zeros((3, new.max()), np.int64)
+            for row, count in enumerate(new):
+                part[row, :count] = tokens[row, done[row] : done[row] + count]
+            done = done + new
+            feeds = {"input_ids": part, "lengths": done, "new_tokens": new, **past, **slots}
+            logits, *present = session.run(None, feeds)
+            past = dict(zip(past, present, strict=True))
+            for row in range(3):
+                if not new[row]:
+                    continue
+                assert_close(logits[row, 0], alone[row][done[row] - 1])
 
 
 @pytest.mark.parametrize("keep", [1, 4])

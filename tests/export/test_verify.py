@@ -27,7 +27,7 @@ def test_an_exported_folder_passes_with_a_line_for_each_thing(exported_folder: P
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
     assert lines[0].startswith(f"base.json: base {open_pack(exported_folder).fingerprint}; ")
-    graphs = ["decoder.base.onnx", "decoder.fast.onnx", "decoder.onnx", "decoder.rows.onnx"]
+    graphs = ["decoder.base.onnx", "decoder.fast.onnx", "decoder.kernel.onnx", "decoder.onnx", "decoder.rows.onnx"]
     assert [line.split(":")[0] for line in lines[1:]] == [
         *(name for name in graphs for _ in range(2)),
         "first.onnx_adapter",
@@ -119,7 +119,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], type[FedloraError], str]] = {
     "all graphs": (remove("decoder*"), GraphError, "write one with: fedlora export"),
     "a library for genai": (add_library, GraphError, r"genai_config\.json: not what fedlora writes for a graph that is"),
     "a key for genai twice": (add_key_twice, GraphError, r"genai_config\.json: not what fedlora writes"),
-    "no graph for genai": (remove("decoder.onnx*"), GraphError, r"that is here \(fast, rows, base\), and it may name"),
+    "no graph for genai": (remove("decoder.onnx*"), GraphError, r"is here \(fast, rows, kernel, base\), and it may"),
     "a link for genai": (link_config, PackError, r"genai_config\.json: a link or a folder; expected files alone"),
     "a tokenizer's class": (write("tokenizer_config.json", '{"a": 1}'), PackError, r"list it; expected \{\} alone"),
     "an unknown file": (write("custom_ops.so", ""), PackError, r"custom_ops\.so: not a file that fedlora writes; expected"),
@@ -148,10 +148,10 @@ def test_the_files_for_genai_may_be_those_of_any_graph_that_is_there_or_missing(
     profiles: tuple[Profile, ...] = ("fast", "base")
     for profile in profiles:
         write_genai(base, profile)
-        assert len(list(verify_folder(own_folder))) == 11
+        assert len(list(verify_folder(own_folder))) == 13
     (own_folder / GENAI_CONFIG).unlink()
     (own_folder / TOKENIZER_CONFIG).unlink()
-    assert len(list(verify_folder(own_folder))) == 11
+    assert len(list(verify_folder(own_folder))) == 13
 
 
 def test_a_configuration_for_genai_that_the_pack_lists_is_checked_too(own_folder: Path) -> None:
