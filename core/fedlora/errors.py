@@ -8,6 +8,10 @@
     +-- PackError            a base pack that is damaged, foreign or missing
     +-- AdapterError         an adapter that cannot be read
     |   +-- AdapterMismatchError   a sound adapter that does not belong to this base or run
+    |   +-- AdapterExistsError     a name that has an adapter already
+    |   +-- AdapterStoreFullError  an adapter for which there is no room beside those in use
+    |   |   +-- AdapterTooLargeError   one for which there would be none if it were alone
+    |   +-- UnknownAdapterError    a name without an adapter
     +-- UpdateError          bytes from a device that are refused; `reason` is a short word to count by
     +-- DataError            training text that cannot be used
     +-- RunError             a federated run that cannot go on
@@ -47,6 +51,22 @@ class AdapterError(FedloraError):
 
 class AdapterMismatchError(AdapterError):
     """A sound adapter that does not belong to this base or run."""
+
+
+class AdapterExistsError(AdapterError):
+    """A name that has an adapter already, which was not to be replaced."""
+
+
+class AdapterStoreFullError(AdapterError):
+    """An adapter for which there is no room beside those that are pinned or in use."""
+
+
+class AdapterTooLargeError(AdapterStoreFullError):
+    """An adapter that is larger than all of them together may be."""
+
+
+class UnknownAdapterError(AdapterError):
+    """A name without an adapter."""
 
 
 class UpdateError(FedloraError):

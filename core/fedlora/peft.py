@@ -66,7 +66,7 @@ def read_peft(directory: Path) -> PeftDirectory:
     if path.is_file() and path.stat().st_size > _MAX_WEIGHTS_BYTES:
         raise AdapterError(f"{path}: {path.stat().st_size} bytes; an adapter of at most {_MAX_WEIGHTS_BYTES} is read")
     try:
-        file = TensorFile(path)
+        file = TensorFile(path, in_memory=True)
         factors, saved, dtypes = _tensors(file, config)
     except TensorFileError as error:
         raise AdapterError(str(error)) from None

@@ -63,14 +63,29 @@ class TensorPlan:
 
 
 class TensorFile:
-    """A checked, memory-mapped safetensors file; what is written to its arrays never reaches it."""
+    """A checked safetensors file, mapped or in memory; what is written to its arrays never reaches it."""
 
-    def __init__(self, path: Path, *, max_header_bytes: int = MAX_HEADER_BYTES, max_tensors: int = MAX_TENSORS) -> None:
-        """Map `path`. Raises TensorFileError where its header and its length do not make a sound file."""
+    def __init__(
+        self,
+        path: Path,
+        *,
+        max_header_bytes: int = MAX_HEADER_BYTES,
+        max_tensors: int = MAX_TENSORS,
+        in_memory: bool = False,
+    ) -> None:
+        """Map `path`, or read it whole. Raises TensorFileError where its header and its length do not make a sound file.
+
+        A mapped file that somebody cuts short ends the process that reads it: what strangers hand in is read `in_memory`.
+        """
         self.path = path
         self.entries, self.metadata = _read_header(path, max_header_bytes, max_tensors)
         # A private mapping: pages are shared with every other process, and torch takes no read-only arrays.
-        self._bytes = np.memmap(path, np.uint8, "c")
+        self._bytes: NDArray[np.uint8] = np.fromfile(path, np.uint8) if in_memory else np.memmap(path, np.uint8, "c")
+        last = max((entry.offset + entry.size_bytes for entry in self.entries.values()), default=0)
+        if len(self._bytes) < last:
+            raise TensorFileError(
+                f"{path}: changed while it was read: {len(self._bytes)} bytes, expected {last}; try again"
+            )
 
     def array(self, name: str) -> NDArray[Any]:
         """The tensor as a view of the mapped file, in the file's shape (BF16: as uint16 bits)."""

@@ -354,3 +354,23 @@ def test_what_the_library_refuses_and_we_accept_is_nothing(tmp_path: Path, sound
         # Raises SafetensorError where the library refuses.
         safetensors.deserialize(bytes(content))  # type: ignore[no-untyped-call]
     assert accepted > 20
+
+
+def test_a_file_that_is_cut_short_after_it_was_read_into_memory_is_still_there(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    tensor = _tensor("F32", (64, 1024))
+    safetensors.torch.save_file({"a": tensor}, path)
+    file = TensorFile(path, in_memory=True)
+    with path.open("r+b") as opened:
+        opened.truncate(1000)
+    np.testing.assert_array_equal(file.float32("a"), tensor.numpy())  # of a mapped file it would end the process
+
+
+def test_a_file_that_is_cut_short_between_its_header_and_its_tensors_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file({"a": _tensor("F32", (64, 1024))}, path)
+    monkeypatch.setattr(np, "fromfile", lambda path, dtype: np.zeros(1000, dtype))
+    with pytest.raises(TensorFileError, match="changed while it was read"):
+        TensorFile(path, in_memory=True)
