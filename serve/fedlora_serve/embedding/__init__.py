@@ -1,0 +1,1 @@
+"""Embeddings of texts, by a base that is an encoder."""
