@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from fedlora.row_lora.layout import AdapterLayout
 from numpy.typing import NDArray
+
+# {adapter input of the graph `compat`: value}, read-only; or laid out for the graph `kernel`
+AdapterValues = Mapping[str, NDArray[np.float32]] | AdapterLayout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +22,7 @@ class AdapterVersion:
     name: str
     digest: str  # of its values, however they were stored: `digest_of`
     number: int  # 1 for the first that was loaded under its name, and one more each time
-    values: Mapping[str, NDArray[np.float32]]  # {adapter input of the graph `compat`: value}, read-only
+    values: AdapterValues
     rank: int  # the largest of its modules
     size_bytes: int
     source: Path

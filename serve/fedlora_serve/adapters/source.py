@@ -1,0 +1,150 @@
+"""An adapter read from where it is kept: a PEFT directory, or a file that `fedlora export-adapter` made.
+
+What comes out is verified for the base and lies in memory of its own: no file can change it, or take it away, later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Protocol
+
+import numpy as np
+from fedlora.adapter_loading import load_adapter_file
+from fedlora.errors import AdapterError, AdapterMismatchError, AdapterTooLargeError
+from fedlora.pack import BasePack
+from fedlora.peft import CONFIG, WEIGHTS
+from fedlora.peft_adapter import adapter_of
+from fedlora.profiles import Profile, graph_slots
+from fedlora.row_lora.layout import AdapterLayout, LayoutDtype, adapter_layout
+from fedlora.sidecar import sidecar_of
+from fedlora.slots import slot_values
+from numpy.typing import NDArray
+
+from fedlora_serve.adapters.digest import digest_of
+from fedlora_serve.adapters.version import AdapterValues
+
+_OVERHEAD_BYTES = 8 << 20  # of a file, at most: its header and its tables
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AdapterContent:
+    """The values of an adapter, verified for one base, and the digest that they have in whatever layout."""
+
+    values: AdapterValues
+    digest: str
+    rank: int  # the largest of its modules
+    size_bytes: int
+
+
+class ReadAdapter(Protocol):
+    """What reads an adapter: `read_adapter`."""
+
+    def __call__(self, path: Path, base: BasePack, *, max_bytes: int, layout: LayoutDtype | None) -> AdapterContent: ...
+
+
+def read_adapter(
+    path: Path,
+    base: BasePack,
+    *,
+    max_bytes: int | None = None,
+    layout: LayoutDtype | None = None,  # for the graph `kernel`; None: the slots of the graphs `compat` and `rows`
+    allow_unnamed_base: bool = False,
+) -> AdapterContent:
+    """The adapter of a PEFT directory, or of a .onnx_adapter file of profile compat.
+
+    A PEFT directory that records no base, as PEFT's own do not, is taken where its names and shapes fit; an adapter file
+    that names none only with `allow_unnamed_base`. Raises AdapterError where it is damaged or changes while it is read,
+    AdapterMismatchError where it is for another base or profile, AdapterTooLargeError past `max_bytes`.
+    """
+    try:
+        before = list(_stamps(path))
+        for size, *_ in before[:1]:  # no dtype of a file is wider than float32
+            _check_size(path, (size - _OVERHEAD_BYTES) // (2 if layout == "float16" else 1), max_bytes)
+        slots = _peft_values(path, base) if path.is_dir() else _file_values(path, base, allow_unnamed_base)
+        if list(_stamps(path)) != before:
+            raise AdapterError(f"{path}: changed while it was read; load it again")
+    except OSError as error:
+        raise AdapterError(
+            f"{path}: cannot be read: {error.strerror}; expected a PEFT directory or a .onnx_adapter file"
+        ) from None
+    rank = max(value.shape[1] for name, value in slots.items() if name.endswith(".lora_A.weight"))
+    digest = digest_of(slots)
+    if layout is not None:
+        laid_out = _laid_out(path, slots, base, layout)
+        _check_size(path, laid_out.size_bytes, max_bytes)
+        return AdapterContent(values=laid_out, digest=digest, rank=rank, size_bytes=laid_out.size_bytes)
+    size_bytes = sum(value.nbytes for value in slots.values())
+    _check_size(path, size_bytes, max_bytes)
+    own = MappingProxyType({name: _own(value) for name, value in slots.items()})
+    return AdapterContent(values=own, digest=digest, rank=rank, size_bytes=size_bytes)
+
+
+def _peft_values(directory: Path, base: BasePack) -> dict[str, NDArray[np.float32]]:
+    adapter, _ = adapter_of(directory, base)
+    try:
+        return slot_values(adapter)
+    except AdapterError as error:
+        raise AdapterError(f"{directory}: {error}") from None
+
+
+def _file_values(path: Path, base: BasePack, allow_unnamed_base: bool) -> dict[str, NDArray[np.float32]]:
+    def values(profile: Profile) -> dict[str, NDArray[np.float32]]:
+        slots = graph_slots(base.model, profile)
+        verified = load_adapter_file(
+            path,
+            base_fingerprint=base.fingerprint,
+            slots=slots,
+            profile=profile,
+            allow_unnamed_base=allow_unnamed_base,
+        )
+        return dict(verified.values)
+
+    try:
+        return values("compat")
+    except AdapterMismatchError:
+        try:
+            values("fast")
+        except AdapterError:
+            pass
+        else:
+            raise AdapterMismatchError(
+                f"{path}: an adapter file of profile fast, whose modules are joined; a service takes "
+                "those of profile compat: export the adapter again with: fedlora export-adapter --profile compat"
+            ) from None
+        raise
+
+
+def _laid_out(
+    path: Path, slots: Mapping[str, NDArray[np.float32]], base: BasePack, dtype: LayoutDtype
+) -> AdapterLayout:
+    try:
+        return adapter_layout(slots, base.model.linear_modules(), dtype)
+    except AdapterError as error:
+        raise AdapterError(f"{path}: {error}") from None
+
+
+def _own(value: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A value in memory of its own, contiguous and read-only."""
+    if not (value.flags.owndata and value.flags.c_contiguous and value.dtype == np.float32):
+        value = np.array(value, np.float32, order="C")
+    value.flags.writeable = False
+    return value
+
+
+def _check_size(path: Path, size_bytes: int, max_bytes: int | None) -> None:
+    if max_bytes is not None and size_bytes > max_bytes:
+        raise AdapterTooLargeError(
+            f"{path}: the adapter has {size_bytes} bytes or more, all adapters together may have {max_bytes}; "
+            "raise the budget, or train an adapter of a smaller rank"
+        )
+
+
+def _stamps(path: Path) -> Iterator[tuple[int, int, int]]:
+    """What changes when one of the files does: (bytes, when it was last written, which file it is); the values' first."""
+    for file in (path / WEIGHTS, path / CONFIG) if path.is_dir() else (path, sidecar_of(path)):
+        if file.exists():
+            stat = file.stat()
+            yield stat.st_size, stat.st_mtime_ns, stat.st_ino

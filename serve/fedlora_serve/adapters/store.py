@@ -1,0 +1,231 @@
+"""The adapters of a service, by name: loaded, leased to requests, replaced under load, evicted and read again.
+
+    name --> one version at a time --> a content, by its digest --> values in memory, or a source to read them from again
+
+A request leases the newest version, and keeps it, as it is, until it is released. Safe to call from any thread: the lock is
+held for the bookkeeping only, never while a file is read or hashed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from fedlora.errors import AdapterError, AdapterExistsError, AdapterStoreFullError, ConfigError, UnknownAdapterError
+from fedlora.pack import BasePack
+from fedlora.row_lora.layout import LayoutDtype
+
+from fedlora_serve.adapters.contents import Contents
+from fedlora_serve.adapters.leases import Named, StoreLease, Unloading
+from fedlora_serve.adapters.names import check_adapter_name
+from fedlora_serve.adapters.single_flight import SingleFlight
+from fedlora_serve.adapters.source import AdapterContent, ReadAdapter, read_adapter
+from fedlora_serve.adapters.status import AdapterStatus, StoreStats
+from fedlora_serve.adapters.version import AdapterVersion, Lease
+
+__all__ = ["AdapterStatus", "AdapterStore", "StoreStats", "Unloading"]
+
+_MAX_COMPARED = 1000  # names that an unknown one is compared with
+
+
+class AdapterStore:
+    """Many adapters of one base."""
+
+    def __init__(
+        self,
+        base: BasePack,
+        *,
+        budget_bytes: int,  # of values in memory; what is just being read comes on top
+        max_adapters: int = 10_000,  # names, those among them whose values were evicted
+        layout: LayoutDtype | None = None,  # for the graph `kernel`; None: slots, for all others
+        clock: Callable[[], float] = time.time,
+        read: ReadAdapter = read_adapter,
+    ) -> None:
+        for field, value in (("budget_bytes", budget_bytes), ("max_adapters", max_adapters)):
+            if value < 1:
+                raise ConfigError(f"{field} must be at least 1, got {value}")
+        self._max_adapters, self._clock = max_adapters, clock
+        self._read = partial(read, base=base, max_bytes=budget_bytes, layout=layout)
+        self._lock = threading.Lock()
+        self._unused = threading.Condition(self._lock)  # a name that was unloaded has no users any more
+        self._names: dict[str, Named] = {}
+        self._contents = Contents(budget_bytes)
+        self._readings: SingleFlight[AdapterContent] = SingleFlight()
+        self._hits = self._lookups = 0
+
+    def load(self, name: str, path: Path, *, replace: bool = True, pin: bool = False) -> AdapterVersion:
+        """Read and verify an adapter; from then on `name` stands for it, and for its leases to come.
+
+        The content that the name has already is no new version: it keeps its number, and is read again from `path` from
+        now on. Of two loads at a time the one that ends last has the name. A name that is pinned stays so.
+
+        Raises ConfigError for a name that cannot be, AdapterExistsError for one that is there unless `replace`,
+        AdapterError where the adapter cannot be used, AdapterStoreFullError; all of these change nothing.
+        """
+        check_adapter_name(name)
+        with self._lock:
+            self._check_place(name, replace)
+        source = path.resolve()  # a link may show elsewhere when this version is read again
+        read = self._read(source)
+        with self._lock:
+            self._check_place(name, replace)
+            named = self._names.get(name)
+            old = named.content if named else None
+            pinned = pin or (old is not None and name in old.pinned)
+            content = self._contents.assign(name, read, old=old, pinned=pinned)
+            if named is None:
+                named = Named(name=name, content=content, number=0, source=source, loaded_at=0.0)
+                self._names[name] = named
+            if content is not old:
+                named.content, named.number, named.loaded_at = content, named.number + 1, self._clock()
+            named.source = source
+            content.versions.pop(name, None)  # it may name another source
+            return named.version()
+
+    def unload(self, name: str) -> Unloading:
+        """Take a name away at once, pinned or not. What requests have leased stays until they release it.
+
+        A name that is loaded again later begins at number 1. Raises UnknownAdapterError.
+        """
+        with self._known(name) as named:
+            del self._names[name]
+            named.is_unloaded = True
+            self._contents.unassign(name, named.content)
+            return Unloading(self._unused, named)
+
+    def pin(self, name: str) -> None:
+        """Keep an adapter, and each that replaces it, in memory; one that was evicted is read again. Raises as `lease`."""
+        while True:
+            lease = self.lease(name)
+            try:
+                with self._known(name) as named:
+                    if named.is_resident:  # a newer version may have been evicted meanwhile
+                        self._contents.pin(name, named.content, True)
+                        return
+            finally:
+                lease.release()
+
+    def unpin(self, name: str) -> None:
+        """Let an adapter be evicted again. Raises UnknownAdapterError."""
+        with self._known(name) as named:
+            self._contents.pin(name, named.content, False)
+
+    def lease(self, name: str) -> Lease:
+        """The newest version of an adapter, to be used until it is released.
+
+        One that was evicted is read from its source again, once for all who ask for it meanwhile. Raises
+        UnknownAdapterError; AdapterError where the source has changed or is gone; AdapterStoreFullError.
+        """
+        with self._known(name) as named:
+            self._lookups += 1
+            if named.is_resident:
+                self._hits += 1
+                return self._leased(named)
+        return self._lease_evicted(name)
+
+    def list(self) -> tuple[AdapterStatus, ...]:
+        """Every name, in alphabetical order."""
+        with self._lock:
+            rows = [
+                (n.name, n.number, n.content.digest, n.content.rank, n.content.size_bytes, n.source,
+                 n.name in n.content.pinned, n.content.values is not None, n.users, n.loaded_at, n.last_used_at)
+                for n in self._names.values()
+            ]  # fmt: skip
+        return tuple(
+            AdapterStatus(
+                name=name, number=number, digest=digest, rank=rank, size_bytes=size_bytes, source=source, pinned=pinned,
+                resident=resident, users=users, loaded_at=loaded_at, last_used_at=last_used_at,
+            )
+            for name, number, digest, rank, size_bytes, source, pinned, resident, users, loaded_at, last_used_at
+            in sorted(rows, key=lambda row: row[0])
+        )  # fmt: skip
+
+    def stats(self) -> StoreStats:
+        with self._lock:
+            return StoreStats(
+                loaded=len(self._names),
+                resident=self._contents.resident,
+                resident_bytes=self._contents.size_bytes,
+                budget_bytes=self._contents.budget_bytes,
+                lookups=self._lookups,
+                hits=self._hits,
+                evictions=self._contents.evictions,
+            )
+
+    def _lease_evicted(self, name: str) -> Lease:
+        while True:
+            with self._known(name) as named:
+                if named.is_resident:
+                    return self._leased(named)
+                digest, source = named.content.digest, named.source
+            try:
+                read = self._readings.do((digest, source), partial(self._read_again, source, digest))
+            except AdapterError:
+                with self._known(name) as named:
+                    if (named.content.digest, named.source) == (digest, source) and not named.is_resident:
+                        raise
+                continue  # it was loaded anew meanwhile, from a source that can be read
+            with self._known(name) as named:
+                if named.content.digest == digest:
+                    if not named.is_resident:
+                        self._contents.restore(named.content, read)
+                    return self._leased(named)
+
+    def _read_again(self, source: Path, digest: str) -> AdapterContent:
+        try:
+            read = self._read(source)
+        except AdapterError as error:
+            raise AdapterError(f"an adapter that was evicted cannot be read again: {error}") from None
+        if read.digest != digest:
+            raise AdapterError(
+                f"{source}: an adapter with digest {digest[:16]} was loaded from here and evicted, and now it is "
+                f"{read.digest[:16]}: the file changed since it was loaded; load it again"
+            )
+        return read
+
+    def _leased(self, named: Named) -> Lease:
+        named.users += 1
+        named.last_used_at = self._clock()
+        self._contents.hold(named.content)
+        return StoreLease(named, self._give_back)
+
+    def _give_back(self, lease: StoreLease) -> None:
+        with self._lock:
+            if lease.is_released:
+                return
+            lease.is_released = True
+            named = lease.named
+            named.users -= 1
+            named.last_used_at = self._clock()
+            self._contents.let_go(lease.content)
+            if named.is_unloaded and not named.users:
+                self._unused.notify_all()
+
+    def _check_place(self, name: str, replace: bool) -> None:
+        if name in self._names:
+            if not replace:
+                raise AdapterExistsError(f"adapter {name} is loaded already; unload it first, or replace it")
+        elif len(self._names) >= self._max_adapters:
+            raise AdapterStoreFullError(
+                f"adapter {name}: {len(self._names)} adapters are loaded, the limit; unload one, or raise max_adapters"
+            )
+
+    @contextmanager
+    def _known(self, name: str) -> Iterator[Named]:
+        """Hold the lock, and give what the name stands for. Raises UnknownAdapterError."""
+        with self._lock:
+            named = self._names.get(name)
+            if named is not None:
+                yield named
+                return
+            names = list(self._names)
+        near = difflib.get_close_matches(name[:200], names[:_MAX_COMPARED])
+        raise UnknownAdapterError(
+            f"no adapter is called {name!r:.140}; "
+            + (f"did you mean {', '.join(near)}?" if near else f"{len(names)} are loaded, none with a name like it")
+        )

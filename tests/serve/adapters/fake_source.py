@@ -1,0 +1,86 @@
+"""Adapters that are read from a table instead of a disk, and a store of them."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import cast
+
+import numpy as np
+from fedlora.errors import AdapterError, AdapterStoreFullError
+from fedlora.pack import BasePack
+from fedlora.row_lora.layout import LayoutDtype
+from fedlora_serve.adapters.digest import digest_of
+from fedlora_serve.adapters.source import AdapterContent
+from fedlora_serve.adapters.store import AdapterStore
+from fedlora_serve.adapters.version import AdapterValues, AdapterVersion
+from numpy.typing import NDArray
+
+UNIT = 800  # bytes of an adapter of size 1
+NO_BASE = cast(BasePack, None)  # a table needs none
+
+
+def content_of(seed: int, size: int = 1) -> AdapterContent:
+    """An adapter that is known by its seed, of `size` times UNIT bytes."""
+    values = {
+        "m.lora_A.weight": np.full((50 * size, 2), seed, np.float32),
+        "m.lora_B.weight": np.full((2, 50 * size), -seed, np.float32),
+    }
+    for value in values.values():
+        value.flags.writeable = False
+    return AdapterContent(values=MappingProxyType(values), digest=digest_of(values), rank=2, size_bytes=UNIT * size)
+
+
+def slots_of(values: AdapterValues) -> Mapping[str, NDArray[np.float32]]:
+    """Values that are not laid out."""
+    assert isinstance(values, Mapping)
+    return values
+
+
+def seed_of(version: AdapterVersion) -> float:
+    """By which `content_of` knows it."""
+    return float(slots_of(version.values)["m.lora_A.weight"][0, 0])
+
+
+class FakeSource:
+    """{file name: what is read from it}, and how often it was; `before` runs in each reading."""
+
+    def __init__(self) -> None:
+        self.table: dict[str, AdapterContent] = {}
+        self.reads: Counter[str] = Counter()
+        self.before: Callable[[str], None] = lambda _: None
+        self._lock = threading.Lock()
+
+    def put(self, file: str, seed: int, size: int = 1) -> Path:
+        self.table[file] = content_of(seed, size)
+        return Path("/adapters") / file
+
+    def __call__(self, path: Path, base: BasePack, *, max_bytes: int, layout: LayoutDtype | None) -> AdapterContent:
+        with self._lock:
+            self.reads[path.name] += 1
+        content = self.table.get(path.name)
+        self.before(path.name)
+        if content is None:
+            raise AdapterError(f"{path}: no such file")
+        if content.size_bytes > max_bytes:
+            raise AdapterStoreFullError(f"{path}: {content.size_bytes} bytes")
+        return content
+
+
+class Clock:
+    """A time that stands still until it is set."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def store_of(source: FakeSource, *, budget: int, clock: Clock | None = None, max_adapters: int = 100) -> AdapterStore:
+    """A store with room for `budget` adapters of size 1."""
+    return AdapterStore(
+        NO_BASE, budget_bytes=budget * UNIT, max_adapters=max_adapters, clock=clock or Clock(), read=source
+    )

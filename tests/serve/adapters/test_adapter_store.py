@@ -1,0 +1,449 @@
+"""An adapter store, by one thread: names, versions, leases, the budget."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fedlora.errors import (
+    AdapterError,
+    AdapterExistsError,
+    AdapterStoreFullError,
+    ConfigError,
+    UnknownAdapterError,
+)
+from fedlora.pack import BasePack
+from fedlora.peft import PeftDirectory, write_peft
+from fedlora.row_lora.layout import AdapterLayout, LayoutDtype
+from fedlora.slots import slot_values
+from fedlora_export.adapter_export import export_peft
+from fedlora_serve.adapters.contents import Content
+from fedlora_serve.adapters.source import AdapterContent
+from fedlora_serve.adapters.status import AdapterStatus
+from fedlora_serve.adapters.store import AdapterStore
+
+from tests.models import random_adapter
+from tests.serve.adapters.fake_source import NO_BASE, UNIT, Clock, FakeSource, content_of, seed_of, slots_of, store_of
+
+
+@pytest.fixture
+def source() -> FakeSource:
+    return FakeSource()
+
+
+def status_of(store: AdapterStore, name: str) -> AdapterStatus:
+    (found,) = [status for status in store.list() if status.name == name]
+    return found
+
+
+def residents(store: AdapterStore) -> str:
+    return "".join(status.name for status in store.list() if status.resident)
+
+
+def filled(source: FakeSource, names: str, *, budget: int, clock: Clock | None = None) -> AdapterStore:
+    """A store in which each letter of `names` is an adapter of size 1, from a file of its own."""
+    store = store_of(source, budget=budget, clock=clock)
+    for seed, name in enumerate(names):
+        store.load(name, source.put(name, seed + 1))
+    return store
+
+
+def test_what_is_loaded_is_leased_as_it_was_read(base: BasePack, tmp_path: Path) -> None:
+    adapter = random_adapter(base)
+    write_peft(tmp_path / "peft", PeftDirectory(adapter=adapter, base_fingerprint=base.fingerprint))
+    export_peft(tmp_path / "peft", tmp_path / "a.onnx_adapter")
+    store = AdapterStore(base, budget_bytes=1 << 20)
+    one = store.load("one", tmp_path / "peft")
+    other = store.load("other", tmp_path / "a.onnx_adapter")
+    assert (one.name, one.number, one.rank, one.source) == ("one", 1, 4, tmp_path / "peft")
+    assert one.digest == other.digest
+    lease = store.lease("one")
+    assert lease.version is one
+    assert all(
+        np.array_equal(slots_of(lease.version.values)[name], value) for name, value in slot_values(adapter).items()
+    )
+    assert other.values is one.values
+    assert store.stats().resident_bytes == one.size_bytes
+
+
+@pytest.mark.parametrize(("layout", "width"), [("float32", 4), ("float16", 2)])
+def test_a_store_for_the_kernel_lays_adapters_out_and_counts_that(
+    base: BasePack, tmp_path: Path, layout: LayoutDtype, width: int
+) -> None:
+    write_peft(tmp_path / "peft", PeftDirectory(adapter=random_adapter(base), base_fingerprint=base.fingerprint))
+    plain = AdapterStore(base, budget_bytes=1 << 20).load("a", tmp_path / "peft")
+    store = AdapterStore(base, budget_bytes=1 << 20, layout=layout)
+    version = store.load("a", tmp_path / "peft")
+    assert isinstance(version.values, AdapterLayout)
+    assert version.values.values.itemsize == width
+    assert (version.digest, version.rank) == (plain.digest, plain.rank)
+    assert version.size_bytes == version.values.size_bytes == store.stats().resident_bytes
+
+
+def test_a_source_is_remembered_by_the_file_that_a_link_showed(base: BasePack, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        content = PeftDirectory(adapter=random_adapter(base, seed=seed), base_fingerprint=base.fingerprint)
+        write_peft(tmp_path / f"round-{seed}", content)
+    (tmp_path / "newest").symlink_to("round-1")
+    size = sum(value.nbytes for value in slot_values(random_adapter(base)).values())
+    store = AdapterStore(base, budget_bytes=size)  # room for one
+    digest = store.load("a", tmp_path / "newest").digest
+    (tmp_path / "newest").unlink()
+    (tmp_path / "newest").symlink_to("round-2")
+    store.load("b", tmp_path / "newest")
+    assert not status_of(store, "a").resident
+    assert store.lease("a").version.digest == digest
+
+
+def test_a_new_version_is_leased_from_then_on_and_the_old_one_stays_as_it_is(source: FakeSource) -> None:
+    store = store_of(source, budget=2)
+    store.load("a", source.put("1", 1))
+    old = store.lease("a")
+    new = store.load("a", source.put("2", 2))
+    assert new.number == 2
+    assert store.lease("a").version is new
+    assert old.version.number == 1
+    assert seed_of(old.version) == 1
+    assert status_of(store, "a").users == 2
+    assert store.stats().resident_bytes == 2 * UNIT  # what is in use counts, under a name or not
+    old.release()
+    assert store.stats().resident_bytes == UNIT
+    assert status_of(store, "a").users == 1
+
+
+def test_the_same_content_under_the_same_name_is_no_new_version(source: FakeSource) -> None:
+    clock = Clock()
+    store = store_of(source, budget=1, clock=clock)
+    first = store.load("a", source.put("1", 1))
+    clock.now = 5
+    again = store.load("a", source.put("copy", 1))
+    assert (again.number, again.digest) == (1, first.digest)
+    assert again.source == Path("/adapters/copy")
+    assert status_of(store, "a").loaded_at == 0
+    assert status_of(store, "a").source == Path("/adapters/copy")
+    assert store.load("a", source.put("2", 2)).number == 2
+    assert store.load("a", source.put("1", 1)).number == 3
+
+
+def test_an_old_version_in_use_that_is_loaded_again_is_shared(source: FakeSource) -> None:
+    store = store_of(source, budget=2)
+    store.load("a", source.put("1", 1))
+    lease = store.lease("a")
+    store.load("a", source.put("2", 2))
+    third = store.load("a", source.put("1", 1))
+    assert third.number == 3
+    assert third.values is lease.version.values
+    assert store.stats().resident == 1
+
+
+def test_one_content_under_several_names_is_counted_once(source: FakeSource) -> None:
+    store = store_of(source, budget=1)
+    one, other = store.load("a", source.put("1", 1)), store.load("b", source.put("2", 1))
+    assert one.values is other.values
+    assert (one.name, other.name) == ("a", "b")
+    assert store.stats().resident_bytes == UNIT
+    assert (store.stats().loaded, store.stats().resident) == (2, 1)
+    store.unload("a")
+    assert store.stats().resident_bytes == UNIT
+    assert store.lease("b").version is other
+    lease = store.lease("b")
+    store.unload("b")
+    assert store.stats().resident == 1
+    lease.release()
+
+
+def test_names_that_share_a_content_are_evicted_and_come_back_together(source: FakeSource) -> None:
+    store = filled(source, "ab", budget=2)
+    store.load("c", source.put("c", 1))  # as a
+    store.load("d", source.put("d", 9, size=2))
+    assert residents(store) == "d"
+    store.lease("c").release()
+    assert residents(store) == "ac"
+    assert source.reads == {"a": 1, "b": 1, "c": 2, "d": 1}
+
+
+def test_the_least_recently_used_is_evicted_first(source: FakeSource) -> None:
+    store = filled(source, "abc", budget=3)
+    store.lease("a").release()
+    store.load("d", source.put("d", 9))
+    assert residents(store) == "acd"
+    store.load("e", source.put("e", 10, size=2))
+    assert residents(store) == "de"
+    assert store.stats().evictions == 3
+
+
+def test_a_lease_counts_as_use_when_it_ends(source: FakeSource) -> None:
+    store = filled(source, "ab", budget=2)
+    lease = store.lease("a")
+    store.lease("b").release()
+    lease.release()
+    store.load("c", source.put("c", 9))
+    assert residents(store) == "ac"
+
+
+def test_what_was_evicted_is_read_again_when_it_is_leased(source: FakeSource) -> None:
+    store = filled(source, "ab", budget=1)
+    assert residents(store) == "b"
+    lease = store.lease("a")
+    assert seed_of(lease.version) == 1
+    assert (lease.version.number, residents(store)) == (1, "a")
+    stats = store.stats()
+    assert (stats.lookups, stats.hits, stats.evictions) == (1, 0, 2)
+    store.lease("a").release()
+    assert (store.stats().lookups, store.stats().hits) == (2, 1)
+
+
+def test_a_source_that_has_changed_is_refused_and_can_be_loaded_again(source: FakeSource) -> None:
+    store = filled(source, "ab", budget=1)
+    source.put("a", 7)
+    with pytest.raises(AdapterError, match=r"/adapters/a: .* the file changed since it was loaded; load it again"):
+        store.lease("a")
+    assert residents(store) == "b"
+    assert store.load("a", Path("/adapters/a")).number == 2
+    assert seed_of(store.lease("a").version) == 7
+
+
+def test_a_source_that_is_gone_is_refused_with_its_path(source: FakeSource) -> None:
+    store = filled(source, "ab", budget=1)
+    del source.table["a"]
+    with pytest.raises(AdapterError, match=r"cannot be read again: /adapters/a: no such file"):
+        store.lease("a")
+
+
+def test_what_is_in_use_or_pinned_is_not_evicted(source: FakeSource) -> None:
+    store = filled(source, "abc", budget=3)
+    lease = store.lease("a")
+    store.pin("b")
+    store.load("d", source.put("d", 9))
+    assert residents(store) == "abd"
+    with pytest.raises(AdapterStoreFullError) as caught:
+        store.load("e", source.put("e", 10, size=2))
+    message = str(caught.value)
+    assert (
+        f"an adapter of {2 * UNIT} bytes does not fit: of the budget of {3 * UNIT} bytes {2 * UNIT} must stay"
+        in message
+    )
+    assert (
+        "pinned: b; in use: a; wait until requests have ended, unpin or unload adapters, or raise the budget" in message
+    )
+    assert residents(store) == "abd"  # nothing was evicted in vain
+    with pytest.raises(UnknownAdapterError):
+        store.lease("e")
+    lease.release()
+    store.load("e", source.put("e", 10, size=2))
+    assert residents(store) == "be"
+    store.unpin("b")
+    store.load("f", source.put("f", 11, size=3))
+    assert residents(store) == "f"
+
+
+def test_the_message_of_a_full_store_is_short_whatever_is_pinned(source: FakeSource) -> None:
+    store = filled(source, "abcdefghijkl", budget=12)
+    for name in "abcdefghijkl":
+        store.pin(name)
+    with pytest.raises(AdapterStoreFullError, match=r"pinned: a, b, c, d, e, f, g, h and 4 more; in use: none"):
+        store.load("m", source.put("m", 99))
+
+
+def test_a_lease_for_which_there_is_no_room_is_refused(source: FakeSource) -> None:
+    store = filled(source, "ab", budget=1)
+    lease = store.lease("b")
+    with pytest.raises(AdapterStoreFullError, match="in use: b"):
+        store.lease("a")
+    lease.release()
+    assert store.lease("a").version.name == "a"
+
+
+def test_an_adapter_larger_than_the_whole_budget_evicts_nothing(source: FakeSource) -> None:
+    store = filled(source, "ab", budget=2)
+    with pytest.raises(AdapterStoreFullError):
+        store.load("c", source.put("c", 9, size=3))
+    assert residents(store) == "ab"
+
+
+def test_a_version_that_nobody_uses_makes_room_for_the_next_even_if_it_was_pinned(source: FakeSource) -> None:
+    store = filled(source, "ab", budget=2)
+    store.pin("a")
+    assert store.load("a", source.put("new", 9)).number == 2
+    assert residents(store) == "ab"  # and b was not evicted for it
+    assert store.stats().evictions == 0
+    assert status_of(store, "a").pinned
+
+
+def test_a_content_that_only_the_name_pinned_makes_room_for_the_names_next_version(source: FakeSource) -> None:
+    store = store_of(source, budget=2)
+    store.load("a", source.put("1", 1), pin=True)
+    store.load("b", Path("/adapters/1"))
+    assert store.load("a", source.put("2", 2, size=2)).number == 2
+    assert residents(store) == "a"
+
+
+def test_a_version_that_does_not_fit_leaves_the_old_one(source: FakeSource) -> None:
+    store = filled(source, "a", budget=2)
+    lease = store.lease("a")
+    with pytest.raises(AdapterStoreFullError, match="in use: a"):
+        store.load("a", source.put("new", 9, size=2))
+    assert status_of(store, "a").number == 1
+    lease.release()
+    assert store.load("a", Path("/adapters/new")).number == 2
+
+
+def test_a_pin_stays_with_the_name_until_it_is_taken_away(source: FakeSource) -> None:
+    store = store_of(source, budget=2)
+    store.load("a", source.put("1", 1), pin=True)
+    store.load("a", source.put("2", 2))  # pin=False takes nothing away
+    store.load("b", source.put("3", 3))
+    store.load("c", source.put("4", 4))
+    assert residents(store) == "ac"
+    store.unpin("a")
+    store.load("d", source.put("5", 5, size=2))
+    assert residents(store) == "d"
+
+
+def test_a_pin_brings_back_what_was_evicted(source: FakeSource) -> None:
+    store = filled(source, "ab", budget=1)
+    store.pin("a")
+    assert residents(store) == "a"
+    assert status_of(store, "a").users == 0
+    with pytest.raises(AdapterStoreFullError, match="pinned: a"):
+        store.lease("b")
+
+
+def test_an_unloaded_name_is_gone_at_once_and_its_leases_last(source: FakeSource) -> None:
+    store = filled(source, "a", budget=2)
+    lease = store.lease("a")
+    unloading = store.unload("a")
+    with pytest.raises(UnknownAdapterError):
+        store.lease("a")
+    assert store.list() == ()
+    assert not unloading.wait(0)
+    assert seed_of(lease.version) == 1
+    assert store.stats().resident_bytes == UNIT
+    assert store.load("a", source.put("2", 2)).number == 1
+    with pytest.raises(AdapterStoreFullError, match=r"in use: \(a version without a name\)"):
+        store.load("b", source.put("3", 3, size=2))
+    lease.release()
+    assert unloading.wait(0)
+    assert store.stats().resident_bytes == UNIT
+
+
+def test_what_is_evicted_and_unloaded_is_forgotten(source: FakeSource) -> None:
+    store = filled(source, "ab", budget=1)
+    assert store.unload("a").wait(0)
+    assert store.load("a", source.put("a", 1)).number == 1
+    assert residents(store) == "a"
+
+
+def test_values_that_are_evicted_replaced_or_unloaded_leave_the_memory() -> None:
+    alive: list[weakref.ref[object]] = []
+
+    def read(path: Path, base: BasePack, *, max_bytes: int, layout: LayoutDtype | None) -> AdapterContent:
+        content = content_of(int(path.name))
+        alive.extend(weakref.ref(value) for value in slots_of(content.values).values())
+        return content
+
+    def living() -> int:
+        return sum(ref() is not None for ref in alive) // 2  # an A and a B each
+
+    def records() -> int:
+        return sum(type(each) is Content for each in gc.get_objects())
+
+    before = records()
+    store = AdapterStore(NO_BASE, budget_bytes=2 * UNIT, read=read)
+    for seed in range(5):
+        store.load(f"name-{seed % 3}", Path(str(seed)))
+        store.lease(f"name-{seed % 3}").release()
+    assert living() == store.stats().resident == 2
+    lease = store.lease("name-2")
+    for status in store.list():
+        store.unload(status.name)
+    assert living() == 1
+    lease.release()
+    del lease
+    assert living() == 0
+    assert records() == before
+
+
+def test_a_lease_that_is_released_twice_counts_once(source: FakeSource) -> None:
+    store = filled(source, "a", budget=1)
+    one, other = store.lease("a"), store.lease("a")
+    one.release()
+    one.release()
+    assert status_of(store, "a").users == 1
+    other.release()
+    assert status_of(store, "a").users == 0
+
+
+def test_an_unknown_name_is_refused_with_those_that_are_like_it(source: FakeSource) -> None:
+    store = store_of(source, budget=1)
+    store.load("billing-v1", source.put("1", 1))
+    with pytest.raises(UnknownAdapterError, match="no adapter is called 'biling-v1'; did you mean billing-v1"):
+        store.lease("biling-v1")
+    for ask in (store.lease, store.unload, store.pin, store.unpin):
+        with pytest.raises(
+            UnknownAdapterError, match="no adapter is called 'x'; 1 are loaded, none with a name like it"
+        ):
+            ask("x")
+    with pytest.raises(UnknownAdapterError) as caught:
+        store.lease("x" * 100_000)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_name_that_is_taken_or_cannot_be_is_refused_before_anything_is_read(source: FakeSource) -> None:
+    store = filled(source, "a", budget=2)
+    with pytest.raises(AdapterExistsError, match="adapter a is loaded already"):
+        store.load("a", source.put("2", 2), replace=False)
+    with pytest.raises(ConfigError):
+        store.load("../a", Path("/adapters/2"))
+    assert source.reads == {"a": 1}
+    store.load("b", Path("/adapters/2"), replace=False)
+
+
+def test_no_more_names_than_the_limit_are_taken(source: FakeSource) -> None:
+    store = store_of(source, budget=1, max_adapters=2)
+    store.load("a", source.put("1", 1))
+    store.load("b", source.put("2", 2))
+    with pytest.raises(AdapterStoreFullError, match="2 adapters are loaded, the limit"):
+        store.load("c", source.put("3", 3))
+    store.load("b", Path("/adapters/1"))
+    store.unload("a")
+    store.load("c", Path("/adapters/3"))
+
+
+def test_a_load_that_fails_changes_nothing(source: FakeSource) -> None:
+    store = filled(source, "a", budget=1)
+    before = store.list(), store.stats()
+    with pytest.raises(AdapterError, match="no such file"):
+        store.load("a", Path("/adapters/nowhere"))
+    with pytest.raises(AdapterError, match="no such file"):
+        store.load("b", Path("/adapters/nowhere"))
+    assert (store.list(), store.stats()) == before
+
+
+def test_a_status_tells_what_an_adapter_is_and_when_it_was_used(source: FakeSource) -> None:
+    clock = Clock()
+    store = store_of(source, budget=3, clock=clock)
+    clock.now = 1.5
+    store.load("b", source.put("1", 1, size=2), pin=True)
+    store.load("a", source.put("2", 2))
+    assert [status.name for status in store.list()] == ["a", "b"]
+    expected = AdapterStatus(
+        name="b", number=1, digest=content_of(1, 2).digest, rank=2, size_bytes=2 * UNIT, source=Path("/adapters/1"),
+        pinned=True, resident=True, users=0, loaded_at=1.5, last_used_at=None,
+    )  # fmt: skip
+    assert status_of(store, "b") == expected
+    clock.now = 2
+    lease = store.lease("b")
+    assert (status_of(store, "b").users, status_of(store, "b").last_used_at) == (1, 2)
+    clock.now = 3
+    lease.release()
+    assert (status_of(store, "b").users, status_of(store, "b").last_used_at) == (0, 3)
+
+
+@pytest.mark.parametrize(("budget_bytes", "max_adapters"), [(0, 1), (1, 0)])
+def test_a_store_without_room_is_refused(budget_bytes: int, max_adapters: int) -> None:
+    with pytest.raises(ConfigError, match="must be at least 1, got 0"):
+        AdapterStore(NO_BASE, budget_bytes=budget_bytes, max_adapters=max_adapters)
