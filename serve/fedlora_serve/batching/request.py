@@ -82,6 +82,11 @@ class Generator(Protocol):
         """The longest prompt and answer together, in tokens."""
         ...
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it takes requests: it is not closing, and its thread runs."""
+        ...
+
     def submit(self, request: Request) -> None:
         """Take a request; its events follow, and one `Finished` ends them.
 

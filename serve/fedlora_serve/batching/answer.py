@@ -1,0 +1,114 @@
+"""One answer that is being made: its tokens so far, and what is sent of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from fedlora_serve.adapters.version import AdapterVersion
+from fedlora_serve.batching.request import ChosenToken, Event, Finished, FinishReason, Piece, Request
+from fedlora_serve.text.text_stream import TextStream
+from fedlora_serve.text.token_sampler import TokenSampler
+
+_log = logging.getLogger(__name__)
+
+
+class Answer:
+    """A request on its way. `length` of its tokens have keys and values in the row that it holds."""
+
+    def __init__(
+        self, request: Request, tokenizer: Tokenizer, *, vocab_size: int, stop_token_ids: Sequence[int], limit: int
+    ) -> None:
+        """`limit` is the longest prompt and answer together."""
+        self.request = request
+        self.tokens = list(request.prompt)
+        self.length = 0
+        self.number = 0  # later ones joined the batch later
+        self.cached_tokens = 0
+        self._prompt_length = len(self.tokens)
+        self._limit = limit
+        self._stop_token_ids = () if request.sampling.ignore_eos else stop_token_ids
+        self._sampler = TokenSampler(request.sampling, self.tokens, vocab_size)
+        self._stream = TextStream(tokenizer, self.tokens, request.sampling.stop)
+        self._chosen: list[ChosenToken] = []
+        self._is_ended_by_model = False
+        self._is_heard = True
+
+    @property
+    def adapter(self) -> AdapterVersion | None:
+        return self.request.adapter.version if self.request.adapter else None
+
+    @property
+    def digest(self) -> str:
+        """Of its adapter; empty for the base."""
+        return self.adapter.digest if self.adapter else ""
+
+    @property
+    def missing(self) -> int:
+        """Tokens that have to be read before the next one can be chosen: one where it is going on."""
+        return len(self.tokens) - self.length
+
+    @property
+    def is_going_on(self) -> bool:
+        """Whether its prompt was read, so that it takes part in every step."""
+        return self.missing == 1 and self.length > 0
+
+    @property
+    def is_prompt_only(self) -> bool:
+        """Whether nothing was answered yet."""
+        return len(self.tokens) == self._prompt_length
+
+    def take(self, scores: NDArray[np.float32]) -> FinishReason | None:  # scores [V]
+        """Choose the next token from its scores, and send what became text; why the answer ends, if it does."""
+        chosen = self._sampler.choose(scores)
+        if chosen.token in self._stop_token_ids:
+            self._is_ended_by_model = True
+            return "stop"
+        self.tokens.append(chosen.token)
+        if self.request.sampling.logprobs is not None:
+            self._chosen.append(chosen)
+        self._send(self._stream.push(chosen.token))
+        if not self._is_heard:
+            return "cancelled"
+        if self._stream.stopped:
+            return "stop"
+        if self._completion_tokens == self.request.sampling.max_tokens or len(self.tokens) == self._limit:
+            return "length"
+        return None
+
+    def end(self, reason: FinishReason, message: str = "") -> None:
+        """Send what is left and the end, and let the adapter go."""
+        if reason in ("stop", "length"):
+            self._send(self._stream.finish())
+            if self._chosen:
+                self._send("", always=True)
+        self._tell(
+            Finished(
+                reason=reason,
+                completion_tokens=self._completion_tokens,
+                cached_tokens=self.cached_tokens,
+                message=message,
+            )
+        )
+        if self.request.adapter:
+            self.request.adapter.release()
+
+    @property
+    def _completion_tokens(self) -> int:
+        return len(self.tokens) - self._prompt_length + self._is_ended_by_model
+
+    def _send(self, text: str, *, always: bool = False) -> None:
+        if text or always:
+            self._tell(Piece(text=text, tokens=tuple(self._chosen)))
+            self._chosen.clear()
+
+    def _tell(self, event: Event) -> None:
+        try:
+            self.request.on_event(event)
+        except Exception:  # a listener's own bug must not end the others' answers
+            _log.exception("a listener of events failed; its answer ends")
+            self._is_heard = False

@@ -1,0 +1,176 @@
+"""A thread that answers requests of many adapters at a time, over one session of one base."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from pathlib import Path
+
+from fedlora.errors import ConfigError
+from fedlora.pack import BasePack, open_pack
+
+from fedlora_serve.batching.answer import Answer
+from fedlora_serve.batching.batch import Batch
+from fedlora_serve.batching.key_values import BLOCK_TOKENS, KeyValues, block_bytes, blocks_of
+from fedlora_serve.batching.request import BusyError, GeneratorStats, Request
+from fedlora_serve.batching.row_graph import RowGraph
+from fedlora_serve.batching.row_session import open_rows
+from fedlora_serve.text.tokenizer import open_tokenizer
+
+_log = logging.getLogger(__name__)
+
+
+class BatchGenerator:
+    """`request.Generator` on the graph `kernel` of a folder, or else `rows`."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        rows: int = 16,
+        threads: int = 0,
+        cache_budget_bytes: int = 1 << 30,
+        queue: int = 256,
+        prefill_tokens: int = 64,
+    ) -> None:
+        """Verify the pack and its graph, build the session, and begin to wait for requests.
+
+        `cache_budget_bytes` bounds the keys and values of running answers and of kept prefixes together; `queue` is how
+        many requests may wait; `prefill_tokens` how many tokens of prompts a step reads beside answers that are going on.
+
+        Raises PackError, GraphError, and ConfigError where the budget does not hold two blocks of tokens or a number is
+        not positive.
+        """
+        for name, value in {"rows": rows, "queue": queue, "prefill_tokens": prefill_tokens}.items():
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+        self.base: BasePack = open_pack(directory)
+        self.tokenizer = open_tokenizer(self.base.directory)
+        shape = self.base.shape
+        self._block_bytes, self._queue = block_bytes(shape), queue
+        self._budget_blocks = cache_budget_bytes // self._block_bytes
+        if self._budget_blocks < 2:
+            raise ConfigError(
+                f"the cache of keys and values is {cache_budget_bytes} bytes; {BLOCK_TOKENS} tokens of this base take "
+                f"{self._block_bytes}: give it twice that or more"
+            )
+        opened = open_rows(self.base, threads=threads)
+        self.graph_manifest, self.lays_out_adapters = opened.manifest, opened.lays_out_adapters
+        key_values = KeyValues(shape, rows, min(blocks_of(shape.max_positions), self._budget_blocks))
+        self._limit = min(key_values.capacity, shape.max_positions)
+        self._waiting: deque[Answer] = deque()
+        self._batch = Batch(
+            RowGraph(opened.session, shape, key_values, opened.adapters),
+            key_values,
+            self._waiting,
+            rows=rows,
+            budget_blocks=self._budget_blocks,
+            prefill_tokens=prefill_tokens,
+        )
+        self._rows = rows
+        self._cancelled: set[Request] = set()
+        self._is_closing = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._loop, name="generator", daemon=True)
+        self._thread.start()
+
+    @property
+    def max_tokens(self) -> int:
+        return self._limit
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its thread runs and it takes requests."""
+        return self._thread.is_alive() and not self._is_closing
+
+    def submit(self, request: Request) -> None:
+        try:
+            answer = self._answer(request)
+            with self._changed:
+                if self._is_closing or not self._thread.is_alive():
+                    raise BusyError("the server is shutting down; try another one, or again later")
+                if len(self._waiting) >= self._queue:
+                    raise BusyError(f"{len(self._waiting)} requests are waiting already; try again later")
+                self._waiting.append(answer)
+                self._changed.notify()
+        except Exception:
+            if request.adapter:
+                request.adapter.release()
+            raise
+
+    def cancel(self, request: Request) -> None:
+        with self._changed:
+            self._cancelled.add(request)
+            self._changed.notify()
+
+    def stats(self) -> GeneratorStats:
+        with self._changed:
+            waiting = Counter(answer.adapter.name for answer in self._waiting if answer.adapter)
+            running = list(self._batch.answers)
+            return GeneratorStats(
+                running=len(running),
+                waiting=len(self._waiting),
+                rows=self._rows,
+                cache_bytes=self._batch.blocks * self._block_bytes,
+                cache_budget_bytes=self._budget_blocks * self._block_bytes,
+                prefix_lookups=self._batch.prefixes.lookups,
+                prefix_hits=self._batch.prefixes.hits,
+                running_adapters=dict(Counter(answer.adapter.name for answer in running if answer.adapter)),
+                waiting_adapters=dict(waiting),
+            )
+
+    def close(self, timeout_s: float) -> None:
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+        deadline = time.monotonic() + timeout_s
+        self._thread.join(timeout_s)
+        with self._changed:
+            self._cancelled.update(answer.request for answer in (*self._waiting, *self._batch.answers))
+        self._thread.join(max(deadline + 10 - time.monotonic(), 1))  # a step ends by itself
+
+    def _answer(self, request: Request) -> Answer:
+        shape, prompt = self.base.shape, request.prompt
+        if not prompt:
+            raise ConfigError("the prompt has no tokens; give it at least one")
+        if not all(0 <= token < shape.vocab_size for token in prompt):
+            raise ConfigError(f"the prompt has a token that is not from 0 to {shape.vocab_size - 1}")
+        if len(prompt) >= self._limit:
+            raise ConfigError(
+                f"the prompt has {len(prompt)} tokens; prompt and answer together have room for {self._limit}: shorten it"
+            )
+        return Answer(
+            request,
+            self.tokenizer,
+            vocab_size=shape.vocab_size,
+            stop_token_ids=shape.stop_token_ids,
+            limit=self._limit,
+        )
+
+    def _loop(self) -> None:
+        while True:
+            with self._changed:
+                if not (self._waiting or self._batch.answers):
+                    self._cancelled.clear()  # of answers that had ended
+                    if self._is_closing:
+                        return
+                    self._batch.rest()
+                    self._changed.wait()
+                self._end_cancelled()
+                self._batch.admit()
+            try:
+                self._batch.step()
+            except Exception as error:  # our own bug: whoever is here is told, and the others go on
+                _log.exception("a step of the batch failed")
+                for answer in self._batch.answers[::-1]:
+                    self._batch.end(answer, "error", f"the server failed: {type(error).__name__}")
+
+    def _end_cancelled(self) -> None:
+        for answer in [answer for answer in self._batch.answers[::-1] if answer.request in self._cancelled]:
+            self._batch.end(answer, "cancelled")
+        for answer in [answer for answer in self._waiting if answer.request in self._cancelled]:
+            self._waiting.remove(answer)
+            answer.end("cancelled")
+        self._cancelled.clear()

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import numpy as np
+from fedlora.pack import BasePack
+from fedlora_serve.batching.key_values import BLOCK_TOKENS, KeyValues, block_bytes, blocks_of
+
+
+def filled(base: BasePack, rows: int = 3, blocks: int = 4) -> KeyValues:
+    key_values = KeyValues(base.shape, rows, blocks)
+    for number, buffer in enumerate(key_values.of_rows(0, rows)):
+        buffer[...] = np.random.default_rng(number).normal(size=buffer.shape)
+    for row in range(rows):
+        key_values.grow(row, blocks * BLOCK_TOKENS)
+    return key_values
+
+
+def test_the_rows_of_a_step_are_a_contiguous_part_of_the_same_memory(base: BasePack) -> None:
+    key_values, shape = filled(base), base.shape
+    parts, whole = key_values.of_rows(1, 3), key_values.of_rows(0, 3)
+    assert len(parts) == 2 * shape.num_layers
+    for part, buffer in zip(parts, whole, strict=True):
+        assert part.shape == (2, shape.num_kv_heads, 4 * BLOCK_TOKENS, shape.head_dim)
+        assert part.flags.c_contiguous
+        assert np.shares_memory(part, buffer)
+
+
+def test_a_block_that_is_read_from_one_row_and_written_to_another_is_the_same_there(base: BasePack) -> None:
+    key_values = filled(base)
+    block = key_values.read_block(0, 2)
+    assert block.nbytes == block_bytes(base.shape)
+    key_values.write_block(1, 2, block)
+    for buffer in key_values.of_rows(0, 3):
+        place = slice(2 * BLOCK_TOKENS, 3 * BLOCK_TOKENS)
+        np.testing.assert_array_equal(buffer[1, :, place], buffer[0, :, place])
+        assert not np.array_equal(buffer[1, :, :BLOCK_TOKENS], buffer[0, :, :BLOCK_TOKENS])
+
+
+def test_a_row_that_moves_takes_its_tokens_along(base: BasePack) -> None:
+    key_values = filled(base)
+    before = [buffer.copy() for buffer in key_values.of_rows(2, 3)]
+    key_values.move(2, 0, 21)
+    for buffer, old in zip(key_values.of_rows(0, 1), before, strict=True):
+        np.testing.assert_array_equal(buffer[:, :, :21], old[:, :, :21])
+
+
+def test_memory_that_was_given_back_reads_as_zero_and_counts_no_more(base: BasePack) -> None:
+    key_values = KeyValues(base.shape, 2, 64)  # rows larger than a page
+    for buffer in key_values.of_rows(0, 2):
+        buffer[...] = 1
+    key_values.grow(0, 100)
+    key_values.grow(1, 1)
+    assert key_values.blocks == [blocks_of(100), 1]
+    key_values.release(0)
+    assert key_values.blocks == [0, 1]
+    for first, second in zip(key_values.of_rows(0, 1), key_values.of_rows(1, 2), strict=True):
+        assert not first.any()
+        assert second.all()

@@ -1,0 +1,69 @@
+"""Every row of a step has the scores of the graph of one sequence, whatever stands beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fedlora.pack import open_pack
+from fedlora.profiles import Profile
+from fedlora_serve.adapters.version import AdapterVersion
+from fedlora_serve.batching.key_values import KeyValues
+from fedlora_serve.batching.row_graph import Part, RowGraph
+from fedlora_serve.batching.row_session import open_rows
+from fedlora_serve.engine import Engine
+
+from tests.models import assert_close
+from tests.serve.speakers import Speaker, random_prompt
+
+
+@pytest.fixture
+def graph(folders: dict[Profile, Path], profile: Profile) -> RowGraph:
+    base = open_pack(folders[profile])
+    opened = open_rows(base, threads=1)
+    assert opened.manifest.profile == profile
+    key_values = KeyValues(base.shape, 8, 8)
+    return RowGraph(opened.session, base.shape, key_values, opened.adapters)
+
+
+def version_for(speaker: Speaker, profile: Profile) -> AdapterVersion:
+    return speaker.laid_out if profile == "kernel" else speaker.version
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_rows_of_any_adapters_and_lengths_have_the_scores_of_single_sequences(
+    graph: RowGraph, profile: Profile, single: Engine, speakers: list[Speaker], seed: int
+) -> None:
+    random = np.random.default_rng(seed)
+    count = int(random.integers(1, 9))
+    chosen = [speakers[i] if i < len(speakers) else None for i in random.integers(0, len(speakers) + 2, count)]
+    versions = [version_for(speaker, profile) if speaker else None for speaker in chosen]
+    for version in versions:
+        if version:
+            graph.adapters.join(version)
+    singles = [single.start(speaker.loaded if speaker else None) for speaker in chosen]
+    for _ in range(4):  # parts of prompts, single tokens and nothing, side by side
+        reads = [random_prompt(random, int(n)) for n in random.choice([0, 1, 1, 5, 17], count)]
+        if not any(reads):
+            continue
+        parts = [Part(read, one.length, version) for read, one, version in zip(reads, singles, versions, strict=True)]
+        scores = graph.step(0, parts)
+        for row, (read, one) in enumerate(zip(reads, singles, strict=True)):
+            if read:
+                assert_close(scores[row], one.step(read))
+
+
+def test_a_step_of_some_rows_leaves_the_others_as_they_are(
+    graph: RowGraph, profile: Profile, single: Engine, speakers: list[Speaker]
+) -> None:
+    random = np.random.default_rng(3)
+    first, other = random_prompt(random, 9), random_prompt(random, 30)
+    version = version_for(speakers[4], profile)
+    graph.adapters.join(version)
+    graph.step(0, [Part(first, 0, version), Part(first, 0, None)])
+    graph.step(1, [Part(other, 0, None)])  # takes the second row anew
+    expected = single.start(speakers[4].loaded)
+    expected.step(first)
+    scores = graph.step(0, [Part([7], 9, version)])
+    assert_close(scores[0], expected.step([7]))

@@ -1,0 +1,75 @@
+"""Adapters as every engine takes them, and what one sequence says with each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from fedlora.adapter import Adapter
+from fedlora.lora import LoraConfig
+from fedlora.pack import BasePack
+from fedlora.profiles import Profile
+from fedlora.row_lora.layout import adapter_layout
+from fedlora.slots import slot_values
+from fedlora_serve.adapters.digest import digest_of
+from fedlora_serve.adapters.version import AdapterValues, AdapterVersion
+from fedlora_serve.engine import Engine, LoadedAdapter
+from onnxruntime import OrtValue
+
+from tests.models import Variant, changed, random_adapter
+
+LONG = Variant(context=256, heads=4, kv_heads=2, head_dim=16)  # room for prompts of many blocks
+RANKS = (1, 2, 3, 8, 16, 21, 40, 64)
+ROW_PROFILES: tuple[Profile, ...] = ("kernel", "rows")
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """An adapter, as every engine takes it."""
+
+    rank: int
+    adapter: Adapter
+    version: AdapterVersion  # with slots
+    laid_out: AdapterVersion
+    loaded: LoadedAdapter
+
+
+def speaker(base: BasePack, config: LoraConfig, seed: int, size: float = 1.0) -> Speaker:
+    """A random adapter whose B is so much larger."""
+    adapter = changed(random_adapter(base, config, seed=seed), lambda _, a, b: (a, b * np.float32(size)))
+    slots = slot_values(adapter)
+    loaded = LoadedAdapter(
+        path=Path("none"),
+        values=slots,
+        inputs={name: OrtValue.ortvalue_from_numpy(value) for name, value in slots.items()},
+    )
+
+    def version(values: AdapterValues) -> AdapterVersion:
+        return AdapterVersion(
+            name=f"rank-{config.rank}",
+            digest=digest_of(slots),
+            number=1,
+            values=values,
+            rank=config.rank,
+            size_bytes=1,
+            source=Path("none"),
+        )
+
+    layout = adapter_layout(slots, base.shape.linear_modules())
+    return Speaker(config.rank, adapter, version(slots), version(layout), loaded)
+
+
+def greedy(engine: Engine, prompt: Sequence[int], speaker: Speaker | None, count: int) -> list[int]:
+    """The likeliest tokens after a prompt, one sequence at a time, without an end."""
+    decoding, tokens = engine.start(speaker.loaded if speaker else None), list(prompt)
+    read: Sequence[int] = prompt
+    while len(tokens) < len(prompt) + count:
+        tokens.append(int(decoding.step(read).argmax()))
+        read = tokens[-1:]
+    return tokens[len(prompt) :]
+
+
+def random_prompt(random: np.random.Generator, length: int) -> list[int]:
+    return [int(token) for token in random.integers(0, 256, length)]
