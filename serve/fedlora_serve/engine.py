@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from fedlora.errors import AdapterError, AdapterMismatchError, ConfigError, GraphError, PackError
-from fedlora.graph_manifest import check_graph_file
-from fedlora.pack import TOKENIZER, open_pack
+from fedlora.errors import AdapterError, AdapterMismatchError, ConfigError, GraphError
+from fedlora.pack import open_pack
 from fedlora.profiles import DEFAULT, Profile, graph_name
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from fedlora_serve.onnx_adapter import LoadedAdapter, load_onnx_adapter
+from fedlora_serve.session import open_graph
+from fedlora_serve.text.tokenizer import open_tokenizer
 
 __all__ = ["Decoding", "Engine", "LoadedAdapter"]
 
@@ -34,20 +34,9 @@ class Engine:
         Raises PackError, GraphError.
         """
         self.base = open_pack(directory)
-        graphs = [self.base.directory / graph_name(self.base.shape, profile) for profile in _PROFILES]
-        graph = next((graph for graph in graphs if graph.is_file()), graphs[0])
-        self.graph_manifest = check_graph_file(graph, self.base)
-        options = ort.SessionOptions()
-        options.log_severity_level = 3  # an optional input is a warning to ONNX Runtime
-        options.intra_op_num_threads = threads
-        try:
-            self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the runtime raises its own kinds, which share no base
-            raise GraphError(f"{graph}: ONNX Runtime does not load it: {error}; export it again") from None
-        try:
-            self.tokenizer = Tokenizer.from_file(str(self.base.directory / TOKENIZER))
-        except Exception as error:
-            raise PackError(f"{self.base.directory / TOKENIZER}: not a tokenizer: {error}") from None
+        names = [graph_name(self.base.shape, profile) for profile in _PROFILES]
+        self.graph_manifest, self._session = open_graph(self.base, names, threads=threads)
+        self.tokenizer = open_tokenizer(self.base.directory)
 
     def load_adapter(self, path: Path, *, allow_unnamed_base: bool = False) -> LoadedAdapter:
         """Read and verify a .onnx_adapter file. Raises AdapterError.

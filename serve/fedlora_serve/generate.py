@@ -4,38 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-from fedlora.errors import ConfigError
-from tokenizers.decoders import DecodeStream
-
 from fedlora_serve.engine import Engine, LoadedAdapter
-from fedlora_serve.sampling import Sampling, choose
+from fedlora_serve.text.sampling import Sampling
+from fedlora_serve.text.text_stream import TextStream
+from fedlora_serve.text.token_sampler import TokenSampler
+from fedlora_serve.text.tokenizer import tokens_of
 
 
-def generate(
-    engine: Engine, prompt: str, sampling: Sampling, *, adapter: LoadedAdapter | None = None, seed: int = 0
-) -> Iterator[str]:
-    """Yield what follows `prompt`, never half a character, until the model ends its text, `max_tokens` or the context.
+def generate(engine: Engine, prompt: str, sampling: Sampling, *, adapter: LoadedAdapter | None = None) -> Iterator[str]:
+    """Yield what follows `prompt`, never half a character, until the model ends its text, a stop string, `max_tokens` or
+    the context.
 
     Raises ConfigError where the prompt is longer than the base's context.
     """
     shape = engine.base.shape
-    if any("\ud800" <= character <= "\udfff" for character in prompt):
-        raise ConfigError("the prompt is not UTF-8 text")
-    tokens = engine.tokenizer.encode(prompt, add_special_tokens=False).ids
+    tokens = tokens_of(engine.tokenizer, prompt, add_special_tokens=False, what="the prompt")
     if shape.bos_token_id is not None:
         tokens = [shape.bos_token_id, *tokens]
-    generator = np.random.default_rng(seed)
-    # The stream has seen the prompt: whether a piece begins with a space depends on what stands before it.
-    stream = DecodeStream(tokens, skip_special_tokens=True)
+    sampler = TokenSampler(sampling, tokens, shape.vocab_size)
+    text = TextStream(engine.tokenizer, tokens, sampling.stop)
     decoding = engine.start(adapter)
     for _ in range(sampling.max_tokens):
-        token = choose(decoding.step(tokens), sampling.temperature, generator)
-        if token in shape.stop_token_ids:
-            return
-        piece = stream.step(engine.tokenizer, token)
+        token = sampler.choose(decoding.step(tokens)).token
+        if token in shape.stop_token_ids and not sampling.ignore_eos:
+            break
+        piece = text.push(token)
         if piece:
             yield piece
-        if decoding.length == shape.max_positions:
-            return
+        if text.stopped or decoding.length == shape.max_positions:
+            break
         tokens = [token]
+    rest = text.finish()
+    if rest:
+        yield rest

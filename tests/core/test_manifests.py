@@ -195,7 +195,10 @@ GRAPH_DAMAGES: dict[str, tuple[Change, str]] = {
     "another digest": (lambda v: v.update(sha256="0" * 64), "sha256 is .*, its manifest says 0000"),
     "another size": (lambda v: v.update(size_bytes=8), "7 bytes, its manifest says 8"),
     "another graph": (lambda v: v.update(graph="../x.onnx"), "of a graph '../x.onnx', beside decoder.onnx"),
-    "a profile that is none": (lambda v: v.update(profile="x"), "profile 'x'; expected compat, fast, rows, base"),
+    "a profile that is none": (
+        lambda v: v.update(profile="x"),
+        "profile 'x'; expected compat, fast, rows, kernel, base",
+    ),
     "another profile": (
         lambda v: v.update(profile="rows"),
         r"of profile rows, which is written as decoder\.rows\.onnx",

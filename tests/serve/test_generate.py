@@ -24,7 +24,8 @@ from fedlora_export.onnx_adapter import write_onnx_adapter
 from fedlora_serve.commands import generate as generate_command
 from fedlora_serve.engine import Engine, LoadedAdapter
 from fedlora_serve.generate import generate
-from fedlora_serve.sampling import Sampling
+from fedlora_serve.text.sampling import Sampling
+from fedlora_serve.text.tokenizer import open_tokenizer, tokens_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -70,8 +71,8 @@ def ids(text: str) -> list[int]:
     return byte_tokenizer().encode(text, add_special_tokens=False).ids
 
 
-def pieces_of(engine: ForcedEngine, prompt: str = "", max_tokens: int = 128) -> list[str]:
-    return list(generate(cast(Engine, engine), prompt, Sampling(max_tokens=max_tokens)))
+def pieces_of(engine: ForcedEngine, prompt: str = "", max_tokens: int = 128, **how: Any) -> list[str]:
+    return list(generate(cast(Engine, engine), prompt, Sampling(max_tokens=max_tokens, **how)))
 
 
 @pytest.fixture(scope="module")
@@ -184,8 +185,8 @@ def test_an_error_of_the_command_line_is_one_line_on_standard_error(
 
 
 def test_sampling_is_repeatable_by_its_seed(engine: Engine) -> None:
-    sampling = Sampling(temperature=1.5, max_tokens=30)
-    first, second, other = ("".join(generate(engine, "a", sampling, seed=seed)) for seed in (1, 1, 2))
+    samplings = [Sampling(temperature=1.5, max_tokens=30, seed=seed) for seed in (1, 1, 2)]
+    first, second, other = ("".join(generate(engine, "a", sampling)) for sampling in samplings)
     assert first == second
     assert first != other
 
@@ -210,6 +211,73 @@ def test_at_most_max_tokens_are_generated(base: BasePack, count: int) -> None:
 def test_generation_stops_where_the_model_ends_its_text(base: BasePack, stop: int) -> None:
     engine = ForcedEngine(base, [*ids("xy"), stop, *ids("never")], eos_token_ids=(EOS, 7))
     assert pieces_of(engine, "a") == ["x", "y"]
+
+
+def test_generation_goes_on_after_the_end_where_it_is_told_to(base: BasePack) -> None:
+    engine = ForcedEngine(base, [*ids("x"), EOS, *ids("y")])
+    assert "".join(pieces_of(engine, "a", max_tokens=3, ignore_eos=True)) == "xy"
+
+
+def test_generation_stops_before_a_stop_string_and_reads_no_further(base: BasePack) -> None:
+    engine = ForcedEngine(base, ids("one END two"))
+    assert "".join(pieces_of(engine, "a END ", stop=("never", "END"))) == "one "
+    assert len(engine.read) == len("one END")
+
+
+def test_what_may_have_become_a_stop_string_is_yielded_at_the_end(base: BasePack) -> None:
+    assert pieces_of(ForcedEngine(base, ids("xEN")), "a", max_tokens=3, stop=("END",)) == ["x", "EN"]
+
+
+def test_tokens_that_were_said_are_chosen_less_with_a_repetition_penalty(engine: Engine) -> None:
+    plain, penalized = (
+        engine.tokenizer.encode("".join(generate(engine, "ab", Sampling(max_tokens=40, repetition_penalty=factor)))).ids
+        for factor in (1.0, 5.0)
+    )
+    assert len(set(penalized)) > len(set(plain))
+
+
+def test_the_command_takes_every_option_of_sampling(
+    stories: BasePack, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"temperature": 0.9, "top-k": 40, "top-p": 0.9, "min-p": 0.02, "repetition-penalty": 1.1, "seed": 3}
+    arguments = [
+        "generate",
+        "--model",
+        str(stories.directory),
+        "--prompt",
+        "Once",
+        "--max-tokens",
+        "60",
+        "--threads",
+        "1",
+    ]
+    arguments += [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", ["fedlora", *arguments, "--stop", ".", "--stop", "never"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    how: dict[str, Any] = {name.replace("-", "_"): value for name, value in options.items()}
+    sampling = Sampling(max_tokens=60, stop=(".", "never"), **how)
+    expected = "".join(generate(Engine(stories.directory, threads=1), "Once", sampling))
+    assert capfd.readouterr().out == f"Once{expected}\n"
+    assert "." not in expected
+
+
+def test_an_option_out_of_range_is_refused_before_anything_is_read(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["fedlora", "generate", "--model", str(tmp_path), "--prompt", "x", "--top-p", "2"])
+    with pytest.raises(SystemExit):
+        main()
+    assert capfd.readouterr().err == "error: top_p must be above 0 and at most 1, got 2.0\n"
+
+
+def test_a_tokenizer_that_would_cut_or_fill_texts_does_not(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=20)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert tokens_of(open_tokenizer(tmp_path), "abcdefgh", add_special_tokens=False) == ids("abcdefgh")
 
 
 def test_generation_stops_at_the_end_of_the_context(base: BasePack) -> None:

@@ -2,13 +2,49 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from fedlora.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Range:
+    """From `low` to `high`; where `above`, without `low` itself."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high and value != math.inf and not (self.above and value == self.low)
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"at least {self.low}"
+        return f"above {self.low} and at most {self.high}" if self.above else f"from {self.low} to {self.high}"
+
+
+_RANGES = {
+    "temperature": _Range(low=0, high=100),
+    "top_k": _Range(low=0),
+    "top_p": _Range(low=0, high=1, above=True),
+    "min_p": _Range(low=0, high=1),
+    "repetition_penalty": _Range(low=0, high=100, above=True),
+    "presence_penalty": _Range(low=-2, high=2),
+    "frequency_penalty": _Range(low=-2, high=2),
+    "seed": _Range(low=-(2**63), high=2**63 - 1),
+    "max_tokens": _Range(low=1),
+    "logprobs": _Range(low=0, high=20),
+}
+_BIASES, _BIAS = _Range(low=0, high=1024), _Range(low=-100, high=100)  # how many, and each
+_STOPS, _STOP_CHARACTERS = _Range(low=0, high=16), _Range(low=1, high=1024)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How tokens are chosen, and when the answer ends."""
+    """How tokens are chosen, and when the answer ends. Raises ConfigError for a value that makes no sense."""
 
     temperature: float = 0.0  # 0: the likeliest token
     top_k: int = 0  # only the k likeliest; 0: all
@@ -23,3 +59,21 @@ class Sampling:
     stop: tuple[str, ...] = ()  # the answer ends before any of these
     logprobs: int | None = None  # log-probabilities of the chosen token and of so many likeliest; None: none
     ignore_eos: bool = False  # go on after the model has ended its text
+
+    def __post_init__(self) -> None:
+        for name, allowed in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None:  # the others are never None
+                _check(name, value, allowed)
+        _check("the number of tokens in logit_bias", len(self.logit_bias), _BIASES)
+        for token, bias in self.logit_bias.items():
+            _check("a token in logit_bias", token, _Range(low=0))
+            _check(f"logit_bias of token {token}", bias, _BIAS)
+        _check("the number of stop strings", len(self.stop), _STOPS)
+        for text in self.stop:
+            _check("the characters of a stop string", len(text), _STOP_CHARACTERS)
+
+
+def _check(name: str, value: float, allowed: _Range) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} must be {allowed}, got {value}")

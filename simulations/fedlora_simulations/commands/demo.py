@@ -14,7 +14,7 @@ from fedlora_export.export import export_base
 from fedlora_export.onnx_adapter import write_onnx_adapter
 from fedlora_serve.engine import Engine
 from fedlora_serve.generate import generate
-from fedlora_serve.sampling import Sampling
+from fedlora_serve.text.sampling import Sampling
 from fedlora_server.run_directory import RunDirectory, read_metrics
 from rich import box
 from rich.console import Console

@@ -1,0 +1,32 @@
+"""A session of ONNX Runtime on an exported graph of a base pack."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnxruntime as ort
+from fedlora.errors import GraphError
+from fedlora.graph_manifest import GraphManifest, check_graph_file
+from fedlora.pack import BasePack
+
+
+def open_graph(
+    base: BasePack, names: Sequence[str], *, threads: int = 0, operators: Sequence[Path] = ()
+) -> tuple[GraphManifest, ort.InferenceSession]:
+    """The first of the graphs of these names that lies beside `base`, verified, in a session on the CPU.
+
+    `threads` 0 leaves their number to ONNX Runtime; `operators` are libraries of operators of its own. Raises GraphError.
+    """
+    graphs = [base.directory / name for name in names]
+    graph = next((graph for graph in graphs if graph.is_file()), graphs[0])
+    manifest = check_graph_file(graph, base)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # an optional input is a warning to ONNX Runtime
+    options.intra_op_num_threads = threads
+    try:
+        for library in operators:
+            options.register_custom_ops_library(str(library))
+        return manifest, ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime raises its own kinds, which share no base
+        raise GraphError(f"{graph}: ONNX Runtime does not load it: {error}; export it again") from None

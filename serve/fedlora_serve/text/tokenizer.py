@@ -1,0 +1,28 @@
+"""The tokenizer of a base pack, and a text's tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedlora.errors import ConfigError, PackError
+from fedlora.pack import TOKENIZER
+from tokenizers import Tokenizer
+
+
+def open_tokenizer(directory: Path) -> Tokenizer:
+    """It cuts and fills no text, whatever its file says. Raises PackError where the file is damaged."""
+    try:
+        tokenizer = Tokenizer.from_file(str(directory / TOKENIZER))
+    except Exception as error:  # the library raises bare Exception
+        raise PackError(f"{directory / TOKENIZER}: not a tokenizer: {error}") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def tokens_of(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool, what: str = "the text") -> list[int]:
+    """The tokens of `text`. Raises ConfigError where it has half of a UTF-16 pair, which is no character."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ConfigError(f"{what} is not UTF-8 text")
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+    return ids
