@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The folders with code: what is formatted, linted and type-checked.
 CODE := core client server export serve simulations tests benchmarks
 
-.PHONY: setup demo test check format integration slow clean
+.PHONY: setup demo test check format integration slow page clean
 
 setup: $(VENV)/.ready
 
@@ -37,6 +37,13 @@ integration: setup
 
 slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# The service's page in a real browser; screenshots lie in build/page. Debian's Chromium, where none is installed.
+page: setup
+	command -v chromium > /dev/null || { \
+	  sudo=$$(test "$$(id -u)" = 0 || echo sudo); \
+	  $$sudo apt-get update -qq && $$sudo apt-get install -y -qq chromium > /dev/null; }
+	$(BIN)/python -m pytest -m browser tests/serve/page
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -9,6 +9,7 @@ import pytest
 
 # Tests run side by side with whatever else a machine does: one thread each is steady, and nothing here is large.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # some tests import it before our packages do
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -101,6 +101,7 @@ def loaded_by(statement: str) -> set[str]:
         ("import fedlora.cli", {"torch", "flwr", "onnx", "onnxruntime"}),
         ("import fedlora, fedlora_serve.engine", {"torch", "flwr", "transformers"}),
         ("import fedlora_serve.commands", {"torch", "flwr", "transformers"}),
+        ("import fedlora_serve.http.app", {"torch", "flwr", "transformers", "onnx"}),
         ("import fedlora_export.commands", {"torch", "flwr", "transformers"}),
         ("import fedlora_server.app", {"torch", "onnxruntime", "transformers"}),
         ("import fedlora_client.app", {"onnxruntime", "transformers", "peft"}),

@@ -1,0 +1,149 @@
+"""The kinds of values that bodies hold: text that is Unicode, whole numbers, and what is refused rather than ignored.
+
+A field that OpenAI or vLLM know and that this service does not do is declared as `NotSupported`: a request that sets it is
+refused by name. A field that nobody here knows is ignored, as clients send more of them every month.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
+
+MAX_STOPS, MAX_STOP_CHARACTERS = 16, 1024
+MAX_BIASES = 1024
+# Before anything is done with them; a service's limits are lower.
+MAX_TEXTS, MAX_TOKENS = 2048, 1 << 20
+
+
+class Body(BaseModel):
+    """What a client sends. Types are taken as they are: "5" is no number, and true is not 1."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True, protected_namespaces=())
+
+
+def unicode_text(text: str) -> str:
+    """The text itself. Raises ValueError where half of a surrogate pair is in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"character {error.start} is half of a surrogate pair, which is no text") from None
+    return text
+
+
+def _not_set(value: object) -> None:
+    """Clients send empty values for what they do not use."""
+    if value not in (None, False, [], {}):
+        raise ValueError("this service does not support it; leave it out")
+
+
+def _whole(value: object) -> object:
+    """5.0 is a whole number to JSON Schema, and to JavaScript."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("expected a finite number")
+    return value
+
+
+def _stops(value: object) -> tuple[str, ...]:
+    texts = [value] if isinstance(value, str) else value
+    if texts is None:
+        return ()
+    if not isinstance(texts, list) or len(texts) > MAX_STOPS or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"expected a string or at most {MAX_STOPS} of them")
+    if not all(0 < len(text) <= MAX_STOP_CHARACTERS for text in texts):
+        raise ValueError(f"expected strings of 1 to {MAX_STOP_CHARACTERS} characters")
+    return tuple(unicode_text(text) for text in texts)
+
+
+def _biases(value: object) -> dict[int, float]:
+    """{token: bias} of JSON's {"token": bias}."""
+    given: dict[str, Any] = value if isinstance(value, dict) else {"": value} if value is not None else {}
+    if len(given) > MAX_BIASES or not all(token.isascii() and token.isdigit() and len(token) < 10 for token in given):
+        raise ValueError(f"expected at most {MAX_BIASES} token ids, as strings, each with its bias")
+    for bias in given.values():
+        if isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
+            raise ValueError("expected biases from -100 to 100")
+    return {int(token): float(bias) for token, bias in given.items()}
+
+
+def token_ids(value: Sequence[Any]) -> tuple[int, ...]:
+    """Token ids as they come in JSON. Raises ValueError."""
+    if len(value) > MAX_TOKENS:
+        raise ValueError(f"expected at most {MAX_TOKENS} token ids, got {len(value)}")
+    tokens = [_whole(token) for token in value]
+    if not tokens or not all(type(token) is int and 0 <= token < 1 << 31 for token in tokens):
+        raise ValueError("expected token ids, at least one, none below 0")
+    return tuple(int(token) for token in value)
+
+
+def texts_or_tokens(value: object) -> tuple[str | tuple[int, ...], ...]:
+    """Each text or list of token ids of a value that is one of them or a list of them. Raises ValueError."""
+    given: list[Any] = value if isinstance(value, list) else [value]
+    if len(given) > MAX_TEXTS and not isinstance(given[0], int | float):
+        raise ValueError(f"expected at most {MAX_TEXTS} of them in one request, got {len(given)}")
+    if given and all(isinstance(one, str) for one in given):
+        return tuple(unicode_text(text) for text in given)
+    if given and all(isinstance(one, list) for one in given):
+        return tuple(token_ids(tokens) for tokens in given)
+    if isinstance(value, list) and given and all(type(one) in (int, float) for one in given):
+        return (token_ids(given),)
+    raise ValueError("expected a string, token ids, or a list of strings or of lists of token ids, and at least one")
+
+
+def _list_schema(items: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": items, "minItems": 1}
+
+
+_TOKENS_SCHEMA = _list_schema({"type": "integer", "minimum": 0, "maximum": (1 << 31) - 1})
+_STOP_SCHEMA = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARACTERS}
+
+Text = Annotated[str, AfterValidator(unicode_text)]
+Whole = Annotated[int, BeforeValidator(_whole)]
+Count = Annotated[Whole, Field(ge=1)]
+TopCount = Annotated[Whole, Field(ge=0, le=20)]  # of likeliest tokens
+Number = Annotated[float, AfterValidator(_finite)]
+ModelName = Annotated[Text, Field(min_length=1, max_length=256, description="The base's name or an adapter's.")]
+Stops = Annotated[
+    tuple[str, ...],
+    PlainValidator(_stops),
+    WithJsonSchema(
+        {"anyOf": [_STOP_SCHEMA, {"type": "array", "items": _STOP_SCHEMA, "maxItems": MAX_STOPS}, {"type": "null"}]}
+    ),
+]
+Biases = Annotated[
+    dict[int, float],
+    PlainValidator(_biases),
+    WithJsonSchema(
+        {
+            "type": ["object", "null"],
+            "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+            "maxProperties": MAX_BIASES,
+        }
+    ),
+]
+TextsOrTokens = Annotated[
+    tuple[str | tuple[int, ...], ...],
+    PlainValidator(texts_or_tokens),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                _list_schema({"type": "string"}),
+                _TOKENS_SCHEMA,
+                _list_schema(_TOKENS_SCHEMA),
+            ]
+        }
+    ),
+]
+NotSupported = Annotated[
+    None,
+    BeforeValidator(_not_set),
+    WithJsonSchema({"enum": [None, False, [], {}], "description": "Not supported: leave it out."}),
+]

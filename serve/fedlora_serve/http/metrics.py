@@ -1,0 +1,128 @@
+"""What the service counts, as Prometheus reads it. Names are vLLM's, with `fedlora:` before them.
+
+What happens (tokens, latencies, ends) is counted as it happens; what is (the queue, the caches, the adapters) is read when
+somebody asks (`stats_collector.py`). A label is never a text from a request: a model's name is one only once the model
+was found, and at most `max_models` of them have series of their own; the others share "other".
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.registry import Collector
+
+PREFIX = "fedlora:"
+OTHER = "other"
+
+_MODEL = ("model_name",)
+_REASONS = ("stop", "length", "cancelled", "error")
+# Seconds. A CPU takes 2 ms to 1 s for a token, and a long prompt minutes.
+_FIRST_TOKEN_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640)
+_BETWEEN_TOKENS_S = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 10)
+_REQUEST_S = (0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960)
+
+
+@dataclass(frozen=True, slots=True)
+class _Series:
+    """The series of one model."""
+
+    first_token: Histogram
+    between_tokens: Histogram
+    latency: Histogram
+    prompt_tokens: Counter
+    generation_tokens: Counter
+    ended: dict[str, Counter]  # {reason: answers}
+
+
+class Metrics:
+    """What a service has counted since it started. Safe to call from any thread."""
+
+    def __init__(self, base_name: str, *, max_models: int = 64) -> None:
+        self.registry = CollectorRegistry()
+        self._max_models = max_models
+        self._lock = threading.Lock()
+        self._histograms = [
+            self._histogram("time_to_first_token_seconds", "From a request to its first token.", _FIRST_TOKEN_S),
+            self._histogram(
+                "inter_token_latency_seconds", "From one token of an answer to its next.", _BETWEEN_TOKENS_S
+            ),
+            self._histogram("e2e_request_latency_seconds", "From a request to the end of its answer.", _REQUEST_S),
+        ]
+        self._counters = [
+            self._counter("prompt_tokens", "Tokens of prompts that were answered."),
+            self._counter("generation_tokens", "Tokens of answers."),
+        ]
+        self._ended = self._counter("request_success", "Answers that ended, by what ended them.", "finished_reason")
+        self._responses = Counter(
+            f"{PREFIX}http_requests",
+            "HTTP requests, by the status of their answer.",
+            ("status",),
+            registry=self.registry,
+        )
+        self._by_model: dict[str, _Series] = {}
+        self._by_model[OTHER] = self._new_series(OTHER)
+        self._by_model[base_name] = self._new_series(base_name)
+
+    def request_started(self, model: str) -> None:
+        """An answer of a model that was found is wanted."""
+        self._series(model)
+
+    def first_token(self, model: str, seconds: float) -> None:
+        self._series(model).first_token.observe(seconds)
+
+    def token(self, model: str, seconds_since_last: float) -> None:
+        self._series(model).between_tokens.observe(seconds_since_last)
+
+    def request_finished(
+        self, model: str, reason: str, seconds: float, prompt_tokens: int, completion_tokens: int
+    ) -> None:
+        """An answer has ended; `reason` is a FinishReason, anything else counts as "error"."""
+        series = self._series(model)
+        series.latency.observe(seconds)
+        series.prompt_tokens.inc(prompt_tokens)
+        series.generation_tokens.inc(completion_tokens)
+        series.ended.get(reason, series.ended["error"]).inc()
+
+    def http_response(self, status: int) -> None:
+        self._responses.labels(str(status)).inc()
+
+    def add(self, collector: Collector) -> None:
+        """Read `collector` too, whenever somebody asks."""
+        self.registry.register(collector)
+
+    def forget(self, model: str) -> None:
+        """An adapter was unloaded: its series go, and another adapter may have theirs."""
+        with self._lock:
+            if model == OTHER or self._by_model.pop(model, None) is None:
+                return
+            for metric in (*self._histograms, *self._counters):
+                metric.remove(model)
+            for reason in _REASONS:
+                self._ended.remove(model, reason)
+
+    def text(self) -> bytes:
+        """All of it, in Prometheus's text format."""
+        return generate_latest(self.registry)
+
+    def _series(self, model: str) -> _Series:
+        series = self._by_model.get(model)
+        if series is not None:
+            return series
+        with self._lock:
+            if model not in self._by_model and len(self._by_model) < self._max_models + 2:  # the base, and the others
+                self._by_model[model] = self._new_series(model)
+            return self._by_model.get(model, self._by_model[OTHER])
+
+    def _new_series(self, model: str) -> _Series:
+        first, between, latency = (histogram.labels(model) for histogram in self._histograms)
+        prompt, generation = (counter.labels(model) for counter in self._counters)
+        ended = {reason: self._ended.labels(model, reason) for reason in _REASONS}
+        return _Series(first, between, latency, prompt, generation, ended)
+
+    def _histogram(self, name: str, what: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(PREFIX + name, what, _MODEL, buckets=buckets, registry=self.registry)
+
+    def _counter(self, name: str, what: str, *labels: str) -> Counter:
+        return Counter(PREFIX + name, what, (*_MODEL, *labels), registry=self.registry)

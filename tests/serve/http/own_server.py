@@ -1,0 +1,28 @@
+"""A service on the server that `fedlora serve` runs, in a thread of the test."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from fedlora_serve.http.server import bind, make_server
+from fedlora_serve.http.state import ServiceState
+
+Address = tuple[str, int]
+
+
+@contextmanager
+def served(state: ServiceState) -> Iterator[Address]:
+    """The address of the server, which is told to stop at the end, and does."""
+    ready, bound = threading.Event(), bind("127.0.0.1", 0)
+    server = make_server(state, when_ready=ready.set)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield bound.getsockname()
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()

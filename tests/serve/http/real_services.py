@@ -1,0 +1,40 @@
+"""Services whose engine computes, with a key for the web and one for the operator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fedlora.chat_template import ChatTemplate
+from fedlora_serve.http.config import ServeConfig
+from fedlora_serve.http.keys import ApiKey, key_digest
+from fedlora_serve.http.service import open_service
+from fedlora_serve.http.state import ServiceState
+
+from tests.serve.http.services import TEMPLATE
+
+WEB_KEY, SLOW_KEY, ADMIN_KEY = "web-key-0123456789", "slow-key-0123456789", "admin-key-0123456789"
+
+
+@contextmanager
+def opened(model: Path, **fields: Any) -> Iterator[ServiceState]:
+    """The service of a folder, named `base`, with a chat template; SLOW_KEY is good for one request a minute."""
+    keys = (
+        ApiKey(name="web", digest=key_digest(WEB_KEY)),
+        ApiKey(name="slow", digest=key_digest(SLOW_KEY), requests_per_minute=1),
+    )
+    config = ServeConfig(
+        served_model_name="base", threads=1, cache_memory="8MiB", keys=keys, admin=key_digest(ADMIN_KEY), **fields
+    )
+    state = open_service(model, config)
+    if state.generator is not None:
+        state.template = ChatTemplate(TEMPLATE, "the template", {})
+    try:
+        yield state
+    finally:
+        if state.generator is not None:
+            state.generator.close(0)
+        if state.adapter_folder is not None:
+            state.adapter_folder.close()

@@ -1,0 +1,193 @@
+"""What strangers may send: bodies, heads and connections, within their bounds of size, number and time."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from fedlora.errors import ConfigError
+from fedlora.pack import BasePack
+from fedlora_serve.http import connection
+from fedlora_serve.http.keys import ApiKey, Keys, key_digest
+from fedlora_serve.http.server import bind
+
+from tests.serve.http.fake_generator import FakeGenerator, endless, words
+from tests.serve.http.own_server import Address, served
+from tests.serve.http.services import service
+
+
+@pytest.fixture
+def serve(base: BasePack) -> Callable[..., Any]:
+    def serve(generator: FakeGenerator | None = None, keys: Keys | None = None, **limits: Any) -> Any:
+        defaults = {"shutdown_timeout_s": 0.5}
+        state = service(base, generator or FakeGenerator(), limits={**defaults, **limits})
+        state.keys = keys or state.keys
+        return served(state)
+
+    return serve
+
+
+def opened(address: Address) -> socket.socket:
+    return socket.create_connection(address, timeout=10)
+
+
+def received(connected: socket.socket) -> bytes:
+    """Everything until the other end closes."""
+    result = b""
+    with suppress(ConnectionResetError):
+        while block := connected.recv(1 << 16):
+            result += block
+    return result
+
+
+def answer(address: Address, request: bytes, *more: bytes) -> tuple[int, Any]:
+    """The status and the JSON that come of raw bytes, sent in parts."""
+    with opened(address) as connected:
+        connected.sendall(request)
+        for part in more:
+            time.sleep(0.02)
+            with suppress(ConnectionError):
+                connected.sendall(part)
+        head, _, body = received(connected).partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body) if body.startswith(b"{") else body
+
+
+def post(headers: str, path: str = "/v1/completions") -> bytes:
+    common = "Host: here\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    return f"POST {path} HTTP/1.1\r\n{common}{headers}\r\n\r\n".encode()
+
+
+def body(prompt: str) -> bytes:
+    return json.dumps({"model": "tiny", "prompt": prompt}).encode()
+
+
+def test_a_body_within_the_bound_is_read_however_it_comes(serve: Callable[..., Any]) -> None:
+    with serve(FakeGenerator(words("fine"))) as address:
+        text = body("a")
+        assert answer(address, post(f"Content-Length: {len(text)}") + text)[0] == 200
+        assert answer(address, post(f"Content-Length: {len(text)}"), text[:5], text[5:])[0] == 200
+        chunked = b"%x\r\n%s\r\n0\r\n\r\n" % (len(text), text)
+        assert answer(address, post("Transfer-Encoding: chunked"), chunked)[0] == 200
+
+
+def test_a_body_above_the_bound_is_413_before_it_is_read(serve: Callable[..., Any]) -> None:
+    with serve(max_body_bytes=1000) as address:
+        status, error = answer(address, post("Content-Length: 1001"))
+        assert (status, "larger than 1000 bytes" in error["error"]["message"]) == (413, True)
+        status, _ = answer(address, post("Content-Length: 99999999999999999999"))
+        assert status == 413
+
+
+def test_a_body_that_does_not_say_its_size_is_counted(serve: Callable[..., Any]) -> None:
+    with serve(max_body_bytes=1000) as address:
+        chunk = b"190\r\n" + b"a" * 400 + b"\r\n"
+        assert answer(address, post("Transfer-Encoding: chunked"), chunk, chunk, chunk)[0] == 413
+        load = post("Transfer-Encoding: chunked", "/v1/embeddings")
+        assert answer(address, load, chunk * 3)[0] == 413
+
+
+@pytest.mark.parametrize("length", ["abc", "-1", "1, 2", "1\r\nContent-Length: 2"])
+def test_a_length_that_is_none_is_400(serve: Callable[..., Any], length: str) -> None:
+    with serve() as address:
+        assert answer(address, post(f"Content-Length: {length}") + b"{}")[0] == 400
+
+
+def test_a_body_that_does_not_come_is_408(serve: Callable[..., Any]) -> None:
+    with serve(body_timeout_s=0.1) as address:
+        status, error = answer(address, post("Content-Length: 100") + b"{")
+        assert (status, "0.1 s" in error["error"]["message"]) == (408, True)
+
+
+def test_the_bound_of_the_time_is_for_the_body_not_for_the_answer(serve: Callable[..., Any]) -> None:
+    with serve(FakeGenerator(words("a b c"), pause_s=0.1), body_timeout_s=0.1) as address:
+        text = body("a")
+        assert answer(address, post(f"Content-Length: {len(text)}") + text)[0] == 200
+
+
+def test_who_asks_is_known_before_the_body_is_read(serve: Callable[..., Any]) -> None:
+    keys = Keys([ApiKey(name="web", digest=key_digest("web-key-0123456789"))])
+    with serve(keys=keys, body_timeout_s=30) as address:
+        for path in ("/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/load_lora_adapter"):
+            assert answer(address, post("Content-Length: 100000000", path))[0] in (401, 403)
+
+
+def test_a_head_that_is_too_large_is_refused(serve: Callable[..., Any]) -> None:
+    with serve(max_header_bytes=2000) as address:
+        assert answer(address, b"GET /health HTTP/1.1\r\nHost: here\r\n" + b"X: y\r\n" * 1000)[0] == 400
+        assert answer(address, b"GET /" + b"a" * 4000 + b" HTTP/1.1\r\n")[0] == 400
+
+
+def test_a_connection_that_says_nothing_is_closed(serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", 0.2)
+    with serve() as address:
+        with opened(address) as silent:
+            assert received(silent) == b""
+        with opened(address) as slow:
+            began = time.monotonic()
+            with suppress(ConnectionError):
+                for byte in b"GET /health HTTP/1.1\r\nHost: here\r\nX-Slow: " + b"y" * 200:
+                    slow.sendall(bytes([byte]))
+                    time.sleep(0.02)
+            assert received(slow) == b""
+            assert time.monotonic() - began < 10
+
+
+def test_an_answer_may_take_longer_than_a_head(serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", 0.1)
+    with serve(FakeGenerator(words("a b c d"), pause_s=0.1)) as address:
+        text = body("a")
+        assert answer(address, post(f"Content-Length: {len(text)}") + text)[0] == 200
+
+
+def test_one_connection_too_many_is_503_with_a_time_to_wait(serve: Callable[..., Any]) -> None:
+    with serve(max_connections=2) as address, opened(address), opened(address):
+        time.sleep(0.1)
+        with opened(address) as third:
+            head, _, text = received(third).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503")
+        assert b"Retry-After: 5" in head
+        assert set(json.loads(text)["error"]) == {"message", "type", "param", "code"}
+
+
+def test_a_server_that_stops_lets_answers_end_and_cancels_what_takes_too_long(base: BasePack) -> None:
+    generator = FakeGenerator(endless(), pause_s=0.02)
+    state = service(base, generator, limits={"shutdown_timeout_s": 0.3})
+    text = json.dumps({"model": "tiny", "prompt": "a", "stream": True}).encode()
+    with served(state) as address:
+        connected = opened(address)
+        connected.sendall(post(f"Content-Length: {len(text)}") + text)
+        assert connected.recv(100).startswith(b"HTTP/1.1 200")
+    assert generator.is_closed
+    assert len(generator.cancelled) == 1
+    assert b"again" in received(connected)
+    connected.close()
+
+
+def test_a_server_that_stops_waits_for_a_short_answer(base: BasePack) -> None:
+    generator = FakeGenerator(words("one two three"), pause_s=0.1)
+    text = json.dumps({"model": "tiny", "prompt": "a", "stream": True}).encode()
+    with served(service(base, generator)) as address:
+        connected = opened(address)
+        connected.sendall(post(f"Content-Length: {len(text)}") + text)
+        assert connected.recv(100).startswith(b"HTTP/1.1 200")
+    assert b"three" in (whole := received(connected))
+    assert b"[DONE]" in whole
+    assert not generator.cancelled
+    connected.close()
+
+
+def test_a_port_that_is_taken_is_one_sentence() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(ConfigError, match=r"Address already in use.*--port"),
+    ):
+        bind("127.0.0.1", taken.getsockname()[1])
+    with pytest.raises(ConfigError, match=r"cannot listen on 192\.0\.2\.1"):
+        bind("192.0.2.1", 0)
+    with pytest.raises(ConfigError, match=r"cannot listen on no\.such\.host\.invalid"):
+        bind("no.such.host.invalid", 0)

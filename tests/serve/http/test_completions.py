@@ -1,0 +1,273 @@
+"""POST /v1/completions, whole answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fedlora.pack import BasePack
+
+from tests.models import BOS
+from tests.serve.http.fake_generator import FakeGenerator, failing, words
+from tests.serve.http.services import BASE, Client, refusal, service, tokens
+
+Post = Callable[..., Any]
+
+
+@pytest.fixture
+def generator() -> FakeGenerator:
+    return FakeGenerator(words("one two three", cached=2))
+
+
+@pytest.fixture
+def post(base: BasePack, generator: FakeGenerator) -> Post:
+    """Ask for a completion; the answer's JSON where it is a success, else the response."""
+    client = Client(service(base, generator, adapters=["poet", "cook"]))
+
+    def ask(**fields: Any) -> Any:
+        response = client.post("/v1/completions", {"model": BASE, "prompt": "Say", **fields})
+        return response.json() if response.status_code == 200 else response
+
+    return ask
+
+
+def test_a_completion_has_its_text_and_its_usage(post: Post, generator: FakeGenerator) -> None:
+    answer = post()
+    assert answer["object"] == "text_completion"
+    assert answer["model"] == BASE
+    assert answer["choices"] == [{"index": 0, "text": "one two three", "logprobs": None, "finish_reason": "stop"}]
+    assert answer["usage"] == {
+        "prompt_tokens": 4,
+        "completion_tokens": 3,
+        "total_tokens": 7,
+        "prompt_tokens_details": {"cached_tokens": 2},
+    }
+    [request] = generator.requests
+    assert request.prompt == (BOS, *tokens("Say"))
+    assert request.sampling.temperature == 1.0
+    assert request.sampling.max_tokens == 16
+    assert request.adapter is None
+
+
+def test_tokens_are_taken_as_they_are(post: Post, generator: FakeGenerator) -> None:
+    post(prompt=[3, 5])
+    assert generator.requests[0].prompt == (3, 5)
+
+
+def test_every_prompt_gets_n_answers_side_by_side_with_seeds_of_their_own(post: Post, generator: FakeGenerator) -> None:
+    answer = post(prompt=["ab", "c"], n=2, seed=7)
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+    assert answer["usage"]["prompt_tokens"] == 3 + 2  # each prompt once
+    assert answer["usage"]["completion_tokens"] == 4 * 3
+    asked = sorted((request.sampling.seed or 0, list(request.prompt[1:])) for request in generator.requests)
+    assert asked == [(7, tokens("ab")), (8, tokens("ab")), (9, tokens("c")), (10, tokens("c"))]
+
+
+def test_lists_of_tokens_are_prompts(post: Post, generator: FakeGenerator) -> None:
+    assert len(post(prompt=[[1, 2], [3]])["choices"]) == 2
+
+
+def test_an_adapter_answers_and_says_which_version_it_is(base: BasePack) -> None:
+    generator = FakeGenerator(words("hello", speaker=True))
+    state = service(base, generator, adapters=["poet"])
+    response = Client(state).post("/v1/completions", {"model": "poet", "prompt": "x", "n": 3})
+    [status] = state.store.list()
+    assert [choice["text"] for choice in response.json()["choices"]] == ["poet: hello"] * 3
+    assert response.headers["X-Adapter-Digest"] == status.digest
+    assert response.json()["system_fingerprint"] == f"fp-{base.fingerprint[:12]}-{status.digest[:12]}"
+    assert status.users == 0  # all three gave it back
+
+
+def test_the_base_says_that_no_adapter_answered(base: BasePack) -> None:
+    client = Client(service(base, FakeGenerator()))
+    response = client.post("/v1/completions", {"model": BASE, "prompt": "x"})
+    assert response.headers["X-Adapter-Digest"] == "none"
+
+
+def test_every_way_to_choose_reaches_the_generator(post: Post, generator: FakeGenerator) -> None:
+    post(
+        temperature=0.5, top_p=0.9, top_k=40, min_p=0.1, repetition_penalty=1.1, presence_penalty=0.2,
+        frequency_penalty=-0.3, logit_bias={"5": -100, "7": 2.5}, seed=-1, max_tokens=9, stop=["a", "b"], ignore_eos=True,
+        logprobs=3, user="me",
+    )  # fmt: skip
+    sampling = generator.requests[0].sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (0.5, 0.9, 40, 0.1)
+    assert (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty) == (1.1, 0.2, -0.3)
+    assert sampling.logit_bias == {5: -100.0, 7: 2.5}
+    assert (sampling.max_tokens, sampling.stop, sampling.ignore_eos, sampling.logprobs) == (9, ("a", "b"), True, 3)
+    assert sampling.seed is not None
+    assert 0 <= sampling.seed < 1 << 63
+
+
+def test_null_is_what_a_field_is_without_it(post: Post, generator: FakeGenerator) -> None:
+    nothing = dict.fromkeys(
+        ["n", "temperature", "top_p", "top_k", "min_p", "max_tokens", "stop", "seed", "logit_bias", "stream", "echo",
+         "logprobs", "best_of", "suffix", "user", "stream_options", "presence_penalty", "ignore_eos"]
+    )  # fmt: skip
+    post()
+    post(**nothing)
+    assert generator.requests[0].sampling == generator.requests[1].sampling
+
+
+def test_an_answer_ends_at_max_tokens(post: Post) -> None:
+    answer = post(max_tokens=2)
+    assert answer["choices"][0]["text"] == "one two"
+    assert answer["choices"][0]["finish_reason"] == "length"
+
+
+def test_echo_puts_the_prompt_before_each_answer(post: Post) -> None:
+    answer = post(prompt=["Say: ", "Tell: "], n=2, echo=True)
+    texts = [choice["text"] for choice in answer["choices"]]
+    assert texts == ["Say: one two three"] * 2 + ["Tell: one two three"] * 2
+
+
+def test_echo_of_tokens_is_their_text(post: Post) -> None:
+    assert post(prompt=tokens("Hm "), echo=True)["choices"][0]["text"] == "Hm one two three"
+
+
+def test_logprobs_have_the_chosen_token_among_the_likeliest(post: Post) -> None:
+    logprobs = post(logprobs=2, max_tokens=2)["choices"][0]["logprobs"]
+    assert logprobs["tokens"] == ["o", "t"]
+    assert logprobs["token_logprobs"] == [-0.5, -0.5]
+    assert logprobs["top_logprobs"] == [{"o": -0.5, "p": -1.5}, {"t": -0.5, "u": -1.5}]
+    assert logprobs["text_offset"] == [0, 1]
+
+
+def test_logprobs_0_tells_of_the_chosen_token_alone(post: Post) -> None:
+    logprobs = post(logprobs=0, max_tokens=1)["choices"][0]["logprobs"]
+    assert logprobs["token_logprobs"] == [-0.5]
+    assert logprobs["top_logprobs"] is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"suffix": "end"}, "suffix"),
+        ({"best_of": 3}, "best_of"),
+        ({"echo": True, "logprobs": 1}, "echo"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"guided_json": {"type": "object"}}, "guided_json"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"min_tokens": 3}, "min_tokens"),
+        ({"prompt": ""}, None),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": [[]]}, "prompt"),
+        ({"prompt": ["a", 1]}, "prompt"),
+        ({"prompt": [1.5]}, "prompt"),
+        ({"prompt": [-1]}, "prompt"),
+        ({"prompt": [258]}, "prompt"),
+        ({"prompt": [True]}, "prompt"),
+        ({"prompt": [10**400 + 1]}, "prompt"),
+        ({"prompt": None}, "prompt"),
+        ({"prompt": ["x"] * 65}, "prompt"),
+        ({"prompt": "\ud800"}, "prompt"),
+        ({"n": 0}, "n"),
+        ({"n": 17}, "n"),
+        ({"n": "2"}, "n"),
+        ({"n": True}, "n"),
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"stop": ["x"] * 17}, "stop"),
+        ({"stop": ""}, "stop"),
+        ({"stop": {"a": 1}}, "stop"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"\udfff": 1}}, "logit_bias"),
+        ({"logit_bias": {"1": 101}}, "logit_bias"),
+        ({"logit_bias": [1]}, "logit_bias"),
+        ({"seed": 2**63}, "seed"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 10**30}, "max_tokens"),
+        ({"max_tokens": 61}, "max_tokens"),
+        ({"model": ""}, "model"),
+        ({"model": None}, "model"),
+        ({"model": "m\udc00"}, "model"),
+        ({"user": 5}, "user"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_its_field(
+    post: Post, generator: FakeGenerator, fields: dict[str, Any], param: str | None
+) -> None:
+    if param is None:  # without a first token of the model's own this would be empty
+        assert post(**fields)["usage"]["prompt_tokens"] == 1
+        return
+    error = refusal(post(**fields))
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] == param or error["param"].startswith(f"{param}.")
+    assert param in error["message"]
+    assert generator.requests == []
+
+
+def test_unknown_fields_are_ignored(post: Post) -> None:
+    assert post(something_new={"a": [1]})["choices"]
+
+
+def test_a_prompt_longer_than_the_context_is_refused_with_openais_code(post: Post) -> None:
+    error = refusal(post(prompt="x" * 64))
+    assert error["code"] == "context_length_exceeded"
+    assert "64" in error["message"]
+
+
+def test_a_default_length_is_cut_to_what_the_context_leaves(post: Post, generator: FakeGenerator) -> None:
+    post(prompt="x" * 60)
+    assert generator.requests[0].sampling.max_tokens == 64 - 61
+
+
+def test_prompts_times_n_are_bounded(base: BasePack) -> None:
+    client = Client(service(base, FakeGenerator(), limits={"max_answers": 4}))
+    body = {"model": BASE, "prompt": ["a", "b", "c"], "n": 2}
+    assert refusal(client.post("/v1/completions", body))["param"] == "n"
+
+
+def test_an_unknown_model_is_404_and_tells_names_like_it(post: Post) -> None:
+    error = refusal(post(model="poetry"), 404)
+    assert error["code"] == "model_not_found"
+    assert error["param"] == "model"
+    assert "poet" in error["message"]
+
+
+def test_a_full_queue_is_503_and_takes_back_the_answers_that_were_begun(base: BasePack) -> None:
+    generator = FakeGenerator(pause_s=0.5, most=3)
+    state = service(base, generator, adapters=["poet"])
+    client = Client(state)
+    response = client.post("/v1/completions", {"model": "poet", "prompt": "x", "n": 4})
+    assert refusal(response, 503)["code"] == "busy"
+    assert int(response.headers["Retry-After"]) >= 1
+    assert generator.cancelled == generator.requests
+    assert len(generator.requests) == 3
+
+
+def test_an_answer_that_fails_is_500_with_what_the_generator_says(base: BasePack) -> None:
+    client = Client(service(base, FakeGenerator(failing("scores are not finite", after="so far"))))
+    error = refusal(client.post("/v1/completions", {"model": BASE, "prompt": "x"}), 500)
+    assert "not finite" in error["message"]
+    assert error["type"] == "server_error"
+
+
+def test_an_answer_that_takes_too_long_is_503_and_cancelled(base: BasePack) -> None:
+    generator = FakeGenerator(pause_s=10)
+    client = Client(service(base, generator, limits={"request_timeout_s": 0.05}))
+    error = refusal(client.post("/v1/completions", {"model": BASE, "prompt": "x", "n": 2}), 503)
+    assert error["code"] == "request_timeout"
+    assert len(generator.cancelled) == 2
+
+
+def test_what_nobody_foresaw_is_500_without_a_word_about_the_inside(base: BasePack) -> None:
+    def broken(request: object) -> None:
+        raise RuntimeError("the secret")
+
+    generator = FakeGenerator()
+    generator.submit = broken  # type: ignore[method-assign]
+    client = Client(service(base, generator))
+    error = refusal(client.post("/v1/completions", {"model": BASE, "prompt": "x"}), 500)
+    assert "secret" not in json.dumps(error)
+
+
+def test_a_number_without_a_fraction_is_whole_however_it_is_written(post: Post, generator: FakeGenerator) -> None:
+    post(max_tokens=2.0, n=1.0, prompt=[3.0, 5])
+    assert generator.requests[0].sampling.max_tokens == 2
+    assert generator.requests[0].prompt == (3, 5)
+    assert refusal(post(max_tokens=2.5))["param"] == "max_tokens"

@@ -1,0 +1,91 @@
+"""POST /v1/embeddings, and what a base does not do."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import numpy as np
+import pytest
+from fedlora.pack import BasePack
+
+from tests.serve.http.fake_generator import FakeGenerator
+from tests.serve.http.services import BASE, Client, FakeEmbedder, refusal, service, unit
+
+
+@pytest.fixture
+def client(base: BasePack) -> Client:
+    return Client(service(base, None, embedder=FakeEmbedder(), adapters=["poet"], template=False))
+
+
+def ask(client: Client, **fields: Any) -> Any:
+    return client.post("/v1/embeddings", {"model": BASE, "input": "abc", **fields})
+
+
+def test_a_text_has_a_vector(client: Client) -> None:
+    answer = ask(client).json()
+    assert answer["object"] == "list"
+    assert answer["data"] == [{"object": "embedding", "index": 0, "embedding": unit(3, 97)}]
+    assert answer["usage"] == {"prompt_tokens": 3, "total_tokens": 3}
+
+
+@pytest.mark.parametrize(
+    ("given", "vectors"),
+    [
+        (["a", "bc"], [unit(1, 97), unit(2, 98)]),
+        ([5, 6], [unit(2, 5)]),
+        ([[5], [6, 7]], [unit(1, 5), unit(2, 6)]),
+    ],
+)
+def test_texts_and_tokens_have_their_vectors_in_order(client: Client, given: Any, vectors: Any) -> None:
+    assert [one["embedding"] for one in ask(client, input=given).json()["data"]] == vectors
+
+
+def test_base64_is_float32_little_endian(client: Client) -> None:
+    data = ask(client, encoding_format="base64").json()["data"][0]["embedding"]
+    assert np.frombuffer(base64.b64decode(data), "<f4").tolist() == unit(3, 97)
+
+
+def test_an_adapter_embeds_and_is_given_back(base: BasePack) -> None:
+    state = service(base, None, embedder=FakeEmbedder(), adapters=["poet"])
+    response = ask(Client(state), model="poet")
+    assert response.json()["data"][0]["embedding"] == unit(97, 3)
+    [status] = state.store.list()
+    assert response.headers["X-Adapter-Digest"] == status.digest
+    assert status.users == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"dimensions": 3}, "dimensions"),
+        ({"encoding_format": "int8"}, "encoding_format"),
+        ({"input": []}, "input"),
+        ({"input": None}, "input"),
+        ({"input": "\ud834"}, "input"),
+        ({"input": ""}, "input"),
+        ({"input": "x" * 33}, "input"),
+        ({"input": ["x"] * 65}, "input"),
+    ],
+)
+def test_what_cannot_be_embedded_is_refused_by_its_field(client: Client, fields: dict[str, Any], param: str) -> None:
+    assert refusal(ask(client, **fields))["param"] == param
+
+
+def test_the_size_that_the_base_has_may_be_asked_for(client: Client) -> None:
+    assert ask(client, dimensions=2).status_code == 200
+
+
+def test_an_encoder_generates_nothing_and_says_what_it_does(client: Client) -> None:
+    for path, body in (
+        ("/v1/completions", {"prompt": "x"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
+    ):
+        error = refusal(client.post(path, {"model": BASE, **body}))
+        assert "/v1/embeddings" in error["message"]
+        assert error["code"] == "unsupported_model"
+
+
+def test_a_decoder_gives_no_embeddings_and_says_what_it_does(base: BasePack) -> None:
+    error = refusal(ask(Client(service(base, FakeGenerator()))))
+    assert "/v1/completions" in error["message"]
