@@ -33,9 +33,7 @@ One thread's time is the processor's, see export_worker.py.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -43,12 +41,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from export_artifacts import SHAPES, Artifacts, make_base, make_genai, make_llamacpp, make_ours, make_torch
-from export_process import Worker, WorkerError
+from export_process import Worker, WorkerError, peer_versions
 from export_routes import OURS, PEERS, Route
 from export_table import Row, Rows, print_table, ratios
-from fedlora.pack import BasePack
 from fedlora.peft import read_peft
 from fedlora.slots import slot_values
+from read_limit import bytes_per_step, read_bandwidth
 from record import record
 
 _MAKERS = {"genai": make_genai, "llamacpp": make_llamacpp, "torch": make_torch}
@@ -68,7 +66,7 @@ def main() -> None:
                 suffix = ("" if shape == "135m" else f"_{shape}") + ("" if threads == 1 else f"_{threads}t")
                 found = _measure(f"{shape}, {threads} threads", artifacts, threads, options)
                 figures |= {f"{key}{suffix}": value for key, value in found.items()}
-    configuration = vars(options) | {"peer_versions": _peer_versions(options.peer_python)}
+    configuration = vars(options) | {"peer_versions": peer_versions(options.peer_python)}
     record("export", configuration, {key: round(value, 3) for key, value in figures.items() if value is not None})
 
 
@@ -117,7 +115,7 @@ def _measure(title: str, artifacts: Artifacts, threads: int, options: argparse.N
         for first in range(0, len(names), at_once):
             _round({name: rows[name] for name in names[first : first + at_once]}, artifacts, threads, options)
         rows = {name: row for name, row in rows.items() if not row.failure}
-        bandwidth.append(_bandwidth(threads, pack))
+        bandwidth.append(read_bandwidth(threads, bytes_per_step(pack, [_SWAP_RANK])))
     print_table(title, rows, artifacts)
     figures = ratios(rows)
     speaker = "fast" if "fast" in rows else "compat"
@@ -125,7 +123,7 @@ def _measure(title: str, artifacts: Artifacts, threads: int, options: argparse.N
     figures |= _export_figures(speaker, artifacts)
     row = rows.get(f"{speaker}-r{_SWAP_RANK}")
     if row:
-        least_s = _bytes_per_token(pack, _SWAP_RANK) / max(bandwidth)
+        least_s = bytes_per_step(pack, [_SWAP_RANK]) / max(bandwidth)
         figures["share_of_limit"] = least_s / statistics.median(row.seconds["decode@16"])
     return figures
 
@@ -198,33 +196,6 @@ def _export_figures(speaker: str, artifacts: Artifacts) -> dict[str, float | Non
     if "genai" in made:
         figures |= {"genai_export_s": made["genai"]["seconds"], "genai_export_peak_mb": made["genai"]["peak_mb"]}
     return figures
-
-
-def _bytes_per_token(pack: BasePack, rank: int) -> int:
-    """What one step reads at least: the linear weights, the head and an adapter's factors."""
-    head = list(pack.shape.vocabulary_modules())[-1]
-    modules = pack.shape.linear_modules()
-    entries = pack.weights.entries
-    stored = [name for module in (*modules, head) for name in entries if name.rsplit(".", 1)[0] == module]
-    return sum(entries[name].size_bytes for name in stored) + sum(4 * rank * (o + i) for o, i in modules.values())
-
-
-def _bandwidth(threads: int, pack: BasePack) -> float:
-    """Bytes per second; see export_limit.py."""
-    script = [sys.executable, str(Path(__file__).with_name("export_limit.py"))]
-    arguments = [str(threads), str(_bytes_per_token(pack, _SWAP_RANK))]
-    done = subprocess.run([*script, *arguments], capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout)["bytes_per_s"])
-
-
-def _peer_versions(python: str | None) -> dict[str, str]:
-    if not python:
-        return {}
-    script = "import importlib.metadata as m, json; print(json.dumps({d.name: d.version for d in m.distributions()}))"
-    done = subprocess.run([python, "-c", script], capture_output=True, text=True, check=True)
-    found: dict[str, str] = json.loads(done.stdout)
-    names = ("onnxruntime", "onnxruntime-genai", "olive-ai", "llama_cpp_python", "torch", "transformers")
-    return {name: found[name] for name in names if name in found}
 
 
 def _timed(call: Callable[[], object]) -> float:

@@ -1,7 +1,8 @@
 """Write GGUF files for llama.cpp. Run by the peers' interpreter, with one of:
 
-    model CHECKPOINT OUTPUT            a Llama checkpoint, its matrices in float16 and Q4_0 made of that by llama.cpp
-    adapter CHECKPOINT ADAPTER OUTPUT  a PEFT adapter
+    model CHECKPOINT OUTPUT                  a Llama checkpoint, its matrices in float16 and Q4_0 made of that by llama.cpp
+    text-model CHECKPOINT OUTPUT             the same with a vocabulary, in which a character of ASCII is a token
+    adapter CHECKPOINT ADAPTER OUTPUT [...]  PEFT adapters, each with its output
 
 GGUF orders the rows of a head of queries and keys pair by pair, (0, D/2), (1, 1 + D/2), ...; checkpoints order halves.
 """
@@ -33,13 +34,14 @@ _Q4_0 = 2  # llama.cpp's LLAMA_FTYPE_MOSTLY_Q4_0
 def main() -> None:
     what, checkpoint, *rest = sys.argv[1:]
     config = json.loads((Path(checkpoint) / "config.json").read_text())
-    if what == "model":
-        write_model(Path(checkpoint), config, Path(rest[0]))
+    if what == "adapter":
+        for adapter, output in zip(rest[::2], rest[1::2], strict=True):
+            write_adapter(Path(adapter), config, Path(output))
     else:
-        write_adapter(Path(rest[0]), config, Path(rest[1]))
+        write_model(Path(checkpoint), config, Path(rest[0]), reads_text=what == "text-model")
 
 
-def write_model(checkpoint: Path, config: dict[str, Any], output: Path) -> None:
+def write_model(checkpoint: Path, config: dict[str, Any], output: Path, *, reads_text: bool = False) -> None:
     """The checkpoint as Q4_0, with the types that llama.cpp chooses for the embedding, which is the head too."""
     writer = import_module("gguf").GGUFWriter(f"{output}.f16", "llama")
     writer.add_context_length(config["max_position_embeddings"])
@@ -51,10 +53,13 @@ def write_model(checkpoint: Path, config: dict[str, Any], output: Path) -> None:
     writer.add_key_length(config["head_dim"])
     writer.add_value_length(config["head_dim"])
     writer.add_rope_dimension_count(config["head_dim"])
-    writer.add_rope_freq_base(config.get("rope_theta", 10_000.0))
+    writer.add_rope_freq_base(config.get("rope_theta") or config.get("rope_parameters", {}).get("rope_theta", 10_000.0))
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("none")  # ids go in and come out
+    if reads_text:
+        _add_vocabulary(writer, config["vocab_size"])
+    else:
+        writer.add_tokenizer_model("none")  # ids go in and come out
     for name, value in _tensors(checkpoint / "model.safetensors"):
         rows = _paired(name, value, config)
         writer.add_tensor(gguf_name(name), rows.astype(np.float32 if rows.ndim == 1 else np.float16))
@@ -65,6 +70,19 @@ def write_model(checkpoint: Path, config: dict[str, Any], output: Path) -> None:
     if llama.llama_model_quantize(f"{output}.f16".encode(), str(output).encode(), ctypes.byref(parameters)):
         raise RuntimeError(f"llama.cpp did not quantize {output}")
     Path(f"{output}.f16").unlink()
+
+
+def _add_vocabulary(writer: Any, size: int) -> None:
+    """Special tokens, one for each byte, and words that no text has."""
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    words = [f"\u2581w{number}" for number in range(size - len(bytes_) - 3)]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(["<unk>", "<s>", "</s>", *bytes_, *words])
+    writer.add_token_scores([0.0] * size)
+    writer.add_token_types([2, 3, 3, *[6] * len(bytes_), *[1] * len(words)])  # unknown, control, byte, normal
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_space_prefix(False)
 
 
 def write_adapter(adapter: Path, config: dict[str, Any], output: Path) -> None:

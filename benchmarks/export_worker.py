@@ -13,16 +13,27 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from export_engine import Engine, ExportJob, SwappingEngine, parse_job, prompt_tokens
 
 
+class Bench(Protocol):
+    """What measures; each of its methods takes plain values and returns what JSON can hold."""
+
+    load_s: float
+
+
 def main() -> None:
     job = parse_job(sys.argv[1])
+    answer_requests(lambda: _Bench(job))
+
+
+def answer_requests(load: Callable[[], Bench]) -> None:
+    """Load what measures, tell what that took, and answer standard input to its end."""
     answers = os.fdopen(os.dup(1), "w")  # whatever else the engine prints goes elsewhere
     os.dup2(2, 1)
-    bench = _Bench(job)
+    bench = load()
     print(json.dumps({"load_s": bench.load_s, **resident_mb()}), file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)

@@ -49,3 +49,9 @@ def test_the_least_correlation_is_that_of_the_row_with_the_wrong_scores() -> Non
     wrong[1] = -wrong[1]
     assert least_correlation(scores, scores) == pytest.approx(1.0)
     assert least_correlation(scores, wrong) == pytest.approx(-1.0)
+
+
+def test_scores_that_were_not_told_are_not_compared() -> None:
+    scores = np.random.default_rng(0).normal(size=(2, 100)).astype(np.float32)
+    some = np.where(np.arange(100) < 20, scores + 3, np.nan).astype(np.float32)
+    assert least_correlation(scores, some) == pytest.approx(1.0)
