@@ -69,8 +69,7 @@ int64_t fedlora_adapter_add(const void *values, int64_t size, int is_half, int64
 int fedlora_adapter_remove(int64_t number)
 {
     if (!adapter_of(number)) return -1;
-    free(adapters[number % MAX_ADAPTERS]);
-    __atomic_store_n(&adapters[number % MAX_ADAPTERS], NULL, __ATOMIC_RELEASE);
+    free(__atomic_exchange_n(&adapters[number % MAX_ADAPTERS], NULL, __ATOMIC_ACQ_REL));
     return 0;
 }
 

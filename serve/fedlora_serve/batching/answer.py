@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
+from fedlora.errors import FedloraError
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
@@ -27,8 +28,9 @@ class Answer:
         self.request = request
         self.tokens = list(request.prompt)
         self.length = 0
+        self.has_begun = False  # to read its prompt: it has what there was of it
         self.number = 0  # later ones joined the batch later
-        self.cached_tokens = 0
+        self.cached_tokens = 0  # of the prompt, which it has not read itself
         self._prompt_length = len(self.tokens)
         self._limit = limit
         self._stop_token_ids = () if request.sampling.ignore_eos else stop_token_ids
@@ -82,20 +84,22 @@ class Answer:
 
     def end(self, reason: FinishReason, message: str = "") -> None:
         """Send what is left and the end, and let the adapter go."""
-        if reason in ("stop", "length"):
-            self._send(self._stream.finish())
-            if self._chosen:
-                self._send("", always=True)
-        self._tell(
-            Finished(
-                reason=reason,
-                completion_tokens=self._completion_tokens,
-                cached_tokens=self.cached_tokens,
-                message=message,
+        try:
+            if reason in ("stop", "length"):
+                self._send(self._stream.finish())
+                if self._chosen:
+                    self._send("", always=True)
+        finally:
+            self._tell(
+                Finished(
+                    reason=reason,
+                    completion_tokens=self._completion_tokens,
+                    cached_tokens=self.cached_tokens,
+                    message=message,
+                )
             )
-        )
-        if self.request.adapter:
-            self.request.adapter.release()
+            if self.request.adapter:
+                self.request.adapter.release()
 
     @property
     def _completion_tokens(self) -> int:
@@ -112,3 +116,11 @@ class Answer:
         except Exception:  # a listener's own bug must not end the others' answers
             _log.exception("a listener of events failed; its answer ends")
             self._is_heard = False
+
+
+def failure_message(error: Exception) -> str:
+    """What a client is told of an error: of our own bugs their kind alone."""
+    if isinstance(error, FedloraError):
+        return str(error)
+    _log.error("an answer failed", exc_info=error)
+    return f"the server failed: {type(error).__name__}"

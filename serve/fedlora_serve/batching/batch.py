@@ -1,23 +1,24 @@
 """The rows of the batch: who joins, what each step reads, who leaves, and the memory that they share.
 
-A step reads a part of the prompts that have just come, then one token of every answer that is going on, so that a long
-prompt delays the others by one part at a time. Rows that go on stand wherever they are: those between them read nothing.
+A step reads a part of the prompts that are here, then one token of every answer that is going on, so that a long prompt
+delays the others by one part at a time. The oldest prompt and the shortest take turns: a long one holds up no short ones,
+and short ones do not hold up a long one. Rows that go on stand wherever they are: those between them read nothing.
 
-Memory is counted in blocks of tokens. What is free is given back first, then prefixes that nobody needs just now; where
-that does not suffice, the answer that joined last is set back: it waits, and reads what it had again.
+Memory is counted in blocks of tokens. Prefixes that nobody needs just now go first; where that does not suffice, the answer
+that joined last is set back: it waits, and reads what it had again.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from itertools import count
+from itertools import count, cycle
 
 import numpy as np
-from fedlora.errors import AdapterError, FedloraError
+from fedlora.errors import FedloraError
 from numpy.typing import NDArray
 
-from fedlora_serve.batching.answer import Answer
+from fedlora_serve.batching.answer import Answer, failure_message
 from fedlora_serve.batching.key_values import BLOCK_TOKENS, KeyValues, blocks_of
 from fedlora_serve.batching.prefix_cache import PrefixCache
 from fedlora_serve.batching.request import FinishReason
@@ -30,45 +31,43 @@ class Batch:
     """Answers that are being made, one a row, from row 0 on. One thread at a time."""
 
     def __init__(
-        self,
-        graph: RowGraph,
-        key_values: KeyValues,
-        waiting: deque[Answer],  # those who want to join, the first ones first
-        *,
-        rows: int,
-        budget_blocks: int,
-        prefill_tokens: int,
+        self, graph: RowGraph, key_values: KeyValues, *, rows: int, budget_blocks: int, prefill_tokens: int
     ) -> None:
         self.answers: list[Answer] = []
-        self._waiting = waiting
+        self.set_back: list[Answer] = []  # who had to leave, and has to come back before others: the newest first
         self.prefixes = PrefixCache()
         self._graph, self._key_values = graph, key_values
         self._rows, self._budget_blocks, self._prefill_tokens = rows, budget_blocks, prefill_tokens
         self._numbers = count()
+        self._oldest_first = cycle((True, False))
 
     @property
     def blocks(self) -> int:
         """What rows and prefixes take."""
         return sum(self._key_values.blocks) + len(self.prefixes)
 
-    def admit(self) -> None:
-        """Let those in who came first, as long as there is a row and memory for what they have to read."""
-        while self._waiting and len(self.answers) < self._rows:
-            answer, row = self._waiting[0], len(self.answers)
-            if not self._grow(row, len(answer.tokens)):
+    def admit(self, waiting: deque[Answer]) -> None:
+        """Let those in who came first, as long as there is a row and memory for what they have to read.
+
+        Every answer that is here has a block to grow by, lest who comes in is set back at once.
+        """
+        while waiting and len(self.answers) < self._rows:
+            answer, row = waiting[0], len(self.answers)
+            if not self._make_room(blocks_of(len(answer.tokens)) + len(self.answers)):
                 return
-            self._waiting.popleft()
+            waiting.popleft()
             try:
                 if answer.adapter:
                     self._graph.adapters.join(answer.adapter)
-            except AdapterError as error:
-                answer.end("error", str(error))
+            except Exception as error:  # it is in no list now, and must be told here
+                answer.end("error", failure_message(error))
                 continue
+            self._key_values.grow(row, len(answer.tokens))
             answer.number = next(self._numbers)
             self.answers.append(answer)
 
     def step(self) -> None:
-        """Read a part of the newest prompts, and take one token further every answer that is going on."""
+        """Read a part of some prompts, and take one token further every answer that is going on."""
         self._read_prompts()
         self._go_on()
 
@@ -79,36 +78,55 @@ class Batch:
         self._leave(answer)
         answer.end(reason, message)
 
-    def rest(self) -> None:
-        """Nobody is here: give back the memory of all rows."""
-        for row in range(self._rows):
+    def end_all(self, message: str) -> None:
+        """Whatever state they are in: end every answer of the batch with an error, and free its row."""
+        answers, self.answers = self.answers, []
+        for row, answer in enumerate(answers):
             self._key_values.release(row)
+            if answer.adapter:
+                self._graph.adapters.leave(answer.adapter)
+            answer.end("error", message)
 
     def _read_prompts(self) -> None:
-        first = next((row for row, answer in enumerate(self.answers) if not answer.is_going_on), None)
-        if first is None:
+        rows = self._rows_to_read()
+        if not rows:
             return
         is_alone = not any(answer.is_going_on for answer in self.answers)
         most = max(_ALONE_TOKENS, self._prefill_tokens) if is_alone else self._prefill_tokens
+        first = rows[0] if next(self._oldest_first) else min(rows, key=lambda row: self.answers[row].missing)
         parts: list[Part] = []
+        width, capacity = 0, self._key_values.capacity  # every part is filled up to the widest, which must fit its row
         for row in range(first, len(self.answers)):
             answer = self.answers[row]
-            if answer.is_going_on or any(_begin_alike(answer, other) for other in self.answers[first:row]):
-                break  # who begins alike finds in the next step what is read in this one
-            if not answer.length:
-                self._use_prefix(row, answer)
-            end = answer.length + min(answer.missing, most)
-            width = max([end - answer.length, *(len(part.tokens) for part in parts)])
-            if parts and (len(parts) + 1) * width > most:  # shorter ones are filled up to the longest
+            room = min(most // (len(parts) + 1), capacity - max([answer.length, *(part.length for part in parts)]))
+            if row not in rows or room < max(width, 1):
                 break
+            end = answer.length + min(answer.missing, room)
             parts.append(Part(answer.tokens[answer.length : end], answer.length, answer.adapter))
+            width = max(width, end - answer.length)
         self._run(first, parts)
+
+    def _rows_to_read(self) -> list[int]:
+        """The rows with a prompt to read, the oldest first.
+
+        Who begins like an older one begins later: it finds what that one is about to read.
+        """
+        unread = [row for row, answer in enumerate(self.answers) if not answer.is_going_on]
+        unread.sort(key=lambda row: self.answers[row].number)
+        for place, row in enumerate(unread):
+            answer = self.answers[row]
+            if not (answer.has_begun or any(_reads_for(self.answers[older], answer) for older in unread[:place])):
+                self._use_prefix(row, answer)
+        return [row for row in unread if self.answers[row].has_begun and not self.answers[row].is_going_on]
 
     def _go_on(self) -> None:
         while any(
             answer.is_going_on and not self._grow(row, answer.length + 1) for row, answer in enumerate(self.answers)
         ):
-            self._set_back(max(self.answers, key=lambda answer: answer.number))
+            newest = max(self.answers, key=lambda answer: answer.number)
+            self._leave(newest)
+            newest.length, newest.has_begun = 0, False
+            self.set_back.append(newest)
         last = max((row for row, answer in enumerate(self.answers) if answer.is_going_on), default=-1)
         self._run(
             0,
@@ -133,6 +151,8 @@ class Batch:
         ended: list[tuple[Answer, FinishReason, str]] = []
         for row, (answer, part) in enumerate(zip(answers, parts, strict=True)):
             answer.length += len(part.tokens)
+            if part.tokens and answer.is_prompt_only:
+                self._keep_prefix(answer)
             if part.tokens and not answer.missing:
                 reason, message = self._taken(answer, scores[row])
                 if reason:
@@ -148,16 +168,18 @@ class Batch:
         if not np.isfinite(scores.sum(dtype=np.float64)):
             culprit = f"with adapter {answer.adapter.name} " if answer.adapter else ""
             return "error", f"{culprit}the scores of the next token are not finite: its values are too large"
-        if answer.is_prompt_only:
-            self._keep_prefix(answer)
-        return answer.take(scores), ""
+        try:
+            return answer.take(scores), ""
+        except Exception as error:  # no reason to end the others' answers
+            return "error", failure_message(error)
 
     def _use_prefix(self, row: int, answer: Answer) -> None:
         blocks = self.prefixes.find(answer.digest, answer.tokens)
         for number, block in enumerate(blocks):
             self._key_values.write_block(row, number, block)
-        answer.length = len(blocks) * BLOCK_TOKENS
-        answer.cached_tokens = max(answer.cached_tokens, min(answer.length, len(answer.request.prompt)))
+        answer.length, answer.has_begun = len(blocks) * BLOCK_TOKENS, True
+        if answer.is_prompt_only:
+            answer.cached_tokens = answer.length
 
     def _keep_prefix(self, answer: Answer) -> None:
         row = self.answers.index(answer)
@@ -171,45 +193,49 @@ class Batch:
     def _grow(self, row: int, tokens: int) -> bool:
         """Count memory for so many tokens of a row; whether there is any."""
         more = blocks_of(tokens) - self._key_values.blocks[row]
-        if more > 0 and not self._make_room(more, besides=row):
+        if more > 0 and not self._make_room(more):
             return False
         self._key_values.grow(row, tokens)
         return True
 
-    def _make_room(self, blocks: int, *, besides: int | None = None) -> bool:
-        """Give back what free rows besides one and prefixes have, as long as `blocks` more do not fit; whether they do."""
-        free = [row for row in range(len(self.answers), self._rows) if row != besides]
+    def _make_room(self, blocks: int) -> bool:
+        """Drop prefixes until `blocks` more fit; none where they would not fit even so. Whether they do."""
+        if sum(self._key_values.blocks) + blocks > self._budget_blocks:
+            return False
         while self.blocks + blocks > self._budget_blocks:
-            if free:
-                self._key_values.release(free.pop())
-            elif not self.prefixes.forget_one():
+            if not self.prefixes.forget_one():
                 return False
         return True
 
-    def _set_back(self, answer: Answer) -> None:
-        self._keep_prefix(answer)
-        self._leave(answer)
-        answer.length = 0
-        self._waiting.appendleft(answer)
-
     def _leave(self, answer: Answer) -> None:
-        """Free its row, which the last one takes over. Where there is no room to copy that one, it is set back."""
-        row = self.answers.index(answer)
-        while (last := self.answers[-1]) is not answer and not self._grow(row, len(last.tokens)):
-            self._set_back(last)
-        if last is not answer:
-            self._key_values.move(len(self.answers) - 1, row, last.length)
-            self.answers[row] = last
+        """Free its row; others close the gap."""
+        hole = self.answers.index(answer)
+        for row in self._next_rows(hole):
+            self._key_values.move(row, hole, self.answers[row].length)
+            self.answers[hole], hole = self.answers[row], row
+        self._key_values.release(hole)
         self.answers.pop()
         if answer.adapter:
             self._graph.adapters.leave(answer.adapter)
 
+    def _next_rows(self, hole: int) -> list[int]:
+        """Who moves up when a row is free, each to the place of the one before: at last the last one.
 
-def _begin_alike(one: Answer, other: Answer) -> bool:
+        Those that go on stay side by side, and the oldest prompt next to them: who stands between costs every step a token.
+        """
+        last = len(self.answers) - 1
+        going_on = max((row for row in range(hole + 1, last + 1) if self.answers[row].is_going_on), default=hole)
+        prompts = range(going_on + 1, last + 1)
+        oldest = min(prompts, key=lambda row: self.answers[row].number, default=going_on)
+        return [row for row, before in ((going_on, hole), (oldest, going_on), (last, oldest)) if row > before]
+
+
+def _reads_for(older: Answer, answer: Answer) -> bool:
+    """Whether an answer that has not begun to read will find the next block that an older one reads."""
+    end = (older.length // BLOCK_TOKENS + 1) * BLOCK_TOKENS
     return (
-        not one.length
-        and not other.is_going_on
-        and one.digest == other.digest
-        and len(one.tokens) > BLOCK_TOKENS
-        and one.tokens[:BLOCK_TOKENS] == other.tokens[:BLOCK_TOKENS]
+        end <= len(older.tokens)
+        and end < len(answer.tokens)
+        and older.digest == answer.digest
+        and older.tokens[:end] == answer.tokens[:end]
     )

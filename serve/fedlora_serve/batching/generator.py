@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import Counter, deque
@@ -11,15 +10,13 @@ from pathlib import Path
 from fedlora.errors import ConfigError
 from fedlora.pack import BasePack, open_pack
 
-from fedlora_serve.batching.answer import Answer
+from fedlora_serve.batching.answer import Answer, failure_message
 from fedlora_serve.batching.batch import Batch
 from fedlora_serve.batching.key_values import BLOCK_TOKENS, KeyValues, block_bytes, blocks_of
 from fedlora_serve.batching.request import BusyError, GeneratorStats, Request
 from fedlora_serve.batching.row_graph import RowGraph
 from fedlora_serve.batching.row_session import open_rows
 from fedlora_serve.text.tokenizer import open_tokenizer
-
-_log = logging.getLogger(__name__)
 
 
 class BatchGenerator:
@@ -64,14 +61,13 @@ class BatchGenerator:
         self._batch = Batch(
             RowGraph(opened.session, shape, key_values, opened.adapters),
             key_values,
-            self._waiting,
             rows=rows,
             budget_blocks=self._budget_blocks,
             prefill_tokens=prefill_tokens,
         )
         self._rows = rows
         self._cancelled: set[Request] = set()
-        self._is_closing = False
+        self._is_closing = self._is_over = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._loop, name="generator", daemon=True)
         self._thread.start()
@@ -128,7 +124,7 @@ class BatchGenerator:
         deadline = time.monotonic() + timeout_s
         self._thread.join(timeout_s)
         with self._changed:
-            self._cancelled.update(answer.request for answer in (*self._waiting, *self._batch.answers))
+            self._is_over = True
         self._thread.join(max(deadline + 10 - time.monotonic(), 1))  # a step ends by itself
 
     def _answer(self, request: Request) -> Answer:
@@ -151,26 +147,29 @@ class BatchGenerator:
 
     def _loop(self) -> None:
         while True:
-            with self._changed:
-                if not (self._waiting or self._batch.answers):
-                    self._cancelled.clear()  # of answers that had ended
-                    if self._is_closing:
-                        return
-                    self._batch.rest()
-                    self._changed.wait()
-                self._end_cancelled()
-                self._batch.admit()
             try:
+                with self._changed:
+                    self._waiting.extendleft(self._batch.set_back)
+                    self._batch.set_back.clear()
+                    if not (self._waiting or self._batch.answers):
+                        self._cancelled.clear()  # of answers that had ended
+                        if self._is_closing:
+                            return
+                        self._changed.wait()
+                    self._end_cancelled()
+                    self._batch.admit(self._waiting)
                 self._batch.step()
             except Exception as error:  # our own bug: whoever is here is told, and the others go on
-                _log.exception("a step of the batch failed")
-                for answer in self._batch.answers[::-1]:
-                    self._batch.end(answer, "error", f"the server failed: {type(error).__name__}")
+                self._batch.end_all(failure_message(error))
 
     def _end_cancelled(self) -> None:
-        for answer in [answer for answer in self._batch.answers[::-1] if answer.request in self._cancelled]:
-            self._batch.end(answer, "cancelled")
-        for answer in [answer for answer in self._waiting if answer.request in self._cancelled]:
-            self._waiting.remove(answer)
-            answer.end("cancelled")
+        if not (self._cancelled or self._is_over):
+            return
+        for answer in self._batch.answers[::-1]:
+            if self._is_over or answer.request in self._cancelled:
+                self._batch.end(answer, "cancelled")
+        for answer in list(self._waiting):
+            if self._is_over or answer.request in self._cancelled:
+                self._waiting.remove(answer)
+                answer.end("cancelled")
         self._cancelled.clear()

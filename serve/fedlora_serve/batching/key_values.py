@@ -53,10 +53,13 @@ class KeyValues:
         self.blocks[row] = max(self.blocks[row], blocks_of(tokens))
 
     def move(self, source: int, target: int, tokens: int) -> None:
-        """Copy the first `tokens` tokens of one row to another."""
-        for buffer in self._buffers:
+        """Put the first `tokens` tokens of one row in another's place, and release it: both take no more than they did."""
+        if self.blocks[target] > self.blocks[source]:
+            self.release(target)
+        for number, buffer in enumerate(self._buffers):
             buffer[target, :, :tokens] = buffer[source, :, :tokens]
-        self.grow(target, tokens)
+            self._give_back(number, source)
+        self.blocks[target], self.blocks[source] = self.blocks[source], 0
 
     def read_block(self, row: int, number: int) -> Block:
         """A copy of a row's block."""
@@ -72,14 +75,17 @@ class KeyValues:
 
     def release(self, row: int) -> None:
         """Give the memory of a row back to the system, where that can be; what it held is gone."""
-        if not self.blocks[row]:
-            return
+        if self.blocks[row]:
+            for number in range(len(self._maps)):
+                self._give_back(number, row)
+            self.blocks[row] = 0
+
+    def _give_back(self, number: int, row: int) -> None:
+        """Whole pages of a row, in one of the buffers."""
         begin, end = row * self._row_bytes, (row + 1) * self._row_bytes
         first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
         if _RELEASE is not None and last > first:
-            for each in self._maps:
-                each.madvise(_RELEASE, first, last - first)
-        self.blocks[row] = 0
+            self._maps[number].madvise(_RELEASE, first, last - first)
 
 
 def _mapped(size: int) -> mmap.mmap:

@@ -21,6 +21,7 @@ class PrefixCache:
 
     def __init__(self) -> None:
         self._blocks: OrderedDict[bytes, Block] = OrderedDict()  # the least recently used first
+        self._kept: frozenset[bytes] = frozenset()  # what is being kept just now
         self.lookups = 0  # tokens that were looked for
         self.hits = 0  # and found
 
@@ -48,21 +49,29 @@ class PrefixCache:
     def keep(self, digest: str, tokens: Sequence[int], read: Callable[[int], Block], room: Callable[[], bool]) -> None:
         """Keep the whole blocks of `tokens` that are not there yet: `read(i)` copies block i, while there is `room()`."""
         keys = list(_keys(digest, tokens))
+        self._kept = frozenset(keys)
+        for key in keys:
+            if key in self._blocks:
+                self._blocks.move_to_end(key)
         for number, key in enumerate(keys):
             if key not in self._blocks:
                 if not room():
-                    keys = keys[:number]
                     break
                 self._blocks[key] = read(number)
         for key in reversed(keys):
             if key in self._blocks:
                 self._blocks.move_to_end(key)
+        self._kept = frozenset()
 
     def forget_one(self) -> bool:
-        """Drop the block that was least recently of use; whether there was one."""
-        if not self._blocks:
+        """Drop the block that was least recently of use; whether there was one.
+
+        While a beginning is kept, its own blocks stay: a later one is of no use without those before it.
+        """
+        oldest = next(iter(self._blocks), None)
+        if oldest is None or oldest in self._kept:
             return False
-        self._blocks.popitem(last=False)
+        del self._blocks[oldest]
         return True
 
 

@@ -37,7 +37,7 @@ class RowGraph:
         self._session, self._shape, self._key_values = session, shape, key_values
         self.adapters = adapters
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
-        self._scores: dict[int, NDArray[np.float32]] = {}
+        self._scores = np.zeros((len(key_values.blocks), 1, shape.vocab_size), np.float32)
 
     def step(self, begin: int, parts: Sequence[Part]) -> NDArray[np.float32]:  # [n, V]
         """Read the parts of the rows from `begin` on; the scores of what follows each, until the next step.
@@ -55,22 +55,21 @@ class RowGraph:
             "new_tokens": np.array(new, np.int32),
             **self.adapters.feeds([part.adapter for part in parts]),
         }
-        binding, scores = self._binding(begin, len(parts)), self._scores[len(parts)]
+        binding = self._binding(begin, len(parts))
         for name, value in feeds.items():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(value))
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # the runtime raises its own kinds, which share no base
             raise GraphError(f"ONNX Runtime does not run a step of {len(parts)} rows: {error}") from None
-        return scores[:, 0]
+        return self._scores[: len(parts), 0]
 
     def _binding(self, begin: int, rows: int) -> ort.IOBinding:
-        """Past and present of these rows are the same memory; the scores of so many rows have one place."""
+        """Past and present of these rows are the same memory, and the scores of all steps have one place."""
         if (begin, rows) in self._bindings:
             return self._bindings[begin, rows]
         binding = self._session.io_binding()
-        scores = self._scores.setdefault(rows, np.zeros((rows, 1, self._shape.vocab_size), np.float32))
-        binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(scores))
+        binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(self._scores[:rows]))
         names = [f"{layer}.{kind}" for layer in range(self._shape.num_layers) for kind in ("key", "value")]
         for name, buffer in zip(names, self._key_values.of_rows(begin, begin + rows), strict=True):
             value = ort.OrtValue.ortvalue_from_numpy(buffer)

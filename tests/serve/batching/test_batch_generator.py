@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from fedlora.lora import LoraConfig
 from fedlora.pack import BasePack
 from fedlora.profiles import Profile
 from fedlora_serve.adapters.version import AdapterVersion
+from fedlora_serve.batching.answer import Answer
 from fedlora_serve.batching.generator import BatchGenerator
 from fedlora_serve.batching.key_values import BLOCK_TOKENS, block_bytes
 from fedlora_serve.batching.request import BusyError, Event, Finished, Piece, Request
@@ -250,6 +252,23 @@ def test_a_listener_that_fails_ends_its_own_answer_only(generators: Generators) 
     generator.submit(Request(prompt=[1, 2], sampling=counted(20), on_event=fails))
     good = ask(generator, [1, 2], counted(20))
     assert good.wait().reason == "length"
+
+
+def test_a_mistake_of_our_own_ends_who_is_here_and_not_the_generator(
+    generators: Generators, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator, mistakes = generators(rows=1), iter([True])
+    admit = generator._batch.admit
+
+    def fails_once(waiting: deque[Answer]) -> None:
+        admit(waiting)
+        assert not next(mistakes, False), "a mistake of our own"
+
+    monkeypatch.setattr(generator._batch, "admit", fails_once)
+    first, second = ask(generator, [1, 2], counted(3)), ask(generator, [1, 2], counted(3))
+    assert first.wait().reason == "error"
+    assert "AssertionError" in first.wait().message
+    assert second.wait().reason == "length"
 
 
 def test_a_folder_without_rows_says_how_to_write_them(model: Path) -> None:

@@ -43,6 +43,21 @@ def test_a_row_that_moves_takes_its_tokens_along(base: BasePack) -> None:
         np.testing.assert_array_equal(buffer[:, :, :21], old[:, :, :21])
 
 
+def test_a_row_that_moves_takes_the_memory_of_one_row_whichever_was_longer(base: BasePack) -> None:
+    for target_tokens, source_tokens in ((1000, 20), (20, 1000)):
+        key_values = KeyValues(base.shape, 2, 64)  # rows larger than a page
+        for buffer in key_values.of_rows(0, 2):
+            buffer[...] = 1
+        key_values.grow(0, target_tokens)
+        key_values.grow(1, source_tokens)
+        key_values.move(1, 0, source_tokens)
+        assert key_values.blocks == [blocks_of(source_tokens), 0]
+        for target, source in zip(key_values.of_rows(0, 1), key_values.of_rows(1, 2), strict=True):
+            assert target[:, :, :source_tokens].all()
+            assert bool(target.all()) == (target_tokens < source_tokens)  # else the rest was given back
+            assert not source.any()
+
+
 def test_memory_that_was_given_back_reads_as_zero_and_counts_no_more(base: BasePack) -> None:
     key_values = KeyValues(base.shape, 2, 64)  # rows larger than a page
     for buffer in key_values.of_rows(0, 2):

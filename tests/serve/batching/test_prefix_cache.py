@@ -70,6 +70,21 @@ def test_without_room_what_is_there_stays_and_the_rest_is_left_out() -> None:
     assert len(cache.find("a", list(range(64)))) == 2
 
 
+def test_a_beginning_that_does_not_fit_is_kept_from_its_start() -> None:
+    cache = PrefixCache()
+    kept(cache, "other", list(range(32)))
+    tokens = list(range(96))
+
+    def room() -> bool:
+        return len(cache) < 4 or cache.forget_one()
+
+    for _ in range(2):  # a second time it finds its own first blocks as the least recently used
+        cache.keep("a", tokens, lambda number: block_of(number), room)
+        assert len(cache.find("a", tokens)) == 4
+    kept(cache, "a", tokens[:16])
+    assert cache.forget_one()  # what was kept can be dropped later
+
+
 def test_hits_are_counted_in_tokens() -> None:
     cache = PrefixCache()
     kept(cache, "a", list(range(32)))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fedlora.errors import GraphError
 from fedlora.pack import open_pack
 from fedlora.profiles import Profile
 from fedlora_serve.adapters.version import AdapterVersion
@@ -27,6 +30,17 @@ def graph(folders: dict[Profile, Path], profile: Profile) -> RowGraph:
     return RowGraph(opened.session, base.shape, key_values, opened.adapters)
 
 
+@contextmanager
+def joined(graph: RowGraph, versions: Sequence[AdapterVersion | None]) -> Iterator[None]:
+    """The process has one table of adapters, which other tests find empty."""
+    adapters = [version for version in versions if version]
+    for version in adapters:
+        graph.adapters.join(version)
+    yield
+    for version in adapters:
+        graph.adapters.leave(version)
+
+
 def version_for(speaker: Speaker, profile: Profile) -> AdapterVersion:
     return speaker.laid_out if profile == "kernel" else speaker.version
 
@@ -39,19 +53,17 @@ def test_rows_of_any_adapters_and_lengths_have_the_scores_of_single_sequences(
     count = int(random.integers(1, 9))
     chosen = [speakers[i] if i < len(speakers) else None for i in random.integers(0, len(speakers) + 2, count)]
     versions = [version_for(speaker, profile) if speaker else None for speaker in chosen]
-    for version in versions:
-        if version:
-            graph.adapters.join(version)
     singles = [single.start(speaker.loaded if speaker else None) for speaker in chosen]
-    for _ in range(4):  # parts of prompts, single tokens and nothing, side by side
-        reads = [random_prompt(random, int(n)) for n in random.choice([0, 1, 1, 5, 17], count)]
-        if not any(reads):
-            continue
-        parts = [Part(read, one.length, version) for read, one, version in zip(reads, singles, versions, strict=True)]
-        scores = graph.step(0, parts)
-        for row, (read, one) in enumerate(zip(reads, singles, strict=True)):
-            if read:
-                assert_close(scores[row], one.step(read))
+    with joined(graph, versions):
+        for _ in range(4):  # parts of prompts, single tokens and nothing, side by side
+            reads = [random_prompt(random, int(n)) for n in random.choice([0, 1, 1, 5, 17], count)]
+            if not any(reads):
+                continue
+            rows = zip(reads, singles, versions, strict=True)
+            scores = graph.step(0, [Part(read, one.length, version) for read, one, version in rows])
+            for row, (read, one) in enumerate(zip(reads, singles, strict=True)):
+                if read:
+                    assert_close(scores[row], one.step(read))
 
 
 def test_a_step_of_some_rows_leaves_the_others_as_they_are(
@@ -60,10 +72,22 @@ def test_a_step_of_some_rows_leaves_the_others_as_they_are(
     random = np.random.default_rng(3)
     first, other = random_prompt(random, 9), random_prompt(random, 30)
     version = version_for(speakers[4], profile)
-    graph.adapters.join(version)
-    graph.step(0, [Part(first, 0, version), Part(first, 0, None)])
-    graph.step(1, [Part(other, 0, None)])  # takes the second row anew
-    expected = single.start(speakers[4].loaded)
-    expected.step(first)
-    scores = graph.step(0, [Part([7], 9, version)])
-    assert_close(scores[0], expected.step([7]))
+    with joined(graph, [version]):
+        graph.step(0, [Part(first, 0, version), Part(first, 0, None)])
+        graph.step(1, [Part(other, 0, None)])  # takes the second row anew
+        expected = single.start(speakers[4].loaded)
+        expected.step(first)
+        scores = graph.step(0, [Part([7], 9, version)])
+        assert_close(scores[0], expected.step([7]))
+
+
+def test_the_scores_of_steps_of_any_number_of_rows_take_the_memory_of_one(graph: RowGraph) -> None:
+    one, two = graph.step(1, [Part([1], 0, None)]), graph.step(0, [Part([1], 0, None), Part([2], 0, None)])
+    assert np.shares_memory(one, two)
+
+
+def test_a_part_wider_than_what_another_row_of_the_step_has_left_is_refused(graph: RowGraph) -> None:
+    almost_full = Part([1], graph._key_values.capacity - 1, None)
+    graph.step(0, [almost_full, Part([2], 0, None)])
+    with pytest.raises(GraphError, match="does not run a step of 2 rows"):
+        graph.step(0, [almost_full, Part([2, 3], 0, None)])

@@ -1,0 +1,145 @@
+"""A graph that answers at once, from what a row's memory holds: what is read, moved or kept wrongly changes an answer."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+from zlib import crc32
+
+import numpy as np
+from fedlora.errors import GraphError
+from fedlora.family import DecoderShape
+from fedlora_serve.adapters.version import AdapterVersion
+from fedlora_serve.batching.answer import Answer
+from fedlora_serve.batching.batch import Batch
+from fedlora_serve.batching.key_values import KeyValues, blocks_of
+from fedlora_serve.batching.request import Request
+from fedlora_serve.batching.row_graph import Part, RowGraph
+from fedlora_serve.text.sampling import Sampling
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from tests.serve.batching.listening import CountedLease, Listener, counted
+
+SAID = 256  # tokens that it says
+
+
+def said(prompt: Sequence[int], count: int, adapter: AdapterVersion | None = None) -> list[int]:
+    """What a row says that has read all of its tokens, each in its place."""
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(_next(tokens, adapter))
+    return tokens[len(prompt) :]
+
+
+def _next(tokens: Sequence[int], adapter: AdapterVersion | None) -> int:
+    content = np.asarray(tokens, np.float32).tobytes() + (adapter.digest.encode() if adapter else b"")
+    return crc32(content) % SAID
+
+
+def adapter_of(digest: str) -> AdapterVersion:
+    return AdapterVersion(name=digest, digest=digest, number=1, values={}, rank=1, size_bytes=1, source=Path("none"))
+
+
+class JoinedAdapters:
+    """Counts the rows of each adapter."""
+
+    def __init__(self) -> None:
+        self.rows: Counter[str] = Counter()
+
+    def join(self, adapter: AdapterVersion) -> None:
+        assert adapter.digest != "broken", "a mistake of our own"
+        self.rows[adapter.digest] += 1
+
+    def leave(self, adapter: AdapterVersion) -> None:
+        assert self.rows[adapter.digest] > 0
+        self.rows[adapter.digest] -= 1
+
+
+@dataclass
+class PretendGraph:
+    """A `RowGraph`, as hard to please as ONNX Runtime: the widest part must fit every row of a step."""
+
+    key_values: KeyValues
+    vocab_size: int
+    adapters: JoinedAdapters = field(default_factory=JoinedAdapters)
+    steps: list[tuple[int, list[int]]] = field(default_factory=list)  # (first row, tokens that each one read)
+
+    def step(self, begin: int, parts: Sequence[Part]) -> NDArray[np.float32]:
+        width = max(len(part.tokens) for part in parts)
+        if max(part.length for part in parts) + width > self.key_values.capacity:
+            raise GraphError("the padded chunk does not fit in the KV cache capacity")
+        scores = np.zeros((len(parts), self.vocab_size), np.float32)
+        for row, part in enumerate(parts, begin):
+            assert not part.adapter or self.adapters.rows[part.adapter.digest]
+            end = part.length + len(part.tokens)
+            assert self.key_values.blocks[row] >= blocks_of(end), "memory that nobody counted"
+            buffers = self.key_values.of_rows(row, row + 1)
+            for buffer in buffers:
+                buffer[0, :, part.length : end] = np.asarray(part.tokens, np.float32)[:, None]
+            for buffer in buffers:
+                held = buffer[0, :, :end]
+                assert (held == buffers[0][0, :1, :end, :1]).all(), "heads and layers that differ"
+            scores[row - begin, _next(buffers[0][0, 0, :end, 0].tolist(), part.adapter)] = 1
+        self.steps.append((begin, [len(part.tokens) for part in parts]))
+        return scores
+
+
+class PretendBatch:
+    """A batch over a pretended graph, step by step, and the requests that wait for it."""
+
+    def __init__(
+        self, shape: DecoderShape, tokenizer: Tokenizer, *, rows: int, budget_blocks: int, prefill_tokens: int = 64,
+        capacity_blocks: int = 16,
+    ) -> None:  # fmt: skip
+        self.key_values = KeyValues(shape, rows, min(capacity_blocks, budget_blocks))
+        self.graph = PretendGraph(self.key_values, shape.vocab_size)
+        self.waiting: deque[Answer] = deque()
+        self.budget_blocks = budget_blocks
+        self.batch = Batch(
+            cast(RowGraph, self.graph),
+            self.key_values,
+            rows=rows,
+            budget_blocks=budget_blocks,
+            prefill_tokens=prefill_tokens,
+        )
+        self._tokenizer, self._vocab_size = tokenizer, shape.vocab_size
+
+    def ask(
+        self, prompt: Sequence[int], count: int = 1, adapter: AdapterVersion | None = None, **sampling: object
+    ) -> Listener:
+        """An answer of `count` tokens that waits to come in."""
+        listener = Listener(lease=CountedLease(adapter) if adapter else None)
+        wanted = Sampling(max_tokens=count, **sampling) if sampling else counted(count)  # type: ignore[arg-type]
+        listener.request = Request(prompt=prompt, sampling=wanted, on_event=listener, adapter=listener.lease)
+        self.waiting.append(
+            Answer(
+                listener.request,
+                self._tokenizer,
+                vocab_size=self._vocab_size,
+                stop_token_ids=(),
+                limit=self.key_values.capacity,
+            )
+        )
+        return listener
+
+    def step(self) -> None:
+        """Let those in for whom there is room, and go one step further."""
+        self.waiting.extendleft(self.batch.set_back)
+        self.batch.set_back.clear()
+        self.batch.admit(self.waiting)
+        self.batch.step()
+        assert self.batch.blocks <= self.budget_blocks
+
+    def finish(self, most_steps: int = 5000) -> int:
+        """How many steps it takes until everybody has ended; nothing is left then but prefixes."""
+        for steps in range(most_steps):
+            if not (self.waiting or self.batch.answers or self.batch.set_back):
+                assert not any(self.key_values.blocks)
+                assert not self.graph.adapters.rows.total()
+                return steps
+            self.step()
+        raise AssertionError(f"no end within {most_steps} steps")
