@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from fedlora.pack import BasePack
+
+    from tests.models import Packs
 
 # Tests run side by side with whatever else a machine does: one thread each is steady, and nothing here is large.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,3 +26,19 @@ def shared() -> Path:
     if not _SHARED.is_dir():
         pytest.skip(f"{_SHARED} is not there: real data, models and fixtures are not part of the project")
     return _SHARED
+
+
+@pytest.fixture(scope="session")
+def packs(tmp_path_factory: pytest.TempPathFactory) -> Packs:
+    """The pack of a variant: for reading, it is shared."""
+    from tests.models import made_once  # with torch, which not all tests need
+
+    return made_once(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def base(packs: Packs) -> BasePack:
+    """One tiny pack."""
+    from tests.models import DEFAULT
+
+    return packs(DEFAULT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def serve(
     DIR is a base pack with a graph `kernel` or `rows`, or an encoder's.
     """
     options: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
-    options["adapters"] = dict(_named(adapter) for adapter in adapters)
+    options["adapters"] = _by_name(adapters)
     if shutdown_timeout is not None:
         options["limits"] = {"shutdown_timeout_s": shutdown_timeout}
     config = read_config(config_path, options)
@@ -70,15 +71,25 @@ def ready_line(service: ServiceState, config: ServeConfig, address: tuple[Any, .
     """What is served, where, with how much memory, and to whom."""
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
     loaded = service.store.stats()
-    memory = f"{loaded.loaded} adapters in {shown_size(loaded.resident_bytes)} of {shown_size(loaded.budget_bytes)}"
+    adapters = _count(loaded.loaded, "adapter")
+    memory = f"{adapters} in {shown_size(loaded.resident_bytes)} of {shown_size(loaded.budget_bytes)}"
     if service.generator is not None:
-        memory += f", {config.rows} rows, {shown_size(config.cache_bytes)} for keys and values"
-    who = f"{len(config.keys)} keys" if config.keys else "open, without keys"
+        memory += f", {_count(config.rows, 'row')}, {shown_size(config.cache_bytes)} for keys and values"
+    who = _count(len(config.keys), "key") if config.keys else "open, without keys"
     return f"{service.base_name} on http://{host}:{address[1]} ({who}): {memory}"
 
 
-def _named(adapter: str) -> tuple[str, str]:
-    name, separator, path = adapter.partition("=")
-    if not separator or not name or not path:
-        raise ConfigError(f"--adapter {adapter}: expected NAME=PATH")
-    return name, path
+def _by_name(adapters: Iterable[str]) -> dict[str, str]:
+    paths: dict[str, str] = {}
+    for adapter in adapters:
+        name, separator, path = adapter.partition("=")
+        if not separator or not name or not path:
+            raise ConfigError(f"--adapter {adapter}: expected NAME=PATH")
+        if name in paths:
+            raise ConfigError(f"--adapter {adapter}: {name} is {paths[name]} already; give one of them another name")
+        paths[name] = path
+    return paths
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

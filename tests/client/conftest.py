@@ -10,20 +10,6 @@ from fedlora_client.kernels.native_ops import NativeOps
 from fedlora_client.ops import Ops
 from fedlora_client.plain_ops import PlainOps
 
-from tests.models import DEFAULT, Packs, made_once
-
-
-@pytest.fixture(scope="session")
-def packs(tmp_path_factory: pytest.TempPathFactory) -> Packs:
-    """The pack of a variant: for reading, it is shared."""
-    return made_once(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="session")
-def base(packs: Packs) -> BasePack:
-    """One tiny pack."""
-    return packs(DEFAULT)
-
 
 @pytest.fixture(scope="session")
 def compute() -> Compute:

@@ -15,19 +15,7 @@ from fedlora_export.export import export_base
 from fedlora_export.onnx_adapter import write_onnx_adapter
 from fedlora_export.packed_layers import FLOAT_ACCURACY
 
-from tests.models import DEFAULT, Packs, Variant, made_once, open_session, random_adapter
-
-
-@pytest.fixture(scope="session")
-def packs(tmp_path_factory: pytest.TempPathFactory) -> Packs:
-    """The pack of a variant: for reading, it is shared."""
-    return made_once(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="session")
-def base(packs: Packs) -> BasePack:
-    """One tiny pack."""
-    return packs(DEFAULT)
+from tests.models import DEFAULT, Packs, Variant, open_session, random_adapter
 
 
 @pytest.fixture(scope="session")

@@ -12,20 +12,8 @@ from fedlora_export.export import export_base
 from fedlora_export.packed_layers import FLOAT_ACCURACY
 from fedlora_serve.engine import Engine
 
-from tests.models import DEFAULT, Packs, made_once
+from tests.models import Packs
 from tests.serve.speakers import LONG, RANKS, ROW_PROFILES, Speaker, speaker
-
-
-@pytest.fixture(scope="session")
-def packs(tmp_path_factory: pytest.TempPathFactory) -> Packs:
-    """The pack of a variant: for reading, it is shared."""
-    return made_once(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="session")
-def base(packs: Packs) -> BasePack:
-    """One tiny pack."""
-    return packs(DEFAULT)
 
 
 @pytest.fixture(scope="session")

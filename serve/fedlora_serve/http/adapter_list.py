@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Literal
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fedlora.errors import UnknownAdapterError
 from pydantic import BaseModel
 
-from fedlora_serve.http.admin_route import admin_router, refusals, unknown_adapter
-from fedlora_serve.http.state import service_of
+from fedlora_serve.http.admin_route import admin_router, unknown_adapter
+from fedlora_serve.http.guarded_route import guarded_router, listed
+from fedlora_serve.http.state import caller_of, service_of
 
 
 class AdapterInfo(BaseModel):
@@ -36,15 +37,14 @@ class AdapterList(BaseModel):
     data: list[AdapterInfo]
 
 
-router = APIRouter(tags=["adapters"])
+router = guarded_router()
 admin = admin_router()
 
 
-@router.get("/v1/adapters", responses=refusals(401))
+@router.get("/v1/adapters", tags=["adapters"], responses=listed(401))
 async def list_adapters(request: Request) -> AdapterList:
     """The adapters that the caller's key may use, with their versions."""
-    service = service_of(request)
-    caller = service.keys.authorize(request.headers.get("authorization"))
+    service, caller = service_of(request), caller_of(request)
     shown = service.adapter_folder.shown if service.adapter_folder else lambda source: source.name
     infos = [
         AdapterInfo(
@@ -66,7 +66,7 @@ async def list_adapters(request: Request) -> AdapterList:
     return AdapterList(data=infos)
 
 
-@admin.post("/v1/adapters/{name:path}/pin", status_code=204, responses=refusals(400, 401, 403, 404, 503))
+@admin.post("/v1/adapters/{name:path}/pin", status_code=204, responses=listed(400, 401, 403, 404, 503))
 async def pin_adapter(name: str, request: Request) -> None:
     """Keep an adapter, and each that replaces it, in memory."""
     try:
@@ -75,7 +75,7 @@ async def pin_adapter(name: str, request: Request) -> None:
         raise unknown_adapter(name) from None
 
 
-@admin.post("/v1/adapters/{name:path}/unpin", status_code=204, responses=refusals(401, 403, 404))
+@admin.post("/v1/adapters/{name:path}/unpin", status_code=204, responses=listed(401, 403, 404))
 async def unpin_adapter(name: str, request: Request) -> None:
     """Let an adapter's memory go to others again."""
     try:

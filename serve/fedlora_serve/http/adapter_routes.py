@@ -16,8 +16,9 @@ from pydantic import BaseModel
 
 from fedlora_serve.http import adapter_list
 from fedlora_serve.http.adapter_folder import AdapterFolder, NoSuchAdapterError
-from fedlora_serve.http.admin_route import INVALID, NOT_FOUND, admin_router, refusals, unknown_adapter
+from fedlora_serve.http.admin_route import INVALID, NOT_FOUND, admin_router, unknown_adapter
 from fedlora_serve.http.errors import ApiError
+from fedlora_serve.http.guarded_route import listed
 from fedlora_serve.http.state import ServiceState, service_of
 
 _CHECK_EVERY_S = 0.02
@@ -46,7 +47,7 @@ admin = admin_router()
 @admin.post(
     "/v1/load_lora_adapter",
     response_class=Response,
-    responses={200: _TEXT, **refusals(400, 401, 403, 404, 408, 413, 415, 503)},
+    responses={200: _TEXT, **listed(400, 401, 403, 404, 408, 413, 415, 503)},
 )
 async def load_lora_adapter(body: LoadAdapter, request: Request) -> Response:
     """Load an adapter from the adapter folder. It answers once the adapter can be used."""
@@ -84,7 +85,7 @@ async def load_lora_adapter(body: LoadAdapter, request: Request) -> Response:
 @admin.post(
     "/v1/unload_lora_adapter",
     response_class=Response,
-    responses={200: _TEXT, 202: _TEXT, **refusals(400, 401, 403, 404, 408, 413, 415)},
+    responses={200: _TEXT, 202: _TEXT, **listed(400, 401, 403, 404, 408, 413, 415)},
 )
 async def unload_lora_adapter(body: UnloadAdapter, request: Request) -> Response:
     """Take an adapter away. New requests do not find it; those that use it end with it: 202 where some still run."""

@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from typing import Any
-
-from fastapi import APIRouter, Depends, Request, Response
-from fastapi.routing import APIRoute
+from fastapi import APIRouter, Depends, Request
 from fastapi.security import HTTPBearer
 
-from fedlora_serve.http.errors import ApiError, ErrorBody
-from fedlora_serve.http.state import service_of
+from fedlora_serve.http.errors import ApiError
+from fedlora_serve.http.guarded_route import GuardedRoute
+from fedlora_serve.http.keys import Keys
 
 INVALID, NOT_FOUND = "InvalidUserInput", "NotFoundError"  # vLLM's words
 
 
-class AdminRoute(APIRoute):
+class AdminRoute(GuardedRoute):
     """A route that asks for the admin key first."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def guarded(request: Request) -> Response:
-            service_of(request).keys.authorize_admin(request.headers.get("authorization"))
-            return await handle(request)
-
-        return guarded
+    def check(self, keys: Keys, request: Request) -> None:
+        keys.authorize_admin(request.headers.get("authorization"))
 
 
 def admin_router() -> APIRouter:
     """A router of such routes, described as such."""
     key = HTTPBearer(auto_error=False, scheme_name="AdminKey", description="The admin key.")
     return APIRouter(route_class=AdminRoute, dependencies=[Depends(key)], tags=["adapters"])
-
-
-def refusals(*codes: int) -> dict[int | str, dict[str, Any]]:
-    """What a route answers that is no success, for its description."""
-    return {code: {"model": ErrorBody} for code in codes}
 
 
 def unknown_adapter(name: str) -> ApiError:

@@ -11,6 +11,7 @@ import asyncio
 from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fedlora_serve.http.errors import ApiError, ErrorResponse
 from fedlora_serve.http.limits import Limits
 
 _CLOSE = {"Connection": "close"}  # the rest of the body is not read
@@ -24,6 +25,9 @@ class BodyLimit:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
+            if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
+                await ErrorResponse(_two_lengths())(scope, receive, send)
+                return
             receive = _bounded(receive, _content_length(scope), self._limits)
         await self._app(scope, receive, send)
 
@@ -56,6 +60,11 @@ def _content_length(scope: Scope) -> int:
     """What the header says; 0 where there is none, or no number (the HTTP parser has refused that before)."""
     values = [value for name, value in scope["headers"] if name == b"content-length"]
     return int(values[0]) if values and values[0].isdigit() else 0
+
+
+def _two_lengths() -> ApiError:
+    """What reads one of them and what reads the other see two different requests (RFC 9112, section 6.3)."""
+    return ApiError(400, "a body has a Content-Length or a Transfer-Encoding, not both", headers=_CLOSE)
 
 
 def _too_large(most: int) -> HTTPException:

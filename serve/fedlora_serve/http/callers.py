@@ -36,10 +36,6 @@ class Caller(Protocol):
         """Whether the model exists for this caller: for lists, and for what an error names."""
         ...
 
-    def check_model(self, model: str) -> None:
-        """Raises ApiError 404 where the caller may not use the model."""
-        ...
-
     def take(self, tokens: int = 0) -> None:
         """Count one request, and the tokens of its prompts. Raises ApiError 429, with Retry-After, and counts nothing."""
         ...
@@ -57,8 +53,6 @@ class Anyone:
 
     def may_use(self, model: str) -> bool:
         return True
-
-    def check_model(self, model: str) -> None: ...
 
     def take(self, tokens: int = 0) -> None: ...
 
@@ -81,12 +75,6 @@ class KeyHolder:
 
     def may_use(self, model: str) -> bool:
         return not self._models or any(fnmatchcase(model, pattern) for pattern in self._models)
-
-    def check_model(self, model: str) -> None:
-        if not self.may_use(model):
-            raise ApiError(
-                404, f"the model {model!r:.140} does not exist", "invalid_request_error", "model_not_found", "model"
-            )
 
     def take(self, tokens: int = 0) -> None:
         costs = [(self._requests, 1, "requests"), (self._tokens, tokens, "tokens")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from fastapi import Request, Response
@@ -29,7 +30,7 @@ from fedlora_serve.http.sse import EventStream
 from fedlora_serve.http.state import ServiceState, caller_of, service_of
 from fedlora_serve.http.usage import Usage
 from fedlora_serve.http.wanted import check_stream_options, wanted_answers
-from fedlora_serve.http.whole_answers import FinishReason, finish_reason, whole_answers
+from fedlora_serve.http.whole_answers import FinishReason, WholeAnswer, finish_reason, whole_answers
 
 router = guarded_router()
 
@@ -54,17 +55,8 @@ async def create_chat_completion(body: ChatBody, request: Request) -> Response:
     if body.stream:
         return EventStream(answers, writer.chunks(answers), model.headers)
     whole = await whole_answers(request, answers, n)
-    choices = [
-        ChatChoice(
-            index=index,
-            message=ChatAnswer(role="assistant", content=answer.text, refusal=None),
-            logprobs=writer.logprobs(answer.tokens),
-            finish_reason=answer.finish_reason,
-        )
-        for index, answer in enumerate(whole)
-    ]
-    completion = ChatCompletion(**writer.head, object="chat.completion", choices=choices, usage=answers.usage)
-    return Response(completion.model_dump_json(), media_type="application/json", headers=model.headers)
+    content = await asyncio.to_thread(writer.written, whole, answers.usage)
+    return Response(content, media_type="application/json", headers=model.headers)
 
 
 def _asked(body: ChatBody) -> tuple[int | None, str]:
@@ -87,10 +79,21 @@ class _Writer:
     """Writes the answers of one request."""
 
     def __init__(self, state: ServiceState, body: ChatBody, head: HeadFields) -> None:
-        self._state, self._body, self.head = state, body, head
+        self._state, self._body, self._head = state, body, head
 
-    def logprobs(self, tokens: Sequence[ChosenToken]) -> ChatLogprobs | None:
-        return chat_logprobs(self._state.token_strings, tokens) if self._body.logprobs else None
+    def written(self, whole: Sequence[WholeAnswer], usage: Usage) -> str:
+        """All answers, as JSON. Log-probabilities may take a second: not for the event loop."""
+        choices = [
+            ChatChoice(
+                index=index,
+                message=ChatAnswer(role="assistant", content=answer.text, refusal=None),
+                logprobs=self._logprobs(answer.tokens),
+                finish_reason=answer.finish_reason,
+            )
+            for index, answer in enumerate(whole)
+        ]
+        completion = ChatCompletion(**self._head, object="chat.completion", choices=choices, usage=usage)
+        return completion.model_dump_json()
 
     async def chunks(self, answers: Answers) -> AsyncIterator[ChatChunk]:
         """The role of each answer, their text as it comes, then their usage, where that is asked for."""
@@ -100,9 +103,12 @@ class _Writer:
             if isinstance(event, Finished):
                 yield self._chunk(answer, ChatDelta(), reason=finish_reason(event))
             else:
-                yield self._chunk(answer, ChatDelta(content=event.text), self.logprobs(event.tokens))
+                yield self._chunk(answer, ChatDelta(content=event.text), self._logprobs(event.tokens))
         if self._body.includes_usage:
             yield self._with_usage([], answers.usage)
+
+    def _logprobs(self, tokens: Sequence[ChosenToken]) -> ChatLogprobs | None:
+        return chat_logprobs(self._state.token_strings, tokens) if self._body.logprobs else None
 
     def _chunk(
         self, answer: int, delta: ChatDelta, logprobs: ChatLogprobs | None = None, reason: FinishReason | None = None
@@ -111,7 +117,7 @@ class _Writer:
         choices = [ChatChunkChoice(index=answer, delta=delta, logprobs=logprobs, finish_reason=reason)]
         if self._body.includes_usage:
             return self._with_usage(choices, None)
-        return ChatChunk(**self.head, object="chat.completion.chunk", choices=choices)
+        return ChatChunk(**self._head, object="chat.completion.chunk", choices=choices)
 
     def _with_usage(self, choices: list[ChatChunkChoice], usage: Usage | None) -> ChatChunk:
-        return ChatChunk(**self.head, object="chat.completion.chunk", choices=choices, usage=usage)
+        return ChatChunk(**self._head, object="chat.completion.chunk", choices=choices, usage=usage)

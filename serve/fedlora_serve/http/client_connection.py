@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _T = TypeVar("_T")
+_KNOWN_WITHIN_S = 1.0
 
 
 class ClientGoneError(OSError):
@@ -39,10 +40,10 @@ class SendLimit:
             await self._app(scope, receive, send)
             return
         with suppress(ClientStalledError):
-            await self._app(scope, receive, _bounded(send, self._timeout_s))
+            await self._app(scope, receive, _bounded(send, receive, self._timeout_s))
 
 
-def _bounded(send: Send, timeout_s: float) -> Send:
+def _bounded(send: Send, receive: Receive, timeout_s: float) -> Send:
     """`send`, which raises ClientStalledError after `timeout_s`, and then has cut the connection.
 
     A body that is sent at once is followed by an empty end, so that it too has been taken when the answer is complete.
@@ -53,7 +54,7 @@ def _bounded(send: Send, timeout_s: float) -> Send:
             async with asyncio.timeout(timeout_s):
                 await send(message)
         except TimeoutError:
-            await _hang_up(send)
+            await _hang_up(send, receive)
             raise ClientStalledError(f"the client read nothing for {timeout_s:g} s") from None
 
     async def bounded(message: Message) -> None:
@@ -85,9 +86,14 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def _hang_up(send: Send) -> None:
-    """Cut the connection. ASGI has no word for it; in uvicorn `send` belongs to an object that has the transport."""
+async def _hang_up(send: Send, receive: Receive) -> None:
+    """Cut the connection, and wait until the server knows: it takes an application that returns before for broken.
+
+    ASGI has no word for it; in uvicorn `send` belongs to an object that has the transport, of asyncio or of uvloop.
+    """
     transport = getattr(getattr(send, "__self__", None), "transport", None)
-    if isinstance(transport, asyncio.Transport):
+    if transport is not None:
         transport.abort()
-        await asyncio.sleep(0)  # so that the server knows of it before the application returns
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_KNOWN_WITHIN_S):
+                await _disconnected(receive)

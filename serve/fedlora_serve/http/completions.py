@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from fastapi import Request, Response
@@ -19,7 +20,7 @@ from fedlora_serve.http.sse import EventStream
 from fedlora_serve.http.state import ServiceState, caller_of, service_of
 from fedlora_serve.http.usage import Usage
 from fedlora_serve.http.wanted import check_stream_options, wanted_answers
-from fedlora_serve.http.whole_answers import FinishReason, finish_reason, whole_answers
+from fedlora_serve.http.whole_answers import FinishReason, WholeAnswer, finish_reason, whole_answers
 
 router = guarded_router()
 
@@ -45,9 +46,8 @@ async def create_completion(body: CompletionBody, request: Request) -> Response:
     if body.stream:
         return EventStream(answers, writer.chunks(answers), model.headers)
     whole = await whole_answers(request, answers, len(wanted))
-    choices = [writer.choice(i, one.text, one.tokens, reason=one.finish_reason) for i, one in enumerate(whole)]
-    completion = writer.completion(choices, answers.usage)
-    return Response(completion.model_dump_json(), media_type="application/json", headers=model.headers)
+    content = await asyncio.to_thread(writer.written, whole, answers.usage)
+    return Response(content, media_type="application/json", headers=model.headers)
 
 
 def _check(body: CompletionBody) -> None:
@@ -92,6 +92,11 @@ class _Writer:
 
     def completion(self, choices: list[CompletionChoice], usage: Usage | None = None) -> Completion:
         return Completion(**self._head, object="text_completion", choices=choices, usage=usage)
+
+    def written(self, whole: Sequence[WholeAnswer], usage: Usage) -> str:
+        """All answers, as JSON. Log-probabilities may take a second: not for the event loop."""
+        choices = [self.choice(i, one.text, one.tokens, reason=one.finish_reason) for i, one in enumerate(whole)]
+        return self.completion(choices, usage).model_dump_json()
 
     async def chunks(self, answers: Answers) -> AsyncIterator[Completion]:
         """The answers as they come, then their usage, where that is asked for."""

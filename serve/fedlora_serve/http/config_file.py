@@ -75,7 +75,7 @@ def _admin(content: Mapping[str, Any], folder: Path, where: str, environment: Ma
     if environment.get(ADMIN_ENV):
         if given:
             raise ConfigError(f"the admin key is set by {ADMIN_ENV} and in {where}; leave one of them")
-        given = {"key_env": ADMIN_ENV}
+        return digest_from({"key_env": ADMIN_ENV}, folder, f"{ADMIN_ENV}, the admin key", environment)
     return digest_from(given, folder, f"{where}: the admin key", environment) if given else None
 
 

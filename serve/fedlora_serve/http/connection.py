@@ -40,6 +40,9 @@ class BoundedConnection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # A send waits until the system has all of the one before, so that a client that leaves a rest unread is noticed
+        # while its request still runs: what is in the buffer of a transport when it is closed holds it for ever.
+        transport.set_write_buffer_limits(high=0)
         if len(self.connections) > self.max_connections:
             transport.write(_TOO_MANY)
             transport.close()

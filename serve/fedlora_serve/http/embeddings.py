@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,7 +26,7 @@ router = guarded_router()
 @router.post("/v1/embeddings", response_model=None, responses=described(Embeddings))
 async def create_embeddings(body: EmbeddingBody, request: Request) -> Response:
     """The vector of each text."""
-    state, caller = service_of(request), caller_of(request)
+    state, caller, began = service_of(request), caller_of(request), time.perf_counter()
     async with served_model(state, caller, body.model) as model:
         embedder = _embedder(state)
         _check(state, embedder, body)
@@ -40,7 +41,9 @@ async def create_embeddings(body: EmbeddingBody, request: Request) -> Response:
                 )
         tokens = sum(map(len, rows))
         caller.take(tokens)
+        state.metrics.request_started(model.name)
         vectors = _unit(await while_connected(request.receive, _embedded(state, embedder, model, rows)))
+    state.metrics.embedded(model.name, time.perf_counter() - began, tokens)
     data = [
         Embedding(object="embedding", index=index, embedding=_written(vector, body.encoding_format))
         for index, vector in enumerate(vectors)

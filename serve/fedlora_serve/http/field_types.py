@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 MAX_STOPS, MAX_STOP_CHARACTERS = 16, 1024
 MAX_BIASES = 1024
+_EMPTY: list[Any] = [None, False, "", [], {}]
 # Before anything is done with them; a service's limits are lower.
 MAX_TEXTS, MAX_TOKENS = 2048, 1 << 20
 
@@ -35,7 +36,7 @@ def unicode_text(text: str) -> str:
 
 def _not_set(value: object) -> None:
     """Clients send empty values for what they do not use."""
-    if value not in (None, False, [], {}):
+    if value not in _EMPTY:
         raise ValueError("this service does not support it; leave it out")
 
 
@@ -145,5 +146,5 @@ TextsOrTokens = Annotated[
 NotSupported = Annotated[
     None,
     BeforeValidator(_not_set),
-    WithJsonSchema({"enum": [None, False, [], {}], "description": "Not supported: leave it out."}),
+    WithJsonSchema({"enum": _EMPTY, "description": "Not supported: leave it out."}),
 ]

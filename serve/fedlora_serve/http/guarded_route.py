@@ -10,6 +10,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 
 from fedlora_serve.http.errors import ErrorBody
+from fedlora_serve.http.keys import Keys
 from fedlora_serve.http.state import service_of
 
 DIGEST_HEADER = "X-Adapter-Digest"
@@ -18,7 +19,7 @@ _ERRORS = {
     400: "A field is wrong, or asks for what this service does not do.",
     401: "A key is needed, or this one is not known.",
     403: "The key is not good for this.",
-    404: "No such model.",
+    404: "No such model or adapter.",
     408: "The body did not come in time.",
     413: "The body is too large.",
     415: "The body is not announced as JSON.",
@@ -35,10 +36,14 @@ class GuardedRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def guarded(request: Request) -> Response:
-            request.state.caller = service_of(request).keys.authorize(request.headers.get("authorization"))
+            self.check(service_of(request).keys, request)
             return await handle(request)
 
         return guarded
+
+    def check(self, keys: Keys, request: Request) -> None:
+        """Raises ApiError for who is not let in; tells the request who is."""
+        request.state.caller = keys.authorize(request.headers.get("authorization"))
 
 
 def guarded_router() -> APIRouter:

@@ -14,6 +14,7 @@ from fedlora_serve.http.keys import key_digest
 KEY_SOURCES = ("key", "key_sha256", "key_file", "key_env")
 
 _KEY = re.compile(r"[!-~]{16,512}")  # printable ASCII without spaces, as a header takes it
+_NO_KEYS = (key_digest(""), key_digest("\n"))  # what a shell computes of a variable that is not set
 _MAKE = "make one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
 
 
@@ -30,6 +31,8 @@ def digest_from(source: Mapping[str, Any], folder: Path, where: str, environment
     if kind == "key_sha256":
         if not re.fullmatch(r"[0-9a-fA-F]{64}", value):
             raise ConfigError(f"{where}: key_sha256 must be the 64 hexadecimal digits of the key's sha256")
+        if bytes.fromhex(value) in _NO_KEYS:
+            raise ConfigError(f"{where}: key_sha256 is of an empty text: was the key there when it was computed?")
         return bytes.fromhex(value)
     if kind == "key_env":
         key = environment.get(value, "")

@@ -88,14 +88,15 @@ class Keys:
 
     def _caller(self, authorization: str | None) -> Caller | None:
         scheme, _, key = (authorization or "").partition(" ")
-        given = key_digest(key.strip() if scheme.lower() == "bearer" else "")
+        key = key.strip() if scheme.lower() == "bearer" else ""
+        given = key_digest(key)
         found: Caller | None = None
         for digest, holder in self._holders:  # all of them, whichever it is
             if hmac.compare_digest(given, digest):
                 found = holder
         if self._admin is not None and hmac.compare_digest(given, self._admin):
             found = Anyone("admin")
-        return found
+        return found if key else None  # whatever digest somebody has set, nothing is no key
 
 
 def key_digest(key: str) -> bytes:

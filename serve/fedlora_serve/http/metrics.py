@@ -66,8 +66,10 @@ class Metrics:
         self._by_model[base_name] = self._new_series(base_name)
 
     def request_started(self, model: str) -> None:
-        """An answer of a model that was found is wanted."""
-        self._series(model)
+        """An answer of a model that was found is wanted: it may have series of its own."""
+        with self._lock:
+            if model not in self._by_model and len(self._by_model) < self._max_models + 2:  # the base, and the others
+                self._by_model[model] = self._new_series(model)
 
     def first_token(self, model: str, seconds: float) -> None:
         self._series(model).first_token.observe(seconds)
@@ -78,12 +80,20 @@ class Metrics:
     def request_finished(
         self, model: str, reason: str, seconds: float, prompt_tokens: int, completion_tokens: int
     ) -> None:
-        """An answer has ended; `reason` is a FinishReason, anything else counts as "error"."""
+        """An answer has ended; `reason` is a FinishReason, anything else counts as "error". A prompt to which nothing was
+        answered does not count."""
+        series = self._series(model)
+        series.latency.observe(seconds)
+        series.prompt_tokens.inc(prompt_tokens if completion_tokens else 0)
+        series.generation_tokens.inc(completion_tokens)
+        series.ended.get(reason, series.ended["error"]).inc()
+
+    def embedded(self, model: str, seconds: float, prompt_tokens: int) -> None:
+        """Texts have their vectors."""
         series = self._series(model)
         series.latency.observe(seconds)
         series.prompt_tokens.inc(prompt_tokens)
-        series.generation_tokens.inc(completion_tokens)
-        series.ended.get(reason, series.ended["error"]).inc()
+        series.ended["stop"].inc()
 
     def http_response(self, status: int) -> None:
         self._responses.labels(str(status)).inc()
@@ -107,13 +117,8 @@ class Metrics:
         return generate_latest(self.registry)
 
     def _series(self, model: str) -> _Series:
-        series = self._by_model.get(model)
-        if series is not None:
-            return series
-        with self._lock:
-            if model not in self._by_model and len(self._by_model) < self._max_models + 2:  # the base, and the others
-                self._by_model[model] = self._new_series(model)
-            return self._by_model.get(model, self._by_model[OTHER])
+        """Those of a model whose answers still come after it was forgotten are the others'."""
+        return self._by_model.get(model, self._by_model[OTHER])
 
     def _new_series(self, model: str) -> _Series:
         first, between, latency = (histogram.labels(model) for histogram in self._histograms)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import logging
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from fedlora.errors import UnknownAdapterError
+from fedlora.errors import AdapterError, AdapterStoreFullError, UnknownAdapterError
 
 from fedlora_serve.adapters.version import AdapterVersion, Lease
-from fedlora_serve.http.errors import ApiError
+from fedlora_serve.http.errors import SERVER, ApiError
 from fedlora_serve.http.guarded_route import DIGEST_HEADER
 from fedlora_serve.http.keys import Caller
 from fedlora_serve.http.state import ServiceState
 
+_logger = logging.getLogger(__name__)
 _MAX_COMPARED = 1000  # names that an unknown one is compared with
 
 
@@ -100,6 +102,12 @@ async def served_model(state: ServiceState, caller: Caller, name: str) -> AsyncI
         shared = SharedLease(await _leased(state, name))
     except UnknownAdapterError:
         raise await unknown_model(state, caller, name) from None
+    except AdapterStoreFullError:
+        raise  # 503: until another request has ended
+    except AdapterError as error:  # whoever asks has done nothing wrong, and the file's place is not their business
+        _logger.warning("%s: %s", name, error)
+        message = f"the adapter {name} was evicted and cannot be read again; the service's log says why"
+        raise ApiError(500, message, SERVER, "adapter_unreadable") from None
     own = shared.share()
     try:
         yield ServedModel(name=name, base_fingerprint=fingerprint, shared=shared)

@@ -34,7 +34,7 @@ _GRACE_S = 5  # for cancelled answers to reach their clients
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket for the server; nothing listens yet. Raises ConfigError where the address is taken or not this machine's."""
+    """A socket for the server; nothing listens yet. Raises ConfigError for an address that is taken or not ours."""
     try:
         [(family, kind, protocol, _, address), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         bound = socket.socket(family, kind, protocol)
@@ -45,10 +45,14 @@ def bind(host: str, port: int) -> socket.socket:
             bound.close()
             raise
     except OSError as error:
-        raise ConfigError(
-            f"cannot listen on {host}, port {port}: {error.strerror or error}; name another --port or --host"
-        ) from None
+        raise _cannot_listen(host, port, error) from None
     return bound
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"cannot listen on {host}, port {port}: {error.strerror or error}; name another --port or --host"
+    )
 
 
 def guarded_app(service: ServiceState, *, for_this_machine: bool = False) -> ASGIApp:
@@ -104,6 +108,12 @@ class GracefulServer(uvicorn.Server):
         self._service, self._when_ready = service, when_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        for bound in sockets or ():
+            try:
+                bound.listen(self.config.backlog)  # another process may have been faster since it was bound
+            except OSError as error:
+                host, port, *_ = bound.getsockname()
+                raise _cannot_listen(host, port, error) from None
         await super().startup(sockets)
         self._when_ready()
 

@@ -29,6 +29,7 @@ def wanted_answers(
     """
     n = body.answers_per_prompt
     lengths = [_max_tokens(state, generator, prompt, asked, default, param) for prompt in prompts]
+    _check_logprobs(state, n * sum(lengths), logprobs, param)
     return [
         Wanted(prompt=prompt, sampling=body.sampling(max_tokens=length, logprobs=logprobs, index=index * n + number))
         for index, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
@@ -40,6 +41,18 @@ def check_stream_options(body: GenerationBody) -> None:
     """Raises ApiError where there are some and no stream."""
     if body.stream_options is not None and not body.stream:
         raise ApiError(400, "stream_options: only together with stream", param="stream_options")
+
+
+def _check_logprobs(state: ServiceState, tokens: int, logprobs: int | None, param: str) -> None:
+    """They are kept until they are sent, and take a hundred times the memory of their tokens."""
+    most, wanted = state.limits.max_logprobs, 0 if logprobs is None else tokens * (logprobs + 1)
+    if wanted > most:
+        raise ApiError(
+            400,
+            f"logprobs: {tokens} tokens may come, with {wanted} log-probabilities; expected at most {most}; ask for fewer "
+            f"of them, set {param} lower, or send several requests",
+            param="logprobs",
+        )
 
 
 def _max_tokens(

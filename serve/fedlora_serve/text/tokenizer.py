@@ -22,7 +22,11 @@ def open_tokenizer(directory: Path) -> Tokenizer:
 
 def tokens_of(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool, what: str = "the text") -> list[int]:
     """The tokens of `text`. Raises ConfigError where it has half of a UTF-16 pair, which is no character."""
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ConfigError(f"{what} is not UTF-8 text")
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{what} is not UTF-8 text") from None
+    # `encode` would let no other thread run meanwhile.
+    [encoding] = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+    ids: list[int] = encoding.ids
     return ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +14,11 @@ Address = tuple[str, int]
 
 
 @contextmanager
-def served(state: ServiceState) -> Iterator[Address]:
+def served(state: ServiceState, *, send_buffer_bytes: int = 0) -> Iterator[Address]:
     """The address of the server, which is told to stop at the end, and does."""
     ready, bound = threading.Event(), bind("127.0.0.1", 0)
+    if send_buffer_bytes:  # of the system, for each connection
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
     server = make_server(state, when_ready=ready.set)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()

@@ -229,7 +229,7 @@ def test_an_adapter_that_is_unloaded_gives_its_series_back(
     client: Client, state: ServiceState, load: Callable[..., Any]
 ) -> None:
     load()
-    state.metrics.first_token("tone", 0.1)
+    state.metrics.request_started("tone")
     assert b'"tone"' in state.metrics.text()
     client.post("/v1/unload_lora_adapter", {"lora_name": "tone"})
     assert b'"tone"' not in state.metrics.text()

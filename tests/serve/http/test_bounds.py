@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from fedlora.errors import ConfigError
 from fedlora.pack import BasePack
+from fedlora_serve.batching.request import Event, Finished, Piece
 from fedlora_serve.http import connection
 from fedlora_serve.http.keys import ApiKey, Keys, key_digest
-from fedlora_serve.http.server import bind
+from fedlora_serve.http.server import bind, make_server
 
 from tests.serve.http.fake_generator import FakeGenerator, endless, words
 from tests.serve.http.own_server import Address, served
@@ -191,3 +192,38 @@ def test_a_port_that_is_taken_is_one_sentence() -> None:
         bind("192.0.2.1", 0)
     with pytest.raises(ConfigError, match=r"cannot listen on no\.such\.host\.invalid"):
         bind("no.such.host.invalid", 0)
+
+
+def test_a_request_whose_length_is_told_in_two_ways_is_refused_with_its_connection(serve: Callable[..., Any]) -> None:
+    smuggled = b"GET /v1/models HTTP/1.1\r\nHost: here\r\n\r\n"
+    head = b"Host: here\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with serve() as address:
+        for request in (b"POST /v1/completions", b"GET /health"):
+            with opened(address) as connected:
+                connected.sendall(request + b" HTTP/1.1\r\n" + head + b"0\r\n\r\n" + smuggled)
+                got = received(connected)
+            assert got.startswith(b"HTTP/1.1 400")
+            assert got.count(b"HTTP/1.1") == 1
+
+
+def test_a_client_that_leaves_the_rest_of_an_answer_unread_does_not_hold_its_connection(
+    base: BasePack, caplog: pytest.LogCaptureFixture
+) -> None:
+    long: list[Event] = [Piece(text="x" * 60_000), Finished(reason="stop", completion_tokens=1)]
+    generator = FakeGenerator(lambda request: long)
+    state = service(base, generator, limits={"send_timeout_s": 0.3, "shutdown_timeout_s": 0.5})
+    text = body("a")
+    with served(state, send_buffer_bytes=4096) as address, socket.socket() as connected:
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        connected.connect(address)
+        connected.sendall(post(f"Content-Length: {len(text)}") + text)
+        time.sleep(1.0)  # more than the timeout
+        assert len(received(connected)) < 60_000
+    assert not caplog.records
+
+
+def test_of_two_services_that_start_at_a_time_on_one_port_one_says_that_it_is_taken(base: BasePack) -> None:
+    with bind("127.0.0.1", 0) as first, bind("127.0.0.1", first.getsockname()[1]) as second:
+        first.listen()
+        with pytest.raises(ConfigError, match=r"cannot listen on 127\.0\.0\.1, port \d+: Address already in use"):
+            make_server(service(base, FakeGenerator())).run(sockets=[second])

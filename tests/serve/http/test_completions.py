@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from fedlora.examples import ChatMessage
 from fedlora.pack import BasePack
+from fedlora_serve.http import chat, completions
+from fedlora_serve.http.errors import ApiError
+from fedlora_serve.http.prompts import chat_prompt, completion_prompts
 
 from tests.models import BOS
 from tests.serve.http.fake_generator import FakeGenerator, failing, words
@@ -201,6 +207,10 @@ def test_what_cannot_be_done_is_refused_by_its_field(
     assert generator.requests == []
 
 
+def test_an_empty_value_of_what_cannot_be_done_is_nothing(post: Post) -> None:
+    assert post(suffix="", guided_json={}, bad_words=[], use_beam_search=False, min_tokens=0)["choices"]
+
+
 def test_unknown_fields_are_ignored(post: Post) -> None:
     assert post(something_new={"a": [1]})["choices"]
 
@@ -271,3 +281,64 @@ def test_a_number_without_a_fraction_is_whole_however_it_is_written(post: Post, 
     assert generator.requests[0].sampling.max_tokens == 2
     assert generator.requests[0].prompt == (3, 5)
     assert refusal(post(max_tokens=2.5))["param"] == "max_tokens"
+
+
+def test_the_log_probabilities_of_one_request_are_bounded(base: BasePack) -> None:
+    client = Client(service(base, FakeGenerator(), limits={"max_logprobs": 120}))
+    body = {"model": BASE, "prompt": ["a", "b"], "n": 2, "max_tokens": 10}
+    assert client.post("/v1/completions", {**body, "logprobs": 2}).status_code == 200
+    error = refusal(client.post("/v1/completions", {**body, "logprobs": 3}))
+    assert (error["param"], "160 log-probabilities" in error["message"]) == ("logprobs", True)
+    chat = {"model": BASE, "messages": [{"role": "user", "content": "a"}], "logprobs": True, "top_logprobs": 5}
+    error = refusal(client.post("/v1/chat/completions", chat))  # as many as the context leaves
+    assert "set max_tokens lower" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "path", "fields"),
+    [
+        (completions, "completion_logprobs", "/v1/completions", {"prompt": "a", "logprobs": 1}),
+        (
+            chat,
+            "chat_logprobs",
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": "a"}], "logprobs": True},
+        ),
+    ],
+)
+def test_log_probabilities_of_whole_answers_are_written_off_the_event_loop(
+    base: BasePack, monkeypatch: pytest.MonkeyPatch, module: Any, function: str, path: str, fields: dict[str, Any]
+) -> None:
+    threads, write = list[threading.Thread](), getattr(module, function)
+
+    def watched(*args: Any, **options: Any) -> Any:
+        threads.append(threading.current_thread())
+        return write(*args, **options)
+
+    monkeypatch.setattr(module, function, watched)
+    assert Client(service(base, FakeGenerator())).post(path, {"model": BASE, **fields}).status_code == 200
+    assert threads
+    assert threading.current_thread() not in threads  # which has the loop
+
+
+@pytest.mark.parametrize("route", ["completions", "chat"])
+def test_a_long_text_is_cut_into_tokens_while_others_are_answered(base: BasePack, route: str) -> None:
+    """The event loop turns many times meanwhile, which it does not where a thread holds Python's lock."""
+    state = service(base, FakeGenerator())
+    text = "some words " * 100_000
+
+    async def turns() -> int:
+        coming: asyncio.Task[Any]
+        if route == "chat":
+            coming = asyncio.create_task(chat_prompt(state, [ChatMessage("user", text)], answers=1))
+        else:
+            coming = asyncio.create_task(completion_prompts(state, [text], answers=1))
+        count = 0
+        while not coming.done():
+            await asyncio.sleep(0.001)
+            count += 1
+        with pytest.raises(ApiError, match="tokens"):
+            coming.result()
+        return count
+
+    assert asyncio.run(turns()) > 20

@@ -180,3 +180,14 @@ def test_a_service_for_this_machine_is_not_there_under_another_name(host: str, s
             return (await client.get("/", headers={"Host": host})).status_code
 
     assert asyncio.run(ask()) == status
+
+
+@pytest.mark.parametrize("text", ["", "\n"])
+def test_the_digest_of_an_empty_text_is_no_key(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match="the admin key: key_sha256 is of an empty text"):
+        read(tmp_path, f"admin_key_sha256 = '{key_digest(text).hex()}'")
+
+
+def test_a_bad_admin_key_from_the_environment_is_told_by_its_name_there() -> None:
+    with pytest.raises(ConfigError, match=r"^FEDLORA_ADMIN_KEY, the admin key: a key is 16 to 512"):
+        read_config(None, {}, {"FEDLORA_ADMIN_KEY": "short"})

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from fedlora.chat_template import ChatTemplate
 from fedlora.pack import BasePack
+from fedlora_serve.adapters.source import AdapterContent
+from fedlora_serve.adapters.store import AdapterStore
 from fedlora_serve.http.keys import ApiKey, key_digest
 
 from tests.serve.http.fake_generator import FakeGenerator, failing
@@ -125,3 +127,20 @@ def test_an_answer_that_fails_tells_no_folder_either(base: BasePack) -> None:
     state.generator = FakeGenerator(failing(f"/srv/hidden/poet: too large for {base.directory}/rows.onnx"))
     response = Client(state).post("/v1/completions", {"model": "poet", "prompt": "x"})
     assert refusal(response, 500)["message"] == "poet: too large for rows.onnx"
+
+
+def test_an_adapter_that_cannot_be_read_again_is_the_services_fault_and_tells_no_folder(
+    base: BasePack, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = service(base, FakeGenerator())
+    digests = iter("abc")  # somebody changes the file
+
+    def read(path: Path, *_: Any, **__: Any) -> AdapterContent:
+        return AdapterContent(values={}, digest=next(digests), rank=1, size_bytes=60)
+
+    state.store = AdapterStore(base, budget_bytes=100, read=read)  # there is room for one
+    for name in ("poet", "cook"):
+        state.store.load(name, Path("/srv/hidden") / name)
+    error = refusal(Client(state).post("/v1/completions", {"model": "poet", "prompt": "x"}), 500)
+    assert (error["code"], "/srv/hidden" in error["message"]) == ("adapter_unreadable", False)
+    assert "/srv/hidden/poet" in caplog.text

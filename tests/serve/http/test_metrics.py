@@ -12,7 +12,7 @@ from fedlora_serve.http.stats_collector import StatsCollector
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.serve.http.fake_generator import FakeGenerator
-from tests.serve.http.services import BASE, Client, service
+from tests.serve.http.services import BASE, Client, FakeEmbedder, service
 
 WEB, TEAM = "web-key-0123456789", "team-key-0123456789"
 
@@ -53,6 +53,7 @@ def test_a_reason_that_nobody_knows_counts_as_an_error() -> None:
 def test_the_series_are_bounded_whatever_models_come() -> None:
     metrics = Metrics("base", max_models=3)
     for number in range(100):
+        metrics.request_started(f"adapter-{number}")
         metrics.first_token(f"adapter-{number}", 0.1)
     assert models_of(metrics) == {"base", "other", "adapter-0", "adapter-1", "adapter-2"}
     assert value(metrics, "time_to_first_token_seconds_count", model_name="other") == 97
@@ -60,13 +61,30 @@ def test_the_series_are_bounded_whatever_models_come() -> None:
 
 def test_an_adapter_that_is_forgotten_makes_room_for_another() -> None:
     metrics = Metrics("base", max_models=1)
-    metrics.first_token("a", 0.1)
+    metrics.request_started("a")
     metrics.forget("a")
     metrics.forget("a")
     metrics.forget("never-seen")
     metrics.forget("other")
-    metrics.first_token("b", 0.1)
+    metrics.request_started("b")
     assert models_of(metrics) == {"base", "other", "b"}
+
+
+def test_what_still_comes_of_a_forgotten_adapter_is_counted_as_the_others_and_takes_no_place() -> None:
+    metrics = Metrics("base", max_models=1)
+    for number in range(3):
+        metrics.request_started(f"a-{number}")
+        metrics.forget(f"a-{number}")  # it was unloaded while a request used it
+        metrics.request_finished(f"a-{number}", "stop", 1.0, prompt_tokens=2, completion_tokens=3)
+    metrics.request_started("b")
+    assert models_of(metrics) == {"base", "other", "b"}
+    assert value(metrics, "generation_tokens_total", model_name="other") == 9
+
+
+def test_a_prompt_to_which_nothing_was_answered_does_not_count() -> None:
+    metrics = Metrics("base")
+    metrics.request_finished("base", "cancelled", 1.0, prompt_tokens=1000, completion_tokens=0)
+    assert value(metrics, "prompt_tokens_total", model_name="base") == 0
 
 
 def test_a_request_for_an_unknown_model_makes_no_series(base: BasePack) -> None:
@@ -142,3 +160,12 @@ def test_every_answer_is_counted_by_its_status(base: BasePack) -> None:
         client.get(path)
     assert value(state.metrics, "http_requests_total", status="200") == 2
     assert value(state.metrics, "http_requests_total", status="404") == 1
+
+
+def test_embeddings_are_counted_by_their_model(base: BasePack) -> None:
+    state = service(base, None, embedder=FakeEmbedder(), adapters=["poet"])
+    for model in ("poet", "poet", BASE):
+        assert Client(state).post("/v1/embeddings", {"model": model, "input": ["ab", "c"]}).status_code == 200
+    assert value(state.metrics, "prompt_tokens_total", model_name="poet") == 6
+    assert value(state.metrics, "request_success_total", model_name="poet", finished_reason="stop") == 2
+    assert value(state.metrics, "e2e_request_latency_seconds_count", model_name=BASE) == 1

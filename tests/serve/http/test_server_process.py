@@ -50,7 +50,7 @@ def test_a_service_answers_for_the_base_and_its_adapters_and_ends_with_0(
     adapters = folder / "adapters"
     service = start("--adapter", f"tone={adapters / 'tone'}", "--adapter-folder", str(adapters), "--rows", "4")
     assert re.match(
-        r"model on http://127\.0\.0\.1:\d+ \(open, without keys\): 1 adapters in [\d.]+ KiB of 1 GiB, 4 rows, 1 GiB",
+        r"model on http://127\.0\.0\.1:\d+ \(open, without keys\): 1 adapter in [\d.]+ KiB of 1 GiB, 4 rows, 1 GiB",
         service.line,
     )
     assert service.get("/health").json()["status"] == "ok"
@@ -102,6 +102,7 @@ def test_an_encoder_is_served_for_its_embeddings(start: Callable[..., Serving], 
         (["MODEL", "--host", "0.0.0.0"], "--allow-open"),
         (["MODEL", "--adapter", "tone"], "expected NAME=PATH"),
         (["MODEL", "--adapter", "tone=nowhere"], "nowhere: no such file"),
+        (["MODEL", "--adapter", "tone=a", "--adapter", "tone=b"], "tone is a already"),
         (["MODEL", "--adapter", "model=nowhere"], "is the base's name"),
         (["MODEL", "--adapter-folder", "nowhere"], "no folder that can be read"),
         (["MODEL", "--adapter-dtype", "float16"], "decoder.rows.onnx takes float32 alone"),

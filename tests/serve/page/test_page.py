@@ -14,6 +14,7 @@ import pytest
 from fedlora.pack import BasePack
 from fedlora.peft import PeftDirectory, write_peft
 from fedlora_serve.adapters.store import AdapterStore
+from fedlora_serve.http import sse
 from fedlora_serve.http.adapter_folder import AdapterFolder
 from fedlora_serve.http.keys import ApiKey, Keys, key_digest
 from fedlora_serve.http.metrics import Metrics
@@ -139,6 +140,19 @@ def test_the_base_and_two_adapters_answer_side_by_side(visit: Callable[..., Page
     shot(page, "compare-light")
 
 
+def test_the_prompt_is_a_question_or_a_beginning_as_the_mode_says(
+    visit: Callable[..., Page], state: ServiceState
+) -> None:
+    page = visit()
+    prompt = page.get_by_label("Prompt")
+    expect(prompt).to_have_attribute("placeholder", "What should each of them answer?")
+    page.locator("#mode").select_option("Complete")
+    expect(prompt).to_have_attribute("placeholder", "A text that each of them goes on from")
+    state.template = None  # a base that does not chat
+    page.reload()
+    expect(prompt).to_have_attribute("placeholder", "A text that each of them goes on from")
+
+
 def test_stop_ends_all_answers_here_and_in_the_service(visit: Callable[..., Page], generator: FakeGenerator) -> None:
     generator.script = endless()
     page = visit()
@@ -218,6 +232,19 @@ def test_what_a_model_cannot_do_is_told_in_its_place(visit: Callable[..., Page],
     ended(page)
     for place in range(3):
         expect(page.locator(".answer .error").nth(place)).not_to_be_empty()
+
+
+def test_an_answer_that_lets_one_wait_comes_all_the_same(
+    visit: Callable[..., Page], generator: FakeGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sse, "QUIET_S", 0.02)  # comments come between the pieces
+    generator.script, generator.pause_s = words("late but whole"), 0.2
+    page = visit()
+    generate(page)
+    ended(page)
+    for answer in page.locator(".answer").all():
+        expect(answer.locator(".text")).to_have_text("late but whole")
+        expect(answer.locator(".error")).to_be_empty()
 
 
 def test_a_service_that_is_gone_is_told(visit: Callable[..., Page]) -> None:

@@ -40,6 +40,7 @@ export async function* events(response) {
     const parts = (text + value).split(/\r?\n\r?\n/);
     text = parts.pop();
     for (const part of parts) {
+      if (!part.startsWith("data:")) continue; // a comment: the service lives, and the answer has to wait
       const data = part.replace(/^data: ?/, "");
       if (data === "[DONE]") return;
       const event = JSON.parse(data);

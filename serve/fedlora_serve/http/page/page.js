@@ -40,6 +40,11 @@ function showAdmin() {
       : "Enter the admin key, under Keys, to load, unload and pin adapters.";
 }
 
+function showMode() {
+  const isChat = find("mode").value === "chat";
+  find("prompt").placeholder = isChat ? "What should each of them answer?" : "A text that each of them goes on from";
+}
+
 function useKeys(event) {
   event.preventDefault();
   try {
@@ -74,6 +79,8 @@ async function start() {
   find("compare").hidden = !service.generates;
   find("mode-field").hidden = !service.chats;
   find("mode").value = service.chats ? "chat" : "complete";
+  find("mode").addEventListener("change", showMode);
+  showMode();
   showAdmin();
   await refresh();
   setInterval(() => document.visibilityState === "visible" && refresh(), REFRESH_MS);
