@@ -8,7 +8,7 @@ from fedlora_serve.engine import Engine, LoadedAdapter
 from fedlora_serve.text.sampling import Sampling
 from fedlora_serve.text.text_stream import TextStream
 from fedlora_serve.text.token_sampler import TokenSampler
-from fedlora_serve.text.tokenizer import tokens_of
+from fedlora_serve.text.tokenizer import prompt_tokens
 
 
 def generate(engine: Engine, prompt: str, sampling: Sampling, *, adapter: LoadedAdapter | None = None) -> Iterator[str]:
@@ -18,9 +18,7 @@ def generate(engine: Engine, prompt: str, sampling: Sampling, *, adapter: Loaded
     Raises ConfigError where the prompt is longer than the base's context.
     """
     shape = engine.base.shape
-    tokens = tokens_of(engine.tokenizer, prompt, add_special_tokens=False, what="the prompt")
-    if shape.bos_token_id is not None:
-        tokens = [shape.bos_token_id, *tokens]
+    tokens = prompt_tokens(engine.tokenizer, prompt, shape.bos_token_id)
     sampler = TokenSampler(sampling, tokens, shape.vocab_size)
     text = TextStream(engine.tokenizer, tokens, sampling.stop)
     decoding = engine.start(adapter)

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Sequence
 
 from fedlora.examples import ChatMessage
-from tokenizers import Tokenizer
 
 from fedlora_serve.batching.request import Generator
 from fedlora_serve.http.errors import ApiError
 from fedlora_serve.http.state import ServiceState
+from fedlora_serve.text.tokenizer import prompt_tokens, tokens_of
 
 _CONTEXT = "context_length_exceeded"
 
@@ -56,7 +56,7 @@ async def chat_prompt(state: ServiceState, messages: Sequence[ChatMessage], *, a
 
     def rendered() -> tuple[int, ...]:
         text = template.text(messages, "messages", add_generation_prompt=True)
-        return tuple(_ids(state.tokenizer, text))
+        return tuple(tokens_of(state.tokenizer, text, add_special_tokens=False))
 
     tokens = await asyncio.get_running_loop().run_in_executor(state.one_thread, rendered)
     _check_tokens(state, tokens, "messages")
@@ -66,16 +66,7 @@ async def chat_prompt(state: ServiceState, messages: Sequence[ChatMessage], *, a
 def _completion_tokens(state: ServiceState, prompt: str | tuple[int, ...]) -> tuple[int, ...]:
     if isinstance(prompt, tuple):
         return prompt
-    bos = state.base.shape.bos_token_id
-    ids = _ids(state.tokenizer, prompt)
-    return tuple(ids if bos is None else [bos, *ids])
-
-
-def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The tokens of a text, which may be megabytes: `encode` would let no other thread run meanwhile, this does."""
-    [encoding] = tokenizer.encode_batch_fast([text], add_special_tokens=False)
-    ids: list[int] = encoding.ids
-    return ids
+    return tuple(prompt_tokens(state.tokenizer, prompt, state.base.shape.bos_token_id))
 
 
 def _check_number(state: ServiceState, prompts: int, answers: int) -> None:

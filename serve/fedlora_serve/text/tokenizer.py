@@ -20,6 +20,15 @@ def open_tokenizer(directory: Path) -> Tokenizer:
     return tokenizer
 
 
+def prompt_tokens(tokenizer: Tokenizer, prompt: str, bos_token_id: int | None) -> list[int]:
+    """The tokens of a prompt, after the one that every document began with in training, if there was one.
+
+    Raises ConfigError as `tokens_of`.
+    """
+    begin = [] if bos_token_id is None else [bos_token_id]
+    return [*begin, *tokens_of(tokenizer, prompt, add_special_tokens=False, what="the prompt")]
+
+
 def tokens_of(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool, what: str = "the text") -> list[int]:
     """The tokens of `text`. Raises ConfigError where it has half of a UTF-16 pair, which is no character."""
     try:
