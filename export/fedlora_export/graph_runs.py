@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -31,17 +31,14 @@ def run_graph(
     base: BasePack,
     profile: Profile,
     tokens: NDArray[np.int64],  # [S, T]
-    mask: NDArray[
-        np.int64
-    ],  # [S, T]: 0 where a row is padded at its end; but for ROW_PROFILES a decoder's have one length
+    mask: NDArray[np.int64],  # [S, T]: 0 past a row's end; a decoder's have one length, but in ROW_PROFILES
     adapters: Sequence[Adapter | None],  # of each row; but for ROW_PROFILES all are the same
 ) -> tuple[Floats, NDArray[np.int64]]:  # [S, P, V] and [S, P]
     """(the logits, the positions that they are of). Of an encoder: its scores or embeddings [S, 1, ...], and 0."""
-    with (
-        numbered(base, adapters)
-        if profile == "kernel"
-        else nullcontext(adapter_feeds(base, profile, adapters)) as slots
-    ):
+    feeds: AbstractContextManager[Mapping[str, NDArray[Any]]] = (
+        numbered(base, adapters) if profile == "kernel" else nullcontext(adapter_feeds(base, profile, adapters))
+    )
+    with feeds as slots:
         if isinstance(base.model, DecoderShape):
             return _run_decoder(session, base.model, profile, tokens, mask.sum(1), slots)
         scores = session.run(None, {"input_ids": tokens, "attention_mask": mask, **slots})[0]

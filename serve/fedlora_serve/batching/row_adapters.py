@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -13,6 +14,8 @@ from fedlora.row_slots import row_values
 from numpy.typing import NDArray
 
 from fedlora_serve.adapters.version import AdapterVersion
+
+_KEPT = 2  # sets of copies
 
 
 class RowAdapters(Protocol):
@@ -61,8 +64,8 @@ class CopiedAdapters:
 
     def __init__(self, modules: Mapping[str, tuple[int, int]]) -> None:
         self._modules = modules
-        self._digests: tuple[str, ...] | None = None
-        self._feeds: Mapping[str, NDArray[np.float32]] = {}
+        # Of the last rows of each kind: where prompts are read, those of the prompts and those that go on take turns.
+        self._kept: OrderedDict[tuple[str, ...], Mapping[str, NDArray[np.float32]]] = OrderedDict()
 
     def join(self, adapter: AdapterVersion) -> None:
         if isinstance(adapter.values, AdapterLayout):
@@ -73,8 +76,12 @@ class CopiedAdapters:
 
     def feeds(self, adapters: Sequence[AdapterVersion | None]) -> Mapping[str, NDArray[Any]]:
         digests = tuple(adapter.digest if adapter else "" for adapter in adapters)
-        if digests != self._digests:
+        if digests not in self._kept:
+            while len(self._kept) >= _KEPT:  # before there are new ones: copies are large
+                self._kept.popitem(last=False)
             slots = [adapter.values if adapter else {} for adapter in adapters]
-            self._feeds = row_values([each for each in slots if not isinstance(each, AdapterLayout)], self._modules)
-            self._digests = digests
-        return self._feeds
+            self._kept[digests] = row_values(
+                [each for each in slots if not isinstance(each, AdapterLayout)], self._modules
+            )
+        self._kept.move_to_end(digests)
+        return self._kept[digests]
