@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedlora_serve.adapters.contents import Content
+from fedlora_serve.adapters.status import AdapterStatus
 from fedlora_serve.adapters.version import AdapterVersion
 
 
@@ -28,6 +29,23 @@ class Named:
     def is_resident(self) -> bool:
         """Its values are in memory."""
         return self.content.values is not None
+
+    def status(self) -> AdapterStatus:
+        """What there is to tell of it now."""
+        content = self.content
+        return AdapterStatus(
+            name=self.name,
+            number=self.number,
+            digest=content.digest,
+            rank=content.rank,
+            size_bytes=content.size_bytes,
+            source=self.source,
+            pinned=self.name in content.pinned,
+            resident=self.is_resident,
+            users=self.users,
+            loaded_at=self.loaded_at,
+            last_used_at=self.last_used_at,
+        )
 
     def version(self) -> AdapterVersion:
         """The version that the name has now, of a content in memory; made once, and kept with the content."""

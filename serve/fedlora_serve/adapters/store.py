@@ -128,22 +128,17 @@ class AdapterStore:
                 return self._leased(named)
         return self._lease_evicted(name)
 
+    def status(self, name: str) -> AdapterStatus | None:
+        """What there is to tell of a name; None where there is none such."""
+        with self._lock:
+            named = self._names.get(name)
+            return named.status() if named else None
+
     def list(self) -> tuple[AdapterStatus, ...]:
         """Every name, in alphabetical order."""
         with self._lock:
-            rows = [
-                (n.name, n.number, n.content.digest, n.content.rank, n.content.size_bytes, n.source,
-                 n.name in n.content.pinned, n.content.values is not None, n.users, n.loaded_at, n.last_used_at)
-                for n in self._names.values()
-            ]  # fmt: skip
-        return tuple(
-            AdapterStatus(
-                name=name, number=number, digest=digest, rank=rank, size_bytes=size_bytes, source=source, pinned=pinned,
-                resident=resident, users=users, loaded_at=loaded_at, last_used_at=last_used_at,
-            )
-            for name, number, digest, rank, size_bytes, source, pinned, resident, users, loaded_at, last_used_at
-            in sorted(rows, key=lambda row: row[0])
-        )  # fmt: skip
+            found = [named.status() for named in self._names.values()]
+        return tuple(sorted(found, key=lambda status: status.name))
 
     def stats(self) -> StoreStats:
         with self._lock:

@@ -60,7 +60,7 @@ async def list_adapters(request: Request) -> AdapterList:
             loaded_at=status.loaded_at,
             last_used_at=status.last_used_at,
         )
-        for status in service.store.list()
+        for status in await asyncio.to_thread(service.store.list)  # there may be thousands
         if caller.may_use(status.name)
     ]
     return AdapterList(data=infos)

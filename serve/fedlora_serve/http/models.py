@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Literal
 
 from fastapi import Request, Response
@@ -40,7 +41,8 @@ class ModelList(BaseModel):
 async def list_models(request: Request) -> ModelList:
     """What the caller may use."""
     state, caller = service_of(request), caller_of(request)
-    models = [_base(state), *(_adapter(state, status) for status in state.store.list())]
+    loaded = await asyncio.to_thread(state.store.list)  # there may be thousands
+    models = [_base(state), *(_adapter(state, status) for status in loaded)]
     return ModelList(data=[model for model in models if caller.may_use(model.id)])
 
 
@@ -51,10 +53,10 @@ async def get_model(model: str, request: Request, response: Response) -> Model:
     if caller.may_use(model):
         if model == state.base_name:
             return _base(state)
-        for status in state.store.list():
-            if status.name == model:
-                response.headers[DIGEST_HEADER] = status.digest
-                return _adapter(state, status)
+        status = state.store.status(model)
+        if status is not None:
+            response.headers[DIGEST_HEADER] = status.digest
+            return _adapter(state, status)
     raise await unknown_model(state, caller, model)
 
 

@@ -15,6 +15,7 @@ from fedlora.pack import BasePack
 from fedlora.row_lora.layout import LayoutDtype
 from fedlora_serve.adapters.digest import digest_of
 from fedlora_serve.adapters.source import AdapterContent
+from fedlora_serve.adapters.status import AdapterStatus
 from fedlora_serve.adapters.store import AdapterStore
 from fedlora_serve.adapters.version import AdapterValues, AdapterVersion
 from numpy.typing import NDArray
@@ -84,3 +85,20 @@ def store_of(source: FakeSource, *, budget: int, clock: Clock | None = None, max
     return AdapterStore(
         NO_BASE, budget_bytes=budget * UNIT, max_adapters=max_adapters, clock=clock or Clock(), read=source
     )
+
+
+def status_of(store: AdapterStore, name: str) -> AdapterStatus:
+    (found,) = [status for status in store.list() if status.name == name]
+    return found
+
+
+def residents(store: AdapterStore) -> str:
+    return "".join(status.name for status in store.list() if status.resident)
+
+
+def filled(source: FakeSource, names: str, *, budget: int, clock: Clock | None = None) -> AdapterStore:
+    """A store in which each letter of `names` is an adapter of size 1, from a file of its own."""
+    store = store_of(source, budget=budget, clock=clock)
+    for seed, name in enumerate(names):
+        store.load(name, source.put(name, seed + 1))
+    return store
