@@ -71,7 +71,7 @@ def trained(node: int, down: Update) -> Update:
         server_round=down.server_round,
         base_fingerprint=down.base_fingerprint,
         factors=down.task.sends,
-        num_examples=10 * node,
+        num_examples=10 * (node % 1009),  # of any id that Flower draws
         metrics={"train_loss": 1.0 + node},
     )
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
 
+from fedlora.threads import cores
 from threadpoolctl import ThreadpoolController
 
 T = TypeVar("T")
@@ -19,14 +19,10 @@ def by_module(work: Callable[[str], T], modules: Iterable[str]) -> dict[str, T]:
     BLAS has one thread meanwhile: the matrices of a module are too small for several, which would wait for each other.
     """
     names = list(modules)
-    with _controller().limit(limits=1, user_api="blas"), ThreadPoolExecutor(_cores(), "module") as pool:
+    with _controller().limit(limits=1, user_api="blas"), ThreadPoolExecutor(cores(), "module") as pool:
         return dict(zip(names, pool.map(work, names), strict=True))
 
 
 @cache
 def _controller() -> ThreadpoolController:
     return ThreadpoolController()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -92,7 +92,8 @@ class Rounds:
         if not wanted or wanted >= len(nodes):
             return nodes
         generator = np.random.default_rng([self._config.seed, server_round])
-        return sorted(generator.choice(nodes, wanted, replace=False).tolist())
+        # Positions, not ids: those are integers of 64 bits on both sides of 2^63, of which numpy makes floats.
+        return [nodes[position] for position in sorted(generator.choice(len(nodes), wanted, replace=False).tolist())]
 
     def _train(self, server_round: int, nodes: list[int], directory: RunDirectory) -> RoundRecord:
         """One round of training, committed. One that came to nothing has its line too."""

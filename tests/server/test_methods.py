@@ -223,7 +223,7 @@ def peak_bytes(case: Case, count: int) -> int:
 def test_the_memory_of_a_fold_does_not_grow_with_the_number_of_devices(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedlora_server.by_module._cores", lambda: 1)  # each works on a module of its own
+    monkeypatch.setattr("fedlora_server.by_module.cores", lambda: 1)  # each works on a module of its own
     wide = {name: (40 * rows, 40 * columns) for name, (rows, columns) in SHAPES.items()}
     monkeypatch.setattr("tests.server.method_cases.SHAPES", wide)
     case = Case(method, LoraConfig(rank=32))

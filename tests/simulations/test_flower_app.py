@@ -66,8 +66,12 @@ def flower_environment(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.integration
-def test_flwr_run_completes_and_commits_every_round(flower_environment: dict[str, str], tmp_path: Path) -> None:
-    changes = "server.rounds=2 train.steps=2 train.sequence_length=32 data.max_bytes=4000"
+@pytest.mark.parametrize("devices", [2, 1])  # each of two nodes, whose ids Flower draws; one of them a round
+def test_flwr_run_completes_and_commits_every_round(
+    flower_environment: dict[str, str], tmp_path: Path, devices: int
+) -> None:
+    changes = f"server.devices_per_round={devices} server.min_devices={devices} server.rounds=2 train.steps=2"
+    changes += " train.sequence_length=32 data.max_bytes=4000"
     command = [str(BIN / "flwr"), "run", str(APP), "--stream", "--run-config", changes]
     run = subprocess.run(command, env=flower_environment, capture_output=True, text=True, timeout=300, check=False)
     listed = subprocess.run(
@@ -78,6 +82,10 @@ def test_flwr_run_completes_and_commits_every_round(flower_environment: dict[str
     assert json.loads(listed.stdout)["runs"][0]["status"] == "finished:completed", run.stdout[-3000:]
     (output,) = (tmp_path / "fedlora" / "runs").iterdir()
     metrics = read_metrics(output)
-    assert [(r["round"], r["replies"], r["excluded"]) for r in metrics] == [(0, 0, {}), (1, 2, {}), (2, 2, {})]
+    assert [(r["round"], r["replies"], r["excluded"]) for r in metrics] == [
+        (0, 0, {}),
+        (1, devices, {}),
+        (2, devices, {}),
+    ]
     assert set(metrics[-1]["loss"]) == {"dbm", "curses"}
     read_peft(output / "rounds" / "0002" / "adapter").adapter.check_finite("round 2")
