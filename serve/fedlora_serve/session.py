@@ -9,6 +9,10 @@ import onnxruntime as ort
 from fedlora.errors import GraphError
 from fedlora.graph_manifest import GraphManifest, check_graph_file
 from fedlora.pack import BasePack
+from fedlora.threads import may_spin
+
+# Of a thread that waits for the others: as fast as spinning on an idle machine, and as sleeping beside other work.
+_SPIN_US = "20"
 
 
 def open_graph(
@@ -16,7 +20,8 @@ def open_graph(
 ) -> tuple[GraphManifest, ort.InferenceSession]:
     """The first of the graphs of these names that lies beside `base`, verified, in a session on the CPU.
 
-    `threads` 0 leaves their number to ONNX Runtime; `operators` are libraries of operators of its own. Raises GraphError.
+    `threads` 0 leaves their number to ONNX Runtime; they spin a moment, then sleep (`fedlora.threads`). `operators` are
+    libraries of operators of its own. Raises GraphError.
     """
     graphs = [base.directory / name for name in names]
     graph = next((graph for graph in graphs if graph.is_file()), graphs[0])
@@ -24,6 +29,8 @@ def open_graph(
     options = ort.SessionOptions()
     options.log_severity_level = 3  # an optional input is a warning to ONNX Runtime
     options.intra_op_num_threads = threads
+    if not may_spin():
+        options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_US)
     try:
         for library in operators:
             options.register_custom_ops_library(str(library))

@@ -19,11 +19,6 @@ from fedlora_simulations.grid import InProcessGrid, OnMessage
 from fedlora_simulations.nodes import node_configs
 
 
-def cores() -> int:
-    """The processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def run_in_process(config: RunConfig, *, workers: int, on_push: OnMessage, on_done: OnMessage) -> None:
     """Run on the in-process grid. Raises what the ServerApp raises."""
     flat, run_id = config.flat(), secrets.randbits(62)

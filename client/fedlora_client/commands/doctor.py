@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import platform
 
 import click
 import torch
+from fedlora.threads import cores, waiting
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -37,13 +37,10 @@ def findings() -> dict[str, str]:
         "kernels": f"compiled and checked: {kernels.library}" if isinstance(kernels, NativeOps) else f"none: {kernels}",
         "C compiler": " ".join(compiler() or ["none: install gcc or clang, and training gets faster"]),
         "instruction set": f"{instruction_set()} ({platform.machine()})",
-        "threads": f"{torch.get_num_threads()} of {_cores()} cores (OMP_NUM_THREADS sets them)",
+        "threads": f"{torch.get_num_threads()} of {cores()} cores (OMP_NUM_THREADS sets them)",
+        "while they wait, threads are": waiting(),
         "products": ", ".join(f"{name} {speed:.0f} GFLOP/s" for name, speed in speeds.items()),
         "memory": f"{available_bytes() / 1e9:.1f} GB free; this process takes {resident_bytes() / 1e6:.0f} MB",
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "torch": torch.__version__,
     }
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,6 +10,7 @@ import click
 from fedlora.pack import open_pack
 from fedlora.peft import PeftDirectory, read_peft, write_peft
 from fedlora.run_config import RunConfig, read_scenario
+from fedlora.threads import cores
 from fedlora_export.export import export_base
 from fedlora_export.onnx_adapter import write_onnx_adapter
 from fedlora_serve.engine import Engine
@@ -22,7 +23,6 @@ from rich.table import Table
 from rich.text import Text
 
 from fedlora_simulations.alone import AloneResult, train_alone
-from fedlora_simulations.engines import cores
 from fedlora_simulations.progress import showing
 from fedlora_simulations.report import REPORT
 from fedlora_simulations.simulation import rounds_table, simulate

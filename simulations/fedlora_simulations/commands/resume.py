@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 from fedlora.run_config import changed
+from fedlora.threads import cores
 from fedlora_server.resume import check_goes_on
 from fedlora_server.run_directory import last_round, read_config
 from rich.console import Console
 
-from fedlora_simulations.engines import cores
 from fedlora_simulations.report import REPORT
 from fedlora_simulations.simulation import rounds_table, simulate
 

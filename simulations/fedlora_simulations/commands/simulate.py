@@ -8,9 +8,9 @@ from typing import cast
 
 import click
 from fedlora.run_config import changed, read_scenario
+from fedlora.threads import cores
 from rich.console import Console
 
-from fedlora_simulations.engines import cores
 from fedlora_simulations.report import REPORT
 from fedlora_simulations.simulation import Engine, rounds_table
 from fedlora_simulations.simulation import simulate as run_simulation

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from fedlora.threads import cores
 from rich.console import Console
 
-from fedlora_simulations.engines import cores
 from fedlora_simulations.study.file import read_study
 from fedlora_simulations.study.plot import write_plot
 from fedlora_simulations.study.results import Results

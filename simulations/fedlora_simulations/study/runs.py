@@ -15,12 +15,13 @@ from typing import Any
 
 from fedlora.errors import FedloraError, RunError
 from fedlora.run_config import RunConfig
+from fedlora.threads import cores
 from fedlora_server.run_directory import read_metrics
 from flwr.app import Message
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedlora_simulations.engines import cores, run_in_process
+from fedlora_simulations.engines import run_in_process
 from fedlora_simulations.simulation import check_devices, check_ranks, settled, warnings_above
 from fedlora_simulations.study.definition import Run, Study
 from fedlora_simulations.study.plan import all_runs, cell_runs, choose, tuning_runs
