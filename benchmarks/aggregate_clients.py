@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from fedlora.adapter import Adapter, LoraPair, initial_adapter
-from fedlora.lora import LoraConfig
-from fedlora.run_config import LoraSection, RunConfig, ServerConfig
-from fedlora.update import Update, encode_update
+from fedlora.config.run import LoraSection, RunConfig, ServerConfig
+from fedlora.lora.adapter import Adapter, LoraPair, initial_adapter
+from fedlora.lora.config import LoraConfig
+from fedlora.wire.update import Update, encode_update
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
 RANK = 16

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from fedlora.pack import open_pack
-from fedlora.profiles import graph_name
-from fedlora_client.windows import load_tokenizer
-from fedlora_export.check import open_session
+from fedlora.base.pack import open_pack
+from fedlora.exported.profiles import graph_name
+from fedlora_client.data.windows import load_tokenizer
+from fedlora_export.checks.check import open_session
 from fedlora_export.export import export_base
-from fedlora_export.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
+from fedlora_export.graph.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
 from numpy.typing import NDArray
 from record import record
 

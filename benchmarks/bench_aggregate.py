@@ -26,9 +26,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from aggregate_clients import BASE, RANK, RUN, SHAPES, Clients
-from fedlora.adapter import Adapter
-from fedlora.update import decode_update
-from fedlora_server.aggregation import Aggregation
+from fedlora.lora.adapter import Adapter
+from fedlora.wire.update import decode_update
+from fedlora_server.aggregation.aggregation import Aggregation
 from fedlora_server.checks import Expectation
 from flwr.app import Message
 from flwr.serverapp.strategy import FedAvg

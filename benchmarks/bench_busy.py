@@ -77,11 +77,11 @@ def _compared(what: str, busy: int, model: Path, turns: int) -> dict[str, float]
 def _train() -> float:
     """Tokens per second of the steps after the first."""
     import numpy as np
-    from fedlora.adapter import initial_adapter
-    from fedlora.lora import LoraConfig
-    from fedlora.run_config import DataConfig, RunConfig, TrainConfig
+    from fedlora.config.run import DataConfig, RunConfig, TrainConfig
+    from fedlora.lora.adapter import initial_adapter
+    from fedlora.lora.config import LoraConfig
     from fedlora_client.device import Device
-    from fedlora_client.trainer import Watcher, train
+    from fedlora_client.training.trainer import Watcher, train
 
     config = RunConfig(
         data=DataConfig(name="files"), train=TrainConfig(steps=_STEPS, compute="float32", sequence_length=128)
@@ -97,7 +97,7 @@ def _train() -> float:
 
 def _generate(model: Path) -> float:
     """Tokens per second after the prompt."""
-    from fedlora_serve.engine import Engine
+    from fedlora_serve.local.engine import Engine
 
     decoding = Engine(model, threads=int(os.environ["OMP_NUM_THREADS"])).start()
     token = int(decoding.step([1, 2, 3, 4]).argmax())

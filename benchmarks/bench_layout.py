@@ -16,7 +16,7 @@ from itertools import product
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
-from fedlora.quantize import quantize
+from fedlora.base.quantize import quantize
 from record import record
 
 REPEATS, WARM_UP = {1: 400, 64: 20}, 3  # by tokens

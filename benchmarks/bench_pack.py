@@ -17,8 +17,8 @@ import tempfile
 from pathlib import Path
 
 from checkpoints import CONFIGS, make_checkpoint
+from fedlora.base.pack import WEIGHTS
 from fedlora.family import decoder_shape
-from fedlora.pack import WEIGHTS
 from record import record
 
 REPEATS = 3
@@ -28,8 +28,8 @@ SHAPE = "135M"
 _CHILD = """
 import json, sys, time
 from pathlib import Path
-from fedlora.packing import make_pack
-from fedlora.quantize import Quantization
+from fedlora.base.packing import make_pack
+from fedlora.base.quantize import Quantization
 def peak_kb():  # ru_maxrss would begin at what the parent had when it forked
     return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
 before = peak_kb()

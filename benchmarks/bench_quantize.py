@@ -29,10 +29,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fedlora.checkpoint import Checkpoint
+from fedlora.base.checkpoint import Checkpoint
+from fedlora.base.quantize import QuantizedMatrix, dequantize, quantize
+from fedlora.base.scales import SCALE_RULES, ScaleRule
 from fedlora.family import decoder_shape
-from fedlora.quantize import QuantizedMatrix, dequantize, quantize
-from fedlora.scales import SCALE_RULES, ScaleRule
 from numpy.typing import NDArray
 from record import record
 from tokenizers import Tokenizer

@@ -34,8 +34,8 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints import CONFIGS, make_checkpoint
-from fedlora.packing import make_pack
-from fedlora.quantize import Quantization
+from fedlora.base.packing import make_pack
+from fedlora.base.quantize import Quantization
 from record import record
 from train_curve import curve
 from train_job import LENGTH, SEQUENCES, TrainJob

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from fedlora.family import decoder_shape
-from fedlora.tensor_file import TensorPlan, from_float32, write_tensor_file
+from fedlora.files.tensor_file import TensorPlan, from_float32, write_tensor_file
 from numpy.typing import NDArray
 
 Config = Mapping[str, Any]  # what config.json holds

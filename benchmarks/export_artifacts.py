@@ -13,13 +13,13 @@ from types import MappingProxyType
 import numpy as np
 from checkpoints import CONFIGS, Config, make_checkpoint
 from export_process import WorkerError, measured_command
-from fedlora.adapter import Adapter, LoraPair, initial_adapter
+from fedlora.base.pack import BasePack, open_pack
+from fedlora.base.packing import largest_block_size, make_pack
+from fedlora.base.quantize import Quantization
 from fedlora.family import DecoderShape
-from fedlora.lora import LoraConfig
-from fedlora.pack import BasePack, open_pack
-from fedlora.packing import largest_block_size, make_pack
-from fedlora.peft import PeftDirectory, write_peft
-from fedlora.quantize import Quantization
+from fedlora.lora.adapter import Adapter, LoraPair, initial_adapter
+from fedlora.lora.config import LoraConfig
+from fedlora.peft.directory import PeftDirectory, write_peft
 
 # Llama-3.2-1B, without the scaling of its rotation
 SHAPES: Mapping[str, Config] = MappingProxyType(

@@ -109,7 +109,7 @@ def _random_adapters(slots: Mapping[str, list[int | str]], rank: int) -> list[Va
     generator = np.random.default_rng(2)
 
     def value(name: str, shape: list[int | str]) -> NDArray[np.float32]:
-        joined = rank * (1 + name.count("+"))  # q_proj+k_proj+v_proj: see fedlora.joined_slots
+        joined = rank * (1 + name.count("+"))  # q_proj+k_proj+v_proj: see fedlora.exported.inputs
         return generator.normal(0, 0.02, [n if isinstance(n, int) else joined for n in shape]).astype(np.float32)
 
     return [{name: value(name, shape) for name, shape in slots.items()} for _ in range(_ADAPTERS)]

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedlora.pack import BasePack
+from fedlora.base.pack import BasePack
 
 
 def bytes_per_step(pack: BasePack, ranks: Sequence[int]) -> int:

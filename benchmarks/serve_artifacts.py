@@ -15,14 +15,14 @@ import onnxruntime as ort
 from checkpoints import CONFIGS, Config, make_checkpoint
 from export_artifacts import Artifacts, make_genai
 from export_process import WorkerError, measured_command
-from fedlora.adapter import Adapter, LoraPair
-from fedlora.lora import LoraConfig
-from fedlora.pack import BasePack
-from fedlora.packing import largest_block_size, make_pack
-from fedlora.peft import PeftDirectory, read_peft, write_peft
-from fedlora.quantize import Quantization
-from fedlora.slots import slot_values
-from fedlora.tensor_file import Dtype
+from fedlora.base.pack import BasePack
+from fedlora.base.packing import largest_block_size, make_pack
+from fedlora.base.quantize import Quantization
+from fedlora.exported.slots import slot_values
+from fedlora.files.tensor_file import Dtype
+from fedlora.lora.adapter import Adapter, LoraPair
+from fedlora.lora.config import LoraConfig
+from fedlora.peft.directory import PeftDirectory, read_peft, write_peft
 from serve_engine import ROWS
 
 STORIES = Path(__file__).resolve().parents[2] / "shared" / "models" / "stories260K"

@@ -9,10 +9,10 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from fedlora.pack import open_pack
+from fedlora.base.pack import open_pack
 from fedlora_serve.adapters.source import read_adapter
 from fedlora_serve.adapters.version import AdapterVersion
-from fedlora_serve.batching.key_values import KeyValues, blocks_of
+from fedlora_serve.batching.kv_cache import KeyValues, blocks_of
 from fedlora_serve.batching.row_graph import Part, RowGraph
 from fedlora_serve.batching.row_session import open_rows
 from numpy.typing import NDArray

@@ -8,11 +8,11 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from fedlora.pack import BasePack
-from fedlora.peft import WEIGHTS
-from fedlora.peft_adapter import adapter_of
+from fedlora.base.pack import BasePack
+from fedlora.exported.slots import slot_values
+from fedlora.peft.directory import WEIGHTS
+from fedlora.peft.peft_adapter import adapter_of
 from fedlora.row_lora.layout import adapter_layout
-from fedlora.slots import slot_values
 from fedlora_serve.adapters.digest import digest_of
 from fedlora_serve.adapters.source import read_adapter
 from fedlora_serve.adapters.store import AdapterStore

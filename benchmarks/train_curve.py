@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fedlora.adapter import Adapter, initial_adapter
-from fedlora.pack import BasePack, open_pack
-from fedlora.packing import make_pack
-from fedlora.quantize import Quantization, dequantize
+from fedlora.base.pack import BasePack, open_pack
+from fedlora.base.packing import make_pack
+from fedlora.base.quantize import Quantization, dequantize
+from fedlora.lora.adapter import Adapter, initial_adapter
 from numpy.typing import NDArray
 from train_job import LENGTH, LORA, SEQUENCES
 from train_peers import adapted, trainable
@@ -67,7 +67,7 @@ def curve() -> tuple[dict[str, object], dict[str, float]]:
 
 def _text_ids(base: BasePack) -> NDArray[np.int64]:
     """[M, T + 1]: each window with the token that follows it; the last _HELD_OUT are not trained on."""
-    tokenizer = import_module("fedlora_client.windows").load_tokenizer(base.directory)
+    tokenizer = import_module("fedlora_client.data.windows").load_tokenizer(base.directory)
     with gzip.open(_TEXT, "rt", encoding="utf-8") as file:
         ids = np.array(tokenizer.encode(file.read(), add_special_tokens=False).ids)
     count = min(_STEPS * SEQUENCES + _HELD_OUT, (len(ids) - 1) // LENGTH)
@@ -115,11 +115,11 @@ def _peft(base: BasePack, adapter: Adapter, ids: NDArray[np.int64]) -> tuple[lis
 
 
 def _ours(base: BasePack, adapter: Adapter, ids: NDArray[np.int64], compute: str) -> tuple[list[float], float]:
-    from fedlora.run_config import TrainConfig
-    from fedlora_client.compute import choose_compute
-    from fedlora_client.decoder import Decoder
-    from fedlora_client.trainer import evaluate, train
-    from fedlora_client.windows import Windows
+    from fedlora.config.run import TrainConfig
+    from fedlora_client.data.windows import Windows
+    from fedlora_client.decoder.decoder import Decoder
+    from fedlora_client.ops.compute import choose_compute
+    from fedlora_client.training.trainer import evaluate, train
 
     def windows(part: NDArray[np.int64]) -> Windows:
         tokens = torch.from_numpy(part)

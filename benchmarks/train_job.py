@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fedlora.adapter import Adapter, initial_adapter
 from fedlora.family import DecoderShape, decoder_shape
-from fedlora.lora import LoraConfig
+from fedlora.lora.adapter import Adapter, initial_adapter
+from fedlora.lora.config import LoraConfig
 from numpy.typing import NDArray
 
 SEQUENCES, LENGTH = 4, 256  # of a batch

@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 import torch
-from fedlora.adapter import Adapter
+from fedlora.lora.adapter import Adapter
 from train_job import LORA, LR, Measured, TrainJob
 
 

@@ -28,12 +28,12 @@ COMPILED = {name for name, peer in PEERS.items() if peer.compiled}
 def train_ours(settings: dict[str, Any], job: TrainJob, measured: Measured) -> None:
     """`job.steps` steps on the job's batch."""
     # Here, and not above: a peer's process does without.
-    from fedlora.pack import open_pack
-    from fedlora.run_config import TrainConfig
-    from fedlora_client.compute import choose_compute
-    from fedlora_client.decoder import Decoder
-    from fedlora_client.trainer import Watcher, train
-    from fedlora_client.windows import Windows
+    from fedlora.base.pack import open_pack
+    from fedlora.config.run import TrainConfig
+    from fedlora_client.data.windows import Windows
+    from fedlora_client.decoder.decoder import Decoder
+    from fedlora_client.ops.compute import choose_compute
+    from fedlora_client.training.trainer import Watcher, train
 
     measured.imported()
     config = TrainConfig(

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fedlora.adapter import Adapter, LoraPair
+from fedlora.base.pack import BasePack, open_pack
+from fedlora.base.packing import make_pack
+from fedlora.base.quantize import Quantization
 from fedlora.family import DecoderShape, decoder_shape
-from fedlora.lora import LoraConfig
-from fedlora.pack import BasePack, open_pack
-from fedlora.packing import make_pack
-from fedlora.quantize import Quantization
-from fedlora.tensor_file import Dtype, TensorPlan, from_float32, write_tensor_file
+from fedlora.files.tensor_file import Dtype, TensorPlan, from_float32, write_tensor_file
+from fedlora.lora.adapter import Adapter, LoraPair
+from fedlora.lora.config import LoraConfig
 from numpy.typing import NDArray
 
 LLAMA: Mapping[str, Any] = {

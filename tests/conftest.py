@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from fedlora.pack import BasePack
+    from fedlora.base.pack import BasePack
 
     from tests.models import Packs
 

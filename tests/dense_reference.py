@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fedlora.adapter import Adapter
-from fedlora.pack import BasePack
-from fedlora.quantize import dequantize
-from fedlora_client.dense_decoder import dense_logits
-from fedlora_client.windows import IGNORED
+from fedlora.base.pack import BasePack
+from fedlora.base.quantize import dequantize
+from fedlora.lora.adapter import Adapter
+from fedlora_client.data.windows import IGNORED
+from fedlora_client.decoder.dense_decoder import dense_logits
 from torch import Tensor
 
 Gradients = dict[str, tuple[Tensor, Tensor]]  # {module: (in lora_A, in lora_B)}

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import peft
 import torch
-from fedlora.adapter import Adapter, LoraPair, initial_adapter
+from fedlora.base.pack import BasePack, open_pack
+from fedlora.base.packing import make_pack
+from fedlora.base.quantize import Quantization, dequantize
 from fedlora.family import EncoderShape
-from fedlora.lora import LoraConfig
-from fedlora.pack import BasePack, open_pack
-from fedlora.packing import make_pack
-from fedlora.quantize import Quantization, dequantize
+from fedlora.lora.adapter import Adapter, LoraPair, initial_adapter
+from fedlora.lora.config import LoraConfig
 from numpy.typing import NDArray
 from transformers import (
     BertConfig,

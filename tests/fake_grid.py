@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fedlora.adapter import Adapter, LoraPair
+from fedlora.base.pack import BasePack
+from fedlora.config.run import AggregationConfig, LoraSection, RunConfig, ServerConfig, TrainConfig
 from fedlora.family import DecoderShape, Rotary
-from fedlora.pack import BasePack
-from fedlora.peft import read_peft
-from fedlora.run_config import AggregationConfig, LoraSection, RunConfig, ServerConfig, TrainConfig
-from fedlora.update import Update, decode_update, encode_update
+from fedlora.lora.adapter import Adapter, LoraPair
+from fedlora.peft.directory import read_peft
+from fedlora.wire.update import Update, decode_update, encode_update
 from fedlora_server.rounds import Rounds
-from fedlora_server.run_directory import RunDirectory, open_run, read_metrics
+from fedlora_server.run.run_directory import RunDirectory, open_run, read_metrics
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fedlora.pack import BasePack, open_pack
-from fedlora.packing import make_pack
-from fedlora.quantize import Quantization
+from fedlora.base.pack import BasePack, open_pack
+from fedlora.base.packing import make_pack
+from fedlora.base.quantize import Quantization
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.models import BOS, EOS, byte_tokenizer

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from fedlora.adapter import Adapter
-from fedlora.lora import LoraConfig
-from fedlora.pack import BasePack
+from fedlora.base.pack import BasePack
+from fedlora.lora.adapter import Adapter
+from fedlora.lora.config import LoraConfig
 from fedlora_client.reference import logits as torch_logits
 
 from tests.models import BOS, random_adapter, random_tokens

@@ -18,11 +18,11 @@ import numpy as np
 import onnxruntime as ort
 import peft
 import torch
-from fedlora.adapter import Adapter, LoraPair, initial_adapter
-from fedlora.lora import LoraConfig
-from fedlora.pack import BasePack, open_pack
-from fedlora.packing import make_pack
-from fedlora.quantize import Quantization, dequantize
+from fedlora.base.pack import BasePack, open_pack
+from fedlora.base.packing import make_pack
+from fedlora.base.quantize import Quantization, dequantize
+from fedlora.lora.adapter import Adapter, LoraPair, initial_adapter
+from fedlora.lora.config import LoraConfig
 from fedlora.row_lora.library import row_lora
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, processors

@@ -75,7 +75,7 @@ def test_curl_completes_and_loads_replaces_and_unloads_an_adapter(made: Path, ad
 
 
 def test_the_configuration_is_one_that_is_read(made: Path) -> None:
-    from fedlora_serve.http.config_file import read_config
+    from fedlora_serve.http.service.config_file import read_config
 
     (content,) = TOML
     (made / "serve.toml").write_text(content, encoding="utf-8")

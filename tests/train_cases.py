@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from fedlora.adapter import Adapter
-from fedlora.pack import BasePack
-from fedlora_client.windows import Windows, make_windows
+from fedlora.base.pack import BasePack
+from fedlora.lora.adapter import Adapter
+from fedlora_client.data.windows import Windows, make_windows
 from numpy.typing import NDArray
 
 from tests.models import byte_tokenizer

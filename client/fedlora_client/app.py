@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from fedlora.config.run import RunConfig
 from fedlora.errors import FedloraError, UpdateError
-from fedlora.run_config import RunConfig
-from fedlora.update import Update, decode_update, encode_update
+from fedlora.wire.update import Update, decode_update, encode_update
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode

@@ -11,24 +11,24 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from fedlora.adapter import Adapter
-from fedlora.datasets import DeviceData, find_dataset
+from fedlora.base.pack import BasePack, open_pack
+from fedlora.config.run import DataConfig, RunConfig, Scalar
+from fedlora.data.datasets import DeviceData, find_dataset
+from fedlora.data.examples import Example, size_bytes
 from fedlora.errors import AdapterMismatchError, ConfigError
-from fedlora.examples import Example, size_bytes
 from fedlora.family import EncoderShape
-from fedlora.pack import BasePack, open_pack
-from fedlora.ranks import first_slots
-from fedlora.run_config import DataConfig, RunConfig, Scalar
-from fedlora.task import Task
-from fedlora.update import Update
+from fedlora.lora.adapter import Adapter
+from fedlora.lora.ranks import first_slots
+from fedlora.wire.task import Task
+from fedlora.wire.update import Update
 
-from fedlora_client.compute import Compute, choose_compute
-from fedlora_client.encoder_windows import label_windows
+from fedlora_client.data.encoder_windows import label_windows
+from fedlora_client.data.windows import Windows, load_tokenizer, read_windows
 from fedlora_client.kept_factors import KeptFactors
 from fedlora_client.model import Model, open_model
-from fedlora_client.trainer import Saving, TrainResult, evaluate, train
-from fedlora_client.training import Span
-from fedlora_client.windows import Windows, load_tokenizer, read_windows
+from fedlora_client.ops.compute import Compute, choose_compute
+from fedlora_client.training.trainer import Saving, TrainResult, evaluate, train
+from fedlora_client.training.training import Span
 
 _WHOLE = Task()  # all trains, all is sent
 _NOT_ITS_DATA = ("max-rank", "memory-mb", "state-path")  # keys of a node that change nothing of what it trains on

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fedlora.adapter import Adapter, LoraPair
-from fedlora.atomic import whole_file
 from fedlora.errors import ConfigError, TensorFileError
-from fedlora.tensor_file import TensorFile, TensorPlan, write_tensor_file
+from fedlora.files.atomic import whole_file
+from fedlora.files.tensor_file import TensorFile, TensorPlan, write_tensor_file
+from fedlora.lora.adapter import Adapter, LoraPair
 from numpy.typing import NDArray
 
 _FORMAT = "fedlora-kept-factors-1"

@@ -9,23 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from fedlora.adapter import Adapter
-from fedlora.atomic import check_directory
+from fedlora.base.pack import BasePack
+from fedlora.base.quantize import dequantize
+from fedlora.config.run import RunConfig
 from fedlora.errors import AdapterMismatchError, ConfigError, DataError
 from fedlora.family import EMBEDDING, HEAD, EncoderShape
-from fedlora.pack import BasePack
-from fedlora.peft import CONFIG, PeftDirectory, read_peft, saved_name, write_peft
-from fedlora.quantize import dequantize
-from fedlora.run_config import RunConfig
-from fedlora.tensor_file import Dtype, as_float32
+from fedlora.files.atomic import check_directory
+from fedlora.files.tensor_file import Dtype, as_float32
+from fedlora.lora.adapter import Adapter
+from fedlora.peft.directory import CONFIG, PeftDirectory, read_peft, saved_name, write_peft
 from numpy.typing import NDArray
 
 from fedlora_client.device import Device
-from fedlora_client.encoder import Encoder
-from fedlora_client.encoder_accuracy import accuracy
-from fedlora_client.learning_rate import with_epochs
-from fedlora_client.memory import peak_bytes
-from fedlora_client.trainer import Evaluation, Saving, TrainResult, Watcher, train
+from fedlora_client.encoder.encoder import Encoder
+from fedlora_client.training.encoder_accuracy import accuracy
+from fedlora_client.training.learning_rate import with_epochs
+from fedlora_client.training.memory import peak_bytes
+from fedlora_client.training.trainer import Evaluation, Saving, TrainResult, Watcher, train
 
 BITS_PER_PARAMETER = 2  # what an adapter holds, about; a token asks for 1 (LoRA Without Regret, Schulman et al., 2025)
 

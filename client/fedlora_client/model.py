@@ -7,19 +7,19 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
-from fedlora.adapter import Adapter
+from fedlora.base.pack import BasePack
 from fedlora.family import EncoderShape, ModelShape
-from fedlora.pack import BasePack
-from fedlora.task import Factors
+from fedlora.lora.adapter import Adapter
+from fedlora.wire.task import Factors
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedlora_client.batch import Dropout
-from fedlora_client.compute import Compute
-from fedlora_client.decoder import Decoder, Schedule
-from fedlora_client.encoder import Encoder
-from fedlora_client.lora import LoraTensors
-from fedlora_client.workspace import Workspace
+from fedlora_client.decoder.decoder import Decoder, Schedule
+from fedlora_client.encoder.encoder import Encoder
+from fedlora_client.layers.batch import Dropout
+from fedlora_client.layers.lora import LoraTensors
+from fedlora_client.ops.compute import Compute
+from fedlora_client.ops.workspace import Workspace
 
 
 class Model(Protocol):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from fedlora.adapter import Adapter
-from fedlora.pack import BasePack
+from fedlora.base.pack import BasePack
+from fedlora.lora.adapter import Adapter
 from numpy.typing import NDArray
 
-from fedlora_client.compute import choose_compute
+from fedlora_client.encoder.padding import check_padding
 from fedlora_client.model import open_model
-from fedlora_client.padding import check_padding
+from fedlora_client.ops.compute import choose_compute
 
 
 def logits(

@@ -1,13 +1,13 @@
 """fedlora's shared core: base packs, adapters and their algebra, updates, run configurations."""
 
-from fedlora.adapter import Adapter, LoraPair, initial_adapter
+from fedlora.base.pack import BasePack, open_pack
+from fedlora.config.run import RunConfig, read_scenario
 from fedlora.errors import FedloraError
-from fedlora.lora import LoraConfig
-from fedlora.pack import BasePack, open_pack
-from fedlora.peft import PeftDirectory, read_peft, write_peft
-from fedlora.run_config import RunConfig, read_scenario
-from fedlora.update import Update, decode_update, encode_update
+from fedlora.lora.adapter import Adapter, LoraPair, initial_adapter
+from fedlora.lora.config import LoraConfig
+from fedlora.peft.directory import PeftDirectory, read_peft, write_peft
 from fedlora.version import __version__
+from fedlora.wire.update import Update, decode_update, encode_update
 
 __all__ = [
     "Adapter", "BasePack", "FedloraError", "LoraConfig", "LoraPair", "PeftDirectory", "RunConfig", "Update", "__version__",

@@ -1,5 +1,5 @@
 """The exporter: a base pack becomes an ONNX graph with adapter inputs."""
 
-from fedlora.quiet_runtime import silence_telemetry
+from fedlora.telemetry import silence_telemetry
 
 silence_telemetry()

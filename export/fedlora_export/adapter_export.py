@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fedlora.base.pack import BasePack
 from fedlora.errors import ConfigError
-from fedlora.pack import BasePack
-from fedlora.peft_adapter import adapter_of
-from fedlora.profiles import DEFAULT, Profile
+from fedlora.exported.profiles import DEFAULT, Profile
+from fedlora.peft.peft_adapter import adapter_of
 
 from fedlora_export.onnx_adapter import write_onnx_adapter
 

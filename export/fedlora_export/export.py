@@ -9,22 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
-from fedlora.atomic import whole_directory, whole_file
-from fedlora.c_library import BuildError
+from fedlora.base.pack import MANIFEST, BasePack, open_pack, read_manifest
 from fedlora.errors import ConfigError, GraphError
+from fedlora.exported.graph_manifest import write_graph_manifest
+from fedlora.exported.profiles import DEFAULT, ROW_PROFILES, Profile, graph_name, graph_slots
 from fedlora.family import DecoderShape
-from fedlora.graph_manifest import write_graph_manifest
-from fedlora.pack import MANIFEST, BasePack, open_pack, read_manifest
-from fedlora.profiles import DEFAULT, ROW_PROFILES, Profile, graph_name, graph_slots
+from fedlora.files.atomic import whole_directory, whole_file
+from fedlora.native import BuildError
 from fedlora.row_lora.library import row_lora
 
-from fedlora_export.check import ROUNDED_TOLERANCE, check_graph
-from fedlora_export.decoder import build_decoder
-from fedlora_export.encoder import build_encoder
+from fedlora_export.checks.check import ROUNDED_TOLERANCE, check_graph
+from fedlora_export.checks.graph_rules import check_graph_rules
+from fedlora_export.checks.torch_logits import Expected, torch_logits
 from fedlora_export.genai import write_genai
-from fedlora_export.graph_rules import check_graph_rules
-from fedlora_export.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
-from fedlora_export.torch_logits import Expected, torch_logits
+from fedlora_export.graph.decoder import build_decoder
+from fedlora_export.graph.encoder import build_encoder
+from fedlora_export.graph.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

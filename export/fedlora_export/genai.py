@@ -14,11 +14,11 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from fedlora.atomic import write_text
+from fedlora.base.pack import BasePack
 from fedlora.errors import ConfigError
+from fedlora.exported.profiles import DEFAULT, ROW_PROFILES, Profile, graph_name
 from fedlora.family import DecoderShape
-from fedlora.pack import BasePack
-from fedlora.profiles import DEFAULT, ROW_PROFILES, Profile, graph_name
+from fedlora.files.atomic import write_text
 
 GENAI_CONFIG, TOKENIZER_CONFIG = "genai_config.json", "tokenizer_config.json"
 

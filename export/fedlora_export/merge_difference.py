@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from fedlora.adapter import Adapter
-from fedlora.pack import BasePack
+from fedlora.base.pack import BasePack
+from fedlora.lora.adapter import Adapter
 
-from fedlora_export.check import open_session
-from fedlora_export.graph_runs import run_graph
-from fedlora_export.torch_logits import Sample
+from fedlora_export.checks.check import open_session
+from fedlora_export.checks.graph_runs import run_graph
+from fedlora_export.checks.torch_logits import Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

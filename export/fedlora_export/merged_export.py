@@ -5,17 +5,17 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from fedlora.adapter import Adapter
-from fedlora.atomic import whole_directory
+from fedlora.base.merging import write_merged
+from fedlora.base.pack import MANIFEST, BasePack, open_pack
 from fedlora.errors import ConfigError
 from fedlora.family import DecoderShape
-from fedlora.merging import write_merged
-from fedlora.pack import MANIFEST, BasePack, open_pack
+from fedlora.files.atomic import whole_directory
+from fedlora.lora.adapter import Adapter
 
 from fedlora_export.export import ExportedGraph, export_base, is_folder_of, write_graphs
+from fedlora_export.graph.packed_layers import INT8_ACCURACY
+from fedlora_export.merge import MergeLoss, merge_loss
 from fedlora_export.merge_difference import MergeDifference, merge_difference
-from fedlora_export.merge_loss import MergeLoss, merge_loss
-from fedlora_export.packed_layers import INT8_ACCURACY
 
 
 def export_merged(

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnxruntime as ort
-from fedlora.adapter import Adapter
-from fedlora.adapter_manifest import adapter_manifest_text
-from fedlora.atomic import whole_file
 from fedlora.errors import AdapterError, ConfigError
+from fedlora.exported.adapter_manifest import adapter_manifest_text
+from fedlora.exported.flat_buffer import MAX_BYTES
+from fedlora.exported.inputs import joined_values
+from fedlora.exported.sidecar import sidecar_of
+from fedlora.exported.slots import model_version, slot_values
 from fedlora.family import ModelShape
-from fedlora.flat_buffer import MAX_BYTES
-from fedlora.joined_slots import joined_values
-from fedlora.sidecar import sidecar_of
-from fedlora.slots import model_version, slot_values
+from fedlora.files.atomic import whole_file
+from fedlora.lora.adapter import Adapter
 
 _ADAPTER_VERSION = 1
 

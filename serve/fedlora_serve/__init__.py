@@ -1,5 +1,5 @@
 """Serving: one base on ONNX Runtime, adapters swapped per request."""
 
-from fedlora.quiet_runtime import silence_telemetry
+from fedlora.telemetry import silence_telemetry
 
 silence_telemetry()

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import onnxruntime as ort
+from fedlora.base.pack import BasePack
 from fedlora.errors import GraphError
-from fedlora.graph_manifest import GraphManifest, check_graph_file
-from fedlora.pack import BasePack
+from fedlora.exported.graph_manifest import GraphManifest, check_graph_file
 from fedlora.threads import may_spin
 
 # Of a thread that waits for the others: as fast as spinning on an idle machine, and as sleeping beside other work.

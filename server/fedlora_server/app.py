@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from fedlora.base.pack import open_pack
+from fedlora.config.run import RunConfig
 from fedlora.errors import ConfigError
-from fedlora.pack import open_pack
-from fedlora.run_config import RunConfig
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedlora_server.rounds import Rounds
-from fedlora_server.run_directory import default_output, open_run
+from fedlora_server.run.run_directory import default_output, open_run
 
 app = ServerApp()
 

@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from fedlora.adapter import Adapter
 from fedlora.errors import UpdateError
-from fedlora.ranks import first_slots
-from fedlora.task import Factors
-from fedlora.update import Update
+from fedlora.lora.adapter import Adapter
+from fedlora.lora.ranks import first_slots
+from fedlora.wire.task import Factors
+from fedlora.wire.update import Update
 from numpy.typing import NDArray
 
 MAX_EXAMPLES = 10**9

@@ -12,22 +12,22 @@ import time
 from contextlib import suppress
 
 import numpy as np
-from fedlora.adapter import Adapter
+from fedlora.base.pack import BasePack
+from fedlora.config.run import RunConfig
 from fedlora.errors import ConfigError, FedloraError, RunError, UpdateError
-from fedlora.pack import BasePack
-from fedlora.run_config import RunConfig
-from fedlora.task import Factors, Task
-from fedlora.update import Update, decode_update, encode_update
+from fedlora.lora.adapter import Adapter
+from fedlora.wire.task import Factors, Task
+from fedlora.wire.update import Update, decode_update, encode_update
 from flwr.serverapp import Grid
 
-from fedlora_server.aggregation import Aggregation, State, norms
+from fedlora_server.aggregation.aggregation import Aggregation, State, norms
+from fedlora_server.aggregation.optimizers import Moments
 from fedlora_server.checks import Expectation, limit_for
 from fedlora_server.device_names import DeviceNames
 from fedlora_server.exchange import EVALUATE, TRAIN, ask, connected_nodes, printable
 from fedlora_server.methods.method import Global
-from fedlora_server.optimizers import Moments
-from fedlora_server.round_record import RoundRecord
-from fedlora_server.run_directory import RunDirectory
+from fedlora_server.run.round_record import RoundRecord
+from fedlora_server.run.run_directory import RunDirectory
 
 log = logging.getLogger("fedlora.server")
 

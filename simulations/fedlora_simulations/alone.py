@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
-from fedlora.adapter import Adapter
-from fedlora.run_config import RunConfig
+from fedlora.config.run import RunConfig
+from fedlora.lora.adapter import Adapter
 from fedlora_client.device import Device
 
 from fedlora_simulations.nodes import node_configs

@@ -6,8 +6,8 @@ import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 
+from fedlora.config.run import RunConfig, Scalar
 from fedlora.errors import MissingExtraError
-from fedlora.run_config import RunConfig, Scalar
 from fedlora_client.app import app as client_app
 from fedlora_server.app import app as server_app
 from flwr.app import Context, Message, RecordDict

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedlora.run_config import RunConfig, Scalar
+from fedlora.config.run import RunConfig, Scalar
 from fedlora_server.methods import find_method
 
 DEVICES = "devices"  # in the run's directory: what devices keep for themselves

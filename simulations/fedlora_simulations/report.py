@@ -11,8 +11,8 @@ from typing import Any
 
 import jinja2
 import matplotlib as mpl
-from fedlora.atomic import write_text
-from fedlora_server.run_directory import CONFIG, read_metrics
+from fedlora.files.atomic import write_text
+from fedlora_server.run.run_directory import CONFIG, read_metrics
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator

@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from fedlora.datasets import find_dataset
+from fedlora.base.pack import open_pack
+from fedlora.config.run import RunConfig
+from fedlora.data.datasets import find_dataset
+from fedlora.data.examples import text_of
 from fedlora.errors import ConfigError, DataError
-from fedlora.examples import text_of
-from fedlora.pack import open_pack
-from fedlora.run_config import RunConfig
-from fedlora_client.compute import choose_compute
-from fedlora_client.kernels.native_ops import NativeOps
-from fedlora_server.run_directory import read_metrics
+from fedlora_client.ops.compute import choose_compute
+from fedlora_client.ops.native_ops import NativeOps
+from fedlora_server.run.run_directory import read_metrics
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import Progress

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from fedlora.pack import BasePack
-from fedlora_client.compute import Compute, choose_compute, native_ops
-from fedlora_client.decoder import Decoder
-from fedlora_client.kernels.native_ops import NativeOps
-from fedlora_client.ops import Ops
-from fedlora_client.plain_ops import PlainOps
+from fedlora.base.pack import BasePack
+from fedlora_client.decoder.decoder import Decoder
+from fedlora_client.ops.compute import Compute, choose_compute, native_ops
+from fedlora_client.ops.native_ops import NativeOps
+from fedlora_client.ops.ops import Ops
+from fedlora_client.ops.plain_ops import PlainOps
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fedlora_client.best_fit import best_fit_decreasing
+from fedlora_client.data.best_fit import best_fit_decreasing
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from fedlora.adapter import Adapter
-from fedlora.lora import LoraConfig
-from fedlora.pack import BasePack
-from fedlora_client.attention import QUERY_BLOCK
-from fedlora_client.batch import Dropout
-from fedlora_client.compute import Compute
-from fedlora_client.decoder import Decoder, Schedule, no_dropout
-from fedlora_client.dropout import SeededDropout
-from fedlora_client.ops import Ops
-from fedlora_client.windows import IGNORED
+from fedlora.base.pack import BasePack
+from fedlora.lora.adapter import Adapter
+from fedlora.lora.config import LoraConfig
+from fedlora_client.data.windows import IGNORED
+from fedlora_client.decoder.decoder import Decoder, Schedule, no_dropout
+from fedlora_client.layers.batch import Dropout
+from fedlora_client.layers.dropout import SeededDropout
+from fedlora_client.ops.attention import QUERY_BLOCK
+from fedlora_client.ops.compute import Compute
+from fedlora_client.ops.ops import Ops
 from torch import Tensor
 
 from tests.dense_reference import Gradients, Problem, random_problem, reference_gradients, relative_error

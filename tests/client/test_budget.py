@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 import torch
+from fedlora.base.pack import BasePack
+from fedlora.config.run import TrainConfig
 from fedlora.errors import ConfigError
 from fedlora.family import DecoderShape
-from fedlora.lora import LoraConfig
-from fedlora.pack import BasePack
-from fedlora.run_config import TrainConfig
-from fedlora_client.budget import Memory, Plan, plan_step, workspace_elements
-from fedlora_client.compute import Compute
-from fedlora_client.decoder import Decoder, Schedule
-from fedlora_client.plain_ops import PlainOps
+from fedlora.lora.config import LoraConfig
+from fedlora_client.decoder.decoder import Decoder, Schedule
+from fedlora_client.ops.compute import Compute
+from fedlora_client.ops.plain_ops import PlainOps
+from fedlora_client.training.budget import Memory, Plan, plan_step, workspace_elements
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -183,13 +183,13 @@ import numpy as np, torch
 from dataclasses import replace
 from pathlib import Path
 from fedlora.errors import ConfigError
-from fedlora.pack import open_pack
-from fedlora.run_config import LoraSection, RunConfig, TrainConfig
-from fedlora_client.compute import choose_compute
-from fedlora_client.decoder import Decoder
-from fedlora_client.memory import peak_bytes
-from fedlora_client.trainer import Watcher, train
-from fedlora_client.windows import Windows
+from fedlora.base.pack import open_pack
+from fedlora.config.run import LoraSection, RunConfig, TrainConfig
+from fedlora_client.ops.compute import choose_compute
+from fedlora_client.decoder.decoder import Decoder
+from fedlora_client.training.memory import peak_bytes
+from fedlora_client.training.trainer import Watcher, train
+from fedlora_client.data.windows import Windows
 
 torch.set_num_threads(1)
 pack, dtype, kernels, beyond, dropout = sys.argv[1:]

@@ -10,20 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fedlora.adapter import Adapter
+from fedlora.base.pack import BasePack
+from fedlora.config.run import AggregationConfig, DataConfig, LoraSection, RunConfig, ServerConfig, TrainConfig
 from fedlora.errors import ConfigError, DataError, UpdateError
-from fedlora.lora import LoraConfig
-from fedlora.pack import BasePack
-from fedlora.ranks import first_slots, joined
-from fedlora.run_config import AggregationConfig, DataConfig, LoraSection, RunConfig, ServerConfig, TrainConfig
-from fedlora.task import Task
-from fedlora.update import Update, decode_update, encode_update
+from fedlora.lora.adapter import Adapter
+from fedlora.lora.config import LoraConfig
+from fedlora.lora.ranks import first_slots, joined
+from fedlora.wire.task import Task
+from fedlora.wire.update import Update, decode_update, encode_update
 from fedlora_client.app import app
-from fedlora_client.decoder import Decoder
+from fedlora_client.data.files_dataset import files
+from fedlora_client.data.windows import make_windows
+from fedlora_client.decoder.decoder import Decoder
 from fedlora_client.device import Device
-from fedlora_client.files_dataset import files
-from fedlora_client.trainer import evaluate
-from fedlora_client.windows import make_windows
+from fedlora_client.training.trainer import evaluate
 from flwr.app import Array, ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.app.user_config import UserConfig
 from flwr.common.constant import SUPERLINK_NODE_ID

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fedlora.lora import LoraConfig
-from fedlora.pack import BasePack
-from fedlora.peft import PeftDirectory, write_peft
-from fedlora_client.compute import Compute
-from fedlora_client.decoder import Decoder
-from fedlora_client.ops import Ops
+from fedlora.base.pack import BasePack
+from fedlora.lora.config import LoraConfig
+from fedlora.peft.directory import PeftDirectory, write_peft
+from fedlora_client.decoder.decoder import Decoder
+from fedlora_client.ops.compute import Compute
+from fedlora_client.ops.ops import Ops
 from fedlora_client.reference import logits as reference_logits
 
 from tests import dense_reference

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fedlora.base.pack import BasePack
+from fedlora.config.run import AggregationConfig, DataConfig, RunConfig, ServerConfig, TrainConfig
 from fedlora.errors import ConfigError
-from fedlora.lora import LoraConfig
-from fedlora.pack import BasePack
-from fedlora.ranks import first_slots
-from fedlora.run_config import AggregationConfig, DataConfig, RunConfig, ServerConfig, TrainConfig
+from fedlora.lora.config import LoraConfig
+from fedlora.lora.ranks import first_slots
 from fedlora_client import device as device_module
 from fedlora_client.device import Device
-from fedlora_client.trainer import Saving
-from fedlora_client.training import Training
+from fedlora_client.training.trainer import Saving
+from fedlora_client.training.training import Training
 
 from tests.models import ALL_RANKS, random_adapter
 from tests.train_cases import assert_equal_bits

@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
+from fedlora.base.pack import BasePack
+from fedlora.base.packing import make_pack
+from fedlora.base.quantize import Quantization
+from fedlora.config.run import DataConfig, RunConfig, TrainConfig
 from fedlora.errors import DataError
-from fedlora.pack import BasePack
-from fedlora.packing import make_pack
-from fedlora.quantize import Quantization
-from fedlora.run_config import DataConfig, RunConfig, TrainConfig
 from fedlora_client.device import Device
 
 from tests.models import DEFAULT, EOS, random_adapter, save_checkpoint

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fedlora_client.compute import Compute
-from fedlora_client.dropout import SeededDropout
-from fedlora_client.plain_ops import PlainOps
+from fedlora_client.layers.dropout import SeededDropout
+from fedlora_client.ops.compute import Compute
+from fedlora_client.ops.plain_ops import PlainOps
 
 SHAPE = (400, 300)
 FLOAT32, BFLOAT16 = (Compute(torch.device("cpu"), dtype, PlainOps()) for dtype in (torch.float32, torch.bfloat16))

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from fedlora.base.pack import BasePack
+from fedlora.config.run import TrainConfig
 from fedlora.errors import ConfigError
 from fedlora.family import EncoderShape, model_shape
-from fedlora.pack import BasePack
-from fedlora.run_config import TrainConfig
-from fedlora_client.budget import Memory, Plan
-from fedlora_client.compute import Compute
-from fedlora_client.encoder_budget import encoder_step_bytes, plan_encoder_step
-from fedlora_client.plain_ops import PlainOps
+from fedlora_client.ops.compute import Compute
+from fedlora_client.ops.plain_ops import PlainOps
+from fedlora_client.training.budget import Memory, Plan
+from fedlora_client.training.encoder_budget import encoder_step_bytes, plan_encoder_step
 
 from tests.encoders import save_encoder_pack
 
@@ -87,13 +87,13 @@ def test_without_a_bound_activations_take_up_to_a_quarter_of_what_is_free() -> N
 _STEP = """
 import json, sys
 import numpy as np, torch
-from fedlora.adapter import initial_adapter
-from fedlora.lora import LoraConfig
-from fedlora.pack import open_pack
-from fedlora_client.compute import choose_compute
-from fedlora_client.decoder import Schedule
-from fedlora_client.encoder import Encoder
-from fedlora_client.memory import give_back_freed, give_back_large_blocks, peak_bytes, resident_bytes
+from fedlora.lora.adapter import initial_adapter
+from fedlora.lora.config import LoraConfig
+from fedlora.base.pack import open_pack
+from fedlora_client.ops.compute import choose_compute
+from fedlora_client.decoder.decoder import Schedule
+from fedlora_client.encoder.encoder import Encoder
+from fedlora_client.training.memory import give_back_freed, give_back_large_blocks, peak_bytes, resident_bytes
 base, texts, length, kept, dtype = open_pack(sys.argv[1]), *map(int, sys.argv[2:5]), sys.argv[5]
 torch.set_num_threads(1)
 encoder, modules = Encoder(base, choose_compute(dtype, "on", "cpu")), base.model.linear_modules()

@@ -9,7 +9,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from fedlora.peft import read_peft
+from fedlora.peft.directory import read_peft
 from fedlora_client.reference import logits
 
 from tests.encoders import encoder_oracle, random_texts, save_encoder_pack, shape_of

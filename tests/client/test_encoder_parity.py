@@ -7,15 +7,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from fedlora.base.pack import BasePack
 from fedlora.errors import DataError
-from fedlora.lora import LoraConfig
-from fedlora.pack import BasePack
-from fedlora_client.compute import Compute, choose_compute
-from fedlora_client.decoder import Schedule
-from fedlora_client.dropout import SeededDropout
-from fedlora_client.encoder import Encoder
+from fedlora.lora.config import LoraConfig
+from fedlora_client.data.windows import IGNORED
+from fedlora_client.decoder.decoder import Schedule
+from fedlora_client.encoder.encoder import Encoder
+from fedlora_client.layers.dropout import SeededDropout
+from fedlora_client.ops.compute import Compute, choose_compute
 from fedlora_client.reference import logits as reference_logits
-from fedlora_client.windows import IGNORED
 from numpy.typing import NDArray
 from torch import Tensor
 

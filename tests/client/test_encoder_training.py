@@ -12,21 +12,21 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from fedlora.adapter import Adapter, LoraPair
+from fedlora.base.pack import BasePack
+from fedlora.config.run import DataConfig, LoraSection, RunConfig, ServerConfig, TrainConfig
+from fedlora.data.examples import Labelled, TextRecord
 from fedlora.errors import ConfigError, DataError
-from fedlora.examples import Labelled, TextRecord
-from fedlora.pack import BasePack
-from fedlora.peft import read_peft
-from fedlora.run_config import DataConfig, LoraSection, RunConfig, ServerConfig, TrainConfig
+from fedlora.lora.adapter import Adapter, LoraPair
+from fedlora.peft.directory import read_peft
 from fedlora_client import local_training
 from fedlora_client.commands.train import train as train_command
+from fedlora_client.data.encoder_windows import label_windows
+from fedlora_client.data.windows import IGNORED, load_tokenizer, read_windows
 from fedlora_client.device import Device
-from fedlora_client.encoder import Encoder
-from fedlora_client.encoder_accuracy import accuracy
-from fedlora_client.encoder_windows import label_windows
+from fedlora_client.encoder.encoder import Encoder
 from fedlora_client.local_training import LocalRun, LocalTraining
-from fedlora_client.trainer import Saving, TrainResult, Watcher, evaluate, train
-from fedlora_client.windows import IGNORED, load_tokenizer, read_windows
+from fedlora_client.training.encoder_accuracy import accuracy
+from fedlora_client.training.trainer import Saving, TrainResult, Watcher, evaluate, train
 
 from tests.encoders import LABELS, Packs, encoder_adapter, encoders_made_once, shape_of
 from tests.models import BOS, EOS, byte_tokenizer, save_pack

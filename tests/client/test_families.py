@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fedlora.base.pack import BasePack
+from fedlora.config.run import TrainConfig
 from fedlora.family import Rotary
 from fedlora.family.decoder import BlockNorms
-from fedlora.pack import BasePack
-from fedlora.run_config import TrainConfig
-from fedlora_client.compute import Compute
-from fedlora_client.decoder import Decoder, Schedule
-from fedlora_client.dense_decoder import dense_logits
-from fedlora_client.dropout import SeededDropout
-from fedlora_client.ops import Ops
-from fedlora_client.trainer import train
-from fedlora_client.windows import IGNORED
+from fedlora_client.data.windows import IGNORED
+from fedlora_client.decoder.decoder import Decoder, Schedule
+from fedlora_client.decoder.dense_decoder import dense_logits
+from fedlora_client.layers.dropout import SeededDropout
+from fedlora_client.ops.compute import Compute
+from fedlora_client.ops.ops import Ops
+from fedlora_client.training.trainer import train
 from torch import Tensor
 
 from tests import dense_reference
@@ -140,8 +140,8 @@ def test_lora_losses_and_gradients_equal_pefts(family: str, ops: Ops, kept_block
 def test_gradients_equal_autograds_with_dropout_and_in_several_parts_of_vocabulary_and_queries(
     family: str, compute: Compute, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedlora_client.head.VOCABULARY_PART", 100)
-    monkeypatch.setattr("fedlora_client.attention.QUERY_BLOCK", 8)
+    monkeypatch.setattr("fedlora_client.decoder.head.VOCABULARY_PART", 100)
+    monkeypatch.setattr("fedlora_client.ops.attention.QUERY_BLOCK", 8)
     base = family_pack(family)
     problem, adapter, decoder = problem_of(base), random_adapter(base), Decoder(base, compute)
     masks = SeededDropout(0.3, (5,), compute).of(0, 0)

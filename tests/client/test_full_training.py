@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from fedlora.run_config import DataConfig, RunConfig, TrainConfig
-from fedlora_client.full_training import FullTraining
-from fedlora_client.windows import IGNORED
+from fedlora.config.run import DataConfig, RunConfig, TrainConfig
+from fedlora_client.data.windows import IGNORED
+from fedlora_client.training.full_training import FullTraining
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 

@@ -9,17 +9,17 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from fedlora.adapter import Adapter
-from fedlora.lora import LoraConfig
-from fedlora.pack import BasePack
-from fedlora_client.attention import QUERY_BLOCK
-from fedlora_client.batch import Dropout
-from fedlora_client.compute import Compute
-from fedlora_client.decoder import Decoder, Schedule, no_dropout
-from fedlora_client.dropout import SeededDropout
-from fedlora_client.ops import Ops
-from fedlora_client.windows import IGNORED
-from fedlora_client.workspace import Workspace
+from fedlora.base.pack import BasePack
+from fedlora.lora.adapter import Adapter
+from fedlora.lora.config import LoraConfig
+from fedlora_client.data.windows import IGNORED
+from fedlora_client.decoder.decoder import Decoder, Schedule, no_dropout
+from fedlora_client.layers.batch import Dropout
+from fedlora_client.layers.dropout import SeededDropout
+from fedlora_client.ops.attention import QUERY_BLOCK
+from fedlora_client.ops.compute import Compute
+from fedlora_client.ops.ops import Ops
+from fedlora_client.ops.workspace import Workspace
 from torch import Tensor
 
 from tests.dense_reference import Gradients, Problem, random_problem, reference_gradients
@@ -95,7 +95,7 @@ def test_gradients_equal_autograds_over_several_parts_of_the_vocabulary(
 ) -> None:
     adapter, problem = random_adapter(decoder.base), random_problem(decoder.base, 2, 15)
     for size in (100, 129, 257):  # 258 tokens: the last part is shorter, as long as the others, one token
-        monkeypatch.setattr("fedlora_client.head.VOCABULARY_PART", size)
+        monkeypatch.setattr("fedlora_client.decoder.head.VOCABULARY_PART", size)
         check_against_the_reference(decoder, problem, adapter)
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fedlora.config.run import DataConfig
+from fedlora.data.examples import Chat, ChatMessage, Completion, Example, Labelled, TextRecord
 from fedlora.errors import DataError
-from fedlora.examples import Chat, ChatMessage, Completion, Example, Labelled, TextRecord
-from fedlora.run_config import DataConfig
-from fedlora_client.files_dataset import files
-from fedlora_client.jsonl import parse_example, read_jsonl
+from fedlora_client.data.files_dataset import files
+from fedlora_client.data.jsonl import parse_example, read_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fedlora.adapter import Adapter
+from fedlora.base.pack import BasePack
+from fedlora.config.run import AggregationConfig, DataConfig, RunConfig, ServerConfig, TrainConfig
 from fedlora.errors import ConfigError
-from fedlora.lora import LoraConfig
-from fedlora.pack import BasePack
-from fedlora.run_config import AggregationConfig, DataConfig, RunConfig, ServerConfig, TrainConfig
-from fedlora.task import Task
-from fedlora.tensor_file import TensorFile, TensorPlan, write_tensor_file
+from fedlora.files.tensor_file import TensorFile, TensorPlan, write_tensor_file
+from fedlora.lora.adapter import Adapter
+from fedlora.lora.config import LoraConfig
+from fedlora.wire.task import Task
 from fedlora_client.device import Device
-from fedlora_client.trainer import TrainResult
+from fedlora_client.training.trainer import TrainResult
 from numpy.typing import NDArray
 
 from tests.models import changed, random_adapter

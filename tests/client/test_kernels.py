@@ -11,14 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from fedlora.errors import ConfigError
-from fedlora_client import compute
-from fedlora_client.compute import choose_compute
-from fedlora_client.decoder import Decoder
-from fedlora_client.kernels import build
-from fedlora_client.kernels.build import BuildError, built_library, instruction_set
-from fedlora_client.kernels.native_ops import NativeOps
-from fedlora_client.kernels.self_check import disagreement
-from fedlora_client.plain_ops import PlainOps
+from fedlora_client.decoder.decoder import Decoder
+from fedlora_client.ops import build, compute
+from fedlora_client.ops.build import BuildError, built_library, instruction_set
+from fedlora_client.ops.compute import choose_compute
+from fedlora_client.ops.native_ops import NativeOps
+from fedlora_client.ops.plain_ops import PlainOps
+from fedlora_client.ops.self_check import disagreement
 
 from tests.models import Packs, Variant
 
@@ -183,8 +182,8 @@ def test_wrong_kernels_are_told_of_and_training_goes_on_in_plain_torch(
 
 CHECK = """
 import torch
-from fedlora_client.compute import choose_compute, native_ops
-from fedlora_client.kernels.build import _ISA_FLAGS, built_library, instruction_set
+from fedlora_client.ops.compute import choose_compute, native_ops
+from fedlora_client.ops.build import _ISA_FLAGS, built_library, instruction_set
 ops = choose_compute("float32", "on", "cpu").ops
 print(built_library().name, *_ISA_FLAGS.get(instruction_set(), ("baseline",)))
 """

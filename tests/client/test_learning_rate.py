@@ -6,8 +6,8 @@ import itertools
 import math
 
 import pytest
-from fedlora.run_config import TrainConfig
-from fedlora_client.learning_rate import learning_rate
+from fedlora.config.run import TrainConfig
+from fedlora_client.training.learning_rate import learning_rate
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fedlora.adapter import Adapter
-from fedlora.lora import LoraConfig
-from fedlora.pack import BasePack
-from fedlora_client.lora import LoraTensors
+from fedlora.base.pack import BasePack
+from fedlora.lora.adapter import Adapter
+from fedlora.lora.config import LoraConfig
+from fedlora_client.layers.lora import LoraTensors
 
 from tests.models import ALL_RANKS, LORAS, random_adapter
 

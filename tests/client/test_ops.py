@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fedlora.quantize import QuantizedMatrix, dequantize, quantize
-from fedlora_client.ops import Ops
-from fedlora_client.packed import PackedMatrix
-from fedlora_client.windows import IGNORED
+from fedlora.base.quantize import QuantizedMatrix, dequantize, quantize
+from fedlora_client.data.windows import IGNORED
+from fedlora_client.ops.ops import Ops
+from fedlora_client.ops.packed import PackedMatrix
 from torch import Tensor
 
 from tests.tolerances import ONE_OPERATION

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fedlora.adapter import Adapter, LoraPair
-from fedlora.lora import LoraConfig
-from fedlora.quantize import QuantizedMatrix, dequantize, quantize
-from fedlora_client.linear import Linear
-from fedlora_client.lora import LoraTensors
-from fedlora_client.ops import Ops
-from fedlora_client.packed import PackedMatrix
-from fedlora_client.plain_ops import embedding_rows
-from fedlora_client.workspace import Workspace
+from fedlora.base.quantize import QuantizedMatrix, dequantize, quantize
+from fedlora.lora.adapter import Adapter, LoraPair
+from fedlora.lora.config import LoraConfig
+from fedlora_client.layers.linear import Linear
+from fedlora_client.layers.lora import LoraTensors
+from fedlora_client.ops.ops import Ops
+from fedlora_client.ops.packed import PackedMatrix
+from fedlora_client.ops.plain_ops import embedding_rows
+from fedlora_client.ops.workspace import Workspace
 from numpy.typing import NDArray
 
 from tests.models import VARIANTS, Packs, assert_close

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterMismatchError, ConfigError, DataError, RunError
-from fedlora.pack import BasePack
-from fedlora.peft import read_peft, saved_name
+from fedlora.peft.directory import read_peft, saved_name
 from fedlora_client.commands.doctor import doctor
 from fedlora_client.commands.train import train
-from fedlora_client.compute import choose_compute
-from fedlora_client.decoder import Decoder
-from fedlora_client.training import Training
+from fedlora_client.decoder.decoder import Decoder
+from fedlora_client.ops.compute import choose_compute
+from fedlora_client.training.training import Training
 
 from tests.models import VARIANTS, Packs, assert_close, random_tokens, read_by_peft
 

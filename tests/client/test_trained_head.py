@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fedlora.adapter import Adapter
+from fedlora.base.pack import BasePack
+from fedlora.base.quantize import dequantize
+from fedlora.config.run import TrainConfig
 from fedlora.family import EMBEDDING, HEAD
-from fedlora.pack import BasePack
-from fedlora.quantize import dequantize
-from fedlora.run_config import TrainConfig
-from fedlora_client.compute import Compute
-from fedlora_client.decoder import Decoder
-from fedlora_client.dense_decoder import dense_logits
-from fedlora_client.trainer import Saving, TrainResult, Watcher, train
-from fedlora_client.windows import IGNORED
+from fedlora.lora.adapter import Adapter
+from fedlora_client.data.windows import IGNORED
+from fedlora_client.decoder.decoder import Decoder
+from fedlora_client.decoder.dense_decoder import dense_logits
+from fedlora_client.ops.compute import Compute
+from fedlora_client.training.trainer import Saving, TrainResult, Watcher, train
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -65,7 +65,7 @@ def without_effect(base: BasePack) -> Adapter:
 def test_the_gradient_of_a_head_equals_autograds(
     packs: Packs, compute: Compute, variant: str, part: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedlora_client.head.VOCABULARY_PART", part)
+    monkeypatch.setattr("fedlora_client.decoder.head.VOCABULARY_PART", part)
     check_head(packs(VARIANTS[variant]), compute)
 
 

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fedlora.adapter import Adapter
+from fedlora.base.pack import BasePack, open_pack
+from fedlora.config.run import TrainConfig
 from fedlora.errors import DataError
-from fedlora.pack import BasePack, open_pack
-from fedlora.run_config import TrainConfig
-from fedlora_client.compute import Compute
-from fedlora_client.decoder import Decoder
-from fedlora_client.kernels.native_ops import NativeOps
-from fedlora_client.trainer import Watcher, evaluate, train
-from fedlora_client.windows import IGNORED, Windows
+from fedlora.lora.adapter import Adapter
+from fedlora_client.data.windows import IGNORED, Windows
+from fedlora_client.decoder.decoder import Decoder
+from fedlora_client.ops.compute import Compute
+from fedlora_client.ops.native_ops import NativeOps
+from fedlora_client.training.trainer import Watcher, evaluate, train
 from numpy.typing import NDArray
 from torch import Tensor
 

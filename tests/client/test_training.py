@@ -7,17 +7,17 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from fedlora.adapter import Adapter
+from fedlora.config.run import LoraSection, RunConfig, TrainConfig
 from fedlora.errors import DataError
-from fedlora.lora import LoraConfig
-from fedlora.run_config import LoraSection, RunConfig, TrainConfig
-from fedlora_client.adamw import AdamW
-from fedlora_client.budget import Plan
-from fedlora_client.decoder import Decoder, Schedule
-from fedlora_client.learning_rate import learning_rate
-from fedlora_client.stack import train_stack
-from fedlora_client.trainer import TrainResult, train
-from fedlora_client.training import Span, Training
+from fedlora.lora.adapter import Adapter
+from fedlora.lora.config import LoraConfig
+from fedlora_client.decoder.decoder import Decoder, Schedule
+from fedlora_client.training.adamw import AdamW
+from fedlora_client.training.budget import Plan
+from fedlora_client.training.learning_rate import learning_rate
+from fedlora_client.training.stack import train_stack
+from fedlora_client.training.trainer import TrainResult, train
+from fedlora_client.training.training import Span, Training
 
 from tests.models import ALL_RANKS, assert_close, random_adapter
 from tests.train_cases import TEXT, assert_equal_bits, factors_of, windows_of

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fedlora.adapter import Adapter
+from fedlora.config.run import TrainConfig
 from fedlora.errors import ConfigError, DataError
-from fedlora.run_config import TrainConfig
-from fedlora.tensor_file import TensorFile, TensorPlan, write_tensor_file
-from fedlora_client.compute import Compute, choose_compute
-from fedlora_client.decoder import Decoder
-from fedlora_client.trainer import Evaluation, Saving, TrainResult, Watcher, evaluate, train
-from fedlora_client.training import Span
-from fedlora_client.windows import Windows
+from fedlora.files.tensor_file import TensorFile, TensorPlan, write_tensor_file
+from fedlora.lora.adapter import Adapter
+from fedlora_client.data.windows import Windows
+from fedlora_client.decoder.decoder import Decoder
+from fedlora_client.ops.compute import Compute, choose_compute
+from fedlora_client.training.trainer import Evaluation, Saving, TrainResult, Watcher, evaluate, train
+from fedlora_client.training.training import Span
 from numpy.typing import NDArray
 
 from tests.models import ALL_RANKS, Packs, Variant, assert_close, changed, random_adapter

@@ -12,10 +12,10 @@ import pytest
 import torch
 from fedlora.errors import ConfigError
 from fedlora.family import Rotary
-from fedlora_client.compute import Compute
-from fedlora_client.decoder import Decoder
-from fedlora_client.dense_decoder import dense_logits
-from fedlora_client.turns import turns_of
+from fedlora_client.decoder.decoder import Decoder
+from fedlora_client.decoder.dense_decoder import dense_logits
+from fedlora_client.decoder.rotary import turns_of
+from fedlora_client.ops.compute import Compute
 
 from tests.dense_reference import dense_weights, random_problem
 from tests.families import family_pack

@@ -11,22 +11,22 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fedlora.adapter import Adapter, LoraPair
-from fedlora.lora import LoraConfig
-from fedlora.pack import BasePack
-from fedlora.ranks import joined
-from fedlora.run_config import TrainConfig
-from fedlora.task import Factors
-from fedlora.tensor_file import TensorFile
-from fedlora_client.budget import Plan
-from fedlora_client.compute import Compute, choose_compute
-from fedlora_client.decoder import Decoder, Schedule, no_dropout
-from fedlora_client.dropout import SeededDropout
-from fedlora_client.ops import Ops
-from fedlora_client.planning import plan_training
-from fedlora_client.trainer import Saving, evaluate, train
-from fedlora_client.training import Span, Training
-from fedlora_client.windows import IGNORED, Windows
+from fedlora.base.pack import BasePack
+from fedlora.config.run import TrainConfig
+from fedlora.files.tensor_file import TensorFile
+from fedlora.lora.adapter import Adapter, LoraPair
+from fedlora.lora.config import LoraConfig
+from fedlora.lora.ranks import joined
+from fedlora.wire.task import Factors
+from fedlora_client.data.windows import IGNORED, Windows
+from fedlora_client.decoder.decoder import Decoder, Schedule, no_dropout
+from fedlora_client.layers.dropout import SeededDropout
+from fedlora_client.ops.compute import Compute, choose_compute
+from fedlora_client.ops.ops import Ops
+from fedlora_client.training.budget import Plan
+from fedlora_client.training.planning import plan_training
+from fedlora_client.training.trainer import Saving, evaluate, train
+from fedlora_client.training.training import Span, Training
 from torch import Tensor
 
 from tests.dense_reference import (
@@ -270,7 +270,7 @@ def test_the_memory_of_a_plan_counts_what_trains_and_what_stands_beside(
         seen.append((memory.coming, rank))  # type: ignore[attr-defined]
         return PLAN
 
-    monkeypatch.setattr("fedlora_client.planning.plan_step", remember)
+    monkeypatch.setattr("fedlora_client.training.planning.plan_step", remember)
     adapter, side = random_adapter(base), side_of(base)
     size_A = sum(pair.lora_A.nbytes for pair in adapter.pairs.values())
     prox = dataclasses.replace(CONFIG, fedprox_mu=0.1)

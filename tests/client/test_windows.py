@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from fedlora.chat_template import ChatTemplate
+from fedlora.base.pack import BasePack, open_pack
+from fedlora.data.chat_template import ChatTemplate
+from fedlora.data.examples import Chat, ChatMessage, Completion, Example, Labelled, TextRecord
 from fedlora.errors import ConfigError, DataError, PackError
-from fedlora.examples import Chat, ChatMessage, Completion, Example, Labelled, TextRecord
-from fedlora.pack import BasePack, open_pack
+from fedlora_client.data.encoding import IGNORED, ExampleEncoder
+from fedlora_client.data.windows import Windows, load_tokenizer, make_windows
 from fedlora_client.device import _cut
-from fedlora_client.encoding import IGNORED, ExampleEncoder
-from fedlora_client.windows import Windows, load_tokenizer, make_windows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, normalizers

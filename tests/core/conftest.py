@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fedlora.adapter import Adapter
-from fedlora.lora import LoraConfig
-from fedlora.pack import BasePack
+from fedlora.base.pack import BasePack
+from fedlora.lora.adapter import Adapter
+from fedlora.lora.config import LoraConfig
 from hypothesis import settings
 
 from tests.builders import llama_shape, random_adapter, tiny_pack, write_checkpoint

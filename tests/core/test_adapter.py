@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fedlora.adapter import Adapter, LoraPair, initial_adapter
 from fedlora.errors import AdapterError, AdapterMismatchError
-from fedlora.lora import LoraConfig
+from fedlora.lora.adapter import Adapter, LoraPair, initial_adapter
+from fedlora.lora.config import LoraConfig
 
 from tests.builders import llama_shape, random_adapter
 from tests.tolerances import TOLERANCE

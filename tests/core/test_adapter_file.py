@@ -10,8 +10,8 @@ import flatbuffers  # type: ignore[import-untyped]
 import numpy as np
 import onnxruntime as ort
 import pytest
-from fedlora.adapter_file import AdapterFile, parse_adapter_file
 from fedlora.errors import AdapterError
+from fedlora.exported.adapter_file import AdapterFile, parse_adapter_file
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray

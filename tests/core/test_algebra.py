@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fedlora.algebra import Dense, Product, concatenate, inner_product, squared_distance, truncated
+from fedlora.lora.algebra import Dense, Product, concatenate, inner_product, squared_distance, truncated
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray

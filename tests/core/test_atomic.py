@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from fedlora.atomic import whole_directory, whole_file, write_text
 from fedlora.errors import ConfigError
+from fedlora.files.atomic import whole_directory, whole_file, write_text
 
 from tests.builders import tree
 

@@ -6,7 +6,7 @@ import ctypes
 from pathlib import Path
 
 import pytest
-from fedlora.c_library import Build, BuildError, cached_library
+from fedlora.native import Build, BuildError, cached_library
 
 SHARED = Build(compile_flags=("-O0", "-fPIC"))
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fedlora import template_sandbox
-from fedlora.chat_template import ChatTemplate, load_chat_template
+from fedlora.base.pack import MANIFEST, BasePack, fingerprint_of
+from fedlora.data import template_sandbox
+from fedlora.data.chat_template import ChatTemplate, load_chat_template
+from fedlora.data.examples import Chat, ChatMessage
 from fedlora.errors import DataError, PackError
-from fedlora.examples import Chat, ChatMessage
-from fedlora.pack import MANIFEST, BasePack, fingerprint_of
-from fedlora_client.encoding import IGNORED, ExampleEncoder
+from fedlora_client.data.encoding import IGNORED, ExampleEncoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer

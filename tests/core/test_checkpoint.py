@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fedlora.checkpoint import Checkpoint, find_checkpoint
+from fedlora.base.checkpoint import Checkpoint, find_checkpoint
 from fedlora.errors import CheckpointError
-from fedlora.tensor_file import Dtype
+from fedlora.files.tensor_file import Dtype
 
 from tests.builders import LLAMA, random_weights, write_checkpoint
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from fedlora import cli
-from fedlora.pack import open_pack
+from fedlora.base.pack import open_pack
 from fedlora.version import __version__
 
 from tests.builders import tree

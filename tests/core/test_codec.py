@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fedlora.codec import CODECS
 from fedlora.errors import UpdateError
+from fedlora.wire.codec import CODECS
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp

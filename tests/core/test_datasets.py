@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib.metadata import EntryPoint
 
 import pytest
-from fedlora import datasets
-from fedlora.datasets import DeviceData, find_dataset, split_lines
+from fedlora.data import datasets
+from fedlora.data.datasets import DeviceData, find_dataset, split_lines
 from fedlora.errors import ConfigError, MissingExtraError
 from hypothesis import given
 from hypothesis import strategies as st

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from fedlora.checkpoint import Checkpoint
+from fedlora.base.checkpoint import Checkpoint
+from fedlora.base.pack import BasePack
+from fedlora.base.quantize import dequantize
 from fedlora.commands.inspect import inspect
-from fedlora.datasets import split_records
+from fedlora.data.datasets import split_records
+from fedlora.data.examples import Example, Labelled, TextRecord, size_bytes, text_of
 from fedlora.errors import CheckpointError, DataError, PackError
-from fedlora.examples import Example, Labelled, TextRecord, size_bytes, text_of
 from fedlora.family import EncoderShape, ModelShape, decoder_shape, model_shape
-from fedlora.pack import BasePack
-from fedlora.quantize import dequantize
 
 from tests.encoders import EVERY, LABELS, Packs, encoders_made_once, shape_of
 

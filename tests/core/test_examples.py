@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from fedlora.datasets import DeviceData, split_records
+from fedlora.data.datasets import DeviceData, split_records
+from fedlora.data.examples import Chat, ChatMessage, Completion, Example, TextRecord, size_bytes, text_of
 from fedlora.errors import DataError
-from fedlora.examples import Chat, ChatMessage, Completion, Example, TextRecord, size_bytes, text_of
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from fedlora.adapter import Adapter
+from fedlora.base.pack import BasePack
 from fedlora.commands.inspect import inspect
 from fedlora.errors import AdapterError, ConfigError, FedloraError, PackError, UpdateError
-from fedlora.pack import BasePack
-from fedlora.peft import PeftDirectory, write_peft
-from fedlora.update import Update, encode_update
+from fedlora.lora.adapter import Adapter
+from fedlora.peft.directory import PeftDirectory, write_peft
+from fedlora.wire.update import Update, encode_update
 
 
 def _inspect(path: Path) -> Result:

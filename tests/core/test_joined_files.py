@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fedlora.adapter_loading import load_adapter_file
+from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterMismatchError
-from fedlora.joined_slots import joined_name, joined_values, modules_of
-from fedlora.lora import MAX_RANK, LoraConfig
-from fedlora.pack import BasePack
-from fedlora.profiles import Profile, graph_slots
-from fedlora.sidecar import sidecar_of
-from fedlora.slots import slot_values
+from fedlora.exported.adapter_loading import load_adapter_file
+from fedlora.exported.inputs import joined_name, joined_values, modules_of
+from fedlora.exported.profiles import Profile, graph_slots
+from fedlora.exported.sidecar import sidecar_of
+from fedlora.exported.slots import slot_values
+from fedlora.lora.config import MAX_RANK, LoraConfig
 from fedlora_export.onnx_adapter import write_onnx_adapter
 
 from tests.builders import random_adapter

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from fedlora.errors import ConfigError
-from fedlora.lora import MAX_RANK, LoraConfig
+from fedlora.lora.config import MAX_RANK, LoraConfig
 
 from tests.builders import llama_shape
 

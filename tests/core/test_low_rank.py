@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
-from fedlora.low_rank import Triplets, leading_of_matrix, leading_of_product
+from fedlora.lora.low_rank import Triplets, leading_of_matrix, leading_of_product
 from numpy.typing import NDArray
 
 Factors = tuple[NDArray[np.float32], NDArray[np.float32]]

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fedlora.adapter import Adapter
+from fedlora.base.merging import write_merged
+from fedlora.base.pack import BasePack, open_pack
+from fedlora.base.packing import make_pack
+from fedlora.base.quantize import dequantize, quantize
 from fedlora.errors import AdapterMismatchError
-from fedlora.lora import LoraConfig
-from fedlora.merging import write_merged
-from fedlora.pack import BasePack, open_pack
-from fedlora.packing import make_pack
-from fedlora.quantize import dequantize, quantize
+from fedlora.lora.adapter import Adapter
+from fedlora.lora.config import LoraConfig
 
 from tests.builders import random_adapter, tiny_quantization, write_checkpoint
 

@@ -7,8 +7,8 @@ import warnings
 
 import pytest
 from fedlora.errors import ConfigError
-from fedlora.name_pattern import NamePattern
-from fedlora.peft_patterns import by_module, untargeted
+from fedlora.peft.name_pattern import NamePattern
+from fedlora.peft.patterns import by_module, untargeted
 from hypothesis import example, given
 from hypothesis import strategies as st
 from peft import LoraConfig

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fedlora.errors import PackError
-from fedlora.pack import (
+from fedlora.base.pack import (
     BasePack,
     file_digest,
     find_pack,
@@ -20,8 +19,9 @@ from fedlora.pack import (
     read_manifest,
     tensor_shapes,
 )
-from fedlora.packing import make_pack
-from fedlora.tensor_file import TensorFile
+from fedlora.base.packing import make_pack
+from fedlora.errors import PackError
+from fedlora.files.tensor_file import TensorFile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

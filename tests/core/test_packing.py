@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fedlora.base.pack import open_pack, read_manifest
+from fedlora.base.packing import make_pack
+from fedlora.base.quantize import Quantization, dequantize, quantize
+from fedlora.base.scales import SCALE_RULES, ScaleRule
 from fedlora.errors import CheckpointError, ConfigError, FedloraError
-from fedlora.pack import open_pack, read_manifest
-from fedlora.packing import make_pack
-from fedlora.quantize import Quantization, dequantize, quantize
-from fedlora.scales import SCALE_RULES, ScaleRule
-from fedlora.tensor_file import Dtype
+from fedlora.files.tensor_file import Dtype
 
 from tests.builders import (
     LLAMA,
@@ -109,7 +109,7 @@ def test_an_unknown_rule_is_refused_with_the_rules_there_are(tmp_path: Path, che
 def test_slices_of_rows_make_the_same_pack_as_whole_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = str(write_checkpoint(tmp_path / "source"))
     make_pack(source, tmp_path / "whole", tiny_quantization(symmetric=False))
-    monkeypatch.setattr("fedlora.packing._SLICE_ELEMENTS", 100)  # 3 rows of 32, one of 72
+    monkeypatch.setattr("fedlora.base.packing._SLICE_ELEMENTS", 100)  # 3 rows of 32, one of 72
     make_pack(source, tmp_path / "sliced", tiny_quantization(symmetric=False))
     assert tree(tmp_path / "whole") == tree(tmp_path / "sliced")
 
@@ -296,8 +296,8 @@ def test_an_output_below_a_file_is_an_error_of_ours(tmp_path: Path, checkpoint: 
 _PEAK = """
 import sys
 from pathlib import Path
-from fedlora.packing import make_pack
-from fedlora.quantize import Quantization
+from fedlora.base.packing import make_pack
+from fedlora.base.quantize import Quantization
 def peak():
     return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmHWM")) * 1024
 before = peak()

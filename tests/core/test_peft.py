@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from fedlora.adapter import Adapter, LoraPair
 from fedlora.errors import AdapterError, ConfigError
-from fedlora.lora import LoraConfig
-from fedlora.peft import PeftDirectory, read_peft, write_peft
-from fedlora.tensor_file import Dtype, from_float32
+from fedlora.files.tensor_file import Dtype, from_float32
+from fedlora.lora.adapter import Adapter, LoraPair
+from fedlora.lora.config import LoraConfig
+from fedlora.peft.directory import PeftDirectory, read_peft, write_peft
 
 from tests.builders import LLAMA, llama_shape, random_adapter, tree
 

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import pytest
+from fedlora.base.quantize import Quantization, QuantizedMatrix, dequantize, quantize
+from fedlora.base.scales import SCALE_RULES, ScaleRule
 from fedlora.errors import ConfigError
-from fedlora.quantize import Quantization, QuantizedMatrix, dequantize, quantize
-from fedlora.scales import SCALE_RULES, ScaleRule
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp

@@ -8,9 +8,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from fedlora.adapter import Adapter
-from fedlora.lora import LoraConfig
-from fedlora.ranks import first_slots, joined, parted, with_ranks
+from fedlora.lora.adapter import Adapter
+from fedlora.lora.config import LoraConfig
+from fedlora.lora.ranks import first_slots, joined, parted, with_ranks
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray

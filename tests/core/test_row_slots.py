@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from fedlora.lora import LoraConfig
-from fedlora.row_slots import row_values
-from fedlora.slots import slot_values
+from fedlora.exported.row_slots import row_values
+from fedlora.exported.slots import slot_values
+from fedlora.lora.config import LoraConfig
 
 from tests.builders import llama_shape, random_adapter
 

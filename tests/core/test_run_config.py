@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fedlora.codec import CODECS
-from fedlora.errors import ConfigError
-from fedlora.family import LINEAR_MODULES
-from fedlora.run_config import (
+from fedlora.config.run import (
     DataConfig,
     LoraSection,
     RunConfig,
@@ -21,6 +18,9 @@ from fedlora.run_config import (
     changed,
     read_scenario,
 )
+from fedlora.errors import ConfigError
+from fedlora.family import LINEAR_MODULES
+from fedlora.wire.codec import CODECS
 from hypothesis import given
 from hypothesis import strategies as st
 

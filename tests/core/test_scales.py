@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fedlora.quantize import dequantize, quantize
-from fedlora.scales import SCALE_RULES, ScaleRule, least_error, max_abs
+from fedlora.base.quantize import dequantize, quantize
+from fedlora.base.scales import SCALE_RULES, ScaleRule, least_error, max_abs
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -99,7 +99,7 @@ def test_a_block_alone_gets_the_bytes_that_it_gets_among_others(rule: ScaleRule,
 def test_blocks_are_searched_in_chunks_to_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = np.random.default_rng(9).normal(size=(50, 32)).astype(np.float32)
     whole = least_error(blocks, 16, False)
-    monkeypatch.setattr("fedlora.scales._CHUNK_ELEMENTS", 7 * 32)
+    monkeypatch.setattr("fedlora.base.scales._CHUNK_ELEMENTS", 7 * 32)
     for got, expected in zip(least_error(blocks, 16, False), whole, strict=True):
         np.testing.assert_array_equal(got, expected)
 

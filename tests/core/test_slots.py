@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from fedlora.adapter import Adapter
-from fedlora.slots import model_version, slot_names, slot_shapes, slot_values
+from fedlora.exported.slots import model_version, slot_names, slot_shapes, slot_values
+from fedlora.lora.adapter import Adapter
 
 from tests.builders import llama_shape
 from tests.tolerances import TOLERANCE

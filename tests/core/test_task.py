@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from fedlora.errors import ConfigError
-from fedlora.task import FACTORS, Task
+from fedlora.wire.task import FACTORS, Task
 
 
 def test_by_default_both_factors_train_and_are_sent() -> None:

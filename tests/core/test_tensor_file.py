@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from fedlora.errors import TensorFileError
-from fedlora.tensor_file import Dtype, TensorFile, TensorPlan, from_float32, read_rows, write_tensor_file
+from fedlora.files.tensor_file import Dtype, TensorFile, TensorPlan, from_float32, read_rows, write_tensor_file
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray

@@ -25,7 +25,7 @@ def after(statement: str, **environment: str) -> tuple[str, str]:
     return policy, told
 
 
-@pytest.mark.parametrize("package", ["fedlora_client.compute", "fedlora_simulations.engines"])
+@pytest.mark.parametrize("package", ["fedlora_client.ops.compute", "fedlora_simulations.engines"])
 def test_threads_sleep_while_they_wait_in_whatever_imports_torch(package: str) -> None:
     assert after(f"import {package}") == ("passive", "sleeping")
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fedlora.adapter import Adapter
-from fedlora.codec import CODECS
 from fedlora.errors import UpdateError
-from fedlora.lora import LoraConfig
-from fedlora.ranks import first_slots
-from fedlora.task import Task
-from fedlora.update import Update, config_values, decode_update, encode_update
+from fedlora.lora.adapter import Adapter
+from fedlora.lora.config import LoraConfig
+from fedlora.lora.ranks import first_slots
+from fedlora.wire.codec import CODECS
+from fedlora.wire.task import Task
+from fedlora.wire.update import Update, config_values, decode_update, encode_update
 from hypothesis import example, given
 from hypothesis import strategies as st
 

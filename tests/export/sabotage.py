@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import fedlora_export.adapter_inputs as adapter_inputs_module
 import fedlora_export.export as export_module
+import fedlora_export.graph.adapter_inputs as adapter_inputs_module
 import onnx_ir as ir
 import pytest
-from fedlora.pack import BasePack
-from fedlora.profiles import Profile
-from fedlora.slots import slot_names
-from fedlora_export.builder import GraphBuilder
+from fedlora.base.pack import BasePack
+from fedlora.exported.profiles import Profile
+from fedlora.exported.slots import slot_names
+from fedlora_export.graph.builder import GraphBuilder
 
 Patch = pytest.MonkeyPatch
 Sabotage = Callable[[Patch], None]

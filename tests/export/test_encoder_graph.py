@@ -14,16 +14,16 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from fedlora.adapter import Adapter
+from fedlora.base.pack import open_pack
 from fedlora.errors import GraphError
-from fedlora.pack import open_pack
-from fedlora.profiles import PROFILES, Profile, graph_name, graph_slots
-from fedlora.slots import BASE_PROPERTY, slot_shapes, slot_values
+from fedlora.exported.profiles import PROFILES, Profile, graph_name, graph_slots
+from fedlora.exported.slots import BASE_PROPERTY, slot_shapes, slot_values
+from fedlora.lora.adapter import Adapter
 from fedlora_client.reference import logits as torch_scores
-from fedlora_export.encoder import build_encoder
+from fedlora_export.checks.graph_rules import check_graph_rules
+from fedlora_export.checks.graph_runs import run_graph
 from fedlora_export.export import export_base
-from fedlora_export.graph_rules import check_graph_rules
-from fedlora_export.graph_runs import run_graph
+from fedlora_export.graph.encoder import build_encoder
 from numpy.typing import NDArray
 
 from tests.encoders import EVERY, Packs, encoder_adapter, encoder_oracle, encoders_made_once, random_texts, shape_of

@@ -11,17 +11,17 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from fedlora.adapter import Adapter
-from fedlora.pack import BasePack, open_pack
-from fedlora.profiles import PROFILES, Profile, graph_name
-from fedlora.run_config import DataConfig, LoraSection, RunConfig, ServerConfig, TrainConfig
+from fedlora.base.pack import BasePack, open_pack
+from fedlora.config.run import DataConfig, LoraSection, RunConfig, ServerConfig, TrainConfig
+from fedlora.exported.profiles import PROFILES, Profile, graph_name
+from fedlora.lora.adapter import Adapter
 from fedlora_client.device import Device
 from fedlora_client.reference import logits as torch_scores
+from fedlora_export.checks.graph_runs import run_graph
 from fedlora_export.export import export_base
-from fedlora_export.graph_runs import run_graph
+from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 from fedlora_export.onnx_adapter import write_onnx_adapter
-from fedlora_export.packed_layers import FLOAT_ACCURACY
-from fedlora_serve.onnx_adapter import load_onnx_adapter
+from fedlora_serve.local.onnx_adapter import load_onnx_adapter
 from numpy.typing import NDArray
 
 from tests.encoders import ENCODERS, LABELS, encoder_oracle, peft_encoder, save_encoder_pack

@@ -6,20 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fedlora.adapter import Adapter, initial_adapter
-from fedlora.lora import LoraConfig
-from fedlora.pack import BasePack, open_pack
-from fedlora.packing import make_pack
-from fedlora.quantize import Quantization
-from fedlora.run_config import TrainConfig
-from fedlora_client.compute import choose_compute
-from fedlora_client.decoder import Decoder
-from fedlora_client.trainer import train
-from fedlora_client.windows import read_windows
+from fedlora.base.pack import BasePack, open_pack
+from fedlora.base.packing import make_pack
+from fedlora.base.quantize import Quantization
+from fedlora.config.run import TrainConfig
+from fedlora.lora.adapter import Adapter, initial_adapter
+from fedlora.lora.config import LoraConfig
+from fedlora_client.data.windows import read_windows
+from fedlora_client.decoder.decoder import Decoder
+from fedlora_client.ops.compute import choose_compute
+from fedlora_client.training.trainer import train
 from fedlora_export.export import export_base
+from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 from fedlora_export.onnx_adapter import write_onnx_adapter
-from fedlora_export.packed_layers import FLOAT_ACCURACY
-from fedlora_serve.engine import Engine, LoadedAdapter
+from fedlora_serve.local.engine import Engine, LoadedAdapter
 
 from tests.families import FAMILIES, family_pack
 from tests.greedy import NEW_TOKENS, generator_of, rest_of, torch_tokens

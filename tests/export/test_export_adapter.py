@@ -11,14 +11,14 @@ import onnxruntime as ort
 import peft
 import pytest
 from click.testing import CliRunner, Result
-from fedlora.adapter import Adapter
+from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterMismatchError, ConfigError, PackError
-from fedlora.pack import BasePack
-from fedlora.peft import PeftDirectory, read_peft, write_peft
-from fedlora.slots import model_version, slot_shapes, slot_values
+from fedlora.exported.slots import model_version, slot_shapes, slot_values
+from fedlora.lora.adapter import Adapter
+from fedlora.peft.directory import PeftDirectory, read_peft, write_peft
 from fedlora_client.reference import logits as torch_logits
-from fedlora_export.adapter_commands import export_adapter
-from fedlora_export.commands import export
+from fedlora_export.commands.export import export
+from fedlora_export.commands.export_adapter import export_adapter
 from fedlora_export.onnx_adapter import write_onnx_adapter
 
 from tests.models import (

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from fedlora.adapter import Adapter
-from fedlora.pack import BasePack, open_pack
-from fedlora.profiles import Profile
-from fedlora.slots import slot_names, slot_shapes, slot_values
+from fedlora.base.pack import BasePack, open_pack
+from fedlora.exported.profiles import Profile
+from fedlora.exported.slots import slot_names, slot_shapes, slot_values
+from fedlora.lora.adapter import Adapter
 from fedlora_client.reference import logits as torch_logits
-from fedlora_export.check import TOLERANCE as CHECK_TOLERANCE
-from fedlora_export.check import check_graph
+from fedlora_export.checks.check import TOLERANCE as CHECK_TOLERANCE
+from fedlora_export.checks.check import check_graph
+from fedlora_export.checks.torch_logits import torch_logits as expected_logits
 from fedlora_export.export import export_base
-from fedlora_export.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
-from fedlora_export.torch_logits import torch_logits as expected_logits
+from fedlora_export.graph.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
 
 from tests.models import (
     DEFAULT,

@@ -13,13 +13,13 @@ import numpy as np
 import onnxruntime as ort
 import peft
 import pytest
-from fedlora.adapter import Adapter
+from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterMismatchError
-from fedlora.lora import LoraConfig
-from fedlora.pack import BasePack
-from fedlora.slots import slot_values
+from fedlora.exported.slots import slot_values
+from fedlora.lora.adapter import Adapter
+from fedlora.lora.config import LoraConfig
 from fedlora_client.reference import logits as torch_logits
-from fedlora_serve.engine import Engine
+from fedlora_serve.local.engine import Engine
 from numpy.typing import NDArray
 
 from tests.models import (

@@ -6,20 +6,20 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import fedlora_export.graph_runs as graph_runs_module
-import fedlora_export.torch_logits as torch_logits_module
+import fedlora_export.checks.graph_runs as graph_runs_module
+import fedlora_export.checks.torch_logits as torch_logits_module
 import numpy as np
 import onnx_ir as ir
 import pytest
-from fedlora.adapter import Adapter
+from fedlora.base.pack import BasePack, open_pack
 from fedlora.errors import ConfigError, GraphError
-from fedlora.pack import BasePack, open_pack
-from fedlora.slots import slot_values
-from fedlora_export.adapter_inputs import ModuleInputs
-from fedlora_export.check import check_graph
+from fedlora.exported.slots import slot_values
+from fedlora.lora.adapter import Adapter
+from fedlora_export.checks.check import check_graph
+from fedlora_export.checks.torch_logits import torch_logits
 from fedlora_export.export import export_base
-from fedlora_export.packed_layers import FLOAT_ACCURACY
-from fedlora_export.torch_logits import torch_logits
+from fedlora_export.graph.adapter_inputs import ModuleInputs
+from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 
 from tests.export.sabotage import Patch, Sabotage, change_nodes, set_attribute, swap_modules, swap_slots
 from tests.models import DEFAULT, VARIANTS, Packs, Variant, changed

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from fedlora.base.pack import BasePack, open_pack
 from fedlora.errors import GraphError
-from fedlora.graph_manifest import read_graph_manifest, write_graph_manifest
-from fedlora.pack import BasePack, open_pack
-from fedlora.profiles import PROFILES, Profile
-from fedlora_export.allowed_ops import ALLOWED_OPS
+from fedlora.exported.graph_manifest import read_graph_manifest, write_graph_manifest
+from fedlora.exported.profiles import PROFILES, Profile
+from fedlora_export.checks.allowed_ops import ALLOWED_OPS
+from fedlora_export.checks.graph_rules import check_graph_rules
+from fedlora_export.checks.verify import verify_folder
 from fedlora_export.export import build_graph, export_base
-from fedlora_export.graph_rules import check_graph_rules
 from fedlora_export.onnx_adapter import write_onnx_adapter
-from fedlora_export.verify import verify_folder
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from tests.encoders import EVERY, encoder_adapter, save_encoder_pack

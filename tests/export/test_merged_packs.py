@@ -7,19 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fedlora.adapter import Adapter
-from fedlora.lora import LoraConfig
-from fedlora.pack import BasePack, open_pack
-from fedlora.packing import make_pack
-from fedlora.profiles import graph_name
-from fedlora.quantize import Quantization, dequantize
+from fedlora.base.pack import BasePack, open_pack
+from fedlora.base.packing import make_pack
+from fedlora.base.quantize import Quantization, dequantize
+from fedlora.exported.profiles import graph_name
+from fedlora.lora.adapter import Adapter
+from fedlora.lora.config import LoraConfig
 from fedlora_client.reference import logits as torch_logits
+from fedlora_export.checks.verify import verify_folder
 from fedlora_export.export import export_base
+from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
+from fedlora_export.merge import MergeLoss, merge_loss
 from fedlora_export.merge_difference import MergeDifference
-from fedlora_export.merge_loss import MergeLoss, merge_loss
 from fedlora_export.merged_export import export_merged
-from fedlora_export.packed_layers import FLOAT_ACCURACY
-from fedlora_export.verify import verify_folder
 
 from tests.encoders import ENCODERS, encoder_adapter, encoder_oracle, leaves_of, random_texts, save_encoder
 from tests.models import (

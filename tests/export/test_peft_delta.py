@@ -12,11 +12,11 @@ import numpy as np
 import peft
 import pytest
 import torch
-from fedlora.adapter_file import parse_adapter_file
+from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterMismatchError
-from fedlora.pack import BasePack
-from fedlora.peft import read_peft, write_peft
-from fedlora.slots import slot_names
+from fedlora.exported.adapter_file import parse_adapter_file
+from fedlora.exported.slots import slot_names
+from fedlora.peft.directory import read_peft, write_peft
 from fedlora_export.adapter_export import export_peft
 
 from tests.encoders import BARE, ENCODERS, encoder_adapter, peft_encoder, save_encoder_pack

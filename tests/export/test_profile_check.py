@@ -6,23 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import fedlora_export.decoder as decoder_module
-import fedlora_export.encoder as encoder_module
-import fedlora_export.graph_runs as graph_runs_module
+import fedlora_export.checks.graph_runs as graph_runs_module
+import fedlora_export.graph.decoder as decoder_module
+import fedlora_export.graph.encoder as encoder_module
 import numpy as np
 import onnx_ir as ir
 import pytest
+from fedlora.base.pack import BasePack
 from fedlora.errors import GraphError
-from fedlora.joined_slots import joined_values
-from fedlora.pack import BasePack
-from fedlora.profiles import Profile, graph_name
-from fedlora.row_slots import row_values
-from fedlora_export.adapter_inputs import JoinedInputs, KernelInputs, NoAdapter
-from fedlora_export.attention import Attention
-from fedlora_export.builder import GraphBuilder
-from fedlora_export.encoder_layers import mean_over_text
+from fedlora.exported.inputs import joined_values
+from fedlora.exported.profiles import Profile, graph_name
+from fedlora.exported.row_slots import row_values
 from fedlora_export.export import export_base
-from fedlora_export.sequences import Sequences, sequences_of_rows
+from fedlora_export.graph.adapter_inputs import JoinedInputs, KernelInputs, NoAdapter
+from fedlora_export.graph.attention import Attention
+from fedlora_export.graph.builder import GraphBuilder
+from fedlora_export.graph.encoder_layers import mean_over_text
+from fedlora_export.graph.sequences import Sequences, sequences_of_rows
 from numpy.typing import NDArray
 
 from tests.encoders import Packs as EncoderPacks

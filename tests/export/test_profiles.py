@@ -14,14 +14,14 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from fedlora.adapter import Adapter
-from fedlora.joined_slots import joined_name
-from fedlora.lora import LoraConfig
-from fedlora.pack import BasePack, open_pack
-from fedlora.profiles import PROFILES, Profile, graph_name
+from fedlora.base.pack import BasePack, open_pack
+from fedlora.exported.inputs import joined_name
+from fedlora.exported.profiles import PROFILES, Profile, graph_name
+from fedlora.lora.adapter import Adapter
+from fedlora.lora.config import LoraConfig
+from fedlora_export.checks.graph_runs import adapter_feeds, numbered, run_graph
 from fedlora_export.export import export_base
-from fedlora_export.graph_runs import adapter_feeds, numbered, run_graph
-from fedlora_export.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
+from fedlora_export.graph.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
 from numpy.typing import NDArray
 
 from tests.families import FAMILIES, family_oracle, family_pack

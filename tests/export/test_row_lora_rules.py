@@ -8,11 +8,11 @@ from typing import Any
 
 import onnx
 import pytest
+from fedlora.base.pack import BasePack, open_pack
 from fedlora.errors import ConfigError, GraphError
-from fedlora.pack import BasePack, open_pack
 from fedlora.row_lora.library import row_lora
+from fedlora_export.checks.graph_rules import check_graph_rules
 from fedlora_export.export import export_base
-from fedlora_export.graph_rules import check_graph_rules
 from onnx import TensorProto, helper
 
 Model = Any  # an onnx.ModelProto: its fields are made when it runs

@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from fedlora.pack import BasePack
-from fedlora_export.torch_logits import Sample, torch_logits
+from fedlora.base.pack import BasePack
+from fedlora_export.checks.torch_logits import Sample, torch_logits
 
 _IN_A_NEW_PROCESS = """
 import sys
 import numpy as np
-from fedlora.pack import open_pack
-from fedlora_export.torch_logits import torch_logits
+from fedlora.base.pack import open_pack
+from fedlora_export.checks.torch_logits import torch_logits
 
 expected = torch_logits(open_pack(sys.argv[1]))
 assert "torch" not in sys.modules

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from fedlora.adapter_manifest import read_adapter_manifest
+from fedlora.base.pack import open_pack
 from fedlora.errors import AdapterError, FedloraError, GraphError, PackError
-from fedlora.pack import open_pack
-from fedlora.profiles import Profile
-from fedlora.sidecar import sidecar_of
-from fedlora_export.folder_files import check_folder_files
+from fedlora.exported.adapter_manifest import read_adapter_manifest
+from fedlora.exported.profiles import Profile
+from fedlora.exported.sidecar import sidecar_of
+from fedlora_export.checks.folder_files import check_folder_files
+from fedlora_export.checks.verify import verify_folder
+from fedlora_export.commands.verify import verify
 from fedlora_export.genai import GENAI_CONFIG, TOKENIZER_CONFIG, write_genai
 from fedlora_export.onnx_adapter import write_onnx_adapter
-from fedlora_export.verify import verify_folder
-from fedlora_export.verify_commands import verify
 
 from tests.models import random_adapter
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fedlora.lora import LoraConfig
-from fedlora.pack import BasePack, open_pack
-from fedlora.profiles import Profile
+from fedlora.base.pack import BasePack, open_pack
+from fedlora.exported.profiles import Profile
+from fedlora.lora.config import LoraConfig
 from fedlora_export.export import export_base
-from fedlora_export.packed_layers import FLOAT_ACCURACY
-from fedlora_serve.engine import Engine
+from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
+from fedlora_serve.local.engine import Engine
 
 from tests.models import Packs
 from tests.serve.speakers import LONG, RANKS, ROW_PROFILES, Speaker, speaker

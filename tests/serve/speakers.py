@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from fedlora.adapter import Adapter
-from fedlora.lora import LoraConfig
-from fedlora.pack import BasePack
-from fedlora.profiles import Profile
+from fedlora.base.pack import BasePack
+from fedlora.exported.profiles import Profile
+from fedlora.exported.slots import slot_values
+from fedlora.lora.adapter import Adapter
+from fedlora.lora.config import LoraConfig
 from fedlora.row_lora.layout import adapter_layout
-from fedlora.slots import slot_values
 from fedlora_serve.adapters.digest import digest_of
 from fedlora_serve.adapters.version import AdapterValues, AdapterVersion
-from fedlora_serve.engine import Engine, LoadedAdapter
+from fedlora_serve.local.engine import Engine, LoadedAdapter
 from onnxruntime import OrtValue
 
 from tests.models import Variant, changed, random_adapter

@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from fedlora.base.pack import BasePack, open_pack
+from fedlora.base.packing import make_pack
+from fedlora.base.quantize import Quantization
 from fedlora.cli import main
 from fedlora.errors import ConfigError
-from fedlora.pack import BasePack, open_pack
-from fedlora.packing import make_pack
-from fedlora.quantize import Quantization
-from fedlora_client.decoder import Decoder
-from fedlora_client.windows import load_tokenizer
+from fedlora_client.data.windows import load_tokenizer
+from fedlora_client.decoder.decoder import Decoder
 from fedlora_export.export import export_base
 from fedlora_export.onnx_adapter import write_onnx_adapter
-from fedlora_serve.commands import generate as generate_command
-from fedlora_serve.engine import Engine, LoadedAdapter
-from fedlora_serve.generate import generate
+from fedlora_serve.commands.generate import generate as generate_command
+from fedlora_serve.local.engine import Engine, LoadedAdapter
+from fedlora_serve.local.generate import generate
 from fedlora_serve.text.sampling import Sampling
 from fedlora_serve.text.tokenizer import open_tokenizer, tokens_of
 from hypothesis import example, given, settings

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-from fedlora.adapter_file import AdapterFile, parse_adapter_file
+from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterMismatchError
-from fedlora.pack import BasePack
-from fedlora.sidecar import sidecar_of
-from fedlora.slots import model_version, slot_values
+from fedlora.exported.adapter_file import AdapterFile, parse_adapter_file
+from fedlora.exported.sidecar import sidecar_of
+from fedlora.exported.slots import model_version, slot_values
 from fedlora_export.onnx_adapter import write_onnx_adapter
-from fedlora_serve.engine import Engine
+from fedlora_serve.local.engine import Engine
 from numpy.typing import NDArray
 
 from tests.models import ALL_RANKS, Variant, open_session, random_adapter, save_pack

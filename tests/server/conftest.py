@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fedlora.lora import LoraConfig
-from fedlora.pack import BasePack
-from fedlora.quantize import Quantization
-from fedlora.tensor_file import TensorFile, write_tensor_file
+from fedlora.base.pack import BasePack
+from fedlora.base.quantize import Quantization
+from fedlora.files.tensor_file import TensorFile, write_tensor_file
+from fedlora.lora.config import LoraConfig
 
 from tests.fake_grid import FINGERPRINT, SHAPE, Player
 from tests.server.method_cases import CONFIGS

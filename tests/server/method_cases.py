@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from fedlora.adapter import Adapter, LoraPair, initial_adapter
-from fedlora.lora import LoraConfig
-from fedlora.ranks import first_slots
-from fedlora.run_config import AggregationConfig, LoraSection, RunConfig, ServerConfig
-from fedlora_server.aggregation import Aggregation, Round, State
+from fedlora.config.run import AggregationConfig, LoraSection, RunConfig, ServerConfig
+from fedlora.lora.adapter import Adapter, LoraPair, initial_adapter
+from fedlora.lora.config import LoraConfig
+from fedlora.lora.ranks import first_slots
+from fedlora_server.aggregation.aggregation import Aggregation, Round, State
 from numpy.typing import NDArray
 
 Dense = dict[str, NDArray[np.float64]]

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
-from fedlora.adapter import Adapter, LoraPair
 from fedlora.errors import UpdateError
-from fedlora.lora import LoraConfig
-from fedlora.update import Update, decode_update, encode_update
+from fedlora.lora.adapter import Adapter, LoraPair
+from fedlora.lora.config import LoraConfig
+from fedlora.wire.update import Update, decode_update, encode_update
 from fedlora_server.checks import MAX_EXAMPLES, Expectation
 
 CONFIG = LoraConfig(rank=2, alpha=4.0, target_modules=("q_proj", "up_proj"))

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from fedlora.adapter import Adapter, LoraPair
 from fedlora.errors import RunError
-from fedlora.lora import LoraConfig
-from fedlora_server.error_sketch import EXACT, ErrorSketch
+from fedlora.lora.adapter import Adapter, LoraPair
+from fedlora.lora.config import LoraConfig
+from fedlora_server.aggregation.error_sketch import EXACT, ErrorSketch
 
 LORA = LoraConfig(rank=4, alpha=8.0)
 

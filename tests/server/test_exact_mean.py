@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fedlora.adapter import Adapter
-from fedlora.algebra import Dense, concatenate, inner_product, squared_distance, truncated
 from fedlora.errors import RunError
-from fedlora.lora import LoraConfig
-from fedlora_server.exact_mean import ExactMean
+from fedlora.lora.adapter import Adapter
+from fedlora.lora.algebra import Dense, concatenate, inner_product, squared_distance, truncated
+from fedlora.lora.config import LoraConfig
+from fedlora_server.means.exact_mean import ExactMean
 
 from tests.builders import random_adapter
 from tests.server.method_cases import CONFIGS, SHAPES, TARGETS, TOLERANCE, Weighted, assert_close, dense, dense_mean

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fedlora.base.pack import BasePack
+from fedlora.base.quantize import Quantization
+from fedlora.config.run import AggregationConfig, RunConfig, ServerConfig, TrainConfig
 from fedlora.errors import FedloraError
-from fedlora.pack import BasePack
-from fedlora.quantize import Quantization
-from fedlora.run_config import AggregationConfig, RunConfig, ServerConfig, TrainConfig
-from fedlora.tensor_file import TensorFile, write_tensor_file
-from fedlora_server import metrics_file
-from fedlora_server.aggregation import Round
-from fedlora_server.metrics_file import METRICS
+from fedlora.files.tensor_file import TensorFile, write_tensor_file
+from fedlora_server.aggregation.aggregation import Round
 from fedlora_server.rounds import Rounds
-from fedlora_server.run_directory import RunDirectory, open_run
+from fedlora_server.run import metrics_file
+from fedlora_server.run.metrics_file import METRICS
+from fedlora_server.run.run_directory import RunDirectory, open_run
 from flwr.app import Message, MessageType
 
 from tests.builders import tree

@@ -8,9 +8,9 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from fedlora.config.run import AggregationConfig
 from fedlora.errors import ConfigError, RunError
-from fedlora.lora import LoraConfig
-from fedlora.run_config import AggregationConfig
+from fedlora.lora.config import LoraConfig
 from fedlora_server.methods import METHODS, find_method
 
 from tests.server.method_cases import (
@@ -223,7 +223,7 @@ def peak_bytes(case: Case, count: int) -> int:
 def test_the_memory_of_a_fold_does_not_grow_with_the_number_of_devices(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedlora_server.by_module.cores", lambda: 1)  # each works on a module of its own
+    monkeypatch.setattr("fedlora_server.means.parallel_modules.cores", lambda: 1)  # each works on a module of its own
     wide = {name: (40 * rows, 40 * columns) for name, (rows, columns) in SHAPES.items()}
     monkeypatch.setattr("tests.server.method_cases.SHAPES", wide)
     case = Case(method, LoraConfig(rank=32))

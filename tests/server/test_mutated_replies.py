@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fedlora.adapter import Adapter, LoraPair
-from fedlora.ranks import with_ranks
-from fedlora.update import Update, encode_update
+from fedlora.lora.adapter import Adapter, LoraPair
+from fedlora.lora.ranks import with_ranks
+from fedlora.wire.update import Update, encode_update
 from fedlora_server.methods import METHODS
 from flwr.app import Message
 

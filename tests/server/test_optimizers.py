@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from fedlora.config.run import AggregationConfig
 from fedlora.errors import ConfigError
-from fedlora.lora import LoraConfig
-from fedlora.run_config import AggregationConfig
+from fedlora.lora.config import LoraConfig
+from fedlora_server.aggregation.optimizers import Moments, optimized
 from fedlora_server.methods import METHODS
-from fedlora_server.optimizers import Moments, optimized
 
 from tests.server.method_cases import SHAPES, Case, Dense, assert_close, best, dense, device, devices
 

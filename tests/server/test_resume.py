@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fedlora.config.run import AggregationConfig, RunConfig
 from fedlora.errors import AdapterError, ConfigError, RunError
-from fedlora.run_config import AggregationConfig, RunConfig
-from fedlora.update import Update, encode_update
-from fedlora_server import metrics_file
-from fedlora_server.aggregation import Aggregation, Round, State
+from fedlora.wire.update import Update, encode_update
+from fedlora_server.aggregation.aggregation import Aggregation, Round, State
 from fedlora_server.app import app
 from fedlora_server.methods import METHODS
 from fedlora_server.methods.method import Global
-from fedlora_server.metrics_file import MetricsFile
-from fedlora_server.resume import check_goes_on
-from fedlora_server.round_record import RoundRecord
 from fedlora_server.rounds import Rounds
-from fedlora_server.run_directory import RunDirectory, open_run, read_config
-from fedlora_server.run_lock import locked
+from fedlora_server.run import metrics_file
+from fedlora_server.run.metrics_file import MetricsFile
+from fedlora_server.run.resume import check_goes_on
+from fedlora_server.run.round_record import RoundRecord
+from fedlora_server.run.run_directory import RunDirectory, open_run, read_config
+from fedlora_server.run.run_lock import locked
 from flwr.app import Context, Message, RecordDict
 from flwr.app.user_config import UserConfig
 from numpy.typing import NDArray

@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 import pytest
-from fedlora.adapter import Adapter, LoraPair
+from fedlora.config.run import AggregationConfig
 from fedlora.errors import ConfigError, RunError
-from fedlora.lora import LoraConfig
-from fedlora.run_config import AggregationConfig
+from fedlora.lora.adapter import Adapter, LoraPair
+from fedlora.lora.config import LoraConfig
+from fedlora_server.aggregation.robust import RULES, Rule, geometric_median, gram_of_changes, multi_krum, norm_bound
 from fedlora_server.methods import METHODS
-from fedlora_server.robust import RULES, Rule, geometric_median, gram_of_changes, multi_krum, norm_bound
 
 from tests.server.method_cases import (
     SHAPES,

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fedlora.adapter import Adapter, LoraPair
+from fedlora.config.run import RunConfig, ServerConfig
 from fedlora.errors import ConfigError, RunError
-from fedlora.peft import read_peft
-from fedlora.ranks import joined
-from fedlora.run_config import RunConfig, ServerConfig
-from fedlora.update import Update, encode_update
+from fedlora.lora.adapter import Adapter, LoraPair
+from fedlora.lora.ranks import joined
+from fedlora.peft.directory import read_peft
+from fedlora.wire.update import Update, encode_update
 from fedlora_server.methods import METHODS
-from fedlora_server.round_record import RoundRecord
-from fedlora_server.run_directory import RunDirectory, default_output, open_run
+from fedlora_server.run.round_record import RoundRecord
+from fedlora_server.run.run_directory import RunDirectory, default_output, open_run
 from flwr.app import ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 
 from tests.builders import tree
@@ -450,7 +450,7 @@ def test_a_commit_that_fails_leaves_no_round(play: Player, monkeypatch: pytest.M
     def full(*arguments: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fedlora.peft.write_tensor_file", full)
+    monkeypatch.setattr("fedlora.peft.directory.write_tensor_file", full)
     played = play(honest(1), rounds=1)
     assert isinstance(played.error, RunError)
     for part in ("round 1 cannot be committed: No space left on device", "round 0 stands", "server.resume = true"):

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from fedlora.adapter import Adapter, LoraPair
+from fedlora.config.run import AggregationConfig
 from fedlora.errors import ConfigError
-from fedlora.lora import LoraConfig
-from fedlora.run_config import AggregationConfig
+from fedlora.lora.adapter import Adapter, LoraPair
+from fedlora.lora.config import LoraConfig
 from fedlora_server.methods.fedrot import rotated_onto
 
 from tests.server.method_cases import (

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from fedlora.datasets import DeviceData, find_dataset
+from fedlora.config.run import DataConfig, Scalar
+from fedlora.data.datasets import DeviceData, find_dataset
+from fedlora.data.examples import text_of
 from fedlora.errors import ConfigError, DataError
-from fedlora.examples import text_of
-from fedlora.run_config import DataConfig, Scalar
 from fedlora_simulations.datasets.stdlib import (
     HELD_OUT,
     digest,

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from fedlora.aggregation_section import AggregationConfig, Robust
-from fedlora.pack import BasePack
-from fedlora.peft import read_peft
-from fedlora.run_config import DataConfig, LoraSection, RunConfig, ServerConfig, SimulationConfig, TrainConfig
+from fedlora.base.pack import BasePack
+from fedlora.config.aggregation_section import AggregationConfig, Robust
+from fedlora.config.run import DataConfig, LoraSection, RunConfig, ServerConfig, SimulationConfig, TrainConfig
+from fedlora.peft.directory import read_peft
 from fedlora_server.methods import METHODS
-from fedlora_server.run_directory import read_metrics
+from fedlora_server.run.run_directory import read_metrics
 from fedlora_simulations.simulation import simulate
 from rich.console import Console
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedlora.peft import read_peft
-from fedlora.run_config import DataConfig, LoraSection, RunConfig, ServerConfig, SimulationConfig, TrainConfig
-from fedlora_server.run_directory import read_metrics
+from fedlora.config.run import DataConfig, LoraSection, RunConfig, ServerConfig, SimulationConfig, TrainConfig
+from fedlora.peft.directory import read_peft
+from fedlora_server.run.run_directory import read_metrics
 from fedlora_simulations.simulation import simulate
 from rich.console import Console
 

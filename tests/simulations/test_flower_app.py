@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from fedlora import RunConfig, read_peft
-from fedlora_server.run_directory import read_metrics
+from fedlora_server.run.run_directory import read_metrics
 
 APP = Path(__file__).parents[2] / "simulations" / "flower-app"
 BIN = Path(sys.executable).parent

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import Result
 from fedlora import read_peft
-from fedlora_server.run_directory import read_metrics
+from fedlora_server.run.run_directory import read_metrics
 
 if TYPE_CHECKING:
     from tests.simulations.conftest import Simulator

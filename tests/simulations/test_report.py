@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fedlora.run_config import RunConfig
+from fedlora.config.run import RunConfig
 from fedlora_simulations.report import write_report
 
 

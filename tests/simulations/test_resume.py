@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 from fedlora.cli import commands
 from fedlora.errors import ConfigError
-from fedlora_server.run_directory import RunDirectory, last_round, read_metrics
+from fedlora_server.run.run_directory import RunDirectory, last_round, read_metrics
 
 from tests.builders import tree
 

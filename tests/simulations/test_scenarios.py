@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fedlora.datasets import find_dataset
-from fedlora.run_config import RunConfig, read_scenario
+from fedlora.config.run import RunConfig, read_scenario
+from fedlora.data.datasets import find_dataset
 from fedlora_server.methods import find_method
 
 SCENARIOS = sorted((Path(__file__).resolve().parents[2] / "simulations" / "scenarios").glob("*.toml"))

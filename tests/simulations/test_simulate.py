@@ -13,10 +13,10 @@ import pytest
 from click.testing import Result
 from fedlora import open_pack, read_peft
 from fedlora.cli import main
+from fedlora.config.run import RunConfig
 from fedlora.errors import ConfigError, DataError
-from fedlora.run_config import RunConfig
 from fedlora_server.methods import METHODS
-from fedlora_server.run_directory import read_metrics
+from fedlora_server.run.run_directory import read_metrics
 
 if TYPE_CHECKING:
     from tests.simulations.conftest import Simulator

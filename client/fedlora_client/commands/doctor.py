@@ -11,10 +11,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fedlora_client.compute import DTYPES, choose_compute, native_ops, product_gflops
-from fedlora_client.kernels.build import compiler, instruction_set
-from fedlora_client.kernels.native_ops import NativeOps
-from fedlora_client.memory import available_bytes, resident_bytes
+from fedlora_client.ops.build import compiler, instruction_set
+from fedlora_client.ops.compute import DTYPES, choose_compute, native_ops, product_gflops
+from fedlora_client.ops.native_ops import NativeOps
+from fedlora_client.training.memory import available_bytes, resident_bytes
 
 
 @click.command()

@@ -6,17 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
-from fedlora.atomic import check_directory
+from fedlora.base.pack import CONFIG
+from fedlora.config.run import DataConfig, RunConfig, changed
 from fedlora.errors import ConfigError, RunError
 from fedlora.family import DecoderShape
-from fedlora.pack import CONFIG
-from fedlora.run_config import DataConfig, RunConfig, changed
+from fedlora.files.atomic import check_directory
 from rich.console import Console
 
 from fedlora_client.commands.train_display import TrainDisplay
-from fedlora_client.full_training import FullTraining
 from fedlora_client.local_training import LocalRun, LocalTraining
-from fedlora_client.memory import peak_bytes
+from fedlora_client.training.full_training import FullTraining
+from fedlora_client.training.memory import peak_bytes
 
 _OTHER_KEYS = ("seed", "data.max_bytes")
 _FULL_KEYS = {

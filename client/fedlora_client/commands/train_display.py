@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from typing import Self
 
-from fedlora.run_config import TrainConfig
+from fedlora.config.run import TrainConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedlora_client.budget import Plan
-from fedlora_client.memory import resident_bytes
-from fedlora_client.trainer import Watcher
+from fedlora_client.training.budget import Plan
+from fedlora_client.training.memory import resident_bytes
+from fedlora_client.training.trainer import Watcher
 
 _LINES = 20  # of progress where there is no terminal
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from fedlora.adapter import Adapter
-from fedlora.algebra import inner_product
+from fedlora.base.pack import MANIFEST, WEIGHTS, BasePack, find_pack, open_pack
 from fedlora.errors import ConfigError, UpdateError
 from fedlora.family import DecoderShape, EncoderShape
-from fedlora.pack import MANIFEST, WEIGHTS, BasePack, find_pack, open_pack
-from fedlora.peft import CONFIG, read_peft
-from fedlora.update import decode_update
+from fedlora.lora.adapter import Adapter
+from fedlora.lora.algebra import inner_product
+from fedlora.peft.directory import CONFIG, read_peft
+from fedlora.wire.update import decode_update
 
 Facts = dict[str, object]
 

@@ -8,10 +8,10 @@ from typing import get_args
 import click
 from rich.console import Console
 
-from fedlora.pack import WEIGHTS, open_pack
-from fedlora.packing import largest_block_size, make_pack
-from fedlora.quantize import BLOCK_SIZES, Quantization
-from fedlora.scales import ScaleRule
+from fedlora.base.pack import WEIGHTS, open_pack
+from fedlora.base.packing import largest_block_size, make_pack
+from fedlora.base.quantize import BLOCK_SIZES, Quantization
+from fedlora.base.scales import ScaleRule
 
 
 @click.command()

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora.c_library import Build, BuildError, cached_library
 from fedlora.errors import AdapterError, AdapterStoreFullError, UnknownAdapterError
+from fedlora.native import Build, BuildError, cached_library
 from fedlora.row_lora.layout import AdapterLayout
 from fedlora.row_lora.self_check import disagreement
 

@@ -12,15 +12,15 @@ from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
-from fedlora.adapter_loading import load_adapter_file
+from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterMismatchError, AdapterTooLargeError
-from fedlora.pack import BasePack
-from fedlora.peft import CONFIG, WEIGHTS
-from fedlora.peft_adapter import adapter_of
-from fedlora.profiles import Profile, graph_slots
+from fedlora.exported.adapter_loading import load_adapter_file
+from fedlora.exported.profiles import Profile, graph_slots
+from fedlora.exported.sidecar import sidecar_of
+from fedlora.exported.slots import slot_values
+from fedlora.peft.directory import CONFIG, WEIGHTS
+from fedlora.peft.peft_adapter import adapter_of
 from fedlora.row_lora.layout import AdapterLayout, LayoutDtype, adapter_layout
-from fedlora.sidecar import sidecar_of
-from fedlora.slots import slot_values
 from numpy.typing import NDArray
 
 from fedlora_serve.adapters.digest import digest_of

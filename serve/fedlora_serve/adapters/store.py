@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterExistsError, AdapterStoreFullError, ConfigError, UnknownAdapterError
-from fedlora.pack import BasePack
 from fedlora.row_lora.layout import LayoutDtype
 
 from fedlora_serve.adapters.contents import Contents

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from fedlora_serve.batching.key_values import BLOCK_TOKENS, Block
+from fedlora_serve.batching.kv_cache import BLOCK_TOKENS, Block
 
 
 class PrefixCache:

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 import numpy as np
 from fedlora.errors import AdapterError
+from fedlora.exported.row_slots import row_values
 from fedlora.row_lora.layout import AdapterLayout
 from fedlora.row_lora.library import RowLora
-from fedlora.row_slots import row_values
 from numpy.typing import NDArray
 
 from fedlora_serve.adapters.version import AdapterVersion

@@ -15,7 +15,7 @@ from fedlora.family import DecoderShape
 from numpy.typing import NDArray
 
 from fedlora_serve.adapters.version import AdapterVersion
-from fedlora_serve.batching.key_values import KeyValues
+from fedlora_serve.batching.kv_cache import KeyValues
 from fedlora_serve.batching.row_adapters import RowAdapters
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import onnxruntime as ort
-from fedlora.c_library import BuildError
+from fedlora.base.pack import EMBEDDED, BasePack, find_pack
 from fedlora.errors import GraphError
-from fedlora.graph_manifest import GraphManifest
-from fedlora.pack import EMBEDDED, BasePack, find_pack
-from fedlora.profiles import graph_name
+from fedlora.exported.graph_manifest import GraphManifest
+from fedlora.exported.profiles import graph_name
+from fedlora.native import BuildError
 from fedlora.row_lora.library import row_lora
 
 from fedlora_serve.batching.row_adapters import CopiedAdapters, NumberedAdapters, RowAdapters

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora_serve.batching.request import ChosenToken
-from fedlora_serve.text.floors import min_p_floor, top_k_floor, top_p_floor
+from fedlora_serve.text.filters import min_p_floor, top_k_floor, top_p_floor
 from fedlora_serve.text.penalties import Penalties
 from fedlora_serve.text.running_sum import first_above
 from fedlora_serve.text.sampling import Sampling

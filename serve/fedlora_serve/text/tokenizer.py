@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fedlora.base.pack import TOKENIZER
 from fedlora.errors import ConfigError, PackError
-from fedlora.pack import TOKENIZER
 from tokenizers import Tokenizer
 
 

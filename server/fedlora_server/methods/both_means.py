@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fedlora.adapter import Adapter
+from fedlora.lora.adapter import Adapter
 
-from fedlora_server.exact_mean import ExactMean
+from fedlora_server.means.exact_mean import ExactMean
+from fedlora_server.means.weighted_sum import FactorMean
 from fedlora_server.methods.method import Global
-from fedlora_server.weighted_sum import FactorMean
 
 
 class BothMeans:

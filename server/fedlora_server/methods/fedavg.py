@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fedlora.adapter import Adapter
-from fedlora.task import Factors
+from fedlora.lora.adapter import Adapter
+from fedlora.wire.task import Factors
 
+from fedlora_server.means.weighted_sum import FactorMean
 from fedlora_server.methods.method import LED_ASTRAY, Fold, Global, Method
-from fedlora_server.weighted_sum import FactorMean
 
 
 class FedAvg(Method):

@@ -10,13 +10,13 @@ the best approximation of the rank that is left. Memory: one adapter and the exa
 
 from __future__ import annotations
 
-from fedlora.adapter import Adapter, LoraPair
-from fedlora.algebra import Product, concatenate, truncated
 from fedlora.errors import ConfigError
-from fedlora.lora import LoraConfig
-from fedlora.ranks import parted, with_ranks
+from fedlora.lora.adapter import Adapter, LoraPair
+from fedlora.lora.algebra import Product, concatenate, truncated
+from fedlora.lora.config import LoraConfig
+from fedlora.lora.ranks import parted, with_ranks
 
-from fedlora_server.by_module import by_module
+from fedlora_server.means.parallel_modules import by_module
 from fedlora_server.methods.both_means import BothMeans
 from fedlora_server.methods.method import LED_ASTRAY, Fold, Global, Method
 from fedlora_server.methods.svd import as_pair

@@ -13,11 +13,11 @@ Nearly exact, and indifferent to a rotation of each device's factors. Memory: on
 from __future__ import annotations
 
 import numpy as np
-from fedlora.adapter import Adapter, LoraPair
+from fedlora.lora.adapter import Adapter, LoraPair
 
+from fedlora_server.means.weighted_sum import FactorMean
 from fedlora_server.methods.fedavg import FedAvg
 from fedlora_server.methods.method import Fold, Global
-from fedlora_server.weighted_sum import FactorMean
 
 
 class FedRot(FedAvg):

@@ -8,7 +8,7 @@ by itself. Half the bytes in both directions. Memory: A of one adapter.
 
 from __future__ import annotations
 
-from fedlora.task import Task
+from fedlora.wire.task import Task
 
 from fedlora_server.methods.fedavg import FedAvg
 

@@ -11,11 +11,11 @@ Memory: B of one adapter.
 from __future__ import annotations
 
 import numpy as np
-from fedlora.adapter import Adapter, LoraPair
 from fedlora.errors import ConfigError
-from fedlora.task import Task
+from fedlora.lora.adapter import Adapter, LoraPair
+from fedlora.wire.task import Task
 
-from fedlora_server.by_module import by_module
+from fedlora_server.means.parallel_modules import by_module
 from fedlora_server.methods.fedavg import FedAvg, MeanFold
 from fedlora_server.methods.method import Fold, Global
 

@@ -7,7 +7,7 @@ Exact: with one A, the mean of B_k A is (the mean of B_k) A. Half the bytes, in 
 
 from __future__ import annotations
 
-from fedlora.task import Task
+from fedlora.wire.task import Task
 
 from fedlora_server.methods.fedavg import FedAvg
 

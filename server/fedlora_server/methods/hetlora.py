@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import math
 
-from fedlora.adapter import Adapter
-from fedlora.algebra import inner_product
+from fedlora.lora.adapter import Adapter
+from fedlora.lora.algebra import inner_product
 
+from fedlora_server.means.weighted_sum import FactorMean, positive
 from fedlora_server.methods.method import LED_ASTRAY, Fold, Global, Method
-from fedlora_server.weighted_sum import FactorMean, positive
 
 _LEAST_NORM = 1e-12  # so that updates that change nothing have a mean too
 

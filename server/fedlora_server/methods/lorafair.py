@@ -16,10 +16,10 @@ Nearly exact: as close as the rows of A allow. Memory: one adapter and the exact
 from __future__ import annotations
 
 import numpy as np
-from fedlora.adapter import Adapter, LoraPair
-from fedlora.algebra import Product
+from fedlora.lora.adapter import Adapter, LoraPair
+from fedlora.lora.algebra import Product
 
-from fedlora_server.by_module import by_module
+from fedlora_server.means.parallel_modules import by_module
 from fedlora_server.methods.both_means import BothMeans
 from fedlora_server.methods.fedavg import FedAvg
 from fedlora_server.methods.method import Fold, Global

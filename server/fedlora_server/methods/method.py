@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from fedlora.adapter import Adapter
-from fedlora.lora import LoraConfig
-from fedlora.ranks import joined
-from fedlora.run_config import AggregationConfig
-from fedlora.task import Task
+from fedlora.config.run import AggregationConfig
+from fedlora.lora.adapter import Adapter
+from fedlora.lora.config import LoraConfig
+from fedlora.lora.ranks import joined
+from fedlora.wire.task import Task
 
 # Why a method that averages both factors takes no robust rule.
 LED_ASTRAY = "another choice of factors for the same product would lead a mean of factors astray; use svd or ffa"

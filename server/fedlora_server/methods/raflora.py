@@ -13,15 +13,15 @@ until then, factored. Memory: N adapters, and twice the factors of a module per 
 from __future__ import annotations
 
 import numpy as np
-from fedlora.adapter import Adapter, LoraPair
-from fedlora.algebra import Product, concatenate, truncated
 from fedlora.errors import RunError
-from fedlora.lora import LoraConfig
+from fedlora.lora.adapter import Adapter, LoraPair
+from fedlora.lora.algebra import Product, concatenate, truncated
+from fedlora.lora.config import LoraConfig
 
-from fedlora_server.by_module import by_module
+from fedlora_server.means.parallel_modules import by_module
+from fedlora_server.means.weighted_sum import NO_UPDATES, positive
 from fedlora_server.methods.method import Fold, Global, Method
 from fedlora_server.methods.svd import as_pair
-from fedlora_server.weighted_sum import NO_UPDATES, positive
 
 
 class RaFlora(Method):

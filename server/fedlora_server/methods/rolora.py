@@ -8,7 +8,7 @@ Exact: all devices have the same other factor. Half the bytes up. Memory: one fa
 
 from __future__ import annotations
 
-from fedlora.task import Task
+from fedlora.wire.task import Task
 
 from fedlora_server.methods.fedavg import FedAvg
 

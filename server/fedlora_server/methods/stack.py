@@ -13,14 +13,14 @@ Memory: the exact mean's.
 from __future__ import annotations
 
 import numpy as np
-from fedlora.adapter import Adapter, LoraPair, initial_adapter
-from fedlora.algebra import Product, concatenate, truncated
 from fedlora.errors import ConfigError
-from fedlora.lora import LoraConfig
-from fedlora.ranks import with_ranks
+from fedlora.lora.adapter import Adapter, LoraPair, initial_adapter
+from fedlora.lora.algebra import Product, concatenate, truncated
+from fedlora.lora.config import LoraConfig
+from fedlora.lora.ranks import with_ranks
 
-from fedlora_server.by_module import by_module
-from fedlora_server.exact_mean import ExactMean
+from fedlora_server.means.exact_mean import ExactMean
+from fedlora_server.means.parallel_modules import by_module
 from fedlora_server.methods.method import Fold, Global, Method
 from fedlora_server.methods.svd import as_pair
 

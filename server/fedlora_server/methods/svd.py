@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import math
 
-from fedlora.adapter import Adapter, LoraPair
-from fedlora.algebra import Product, truncated
-from fedlora.lora import LoraConfig
+from fedlora.lora.adapter import Adapter, LoraPair
+from fedlora.lora.algebra import Product, truncated
+from fedlora.lora.config import LoraConfig
 
-from fedlora_server.by_module import by_module
-from fedlora_server.exact_mean import ExactMean
+from fedlora_server.means.exact_mean import ExactMean
+from fedlora_server.means.parallel_modules import by_module
 from fedlora_server.methods.method import Fold, Global, Method
 
 

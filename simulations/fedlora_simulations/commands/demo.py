@@ -7,16 +7,16 @@ import time
 from pathlib import Path
 
 import click
-from fedlora.pack import open_pack
-from fedlora.peft import PeftDirectory, read_peft, write_peft
-from fedlora.run_config import RunConfig, read_scenario
+from fedlora.base.pack import open_pack
+from fedlora.config.run import RunConfig, read_scenario
+from fedlora.peft.directory import PeftDirectory, read_peft, write_peft
 from fedlora.threads import cores
 from fedlora_export.export import export_base
 from fedlora_export.onnx_adapter import write_onnx_adapter
-from fedlora_serve.engine import Engine
-from fedlora_serve.generate import generate
+from fedlora_serve.local.engine import Engine
+from fedlora_serve.local.generate import generate
 from fedlora_serve.text.sampling import Sampling
-from fedlora_server.run_directory import RunDirectory, read_metrics
+from fedlora_server.run.run_directory import RunDirectory, read_metrics
 from rich import box
 from rich.console import Console
 from rich.table import Table

@@ -6,10 +6,10 @@ import dataclasses
 from pathlib import Path
 
 import click
-from fedlora.run_config import changed
+from fedlora.config.run import changed
 from fedlora.threads import cores
-from fedlora_server.resume import check_goes_on
-from fedlora_server.run_directory import last_round, read_config
+from fedlora_server.run.resume import check_goes_on
+from fedlora_server.run.run_directory import last_round, read_config
 from rich.console import Console
 
 from fedlora_simulations.report import REPORT

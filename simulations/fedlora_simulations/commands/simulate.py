@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast
 
 import click
-from fedlora.run_config import changed, read_scenario
+from fedlora.config.run import changed, read_scenario
 from fedlora.threads import cores
 from rich.console import Console
 

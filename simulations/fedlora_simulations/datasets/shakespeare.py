@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from fedlora.datasets import DeviceData, partition_of
+from fedlora.config.run import DataConfig, Scalar
+from fedlora.data.datasets import DeviceData, partition_of
 from fedlora.errors import DataError
-from fedlora.run_config import DataConfig, Scalar
 
 
 def shakespeare(config: DataConfig, node: Mapping[str, Scalar]) -> DeviceData:

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from fedlora.datasets import DeviceData, partition_of, split_lines
+from fedlora.config.run import DataConfig, Scalar
+from fedlora.data.datasets import DeviceData, partition_of, split_lines
 from fedlora.errors import DataError
-from fedlora.run_config import DataConfig, Scalar
 
 # Packages (not single modules) that every CPython from 3.11 to 3.13 carries as Python source. The four smallest and the
 # four largest come first: eight devices differ in how much they have as much as they can.

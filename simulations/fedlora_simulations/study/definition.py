@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedlora.pack import EMBEDDED
-from fedlora.run_config import RunConfig
+from fedlora.base.pack import EMBEDDED
+from fedlora.config.run import RunConfig
 
 POOLED = "pooled"  # the row of one training on the text of all devices together
 

@@ -32,9 +32,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedlora.config.run import Scalar
 from fedlora.errors import ConfigError
-from fedlora.run_config import Scalar
-from fedlora.toml_file import read_toml
+from fedlora.files.toml_file import read_toml
 from fedlora_server.methods import find_method
 
 from fedlora_simulations.study.definition import POOLED, Changes, Study, Tuning

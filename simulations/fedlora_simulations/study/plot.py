@@ -7,7 +7,7 @@ from math import isnan
 from pathlib import Path
 
 import matplotlib as mpl
-from fedlora.atomic import write_text
+from fedlora.files.atomic import write_text
 from matplotlib.figure import Figure
 
 from fedlora_simulations.study.definition import Study

@@ -9,11 +9,11 @@ from statistics import fmean
 
 import numpy as np
 import torch
-from fedlora.adapter import Adapter
-from fedlora.run_config import RunConfig
+from fedlora.config.run import RunConfig
+from fedlora.lora.adapter import Adapter
+from fedlora_client.data.windows import Windows
 from fedlora_client.device import Device
-from fedlora_client.trainer import train
-from fedlora_client.windows import Windows
+from fedlora_client.training.trainer import train
 
 from fedlora_simulations.nodes import node_configs
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from fedlora.config.run import RunConfig
 from fedlora.errors import FedloraError, RunError
-from fedlora.run_config import RunConfig
 from fedlora.threads import cores
-from fedlora_server.run_directory import read_metrics
+from fedlora_server.run.run_directory import read_metrics
 from flwr.app import Message
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn

@@ -7,7 +7,7 @@ from math import inf, isnan, nan
 from pathlib import Path
 from statistics import fmean
 
-from fedlora.atomic import write_text
+from fedlora.files.atomic import write_text
 from rich import box
 from rich.table import Table
 from rich.text import Text

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fedlora.c_library import BuildError
 from fedlora.errors import AdapterError, AdapterStoreFullError, UnknownAdapterError
+from fedlora.native import BuildError
 from fedlora.row_lora import library as library_module
 from fedlora.row_lora.layout import AdapterLayout, adapter_layout
 from fedlora.row_lora.library import RowLora, built_library, row_lora

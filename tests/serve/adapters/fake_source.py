@@ -10,8 +10,8 @@ from types import MappingProxyType
 from typing import cast
 
 import numpy as np
+from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterStoreFullError
-from fedlora.pack import BasePack
 from fedlora.row_lora.layout import LayoutDtype
 from fedlora_serve.adapters.digest import digest_of
 from fedlora_serve.adapters.source import AdapterContent

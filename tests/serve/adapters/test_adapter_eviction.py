@@ -7,12 +7,12 @@ import weakref
 from pathlib import Path
 
 import pytest
+from fedlora.base.pack import BasePack
 from fedlora.errors import (
     AdapterError,
     AdapterStoreFullError,
     UnknownAdapterError,
 )
-from fedlora.pack import BasePack
 from fedlora.row_lora.layout import LayoutDtype
 from fedlora_serve.adapters.contents import Content
 from fedlora_serve.adapters.source import AdapterContent

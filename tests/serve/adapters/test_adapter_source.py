@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fedlora.adapter import Adapter
+from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterMismatchError, AdapterStoreFullError
-from fedlora.pack import BasePack
-from fedlora.peft import WEIGHTS, PeftDirectory, write_peft
+from fedlora.exported.sidecar import sidecar_of
+from fedlora.exported.slots import slot_values
+from fedlora.files.tensor_file import Dtype
+from fedlora.lora.adapter import Adapter
+from fedlora.peft.directory import WEIGHTS, PeftDirectory, write_peft
 from fedlora.row_lora.layout import AdapterLayout, LayoutDtype, adapter_layout
-from fedlora.sidecar import sidecar_of
-from fedlora.slots import slot_values
-from fedlora.tensor_file import Dtype
 from fedlora_export.adapter_export import export_peft
 from fedlora_export.onnx_adapter import write_onnx_adapter
 from fedlora_serve.adapters import source as source_module

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fedlora.base.pack import BasePack
 from fedlora.errors import (
     AdapterError,
     AdapterExistsError,
@@ -13,10 +14,9 @@ from fedlora.errors import (
     ConfigError,
     UnknownAdapterError,
 )
-from fedlora.pack import BasePack
-from fedlora.peft import PeftDirectory, write_peft
+from fedlora.exported.slots import slot_values
+from fedlora.peft.directory import PeftDirectory, write_peft
 from fedlora.row_lora.layout import AdapterLayout, LayoutDtype
-from fedlora.slots import slot_values
 from fedlora_export.adapter_export import export_peft
 from fedlora_serve.adapters.status import AdapterStatus
 from fedlora_serve.adapters.store import AdapterStore

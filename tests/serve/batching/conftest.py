@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fedlora.profiles import Profile
+from fedlora.exported.profiles import Profile
 from fedlora_serve.batching.generator import BatchGenerator
 
 from tests.serve.speakers import ROW_PROFILES

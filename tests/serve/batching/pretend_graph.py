@@ -13,11 +13,11 @@ import numpy as np
 from fedlora.errors import GraphError
 from fedlora.family import DecoderShape
 from fedlora_serve.adapters.version import AdapterVersion
-from fedlora_serve.batching.answer import Answer
-from fedlora_serve.batching.batch import Batch
-from fedlora_serve.batching.key_values import KeyValues, blocks_of
+from fedlora_serve.batching.kv_cache import KeyValues, blocks_of
 from fedlora_serve.batching.request import Request
 from fedlora_serve.batching.row_graph import Part, RowGraph
+from fedlora_serve.batching.scheduler import Batch
+from fedlora_serve.batching.sequence import Answer
 from fedlora_serve.text.sampling import Sampling
 from numpy.typing import NDArray
 from tokenizers import Tokenizer

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from fedlora.pack import BasePack
-from fedlora_serve.batching.key_values import BLOCK_TOKENS
+from fedlora.base.pack import BasePack
+from fedlora_serve.batching.kv_cache import BLOCK_TOKENS
 from fedlora_serve.text.text_stream import TextStream
 from fedlora_serve.text.token_sampler import TokenSampler
 from fedlora_serve.text.tokenizer import open_tokenizer

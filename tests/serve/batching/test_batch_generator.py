@@ -10,16 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fedlora.base.pack import BasePack
 from fedlora.errors import ConfigError, GraphError
-from fedlora.lora import LoraConfig
-from fedlora.pack import BasePack
-from fedlora.profiles import Profile
+from fedlora.exported.profiles import Profile
+from fedlora.lora.config import LoraConfig
 from fedlora_serve.adapters.version import AdapterVersion
-from fedlora_serve.batching.answer import Answer
 from fedlora_serve.batching.generator import BatchGenerator
-from fedlora_serve.batching.key_values import BLOCK_TOKENS, block_bytes
+from fedlora_serve.batching.kv_cache import BLOCK_TOKENS, block_bytes
 from fedlora_serve.batching.request import BusyError, Event, Finished, Piece, Request
-from fedlora_serve.engine import Engine
+from fedlora_serve.batching.sequence import Answer
+from fedlora_serve.local.engine import Engine
 from fedlora_serve.text.sampling import Sampling
 
 from tests.models import EOS

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import numpy as np
-from fedlora.pack import BasePack
-from fedlora_serve.batching.key_values import BLOCK_TOKENS, KeyValues, block_bytes, blocks_of
+from fedlora.base.pack import BasePack
+from fedlora_serve.batching.kv_cache import BLOCK_TOKENS, KeyValues, block_bytes, blocks_of
 
 
 def filled(base: BasePack, rows: int = 3, blocks: int = 4) -> KeyValues:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
-from fedlora_serve.batching.key_values import BLOCK_TOKENS, Block
+from fedlora_serve.batching.kv_cache import BLOCK_TOKENS, Block
 from fedlora_serve.batching.prefix_cache import PrefixCache
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
-from fedlora.pack import BasePack
+from fedlora.base.pack import BasePack
 from fedlora_serve.batching.row_adapters import CopiedAdapters
 
 from tests.serve.speakers import Speaker

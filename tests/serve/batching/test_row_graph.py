@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fedlora.base.pack import open_pack
 from fedlora.errors import GraphError
-from fedlora.pack import open_pack
-from fedlora.profiles import Profile
+from fedlora.exported.profiles import Profile
 from fedlora_serve.adapters.version import AdapterVersion
-from fedlora_serve.batching.key_values import KeyValues
+from fedlora_serve.batching.kv_cache import KeyValues
 from fedlora_serve.batching.row_graph import Part, RowGraph
 from fedlora_serve.batching.row_session import open_rows
-from fedlora_serve.engine import Engine
+from fedlora_serve.local.engine import Engine
 
 from tests.models import assert_close
 from tests.serve.speakers import Speaker, random_prompt

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
+from fedlora.base.pack import EMBEDDED, BasePack, open_pack
 from fedlora.errors import GraphError
-from fedlora.pack import EMBEDDED, BasePack, open_pack
 from fedlora_serve.batching.row_session import open_rows
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from fedlora.pack import BasePack
-from fedlora.peft import PeftDirectory, write_peft
+from fedlora.base.pack import BasePack
+from fedlora.peft.directory import PeftDirectory, write_peft
 from fedlora_export.export import export_base
 
 from tests.encoders import save_encoder_pack

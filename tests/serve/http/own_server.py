@@ -7,8 +7,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fedlora_serve.http.server import bind, make_server
-from fedlora_serve.http.state import ServiceState
+from fedlora_serve.http.api.server import bind, make_server
+from fedlora_serve.http.service.state import ServiceState
 
 Address = tuple[str, int]
 

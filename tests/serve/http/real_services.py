@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedlora.chat_template import ChatTemplate
-from fedlora_serve.http.config import ServeConfig
-from fedlora_serve.http.keys import ApiKey, key_digest
-from fedlora_serve.http.service import open_service
-from fedlora_serve.http.state import ServiceState
+from fedlora.data.chat_template import ChatTemplate
+from fedlora_serve.http.access.keys import ApiKey, key_digest
+from fedlora_serve.http.service.config import ServeConfig
+from fedlora_serve.http.service.open_service import open_service
+from fedlora_serve.http.service.state import ServiceState
 
 from tests.serve.http.services import TEMPLATE
 

@@ -16,18 +16,18 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
-from fedlora.chat_template import ChatTemplate
-from fedlora.pack import BasePack
+from fedlora.base.pack import BasePack
+from fedlora.data.chat_template import ChatTemplate
 from fedlora_serve.adapters.source import AdapterContent
 from fedlora_serve.adapters.store import AdapterStore
 from fedlora_serve.adapters.version import AdapterVersion
 from fedlora_serve.batching.request import Generator
-from fedlora_serve.http.app import create_app
-from fedlora_serve.http.client_connection import SendLimit
-from fedlora_serve.http.keys import ApiKey, Keys
-from fedlora_serve.http.limits import Limits
-from fedlora_serve.http.metrics import Metrics
-from fedlora_serve.http.state import ServiceState
+from fedlora_serve.http.access.keys import ApiKey, Keys
+from fedlora_serve.http.api.app import create_app
+from fedlora_serve.http.service.metrics import Metrics
+from fedlora_serve.http.service.state import ServiceState
+from fedlora_serve.http.transport.client_connection import SendLimit
+from fedlora_serve.limits import Limits
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from fedlora.errors import ConfigError
-from fedlora.profiles import Profile
-from fedlora_serve.http.config import ServeConfig
-from fedlora_serve.http.config_file import read_config
+from fedlora.exported.profiles import Profile
+from fedlora_serve.http.service.config import ServeConfig
+from fedlora_serve.http.service.config_file import read_config
 
 from tests.serve.http.real_services import ADMIN_KEY, opened
 from tests.serve.http.services import Client

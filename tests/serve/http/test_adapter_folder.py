@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from fedlora.errors import AdapterError, ConfigError
-from fedlora_serve.http import adapter_folder
-from fedlora_serve.http.adapter_folder import AdapterFolder, NoSuchAdapterError
+from fedlora_serve.http.service import adapter_folder
+from fedlora_serve.http.service.adapter_folder import AdapterFolder, NoSuchAdapterError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

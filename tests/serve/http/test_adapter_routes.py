@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fedlora.base.pack import BasePack
 from fedlora.errors import UnknownAdapterError
-from fedlora.pack import BasePack
-from fedlora.peft import PeftDirectory, write_peft
+from fedlora.peft.directory import PeftDirectory, write_peft
 from fedlora_serve.adapters.store import AdapterStore
-from fedlora_serve.http.adapter_folder import AdapterFolder
-from fedlora_serve.http.keys import ApiKey, Keys, key_digest
-from fedlora_serve.http.state import ServiceState
+from fedlora_serve.http.access.keys import ApiKey, Keys, key_digest
+from fedlora_serve.http.service.adapter_folder import AdapterFolder
+from fedlora_serve.http.service.state import ServiceState
 
 from tests.models import random_adapter
 from tests.serve.http.services import BASE, Client, service

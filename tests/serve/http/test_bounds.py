@@ -10,12 +10,12 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from fedlora.base.pack import BasePack
 from fedlora.errors import ConfigError
-from fedlora.pack import BasePack
 from fedlora_serve.batching.request import Event, Finished, Piece
-from fedlora_serve.http import connection
-from fedlora_serve.http.keys import ApiKey, Keys, key_digest
-from fedlora_serve.http.server import bind, make_server
+from fedlora_serve.http.access.keys import ApiKey, Keys, key_digest
+from fedlora_serve.http.api.server import bind, make_server
+from fedlora_serve.http.transport import connection
 
 from tests.serve.http.fake_generator import FakeGenerator, endless, words
 from tests.serve.http.own_server import Address, served

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fedlora.pack import BasePack
+from fedlora.base.pack import BasePack
 
 from tests.serve.http.fake_generator import FakeGenerator, token_of, words
 from tests.serve.http.services import BASE, Client, refusal, service, tokens

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
-from fedlora.chat_template import ChatTemplate
-from fedlora.examples import ChatMessage
-from fedlora.pack import BasePack
-from fedlora.profiles import Profile
-from fedlora_serve.embedding.embedder import Embedder
-from fedlora_serve.engine import Engine
+from fedlora.base.pack import BasePack
+from fedlora.data.chat_template import ChatTemplate
+from fedlora.data.examples import ChatMessage
+from fedlora.exported.profiles import Profile
+from fedlora_serve.embedding import Embedder
+from fedlora_serve.local.engine import Engine
 from fedlora_serve.text.text_stream import TextStream
 
 from tests.serve.http.fake_generator import FakeGenerator, failing

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fedlora.examples import ChatMessage
-from fedlora.pack import BasePack
-from fedlora_serve.http import chat, completions
-from fedlora_serve.http.errors import ApiError
-from fedlora_serve.http.prompts import chat_prompt, completion_prompts
+from fedlora.base.pack import BasePack
+from fedlora.data.examples import ChatMessage
+from fedlora_serve.errors import ApiError
+from fedlora_serve.http.answers.prompts import chat_prompt, completion_prompts
+from fedlora_serve.http.api import chat, completions
 
 from tests.models import BOS
 from tests.serve.http.fake_generator import FakeGenerator, failing, words

@@ -10,12 +10,12 @@ from typing import Any
 import httpx
 import pytest
 from fedlora.errors import ConfigError
-from fedlora_serve.http.byte_size import byte_size, shown_size
-from fedlora_serve.http.config import ServeConfig
-from fedlora_serve.http.config_file import read_config
-from fedlora_serve.http.host_check import HostCheck
-from fedlora_serve.http.keys import key_digest
-from fedlora_serve.http.limits import Limits
+from fedlora_serve.http.access.keys import key_digest
+from fedlora_serve.http.service.byte_size import byte_size, shown_size
+from fedlora_serve.http.service.config import ServeConfig
+from fedlora_serve.http.service.config_file import read_config
+from fedlora_serve.http.transport.host_check import HostCheck
+from fedlora_serve.limits import Limits
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 

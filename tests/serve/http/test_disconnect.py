@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fedlora.pack import BasePack
+from fedlora.base.pack import BasePack
 from fedlora_serve.batching.request import Event, Finished, Piece
 
 from tests.serve.http.fake_generator import FakeGenerator, endless

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fedlora.pack import BasePack
+from fedlora.base.pack import BasePack
 
 from tests.serve.http.fake_generator import FakeGenerator
 from tests.serve.http.services import BASE, Client, FakeEmbedder, refusal, service, unit

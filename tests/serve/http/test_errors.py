@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fedlora.chat_template import ChatTemplate
-from fedlora.pack import BasePack
+from fedlora.base.pack import BasePack
+from fedlora.data.chat_template import ChatTemplate
 from fedlora_serve.adapters.source import AdapterContent
 from fedlora_serve.adapters.store import AdapterStore
-from fedlora_serve.http.keys import ApiKey, key_digest
+from fedlora_serve.http.access.keys import ApiKey, key_digest
 
 from tests.serve.http.fake_generator import FakeGenerator, failing
 from tests.serve.http.services import BASE, Client, refusal, service

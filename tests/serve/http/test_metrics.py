@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from fedlora.pack import BasePack
-from fedlora_serve.http.body_limit import BodyLimit
-from fedlora_serve.http.keys import ApiKey, Keys, key_digest
-from fedlora_serve.http.metrics import Metrics
-from fedlora_serve.http.metrics_routes import CountResponses
-from fedlora_serve.http.stats_collector import StatsCollector
+from fedlora.base.pack import BasePack
+from fedlora_serve.http.access.keys import ApiKey, Keys, key_digest
+from fedlora_serve.http.api.metrics import CountResponses
+from fedlora_serve.http.service.metrics import Metrics
+from fedlora_serve.http.service.stats_collector import StatsCollector
+from fedlora_serve.http.transport.body_limit import BodyLimit
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.serve.http.fake_generator import FakeGenerator

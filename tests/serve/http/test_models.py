@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fedlora.pack import BasePack
-from fedlora_serve.http.keys import ApiKey, key_digest
+from fedlora.base.pack import BasePack
+from fedlora_serve.http.access.keys import ApiKey, key_digest
 
 from tests.serve.http.fake_generator import FakeGenerator
 from tests.serve.http.services import BASE, Client, refusal, service

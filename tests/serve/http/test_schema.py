@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import schemathesis
-from fedlora.profiles import Profile
-from fedlora_serve.http.limits import Limits
+from fedlora.exported.profiles import Profile
+from fedlora_serve.limits import Limits
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis.core.result import Ok

@@ -12,11 +12,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from fedlora.base.pack import BasePack
 from fedlora.errors import FedloraError
-from fedlora.pack import BasePack
-from fedlora.peft import PeftDirectory, write_peft
+from fedlora.peft.directory import PeftDirectory, write_peft
 from fedlora_export.export import export_base
-from fedlora_serve.serve_command import serve
+from fedlora_serve.commands.serve import serve
 
 from tests.models import random_adapter
 from tests.serve.serving_process import ADMIN, COMMAND, Serving, serving

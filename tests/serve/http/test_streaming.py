@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fedlora.pack import BasePack
+from fedlora.base.pack import BasePack
 from fedlora_serve.batching.request import Finished, Piece, Request
-from fedlora_serve.http import sse
+from fedlora_serve.http.answers import event_stream as sse
 
 from tests.serve.http.fake_generator import FakeGenerator, endless, failing, words
 from tests.serve.http.services import BASE, Client, events, refusal, service, tokens

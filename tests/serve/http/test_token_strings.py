@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedlora_serve.http.token_strings import TokenStrings
+from fedlora_serve.http.service.token_strings import TokenStrings
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 

@@ -13,10 +13,10 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from fedlora.pack import BasePack
-from fedlora.peft import PeftDirectory, write_peft
-from fedlora.profiles import Profile
-from fedlora_serve.engine import Engine
+from fedlora.base.pack import BasePack
+from fedlora.exported.profiles import Profile
+from fedlora.peft.directory import PeftDirectory, write_peft
+from fedlora_serve.local.engine import Engine
 from fedlora_serve.text.text_stream import TextStream
 
 from tests.serve.load.crowd import Crowd

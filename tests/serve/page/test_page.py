@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fedlora.pack import BasePack
-from fedlora.peft import PeftDirectory, write_peft
+from fedlora.base.pack import BasePack
+from fedlora.peft.directory import PeftDirectory, write_peft
 from fedlora_serve.adapters.store import AdapterStore
-from fedlora_serve.http import sse
-from fedlora_serve.http.adapter_folder import AdapterFolder
-from fedlora_serve.http.keys import ApiKey, Keys, key_digest
-from fedlora_serve.http.metrics import Metrics
-from fedlora_serve.http.state import ServiceState
+from fedlora_serve.http.access.keys import ApiKey, Keys, key_digest
+from fedlora_serve.http.answers import event_stream as sse
+from fedlora_serve.http.service.adapter_folder import AdapterFolder
+from fedlora_serve.http.service.metrics import Metrics
+from fedlora_serve.http.service.state import ServiceState
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from tests.models import random_adapter

@@ -1,0 +1,1 @@
+"""A device's text becomes windows of tokens."""

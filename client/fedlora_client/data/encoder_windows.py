@@ -1,0 +1,81 @@
+"""Texts with labels become windows of an encoder: one text each, padded at its end.
+
+inputs   | [CLS] t o p [SEP] . . . |      with the special tokens that the tokenizer's own post-processor adds
+targets  | label _ _ _ _     _ _ _ |      _ IGNORED
+starts   |   0   0 0 0 0     5 6 7 |      padding begins at its own place
+"""
+
+# M windows of T tokens
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from fedlora.data.examples import Example, Labelled
+from fedlora.errors import ConfigError, DataError
+from fedlora.family import EncoderShape
+from tokenizers import Tokenizer
+
+from fedlora_client.data.encoding import IGNORED, checked_ids
+from fedlora_client.data.windows import Windows
+
+
+def label_windows(
+    examples: Sequence[Example], tokenizer: Tokenizer, shape: EncoderShape, length: int, where: str
+) -> Windows:
+    """The examples in windows of `length` tokens; a text that is longer is cut, its special tokens stay.
+
+    Raises ConfigError where `length` exceeds the base's context or leaves no room for a text, or the base has no labels;
+    DataError for an example without a label, or with one that the base does not have; PackError where the tokenizer is
+    another model's.
+    """
+    if length > shape.max_positions:
+        raise ConfigError(f"train.sequence_length is {length}; the base's context is {shape.max_positions} tokens")
+    if not shape.labels:
+        raise ConfigError(
+            f"{where}: the base ({shape.model_type}) has no classification head, so it learns no labels; pack a model "
+            "ForSequenceClassification"
+        )
+    if not examples:
+        raise DataError(f"{where}: no text to train or measure on; give this device data, or leave it out of the run")
+    special = tokenizer.num_special_tokens_to_add(False)
+    if length <= special:
+        raise ConfigError(
+            f"train.sequence_length is {length}; the base's tokenizer adds {special} special tokens to each text, so it "
+            f"must be {special + 1} or more"
+        )
+    size = (len(examples), length)
+    inputs, targets = torch.full(size, shape.pad_token_id), torch.full(size, IGNORED)
+    starts = torch.arange(length).repeat(len(examples), 1)
+    truncated = 0
+    for row, example in enumerate(examples):
+        here = f"{where}: example {row + 1}"
+        if not isinstance(example, Labelled):
+            raise DataError(
+                f"{here}: it has no label, and the base is an encoder ({shape.model_type}); give each record text and "
+                "label, or train on the pack of a decoder"
+            )
+        if example.has_pair:
+            raise DataError(f"{here}: text_pair is not supported: a label belongs to one text; join the two in text")
+        targets[row, 0] = label_number(example.label, shape.labels, here)
+        encoding = tokenizer.encode(example.text, add_special_tokens=False)
+        truncated += len(encoding.ids) > length - special
+        encoding.truncate(length - special)
+        ids = checked_ids(tokenizer.post_process(encoding).ids, shape.vocab_size, here)
+        if not len(ids):
+            raise DataError(f"{here}: its text gives no token; remove the record or give it text")
+        inputs[row, : len(ids)], starts[row, : len(ids)] = torch.from_numpy(ids), 0
+    return Windows(inputs, targets, starts, examples=len(examples), truncated=truncated)
+
+
+def label_number(label: object, labels: Sequence[str], where: str) -> int:
+    """The number of a label, which is given by its name or its number. Raises DataError where there is none such."""
+    number = labels.index(label) if isinstance(label, str) and label in labels else label
+    if type(number) is not int or not 0 <= number < len(labels):
+        known = ", ".join(map(repr, labels[:20])) + (", ..." if len(labels) > 20 else "")
+        raise DataError(
+            f"{where}: label {label!r:.60} is none of the base's {len(labels)}; expected {known}, or a number from 0 to "
+            f"{len(labels) - 1}"
+        )
+    return number

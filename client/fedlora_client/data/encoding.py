@@ -1,0 +1,106 @@
+"""An example becomes pairs of tokens: one that is read, and the one that is learned after it."""
+
+# N pairs of one example
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from fedlora.data.chat_template import ChatTemplate
+from fedlora.data.examples import Chat, Completion, Example, Labelled, TextRecord
+from fedlora.errors import DataError, PackError
+from fedlora.family import DecoderShape
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+IGNORED = -100  # the target of a position where nothing is learned, which the loss leaves out
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """What is read of one example, and what is learned at each position."""
+
+    inputs: NDArray[np.int64]  # [N]
+    targets: NDArray[np.int64]  # [N], IGNORED where nothing is learned
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def cut(self, length: int) -> Pairs:
+        """The first `length` pairs, without those at the end after which nothing is learned."""
+        learned = np.flatnonzero(self.targets[:length] != IGNORED)
+        end = int(learned[-1]) + 1 if len(learned) else 0
+        return Pairs(self.inputs[:end], self.targets[:end])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExampleEncoder:
+    """The tokenizer of a base, its special tokens and its chat template."""
+
+    tokenizer: Tokenizer
+    shape: DecoderShape
+    chat_template: ChatTemplate | None = None
+
+    def pairs(self, example: Example, where: str) -> Pairs:
+        """Text is learned from its first token on, a completion after its prompt, a chat where the assistant speaks.
+
+        Raises DataError for a chat that the base cannot write, PackError where the tokenizer is another model's.
+        """
+        match example:
+            case str():
+                return self._pairs([], [*self._begin(), *self._ids(example)], where)
+            case TextRecord() | Labelled():  # a label is for an encoder; to a decoder it is one more field
+                return self._pairs([], [*self._begin(), *self._ids(example.text), *self._end()], where)
+            case Completion():
+                # Apart, so that no token holds a bit of both: when it is asked, the model reads the prompt alone.
+                prompt = [*self._begin(), *self._ids(example.prompt)]
+                return self._pairs(prompt, [*self._ids(example.completion), *self._end()], where)
+            case Chat():
+                return self._chat(example, where)
+
+    def _chat(self, chat: Chat, where: str) -> Pairs:
+        if self.chat_template is None:
+            raise DataError(
+                f"{where}: it has messages, and the base has no chat template; give prompt and completion instead, or "
+                "pack a model whose chat_template.jinja or tokenizer_config.json has one"
+            )
+        rendered = self.chat_template.rendered(chat, where)
+        encoding = self.tokenizer.encode(rendered.text, add_special_tokens=False)
+        ids = self._checked(encoding.ids, where)
+        begins, ends = np.array(encoding.offsets, np.int64).reshape(-1, 2).T
+        learned = np.zeros(len(ids), bool)
+        for begin, end in rendered.spans:
+            # A token is the assistant's if any character of it is; one without characters, if it stands there.
+            learned |= (begins < end) & (np.maximum(ends, begins + 1) > begin)
+        return Pairs(ids[:-1], np.where(learned, ids, IGNORED)[1:])
+
+    def _pairs(self, read: Sequence[int], learned: Sequence[int], where: str) -> Pairs:
+        ids = self._checked([*read, *learned], where)
+        targets = ids.copy()
+        targets[: len(read)] = IGNORED
+        return Pairs(ids[:-1], targets[1:])
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _begin(self) -> tuple[int, ...]:
+        return () if self.shape.bos_token_id is None else (self.shape.bos_token_id,)
+
+    def _end(self) -> tuple[int, ...]:
+        return self.shape.eos_token_ids[:1]
+
+    def _checked(self, ids: Sequence[int], where: str) -> NDArray[np.int64]:
+        return checked_ids(ids, self.shape.vocab_size, where)
+
+
+def checked_ids(ids: Sequence[int], vocabulary: int, where: str) -> NDArray[np.int64]:
+    """The ids [N]. Raises PackError where the tokenizer is another model's."""
+    result = np.array(ids, np.int64)
+    if len(result) and result.max() >= vocabulary:
+        raise PackError(
+            f"{where}: the tokenizer gave id {result.max()}, the base's vocabulary has {vocabulary}: they "
+            "do not belong together; pack the model again with its own tokenizer"
+        )
+    return result

@@ -1,0 +1,144 @@
+"""Examples become training windows of equal length.
+
+    | <s> T o _ b e | <s> n o t |        plain text and documents: one row of all, cut every T tokens
+    | <s> Q A | <s> Q A A | . . |        completions and chats: whole ones, several to a window, padded at the end
+
+No example is read or learned across another: `starts` tells where the example of each position begins.
+"""
+
+# M windows of T tokens
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from fedlora.base.pack import TOKENIZER
+from fedlora.data.chat_template import ChatTemplate, load_chat_template
+from fedlora.data.examples import Chat, Example, Labelled, TextRecord
+from fedlora.errors import ConfigError, DataError, PackError
+from fedlora.family import DecoderShape
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from fedlora_client.data.best_fit import best_fit_decreasing
+from fedlora_client.data.encoding import IGNORED, ExampleEncoder, Pairs
+
+__all__ = ["IGNORED", "Windows", "load_tokenizer", "make_windows"]
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """M windows of T tokens: what is read, what is learned after it, and where its example begins.
+
+    A position p attends to [starts[p], p], and its rotary position is p - starts[p]. Padding attends to itself alone.
+    """
+
+    inputs: Tensor  # int64 [M, T]
+    targets: Tensor  # int64 [M, T], IGNORED where nothing is learned: padding and prompts
+    starts: Tensor  # int64 [M, T], an index in the same window
+    examples: int = 0  # that are in the windows
+    truncated: int = 0  # of these, completions and chats that were cut to fit
+    skipped: int = 0  # completions and chats of which nothing that is learned would have fitted
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def batch(self, rows: Tensor) -> Windows:
+        """The windows with these numbers."""
+        return Windows(self.inputs[rows], self.targets[rows], self.starts[rows])
+
+    @property
+    def learned_tokens(self) -> int:
+        return int((self.targets != IGNORED).sum())
+
+
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """The tokenizer of a base pack. Raises PackError where its file is damaged."""
+    try:
+        tokenizer = Tokenizer.from_file(str(directory / TOKENIZER))
+    except Exception as error:  # the library raises bare Exception
+        raise PackError(f"{directory / TOKENIZER}: not a tokenizer: {error}") from None
+    # A tokenizer's file may tell it to cut or to fill every text.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def read_windows(examples: Sequence[Example], directory: Path, shape: DecoderShape, length: int, where: str) -> Windows:
+    """`make_windows` with the tokenizer, and for chats the chat template, of a pack's or a checkpoint's directory."""
+    # A template is read by those who have chats: a damaged one is nobody else's error.
+    chats = any(isinstance(example, Chat) for example in examples)
+    template = load_chat_template(directory) if chats else None
+    return make_windows(examples, load_tokenizer(directory), shape, length, where, chat_template=template)
+
+
+def make_windows(
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    shape: DecoderShape,
+    length: int,
+    where: str,
+    *,
+    chat_template: ChatTemplate | None = None,
+) -> Windows:
+    """The examples in windows of `length` tokens; the last token of each is only learned, so it takes no place.
+
+    Raises ConfigError where `length` exceeds the base's context; DataError where there is nothing to learn, or a chat and
+    no template for it; PackError where the tokenizer or the template is damaged or another model's.
+    """
+    if length > shape.max_positions:
+        raise ConfigError(f"train.sequence_length is {length}; the base's context is {shape.max_positions} tokens")
+    encoder = ExampleEncoder(tokenizer=tokenizer, shape=shape, chat_template=chat_template)
+    row: list[Pairs] = []
+    whole: list[Pairs] = []
+    truncated = skipped = 0
+    for number, example in enumerate(examples, 1):
+        pairs = encoder.pairs(example, f"{where}: example {number}")
+        if isinstance(example, str | TextRecord | Labelled):
+            row += [pairs] if len(pairs) else []
+            continue
+        fitting = pairs.cut(length)
+        if not len(fitting):
+            skipped += 1
+            continue
+        truncated += len(fitting) < len(pairs.cut(len(pairs)))
+        whole.append(fitting)
+    if skipped and not row and not whole:
+        raise DataError(
+            f"{where}: none of the {skipped} examples has anything to learn in its first {length} tokens; raise "
+            f"train.sequence_length (this base: at most {shape.max_positions}), or shorten the prompts"
+        )
+    if not row and not whole:
+        raise DataError(f"{where}: no text to train or measure on; give this device data, or leave it out of the run")
+    inputs, targets, starts = _filled(row, whole, length)
+    return Windows(inputs, targets, starts, examples=len(row) + len(whole), truncated=truncated, skipped=skipped)
+
+
+def _filled(row: list[Pairs], whole: list[Pairs], length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(inputs, targets, starts), each [M, T]: the row's windows, then those of whole examples."""
+    places: list[tuple[int, Pairs]] = []  # where each example begins, counted over all windows
+    end = 0
+    for pairs in row:
+        places.append((end, pairs))
+        end += len(pairs)
+    row_windows = -(-end // length)
+    bins = best_fit_decreasing([len(pairs) for pairs in whole], length)
+    for window, numbers in enumerate(bins, row_windows):
+        end = window * length
+        for number in numbers:
+            places.append((end, whole[number]))
+            end += len(whole[number])
+    size = (row_windows + len(bins)) * length
+    inputs, targets, begins = np.zeros(size, np.int64), np.full(size, IGNORED), np.arange(size)
+    for begin, pairs in places:
+        there = slice(begin, begin + len(pairs))
+        inputs[there], targets[there], begins[there] = pairs.inputs, pairs.targets, begin
+    window_begins = np.arange(size) // length * length
+    # An example that runs over begins anew in the next window.
+    starts = np.maximum(begins, window_begins) - window_begins
+    first, second, third = (torch.from_numpy(part).view(-1, length) for part in (inputs, targets, starts))
+    return first, second, third

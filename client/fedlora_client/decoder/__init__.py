@@ -1,0 +1,1 @@
+"""A decoder, forward and backward."""

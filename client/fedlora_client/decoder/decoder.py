@@ -1,0 +1,161 @@
+"""A decoder over a packed base with LoRA on any of its linear modules: logits, losses and gradients.
+
+The backward is written by hand. It keeps the input of each block and, of as many blocks as memory allows, what the
+block's backward needs; the other blocks are computed again.
+"""
+
+# S sequences, T tokens of each, N = S T rows, H hidden size, V vocabulary, D head size
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from fedlora.base.pack import BasePack
+from fedlora.family import EMBEDDING, FINAL_NORM, HEAD
+from fedlora.lora.adapter import Adapter
+from fedlora.wire.task import Factors
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedlora_client.decoder.block import Activations, Block
+from fedlora_client.decoder.head import Head
+from fedlora_client.decoder.rotary import turns_of
+from fedlora_client.layers.batch import Batch, Dropout
+from fedlora_client.layers.lora import LoraTensors
+from fedlora_client.ops.compute import Compute, choose_compute
+from fedlora_client.ops.packed import PackedMatrix
+from fedlora_client.ops.plain_ops import embedding_rows
+from fedlora_client.ops.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """How a step trades memory for time. It changes no result, but for `chunk_rows` by rounding."""
+
+    kept_blocks: int = 0  # whose activations are kept, not computed again, beside those of the last one
+    chunk_rows: int = 256  # whose logits are held at a time
+
+
+def no_dropout(module: str, rows: int, columns: int) -> Tensor | None:
+    return None
+
+
+class Decoder:
+    """The frozen base. It has no state but the mapped weights: any number of threads may share one."""
+
+    def __init__(self, base: BasePack, compute: Compute | None = None) -> None:
+        self.base, self.shape = base, base.shape
+        self.compute = compute or choose_compute()
+        device, shape = self.compute.device, base.shape
+        modules = shape.linear_modules() | shape.vocabulary_modules()
+        matrices = {module: PackedMatrix.of(base.matrix(module), device) for module in modules}
+        norms = {module: torch.from_numpy(base.norm(module)).to(device) for module in shape.norm_modules()}
+        self._embedding = matrices[EMBEDDING]
+        biases = {
+            module: torch.from_numpy(base.floats(f"{module}.bias")).to(device, self.compute.dtype)
+            for module in shape.linear_modules()
+            if shape.is_biased(module)
+        }
+        layers = range(shape.num_layers)
+        self._blocks = [Block(layer, shape, matrices, norms, biases, self.compute.ops) for layer in layers]
+        head = matrices[EMBEDDING if shape.tie_word_embeddings else HEAD]
+        self._head = Head(head, norms[FINAL_NORM], shape.rms_norm_eps, self.compute, shape.logit_cap)
+
+    def workspace(self) -> Workspace:
+        """For whoever computes: one each."""
+        return Workspace(self.compute.device, self.compute.dtype)
+
+    def lora(
+        self, *adapters: Adapter, head: NDArray[np.float32] | None = None, trains: Factors = "AB",
+        side: Adapter | None = None,
+    ) -> LoraTensors:  # fmt: skip
+        """The adapters as tensors of which `trains` train, side by side.
+
+        With one of them there may be a head [V, H] that trains too, and an adapter that stands frozen beside it.
+        """
+        return LoraTensors(adapters, self.compute.device, head, trains, side)
+
+    def logits(
+        self,
+        tokens: Tensor,  # int64 [S, T]
+        lora: LoraTensors | None = None,
+        starts: Tensor | None = None,  # int64 [S, T]; None: each sequence is one example
+    ) -> Tensor:  # [S, T, V]
+        """The scores of each next token. T is at most the base's `max_positions`."""
+        space = self.workspace()
+        x = self._forward(tokens, starts, lora, space)
+        return self._head.logits(x, space, lora).view(*tokens.shape, -1)
+
+    def losses(
+        self, tokens: Tensor, targets: Tensor, starts: Tensor, lora: LoraTensors | None, space: Workspace,
+        schedule: Schedule = Schedule(),
+    ) -> Tensor:  # fmt: skip
+        """Nats of each target, float32 [S, T], 0 where it is IGNORED; tokens, targets, starts int64 [S, T]"""
+        x = self._forward(tokens, starts, lora, space)
+        targets = targets.to(self.compute.device)
+        return self._head.losses(x, targets.flatten(), space, schedule.chunk_rows, lora).view(targets.shape)
+
+    def add_gradients(
+        self,
+        tokens: Tensor,  # int64 [S, T]; of C adapters, each has S / C consecutive sequences
+        targets: Tensor,  # int64 [S, T]
+        starts: Tensor,  # int64 [S, T]
+        row_scale: Tensor,  # float32 [S, T]
+        lora: LoraTensors,
+        space: Workspace,
+        schedule: Schedule = Schedule(),
+        dropout: Dropout = no_dropout,
+    ) -> Tensor:  # float32 [S, T]
+        """Add the gradients of sum(row_scale * losses) to those of `lora`; return the losses."""
+        device = self.compute.device
+        rows, hidden = tokens.numel(), self.shape.hidden_size
+        last = self.shape.num_layers - 1  # its backward follows its forward: nothing is computed again
+        first_kept = last - schedule.kept_blocks
+        batch = self._batch(tokens, starts, lora, dropout)
+        inputs = space.get("inputs", self.shape.num_layers + 1, rows, hidden)
+        self._embed(tokens, inputs[0])
+        kept: list[Activations] = []
+        for layer, block in enumerate(self._blocks):
+            keep = space.part(f"block {layer}") if first_kept <= layer < last else None
+            kept.append(block.forward(inputs[layer], batch, space, inputs[layer + 1], keep))
+        gradient = space.get("gradient", rows, hidden)
+        targets = targets.to(device)
+        losses = self._head.losses(
+            inputs[-1], targets.flatten(), space, schedule.chunk_rows, lora, gradient, row_scale.to(device).flatten()
+        )
+        for layer, block in reversed(list(enumerate(self._blocks))):
+            x = inputs[layer]
+            activations = kept[layer] if layer >= first_kept else block.forward(x, batch, space, None)
+            block.backward(x, activations, gradient, batch, space, is_last=layer == 0)
+        return losses.view(targets.shape)
+
+    def _forward(self, tokens: Tensor, starts: Tensor | None, lora: LoraTensors | None, space: Workspace) -> Tensor:
+        """The input [N, H] of the last norm."""
+        batch = self._batch(tokens, torch.zeros_like(tokens) if starts is None else starts, lora, no_dropout)
+        here, there = (space.get(name, tokens.numel(), self.shape.hidden_size) for name in ("here", "there"))
+        self._embed(tokens, here)
+        for block in self._blocks:
+            block.forward(here, batch, space, there)
+            here, there = there, here
+        return here
+
+    def _embed(self, tokens: Tensor, out: Tensor) -> None:
+        """out [N, H] = the scaled embeddings of tokens [S, T]"""
+        embedding_rows(self._embedding, tokens.to(self.compute.device).flatten(), out)
+        if self.shape.embedding_scale != 1:
+            out.mul_(self.shape.embedding_scale)
+
+    def _batch(self, tokens: Tensor, starts: Tensor, lora: LoraTensors | None, dropout: Dropout) -> Batch:
+        shape, layers = self.shape, range(self.shape.num_layers)
+        starts = starts.to(self.compute.device).contiguous()
+        query = torch.arange(tokens.shape[1], device=starts.device)
+        # Of a window the first key is a later one; positions count from the example's start all the same.
+        first_keys = {w: torch.maximum(starts, query - w + 1) if w else starts for w in map(shape.window_of, layers)}
+        return Batch(
+            first_keys=[first_keys[shape.window_of(layer)] for layer in layers],
+            turns=turns_of(shape, starts),
+            lora=lora,
+            dropout=dropout,
+        )

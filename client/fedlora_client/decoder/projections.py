@@ -1,0 +1,98 @@
+"""The linear modules of one layer in a batch: each with its adapter, its dropout and the buffers of its products.
+
+Modules that read the same input share one buffer for it, as wide as the largest of their ranks asks.
+"""
+
+# N rows, I in features, O out features, R rank, C adapters
+# E extra columns of a linear module's input and of the gradient in its output: see `linear`
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fedlora.family import DecoderShape, layer_name
+from torch import Tensor
+
+from fedlora_client.layers.batch import Batch
+from fedlora_client.layers.linear import Linear
+from fedlora_client.layers.lora import Factors
+from fedlora_client.ops.ops import Ops
+from fedlora_client.ops.packed import PackedMatrix
+from fedlora_client.ops.workspace import Workspace
+
+Inner = dict[str, Tensor]  # {module: x A^T [C, N / C, R]}, which the forward gives and the backward needs
+# The gradient in gate takes the place of down's input, whose last reader was the backward of down.
+_PLACE = {"gate_proj": "down_proj.input", "gate_up_proj": "down_proj.input"}
+
+
+class LayerModules:
+    """Modules go by their last name, such as q_proj; inputs by that of their first reader."""
+
+    def __init__(
+        self,
+        layer: int,
+        shape: DecoderShape,
+        matrices: Mapping[str, PackedMatrix],
+        biases: Mapping[str, Tensor],  # {module: [O]}, of the compute dtype
+        ops: Ops,
+    ) -> None:
+        prefix = f"{layer_name(layer)}."
+        self._linear, self._readers = dict[str, Linear](), dict[str, tuple[str, ...]]()
+        for group in shape.linear_groups():
+            if not group[0].startswith(prefix):
+                continue
+            names = tuple(module.rsplit(".", 1)[-1] for module in group)
+            for name, module in zip(names, group, strict=True):
+                self._linear[name] = Linear(module, matrices[module], ops, biases.get(module))
+                self._readers[name] = names
+
+    def readers(self, name: str) -> tuple[str, ...]:
+        """The modules that read the same input, `name` among them."""
+        return self._readers[name]
+
+    def in_features(self, name: str) -> int:
+        return self._linear[name].in_features
+
+    def out_features(self, name: str) -> int:
+        return self._linear[name].out_features
+
+    def input(self, name: str, space: Workspace, batch: Batch) -> Tensor:
+        """A buffer [N, I + E] for what a module, and all that read the same, reads."""
+        return space.get(
+            f"{self._readers[name][0]}.input", batch.rows, self.in_features(name) + self._extra(name, batch)
+        )
+
+    def gradient_of(self, name: str, space: Workspace, batch: Batch) -> Tensor:
+        """A buffer [N, O + E] for the gradient in a module's output."""
+        place = _PLACE.get(name, f"{name}.gradient")
+        return space.get(place, batch.rows, self.out_features(name) + self._extra(name, batch))
+
+    def apply(
+        self, name: str, seen: Tensor, batch: Batch, space: Workspace, inner: Inner, out: Tensor | None,
+        residual: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """out = y, or y + residual, of the input `seen`; with None only what the backward needs, put into `inner`."""
+        linear, factors = self._linear[name], self._factors(name, batch)
+        if factors is not None:
+            inner[name] = linear.inner(seen, factors, space, self._mask(name, batch))
+        if out is not None:
+            linear.forward(seen, inner.get(name), factors, space, out, residual)
+
+    def back(
+        self, name: str, seen: Tensor, inner: Inner, dy: Tensor, batch: Batch, space: Workspace, dx: Tensor | None,
+        *, add: bool = False,
+    ) -> None:  # fmt: skip
+        """Add the gradients of the module's adapters; dx = (or +=) that in its input."""
+        factors, mask = self._factors(name, batch), self._mask(name, batch)
+        self._linear[name].backward(seen, inner.get(name), dy, factors, space, dx, add=add, mask=mask)
+
+    def _extra(self, name: str, batch: Batch) -> int:
+        ranks = [f.rank for f in (self._factors(other, batch) for other in self._readers[name]) if f and f.count == 1]
+        return max(ranks, default=0)
+
+    def _factors(self, name: str, batch: Batch) -> Factors | None:
+        return batch.lora.modules.get(self._linear[name].module) if batch.lora else None
+
+    def _mask(self, name: str, batch: Batch) -> Tensor | None:
+        linear = self._linear[name]
+        return batch.dropout(linear.module, batch.rows, linear.in_features)

@@ -1,0 +1,59 @@
+"""The end of a half of a block: y = x + [norm](module(seen)); the norm only some families have."""
+
+# N rows, H hidden size, I in features, E extra columns: see `linear`
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fedlora_client.decoder.projections import Inner, LayerModules
+from fedlora_client.layers.batch import Batch
+from fedlora_client.ops.ops import Ops
+from fedlora_client.ops.workspace import Workspace
+
+
+class ResidualOutput:
+    """Frozen, as its block."""
+
+    def __init__(self, name: str, modules: LayerModules, norm: Tensor | None, eps: float, ops: Ops) -> None:
+        self._name, self._modules, self._norm, self._eps, self._ops = name, modules, norm, eps, ops
+
+    def forward(
+        self,
+        seen: Tensor,  # [N, I + E]
+        x: Tensor,  # [N, H]
+        batch: Batch,
+        space: Workspace,
+        own: Workspace,
+        inner: Inner,
+        y: Tensor | None,  # [N, H]; None: only what the backward needs
+    ) -> Tensor | None:
+        """y, and what stands before the norm [N, H] where there is one: the backward needs it."""
+        if self._norm is None:
+            self._modules.apply(self._name, seen, batch, space, inner, y, residual=x)
+            return None
+        unnormed = own.get(f"{self._name}.unnormed", *x.shape)
+        self._modules.apply(self._name, seen, batch, space, inner, unnormed)
+        if y is not None:
+            self._ops.rms_norm(unnormed, self._norm, self._eps, y)
+            y += x
+        return unnormed
+
+    def backward(
+        self,
+        seen: Tensor,  # [N, I + E]
+        unnormed: Tensor | None,  # of the forward
+        gradient: Tensor,  # [N, H], in y; that in x has it as a part, and stays with the caller
+        batch: Batch,
+        space: Workspace,
+        inner: Inner,
+        d_seen: Tensor,  # [N, I]: overwritten with the gradient in the input
+    ) -> None:
+        """d_seen, and the gradients of the module's adapters."""
+        room = self._modules.gradient_of(self._name, space, batch)
+        if self._norm is not None and unnormed is not None:
+            through = space.get("d_normed", *gradient.shape).zero_()
+            self._ops.rms_norm_backward(unnormed, self._norm, self._eps, gradient, through)
+            gradient = through
+        room[:, : gradient.shape[1]] = gradient
+        self._modules.back(self._name, seen, inner, room, batch, space, d_seen)

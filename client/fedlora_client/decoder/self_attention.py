@@ -1,0 +1,160 @@
+"""The first half of a block, forward and backward. What is in brackets only some families have.
+
+h = x + [norm](o(attention(turn([norm](q(n))), turn([norm](k(n))), v(n))))        n = norm(x)
+"""
+
+# S sequences, T tokens of each, N = S T rows, H hidden size, Q query heads, K key/value heads, D head size
+# E extra columns: see `linear`
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from fedlora.family import DecoderShape, layer_name
+from torch import Tensor
+
+from fedlora_client.decoder.projections import Inner, LayerModules
+from fedlora_client.decoder.residual_output import ResidualOutput
+from fedlora_client.layers.batch import Batch, Turn
+from fedlora_client.ops.attention import Heads, Scores, attend, attend_backward
+from fedlora_client.ops.ops import Ops
+from fedlora_client.ops.workspace import Workspace
+
+
+@dataclass(slots=True)
+class FreshAttention:
+    """What need not be computed again by a backward that follows at once: it holds until the next block's forward."""
+
+    weights: Tensor | None
+    normed: Tensor  # [N, H + E], the input of q, k and v
+
+
+@dataclass(slots=True)
+class AttentionActivations:
+    """What a forward leaves for its backward."""
+
+    heads: Heads
+    unnormed: dict[str, Tensor]  # {"q": [N, Q D], "k": [N, K D]} before their norms, where they have some
+    mixed: Tensor  # [N, Q D + E], the input of o
+    out: Tensor | None  # [N, H], what o gives, where a norm follows it
+    inner: Inner
+    fresh: FreshAttention | None
+
+
+class AttentionHalf:
+    """Frozen, as its block."""
+
+    def __init__(
+        self, layer: int, shape: DecoderShape, modules: LayerModules, norms: Mapping[str, Tensor], ops: Ops
+    ) -> None:
+        prefix, names = layer_name(layer), shape.norms
+        self._layer, self._modules, self._ops = layer, modules, ops
+        self._eps, self._head_dim = shape.rms_norm_eps, shape.head_dim
+        self._scores = Scores(scale=shape.attention_scale, cap=shape.attention_cap)
+        into = modules.readers("qkv_proj" if shape.joined_modules else "q_proj")
+        self._into = {name: list(shape.parts()[f"self_attn.{name}"]) for name in into}
+        self._before = norms[f"{prefix}.{names.before_attention}"]
+        after = norms[f"{prefix}.{names.after_attention}"] if names.after_attention else None
+        self._output = ResidualOutput("o_proj", modules, after, shape.rms_norm_eps, ops)
+        self._of_heads = {kind: norms[f"{prefix}.self_attn.{kind}_norm"] for kind in "qk" if shape.qk_norm}
+
+    def forward(
+        self,
+        x: Tensor,  # [N, H]
+        batch: Batch,
+        space: Workspace,
+        own: Workspace,  # of what the backward needs; `space` itself: it is fresh
+        h: Tensor,  # [N, H], the result
+    ) -> AttentionActivations:
+        """h, and what the backward needs: it holds until the next use of `own`."""
+        modules, inner, unnormed = self._modules, Inner(), dict[str, Tensor]()
+        normed = self._normed(x, batch, space)
+        heads = self._heads(normed, batch, space, own, inner, unnormed)
+        mixed, width = modules.input("o_proj", own, batch), modules.in_features("o_proj")
+        weights = attend(heads, batch.first_keys[self._layer], mixed[:, :width], self._scores, self._ops, space)
+        out = self._output.forward(mixed, x, batch, space, own, inner, h)
+        fresh = FreshAttention(weights, normed) if own is space else None
+        return AttentionActivations(heads, unnormed, mixed, out, inner, fresh)
+
+    def backward(
+        self,
+        x: Tensor,  # [N, H], the input of the forward
+        kept: AttentionActivations,
+        gradient: Tensor,  # [N, H], in h; becomes that in x
+        batch: Batch,
+        space: Workspace,
+        *,
+        is_last: bool,  # nothing below trains: the gradient in x is left unfinished
+    ) -> None:
+        """Add the gradients of the adapters, and turn the gradient in the output into that in the input."""
+        modules, ops, fresh = self._modules, self._ops, kept.fresh
+        d_mixed = space.get("d_mixed", len(x), modules.in_features("o_proj"))
+        self._output.backward(kept.mixed, kept.out, gradient, batch, space, kept.inner, d_mixed)
+        d_heads = Heads(*(space.get(f"d_{kind}", *part.shape) for kind, part in zip("qkv", kept.heads, strict=True)))
+        attend_backward(
+            kept.heads, batch.first_keys[self._layer], d_mixed, d_heads, self._scores, ops, space,
+            fresh.weights if fresh else None,
+        )  # fmt: skip
+        seen = fresh.normed if fresh else self._normed(x, batch, space)
+        d_normed, gradients = space.get("d_normed", *x.shape), zip("qkv", d_heads, strict=True)
+        for number, (name, sizes) in enumerate(self._into.items()):
+            dy = modules.gradient_of(name, space, batch)
+            for out in torch.split(dy[:, : sum(sizes)], sizes, 1):
+                kind, part = next(gradients)
+                self._merge(kind, part, kept.unnormed.get(kind), batch, space, out)
+            modules.back(name, seen, kept.inner, dy, batch, space, None if is_last else d_normed, add=number > 0)
+        if not is_last:
+            ops.rms_norm_backward(x, self._before, self._eps, d_normed, gradient)
+
+    def _normed(self, x: Tensor, batch: Batch, space: Workspace) -> Tensor:
+        seen = self._modules.input(next(iter(self._into)), space, batch)
+        self._ops.rms_norm(x, self._before, self._eps, seen[:, : x.shape[1]])
+        return seen
+
+    def _heads(
+        self, seen: Tensor, batch: Batch, space: Workspace, own: Workspace, inner: Inner, unnormed: dict[str, Tensor]
+    ) -> Heads:
+        """q, k and v as heads, of a module each or of one together."""
+        heads: list[Tensor] = []
+        for name, sizes in self._into.items():
+            rows = space.get("rows", len(seen), sum(sizes))
+            self._modules.apply(name, seen, batch, space, inner, rows)
+            for part in torch.split(rows, sizes, 1):
+                heads.append(self._split("qkv"[len(heads)], part, batch, space, own, unnormed))
+        return Heads(*heads)
+
+    def _split(
+        self, kind: str, rows: Tensor, batch: Batch, space: Workspace, own: Workspace, unnormed: dict[str, Tensor]
+    ) -> Tensor:
+        """Rows [N, heads D] as [S, heads, T, D], normed where the family does so, rotated where positions count."""
+        weight = self._of_heads.get(kind)
+        if weight is not None:
+            before = unnormed[kind] = own.get(f"{kind}.unnormed", *rows.shape).copy_(rows)
+            rows = space.get("rows.normed", *rows.shape)
+            self._ops.rms_norm(self._by_head(before), weight, self._eps, self._by_head(rows))
+        (sequences, length), size = batch.shape, self._head_dim
+        out = own.get(kind, sequences, rows.shape[1] // size, length, size)
+        self._ops.split_heads(rows, self._turn(kind, batch), out)
+        return out
+
+    def _merge(
+        self, kind: str, heads: Tensor, unnormed: Tensor | None, batch: Batch, space: Workspace, out: Tensor
+    ) -> None:
+        """The gradient in the heads as that in the rows that they were made of."""
+        if unnormed is None:
+            self._ops.merge_heads(heads, self._turn(kind, batch), out)
+            return
+        rows = space.get("rows.normed", *unnormed.shape)
+        self._ops.merge_heads(heads, self._turn(kind, batch), rows)
+        through = space.get("rows", *unnormed.shape).zero_()
+        before, dy, dx = map(self._by_head, (unnormed, rows, through))
+        self._ops.rms_norm_backward(before, self._of_heads[kind], self._eps, dy, dx)
+        out.copy_(through)
+
+    def _by_head(self, rows: Tensor) -> Tensor:
+        return rows.view(-1, self._head_dim)
+
+    def _turn(self, kind: str, batch: Batch) -> Turn | None:
+        return None if kind == "v" else batch.turns[self._layer]

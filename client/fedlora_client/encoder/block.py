@@ -1,0 +1,133 @@
+"""One block of an encoder over packed weights, for torch's autograd: each linear module is one of its functions.
+
+h = norm(x + o(attention(q(x), k(x), v(x))))
+y = norm(h + output(gelu(intermediate(h))))
+"""
+
+# S texts, T tokens of the longest, N = S T rows, H hidden size, D head size, I in features, O out features, R rank
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from fedlora.family.encoder import ROLES, EncoderShape, Role
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedlora_client.layers.batch import Dropout
+from fedlora_client.layers.linear import Linear
+from fedlora_client.layers.lora import Factors, LoraTensors
+from fedlora_client.ops.ops import Ops
+from fedlora_client.ops.packed import PackedMatrix
+from fedlora_client.ops.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class TextBatch:
+    """What every block needs to know of a batch."""
+
+    is_text: Tensor  # bool [S, T], False where a text is padded
+    lora: LoraTensors | None
+    dropout: Dropout
+    space: Workspace
+
+
+class LayerNorm:
+    """y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias, computed in float32."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, eps: float) -> None:
+        self._weight, self._bias, self._eps = weight, bias, eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [N, H] -> [N, H]"""
+        return F.layer_norm(x.float(), self._weight.shape, self._weight, self._bias, self._eps).to(x.dtype)
+
+
+class EncoderBlock:
+    """Frozen: any number of threads may share one, each with a workspace of its own."""
+
+    def __init__(
+        self,
+        layer: int,
+        shape: EncoderShape,
+        matrices: Mapping[str, PackedMatrix],
+        floats: Mapping[str, Tensor],  # float32, by their names in the pack
+        ops: Ops,
+        dtype: torch.dtype,
+    ) -> None:
+        self._heads = shape.num_heads
+        modules = {role: shape.module(layer, role) for role in ROLES}
+        self._linear = {
+            role: Linear(module, matrices[module], ops, floats[f"{module}.bias"].to(dtype))
+            for role, module in modules.items()
+        }
+        self._attention_norm, self._output_norm = (
+            LayerNorm(floats[f"{norm}.weight"], floats[f"{norm}.bias"], shape.layer_norm_eps)
+            for norm in shape.block_norms(layer)
+        )
+
+    def forward(self, x: Tensor, batch: TextBatch) -> Tensor:
+        """x [N, H] -> y [N, H]"""
+        texts, length = batch.is_text.shape
+        q, k, v = (
+            self._apply(role, x, batch).view(texts, length, self._heads, -1).transpose(1, 2) for role in ROLES[:3]
+        )
+        # Whole batches without padding need no mask, which is the faster way.
+        mask = None if bool(batch.is_text.all()) else batch.is_text[:, None, None, :]
+        mixed = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).reshape(x.shape)
+        h = self._attention_norm(x + self._apply("attention_output", mixed, batch))
+        inner = F.gelu(self._apply("intermediate", h, batch))
+        return self._output_norm(h + self._apply("output", inner, batch))
+
+    def _apply(self, role: Role, x: Tensor, batch: TextBatch) -> Tensor:
+        linear = self._linear[role]
+        factors = batch.lora.modules.get(linear.module) if batch.lora else None
+        call = _Call(linear, factors, batch.dropout, batch.space)
+        return cast(Tensor, _Packed.apply(x, call))  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One use of a linear module."""
+
+    linear: Linear
+    factors: Factors | None
+    dropout: Dropout
+    space: Workspace
+
+    def mask(self, rows: int) -> Tensor | None:
+        """[N, I], times which the adapter sees its input."""
+        return self.dropout(self.linear.module, rows, self.linear.in_features) if self.factors else None
+
+    def wide(self, x: Tensor, name: str) -> Tensor:
+        """x [N, I] with room for R more columns where `Linear` wants it; the copy holds until the name's next use."""
+        if self.factors is None or self.factors.count > 1:
+            return x.contiguous()
+        copy = self.space.get(f"encoder {name}", len(x), x.shape[1] + self.factors.rank)
+        copy[:, : x.shape[1]] = x
+        return copy
+
+
+class _Packed(torch.autograd.Function):
+    """y = x W^T + bias + gamma x A^T B^T. Its backward adds the gradients of A and B to where `Factors` has them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, call: _Call) -> Tensor:
+        seen, inner = call.wide(x, "input"), None
+        if call.factors is not None:
+            inner = call.linear.inner(seen, call.factors, call.space, call.mask(len(x)))
+        out = x.new_empty(len(x), call.linear.out_features)
+        call.linear.forward(seen, inner, call.factors, call.space, out)
+        ctx.call, ctx.inner = call, inner
+        ctx.save_for_backward(x)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (x,), (gradient,), call = ctx.saved_tensors, gradients, ctx.call
+        seen, room, dx = call.wide(x, "input"), call.wide(gradient, "gradient"), torch.empty_like(x)
+        call.linear.backward(seen, ctx.inner, room, call.factors, call.space, dx, mask=call.mask(len(x)))
+        return dx, None

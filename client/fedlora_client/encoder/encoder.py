@@ -1,0 +1,183 @@
+"""An encoder over a packed base with LoRA on any of its linear modules: scores or embeddings, losses and gradients.
+
+It is trained through the interface of the decoder: a text is one window, padded at its end; its label is the target of
+its first token, and nothing is learned elsewhere. Torch's autograd goes through one block at a time; a block's
+activations are kept where memory allows, and computed again elsewhere. The classification head stays frozen.
+"""
+
+# S texts, T tokens of a window, N = S T rows, H hidden size, L labels
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from fedlora.base.pack import BasePack
+from fedlora.errors import ConfigError, PackError
+from fedlora.family import EncoderShape
+from fedlora.lora.adapter import Adapter
+from fedlora.wire.task import Factors
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedlora_client.decoder.decoder import Schedule, no_dropout
+from fedlora_client.encoder.block import EncoderBlock, LayerNorm, TextBatch
+from fedlora_client.encoder.head import EncoderHead
+from fedlora_client.encoder.padding import check_padding
+from fedlora_client.layers.batch import Dropout
+from fedlora_client.layers.lora import LoraTensors
+from fedlora_client.ops.compute import Compute, choose_compute
+from fedlora_client.ops.packed import PackedMatrix
+from fedlora_client.ops.plain_ops import embedding_rows
+from fedlora_client.ops.workspace import Workspace
+
+NOTHING_KEPT = Schedule()
+
+
+class Encoder:
+    """The frozen base. It has no state but the mapped weights: any number of threads may share one.
+
+    `starts` [S, T] tells text from padding: 0 where there is text, its own place where a position is padding, which is at
+    the end. A row without text, or with text after padding, is a DataError.
+    """
+
+    def __init__(self, base: BasePack, compute: Compute | None = None) -> None:
+        """Raises PackError where the base is no encoder."""
+        if not isinstance(base.model, EncoderShape):
+            raise PackError(f"{base.directory}: a decoder ({base.model.model_type}); this needs an encoder")
+        self.base, self.shape = base, base.model
+        self.compute = compute or choose_compute()
+        shape, device, dtype = self.shape, self.compute.device, self.compute.dtype
+        modules = shape.linear_modules() | shape.vocabulary_modules()
+        matrices = {module: PackedMatrix.of(base.matrix(module), device) for module in modules}
+        floats = {name: torch.from_numpy(base.floats(name)).to(device) for name in shape.float_tensors()}
+        (words,), prefix = shape.vocabulary_modules(), shape.names.embeddings
+        self._words = matrices[words]
+        self._positions = floats[f"{prefix}.position_embeddings.weight"][shape.first_position :]
+        if shape.type_vocab_size:
+            self._positions = self._positions + floats[f"{prefix}.token_type_embeddings.weight"][0]
+        norm = f"{prefix}.LayerNorm"
+        self._norm = LayerNorm(floats[f"{norm}.weight"], floats[f"{norm}.bias"], shape.layer_norm_eps)
+        self._blocks = [
+            EncoderBlock(layer, shape, matrices, floats, self.compute.ops, dtype) for layer in range(shape.num_layers)
+        ]
+        self._head = EncoderHead(shape, floats) if shape.labels else None
+
+    def workspace(self) -> Workspace:
+        """For whoever computes: one each."""
+        return Workspace(self.compute.device, self.compute.dtype)
+
+    def lora(
+        self, *adapters: Adapter, head: NDArray[np.float32] | None = None, trains: Factors = "AB",
+        side: Adapter | None = None,
+    ) -> LoraTensors:  # fmt: skip
+        """The adapters as tensors of which `trains` train, side by side. Raises ConfigError for a head to train."""
+        if head is not None:
+            raise ConfigError(f"lora.modules_to_save: the head of {self.shape.model_type} stays frozen; leave it out")
+        return LoraTensors(adapters, self.compute.device, None, trains, side)
+
+    def logits(self, tokens: Tensor, lora: LoraTensors | None = None, starts: Tensor | None = None) -> Tensor:
+        """The scores of each label, float32 [S, L], or without a head the embeddings [S, H]; tokens int64 [S, T]"""
+        starts = torch.zeros_like(tokens) if starts is None else starts
+        y, is_text = self._forward(tokens, starts, lora, self.workspace())
+        if self._head:
+            return self._head.scores(y[:, 0])
+        return (y.float() * is_text[:, :, None]).sum(1) / is_text.sum(1, keepdim=True)
+
+    def losses(
+        self, tokens: Tensor, targets: Tensor, starts: Tensor, lora: LoraTensors | None, space: Workspace,
+        schedule: Schedule = NOTHING_KEPT,
+    ) -> Tensor:  # fmt: skip
+        """Nats of each text's label at its first token, 0 elsewhere: float32 [S, T]; all others int64 [S, T]"""
+        y, _ = self._forward(tokens, starts, lora, space)
+        return _at_first(self._trained_head().losses(y[:, 0], self._labels(targets)), targets)
+
+    def add_gradients(
+        self,
+        tokens: Tensor,  # int64 [S, T]; of C adapters, each has S / C consecutive texts
+        targets: Tensor,  # int64 [S, T]
+        starts: Tensor,  # int64 [S, T]
+        row_scale: Tensor,  # float32 [S, T]
+        lora: LoraTensors,
+        space: Workspace,
+        schedule: Schedule = NOTHING_KEPT,
+        dropout: Dropout = no_dropout,
+    ) -> Tensor:  # float32 [S, T]
+        """Add the gradients of sum(row_scale * losses) to those of `lora`; return the losses."""
+        x, batch = self._begin(tokens, starts, lora, space, dropout)
+        first_kept = self.shape.num_layers - 1 - schedule.kept_blocks
+        passes: list[_Pass] = []
+        for layer, block in enumerate(self._blocks):
+            passes.append(_Pass(block, x, batch, keep=layer >= first_kept))
+            x = passes[-1].output
+        with torch.enable_grad():
+            y = x.detach().requires_grad_()
+            losses = self._trained_head().losses(y.view(*batch.is_text.shape, -1)[:, 0], self._labels(targets))
+            scaled = (losses * row_scale[:, 0].to(losses.device)).sum()
+        (gradient,) = torch.autograd.grad(scaled, y)
+        while passes:
+            gradient = passes.pop().backward(gradient)
+        return _at_first(losses.detach(), targets)
+
+    def _forward(
+        self, tokens: Tensor, starts: Tensor, lora: LoraTensors | None, space: Workspace
+    ) -> tuple[Tensor, Tensor]:
+        """(the last block's output [S, T', H], bool [S, T']: where there is text)"""
+        with torch.no_grad():
+            x, batch = self._begin(tokens, starts, lora, space, no_dropout)
+            for block in self._blocks:
+                x = block.forward(x, batch)
+            return x.view(*batch.is_text.shape, -1), batch.is_text
+
+    def _begin(
+        self, tokens: Tensor, starts: Tensor, lora: LoraTensors | None, space: Workspace, dropout: Dropout
+    ) -> tuple[Tensor, TextBatch]:
+        """The embedded tokens [N, H]; what all of the texts have for padding is left away."""
+        is_text = starts == 0
+        check_padding(is_text)
+        longest = int(is_text.sum(1).max())
+        is_text, tokens = (part[:, :longest].to(self.compute.device) for part in (is_text, tokens))
+        words = torch.empty(tokens.numel(), self.shape.hidden_size, device=self.compute.device)
+        embedding_rows(self._words, tokens.flatten(), words)
+        x = words.view(*tokens.shape, -1) + self._positions[:longest]
+        return self._norm(x.flatten(0, 1)).to(self.compute.dtype), TextBatch(is_text, lora, dropout, space)
+
+    def _labels(self, targets: Tensor) -> Tensor:
+        return targets[:, 0].to(self.compute.device)
+
+    def _trained_head(self) -> EncoderHead:
+        if self._head is None:
+            raise ConfigError(
+                f"{self.base.directory}: {self.shape.model_type} without a classification head gives embeddings, and "
+                "has no labels to learn; pack a model ForSequenceClassification"
+            )
+        return self._head
+
+
+class _Pass:
+    """One block's forward, which is computed again for its backward unless it is kept."""
+
+    def __init__(self, block: EncoderBlock, x: Tensor, batch: TextBatch, *, keep: bool) -> None:
+        self._compute: Callable[[Tensor], Tensor] = lambda leaf: block.forward(leaf, batch)
+        self._leaf = x.detach().requires_grad_()
+        with torch.set_grad_enabled(keep):
+            y = self._compute(self._leaf)
+        self._graph = y if keep else None
+        self.output = y.detach()
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        """gradient [N, H] in the output -> that in the input; those of the adapters are added to theirs."""
+        y = self._graph
+        if y is None:
+            with torch.enable_grad():
+                y = self._compute(self._leaf)
+        (result,) = torch.autograd.grad(y, self._leaf, gradient)
+        return result
+
+
+def _at_first(losses: Tensor, targets: Tensor) -> Tensor:
+    """[S] -> [S, T]: at the first token of each text, 0 elsewhere"""
+    result = torch.zeros(targets.shape, device=losses.device)
+    result[:, 0] = losses
+    return result

@@ -1,0 +1,1 @@
+"""What decoders and encoders share: linear modules with LoRA, dropout, the batch."""

@@ -1,0 +1,147 @@
+"""A linear module over its packed weight: dequantized for one product, with LoRA almost free beside it.
+
+    y = [x | x A^T] [W | gamma B]^T + b        dx = [dy | u] [W ; A]        u = gamma dy B
+    dA = u^T x                                 dB = gamma dy^T (x A^T)
+
+W [O, I] is dequantized into a scratch whose rows are longer by the rank. gamma B goes beside it and x A^T beside x, so
+that one product gives both; the backward does the same with more rows instead of longer ones. An adapter that stands
+frozen beside the one that trains is so many more slots of it, which get no gradient. Where C > 1 adapters share a batch,
+each has N / C consecutive rows, and their products are batched, apart from the frozen one.
+"""
+
+# N rows, I in features, O out features, R rank (that of a frozen side included), C adapters
+# E extra columns: the largest rank (C > 1: 0)
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedlora_client.layers.lora import Factors
+from fedlora_client.ops.ops import Ops
+from fedlora_client.ops.packed import PackedMatrix
+from fedlora_client.ops.workspace import Workspace
+
+
+class Linear:
+    """y = x W^T + gamma x A^T B^T + b, with W and b frozen."""
+
+    def __init__(self, module: str, matrix: PackedMatrix, ops: Ops, bias: Tensor | None = None) -> None:
+        """`bias` [O] is of the compute dtype; most modules have none."""
+        self.module = module
+        self.in_features, self.out_features = matrix.in_features, matrix.out_features
+        self._matrix, self._ops, self._bias = matrix, ops, bias
+
+    def inner(
+        self,
+        x: Tensor,  # [N, I + E]
+        factors: Factors,
+        space: Workspace,
+        mask: Tensor | None = None,  # [N, I], times which the adapter sees x
+    ) -> Tensor:  # [C, N / C, R]
+        """x A^T, which the forward and the backward need."""
+        width, extra = self.in_features, x.shape[1] - self.in_features
+        seen = x if mask is None else _masked(x, mask, space)
+        if factors.count > 1:
+            return seen.view(factors.count, -1, width) @ factors.lora_A.to(x.dtype).transpose(1, 2)
+        # A product wants whole rows of x: its extra columns, left from another module, meet zeros.
+        lora_A = space.get("lora_A", factors.rank, width + extra)
+        factors.put_rows(lora_A[:, :width])
+        lora_A[:, width:] = 0
+        return (seen @ lora_A.T)[None]
+
+    def forward(
+        self,
+        x: Tensor,  # [N, I + E]; the extra columns are overwritten
+        inner: Tensor | None,  # from `inner`; None without an adapter
+        factors: Factors | None,
+        space: Workspace,
+        out: Tensor,  # [N, O]
+        residual: Tensor | None = None,  # [N, O]
+    ) -> None:
+        """out = y, or y + residual"""
+        width, extra = self.in_features, x.shape[1] - self.in_features
+        weight = space.get("weight", self.out_features, width + extra)
+        self._ops.dequantize(self._matrix, 0, self.out_features, weight[:, :width])
+        if extra:
+            beside = weight[:, width:]
+            beside.zero_()
+            if factors is not None and inner is not None:
+                factors.put_columns(beside[:, : factors.rank])
+                x[:, width : width + factors.rank] = inner[0]
+        added = self._bias if residual is None else residual
+        if added is None:
+            torch.mm(x, weight.T, out=out)
+        else:
+            torch.addmm(added, x, weight.T, out=out)
+        if self._bias is not None and residual is not None:
+            out += self._bias
+        if factors is not None and inner is not None and factors.count > 1:
+            lora_B = (factors.lora_B * factors.scaling).to(x.dtype)
+            out += (inner @ lora_B.transpose(1, 2)).view_as(out)
+
+    def backward(
+        self,
+        x: Tensor,  # [N, I + E]
+        inner: Tensor | None,
+        dy: Tensor,  # [N, O + E]: the gradient in y, and room that is overwritten
+        factors: Factors | None,
+        space: Workspace,
+        dx: Tensor | None,  # [N, I]; None where nothing below trains
+        *,
+        add: bool = False,  # to dx, instead of overwriting it
+        mask: Tensor | None = None,
+    ) -> None:
+        """Add the gradients of A and B to `factors`, where they train, and give that in x."""
+        u = None
+        if factors is not None and inner is not None:
+            u = self._adapter_gradients(x, inner, dy, factors, space, mask)
+        if dx is None:
+            return
+        width, extra = self.out_features, dy.shape[1] - self.out_features
+        weight = space.get("weight", width + extra, self.in_features)
+        self._ops.dequantize(self._matrix, 0, width, weight[:width])
+        apart = u is not None and (mask is not None or not extra)
+        if extra:
+            weight[width:] = 0
+            if factors is not None and u is not None and not apart:
+                factors.put_rows(weight[width : width + factors.rank])
+                dy[:, width : width + factors.rank] = u[0]
+        if add:
+            torch.addmm(dx, dy, weight, out=dx)
+        else:
+            torch.mm(dy, weight, out=dx)
+        if factors is not None and u is not None and apart:
+            through = (u @ factors.all_rows().to(u.dtype)).view_as(dx)
+            dx += through if mask is None else through.mul_(mask)
+
+    def _adapter_gradients(
+        self, x: Tensor, inner: Tensor, dy: Tensor, factors: Factors, space: Workspace, mask: Tensor | None
+    ) -> Tensor:
+        """Add to the gradients of A and B, where they train; return u [C, N / C, R]."""
+        seen = x if mask is None else _masked(x, mask, space)
+        if factors.count > 1:
+            dy, seen = dy.view(factors.count, -1, self.out_features), seen.view(factors.count, -1, self.in_features)
+            u = dy @ (factors.lora_B * factors.scaling).to(dy.dtype)
+            if factors.grad_A is not None:
+                factors.grad_A.add_(u.transpose(1, 2) @ seen)
+            if factors.grad_B is not None:
+                factors.grad_B.add_((dy.transpose(1, 2) @ inner) * factors.scaling)
+            return u
+        lora_B = space.get("lora_B", dy.shape[1], factors.rank)
+        factors.put_columns(lora_B[: self.out_features])
+        lora_B[self.out_features :] = 0
+        u = dy @ lora_B
+        own = factors.own_rank
+        if factors.grad_A is not None:
+            factors.grad_A[0] += (u[:, :own].T @ seen)[:, : self.in_features]
+        if factors.grad_B is not None:
+            factors.grad_B[0] += (dy.T @ inner[0][:, :own])[: self.out_features] * factors.scaling[0]
+        return u[None]
+
+
+def _masked(x: Tensor, mask: Tensor, space: Workspace) -> Tensor:
+    """x [N, I + E] with its I columns masked; the others meet zeros, or are not used."""
+    masked = space.get("masked", *x.shape)
+    torch.mul(x[:, : mask.shape[1]], mask, out=masked[:, : mask.shape[1]])
+    return masked

@@ -1,0 +1,177 @@
+"""Adapters in torch: C of them side by side, what of them trains with a place for its gradient.
+
+Beside a single one another may stand that no training changes: its side.
+"""
+
+# C adapters, I in features, O out features, R rank (of a stack: the largest one), F rank of the side (or 0)
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from fedlora.lora.adapter import Adapter, LoraPair
+from fedlora.wire import task
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """What of a module stands frozen beside its adapter, float32."""
+
+    lora_A: Tensor  # [F, I]
+    scaled_B: Tensor  # [O, F], times the side's own scaling
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """One module's adapters, float32, and what is added up for them."""
+
+    lora_A: Tensor  # [C, R, I]
+    lora_B: Tensor  # [C, O, R]
+    scaling: Tensor  # [C, 1, 1]
+    grad_A: Tensor | None  # [C, R, I]; None: it is frozen
+    grad_B: Tensor | None  # [C, O, R]
+    side: Side | None = None  # C = 1
+
+    @property
+    def count(self) -> int:
+        """C"""
+        return self.lora_A.shape[0]
+
+    @property
+    def own_rank(self) -> int:
+        """R"""
+        return self.lora_A.shape[1]
+
+    @property
+    def rank(self) -> int:
+        """R + F"""
+        return self.own_rank + (len(self.side.lora_A) if self.side else 0)
+
+    def put_rows(self, out: Tensor) -> None:
+        """out [R + F, I] = A of one adapter, then that of its side"""
+        out[: self.own_rank] = self.lora_A[0]
+        if self.side:
+            out[self.own_rank :] = self.side.lora_A
+
+    def put_columns(self, out: Tensor) -> None:
+        """out [O, R + F] = gamma B of one adapter, then that of its side"""
+        torch.mul(self.lora_B[0], self.scaling[0], out=out[:, : self.own_rank])
+        if self.side:
+            out[:, self.own_rank :] = self.side.scaled_B
+
+    def all_rows(self) -> Tensor:
+        """[C, R + F, I]"""
+        return torch.cat((self.lora_A, self.side.lora_A[None]), 1) if self.side else self.lora_A
+
+
+class Flat:
+    """Tensors and their gradients as views of two flat ones, for whoever treats all numbers alike."""
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]], device: torch.device, *, trains: bool = True) -> None:
+        """What does not train has no gradients."""
+        sizes = [math.prod(shape) for shape in shapes]
+        self.value, self.gradient = (torch.zeros(n, device=device) for n in (sum(sizes), sum(sizes) if trains else 0))
+        self.values, self.gradients = (
+            [part.view(shape) for part, shape in zip(torch.split(flat, sizes), shapes, strict=True)]
+            if len(flat)
+            else []
+            for flat in (self.value, self.gradient)
+        )
+
+
+class LoraTensors:
+    """C adapters as torch tensors that own their memory.
+
+    Adapters of a stack may differ in rank and alpha, not in their modules. A smaller one is padded with zeros, which stay
+    zero: a row of A meets a column of B, and the gradient of each is a multiple of the other.
+    """
+
+    def __init__(
+        self, adapters: Sequence[Adapter], device: torch.device, head: NDArray[np.float32] | None = None,
+        trains: task.Factors = "AB", side: Adapter | None = None,
+    ) -> None:  # fmt: skip
+        """`head` [V, H] trains in place of the base's, which is then not read; it goes with one adapter only.
+
+        So does `side`, an adapter of the same modules.
+        """
+        self.configs = tuple(adapter.config for adapter in adapters)
+        self._ranks = [{name: pair.rank for name, pair in adapter.pairs.items()} for adapter in adapters]
+        if any(adapter.pairs.keys() != adapters[0].pairs.keys() for adapter in adapters):
+            raise AssertionError("the adapters of one stack must have the same modules")
+        shapes = {name: _shapes([adapter.pairs[name] for adapter in adapters]) for name in adapters[0].pairs}
+        self._flats = {
+            f"lora_{factor}": Flat([pair[kind] for pair in shapes.values()], device, trains=factor in trains)
+            for kind, factor in enumerate("AB")
+        }
+        flat_A, flat_B = self._flats.values()
+        self.modules = {}
+        for number, name in enumerate(shapes):
+            lora_A, lora_B = flat_A.values[number], flat_B.values[number]
+            for which, pair in enumerate(adapter.pairs[name] for adapter in adapters):
+                lora_A[which, : pair.rank] = torch.tensor(pair.lora_A)
+                lora_B[which, :, : pair.rank] = torch.tensor(pair.lora_B)
+            scaling = torch.tensor([config.scaling_of(name) for config in self.configs], device=device)[:, None, None]
+            grad_A, grad_B = (flat.gradients[number] if flat.gradients else None for flat in (flat_A, flat_B))
+            self.modules[name] = Factors(lora_A, lora_B, scaling, grad_A, grad_B, _side_of(side, name, device))
+        self.flat_head = None if head is None else Flat([(1, *head.shape)], device)
+        if self.flat_head is not None and head is not None:
+            self.flat_head.value.copy_(torch.from_numpy(head).flatten())
+            self._flats["head"] = self.flat_head
+        assert len(adapters) == 1 or (head is None and side is None)
+
+    @property
+    def flats(self) -> dict[str, Flat]:
+        """Whatever trains, by name: all A ("lora_A"), all B ("lora_B"), and the head ("head")."""
+        return {name: flat for name, flat in self._flats.items() if flat.gradients}
+
+    def values(self, number: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
+        """{module: (lora_A [R, I], lora_B [O, R])} of one adapter, as views."""
+        return self._views(number, lambda factors: (factors.lora_A, factors.lora_B))
+
+    def gradients(self, number: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
+        """What `values` gives, of the gradients; 0 for what is frozen."""
+
+        def of(gradient: Tensor | None, value: Tensor) -> Tensor:
+            return torch.zeros_like(value) if gradient is None else gradient
+
+        return self._views(number, lambda f: (of(f.grad_A, f.lora_A), of(f.grad_B, f.lora_B)))
+
+    def adapter(self, number: int = 0) -> Adapter:
+        """The present values of one adapter, copied, without its side."""
+        pairs = {
+            name: LoraPair(lora_A.cpu().numpy().copy(), lora_B.cpu().numpy().copy())
+            for name, (lora_A, lora_B) in self.values(number).items()
+        }
+        return Adapter(self.configs[number], pairs)
+
+    def head(self) -> NDArray[np.float32] | None:
+        """The present values of the head [V, H], copied, where it trains."""
+        return None if self.flat_head is None else self.flat_head.values[0][0].cpu().numpy().copy()
+
+    def _views(
+        self, number: int, which: Callable[[Factors], tuple[Tensor, Tensor]]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        views = {}
+        for name, rank in self._ranks[number].items():
+            lora_A, lora_B = which(self.modules[name])
+            views[name] = lora_A[number, :rank], lora_B[number, :, :rank]
+        return views
+
+
+def _side_of(side: Adapter | None, module: str, device: torch.device) -> Side | None:
+    if side is None:
+        return None
+    pair, scaling = side.pairs[module], np.float32(side.config.scaling_of(module))
+    return Side(*(torch.tensor(part, device=device) for part in (pair.lora_A, pair.lora_B * scaling)))
+
+
+def _shapes(pairs: Sequence[LoraPair]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Those of the stacked A [C, R, I] and B [C, O, R] of one module."""
+    rank, (rows, columns) = max(pair.rank for pair in pairs), pairs[0].shape
+    return (len(pairs), rank, columns), (len(pairs), rows, rank)

@@ -1,0 +1,1 @@
+"""Steps, plans and states of a training."""

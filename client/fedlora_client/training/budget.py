@@ -1,0 +1,187 @@
+"""How a step is cut to fit the memory that there is.
+
+What a step holds is known before it begins: the buffers of its workspace, whose sizes follow from the shape of the base.
+A plan takes as many sequences at a time as keep products efficient, then larger chunks of logits, then keeps the
+activations of as many blocks as fit.
+"""
+
+# m sequences of T tokens at a time, N = m T rows, R the largest rank
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from fedlora.config.run import TrainConfig
+from fedlora.errors import ConfigError
+from fedlora.family import DecoderShape
+
+from fedlora_client.decoder.decoder import Schedule
+from fedlora_client.decoder.head import VOCABULARY_PART
+from fedlora_client.ops.attention import QUERY_BLOCK
+from fedlora_client.ops.compute import Compute
+from fedlora_client.ops.plain_ops import WEIGHT_SLICE_ELEMENTS, PlainOps
+
+_MOST_CHUNK_ROWS, _LEAST_CHUNK_ROWS = 256, 16  # whose logits are held at a time, ...
+_LOGITS_BYTES, _FRUGAL_LOGITS_BYTES = 80_000_000, 20_000_000  # ... which take no more than this, and when saving
+_FRUGAL_CHUNK_ROWS = 64
+# Beside the workspace: the code of products, their copies, which do not grow with a weight, small tensors, what the
+# allocator holds. Measured: 7 to 18 MB in float32, 21 to 32 in bfloat16, for which oneDNN makes code of its own.
+_OVERHEAD_BYTES = {torch.float32: 24_000_000, torch.bfloat16: 36_000_000}
+_PLAIN_COPIES = 3  # in float32, of what an operation in plain torch reads
+_MASKS = 3  # what is drawn, its integers, and what goes through it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """What there is before the first step, in bytes: of the machine, or of a GPU where that computes."""
+
+    resident: int  # that the process takes now
+    coming: int  # that it will take without any step: the base's pages, the adapter, its gradients and moments
+    free: int  # that the machine can still give
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How the batches of a training are computed, and the memory that this takes."""
+
+    micro_batch: int  # sequences at a time
+    schedule: Schedule
+    step_bytes: int  # beyond what is there before the first step
+
+    def __str__(self) -> str:
+        return (
+            f"{self.micro_batch} windows at a time, activations of {self.schedule.kept_blocks} blocks kept, "
+            f"{self.schedule.chunk_rows} rows of logits, {self.step_bytes / 1e6:.0f} MB for a step"
+        )
+
+
+def plan_step(
+    shape: DecoderShape,
+    config: TrainConfig,
+    rank: int,
+    compute: Compute,
+    memory: Memory,
+    adapters: int = 1,  # that train side by side, each with a batch of its own
+) -> Plan:
+    """Without `config.memory_mb`, activations are kept in up to a quarter of what is free.
+
+    Raises ConfigError where `config.memory_mb`, or what the machine has, is too little, with the least that would do.
+    """
+    sizes = micro_batches(config, compute.rows // adapters)
+    most_bytes = _FRUGAL_LOGITS_BYTES if config.checkpointing == "on" else _LOGITS_BYTES
+    chunks = _chunks(shape.vocab_size * compute.dtype.itemsize, most_bytes)
+
+    def size_bytes(micro_batch: int, schedule: Schedule) -> int:
+        return step_bytes(shape, config, rank, compute, micro_batch * adapters, schedule)
+
+    cuts = [(size, Schedule(chunk_rows=chunk)) for size in sizes for chunk in chunks]
+    return fitting_plan(cuts, size_bytes, config, shape.num_layers, memory)
+
+
+def fitting_plan(
+    cuts: Sequence[tuple[int, Schedule]],  # (windows at a time, schedule that keeps nothing), the best first
+    size_bytes: Callable[[int, Schedule], int],  # of a step that is cut like this
+    config: TrainConfig,
+    num_layers: int,
+    memory: Memory,
+) -> Plan:
+    """The first cut that fits, with as many blocks kept as then fit. Raises ConfigError where none does."""
+    fewest = 0 if config.checkpointing != "off" else num_layers - 1
+    most = num_layers - 1 if config.checkpointing != "on" else 0
+    room = memory.free - memory.coming
+    if config.memory_mb:
+        room = min(room, config.memory_mb * 1_000_000 - memory.resident - memory.coming)
+
+    def plan(cut: tuple[int, Schedule], kept: int) -> Plan:
+        micro_batch, schedule = cut[0], replace(cut[1], kept_blocks=kept)
+        return Plan(micro_batch=micro_batch, schedule=schedule, step_bytes=size_bytes(micro_batch, schedule))
+
+    best = next((cut for cut in cuts if plan(cut, fewest).step_bytes <= room), None)
+    if best is None:
+        needed = memory.resident + memory.coming + plan(cuts[-1], fewest).step_bytes
+        raise ConfigError(
+            f"train.memory_mb is {config.memory_mb or 'not set'} and {memory.free // 1_000_000} MB are free; with windows "
+            f"of {config.sequence_length} tokens a training takes at least {-(-needed // 1_000_000)} MB, of which the "
+            f"process has {memory.resident // 1_000_000} already: give it more, or lower train.sequence_length"
+        )
+    bound = room if config.memory_mb else max(memory.free // 4, plan(best, fewest).step_bytes)
+    return next(p for n in range(most, fewest - 1, -1) if (p := plan(best, n)).step_bytes <= bound)
+
+
+def cut_evaluation(shape: DecoderShape, length: int, compute: Compute, *, frugal: bool) -> tuple[int, Schedule]:
+    """(windows of `length` tokens at a time, schedule) of a measurement, which keeps nothing."""
+    rows = _chunks(shape.vocab_size * compute.dtype.itemsize, _FRUGAL_LOGITS_BYTES)[0]
+    if frugal:
+        return 1, Schedule(chunk_rows=min(rows, _FRUGAL_CHUNK_ROWS))
+    return max(1, compute.rows // length), Schedule(chunk_rows=rows)
+
+
+def micro_batches(config: TrainConfig, rows: int) -> list[int]:
+    """Numbers of sequences, from the largest that is of use to 1."""
+    sizes = [min(config.batch_size, max(1, rows // config.sequence_length))]
+    while sizes[-1] > 1:
+        sizes.append(-(-sizes[-1] // 2))
+    return sizes
+
+
+def _chunks(row_bytes: int, most_bytes: int) -> list[int]:
+    """Numbers of rows of logits, from the largest that fits its bound to the least."""
+    step = _LEAST_CHUNK_ROWS
+    chunks = [max(step, min(_MOST_CHUNK_ROWS, most_bytes // row_bytes // step * step))]
+    while chunks[-1] > step:
+        chunks.append(max(step, chunks[-1] // 2))
+    return chunks
+
+
+def step_bytes(
+    shape: DecoderShape, config: TrainConfig, rank: int, compute: Compute, micro_batch: int, schedule: Schedule
+) -> int:
+    """The workspace of a step and what its products take beside it."""
+    parts = workspace_elements(shape, config.sequence_length, rank, micro_batch, schedule)
+    rows = micro_batch * config.sequence_length
+    widest = max(shape.intermediate_size, shape.num_heads * shape.head_dim) + rank
+    masks = _MASKS * rows * widest if config.dropout else 0
+    inner = 7 * rank * rows * (schedule.kept_blocks + 2)
+    elements = sum(parts.values()) + rows * widest + masks + inner
+    read = max(WEIGHT_SLICE_ELEMENTS, rows * widest, parts["attention"] // 2, parts["logits"])
+    plain = _PLAIN_COPIES * 4 * read if isinstance(compute.ops, PlainOps) else 0
+    return elements * compute.dtype.itemsize + plain + _OVERHEAD_BYTES[compute.dtype]
+
+
+def workspace_elements(
+    shape: DecoderShape, length: int, rank: int, micro_batch: int, schedule: Schedule
+) -> dict[str, int]:
+    """{what: numbers in the compute dtype} of the buffers of `Decoder.add_gradients` for one adapter."""
+    rows, hidden, inner = micro_batch * length, shape.hidden_size, shape.intermediate_size
+    query, key_value = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    heads, normed_heads = query + 2 * key_value, query * shape.qk_norm
+    # Separate modules have a buffer each; joined ones a larger one together.
+    gated_input, rows_of_heads, apart, ranks = (
+        (2 * inner, heads, 0, 3) if shape.joined_modules else (inner, query, inner, 6)
+    )
+    unnormed = hidden * (bool(shape.norms.after_attention) + bool(shape.norms.after_mlp))
+    unnormed += (query + key_value) * shape.qk_norm
+    block = min(length, QUERY_BLOCK)
+    # The last block of queries has all keys, but may be short.
+    scores = max(min(block, length - first) * min(first + block, length) for first in range(0, length, block))
+    matrices = shape.linear_modules().values()
+    activations = rows * (query + rank + heads + hidden + 2 * inner + unnormed)  # one block's
+    return {
+        "inputs": (shape.num_layers + 1 + 2) * rows * hidden,  # 2: those of an evaluation
+        "activations": activations * (schedule.kept_blocks + 1),
+        "module inputs": rows * (2 * (hidden + rank) + gated_input + rank + rows_of_heads + normed_heads),
+        "gradients": rows * (inner + apart + 4 * hidden + 2 * heads + ranks * rank + query),
+        "attention": micro_batch * shape.num_heads * (
+            (2 + bool(shape.attention_cap)) * scores + 2 * block * shape.head_dim
+        ),
+        "weight": max(
+            min(VOCABULARY_PART, shape.vocab_size) * hidden,
+            *(max(o * (i + rank), (o + rank) * i) for o, i in matrices),
+        ),
+        "lora": rank * (max(i for _, i in matrices) + max(o for o, _ in matrices) + 2 * rank),
+        "logits": min(rows, schedule.chunk_rows) * (
+            shape.vocab_size + min(VOCABULARY_PART, shape.vocab_size) * bool(shape.logit_cap)
+        ),
+    }  # fmt: skip

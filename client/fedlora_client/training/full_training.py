@@ -1,0 +1,125 @@
+"""Full fine-tuning of a small unquantized checkpoint, in plain autograd: what an adapter is measured against.
+
+Every weight trains in float32; nothing here is tuned for speed or memory.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from fedlora.base.checkpoint import Checkpoint, find_checkpoint
+from fedlora.base.pack import CONFIG, EMBEDDED, MANIFEST, WEIGHTS
+from fedlora.base.packing import copy_texts
+from fedlora.config.run import RunConfig
+from fedlora.data.datasets import find_dataset
+from fedlora.errors import ConfigError, DataError
+from fedlora.family import decoder_shape
+from fedlora.files.atomic import whole_directory
+from fedlora.files.tensor_file import TensorPlan, write_tensor_file
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedlora_client.data.windows import IGNORED, Windows, read_windows
+from fedlora_client.decoder.dense_decoder import dense_logits
+from fedlora_client.training.learning_rate import learning_rate, with_epochs
+from fedlora_client.training.training import batches, parts
+
+_MICRO_BATCH = 4
+
+
+class FullTraining:
+    """The weights of a checkpoint, and the windows to train them on."""
+
+    def __init__(self, config: RunConfig, data: Path, epochs: float = 0) -> None:
+        """`config.base` is a checkpoint's directory or a hub id. Raises FedloraError."""
+        if config.base == EMBEDDED or (Path(config.base) / MANIFEST).is_file():
+            raise ConfigError(
+                f"--full trains the weights of an unquantized checkpoint, and {config.base} is a base pack; "
+                "give --base the directory of a Hugging Face checkpoint, or a hub id"
+            )
+        self.directory = find_checkpoint(config.base)
+        checkpoint = Checkpoint(self.directory)
+        self.shape = decoder_shape(checkpoint.config, str(self.directory / CONFIG))
+        matrices = self.shape.linear_modules() | self.shape.vocabulary_modules()
+        sizes = {f"{module}.weight": dims for module, dims in matrices.items()} | self.shape.float_tensors()
+        for tensor, dims in sizes.items():
+            checkpoint.check(tensor, dims)
+        self.weights = {  # by their names in the checkpoint
+            tensor: torch.from_numpy(np.array(checkpoint.rows(tensor, 0, dims[0]))).requires_grad_()
+            for tensor, dims in sizes.items()
+        }
+        found = find_dataset(config.data.name)(config.data, {"data-path": str(data)})
+        length = config.train.sequence_length
+        self.train_windows, self.held_out = (
+            read_windows(examples, self.directory, self.shape, length, f"{data}: {what}")
+            for examples, what in ((found.train, "training text"), (found.held_out, "held-out text"))
+        )
+        self.config = replace(config, train=with_epochs(config.train, epochs, len(self.train_windows)))
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers train."""
+        return sum(weight.numel() for weight in self.weights.values())
+
+    def train(self, on_step: Callable[[int, float], None]) -> list[float]:
+        """`config.train.steps` steps of AdamW; return their losses. Raises DataError where one is not finite."""
+        config = self.config.train
+        values = list(self.weights.values())
+        optimizer = torch.optim.AdamW(values, lr=config.lr, weight_decay=config.weight_decay)
+        order = batches(len(self.train_windows), config, np.random.default_rng([self.config.seed, 1]))
+        losses: list[float] = []
+        for step in range(config.steps):
+            batch = self.train_windows.batch(next(order))
+            learned = max(1, batch.learned_tokens)
+            total = 0.0
+            for (part,) in parts([batch], _MICRO_BATCH):
+                loss = self._loss(part) / learned
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += loss.item()
+            if not math.isfinite(total):
+                raise DataError(f"step {step + 1}: the loss is {total}; lower train.lr ({config.lr})")
+            if config.max_grad_norm:
+                torch.nn.utils.clip_grad_norm_(values, config.max_grad_norm)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, step, config.steps)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(total)
+            on_step(step, total)
+        return losses
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Nats per token of the held-out text."""
+        total = sum(self._loss(part).item() for (part,) in parts([self.held_out], _MICRO_BATCH))
+        return total / self.held_out.learned_tokens
+
+    def write(self, output: Path, *, replace: bool) -> None:
+        """The weights as a checkpoint like the one that was read, in float32."""
+        plans = [TensorPlan(name=name, dtype="F32", shape=tuple(w.shape)) for name, w in self.weights.items()]
+
+        def fill(plan: TensorPlan) -> Iterator[NDArray[Any]]:
+            yield self.weights[plan.name].detach().numpy()
+
+        with whole_directory(output, replace=CONFIG if replace else None) as aside:
+            copy_texts(self.directory, aside)
+            config = json.loads((self.directory / CONFIG).read_text(encoding="utf-8"))
+            (aside / CONFIG).write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+            write_tensor_file(aside / WEIGHTS, plans, fill, {"format": "pt"})
+
+    def _loss(self, windows: Windows) -> Tensor:
+        """The sum over all targets."""
+        weights = {
+            tensor.removesuffix(".weight"): weight + offset if (offset := self.shape.float_offset(tensor)) else weight
+            for tensor, weight in self.weights.items()
+        }
+        logits = dense_logits(self.shape, weights, windows.inputs, windows.starts)
+        return F.cross_entropy(logits.flatten(0, 1), windows.targets.flatten(), ignore_index=IGNORED, reduction="sum")

@@ -1,0 +1,53 @@
+"""The plan of a training, by what this process takes and what the machine has left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from fedlora.config.run import TrainConfig
+from fedlora.family import EncoderShape
+from fedlora.lora.adapter import Adapter
+from fedlora.wire.task import Factors
+
+from fedlora_client.decoder.decoder import Schedule
+from fedlora_client.model import Model
+from fedlora_client.training.budget import Memory, Plan, cut_evaluation, plan_step
+from fedlora_client.training.encoder_budget import plan_encoder_step
+from fedlora_client.training.memory import available_bytes, give_back_freed, give_back_large_blocks, resident_bytes
+
+
+def plan_training(
+    model: Model, adapters: Sequence[Adapter], config: TrainConfig, head_bytes: int = 0, trains: Factors = "AB",
+    side: Adapter | None = None,
+) -> Plan:  # fmt: skip
+    """The plan for adapters that train side by side. Raises ConfigError where memory does not suffice."""
+    give_back_freed()
+    if config.memory_mb:
+        give_back_large_blocks()
+    pairs = [pair for adapter in adapters for pair in adapter.pairs.values()]
+    trained = head_bytes + sum(
+        array.nbytes for pair in pairs for f, array in (("A", pair.lora_A), ("B", pair.lora_B)) if f in trains
+    )
+    # Values and the result; of what trains: gradients, two moments, the best values so far, perhaps those of the start.
+    coming = 2 * (sum(adapter.size_bytes for adapter in adapters) + head_bytes)
+    coming += (4 + bool(config.fedprox_mu)) * trained + (side.size_bytes if side else 0)
+    device = model.compute.device
+    if device.type == "cuda":
+        memory = Memory(
+            resident=torch.cuda.memory_allocated(device), coming=coming, free=torch.cuda.mem_get_info(device)[0]
+        )
+    else:
+        base = model.base.weights.path.stat().st_size  # mapped: its pages become resident as they are read
+        memory = Memory(resident=resident_bytes(), coming=coming + base, free=available_bytes())
+    rank = max(pair.rank for pair in pairs) + (max(pair.rank for pair in side.pairs.values()) if side else 0)
+    if isinstance(model.shape, EncoderShape):
+        return plan_encoder_step(model.shape, config, rank, model.compute, memory, len(adapters))
+    return plan_step(model.shape, config, rank, model.compute, memory, len(adapters))
+
+
+def cut_measurement(model: Model, length: int, *, frugal: bool) -> tuple[int, Schedule]:
+    """(windows of `length` tokens at a time, schedule) of a measurement, which keeps nothing."""
+    if isinstance(model.shape, EncoderShape):
+        return 1 if frugal else max(1, model.compute.rows // length), Schedule()
+    return cut_evaluation(model.shape, length, model.compute, frugal=frugal)

@@ -1,0 +1,166 @@
+"""Train adapters on a device's windows, and measure one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from fedlora.config.run import TrainConfig
+from fedlora.errors import ConfigError
+from fedlora.lora.adapter import Adapter
+from fedlora.wire.task import Factors
+from numpy.typing import NDArray
+
+from fedlora_client.data.windows import Windows
+from fedlora_client.model import Model
+from fedlora_client.ops.compute import Compute
+from fedlora_client.training.budget import Plan
+from fedlora_client.training.planning import cut_measurement, plan_training
+from fedlora_client.training.training import Span, Training, mean_loss
+from fedlora_client.training.training_state import Progress, identity_of, plan_of_state, restore_state, write_state
+
+log = logging.getLogger("fedlora.client")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """What one stretch of training gave."""
+
+    adapter: Adapter  # where it was evaluated: the one with the least loss
+    losses: tuple[float, ...]  # nats per token, of an encoder per text; one per step
+    tokens: int  # that were learned; of an encoder, the labels
+    evaluations: tuple[tuple[int, float], ...] = ()  # (steps done, held-out loss)
+    head: NDArray[np.float32] | None = None  # [V, H], where it was trained too
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Measure while training, keep the best, and stop when it gets no better."""
+
+    windows: Windows  # held out
+    every: int  # steps; and before the first, and after the last
+    patience: int = 0  # evaluations in a row that are no better, after which the training ends; 0: it never does
+
+    def is_over(self, evaluations: Sequence[tuple[int, float]]) -> bool:
+        losses = [loss for _, loss in evaluations]
+        return bool(self.patience and losses) and len(losses) - 1 - losses.index(min(losses)) >= self.patience
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saving:
+    """Where the state of a training is kept while it runs, and how often it is written."""
+
+    file: Path
+    every: int = 20  # steps
+    discards: bool = False  # the state of another training that is found there, instead of refusing to train
+    keeps: bool = False  # the last state, for a caller who removes it when the result is safe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watcher:
+    """Who is told how a training goes."""
+
+    on_plan: Callable[[Plan], None] = lambda plan: None
+    on_step: Callable[[int, float], None] = lambda step, loss: None  # step from 0, nats per token
+    on_evaluation: Callable[[int, float], None] = lambda steps, loss: None
+
+
+def train(
+    model: Model,
+    adapter: Adapter,
+    windows: Windows,
+    config: TrainConfig,
+    generator: np.random.Generator,  # orders the windows
+    watcher: Watcher = Watcher(),
+    *,
+    span: Span | None = None,
+    saving: Saving | None = None,
+    evaluation: Evaluation | None = None,
+    head: NDArray[np.float32] | None = None,  # [V, H], to train in place of the base's
+    trains: Factors = "AB",
+    side: Adapter | None = None,  # of the same modules, that stands frozen beside `adapter`
+) -> TrainResult:
+    """Return `adapter` after `config.steps` steps of AdamW on those of A and B that are in `trains`.
+
+    With `saving`, a training that finds its own state goes on from it, with the result, bit for bit, of one that was
+    never stopped; the state is removed at the end. Raises DataError where the loss is not finite, ConfigError where
+    memory does not suffice or the state is another training's.
+    """
+    plan = plan_training(model, [adapter], config, 0 if head is None else head.nbytes, trains, side)
+    span = span or Span(0, config.steps)
+    identity = identity_of(model, adapter, windows, config, generator, span, head, trains, side) if saving else ""
+    if saving and saving.file.exists():
+        plan = _resumed_plan(saving, identity, plan, model.compute)
+    watcher.on_plan(plan)
+    training = Training(model, [adapter], [windows], config, [generator], plan, span, head, trains, side)
+    del adapter, side  # where the caller does not hold them, their memory is free from here
+    progress = Progress()
+    if saving and saving.file.exists():
+        progress = restore_state(saving.file, training)
+    if evaluation and not progress.evaluations:
+        _evaluate(evaluation, training, progress)
+        watcher.on_evaluation(*progress.evaluations[-1])
+    while training.step < config.steps and not (evaluation and evaluation.is_over(progress.evaluations)):
+        (step,) = training.run_step()
+        progress.losses.append(step.loss)
+        progress.tokens += step.tokens
+        watcher.on_step(training.step - 1, step.loss)
+        is_last = training.step == config.steps
+        if evaluation and (is_last or training.step % evaluation.every == 0):
+            _evaluate(evaluation, training, progress)
+            watcher.on_evaluation(*progress.evaluations[-1])
+        if saving and (is_last or training.step % saving.every == 0):
+            _save(saving, identity, training, progress)
+    if saving and not saving.keeps:
+        saving.file.unlink(missing_ok=True)
+    lora = training.finish()
+    if progress.best:
+        for name, flat in lora.flats.items():
+            flat.value.copy_(progress.best[name])
+    return TrainResult(
+        adapter=lora.adapter(),
+        losses=tuple(progress.losses),
+        tokens=progress.tokens,
+        evaluations=tuple(progress.evaluations),
+        head=lora.head(),
+    )
+
+
+def _resumed_plan(saving: Saving, identity: str, plan: Plan, compute: Compute) -> Plan:
+    """The plan of the state that is there; without it where it is not this training's, and that is no error."""
+    try:
+        return plan_of_state(saving.file, identity, plan, compute)
+    except ConfigError as error:
+        if not saving.discards:
+            raise
+        log.warning("%s: it is removed", error)
+        saving.file.unlink()
+        return plan
+
+
+def _save(saving: Saving, identity: str, training: Training, progress: Progress) -> None:
+    """Write the state; a full disk is no reason to lose what memory holds."""
+    try:
+        write_state(saving.file, identity, training, progress)
+    except (OSError, ConfigError) as error:
+        log.warning("%s: the state after step %d was not saved: %s", saving.file, training.step, error)
+
+
+def _evaluate(evaluation: Evaluation, training: Training, progress: Progress) -> None:
+    loss = training.loss_on(evaluation.windows)
+    if all(loss < earlier for _, earlier in progress.evaluations):
+        progress.best = {name: flat.value.clone() for name, flat in training.lora.flats.items()}
+    progress.evaluations.append((training.step, loss))
+
+
+def evaluate(
+    model: Model, adapter: Adapter | None, windows: Windows, *, memory_mb: int = 0, side: Adapter | None = None
+) -> tuple[float, int]:
+    """(mean nats per token, tokens) over all windows; adapter None measures the base, `memory_mb` is a bound or 0."""
+    lora = None if adapter is None else model.lora(adapter, side=side)
+    length = windows.inputs.shape[1]
+    micro_batch, schedule = cut_measurement(model, length, frugal=bool(memory_mb))
+    return mean_loss(model, lora, windows, model.workspace(), micro_batch, schedule)

@@ -1,0 +1,1 @@
+"""The frozen base: a checkpoint becomes a pack, quantized once."""

@@ -1,0 +1,124 @@
+"""Turn a checkpoint into a base pack, a slice of rows at a time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlora.base.checkpoint import Checkpoint, find_checkpoint
+from fedlora.base.pack import CONFIG, GENERATION_CONFIG, MANIFEST, TOKENIZER, WEIGHTS, manifest_text, tensor_shapes
+from fedlora.base.quantize import BLOCK_SIZES, Quantization, QuantizedMatrix, quantize
+from fedlora.base.scales import SCALE_RULES, ScaleRule
+from fedlora.errors import CheckpointError, ConfigError
+from fedlora.family import ModelShape, model_shape
+from fedlora.files.atomic import whole_directory
+from fedlora.files.tensor_file import Dtype, TensorPlan, write_tensor_file
+
+_SLICE_ELEMENTS = 1 << 20
+_TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", GENERATION_CONFIG)
+
+
+def make_pack(
+    source: str,
+    output: Path,
+    quantization: Quantization,
+    *,
+    scale_rule: ScaleRule = "mse",
+    replace: bool = False,
+    progress: Callable[[str], None] = lambda tensor: None,
+) -> None:
+    """Quantize the checkpoint `source` (a directory or a hub id) into the pack `output`.
+
+    `output` appears whole or not at all. Peak memory is one quantized tensor and one slice of rows. Calls `progress`
+    with the name of each tensor before it is written. Raises CheckpointError; ConfigError where `output` exists, or there
+    is no such rule.
+    """
+    if scale_rule not in SCALE_RULES:
+        raise ConfigError(f"scales must be {' or '.join(SCALE_RULES)}, got {scale_rule}")
+    directory = find_checkpoint(source)
+    name = directory.resolve().name if Path(source).is_dir() else source
+    checkpoint = Checkpoint(directory)
+    shape = model_shape(checkpoint.config, str(directory / CONFIG))
+    _check(checkpoint, shape, quantization)
+    plans = [
+        TensorPlan(name=name, dtype=cast(Dtype, dtype), shape=dims)
+        for name, (dtype, dims) in tensor_shapes(shape, quantization).items()
+    ]
+    with whole_directory(output, replace=MANIFEST if replace else None) as aside:
+        (aside / CONFIG).write_text(json.dumps(checkpoint.config, indent=2) + "\n", encoding="utf-8")
+        copy_texts(directory, aside)
+        pending: dict[str, NDArray[Any]] = {}  # scales and zeros, which follow their codes in the file
+
+        def fill(plan: TensorPlan) -> Iterator[NDArray[Any]]:
+            progress(plan.name)
+            module, kind = plan.name.rsplit(".", 1)
+            if plan.name in shape.float_tensors():
+                yield checkpoint.rows(plan.name, 0, plan.shape[0]) + np.float32(shape.float_offset(plan.name))
+            elif kind == "qweight":
+                bits = plan.shape[2] * 8 // quantization.block_size
+                scales, zeros = [], []
+                for part in _quantized_slices(checkpoint, module, plan.shape[0], bits, quantization, scale_rule):
+                    yield part.qweight
+                    scales.append(part.scales)
+                    zeros += [] if part.zeros is None else [part.zeros]
+                pending[f"{module}.scales"] = np.concatenate(scales)
+                if zeros:
+                    pending[f"{module}.zeros"] = np.concatenate(zeros)
+            else:
+                yield pending.pop(plan.name)
+
+        write_tensor_file(aside / WEIGHTS, plans, fill)
+        (aside / MANIFEST).write_text(manifest_text(name, quantization, scale_rule, aside), encoding="utf-8")
+
+
+def largest_block_size(source: str) -> int:
+    """The largest block that divides the hidden size of the checkpoint `source`: the fastest one. Raises CheckpointError.
+
+    The smallest one where none divides it, which `make_pack` then refuses.
+    """
+    directory = find_checkpoint(source)
+    hidden = model_shape(Checkpoint(directory).config, str(directory / CONFIG)).hidden_size
+    return max((block for block in BLOCK_SIZES if hidden % block == 0), default=min(BLOCK_SIZES))
+
+
+def _quantized_slices(
+    checkpoint: Checkpoint, module: str, rows: int, bits: int, quantization: Quantization, scale_rule: ScaleRule
+) -> Iterator[QuantizedMatrix]:
+    columns = checkpoint.columns(f"{module}.weight")
+    step = max(1, _SLICE_ELEMENTS // columns)
+    for start in range(0, rows, step):
+        yield quantize(
+            checkpoint.rows(f"{module}.weight", start, min(start + step, rows)),
+            bits=bits,
+            block_size=quantization.block_size,
+            symmetric=quantization.symmetric,
+            scale_rule=scale_rule,
+        )
+
+
+def _check(checkpoint: Checkpoint, shape: ModelShape, quantization: Quantization) -> None:
+    """Everything that can be refused is refused before the first byte is written."""
+    if shape.hidden_size % quantization.block_size:
+        raise CheckpointError(
+            f"{checkpoint.directory}: hidden_size {shape.hidden_size} is not a multiple of the block size "
+            f"{quantization.block_size}; pass a smaller --block-size"
+        )
+    for module, dims in (shape.vocabulary_modules() | shape.linear_modules()).items():
+        checkpoint.check(f"{module}.weight", dims)
+    for tensor, size in shape.float_tensors().items():
+        checkpoint.check(tensor, size)
+    if not (checkpoint.directory / TOKENIZER).is_file():
+        raise CheckpointError(f"{checkpoint.directory}: no {TOKENIZER}; save the model's fast tokenizer there")
+
+
+def copy_texts(source: Path, target: Path) -> None:
+    """Copy the tokenizer and what else of a checkpoint's texts a model needs beside its configuration."""
+    for name in (TOKENIZER, *_TOKENIZER_FILES):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)

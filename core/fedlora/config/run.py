@@ -1,0 +1,151 @@
+"""The configuration of one federated run: a scenario's TOML, and Flower's flat run configuration, are the same keys.
+
+    [train]                     train.lr = 0.002
+    lr = 0.002        <==>
+
+Flower carries scalars only, so a list travels as text with commas. Unknown keys are refused with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedlora.base.pack import EMBEDDED
+from fedlora.config.aggregation_section import AggregationConfig
+from fedlora.config.sections import DataConfig, LoraSection, ServerConfig, SimulationConfig, TrainConfig, require
+from fedlora.errors import ConfigError
+from fedlora.family import ModelShape
+from fedlora.files.toml_file import read_toml
+from fedlora.lora.adapter import Adapter, initial_adapter
+
+__all__ = [
+    "AggregationConfig", "DataConfig", "LoraSection", "RunConfig", "Scalar", "ServerConfig", "SimulationConfig",
+    "TrainConfig", "changed", "read_scenario",
+]  # fmt: skip
+
+Scalar = bool | int | float | str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """One federated run."""
+
+    name: str = "run"
+    base: str = "nano"  # a base pack: `nano`, or a directory
+    seed: int = 1
+    output: str = ""  # the run's directory; empty: runs/NAME-TIME in a simulation, else below $FEDLORA_HOME/runs
+    data: DataConfig = field(default_factory=DataConfig)
+    lora: LoraSection = field(default_factory=LoraSection)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
+    aggregation: AggregationConfig = field(default_factory=AggregationConfig)
+    simulation: SimulationConfig = field(default_factory=SimulationConfig)
+
+    def __post_init__(self) -> None:
+        word = re.fullmatch(r"\w[\w.-]*", self.name)
+        require(word is not None, "name must be letters, digits, '-', '_' and '.', and not begin with '.'", self.name)
+        require(0 <= self.seed < 1 << 32, "seed must be from 0 to 2^32 - 1", self.seed)
+
+    def first_adapter(self, shape: ModelShape) -> Adapter:
+        """The adapter that the run begins with: the same for the same seed."""
+        modules = shape.linear_modules()
+        return initial_adapter(self.lora.lora(modules), modules, np.random.default_rng([self.seed, 0]))
+
+    def flat(self) -> dict[str, Scalar]:
+        """{dotted key: scalar}, as Flower carries it."""
+        return {key: ",".join(v) if isinstance(v, tuple) else v for key, v in _leaves(self)}
+
+    @classmethod
+    def from_flat(cls, values: Mapping[str, Any], where: str) -> RunConfig:
+        """Raises ConfigError for an unknown key, a value of another type, or one out of range; `where` names the source."""
+        known = dict(_leaves(cls()))
+        parts: dict[str, dict[str, Any]] = {"": {}}
+        for key, value in values.items():
+            if key not in known:
+                near = difflib.get_close_matches(key, known, 1, 0.5)
+                hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+                raise ConfigError(f"{where}: unknown key {key}; {hint}")
+            section, _, leaf = key.rpartition(".")
+            parts.setdefault(section, {})[leaf] = _converted(value, known[key], f"{where}: {key}")
+        try:
+            types = {f.name: f.default_factory for f in dataclasses.fields(cls)}
+            sections = {name: types[name](**content) for name, content in parts.items() if name}  # type: ignore[operator]
+            return cls(**parts[""], **sections)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+
+
+def changed(config: RunConfig, changes: Iterable[str], where: str = "--set") -> RunConfig:
+    """`config` with some keys changed, each given as KEY=VALUE with a value as in TOML; a word needs no quotes."""
+    values: dict[str, Any] = dict(config.flat())
+    known = dict(_leaves(config))
+    for change in changes:
+        key, separator, text = change.partition("=")
+        if not separator:
+            raise ConfigError(f"{where} {change}: expected KEY=VALUE")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+            is_a_word = isinstance(known.get(key), tuple) and not isinstance(value, list | str)
+            values[key] = text.strip() if is_a_word else value  # a list of one, as in simulation.ranks=4
+        except tomllib.TOMLDecodeError:
+            values[key] = text
+    return RunConfig.from_flat(values, where)
+
+
+def read_scenario(path: Path) -> RunConfig:
+    """Read a scenario's TOML file. A relative `base`, `data.path` or `output` counts from the file. Raises ConfigError."""
+    config = RunConfig.from_flat(dict(_flattened(read_toml(path))), str(path))
+    source, folder = str(path), path.resolve().parent
+    base, data = config.base, config.data
+    if base != EMBEDDED:
+        base = _from(folder, base, f"{source}: base")
+    if data.path:
+        data = dataclasses.replace(data, path=_from(folder, data.path, f"{source}: data.path"))
+    output = _from(folder, config.output, f"{source}: output") if config.output else ""
+    return dataclasses.replace(config, base=base, data=data, output=output)
+
+
+def _from(folder: Path, path: str, where: str) -> str:
+    try:
+        return os.path.normpath(folder / Path(path).expanduser())
+    except RuntimeError as error:
+        raise ConfigError(f"{where}: {path}: {error}") from None
+
+
+def _flattened(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    result = []
+    for key, value in content.items():
+        result += _flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+    return result
+
+
+def _leaves(config: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    result: list[tuple[str, Any]] = []
+    for part in dataclasses.fields(config):
+        value = getattr(config, part.name)
+        key = prefix + part.name
+        result += _leaves(value, f"{key}.") if dataclasses.is_dataclass(value) else [(key, value)]
+    return result
+
+
+def _converted(value: Any, default: Any, where: str) -> Any:
+    if isinstance(default, tuple):
+        parts = value.split(",") if isinstance(value, str) and value else value or []
+        if isinstance(parts, list) and all(isinstance(part, str) for part in parts):
+            return tuple(part.strip() for part in parts)
+        raise ConfigError(f"{where} must be a list of strings, got {value!r}")
+    if isinstance(default, float) and type(value) is int and abs(value) < 1 << 53:
+        return float(value)
+    if type(value) is not type(default):
+        raise ConfigError(f"{where} must be of type {type(default).__name__}, got {value!r:.40}")
+    return value

@@ -1,0 +1,186 @@
+"""The sections of a run's configuration: what is trained on, what is trained, how, and who leads.
+
+Each is validated when it is made; a message gives the value that came and those that it takes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from fedlora.errors import ConfigError
+from fedlora.family import HEAD
+from fedlora.lora.config import ALL_LINEAR, LoraConfig
+from fedlora.wire.codec import CODECS
+
+Number = TypeVar("Number", int, float)
+
+
+def require(ok: bool, what: str, got: object) -> None:
+    if not ok:
+        raise ConfigError(f"{what}, got {got!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """Which text each device trains on."""
+
+    name: str = "stdlib"  # an entry point of the group fedlora.datasets
+    path: str = ""  # for data sets that are read from a place
+    max_bytes: int = 0  # of each device's text; 0: all of it
+
+    def __post_init__(self) -> None:
+        require(self.max_bytes >= 0, "data.max_bytes must be 0 (all) or more", self.max_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraSection:
+    """The adapter that the run trains."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    use_rslora: bool = False
+    target_modules: tuple[str, ...] = (ALL_LINEAR,)  # or names, such as q_proj and v_proj
+    # MODULE=VALUE, where MODULE is a module's name or the end of one: "down_proj=4", "layers.0.self_attn.q_proj=32"
+    rank_pattern: tuple[str, ...] = ()
+    alpha_pattern: tuple[str, ...] = ()
+    # Trained whole beside the adapter, and saved with it: the head, on one device alone (`fedlora train`).
+    modules_to_save: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self._config(*self._patterns())
+        require(set(self.modules_to_save) <= {HEAD}, f"lora.modules_to_save takes {HEAD} only", self.modules_to_save)
+
+    def lora(self, modules: Iterable[str]) -> LoraConfig:
+        """The configuration for a base with these modules. Raises ConfigError where a pattern fits none of them."""
+        modules, (ranks, alphas) = list(modules), self._patterns()
+        config = self._config(
+            _by_module(ranks, modules, "lora.rank_pattern"), _by_module(alphas, modules, "lora.alpha_pattern")
+        )
+        if self.target_modules != (ALL_LINEAR,):
+            return config
+        return replace(config, target_modules=tuple(dict.fromkeys(module.rsplit(".", 1)[-1] for module in modules)))
+
+    def _patterns(self) -> tuple[dict[str, int], dict[str, float]]:
+        ranks = _pattern(self.rank_pattern, "lora.rank_pattern", int, "down_proj=4")
+        return ranks, _pattern(self.alpha_pattern, "lora.alpha_pattern", float, "down_proj=8.0")
+
+    def _config(self, ranks: Mapping[str, int], alphas: Mapping[str, float]) -> LoraConfig:
+        return LoraConfig(
+            rank=self.rank, alpha=self.alpha, use_rslora=self.use_rslora, target_modules=self.target_modules,
+            rank_pattern=ranks, alpha_pattern=alphas,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """What a device does in one round, and what it computes with."""
+
+    steps: int = 20
+    batch_size: int = 8  # windows of a step, in as many parts as memory asks for
+    sequence_length: int = 128  # tokens of a training window
+    lr: float = 2e-4
+    schedule: str = "constant"  # or cosine, to 0 at the end of the last round
+    warmup_steps: int = 0  # of the first round, over which lr rises from 0
+    lora_plus_ratio: float = 1.0  # lr of B over lr of A (LoRA+, arXiv:2402.12354)
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0  # 0: no clipping
+    fedprox_mu: float = 0.0  # pulls A and B back to those of the round's start (FedProx, arXiv:1812.06127)
+    dropout: float = 0.0  # of what the adapters see of each module's input
+    memory_mb: int = 0  # that the process may take in all; 0: what it likes
+    checkpointing: str = "auto"  # compute activations again in the backward: on, off, or auto: as memory asks for
+    compute: str = "auto"  # float32, bfloat16, or auto: the faster one on this machine
+    kernels: str = "auto"  # in C: on, off, or auto: where they compile
+    device: str = "auto"  # cpu, cuda, or auto: a GPU where there is one
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, "train.steps must be at least 1", self.steps)
+        require(self.batch_size >= 1, "train.batch_size must be at least 1", self.batch_size)
+        require(self.sequence_length >= 2, "train.sequence_length must be at least 2", self.sequence_length)
+        require(0 < self.lr < 1, "train.lr must be between 0 and 1", self.lr)
+        require(0 <= self.weight_decay < 1, "train.weight_decay must be from 0 to 1", self.weight_decay)
+        require(self.max_grad_norm >= 0, "train.max_grad_norm must be 0 (none) or more", self.max_grad_norm)
+        require(0 <= self.fedprox_mu < math.inf, "train.fedprox_mu must be 0 (none) or more", self.fedprox_mu)
+        require(self.warmup_steps >= 0, "train.warmup_steps must be 0 or more", self.warmup_steps)
+        require(0 < self.lora_plus_ratio <= 1000, "train.lora_plus_ratio must be up to 1000", self.lora_plus_ratio)
+        require(
+            self.lr * self.lora_plus_ratio < 1, "train.lr times lora_plus_ratio must be below 1", self.lora_plus_ratio
+        )
+        require(0 <= self.dropout < 1, "train.dropout must be from 0 to 1", self.dropout)
+        require(self.memory_mb >= 0, "train.memory_mb must be 0 (no bound) or more", self.memory_mb)
+        choices = {
+            "schedule": ("constant", "cosine"), "checkpointing": ("auto", "on", "off"),
+            "compute": ("auto", "float32", "bfloat16"), "kernels": ("auto", "on", "off"),
+        }  # fmt: skip
+        for name, known in choices.items():
+            got = getattr(self, name)
+            require(got in known, f"train.{name} must be one of {', '.join(known)}", got)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """How the server runs its rounds."""
+
+    rounds: int = 5
+    method: str = "svd"
+    devices_per_round: int = 0  # 0: all that are connected
+    min_devices: int = 1  # connected before the first round, and sound replies in every round
+    round_timeout_s: float = 600.0
+    evaluate: bool = True  # held-out loss on every device after each round ...
+    evaluate_every: int = 1  # ... of so many; before the first and after the last in any case
+    codec: str = "f32"
+    resume: bool = False  # go on with the run that `output` holds
+
+    def __post_init__(self) -> None:
+        require(self.rounds >= 1, "server.rounds must be at least 1", self.rounds)
+        require(self.devices_per_round >= 0, "server.devices_per_round must be 0 (all) or more", self.devices_per_round)
+        require(self.min_devices >= 1, "server.min_devices must be at least 1", self.min_devices)
+        require(self.round_timeout_s > 0, "server.round_timeout_s must be positive", self.round_timeout_s)
+        require(self.evaluate_every >= 1, "server.evaluate_every must be at least 1", self.evaluate_every)
+        require(self.codec in CODECS, f"server.codec must be one of {', '.join(CODECS)}", self.codec)
+        cap = self.devices_per_round or self.min_devices
+        require(
+            self.min_devices <= cap, f"server.min_devices must be at most devices_per_round ({cap})", self.min_devices
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulationConfig:
+    """What only a simulation needs: how many devices there are, and what they can."""
+
+    devices: int = 8
+    ranks: tuple[str, ...] = ()  # the largest rank of each device, dealt out in turn, as in "4,8,16"; empty: any
+
+    def __post_init__(self) -> None:
+        require(self.devices >= 1, "simulation.devices must be at least 1", self.devices)
+        for rank in self.ranks:
+            require(rank.isdecimal() and int(rank) >= 1, "simulation.ranks must be integers from 1", rank)
+
+    def rank_of(self, device: int) -> int:
+        """The largest rank of a device, counted from 0; 0 where it takes any."""
+        return int(self.ranks[device % len(self.ranks)]) if self.ranks else 0
+
+
+def _pattern(entries: tuple[str, ...], where: str, kind: Callable[[str], Number], example: str) -> dict[str, Number]:
+    """{MODULE: VALUE} of entries MODULE=VALUE."""
+    result = {}
+    for entry in entries:
+        module, _, value = entry.partition("=")
+        try:
+            result[module.strip()] = kind(value)
+        except ValueError:
+            raise ConfigError(f"{where}: expected MODULE=VALUE such as {example}, got {entry!r}") from None
+    return result
+
+
+def _by_module(pattern: Mapping[str, Number], modules: list[str], where: str) -> dict[str, Number]:
+    """The values by the full names of the modules; the longest of the entries that fit a module counts."""
+    result: dict[str, Number] = {}
+    for end in sorted(pattern, key=len):
+        fitting = [module for module in modules if module == end or module.endswith(f".{end}")]
+        if not fitting:
+            raise ConfigError(f"{where}: the base has no module {end}; it has such as {modules[0]}")
+        result |= dict.fromkeys(fitting, pattern[end])
+    return result

@@ -1,0 +1,1 @@
+"""What is learned: examples, data sets by name, chat templates."""

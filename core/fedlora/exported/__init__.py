@@ -1,0 +1,1 @@
+"""The contract of exporter and server: profiles, adapter inputs, manifests, adapter files."""

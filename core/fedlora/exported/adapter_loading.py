@@ -1,0 +1,136 @@
+"""An adapter file, verified for one base before anything uses it.
+
+With its manifest beside it (`adapter_manifest`) the file must be the one that the manifest tells, bit for bit, and the base
+the one that it names in full. Without one, the file names its base by 31 bits of the fingerprint, in the format's model
+version. Files of other tools name none: Olive sets no version, which reads as 0 or 1. Such a file is taken where the caller
+says so, and where every name and shape fits: whether it was trained on these very weights nobody can tell.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlora.errors import AdapterError, AdapterMismatchError
+from fedlora.exported.adapter_file import AdapterFile, parse_adapter_file
+from fedlora.exported.adapter_manifest import AdapterManifest, read_adapter_manifest
+from fedlora.exported.flat_buffer import MAX_BYTES
+from fedlora.exported.inputs import modules_of
+from fedlora.exported.profiles import DEFAULT, Profile
+from fedlora.exported.sidecar import Slots, sidecar_of
+from fedlora.exported.slots import model_version
+from fedlora.lora.config import MAX_RANK
+
+UNNAMED_VERSIONS = (0, 1)  # of files whose writer names no base
+_OVERHEAD_BYTES = 1 << 10  # of a parameter: its name, sizes and tables
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedAdapter:
+    """The values of an adapter file that fits its base, and its manifest where it has one."""
+
+    values: Mapping[str, NDArray[np.float32]]  # {input name: value}
+    manifest: AdapterManifest | None
+
+
+def load_adapter_file(
+    path: Path,
+    *,
+    base_fingerprint: str,
+    slots: Slots,  # of the graph that it is for: fedlora.exported.profiles.graph_slots
+    profile: Profile = DEFAULT,  # of that graph
+    allow_unnamed_base: bool = False,
+) -> VerifiedAdapter:
+    """Read a .onnx_adapter file whole.
+
+    Raises AdapterError where it is damaged, AdapterMismatchError where it is for another base or profile.
+    """
+    if not path.is_file():
+        raise AdapterError(f"{path}: no such file; make one with: fedlora export-adapter ADAPTER -o {path}")
+    manifest = read_adapter_manifest(path)
+    size, most = path.stat().st_size, _largest_file(slots)
+    if manifest and manifest.base != base_fingerprint:
+        raise AdapterMismatchError(
+            f"{sidecar_of(path)}: made for base {manifest.base}, this base is {base_fingerprint}; "
+            "export the adapter again for this base"
+        )
+    if manifest and manifest.profile != profile:
+        raise AdapterMismatchError(
+            f"{sidecar_of(path)}: made for profile {manifest.profile}, this graph is {profile}; export the adapter again "
+            f"with: fedlora export-adapter --profile {profile}"
+        )
+    if size > most:
+        raise AdapterMismatchError(f"{path}: {size} bytes, more than any adapter of this base has ({most})")
+    data = path.read_bytes()
+    if manifest and (len(data), hashlib.sha256(data).hexdigest()) != (manifest.size_bytes, manifest.sha256):
+        raise AdapterError(
+            f"{path}: {len(data)} bytes with sha256 {hashlib.sha256(data).hexdigest()}, its manifest says "
+            f"{manifest.size_bytes} with {manifest.sha256}; the file is damaged: copy both again"
+        )
+    file = parse_adapter_file(data, str(path))
+    _check_version(file, model_version(base_fingerprint), str(path), allow_unnamed_base and manifest is None)
+    check_slots(file.values, slots, str(path))
+    if manifest and {name: value.shape for name, value in file.values.items()} != manifest.slots:
+        raise AdapterError(f"{sidecar_of(path)}: slots are not those of the file; export the adapter again")
+    return VerifiedAdapter(values=file.values, manifest=manifest)
+
+
+def check_slots(values: Mapping[str, NDArray[np.float32]], slots: Slots, where: str) -> None:
+    """Raise AdapterMismatchError unless names, shapes and paired ranks fit the slots.
+
+    Modules without an adapter are fine; halves of one are not.
+    """
+    if not values:
+        raise AdapterMismatchError(f"{where}: the adapter has no modules")
+    ranks: dict[str, list[int]] = {}
+    for name, value in values.items():
+        if name not in slots:
+            raise AdapterMismatchError(
+                f"{where}: the graph has no adapter input {name}; the adapter is for another base or profile"
+            )
+        want = slots[name]
+        if value.ndim != 2 or any(w not in (-1, got) for w, got in zip(want, value.shape, strict=True)):
+            shape = " x ".join("rank" if w == -1 else str(w) for w in want)
+            raise AdapterMismatchError(f"{where}: {name} is {list(value.shape)}; the graph expects {shape}")
+        ranks.setdefault(_module_of(name), []).append(value.shape[want.index(-1)])
+    for module, found in ranks.items():
+        if len(found) != 2 or found[0] != found[1] or not 1 <= found[0] <= _largest_rank(module):
+            raise AdapterMismatchError(
+                f"{where}: {module} needs A and B of one rank up to {_largest_rank(module)}, "
+                f"got {len(found)} of rank {sorted(set(found))}"
+            )
+
+
+def _check_version(file: AdapterFile, expected: int, where: str, unnamed_is_fine: bool) -> None:
+    if file.model_version == expected:
+        return
+    if file.model_version not in UNNAMED_VERSIONS:
+        raise AdapterMismatchError(
+            f"{where}: made for base {file.model_version:08x}, this base is {expected:08x}; "
+            "export the adapter again for this base"
+        )
+    if not unnamed_is_fine:
+        raise AdapterMismatchError(
+            f"{where}: names no base (model version {file.model_version}), as files of other tools do; export its PEFT "
+            "adapter with: fedlora export-adapter, or allow an unnamed base where you know that it is this one"
+        )
+
+
+def _largest_file(slots: Slots) -> int:
+    """What the file of an adapter of the largest rank on every slot has at most."""
+    numbers = sum(max(shape) * _largest_rank(_module_of(name)) for name, shape in slots.items())
+    return min(4 * numbers + _OVERHEAD_BYTES * (len(slots) + 1), MAX_BYTES)
+
+
+def _largest_rank(module: str) -> int:
+    """Of a module, or of a group of modules: the sum of theirs."""
+    return MAX_RANK * len(modules_of(module))
+
+
+def _module_of(slot: str) -> str:
+    return slot.rsplit(".lora_", 1)[0]

@@ -1,0 +1,134 @@
+"""X.onnx_adapter.json: which base an adapter file is for, in full, and what it was made from.
+
+base             the fingerprint of the base; the file itself has room for 31 bits of it
+profile          of the graphs that take it (`fedlora.exported.profiles`): compat, or fast, whose inputs are joined
+sha256           of the adapter file, and size_bytes
+slots            {input name: [rows, columns]} of every value in the file
+ranks            {module: rank}
+lora             rank, alpha, use_rslora, target_modules and the patterns of the adapter
+scaling          a note: the file's lora_B is scaling * B already
+source           what was exported, by name
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from fedlora.errors import AdapterError, ConfigError
+from fedlora.exported.inputs import modules_of
+from fedlora.exported.profiles import Profile
+from fedlora.exported.sidecar import Slots, read_sidecar, sidecar_of
+from fedlora.exported.slots import slot_names
+from fedlora.lora.adapter import Adapter
+from fedlora.lora.config import LoraConfig
+
+FORMAT, VERSION = "fedlora-onnx-adapter", 1
+SCALING = "lora_B.weight is scaling * B, transposed: nothing is left to multiply"
+FILE_PROFILES: tuple[Profile, ...] = ("compat", "fast")  # those with inputs of one adapter
+_FIELDS = {"profile": str, "ranks": dict, "lora": dict, "scaling": str, "source": str}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterManifest:
+    """What stands beside an adapter file."""
+
+    base: str  # its fingerprint
+    profile: Profile
+    sha256: str
+    size_bytes: int
+    slots: Slots
+    ranks: Mapping[str, int]
+    lora: LoraConfig
+    source: str
+
+
+def adapter_manifest_text(
+    adapter: Adapter, base_fingerprint: str, source: str, file: Path, *, profile: Profile, slots: Slots
+) -> str:
+    """The manifest of `file`, which was made from `adapter` and holds `slots`, the inputs of the graph of `profile`."""
+    lora, data = adapter.config, file.read_bytes()
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "base": base_fingerprint,
+        "profile": profile,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "size_bytes": len(data),
+        "source": source,
+        "lora": {
+            "rank": lora.rank,
+            "alpha": lora.alpha,
+            "use_rslora": lora.use_rslora,
+            "target_modules": list(lora.target_modules),
+            "rank_pattern": {module: rank for module, rank in lora.rank_pattern.items() if module in adapter.pairs},
+            "alpha_pattern": {module: alpha for module, alpha in lora.alpha_pattern.items() if module in adapter.pairs},
+        },
+        "scaling": SCALING,
+        "ranks": {module: pair.rank for module, pair in adapter.pairs.items()},
+        "slots": {name: list(shape) for name, shape in slots.items()},
+    }
+    return json.dumps(manifest, indent=2) + "\n"
+
+
+def read_adapter_manifest(adapter_file: Path) -> AdapterManifest | None:
+    """The manifest beside an adapter file; None where there is none. Raises AdapterError."""
+    path = sidecar_of(adapter_file)
+    if not path.exists():
+        return None
+    values = read_sidecar(path, kind=FORMAT, version=VERSION, fields=_FIELDS, error=AdapterError)
+    if values["profile"] not in FILE_PROFILES:
+        expected = ", ".join(FILE_PROFILES)
+        raise AdapterError(f"{path}: profile {values['profile']!r:.80}; expected {expected}: export the adapter again")
+    lora = _lora(values["lora"], path)
+    for module, rank in values["ranks"].items():
+        if type(rank) is not int or rank != lora.rank_of(module):
+            raise AdapterError(f"{path}: ranks: {module!r:.120} is {rank!r:.80}; lora says {lora.rank_of(module)}")
+    _check_slots(values["slots"], values["ranks"], path)
+    return AdapterManifest(
+        base=values["base"],
+        profile=values["profile"],
+        sha256=values["sha256"],
+        size_bytes=values["size_bytes"],
+        slots=values["slots"],
+        ranks=values["ranks"],
+        lora=lora,
+        source=values["source"],
+    )
+
+
+def _check_slots(slots: Slots, ranks: Mapping[str, int], path: Path) -> None:
+    """Raise AdapterError unless the slots are those of the modules that have ranks, alone or in groups, and as wide."""
+    groups = {slot.rsplit(".lora_", 1)[0] for slot in slots}
+    widths = {group: sum(ranks.get(module, 0) for module in modules_of(group)) for group in groups}
+    named = {module for group in groups for module in modules_of(group)}
+    both = {name for group in groups for name in slot_names(group)}
+    if slots.keys() != both or not named >= ranks.keys() or not all(widths.values()):
+        raise AdapterError(f"{path}: slots and ranks do not name the same modules; export the adapter again")
+    for group, width in widths.items():
+        name_a, name_b = slot_names(group)
+        if (slots[name_a][1], slots[name_b][0]) != (width, width):
+            raise AdapterError(
+                f"{path}: slots: {group!r:.120} has rank {slots[name_a][1]} and {slots[name_b][0]}, ranks says {width}; "
+                "export the adapter again"
+            )
+
+
+def _lora(values: Mapping[str, Any], path: Path) -> LoraConfig:
+    expected = {field.name for field in fields(LoraConfig)}
+    patterns = [values.get("rank_pattern"), values.get("alpha_pattern")]
+    if (
+        values.keys() != expected
+        or not isinstance(values["target_modules"], list)
+        or not all(isinstance(pattern, dict) for pattern in patterns)
+    ):
+        names = ", ".join(sorted(expected))
+        raise AdapterError(f"{path}: lora must have {names}, got {values!r:.200}; export the adapter again")
+    try:
+        return LoraConfig(**{**values, "target_modules": tuple(values["target_modules"])})
+    except (ConfigError, TypeError) as error:
+        raise AdapterError(f"{path}: lora: {error}; export the adapter again") from None

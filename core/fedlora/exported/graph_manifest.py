@@ -1,0 +1,108 @@
+"""GRAPH.onnx.json: the digest of an exported graph, and what it is a graph of.
+
+    graph            the file's name
+    sha256           of the graph, and size_bytes
+    base             the fingerprint of the pack whose weights it reads
+    profile          how an adapter comes in (`fedlora.exported.profiles`)
+    accuracy_level   of its products (MatMulNBits)
+    slots            {adapter input: [rows, columns]}, -1 for the rank
+
+Whoever runs a graph checks this with a hash alone. What a graph may hold is for `fedlora verify` to see, and for the
+exporter before it writes this manifest.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedlora.base.pack import BasePack, file_digest
+from fedlora.errors import GraphError
+from fedlora.exported.profiles import PROFILES, Profile, graph_name, graph_slots
+from fedlora.exported.sidecar import Slots, read_sidecar, sidecar_of
+from fedlora.files.atomic import write_text
+
+FORMAT, VERSION = "fedlora-graph", 1
+_FIELDS = {"graph": str, "profile": str, "accuracy_level": int}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphManifest:
+    """What stands beside a graph."""
+
+    graph: str
+    base: str  # its fingerprint
+    sha256: str
+    size_bytes: int
+    profile: Profile
+    accuracy_level: int
+    slots: Slots
+
+
+def write_graph_manifest(
+    graph: Path, *, base_fingerprint: str, profile: Profile, accuracy_level: int, slots: Slots, file: Path | None = None
+) -> Path:
+    """Write the manifest of `graph` beside it, and return its path; `file` is where the graph lies meanwhile."""
+    file = file or graph
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "graph": graph.name,
+        "base": base_fingerprint,
+        "sha256": file_digest(file),
+        "size_bytes": file.stat().st_size,
+        "profile": profile,
+        "accuracy_level": accuracy_level,
+        "slots": {name: list(shape) for name, shape in slots.items()},
+    }
+    path = sidecar_of(graph)
+    write_text(path, json.dumps(manifest, indent=2) + "\n")
+    return path
+
+
+def read_graph_manifest(graph: Path) -> GraphManifest:
+    """Raises GraphError where there is none, or it is not sound."""
+    path = sidecar_of(graph)
+    if not path.is_file():
+        raise GraphError(f"{path}: no such file; write the graph and its manifest with: fedlora export {graph.parent}")
+    values = read_sidecar(path, kind=FORMAT, version=VERSION, fields=_FIELDS, error=GraphError)
+    if values["graph"] != graph.name:
+        raise GraphError(f"{path}: of a graph {values['graph']!r:.80}, beside {graph.name}; export the graph again")
+    if values["profile"] not in PROFILES:
+        raise GraphError(f"{path}: profile {values['profile']!r:.80}; expected {', '.join(PROFILES)}: export it again")
+    return GraphManifest(
+        graph=values["graph"],
+        base=values["base"],
+        sha256=values["sha256"],
+        size_bytes=values["size_bytes"],
+        profile=values["profile"],
+        accuracy_level=values["accuracy_level"],
+        slots=values["slots"],
+    )
+
+
+def check_graph_file(graph: Path, base: BasePack) -> GraphManifest:
+    """Raise GraphError unless the graph is the one that its manifest tells, for this base; return the manifest."""
+    if not graph.is_file():
+        raise GraphError(f"{graph}: no such file; write it with: fedlora export {graph.parent}")
+    manifest = read_graph_manifest(graph)
+    if manifest.base != base.fingerprint:
+        raise GraphError(f"{graph}: made for base {manifest.base}, the pack is {base.fingerprint}; export it again")
+    expected = graph_name(base.model, manifest.profile)
+    if graph.name != expected:
+        raise GraphError(f"{graph}: of profile {manifest.profile}, which is written as {expected}; export it again")
+    size = graph.stat().st_size
+    if size != manifest.size_bytes:
+        raise GraphError(f"{graph}: {size} bytes, its manifest says {manifest.size_bytes}; export it again")
+    digest = file_digest(graph)
+    if digest != manifest.sha256:
+        raise GraphError(f"{graph}: sha256 is {digest}, its manifest says {manifest.sha256}; export it again")
+    slots = graph_slots(base.model, manifest.profile)
+    if manifest.slots != slots:
+        wrong = sorted({name for name, _ in manifest.slots.items() ^ slots.items()})[0]
+        raise GraphError(
+            f"{sidecar_of(graph)}: adapter input {wrong!r:.120} is {manifest.slots.get(wrong, 'missing')}, the base's is "
+            f"{slots.get(wrong, 'missing')}; export it again"
+        )
+    return manifest

@@ -1,0 +1,37 @@
+"""The graphs that are made of one base: all share the pack's weights, and differ in how an adapter comes in."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from fedlora.exported.inputs import joined_shapes
+from fedlora.exported.slots import slot_shapes
+from fedlora.family import DecoderShape, ModelShape
+
+Profile = Literal["compat", "fast", "rows", "kernel", "base"]
+PROFILES: tuple[Profile, ...] = get_args(Profile)
+DEFAULT: Profile = "compat"
+ROW_PROFILES: frozenset[Profile] = frozenset({"rows", "kernel"})  # rows of any length, each with an adapter of its own
+
+# compat  an A and a B for each module, optional, of any rank: files of other tools run on it, and it in other tools
+# fast    q, k and v are one product with one A and one B, and so are gate and up
+# rows    every row of the batch has an A and a B of its own
+# kernel  rows with adapters by number, through an operator of our own in C (`fedlora.row_lora`)
+# base    no adapter
+
+
+def graph_name(model: ModelShape, profile: Profile) -> str:
+    """The file of a graph, beside the pack's weights: decoder.onnx, decoder.fast.onnx, encoder.onnx ..."""
+    kind = "decoder" if isinstance(model, DecoderShape) else "encoder"
+    return f"{kind}.onnx" if profile == DEFAULT else f"{kind}.{profile}.onnx"
+
+
+def graph_slots(model: ModelShape, profile: Profile) -> dict[str, tuple[int, int]]:
+    """{adapter input: shape} of a graph, with -1 for the rank; in `rows` it is the shape of each row's.
+
+    In `kernel` there are none: its adapters are named by number.
+    """
+    modules = model.linear_modules()
+    if profile in ("base", "kernel"):
+        return {}
+    return joined_shapes(modules, model.linear_groups()) if profile == "fast" else slot_shapes(modules)

@@ -1,0 +1,56 @@
+"""FILE.json beside FILE: what the file's own format has no place for, and the digest that binds the two."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedlora.errors import FedloraError
+from fedlora.files.documents import read_object
+
+MAX_BYTES = 4 << 20
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+Slots = Mapping[str, tuple[int, int]]  # {input name: shape}, with -1 for a rank that is free
+
+
+def sidecar_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def read_sidecar(
+    path: Path, *, kind: str, version: int, fields: Mapping[str, type], error: type[FedloraError]
+) -> dict[str, Any]:
+    """The content of a sidecar: `format` and `version` as expected, and `fields`, each of its type, and no other.
+
+    Every sidecar has `base`, `sha256`, `size_bytes` and `slots` too. Raises `error`.
+    """
+    if not path.is_file() or path.stat().st_size > MAX_BYTES:
+        raise error(f"{path}: expected a file of at most {MAX_BYTES} bytes; export again")
+    values = read_object(path, error, f"a manifest of format {kind}")
+    if values.get("format") != kind or values.get("version") != version:
+        raise error(
+            f"{path}: format {values.get('format')!r:.80}, version {values.get('version')!r:.80}; this fedlora reads "
+            f"{kind}, version {version}: export again"
+        )
+    expected = {"format": str, "version": int, "base": str, "sha256": str, "size_bytes": int, "slots": dict, **fields}
+    if values.keys() != expected.keys():
+        raise error(f"{path}: expected the fields {', '.join(expected)}, got {', '.join(values)!r:.300}; export again")
+    for name, wanted in expected.items():
+        if type(values[name]) is not wanted:
+            raise error(f"{path}: {name} must be {wanted.__name__}, got {values[name]!r:.80}; export again")
+    for name in ("base", "sha256"):
+        if not _DIGEST.fullmatch(values[name]):
+            raise error(f"{path}: {name} is {values[name]!r:.80}; expected 64 hexadecimal digits: export again")
+    values["slots"] = _slots(values["slots"], path, error)
+    return values
+
+
+def _slots(slots: Mapping[str, object], path: Path, error: type[FedloraError]) -> Slots:
+    result = {}
+    for name, shape in slots.items():
+        if not isinstance(shape, list) or len(shape) != 2 or any(type(n) is not int or n < -1 for n in shape):
+            raise error(f"{path}: slots: {name!r:.120} is {shape!r:.80}; expected two sizes: export again")
+        result[name] = (shape[0], shape[1])
+    return result

@@ -1,0 +1,1 @@
+"""What trains: the configuration, an adapter, and the algebra of its products B A."""

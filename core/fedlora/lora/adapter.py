@@ -1,0 +1,101 @@
+"""An adapter: the A and B of every target module, immutable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlora.errors import AdapterError, AdapterMismatchError
+from fedlora.lora.algebra import Product
+from fedlora.lora.config import LoraConfig
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoraPair:
+    """The factors of one module: lora_A [R, I] and lora_B [O, R], float32; read-only views, not copies."""
+
+    lora_A: NDArray[np.float32]
+    lora_B: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        a, b = self.lora_A, self.lora_B
+        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+            raise AdapterError(f"expected lora_A [R, I] and lora_B [O, R], got {list(a.shape)} and {list(b.shape)}")
+        for name in ("lora_A", "lora_B"):
+            view = np.asarray(getattr(self, name), np.float32).view()
+            view.flags.writeable = False
+            object.__setattr__(self, name, view)
+
+    @property
+    def rank(self) -> int:
+        return int(self.lora_A.shape[0])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(O, I) of the weight that the pair updates."""
+        return self.lora_B.shape[0], self.lora_A.shape[1]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Adapter:
+    """A LoraConfig and, for each target module by its name in the model, a LoraPair."""
+
+    config: LoraConfig
+    pairs: Mapping[str, LoraPair]
+
+    def __post_init__(self) -> None:
+        for module, pair in self.pairs.items():
+            if pair.rank != self.config.rank_of(module):
+                raise AdapterError(
+                    f"{module}: lora_A has rank {pair.rank}, the configuration says {self.config.rank_of(module)}"
+                )
+        object.__setattr__(self, "pairs", MappingProxyType(dict(self.pairs)))
+
+    @property
+    def size_bytes(self) -> int:
+        """The factors in memory."""
+        return sum(pair.lora_A.nbytes + pair.lora_B.nbytes for pair in self.pairs.values())
+
+    def product(self, module: str) -> Product:
+        """scaling * B A of one module, factored."""
+        pair = self.pairs[module]
+        return Product(pair.lora_B * np.float32(self.config.scaling_of(module)), pair.lora_A)
+
+    def check_finite(self, where: str) -> None:
+        """Raise AdapterError, naming the tensor, where a value is NaN or infinite."""
+        for module, pair in self.pairs.items():
+            for name, array in (("lora_A", pair.lora_A), ("lora_B", pair.lora_B)):
+                if not np.isfinite(array).all():
+                    raise AdapterError(f"{where}: {module}.{name} holds NaN or infinity; the adapter cannot be used")
+
+    def check_fits(self, modules: Mapping[str, tuple[int, int]], where: str) -> None:
+        """Raise AdapterMismatchError unless every module is one of `modules` ({name: (O, I)}), in its shape."""
+        if not self.pairs:
+            raise AdapterMismatchError(f"{where}: the adapter has no modules")
+        for module, pair in self.pairs.items():
+            if module not in modules:
+                raise AdapterMismatchError(f"{where}: the base has no module {module}; the adapter is for another base")
+            if pair.shape != modules[module]:
+                raise AdapterMismatchError(
+                    f"{where}: {module} updates a weight {list(pair.shape)}, the base's is {list(modules[module])}; "
+                    "the adapter is for another base"
+                )
+
+
+def initial_adapter(
+    config: LoraConfig,
+    modules: Mapping[str, tuple[int, int]],  # {name: (O, I)} of every linear module of the base
+    generator: np.random.Generator,
+) -> Adapter:
+    """A new adapter that changes nothing: A uniform in +-1/sqrt(I) (PEFT's default), B zero."""
+    pairs = {}
+    for module in config.targets(modules):
+        rows, columns = modules[module]
+        bound = 1 / np.sqrt(columns)
+        lora_A = generator.uniform(-bound, bound, (config.rank_of(module), columns)).astype(np.float32)
+        pairs[module] = LoraPair(lora_A, np.zeros((rows, config.rank_of(module)), np.float32))
+    return Adapter(config, pairs)

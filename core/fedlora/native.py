@@ -1,0 +1,111 @@
+"""A shared library from one C source: compiled with the system's compiler where it runs, once for each source and flags."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedlora.errors import ConfigError
+from fedlora.files.atomic import whole_file
+
+_TIMEOUT_S = 120
+_NOTHING_UNDEFINED = ("-Wl,--no-undefined",) if sys.platform == "linux" else ()  # elsewhere the linker's default
+
+
+class BuildError(Exception):
+    """Why there is no library: caught where something else takes its place."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    """One way to compile and link a source."""
+
+    compile_flags: tuple[str, ...]
+    link_flags: tuple[str, ...] = ()
+
+
+def compiler() -> list[str] | None:
+    """The words of $CC, or the first of cc, gcc and clang that is installed."""
+    words = shlex.split(os.environ.get("CC", ""))
+    if words:
+        return words if shutil.which(words[0]) else None
+    found = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    return [found] if found else None
+
+
+def cached_library(source: Path, name: str, builds: Sequence[Build], *, headers: Sequence[Path] = ()) -> Path:
+    """The shared library NAME-HASH.so of `source`, from the cache or compiled now, by the first build that works.
+
+    `headers` are what it includes. Whichever compiler made it, it serves: a machine may lose its compiler and keep its
+    libraries. Raises BuildError.
+    """
+    texts = [file.read_bytes() for file in (source, *headers)]
+    key = hashlib.sha256(repr((texts, builds)).encode()).hexdigest()[:16]
+    library = _cache() / f"{name}-{key}.so"
+    if not library.is_file():
+        _compile(source, library, builds)
+    _check_owner(library)
+    return library
+
+
+def _compile(source: Path, library: Path, builds: Sequence[Build]) -> None:
+    command = compiler()
+    if command is None:
+        asked = f"$CC is {os.environ['CC']!r}, which" if os.environ.get("CC") else "no C compiler"
+        raise BuildError(f"{asked} is not installed")
+    try:
+        library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with whole_file(library) as aside:
+            _first_that_works(command, source, aside, builds)
+        library.chmod(0o600)
+    except (OSError, ConfigError) as error:
+        raise BuildError(
+            f"{library.parent}: cannot be written: {error}; set FEDLORA_CACHE to a folder that can"
+        ) from None
+    except subprocess.SubprocessError as error:
+        raise BuildError(f"{command[0]}: {error}") from None
+
+
+def _first_that_works(command: Sequence[str], source: Path, output: Path, builds: Sequence[Build]) -> None:
+    unlinked = Path(f"{output}.o")
+    try:
+        for build in builds:
+            try:
+                _run(*command, *build.compile_flags, "-c", str(source), "-o", str(unlinked))
+                _run(*command, "-shared", str(unlinked), "-o", str(output), *build.link_flags, *_NOTHING_UNDEFINED)
+            except BuildError:
+                if build is builds[-1]:
+                    raise
+            else:
+                return
+    finally:
+        unlinked.unlink(missing_ok=True)
+
+
+def _check_owner(library: Path) -> None:
+    """What is loaded runs as this user: it must be nobody else's to write."""
+    status = library.stat()
+    if hasattr(os, "getuid") and (status.st_uid not in (os.getuid(), 0) or status.st_mode & 0o022):
+        raise BuildError(f"{library}: others can write it; remove it, or set FEDLORA_CACHE to a folder of your own")
+
+
+def _run(*command: str) -> None:
+    result = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+    if result.returncode:
+        raise BuildError(f"{command[0]} failed: {result.stderr.strip()[-500:]}")
+
+
+def _cache() -> Path:
+    if os.environ.get("FEDLORA_CACHE"):
+        return Path(os.environ["FEDLORA_CACHE"])
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedlora"
+    except RuntimeError as error:
+        raise BuildError(f"no home directory: {error}; set FEDLORA_CACHE") from None

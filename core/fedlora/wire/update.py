@@ -1,0 +1,191 @@
+"""What travels between server and device: an adapter with its circumstances, as one block of bytes.
+
+    b"FLUP" | version uint8 | N uint32 little endian | N bytes of JSON header | payload in the header's codec
+
+One block because Flower moves each Array by itself: 392 small ones took ten times as long as one. A factor that both
+ends have does not travel. The header ends with spaces: its payload begins at a multiple of 64 bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fedlora.errors import AdapterError, ConfigError, UpdateError
+from fedlora.lora.adapter import Adapter, LoraPair
+from fedlora.lora.config import LoraConfig
+from fedlora.wire.codec import CODECS
+from fedlora.wire.task import FACTORS, Factors, Task
+
+_MAGIC, _VERSION = b"FLUP", 2
+_PREAMBLE_BYTES, _ALIGNMENT = 9, 64
+_MAX_HEADER_BYTES = 1 << 20
+_MAX_MODULES = 2048
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """An adapter on its way: down to a device (num_examples 0) or up from one."""
+
+    adapter: Adapter
+    run: str
+    server_round: int
+    base_fingerprint: str
+    factors: Factors = "AB"  # of the adapter that travel; the receiver has the other one
+    side: Adapter | None = None  # down only: what stands frozen beside the adapter
+    task: Task = field(default_factory=Task)  # down only
+    num_examples: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    bound: float = math.nan  # of the magnitudes that travelled; NaN where a number is none, or nothing travelled yet
+
+
+def encode_update(update: Update, codec: str = "f32") -> bytes:
+    """The update as bytes. Raises UpdateError where `codec` cannot hold a value."""
+    header = {
+        "run": update.run,
+        "round": update.server_round,
+        "base": update.base_fingerprint,
+        "num_examples": update.num_examples,
+        "metrics": dict(update.metrics),
+        "codec": codec,
+        "factors": update.factors,
+        "task": asdict(update.task),
+        **_described(update.adapter),
+        "side": None if update.side is None else _described(update.side),
+    }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(_PREAMBLE_BYTES + len(text)) % _ALIGNMENT)
+    arrays = [
+        array
+        for adapter, factors in ((update.adapter, update.factors), (update.side, "AB"))
+        if adapter is not None
+        for pair in adapter.pairs.values()
+        for factor, array in zip("AB", (pair.lora_A, pair.lora_B), strict=True)
+        if factor in factors
+    ]
+    return b"".join((_MAGIC, bytes([_VERSION]), len(text).to_bytes(4, "little"), text, CODECS[codec].encode(arrays)))
+
+
+def decode_update(data: bytes | memoryview, known: Callable[[], Adapter] | None = None) -> Update:
+    """Read bytes from a stranger. Raises UpdateError, with a reason to count by, unless they are a sound update.
+
+    A factor that did not travel is that of the first slots of `known`. Sound means well formed; whether the update
+    belongs to a run is for the one who knows the run to say.
+    """
+    view = memoryview(data)
+    header, payload = _split(view)
+    try:
+        codec = CODECS[header["codec"]]
+        factors: Factors = header["factors"]
+        if factors not in FACTORS:
+            raise ValueError(f"factors {factors!r}, expected one of {', '.join(FACTORS)}")
+        task = Task(**header["task"])
+        plan = _Plan.read(header, factors)
+        side_plan = None if header["side"] is None else _Plan.read(header["side"], "AB")
+        metrics = {str(name): float(value) for name, value in header["metrics"].items()}
+        circumstances = (header["run"], header["round"], header["base"], header["num_examples"])
+        if [type(value) for value in circumstances] != [str, int, str, int]:
+            raise ValueError("run and base must be strings, round and num_examples integers")
+    except (KeyError, ValueError, TypeError, AttributeError, ConfigError, OverflowError) as error:
+        raise UpdateError("bad-header", f"not the header of an update: {type(error).__name__}: {error}") from None
+    shapes = [*plan.shapes(), *(side_plan.shapes() if side_plan else ())]
+    arrays = iter(codec.decode(payload, shapes))
+    try:
+        adapter = plan.adapter(arrays, known)
+        side = side_plan.adapter(arrays, None) if side_plan else None
+    except AdapterError as error:
+        raise UpdateError("bad-shape", str(error)) from None
+    run, server_round, base, num_examples = circumstances
+    return Update(
+        adapter=adapter,
+        run=run,
+        server_round=server_round,
+        base_fingerprint=base,
+        factors=factors,
+        side=side,
+        task=task,
+        num_examples=num_examples,
+        metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
+        bound=codec.bound(payload),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """An adapter as a header describes it."""
+
+    lora: LoraConfig
+    modules: list[tuple[str, int, int]]  # name, O, I
+    factors: Factors
+
+    @classmethod
+    def read(cls, header: Mapping[str, Any], factors: Factors) -> _Plan:
+        config = header["lora"]
+        targets = config["target_modules"]
+        lora = LoraConfig(**{**config, "target_modules": tuple(targets) if isinstance(targets, list) else targets})
+        modules = [(str(name), int(rows), int(columns)) for name, rows, columns in header["modules"]]
+        if len(modules) > _MAX_MODULES or len({name for name, _, _ in modules}) != len(modules):
+            raise ValueError(f"{len(modules)} modules, at most {_MAX_MODULES} are read, each once")
+        if any(not 1 <= size < 1 << 32 for _, rows, columns in modules for size in (rows, columns)):
+            raise ValueError("a module's shape is out of range")
+        return cls(lora, modules, factors)
+
+    def shapes(self) -> Iterator[tuple[int, ...]]:
+        for name, rows, columns in self.modules:
+            if "A" in self.factors:
+                yield self.lora.rank_of(name), columns
+            if "B" in self.factors:
+                yield rows, self.lora.rank_of(name)
+
+    def adapter(self, arrays: Iterator[Any], known: Callable[[], Adapter] | None) -> Adapter:
+        """Raises AdapterError where the factors do not fit, UpdateError where one is missing."""
+        if self.factors == "AB":
+            return Adapter(self.lora, {name: LoraPair(next(arrays), next(arrays)) for name, _, _ in self.modules})
+        if known is None:
+            raise UpdateError("wrong-factors", f"only {self.factors} came; expected A and B")
+        mine, pairs = known(), {}
+        for name, rows, columns in self.modules:
+            rank = self.lora.rank_of(name)
+            if name not in mine.pairs or mine.pairs[name].shape != (rows, columns) or mine.pairs[name].rank < rank:
+                raise UpdateError(
+                    "bad-shape", f"{name} [{rows}, {columns}] of rank {rank} came; it is not what we hold"
+                )
+            held = mine.pairs[name]
+            came = next(arrays)
+            pair = (came, held.lora_B[:, :rank]) if self.factors == "A" else (held.lora_A[:rank], came)
+            pairs[name] = LoraPair(*pair)
+        return Adapter(self.lora, pairs)
+
+
+def _described(adapter: Adapter) -> dict[str, Any]:
+    return {
+        "lora": config_values(adapter.config),
+        "modules": [[module, *pair.shape] for module, pair in adapter.pairs.items()],
+    }
+
+
+def config_values(config: LoraConfig) -> dict[str, Any]:
+    """The configuration as plain JSON values."""
+    plain = {name: getattr(config, name) for name in LoraConfig.__dataclass_fields__}
+    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in plain.items()}
+
+
+def _split(view: memoryview) -> tuple[dict[str, Any], memoryview]:
+    if len(view) < _PREAMBLE_BYTES or view[:4] != _MAGIC:
+        raise UpdateError("bad-header", f"{len(view)} bytes that do not begin with {_MAGIC!r}: not an update")
+    if view[4] != _VERSION:
+        raise UpdateError("bad-header", f"version {view[4]} of the update format; expected {_VERSION}")
+    length = int.from_bytes(view[5:_PREAMBLE_BYTES], "little")
+    end = _PREAMBLE_BYTES + length
+    if length > _MAX_HEADER_BYTES or end > len(view):
+        raise UpdateError("bad-header", f"header of {length} bytes in an update of {len(view)}; is it truncated?")
+    try:
+        header = json.loads(bytes(view[_PREAMBLE_BYTES:end]))
+    except (ValueError, RecursionError) as error:
+        raise UpdateError("bad-header", f"the header is not JSON: {error}") from None
+    if not isinstance(header, dict):
+        raise UpdateError("bad-header", f"the header must be a JSON object, got {type(header).__name__}")
+    return header, view[end:]

@@ -1,0 +1,1 @@
+"""What is believed: graphs are compared with torch, folders are looked into."""

@@ -1,0 +1,25 @@
+"""python -m fedlora_export.checks.reference_process PACK OUTPUT: the trainer's logits, from a process of its own, as .npz.
+
+The file is empty of arrays where the client is not installed.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from fedlora.base.pack import open_pack
+
+from fedlora_export.checks.torch_logits import computed_logits
+
+
+def main(pack: str, output: str) -> None:
+    expected = computed_logits(open_pack(pack))
+    arrays = {} if expected is None else {"base": expected.base, "first": expected.rows[0], "second": expected.rows[1]}
+    with Path(output).open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

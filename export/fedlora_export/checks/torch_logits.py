@@ -1,0 +1,105 @@
+"""The trainer's logits of a few tokens, against which a graph is compared.
+
+Where torch is not loaded yet it computes in a process of its own, which gives its memory back.
+"""
+
+# T tokens, V vocabulary
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from fedlora.base.pack import BasePack
+from fedlora.errors import GraphError
+from fedlora.lora.adapter import Adapter, LoraPair, initial_adapter
+from fedlora.lora.config import LoraConfig
+from numpy.typing import NDArray
+
+_TOKENS = 20  # of the longer row
+Floats = NDArray[np.float32]
+
+# (base, tokens [S, T], adapter, mask [S, T]) -> logits [S, T, V], or an encoder's scores [S, L]
+Reference = Callable[[BasePack, NDArray[np.int64], Adapter | None, NDArray[np.int64] | None], Floats]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Two rows of tokens, the first shorter and padded, and an adapter for each: the same ones for the same base."""
+
+    tokens: NDArray[np.int64]  # [2, T]
+    mask: NDArray[np.int64]  # [2, T]: 0 where the first row is padded at its end
+    adapters: tuple[Adapter, Adapter]
+
+    @classmethod
+    def of(cls, base: BasePack) -> Sample:
+        generator = np.random.default_rng(0)
+        longest = min(_TOKENS, base.model.max_positions)
+        tokens = generator.integers(0, base.model.vocab_size, (2, longest))
+        mask = (np.arange(longest) < np.array([[longest - longest // 4], [longest]])).astype(np.int64)
+        return cls(tokens, mask, (_random_adapter(base, generator), _random_adapter(base, generator)))
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What torch gives for a sample's rows without their padding, each [1, T, V] or an encoder's [1, L]."""
+
+    base: Floats  # the first row, without an adapter
+    rows: tuple[Floats, Floats]  # each row with its own
+
+
+def torch_logits(base: BasePack) -> Expected | None:
+    """None where the client is not installed (entry-point group `fedlora.references`). Raises GraphError where it fails."""
+    if "torch" in sys.modules:
+        return computed_logits(base)
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "logits.npz"
+        command = [sys.executable, "-m", "fedlora_export.checks.reference_process", str(base.directory), str(output)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise GraphError(f"torch's logits could not be computed (status {done.returncode}): {last:.300}")
+        with np.load(output) as arrays:
+            return Expected(arrays["base"], (arrays["first"], arrays["second"])) if arrays.files else None
+
+
+def find_reference() -> Reference | None:
+    """The trainer's logits where the client is installed."""
+    for point in entry_points(group="fedlora.references"):
+        try:
+            return cast(Reference, point.load())
+        except ImportError:
+            continue
+    return None
+
+
+def computed_logits(base: BasePack) -> Expected | None:
+    """The same, in this process."""
+    reference = find_reference()
+    if reference is None:
+        return None
+    sample = Sample.of(base)
+    texts = [tokens[None, mask == 1] for tokens, mask in zip(sample.tokens, sample.mask, strict=True)]
+    first, second = (
+        reference(base, text, adapter, np.ones_like(text)) for text, adapter in zip(texts, sample.adapters, strict=True)
+    )
+    return Expected(reference(base, texts[0], None, np.ones_like(texts[0])), (first, second))
+
+
+def _random_adapter(base: BasePack, generator: np.random.Generator) -> Adapter:
+    """An adapter whose every factor counts: a graph that dropped or swapped one would be seen."""
+    modules = base.model.linear_modules()
+    leaves = tuple(dict.fromkeys(module.rsplit(".", 1)[-1] for module in modules))
+    config = LoraConfig(rank=4, alpha=8.0, target_modules=leaves)
+    pairs = {
+        module: LoraPair(pair.lora_A, generator.normal(0, 0.05, pair.lora_B.shape).astype(np.float32))
+        for module, pair in initial_adapter(config, modules, generator).pairs.items()
+    }
+    return Adapter(config, pairs)

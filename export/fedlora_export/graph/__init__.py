@@ -1,0 +1,1 @@
+"""What is written: the operations of a graph."""

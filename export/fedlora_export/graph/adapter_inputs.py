@@ -1,0 +1,123 @@
+"""How an adapter comes into a graph: y = x W^T + (x A) B, with A and B inputs of the graph, in one way for each profile.
+
+A [I, R] is transposed, B [R, O] transposed and scaled (`exported.slots`). Modules that read one input come as a group.
+"""
+
+# N rows, I in features, O out features, R rank
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+from fedlora.exported.inputs import joined_name
+from fedlora.exported.profiles import Profile
+from fedlora.exported.slots import slot_names
+from fedlora.row_lora.library import DOMAIN, OPERATOR
+
+from fedlora_export.graph.builder import GraphBuilder
+from fedlora_export.graph.packed_layers import can_be_one, linear
+
+NUMBERS = "adapters"  # the input of the profile `kernel`
+
+
+class AdapterInputs(Protocol):
+    """The linear modules of a graph, with what their adapters add."""
+
+    flat: bool  # rows are [batch * length, ...]; else [batch, length, ...]
+
+    def linear(self, builder: GraphBuilder, x: ir.Value, modules: Sequence[str]) -> list[ir.Value]:
+        """The output of each module, or one that holds them side by side along the last dimension."""
+        ...
+
+
+class NoAdapter:
+    """The base alone; a group is one product."""
+
+    flat = False
+
+    def linear(self, builder: GraphBuilder, x: ir.Value, modules: Sequence[str]) -> list[ir.Value]:
+        if can_be_one(builder, modules):
+            return [linear(builder, x, modules, f"{joined_name(modules)}.out")]
+        return [linear(builder, x, [module], f"{module}.out") for module in modules]
+
+
+class ModuleInputs:
+    """An A and a B for each module, optional, each module with a rank of its own, which is 0 by default."""
+
+    flat = True
+
+    def linear(self, builder: GraphBuilder, x: ir.Value, modules: Sequence[str]) -> list[ir.Value]:
+        return [_with_adapter(builder, x, [module], module) for module in modules]
+
+
+class JoinedInputs:
+    """One A and one B for a group that is one product: A = [A_q A_k A_v], B block-diagonal; optional as above."""
+
+    flat = True
+
+    def linear(self, builder: GraphBuilder, x: ir.Value, modules: Sequence[str]) -> list[ir.Value]:
+        if can_be_one(builder, modules):
+            return [_with_adapter(builder, x, modules, joined_name(modules))]
+        return [_with_adapter(builder, x, [module], module) for module in modules]
+
+
+class RowInputs:
+    """An A [batch, I, R] and a B [batch, R, O] for each module: every row of the batch has an adapter of its own."""
+
+    flat = False
+
+    def linear(self, builder: GraphBuilder, x: ir.Value, modules: Sequence[str]) -> list[ir.Value]:
+        return [self._one(builder, x, module) for module in modules]
+
+    def _one(self, builder: GraphBuilder, x: ir.Value, module: str) -> ir.Value:
+        rows, columns = builder.base.model.linear_modules()[module]
+        base = linear(builder, x, [module], f"{module}.base")
+        name_a, name_b = slot_names(module)
+        lora_A = builder.input(name_a, ir.DataType.FLOAT, ("batch", columns, f"{module}.rank"))
+        lora_B = builder.input(name_b, ir.DataType.FLOAT, ("batch", f"{module}.rank", rows))
+        reduced = builder.op("MatMul", [x, lora_A], f"{module}.lora_A.out")
+        update = builder.op("MatMul", [reduced, lora_B], f"{module}.lora_B.out")
+        return builder.op("Add", [base, update], f"{module}.out")
+
+
+class KernelInputs:
+    """The number of an adapter for each row, int64 [batch], 0 for none: our own operator reads A and B where they lie."""
+
+    flat = False
+
+    def linear(self, builder: GraphBuilder, x: ir.Value, modules: Sequence[str]) -> list[ir.Value]:
+        groups = [modules] if can_be_one(builder, modules) else [[module] for module in modules]
+        return [self._one(builder, x, group) for group in groups]
+
+    def _one(self, builder: GraphBuilder, x: ir.Value, modules: Sequence[str]) -> ir.Value:
+        shapes, name = builder.base.model.linear_modules(), joined_name(modules)
+        base = linear(builder, x, modules, f"{name}.base")
+        return builder.op(
+            OPERATOR, [base, x, builder.input(NUMBERS, ir.DataType.INT64, ["batch"])], f"{name}.out", domain=DOMAIN,
+            module=list(shapes).index(modules[0]), sizes=[shapes[module][0] for module in modules],
+        )  # fmt: skip
+
+
+def _with_adapter(builder: GraphBuilder, x: ir.Value, modules: Sequence[str], name: str) -> ir.Value:
+    """x W^T + (x A) B [N, O]; at rank 0 it is x W^T, bit for bit."""
+    shapes = builder.base.model.linear_modules()
+    rows, columns = sum(shapes[module][0] for module in modules), shapes[modules[0]][1]
+    base = linear(builder, x, modules, f"{name}.base")
+    name_a, name_b = slot_names(name)
+    # Every slot has a rank of its own: one shared dimension would forbid mixed ranks.
+    lora_A = builder.input(name_a, ir.DataType.FLOAT, (columns, f"{name}.rank"), np.zeros((columns, 0), np.float32))
+    lora_B = builder.input(name_b, ir.DataType.FLOAT, (f"{name}.rank", rows), np.zeros((0, rows), np.float32))
+    reduced = builder.op("MatMul", [x, lora_A], f"{name}.lora_A.out")
+    return builder.op("Gemm", [reduced, lora_B, base], f"{name}.out")
+
+
+ADAPTER_INPUTS: Mapping[Profile, AdapterInputs] = {
+    "compat": ModuleInputs(),
+    "fast": JoinedInputs(),
+    "rows": RowInputs(),
+    "kernel": KernelInputs(),
+    "base": NoAdapter(),
+}

@@ -1,0 +1,74 @@
+"""What encoders have beside their linear modules: embeddings, layer norms, the head, the mean over a text."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from fedlora.family import EncoderShape
+
+from fedlora_export.graph.builder import GraphBuilder
+from fedlora_export.graph.packed_layers import embedding
+
+
+def embedded(builder: GraphBuilder, shape: EncoderShape, tokens: ir.Value) -> ir.Value:
+    """words[token] + positions[first_position + i] + types[type]: [batch, length, H]"""
+    (words,), names = shape.vocabulary_modules(), shape.names.embeddings
+    first, axis = builder.constant("first_position", [shape.first_position]), builder.constant("first_axis", [0])
+    length = builder.op("Shape", [tokens], "length", start=1, end=2)
+    end = builder.op("Add", [length, first], "end_position")
+    table = builder.stored(f"{names}.position_embeddings.weight")
+    positions = builder.op("Slice", [table, first, end, axis], "positions")
+    x = builder.op("Add", [embedding(builder, tokens, words), positions], "placed")
+    if not shape.type_vocab_size:
+        return x
+    types, zero = builder.stored(f"{names}.token_type_embeddings.weight"), np.zeros((1, 1), np.int64)
+    if shape.type_vocab_size == 1:
+        kinds = builder.constant("token_type_ids", zero)
+    else:
+        sizes = ("type_batch", "type_length")  # of their own: the default is one 0 for all
+        kinds = builder.input("token_type_ids", ir.DataType.INT64, sizes, zero)
+    return builder.op("Add", [x, builder.op("Gather", [types, kinds], "types", axis=0)], "typed")
+
+
+def layer_norm(builder: GraphBuilder, x: ir.Value, module: str) -> ir.Value:
+    """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias over the last dimension"""
+    weight, bias = (builder.stored(f"{module}.{kind}") for kind in ("weight", "bias"))
+    return builder.op("LayerNormalization", [x, weight, bias], f"{module}.out", epsilon=_eps(builder), axis=-1)
+
+
+def skip_norm(builder: GraphBuilder, x: ir.Value, skip: ir.Value, module: str) -> ir.Value:
+    """The layer norm of x + skip."""
+    weight, bias = (builder.stored(f"{module}.{kind}") for kind in ("weight", "bias"))
+    return builder.op(
+        "SkipLayerNormalization", [x, skip, weight, bias], f"{module}.out", contrib=True, epsilon=_eps(builder)
+    )
+
+
+def head(builder: GraphBuilder, shape: EncoderShape, states: ir.Value) -> ir.Value:
+    """out(f(dense(y[0]))) of states y [batch, length, H]: [batch, labels]"""
+    first = builder.op("Gather", [states, builder.constant("first_token", np.int64(0))], "first_states", axis=1)
+    activation = {"tanh": "Tanh", "relu": "Relu"}[shape.head_activation]
+    dense, out = shape.names.head_dense, shape.names.head_out
+    inner = builder.op(activation, [_affine(builder, first, dense)], f"{dense}.active")
+    return _affine(builder, inner, out)
+
+
+def mean_over_text(builder: GraphBuilder, states: ir.Value, mask: ir.Value) -> ir.Value:
+    """The mean of states [batch, length, H] over where the mask [batch, length] is 1: [batch, H]"""
+    axis = builder.constant("length_axis", [1])
+    share = builder.op("Cast", [mask], "text_share", to=ir.DataType.FLOAT)
+    apart = builder.op("Unsqueeze", [share, builder.constant("last_axis", [2])], "text_share.apart")
+    total = builder.op("ReduceSum", [builder.op("Mul", [states, apart], "text_states"), axis], "text_total", keepdims=0)
+    return builder.op("Div", [total, builder.op("ReduceSum", [share, axis], "text_length", keepdims=1)], "text_mean")
+
+
+def _affine(builder: GraphBuilder, x: ir.Value, module: str) -> ir.Value:
+    """x W^T + b with W in float."""
+    weight, bias = (builder.stored(f"{module}.{kind}") for kind in ("weight", "bias"))
+    return builder.op("Gemm", [x, weight, bias], f"{module}.out", transB=1)
+
+
+def _eps(builder: GraphBuilder) -> float:
+    shape = builder.base.model
+    assert isinstance(shape, EncoderShape)
+    return shape.layer_norm_eps

@@ -1,0 +1,95 @@
+"""`fedlora serve`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+from fedlora.errors import ConfigError
+
+from fedlora_serve.http.api.server import bind
+from fedlora_serve.http.api.server import serve as serve_until_stopped
+from fedlora_serve.http.service.byte_size import shown_size
+from fedlora_serve.http.service.config import ADAPTER_DTYPES, ServeConfig
+from fedlora_serve.http.service.config_file import ADMIN_ENV, read_config
+from fedlora_serve.http.service.open_service import open_service
+from fedlora_serve.http.service.state import ServiceState
+
+
+@click.command(epilog=f"The admin key comes from {ADMIN_ENV} in the environment, or from the file of --config.")
+@click.argument("base", metavar="DIR")
+@click.option(
+    "--config", "config_path", type=click.Path(path_type=Path), help="A TOML file with keys, limits and the rest."
+)
+@click.option("--host", help="The address to listen on.  [default: 127.0.0.1]")
+@click.option("--port", type=int, help="0: any that is free.  [default: 8000]")
+@click.option("--served-model-name", help="What requests call the base.  [default: the folder's name]")
+@click.option("--adapter", "adapters", multiple=True, metavar="NAME=PATH", help="Load an adapter; may be repeated.")
+@click.option(
+    "--adapter-folder", metavar="FOLDER", help="Adapters below it may be loaded over HTTP, with the admin key."
+)
+@click.option("--rows", type=int, help="Answers in one batch.  [default: 16]")
+@click.option("--threads", type=int, help="0: ONNX Runtime chooses.  [default: 0]")
+@click.option("--cache-memory", metavar="SIZE", help="For keys and values.  [default: 1GiB]")
+@click.option("--adapter-memory", metavar="SIZE", help="For adapters.  [default: 1GiB]")
+@click.option(
+    "--adapter-dtype",
+    type=click.Choice(ADAPTER_DTYPES),
+    help="Of adapters in memory; float16 takes half, on the graph `kernel`.  [default: float32]",
+)
+@click.option("--queue", type=int, help="Requests that may wait.  [default: 256]")
+@click.option("--prefill-tokens", type=int, help="Tokens of prompts in one step, beside answers.  [default: 64]")
+@click.option("--shutdown-timeout", type=float, metavar="SECONDS", help="For running answers to end.  [default: 30]")
+@click.option("--access-log", is_flag=True, default=None, help="A line for every request.")
+@click.option("--allow-open", is_flag=True, default=None, help="Serve other machines without keys.")
+def serve(
+    base: str,
+    config_path: Path | None,
+    adapters: tuple[str, ...],
+    shutdown_timeout: float | None,
+    **fields: str | int | bool | None,
+) -> None:
+    """Serve a base and its adapters over HTTP, as OpenAI's interface.
+
+    DIR is a base pack with a graph `kernel` or `rows`, or an encoder's.
+    """
+    options: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
+    options["adapters"] = _by_name(adapters)
+    if shutdown_timeout is not None:
+        options["limits"] = {"shutdown_timeout_s": shutdown_timeout}
+    config = read_config(config_path, options)
+    with bind(config.host, config.port) as bound:  # a port that is taken tells so before the base is read
+        service = open_service(base, config)
+        serve_until_stopped(
+            service, config, bound, lambda: click.echo(ready_line(service, config, bound.getsockname()))
+        )
+
+
+def ready_line(service: ServiceState, config: ServeConfig, address: tuple[Any, ...]) -> str:
+    """What is served, where, with how much memory, and to whom."""
+    host = f"[{address[0]}]" if ":" in address[0] else address[0]
+    loaded = service.store.stats()
+    adapters = _count(loaded.loaded, "adapter")
+    memory = f"{adapters} in {shown_size(loaded.resident_bytes)} of {shown_size(loaded.budget_bytes)}"
+    if service.generator is not None:
+        memory += f", {_count(config.rows, 'row')}, {shown_size(config.cache_bytes)} for keys and values"
+    who = _count(len(config.keys), "key") if config.keys else "open, without keys"
+    return f"{service.base_name} on http://{host}:{address[1]} ({who}): {memory}"
+
+
+def _by_name(adapters: Iterable[str]) -> dict[str, str]:
+    paths: dict[str, str] = {}
+    for adapter in adapters:
+        name, separator, path = adapter.partition("=")
+        if not separator or not name or not path:
+            raise ConfigError(f"--adapter {adapter}: expected NAME=PATH")
+        if name in paths:
+            raise ConfigError(f"--adapter {adapter}: {name} is {paths[name]} already; give one of them another name")
+        paths[name] = path
+    return paths
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

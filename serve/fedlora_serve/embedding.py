@@ -1,0 +1,137 @@
+"""One encoder in one ONNX Runtime session: texts in, embeddings out, each call with an adapter or without."""
+
+# S texts, T tokens of the longest, H hidden size
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from fedlora.base.pack import BasePack, open_pack
+from fedlora.errors import AdapterError, AdapterMismatchError, ConfigError, GraphError, PackError
+from fedlora.exported.profiles import DEFAULT, Profile, graph_name
+from fedlora.family import EncoderShape
+from numpy.typing import NDArray
+
+from fedlora_serve.adapters.version import AdapterVersion
+from fedlora_serve.batches import batches_by_length
+from fedlora_serve.session import open_graph
+from fedlora_serve.text.tokenizer import open_tokenizer, tokens_of
+
+_PROFILES: tuple[Profile, ...] = (DEFAULT, "base")  # what a merged base has is the latter alone
+_MAX_TOKENS = 2048  # of a run, with padding: the attention of 12 heads over texts of 512 takes 50 MB
+
+
+class Embedder:
+    """The exported encoder of one folder. It may be called from several threads."""
+
+    def __init__(self, directory: Path, *, threads: int = 0, max_tokens: int = _MAX_TOKENS) -> None:
+        """Verify the pack and the graph (compat, or else base), and build the session.
+
+        `threads` 0 leaves the choice to ONNX Runtime; a run has at most `max_tokens` tokens, unless one text is longer.
+
+        Raises PackError, GraphError.
+        """
+        self.base = open_pack(directory)
+        self._shape = _embedding_shape(self.base)
+        names = [graph_name(self._shape, profile) for profile in _PROFILES]
+        self.graph_manifest, self._session = open_graph(self.base, names, threads=threads)
+        self.tokenizer = open_tokenizer(self.base.directory)
+        self._max_tokens = max_tokens
+
+    @property
+    def hidden_size(self) -> int:
+        """The numbers of an embedding."""
+        return self._shape.hidden_size
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest text, in tokens."""
+        return self._shape.max_positions
+
+    def tokens(self, text: str) -> list[int]:
+        """The tokens of `text`, among the special ones of the tokenizer. Raises ConfigError where it is no UTF-8."""
+        return tokens_of(self.tokenizer, text, add_special_tokens=True)
+
+    def embed(
+        self, rows: Sequence[Sequence[int]], adapter: AdapterVersion | None = None
+    ) -> NDArray[np.float32]:  # [S, H]
+        """The mean of the last states over the tokens of each text, as it is: not scaled to length 1.
+
+        Raises ConfigError for a text that the base cannot read, AdapterError, or GraphError without an adapter, where an
+        embedding is not finite, AdapterMismatchError where the base takes no adapter.
+        """
+        for number, tokens in enumerate(rows):
+            self._check(number, tokens)
+        slots = self._slots(adapter)
+        result = np.empty((len(rows), self.hidden_size), np.float32)
+        for batch in batches_by_length([len(tokens) for tokens in rows], self._max_tokens):
+            result[batch] = self._run([rows[number] for number in batch], slots, adapter)
+        return result
+
+    def _slots(self, adapter: AdapterVersion | None) -> Mapping[str, NDArray[np.float32]]:
+        """The adapter inputs of the graph."""
+        if adapter is None:
+            return {}
+        if self.graph_manifest.profile == "base":
+            raise AdapterMismatchError(
+                f"{adapter.name}: {self.graph_manifest.graph} is of profile base, which takes no adapter; write a graph "
+                f"that does with: fedlora export {self.base.directory} --profile {DEFAULT}"
+            )
+        if not isinstance(adapter.values, Mapping):
+            raise AdapterMismatchError(
+                f"{adapter.name}: laid out for the graph kernel; an encoder's graph takes the values of single modules: "
+                "load the adapter without a layout"
+            )
+        return adapter.values
+
+    def _run(
+        self,
+        rows: Sequence[Sequence[int]],
+        slots: Mapping[str, NDArray[np.float32]],
+        adapter: AdapterVersion | None,  # whose slots they are
+    ) -> NDArray[np.float32]:  # [S, H]
+        lengths = np.array([len(tokens) for tokens in rows])
+        mask = np.arange(lengths.max()) < lengths[:, None]  # [S, T]
+        ids = np.full(mask.shape, self._shape.pad_token_id, np.int64)
+        ids[mask] = np.concatenate(rows)
+        feeds = {"input_ids": ids, "attention_mask": mask.astype(np.int64), **slots}
+        graph = self.base.directory / self.graph_manifest.graph
+        try:
+            embeddings: NDArray[np.float32] = self._session.run(["embedding"], feeds)[0]
+        except Exception as error:  # the runtime raises its own kinds, which share no base
+            raise GraphError(f"{graph}: ONNX Runtime does not run it: {error}; export it again") from None
+        if np.isfinite(embeddings).all():
+            return embeddings
+        if adapter:
+            raise AdapterError(
+                f"{adapter.name} ({adapter.source}): with it an embedding is not finite: its values are too large; use "
+                "another adapter"
+            )
+        raise GraphError(f"{graph}: an embedding is not finite; export it again")
+
+    def _check(self, number: int, tokens: Sequence[int]) -> None:
+        if not 1 <= len(tokens) <= self.max_tokens:
+            raise ConfigError(
+                f"text {number}: {len(tokens)} tokens; the base takes 1 to {self.max_tokens}: shorten the text or divide it"
+            )
+        vocabulary = self._shape.vocab_size
+        if not all(0 <= token < vocabulary for token in tokens):
+            raise ConfigError(f"text {number}: expected token ids from 0 to {vocabulary - 1}, got {list(tokens)[:8]}")
+
+
+def _embedding_shape(base: BasePack) -> EncoderShape:
+    """The model, where it gives embeddings. Raises PackError, which says what does."""
+    shape = base.model
+    if not isinstance(shape, EncoderShape):
+        raise PackError(
+            f"{base.directory}: a decoder ({shape.model_type}), which generates text; for embeddings pack an encoder: "
+            "BertModel, RobertaModel or DistilBertModel"
+        )
+    if shape.labels:
+        raise PackError(
+            f"{base.directory}: an encoder with a classification head, which gives scores of {len(shape.labels)} labels; "
+            "for embeddings pack one without: BertModel, RobertaModel or DistilBertModel"
+        )
+    return shape

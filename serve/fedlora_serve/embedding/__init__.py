@@ -1,1 +1,0 @@
-"""Embeddings of texts, by a base that is an encoder."""

@@ -1,0 +1,93 @@
+"""From what a request asks to tokens, as the model was trained on them, within the service's bounds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from fedlora.data.examples import ChatMessage
+
+from fedlora_serve.batching.request import Generator
+from fedlora_serve.errors import ApiError
+from fedlora_serve.http.service.state import ServiceState
+from fedlora_serve.text.tokenizer import prompt_tokens, tokens_of
+
+_CONTEXT = "context_length_exceeded"
+
+
+def generator_of(state: ServiceState) -> Generator:
+    """What generates text. Raises ApiError where the base does not."""
+    if state.generator is None:
+        raise ApiError(
+            400,
+            f"{state.base_name} is an encoder ({state.base.model.model_type}): it generates no text; use /v1/embeddings",
+            code="unsupported_model",
+            param="model",
+        )
+    return state.generator
+
+
+async def completion_prompts(
+    state: ServiceState, prompts: Sequence[str | tuple[int, ...]], *, answers: int
+) -> list[tuple[int, ...]]:
+    """The tokens of each prompt; a text begins as every document that the model was trained on did.
+
+    `answers` is how many each prompt gets.
+    """
+    _check_number(state, len(prompts), answers)
+    tokens = await asyncio.to_thread(lambda: [_completion_tokens(state, prompt) for prompt in prompts])
+    for prompt in tokens:
+        _check_tokens(state, prompt, "prompt")
+    return tokens
+
+
+async def chat_prompt(state: ServiceState, messages: Sequence[ChatMessage], *, answers: int) -> tuple[int, ...]:
+    """The tokens of a chat, written by the base's template. Raises ApiError where it has none, or refuses the messages."""
+    template = state.template
+    if template is None:
+        raise ApiError(
+            400,
+            f"{state.base_name} has no chat template; use /v1/completions, or pack a model whose chat_template.jinja or "
+            "tokenizer_config.json has one",
+            code="no_chat_template",
+            param="model",
+        )
+    _check_number(state, 1, answers)
+
+    def rendered() -> tuple[int, ...]:
+        text = template.text(messages, "messages", add_generation_prompt=True)
+        return tuple(tokens_of(state.tokenizer, text, add_special_tokens=False))
+
+    tokens = await asyncio.get_running_loop().run_in_executor(state.one_thread, rendered)
+    _check_tokens(state, tokens, "messages")
+    return tokens
+
+
+def _completion_tokens(state: ServiceState, prompt: str | tuple[int, ...]) -> tuple[int, ...]:
+    if isinstance(prompt, tuple):
+        return prompt
+    return tuple(prompt_tokens(state.tokenizer, prompt, state.base.shape.bos_token_id))
+
+
+def _check_number(state: ServiceState, prompts: int, answers: int) -> None:
+    limits = state.limits
+    for param, got, most in (
+        ("prompt", prompts, limits.max_batch_prompts),
+        ("n", answers, limits.max_n),
+        ("n", prompts * answers, limits.max_answers),
+    ):
+        if got > most:
+            what = {"prompt": "prompts", "n": "answers"}[param]
+            raise ApiError(400, f"{param}: expected at most {most} {what} in one request, got {got}", param=param)
+
+
+def _check_tokens(state: ServiceState, tokens: Sequence[int], param: str) -> None:
+    most, vocabulary = state.limits.max_prompt_tokens, state.base.model.vocab_size
+    if not tokens:
+        raise ApiError(400, f"{param}: there are no tokens in it, and the model needs one to begin with", param=param)
+    if len(tokens) > most:
+        message = f"{param}: expected at most {most} tokens, which is this service's limit, got {len(tokens)}"
+        raise ApiError(400, message, code=_CONTEXT, param=param)
+    if max(tokens) >= vocabulary:
+        message = f"{param}: expected token ids from 0 to {vocabulary - 1}, got {max(tokens)}"
+        raise ApiError(400, message, param=param)

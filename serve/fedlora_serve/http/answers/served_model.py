@@ -1,0 +1,147 @@
+"""The model that a request names: the base, or the newest version of an adapter, held until the request has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import logging
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from fedlora.errors import AdapterError, AdapterStoreFullError, UnknownAdapterError
+
+from fedlora_serve.adapters.version import AdapterVersion, Lease
+from fedlora_serve.errors import SERVER, ApiError
+from fedlora_serve.http.access.keys import Caller
+from fedlora_serve.http.api.guarded_route import DIGEST_HEADER
+from fedlora_serve.http.service.state import ServiceState
+
+_logger = logging.getLogger(__name__)
+_MAX_COMPARED = 1000  # names that an unknown one is compared with
+
+
+class SharedLease:
+    """One lease for several answers of one request: all speak with the same version. The last one to go releases it."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease, self._users, self._lock = lease, 0, threading.Lock()
+        self.version = lease.version
+
+    def share(self) -> Lease:
+        with self._lock:
+            self._users += 1
+        return _Share(self)
+
+    def give_back(self) -> None:
+        with self._lock:
+            self._users -= 1
+            is_last = self._users == 0
+        if is_last:
+            self._lease.release()
+
+
+class _Share:
+    """One user's part of a shared lease."""
+
+    def __init__(self, shared: SharedLease) -> None:
+        self._shared, self._is_released, self._lock = shared, False, threading.Lock()
+
+    @property
+    def version(self) -> AdapterVersion:
+        return self._shared.version
+
+    def release(self) -> None:
+        with self._lock:
+            was_released, self._is_released = self._is_released, True
+        if not was_released:
+            self._shared.give_back()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """Who answers."""
+
+    name: str
+    base_fingerprint: str
+    shared: SharedLease | None = None  # None: the base
+
+    @property
+    def version(self) -> AdapterVersion | None:
+        return self.shared.version if self.shared else None
+
+    @property
+    def system_fingerprint(self) -> str:
+        """It changes whenever the same request may give another answer."""
+        adapter = f"-{self.version.digest[:12]}" if self.version else ""
+        return f"fp-{self.base_fingerprint[:12]}{adapter}"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {DIGEST_HEADER: self.version.digest if self.version else "none"}
+
+    def lease(self) -> Lease | None:
+        """A part of the lease, for one answer."""
+        return self.shared.share() if self.shared else None
+
+
+@asynccontextmanager
+async def served_model(state: ServiceState, caller: Caller, name: str) -> AsyncIterator[ServedModel]:
+    """The model called `name`, held for as long as the context and each lease that was taken of it.
+
+    Raises ApiError 404 where it is not there for this caller; what the store raises where it cannot be read again.
+    """
+    fingerprint = state.base.fingerprint
+    if not caller.may_use(name):
+        raise await unknown_model(state, caller, name)
+    if name == state.base_name:
+        yield ServedModel(name=name, base_fingerprint=fingerprint)
+        return
+    try:
+        shared = SharedLease(await _leased(state, name))
+    except UnknownAdapterError:
+        raise await unknown_model(state, caller, name) from None
+    except AdapterStoreFullError:
+        raise  # 503: until another request has ended
+    except AdapterError as error:  # whoever asks has done nothing wrong, and the file's place is not their business
+        _logger.warning("%s: %s", name, error)
+        message = f"the adapter {name} was evicted and cannot be read again; the service's log says why"
+        raise ApiError(500, message, SERVER, "adapter_unreadable") from None
+    own = shared.share()
+    try:
+        yield ServedModel(name=name, base_fingerprint=fingerprint, shared=shared)
+    finally:
+        own.release()
+
+
+def model_names(state: ServiceState, caller: Caller) -> list[str]:
+    """The base and the adapters, as far as they exist for the caller."""
+    names = [state.base_name, *(status.name for status in state.store.list())]
+    return [name for name in names if caller.may_use(name)]
+
+
+async def _leased(state: ServiceState, name: str) -> Lease:
+    """A lease, which is released again where nobody waits for it any more."""
+    reading = asyncio.get_running_loop().run_in_executor(None, state.store.lease, name)
+    try:
+        return await asyncio.shield(reading)
+    except asyncio.CancelledError:
+        reading.add_done_callback(_release)
+        raise
+
+
+def _release(reading: asyncio.Future[Lease]) -> None:
+    if not reading.cancelled() and reading.exception() is None:
+        reading.result().release()
+
+
+async def unknown_model(state: ServiceState, caller: Caller, name: str) -> ApiError:
+    """404 that tells names like it, of those that exist for the caller."""
+
+    def near() -> list[str]:
+        return difflib.get_close_matches(name, model_names(state, caller)[:_MAX_COMPARED])
+
+    names = await asyncio.to_thread(near)
+    hint = f"did you mean {', '.join(names)}?" if names else "GET /v1/models lists those that there are"
+    return ApiError(404, f"the model {name!r:.140} does not exist; {hint}", code="model_not_found", param="model")

@@ -1,0 +1,77 @@
+"""The answers that one request wants: their prompts, their lengths, and how each is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedlora_serve.batching.request import Generator
+from fedlora_serve.errors import ApiError
+from fedlora_serve.http.answers.answers import Wanted
+from fedlora_serve.http.protocol.generation_body import GenerationBody
+from fedlora_serve.http.service.state import ServiceState
+
+
+def wanted_answers(
+    state: ServiceState,
+    generator: Generator,
+    body: GenerationBody,
+    prompts: Sequence[tuple[int, ...]],
+    *,
+    asked: int | None,
+    default: int | None,
+    logprobs: int | None,
+    param: str,
+) -> list[Wanted]:
+    """n answers to each prompt, side by side, each with a seed of its own.
+
+    `asked` is their length, by the name `param`; `default` stands for it where it is None, as far as there is room.
+    Raises ApiError.
+    """
+    n = body.answers_per_prompt
+    lengths = [_max_tokens(state, generator, prompt, asked, default, param) for prompt in prompts]
+    _check_logprobs(state, n * sum(lengths), logprobs, param)
+    return [
+        Wanted(prompt=prompt, sampling=body.sampling(max_tokens=length, logprobs=logprobs, index=index * n + number))
+        for index, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
+        for number in range(n)
+    ]
+
+
+def check_stream_options(body: GenerationBody) -> None:
+    """Raises ApiError where there are some and no stream."""
+    if body.stream_options is not None and not body.stream:
+        raise ApiError(400, "stream_options: only together with stream", param="stream_options")
+
+
+def _check_logprobs(state: ServiceState, tokens: int, logprobs: int | None, param: str) -> None:
+    """They are kept until they are sent, and take a hundred times the memory of their tokens."""
+    most, wanted = state.limits.max_logprobs, 0 if logprobs is None else tokens * (logprobs + 1)
+    if wanted > most:
+        raise ApiError(
+            400,
+            f"logprobs: {tokens} tokens may come, with {wanted} log-probabilities; expected at most {most}; ask for fewer "
+            f"of them, set {param} lower, or send several requests",
+            param="logprobs",
+        )
+
+
+def _max_tokens(
+    state: ServiceState, generator: Generator, prompt: Sequence[int], asked: int | None, default: int | None, param: str
+) -> int:
+    """What is asked for is given or refused; a default is cut to what there is room for, and None takes all of it."""
+    context, most = generator.max_tokens, state.limits.max_tokens
+    room = context - len(prompt)
+    if asked is not None and asked > most:
+        raise ApiError(
+            400, f"{param}: expected at most {most}, which is this service's limit, got {asked}", param=param
+        )
+    if room < (asked or 1):
+        answer, hint = (f"{param} is {asked}", " or ask for fewer") if asked else ("an answer needs 1", "")
+        raise ApiError(
+            400,
+            f"the prompt has {len(prompt)} tokens and {answer}, more than the context of {context} tokens; shorten the "
+            f"prompt{hint}",
+            code="context_length_exceeded",
+            param=param if asked else None,
+        )
+    return asked or min(default or room, room, most)

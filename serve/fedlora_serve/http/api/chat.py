@@ -1,0 +1,123 @@
+"""POST /v1/chat/completions: what the assistant says next."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+from fastapi import Request, Response
+from fedlora.data.examples import ChatMessage
+
+from fedlora_serve.batching.request import ChosenToken, Finished
+from fedlora_serve.errors import ApiError
+from fedlora_serve.http.answers.answers import Answers
+from fedlora_serve.http.answers.event_stream import EventStream
+from fedlora_serve.http.answers.logprobs import chat_logprobs
+from fedlora_serve.http.answers.prompts import chat_prompt, generator_of
+from fedlora_serve.http.answers.served_model import served_model
+from fedlora_serve.http.answers.wanted import check_stream_options, wanted_answers
+from fedlora_serve.http.answers.whole_answers import FinishReason, WholeAnswer, finish_reason, whole_answers
+from fedlora_serve.http.api.guarded_route import described, guarded_router
+from fedlora_serve.http.protocol.chat import (
+    ChatAnswer,
+    ChatBody,
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatDelta,
+    ChatLogprobs,
+)
+from fedlora_serve.http.protocol.envelope import HeadFields, new_head
+from fedlora_serve.http.protocol.usage import Usage
+from fedlora_serve.http.service.state import ServiceState, caller_of, service_of
+
+router = guarded_router()
+
+
+@router.post("/v1/chat/completions", response_model=None, responses=described(ChatCompletion, streams=True))
+async def create_chat_completion(body: ChatBody, request: Request) -> Response:
+    """The assistant's answer to a chat, whole or as a stream of chunks."""
+    state, caller = service_of(request), caller_of(request)
+    asked, param = _asked(body)
+    n = body.answers_per_prompt
+    async with served_model(state, caller, body.model) as model:
+        generator = generator_of(state)
+        messages = [ChatMessage(message.role, message.content) for message in body.messages]
+        prompt = await chat_prompt(state, messages, answers=n)
+        logprobs = (body.top_logprobs or 0) if body.logprobs else None
+        wanted = wanted_answers(
+            state, generator, body, [prompt], asked=asked, default=None, logprobs=logprobs, param=param
+        )
+        caller.take(len(prompt))
+        answers = Answers(state, generator, caller, model, wanted, answers_per_prompt=n)
+    writer = _Writer(state, body, new_head(model, "chatcmpl"))
+    if body.stream:
+        return EventStream(answers, writer.chunks(answers), model.headers)
+    whole = await whole_answers(request, answers, n)
+    content = await asyncio.to_thread(writer.written, whole, answers.usage)
+    return Response(content, media_type="application/json", headers=model.headers)
+
+
+def _asked(body: ChatBody) -> tuple[int | None, str]:
+    """How long the answer may get, and the field that says so. Raises ApiError for what does not go together."""
+    check_stream_options(body)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise ApiError(400, "top_logprobs: only together with logprobs", param="top_logprobs")
+    both = (body.max_tokens, body.max_completion_tokens)
+    if None not in both and both[0] != both[1]:
+        raise ApiError(
+            400, f"max_tokens: max_completion_tokens is its newer name; give one of them, got {both[0]} and {both[1]}",
+            param="max_tokens",
+        )  # fmt: skip
+    if body.max_completion_tokens is not None:
+        return body.max_completion_tokens, "max_completion_tokens"
+    return body.max_tokens, "max_tokens"
+
+
+class _Writer:
+    """Writes the answers of one request."""
+
+    def __init__(self, state: ServiceState, body: ChatBody, head: HeadFields) -> None:
+        self._state, self._body, self._head = state, body, head
+
+    def written(self, whole: Sequence[WholeAnswer], usage: Usage) -> str:
+        """All answers, as JSON. Log-probabilities may take a second: not for the event loop."""
+        choices = [
+            ChatChoice(
+                index=index,
+                message=ChatAnswer(role="assistant", content=answer.text, refusal=None),
+                logprobs=self._logprobs(answer.tokens),
+                finish_reason=answer.finish_reason,
+            )
+            for index, answer in enumerate(whole)
+        ]
+        completion = ChatCompletion(**self._head, object="chat.completion", choices=choices, usage=usage)
+        return completion.model_dump_json()
+
+    async def chunks(self, answers: Answers) -> AsyncIterator[ChatChunk]:
+        """The role of each answer, their text as it comes, then their usage, where that is asked for."""
+        for answer in range(self._body.answers_per_prompt):
+            yield self._chunk(answer, ChatDelta(role="assistant", content=""))
+        async for answer, event in answers.events():
+            if isinstance(event, Finished):
+                yield self._chunk(answer, ChatDelta(), reason=finish_reason(event))
+            else:
+                yield self._chunk(answer, ChatDelta(content=event.text), self._logprobs(event.tokens))
+        if self._body.includes_usage:
+            yield self._with_usage([], answers.usage)
+
+    def _logprobs(self, tokens: Sequence[ChosenToken]) -> ChatLogprobs | None:
+        return chat_logprobs(self._state.token_strings, tokens) if self._body.logprobs else None
+
+    def _chunk(
+        self, answer: int, delta: ChatDelta, logprobs: ChatLogprobs | None = None, reason: FinishReason | None = None
+    ) -> ChatChunk:
+        """`usage` is null in every chunk but the last one, or absent where it is not asked for."""
+        choices = [ChatChunkChoice(index=answer, delta=delta, logprobs=logprobs, finish_reason=reason)]
+        if self._body.includes_usage:
+            return self._with_usage(choices, None)
+        return ChatChunk(**self._head, object="chat.completion.chunk", choices=choices)
+
+    def _with_usage(self, choices: list[ChatChunkChoice], usage: Usage | None) -> ChatChunk:
+        return ChatChunk(**self._head, object="chat.completion.chunk", choices=choices, usage=usage)

@@ -1,0 +1,111 @@
+"""POST /v1/embeddings: texts as vectors."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from fastapi import Request, Response
+from numpy.typing import NDArray
+
+from fedlora_serve.embedding import Embedder
+from fedlora_serve.errors import ApiError
+from fedlora_serve.http.answers.served_model import ServedModel, served_model
+from fedlora_serve.http.api.guarded_route import described, guarded_router
+from fedlora_serve.http.protocol.embeddings import Embedding, EmbeddingBody, Embeddings
+from fedlora_serve.http.protocol.usage import EmbeddingUsage
+from fedlora_serve.http.service.state import ServiceState, caller_of, service_of
+from fedlora_serve.http.transport.client_connection import while_connected
+
+router = guarded_router()
+
+
+@router.post("/v1/embeddings", response_model=None, responses=described(Embeddings))
+async def create_embeddings(body: EmbeddingBody, request: Request) -> Response:
+    """The vector of each text."""
+    state, caller, began = service_of(request), caller_of(request), time.perf_counter()
+    async with served_model(state, caller, body.model) as model:
+        embedder = _embedder(state)
+        _check(state, embedder, body)
+        rows = await asyncio.to_thread(lambda: [_tokens(embedder, text) for text in body.input])
+        for row in rows:
+            if not 1 <= len(row) <= embedder.max_tokens:
+                raise ApiError(
+                    400,
+                    f"input: expected texts of 1 to {embedder.max_tokens} tokens, got one of {len(row)}; divide it",
+                    code="context_length_exceeded",
+                    param="input",
+                )
+        tokens = sum(map(len, rows))
+        caller.take(tokens)
+        state.metrics.request_started(model.name)
+        vectors = _unit(await while_connected(request.receive, _embedded(state, embedder, model, rows)))
+    state.metrics.embedded(model.name, time.perf_counter() - began, tokens)
+    data = [
+        Embedding(object="embedding", index=index, embedding=_written(vector, body.encoding_format))
+        for index, vector in enumerate(vectors)
+    ]
+    usage = EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens)
+    answer = Embeddings(object="list", data=data, model=model.name, usage=usage)
+    return Response(answer.model_dump_json(), media_type="application/json", headers=model.headers)
+
+
+def _embedder(state: ServiceState) -> Embedder:
+    if state.embedder is None:
+        raise ApiError(
+            400,
+            f"{state.base_name} generates text ({state.base.model.model_type}): it gives no embeddings; use "
+            "/v1/completions or /v1/chat/completions",
+            code="unsupported_model",
+            param="model",
+        )
+    return state.embedder
+
+
+def _check(state: ServiceState, embedder: Embedder, body: EmbeddingBody) -> None:
+    most = state.limits.max_batch_prompts
+    if len(body.input) > most:
+        raise ApiError(
+            400, f"input: expected at most {most} texts in one request, got {len(body.input)}", param="input"
+        )
+    if body.dimensions not in (None, embedder.hidden_size):
+        raise ApiError(
+            400,
+            f"dimensions: expected {embedder.hidden_size}, which this base has, got {body.dimensions}; leave it out",
+            param="dimensions",
+        )
+
+
+def _tokens(embedder: Embedder, text: str | tuple[int, ...]) -> Sequence[int]:
+    return text if isinstance(text, tuple) else embedder.tokens(text)
+
+
+async def _embedded(
+    state: ServiceState, embedder: Embedder, model: ServedModel, rows: Sequence[Sequence[int]]
+) -> NDArray[np.float32]:
+    """The vectors, computed one request at a time; the adapter stays in memory until its last use has ended."""
+    lease = model.lease()
+
+    def embed() -> NDArray[np.float32]:
+        return embedder.embed(rows, lease.version if lease else None)
+
+    computing = state.one_thread.submit(embed)
+    if lease:
+        computing.add_done_callback(lambda _: lease.release())
+    return await asyncio.wrap_future(computing)
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:  # [n, H]
+    """The vectors scaled to length 1, as OpenAI's and vLLM's are: their products are cosines."""
+    lengths = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    unit: NDArray[np.float32] = vectors / lengths
+    return unit
+
+
+def _written(vector: NDArray[np.float32], encoding: str | None) -> list[float] | str:
+    if encoding == "base64":
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+    return [float(number) for number in vector]

@@ -1,0 +1,66 @@
+"""Routes that know who calls before they read what is sent, and what their answers may be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
+
+from fedlora_serve.errors import ErrorBody
+from fedlora_serve.http.access.keys import Keys
+from fedlora_serve.http.service.state import service_of
+
+DIGEST_HEADER = "X-Adapter-Digest"
+
+_ERRORS = {
+    400: "A field is wrong, or asks for what this service does not do.",
+    401: "A key is needed, or this one is not known.",
+    403: "The key is not good for this.",
+    404: "No such model or adapter.",
+    408: "The body did not come in time.",
+    413: "The body is too large.",
+    415: "The body is not announced as JSON.",
+    429: "The key has used up its rate; Retry-After says when to go on.",
+    500: "The service failed.",
+    503: "The service is busy or stopping; Retry-After says when to try again.",
+}
+
+
+class GuardedRoute(APIRoute):
+    """A route that asks for a key, where there are keys, before it reads the body."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def guarded(request: Request) -> Response:
+            self.check(service_of(request).keys, request)
+            return await handle(request)
+
+        return guarded
+
+    def check(self, keys: Keys, request: Request) -> None:
+        """Raises ApiError for who is not let in; tells the request who is."""
+        request.state.caller = keys.authorize(request.headers.get("authorization"))
+
+
+def guarded_router() -> APIRouter:
+    """A router of such routes, described as such."""
+    key = HTTPBearer(auto_error=False, description="One of the service's keys, where it has keys.")
+    return APIRouter(route_class=GuardedRoute, dependencies=[Depends(key)])
+
+
+def listed(*errors: int) -> dict[int | str, Any]:
+    """The errors of a route, for its description."""
+    return {status: {"model": ErrorBody, "description": _ERRORS[status]} for status in errors}
+
+
+def described(model: type, *, streams: bool = False) -> dict[int | str, Any]:
+    """What a route answers that takes a body and computes, for its description."""
+    digest = {"description": "sha256 of the adapter that answered; none: the base", "schema": {"type": "string"}}
+    success: dict[str, Any] = {"model": model, "headers": {DIGEST_HEADER: digest}}
+    if streams:
+        success["content"] = {"text/event-stream": {}}  # OpenAPI 3.1 has no word for the schema of one event
+    return {200: success, **listed(*_ERRORS)}

@@ -1,0 +1,89 @@
+"""GET /v1/models: the base and its adapters, as far as they exist for the caller."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Literal
+
+from fastapi import Request, Response
+from fedlora.family import DecoderShape
+from pydantic import BaseModel
+
+from fedlora_serve.adapters.status import AdapterStatus
+from fedlora_serve.http.answers.served_model import unknown_model
+from fedlora_serve.http.api.guarded_route import DIGEST_HEADER, guarded_router, listed
+from fedlora_serve.http.service.state import ServiceState, caller_of, service_of
+
+router = guarded_router()
+
+
+class Model(BaseModel):
+    """What a request may name in `model`. Beside OpenAI's fields there are vLLM's, and the adapter's digest."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int  # unix seconds: when it was loaded
+    owned_by: Literal["fedlora"] = "fedlora"
+    root: str  # what it was loaded from
+    parent: str | None = None  # the base of an adapter
+    max_model_len: int  # tokens of a prompt and its answer
+    digest: str  # sha256 of an adapter's values; the fingerprint of the base
+
+
+class ModelList(BaseModel):
+    """All of them, the base first."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+@router.get("/v1/models", responses=listed(401, 500))
+async def list_models(request: Request) -> ModelList:
+    """What the caller may use."""
+    state, caller = service_of(request), caller_of(request)
+    loaded = await asyncio.to_thread(state.store.list)  # there may be thousands
+    models = [_base(state), *(_adapter(state, status) for status in loaded)]
+    return ModelList(data=[model for model in models if caller.may_use(model.id)])
+
+
+@router.get("/v1/models/{model:path}", responses=listed(401, 404, 500))
+async def get_model(model: str, request: Request, response: Response) -> Model:
+    """One of them."""
+    state, caller = service_of(request), caller_of(request)
+    if caller.may_use(model):
+        if model == state.base_name:
+            return _base(state)
+        status = state.store.status(model)
+        if status is not None:
+            response.headers[DIGEST_HEADER] = status.digest
+            return _adapter(state, status)
+    raise await unknown_model(state, caller, model)
+
+
+def _base(state: ServiceState) -> Model:
+    return Model(
+        id=state.base_name,
+        created=int(state.started_at),
+        root=state.base.source,
+        max_model_len=_context(state),
+        digest=state.base.fingerprint,
+    )
+
+
+def _adapter(state: ServiceState, status: AdapterStatus) -> Model:
+    return Model(
+        id=status.name,
+        created=int(status.loaded_at),
+        root=status.source.name,  # where it lies on this machine is nobody's business
+        parent=state.base_name,
+        max_model_len=_context(state),
+        digest=status.digest,
+    )
+
+
+def _context(state: ServiceState) -> int:
+    if state.generator is not None:
+        return state.generator.max_tokens
+    shape = state.base.model
+    assert not isinstance(shape, DecoderShape), "a decoder is served by a generator"
+    return shape.max_positions

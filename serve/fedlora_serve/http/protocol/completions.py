@@ -1,0 +1,52 @@
+"""The bodies of POST /v1/completions."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from fedlora_serve.http.protocol.envelope import Head
+from fedlora_serve.http.protocol.field_types import Count, NotSupported, TextsOrTokens, TopCount
+from fedlora_serve.http.protocol.generation_body import GenerationBody
+from fedlora_serve.http.protocol.usage import Usage
+
+
+class CompletionBody(GenerationBody):
+    """Prompts to go on from."""
+
+    prompt: TextsOrTokens
+    max_tokens: Count | None = Field(None, description="None: 16, or what the context leaves.")
+    best_of: Count | None = Field(None, description="Only as many as n.")
+    echo: bool | None = Field(False, description="The prompt's text before the answer; not together with logprobs.")
+    logprobs: TopCount | None = Field(None, description="Of the chosen token and of so many likeliest ones.")
+
+    prompt_embeds: NotSupported = None
+    response_format: NotSupported = None
+    suffix: NotSupported = None
+
+
+class CompletionLogprobs(BaseModel):
+    """One entry for each token; offsets count the characters of the choice's text."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]] | None
+    text_offset: list[int]
+
+
+class CompletionChoice(BaseModel):
+    """One answer, or the next part of it."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+class Completion(Head):
+    """The answers, or the next part of one."""
+
+    object: Literal["text_completion"]
+    choices: list[CompletionChoice]
+    usage: Usage | None = None

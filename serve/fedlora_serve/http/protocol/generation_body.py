@@ -1,0 +1,99 @@
+"""What completions and chat completions have in common: how tokens are chosen, and what the answer tells of them.
+
+Names and defaults are OpenAI's, and vLLM's for what OpenAI does not have.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from fedlora_serve.http.protocol.field_types import (
+    Biases,
+    Body,
+    Count,
+    ModelName,
+    NotSupported,
+    Number,
+    Stops,
+    Text,
+    Whole,
+)
+from fedlora_serve.text.sampling import Sampling
+
+_SEEDS = 1 << 63
+_Penalty = Annotated[Number, Field(ge=-2, le=2)]
+
+
+class StreamOptions(Body):
+    """What a stream tells beside the answer."""
+
+    include_usage: bool | None = Field(None, description="One more chunk at the end, with the usage.")
+
+
+class GenerationBody(Body):
+    """The fields of both routes."""
+
+    model: ModelName
+    n: Count | None = Field(1, description="Answers to each prompt.")
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    temperature: Annotated[Number, Field(ge=0, le=100)] | None = Field(1.0, description="0: the likeliest token.")
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None = 1.0
+    top_k: Annotated[Whole, Field(ge=-1, le=_SEEDS - 1)] | None = Field(0, description="0 and -1: all tokens.")
+    min_p: Annotated[Number, Field(ge=0, le=1)] | None = 0.0
+    repetition_penalty: Annotated[Number, Field(gt=0, le=100)] | None = 1.0
+    presence_penalty: _Penalty | None = 0.0
+    frequency_penalty: _Penalty | None = 0.0
+    logit_bias: Biases = Field(default_factory=dict)
+    seed: Annotated[Whole, Field(ge=-_SEEDS, le=_SEEDS - 1)] | None = None
+    stop: Stops = ()
+    ignore_eos: bool | None = False
+    user: Text | None = Field(None, description="Taken and not used.")
+
+    # What would change the answer, and is not done here.
+    allowed_token_ids: NotSupported = None
+    bad_words: NotSupported = None
+    documents: NotSupported = None
+    guided_choice: NotSupported = None
+    guided_grammar: NotSupported = None
+    guided_json: NotSupported = None
+    guided_regex: NotSupported = None
+    logits_processors: NotSupported = None
+    min_tokens: NotSupported = None
+    prompt_logprobs: NotSupported = None
+    stop_token_ids: NotSupported = None
+    structured_outputs: NotSupported = None
+    truncate_prompt_tokens: NotSupported = None
+    use_beam_search: NotSupported = None
+
+    @property
+    def answers_per_prompt(self) -> int:
+        return self.n or 1
+
+    @property
+    def includes_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def sampling(self, *, max_tokens: int, logprobs: int | None, index: int) -> Sampling:
+        """How the answer number `index` is chosen: each has a seed of its own."""
+        return Sampling(
+            temperature=_given(self.temperature, 1.0),
+            top_k=max(0, self.top_k or 0),
+            top_p=_given(self.top_p, 1.0),
+            min_p=_given(self.min_p, 0.0),
+            repetition_penalty=_given(self.repetition_penalty, 1.0),
+            presence_penalty=_given(self.presence_penalty, 0.0),
+            frequency_penalty=_given(self.frequency_penalty, 0.0),
+            logit_bias=self.logit_bias,
+            seed=None if self.seed is None else (self.seed + index) % _SEEDS,
+            max_tokens=max_tokens,
+            stop=self.stop,
+            logprobs=logprobs,
+            ignore_eos=bool(self.ignore_eos),
+        )
+
+
+def _given(value: float | None, default: float) -> float:
+    return default if value is None else float(value)

@@ -1,0 +1,1 @@
+"""What is opened once: the configuration, the engine, the store, the metrics."""

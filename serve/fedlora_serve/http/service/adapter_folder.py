@@ -1,0 +1,164 @@
+"""The folder that adapters are loaded from over HTTP, and nothing outside of it.
+
+A path from a request is walked one component at a time, each opened relative to the one before and never through a link
+(openat with O_NOFOLLOW), so that what was checked is what is read, whatever is renamed meanwhile. The files are copied
+through these descriptors into a private folder, which the store then reads, and reads again after an eviction: a file that
+somebody changes later is another adapter, and has to be loaded to count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import re
+import shutil
+import stat
+import tempfile
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+from fedlora.errors import AdapterError, ConfigError
+from fedlora.exported.sidecar import sidecar_of
+from fedlora.peft.directory import CONFIG, WEIGHTS
+
+MAX_FILE_BYTES = 4 << 30
+_MAX_DEPTH, _BLOCK_BYTES = 16, 1 << 20
+_COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+=-]{0,127}")
+# O_NONBLOCK: opening a pipe that nobody writes to must not wait.
+_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class NoSuchAdapterError(AdapterError):
+    """A path below the folder where nothing is."""
+
+
+class AdapterFolder:
+    """Copies adapters out of one folder. A process that is killed leaves its copies in the system's temporary folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises ConfigError where it is no folder that can be read. A link to one is the operator's to make."""
+        if not folder.is_dir() or not os.access(folder, os.R_OK | os.X_OK):
+            raise ConfigError(f"--adapter-folder {folder}: no folder that can be read; create it, or name another")
+        self._folder = folder.resolve()
+        self._private = Path(tempfile.mkdtemp(prefix="fedlora-adapters-")).resolve()
+        self._remove = weakref.finalize(self, shutil.rmtree, self._private, ignore_errors=True)
+        self._numbers = itertools.count(1)
+        self._kept: dict[str, Path] = {}  # {adapter's name: the copy that it is read from}
+
+    def copy(self, path: str) -> Path:
+        """A private copy of the adapter at `path`, relative to the folder: a PEFT directory or an .onnx_adapter file.
+
+        Raises ConfigError for a path that is not taken, NoSuchAdapterError, and AdapterError for what is no plain file.
+        """
+        components = _components(path)
+        target = self._private.joinpath(str(next(self._numbers)), *components)
+        target.parent.mkdir(parents=True)
+        try:
+            with _opened(self._folder, components[:-1]) as parent:
+                name = components[-1]
+                if name.endswith(".onnx_adapter"):
+                    _copy(parent, name, target, path)
+                    manifest = sidecar_of(target)
+                    with contextlib.suppress(FileNotFoundError):  # a file of another tool has none
+                        _copy(parent, manifest.name, manifest, path)
+                else:
+                    with _opened_at(name, parent, os.O_DIRECTORY) as directory:
+                        target.mkdir()
+                        for file in (CONFIG, WEIGHTS):
+                            _copy(directory, file, target / file, f"{path}/{file}")
+        except OSError as error:
+            self.discard(target)
+            raise _refusal(path, error) from None
+        except BaseException:
+            self.discard(target)
+            raise
+        return target
+
+    def keep(self, name: str, copy: Path) -> None:
+        """`copy` is what the adapter `name` is read from now on; the one before is deleted."""
+        self.drop(name)
+        self._kept[name] = copy
+
+    def drop(self, name: str) -> None:
+        """Nothing reads the adapter `name` from a copy any more."""
+        copy = self._kept.pop(name, None)
+        if copy is not None:
+            self.discard(copy)
+
+    def discard(self, copy: Path) -> None:
+        """Delete a copy."""
+        shutil.rmtree(self._private / copy.relative_to(self._private).parts[0], ignore_errors=True)
+
+    def shown(self, source: Path) -> str:
+        """What an adapter's source is called in answers: its path below the folder, or its name where it is elsewhere."""
+        if source.is_relative_to(self._private):
+            return str(Path(*source.relative_to(self._private).parts[1:]))
+        return source.name
+
+    def close(self) -> None:
+        """Delete all copies."""
+        self._remove()
+
+
+def _components(path: str) -> list[str]:
+    components = path.split("/")
+    if len(components) > _MAX_DEPTH or not all(_COMPONENT.fullmatch(component) for component in components):
+        raise ConfigError(
+            f"lora_path {path!r:.140}: expected a path relative to the adapter folder, such as 'team/tone', of names with "
+            "letters, digits and _ . @ + = - that do not begin with a dot"
+        )
+    return components
+
+
+@contextlib.contextmanager
+def _opened(folder: Path, components: list[str]) -> Iterator[int]:
+    """The descriptor of the folder that lies at `components` below `folder`."""
+    with contextlib.ExitStack() as stack:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, descriptor)
+        for component in components:
+            descriptor = stack.enter_context(_opened_at(component, descriptor, os.O_DIRECTORY))
+        yield descriptor
+
+
+@contextlib.contextmanager
+def _opened_at(name: str, parent: int, flags: int = 0) -> Iterator[int]:
+    """The descriptor of one entry of a folder, which is no link."""
+    descriptor = os.open(name, _FLAGS | flags, dir_fd=parent)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _copy(parent: int, name: str, target: Path, shown: str) -> None:
+    """Copy a plain file that has no other name and is not too large, through its descriptor."""
+    with _opened_at(name, parent) as descriptor:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise AdapterError(
+                f"lora_path {shown!r:.140}: not a plain file; put the adapter's own files into the folder"
+            )
+        if status.st_nlink > 1:
+            raise AdapterError(f"lora_path {shown!r:.140}: has another name (a hard link); copy the file instead")
+        if status.st_size > MAX_FILE_BYTES:
+            raise AdapterError(f"lora_path {shown!r:.140}: {status.st_size} bytes; at most {MAX_FILE_BYTES} are read")
+        with target.open("xb") as copy:
+            left = status.st_size  # a file that grows meanwhile is not followed
+            while left and (block := os.read(descriptor, min(left, _BLOCK_BYTES))):
+                copy.write(block)
+                left -= len(block)
+
+
+def _refusal(path: str, error: OSError) -> AdapterError:
+    shown = f"lora_path {path!r:.140}"
+    if isinstance(error, FileNotFoundError):
+        return NoSuchAdapterError(
+            f"{shown}: expected an .onnx_adapter file, or a directory with {CONFIG} and {WEIGHTS}, in the adapter folder"
+        )
+    if error.errno in (errno.ENOTDIR, errno.ELOOP):
+        return AdapterError(f"{shown}: a link, or not a directory; only plain files and directories are read")
+    return AdapterError(f"{shown}: cannot be copied: {error.strerror}")

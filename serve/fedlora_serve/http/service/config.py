@@ -1,0 +1,91 @@
+"""The configuration of `fedlora serve`: what is served, where, with which memory, and to whom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import cast, get_args
+
+from fedlora.errors import ConfigError
+from fedlora.row_lora.layout import LayoutDtype
+
+from fedlora_serve.adapters.names import check_adapter_name
+from fedlora_serve.http.access.keys import ApiKey
+from fedlora_serve.http.service.byte_size import byte_size
+from fedlora_serve.http.transport.host_check import is_loopback
+from fedlora_serve.limits import Limits
+
+ADAPTER_DTYPES: tuple[LayoutDtype, ...] = get_args(LayoutDtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeConfig:
+    """One service. Fields that a file may set have the names that they have there; the rest of it: `config_file.py`."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000  # 0: any that is free
+    served_model_name: str = ""  # what requests call the base; empty: the name of its folder
+    adapters: Mapping[str, str] = field(default_factory=dict)  # {name: path}, loaded at the start and kept
+    adapter_folder: str = ""  # what may be loaded over HTTP lies here; empty: nothing may
+    rows: int = 16  # answers in one batch
+    threads: int = 0  # 0: ONNX Runtime chooses
+    cache_memory: str = "1GiB"  # of keys and values
+    adapter_memory: str = "1GiB"
+    adapter_dtype: str = "float32"  # of adapters in memory; float16 takes half, on the graph `kernel` alone
+    queue: int = 256  # requests that wait; one more is answered 503
+    prefill_tokens: int = 64  # of prompts, in one step beside answers that are going on
+    access_log: bool = False  # a line for every request
+    allow_open: bool = False  # serve others than this machine without keys
+    limits: Limits = field(default_factory=Limits)
+    keys: tuple[ApiKey, ...] = ()
+    admin: bytes | None = None  # sha256 of the admin key
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("port", 0, 65_535),
+            ("rows", 1, 1024),
+            ("threads", 0, 1024),
+            ("queue", 1, 100_000),
+            ("prefill_tokens", 1, 1 << 20),
+        ):
+            if not least <= getattr(self, name) <= most:
+                raise ConfigError(f"{name} must be from {least} to {most}, got {getattr(self, name)}")
+        for name in (*self.adapters, *filter(None, [self.served_model_name])):
+            check_adapter_name(name)
+        if self.adapter_dtype not in ADAPTER_DTYPES:
+            raise ConfigError(f"adapter_dtype must be {' or '.join(ADAPTER_DTYPES)}, got {self.adapter_dtype!r:.40}")
+        if min(self.cache_bytes, self.adapter_bytes) < 1:
+            raise ConfigError("cache_memory and adapter_memory must be above 0")
+        self._check_keys()
+        if self.is_for_this_machine and not is_loopback(self.host):
+            raise ConfigError(
+                f"without keys, anybody who reaches {self.host} may use this service; set [[keys]] in a file for --config, "
+                "serve on 127.0.0.1, or pass --allow-open where the network is trusted"
+            )
+
+    @property
+    def is_for_this_machine(self) -> bool:
+        """Whether it has no keys because nobody else gets at it."""
+        return not self.keys and not self.allow_open
+
+    @property
+    def cache_bytes(self) -> int:
+        return byte_size(self.cache_memory, "cache_memory")
+
+    @property
+    def adapter_bytes(self) -> int:
+        return byte_size(self.adapter_memory, "adapter_memory")
+
+    @property
+    def layout(self) -> LayoutDtype:
+        """How adapters are laid out for the graph `kernel`."""
+        return cast(LayoutDtype, self.adapter_dtype)
+
+    def _check_keys(self) -> None:
+        names, digests = [key.name for key in self.keys], [key.digest for key in self.keys]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ConfigError(f"keys: two have the name {twice[0]!r}; a name tells who has used up a rate")
+        same = [key.name for key in self.keys if digests.count(key.digest) > 1 or key.digest == self.admin]
+        if same:
+            raise ConfigError(f"keys: {same[0]!r} is the same key as another one, or as the admin key; make a new one")

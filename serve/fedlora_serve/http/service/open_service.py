@@ -1,0 +1,95 @@
+"""The service of one base pack, as its configuration says: engine, adapters, template, counters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedlora.base.pack import CONFIG, find_pack
+from fedlora.data.chat_template import load_chat_template
+from fedlora.errors import ConfigError, PackError
+from fedlora.family import DecoderShape, model_shape
+from fedlora.files.documents import read_object
+
+from fedlora_serve.adapters.store import AdapterStore
+from fedlora_serve.http.access.keys import Keys
+from fedlora_serve.http.service.adapter_folder import AdapterFolder
+from fedlora_serve.http.service.config import ServeConfig
+from fedlora_serve.http.service.metrics import Metrics
+from fedlora_serve.http.service.state import ServiceState
+from fedlora_serve.http.service.stats_collector import StatsCollector
+
+
+def open_service(base: str | Path, config: ServeConfig) -> ServiceState:
+    """Everything that answers requests, ready. Raises FedloraError, before it takes long wherever that can be.
+
+    A decoder is served from its graph `kernel` or `rows`, an encoder from its graph `compat`.
+    """
+    directory = find_pack(base).resolve()  # a folder of the name `nano` is not the embedded one
+    base_name = config.served_model_name or directory.name
+    if base_name in config.adapters:
+        raise ConfigError(f"{base_name!r} is the base's name; give the adapter another one, or set --served-model-name")
+    folder = AdapterFolder(Path(config.adapter_folder)) if config.adapter_folder else None
+    shape = model_shape(read_object(directory / CONFIG, PackError, "a model's config.json"), str(directory / CONFIG))
+    service = (_decoder if isinstance(shape, DecoderShape) else _encoder)(directory, config, base_name)
+    service.adapter_folder = folder
+    try:
+        for name, path in config.adapters.items():
+            service.store.load(name, Path(path))
+    except BaseException:
+        if service.generator is not None:
+            service.generator.close(0)
+        raise
+    service.metrics.add(StatsCollector(base_name, service.store, service.generator))
+    return service
+
+
+def _decoder(directory: Path, config: ServeConfig, base_name: str) -> ServiceState:
+    from fedlora_serve.batching.generator import BatchGenerator
+
+    generator = BatchGenerator(
+        directory,
+        rows=config.rows,
+        threads=config.threads,
+        cache_budget_bytes=config.cache_bytes,
+        queue=config.queue,
+        prefill_tokens=config.prefill_tokens,
+    )
+    if not generator.lays_out_adapters and config.layout != "float32":
+        generator.close(0)
+        raise ConfigError(
+            f"adapter_dtype is {config.layout}, and {generator.graph_manifest.graph} takes float32 alone; leave "
+            f"--adapter-dtype out, or write a graph that takes both with: fedlora export {directory} --profile kernel"
+        )
+    layout = config.layout if generator.lays_out_adapters else None
+    return ServiceState(
+        base=generator.base,
+        base_name=base_name,
+        tokenizer=generator.tokenizer,
+        store=AdapterStore(generator.base, budget_bytes=config.adapter_bytes, layout=layout),
+        limits=config.limits,
+        keys=Keys(config.keys, admin=config.admin),
+        metrics=Metrics(base_name),
+        generator=generator,
+        template=load_chat_template(directory),
+    )
+
+
+def _encoder(directory: Path, config: ServeConfig, base_name: str) -> ServiceState:
+    from fedlora_serve.embedding import Embedder
+
+    if config.layout != "float32":
+        raise ConfigError(
+            f"adapter_dtype is {config.layout}, and {directory} is an encoder, which takes float32 alone; leave "
+            "--adapter-dtype out"
+        )
+    embedder = Embedder(directory, threads=config.threads)
+    return ServiceState(
+        base=embedder.base,
+        base_name=base_name,
+        tokenizer=embedder.tokenizer,
+        store=AdapterStore(embedder.base, budget_bytes=config.adapter_bytes),
+        limits=config.limits,
+        keys=Keys(config.keys, admin=config.admin),
+        metrics=Metrics(base_name),
+        embedder=embedder,
+    )

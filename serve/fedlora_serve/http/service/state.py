@@ -1,0 +1,74 @@
+"""What the routes of one service share: the base, its engine, its adapters, and who may do how much."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastapi import Request
+from fedlora.base.pack import BasePack
+from fedlora.data.chat_template import ChatTemplate
+from tokenizers import Tokenizer
+
+from fedlora_serve.batching.request import Generator
+from fedlora_serve.http.service.token_strings import TokenStrings
+
+if TYPE_CHECKING:  # a process that only describes the interface loads no engine
+    from fedlora_serve.adapters.store import AdapterStore
+    from fedlora_serve.embedding import Embedder
+    from fedlora_serve.http.access.keys import Caller, Keys
+    from fedlora_serve.http.service.adapter_folder import AdapterFolder
+    from fedlora_serve.http.service.metrics import Metrics
+    from fedlora_serve.limits import Limits
+
+
+def _one_thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="fedlora-one")
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class ServiceState:
+    """One base, served. It has a generator where the base is a decoder, an embedder where it is an encoder."""
+
+    base: BasePack
+    base_name: str  # what a request calls the base in `model`
+    tokenizer: Tokenizer
+    store: AdapterStore
+    limits: Limits
+    keys: Keys
+    metrics: Metrics
+    generator: Generator | None = None
+    embedder: Embedder | None = None
+    template: ChatTemplate | None = None  # None: the base has none, and does not chat
+    adapter_folder: AdapterFolder | None = None  # what may be loaded over HTTP; None: nothing
+    changing_adapters: asyncio.Lock = field(default_factory=asyncio.Lock)  # over HTTP, one at a time
+    token_strings: TokenStrings = field(init=False)
+    started_at: float = field(default_factory=time.time)  # unix seconds
+    # For what takes one thread at a time, off the event loop: the template and the embedder.
+    one_thread: ThreadPoolExecutor = field(default_factory=_one_thread)
+
+    def __post_init__(self) -> None:
+        self.token_strings = TokenStrings(self.tokenizer)
+
+
+def without_folders(message: str, *folders: Path) -> str:
+    """A message that names files, and not that they lie in these folders: where they do is nobody's business."""
+    for folder in folders:
+        message = message.replace(f"{folder}/", "")
+    return message
+
+
+def service_of(request: Request) -> ServiceState:
+    """The service that a request came to; `create_app` put it there."""
+    state: ServiceState = request.app.state.service
+    return state
+
+
+def caller_of(request: Request) -> Caller:
+    """Who sent the request; a `GuardedRoute` found out before its body was read."""
+    caller: Caller = request.state.caller
+    return caller

@@ -1,0 +1,1 @@
+"""Bytes and time: connections, sizes, hosts."""

@@ -1,0 +1,1 @@
+"""One sequence at a time, without a service."""

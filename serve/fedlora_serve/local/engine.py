@@ -1,0 +1,113 @@
+"""One base in one ONNX Runtime session; an adapter is chosen per step and nothing is rebuilt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from fedlora.base.pack import open_pack
+from fedlora.errors import AdapterError, AdapterMismatchError, ConfigError, GraphError
+from fedlora.exported.profiles import DEFAULT, Profile, graph_name
+from numpy.typing import NDArray
+
+from fedlora_serve.local.onnx_adapter import LoadedAdapter, load_onnx_adapter
+from fedlora_serve.session import open_graph
+from fedlora_serve.text.tokenizer import open_tokenizer
+
+__all__ = ["Decoding", "Engine", "LoadedAdapter"]
+
+_PROFILES: tuple[Profile, ...] = (DEFAULT, "base")  # what a merged base has is the latter alone
+_KEEP = "logits_to_keep"
+_LAST_TOKEN = np.ones(1, np.int64)  # what an OrtValue points to must outlive it
+
+
+class Engine:
+    """The exported model of one folder."""
+
+    def __init__(self, directory: Path, *, threads: int = 0) -> None:
+        """Verify the pack and the graph (compat, or else base), and build the session.
+
+        `threads` 0 leaves the choice to ONNX Runtime.
+
+        Raises PackError, GraphError.
+        """
+        self.base = open_pack(directory)
+        names = [graph_name(self.base.shape, profile) for profile in _PROFILES]
+        self.graph_manifest, self._session = open_graph(self.base, names, threads=threads)
+        self.tokenizer = open_tokenizer(self.base.directory)
+
+    def load_adapter(self, path: Path, *, allow_unnamed_base: bool = False) -> LoadedAdapter:
+        """Read and verify a .onnx_adapter file. Raises AdapterError.
+
+        `allow_unnamed_base` takes a file of another tool, which names no base, where its names and shapes fit.
+        """
+        profile = self.graph_manifest.profile
+        if profile == "base":
+            raise AdapterMismatchError(
+                f"{path}: {self.graph_manifest.graph} is of profile base, which takes no adapter; write a graph that does "
+                f"with: fedlora export {self.base.directory} --profile {DEFAULT}"
+            )
+        return load_onnx_adapter(path, self.base, profile=profile, allow_unnamed_base=allow_unnamed_base)
+
+    def start(self, adapter: LoadedAdapter | None = None) -> Decoding:
+        """An empty sequence that speaks with `adapter`."""
+        return Decoding(self._session, self, adapter)
+
+
+class Decoding:
+    """One sequence: its key/value cache and its adapter."""
+
+    def __init__(self, session: ort.InferenceSession, engine: Engine, adapter: LoadedAdapter | None) -> None:
+        shape = engine.base.shape
+        self._session, self._shape = session, shape
+        self._graph = engine.base.directory / engine.graph_manifest.graph
+        self._adapter = adapter
+        optional = {value.name for value in session.get_overridable_initializers()}
+        self._constant = {_KEEP: ort.OrtValue.ortvalue_from_numpy(_LAST_TOKEN)} if _KEEP in optional else {}
+        self._outputs = [output.name for output in session.get_outputs()]
+        empty = ort.OrtValue.ortvalue_from_shape_and_type([1, shape.num_kv_heads, 0, shape.head_dim], np.float32)
+        names = [f"{i}.{kind}" for i in range(shape.num_layers) for kind in ("key", "value")]
+        self._past = {f"past_key_values.{name}": empty for name in names}
+        self.length = 0
+
+    def step(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Read `tokens`; return the scores [V] of the next one.
+
+        Raises ConfigError past the base's context, GraphError where the graph does not run, and AdapterError, or
+        GraphError without an adapter, where a score is not finite. What was read before stays read.
+        """
+        if not tokens or not all(0 <= token < self._shape.vocab_size for token in tokens):
+            raise ConfigError(f"expected token ids from 0 to {self._shape.vocab_size - 1}, got {list(tokens)[:8]}")
+        length = self.length + len(tokens)
+        if length > self._shape.max_positions:
+            raise ConfigError(
+                f"{length} tokens are more than the base's context of {self._shape.max_positions}; shorten the prompt"
+            )
+        ids, mask = np.array([tokens], np.int64), np.ones((1, length), np.int64)  # an OrtValue owns no memory
+        feeds = {
+            "input_ids": ort.OrtValue.ortvalue_from_numpy(ids),
+            "attention_mask": ort.OrtValue.ortvalue_from_numpy(mask),
+            **self._constant,
+            **self._past,
+            **(self._adapter.inputs if self._adapter else {}),
+        }
+        try:
+            logits, *present = self._session.run_with_ort_values(self._outputs, feeds)
+        except Exception as error:  # the runtime raises its own kinds, which share no base
+            raise GraphError(f"{self._graph}: ONNX Runtime does not run it: {error}; export it again") from None
+        scores: NDArray[np.float32] = logits.numpy()[0, -1]
+        self._check_finite(scores)
+        self._past, self.length = dict(zip(self._past, present, strict=True)), length
+        return scores
+
+    def _check_finite(self, scores: NDArray[np.float32]) -> None:
+        if np.isfinite(scores).all():
+            return
+        if self._adapter:
+            raise AdapterError(
+                f"{self._adapter.path}: with it the scores of the next token are not finite: its values are too large; "
+                "use another adapter"
+            )
+        raise GraphError(f"{self._graph}: the scores of the next token are not finite; export it again")

@@ -1,0 +1,1 @@
+"""What stands around a method: the round, its error, robust rules, optimizers."""

@@ -1,0 +1,98 @@
+"""How far what a round committed is from the weighted mean of its updates, without keeping either.
+
+||C - M||_F / ||M||_F, where C is the committed product and M = S + sum_k (w_k / w) gamma_k B_k A_k, S being what stood
+frozen beside the trained adapter. Both are seen through d orthonormal directions, X [I, d]: ||E X||_F^2 I / d is
+||E||_F^2 on average over random X (Hutchinson's estimator), so that the ratio needs M X [O, d] only, and no update.
+"""
+
+# O out features, I in features, d directions
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from fedlora.errors import RunError
+from fedlora.lora.adapter import Adapter
+from numpy.typing import NDArray
+
+from fedlora_server.means.weighted_sum import NO_UPDATES
+from fedlora_server.methods.fedavg import MeanFold
+from fedlora_server.methods.method import Fold, Global
+
+EXACT, DIRECTIONS = 16, 8  # all of I up to 16; else 8: a quarter off for one module, about 3% for 48 together
+MODULES = 48  # of more, so many are drawn for the round
+
+
+class ErrorSketch:
+    """Memory: d columns per module that is looked at, the size of an adapter's B of rank d."""
+
+    def __init__(self, like: Adapter, generator: np.random.Generator) -> None:
+        """`like` gives the modules and their shapes."""
+        modules = list(like.pairs)
+        if len(modules) > MODULES:
+            modules = [modules[number] for number in sorted(generator.choice(len(modules), MODULES, replace=False))]
+        widths = {like.pairs[module].shape[1] for module in modules}
+        self._directions = {width: _orthonormal(width, generator) for width in sorted(widths)}
+        self._sums = {module: np.zeros_like(self._seen(like, module, 0)) for module in modules}
+        self._weight = 0.0
+
+    def add(self, adapter: Adapter, weight: float) -> None:
+        for module in self._sums:
+            self.add_module(adapter, module, weight)
+        self.count(weight)
+
+    def add_module(self, adapter: Adapter, module: str, weight: float) -> None:
+        """One module of an adapter that counts once: see `count`."""
+        if module in self._sums:
+            self._sums[module] += self._seen(adapter, module, weight)
+
+    def count(self, weight: float) -> None:
+        self._weight += weight
+
+    def relative_error(self, committed: Adapter, side: Adapter | None = None) -> float:
+        """Over the modules together; 0 where both are zero. Raises RunError where nothing was added."""
+        if not self._weight:
+            raise RunError(NO_UPDATES)
+        squared_norm = squared_error = 0.0
+        for module, total in self._sums.items():
+            mean = total / np.float32(self._weight)
+            if side is not None:
+                mean += self._seen(side, module)
+            columns, seen = self._directions[committed.pairs[module].shape[1]].shape
+            squared_norm += columns / seen * float(np.vdot(mean, mean))
+            error = self._seen(committed, module) - mean
+            squared_error += columns / seen * float(np.vdot(error, error))
+        if squared_norm <= 0:
+            return 0.0 if squared_error <= 0 else math.inf
+        return math.sqrt(squared_error / squared_norm)
+
+    def _seen(self, adapter: Adapter, module: str, weight: float = 1) -> NDArray[np.float32]:  # [O, d]
+        """weight gamma B A X"""
+        pair = adapter.pairs[module]
+        inner = pair.lora_A @ self._directions[pair.shape[1]]  # [R, d]
+        inner *= np.float32(weight * adapter.config.scaling_of(module))
+        return pair.lora_B @ inner
+
+
+class SketchedFold:
+    """A fold, and the sketch of what goes into it."""
+
+    def __init__(self, fold: Fold, sketch: ErrorSketch) -> None:
+        self._fold, self._sketch = fold, sketch
+
+    def add(self, adapter: Adapter, weight: float) -> None:
+        if isinstance(self._fold, MeanFold):  # both read all of the adapter and compute little: once is enough
+            self._fold.add_and_show(adapter, weight, lambda module: self._sketch.add_module(adapter, module, weight))
+            self._sketch.count(weight)
+        else:
+            self._fold.add(adapter, weight)
+            self._sketch.add(adapter, weight)
+
+    def result(self) -> Global:
+        return self._fold.result()
+
+
+def _orthonormal(width: int, generator: np.random.Generator) -> NDArray[np.float32]:  # [I, d]
+    q, _ = np.linalg.qr(generator.normal(size=(width, width if width <= EXACT else DIRECTIONS)))
+    return q.astype(np.float32)

@@ -1,0 +1,86 @@
+"""The folds of the robust rules: they keep the factored updates of a round, and weigh them at its end."""
+
+# N updates, O out features, I in features
+
+from __future__ import annotations
+
+import numpy as np
+from fedlora.config.run import AggregationConfig
+from fedlora.errors import RunError
+from fedlora.lora.adapter import Adapter, LoraPair
+from fedlora.lora.algebra import Dense, truncated
+from fedlora.lora.config import LoraConfig
+from fedlora.lora.low_rank import Matrix
+
+from fedlora_server.aggregation.robust import RULES, gram_of_changes
+from fedlora_server.means.parallel_modules import by_module
+from fedlora_server.means.weighted_sum import NO_UPDATES, positive
+from fedlora_server.methods.method import Fold, Global
+from fedlora_server.methods.svd import as_pair
+
+_BLOCK_BYTES = 1 << 26  # of the products that are in memory at a time
+
+
+class _Holding:
+    """The part of a fold that adds: the adapters of the round, all of which count alike."""
+
+    def __init__(self) -> None:
+        self._adapters: list[Adapter] = []
+
+    def add(self, adapter: Adapter, weight: float) -> None:
+        positive(weight)
+        self._adapters.append(adapter)
+
+    def _held(self) -> list[Adapter]:
+        if not self._adapters:
+            raise RunError(NO_UPDATES)
+        return self._adapters
+
+
+class WeighingFold(_Holding):
+    """`inner` gets each update with the weight that the rule gives it. Memory: N adapters, beside inner's."""
+
+    def __init__(self, inner: Fold, down: Adapter, settings: AggregationConfig) -> None:
+        super().__init__()
+        self._inner, self._down, self._settings = inner, down, settings
+
+    def result(self) -> Global:
+        adapters = self._held()
+        weights = RULES[self._settings.robust](gram_of_changes(adapters, self._down), self._settings)
+        for adapter, weight in zip(adapters, weights, strict=True):
+            if weight > 0:
+                self._inner.add(adapter, float(weight))
+        return self._inner.result()
+
+
+class MedianFold(_Holding):
+    """The best adapter for the coordinate-wise median of the products gamma B_k A_k.
+
+    Yin et al., "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates", 2018 (arXiv:1803.01498), on the
+    products, which no gauge changes, a block of rows at a time. Memory: N adapters, and per core one [O, I] and a
+    block of 64 MB.
+    """
+
+    def __init__(self, lora: LoraConfig) -> None:
+        super().__init__()
+        self._lora = lora
+
+    def result(self) -> Global:
+        return Global(Adapter(self._lora, by_module(self._best, self._held()[0].pairs)))
+
+    def _best(self, module: str) -> LoraPair:
+        best = truncated(Dense(self._median(module)), self._lora.rank_of(module))
+        return as_pair(best, self._lora.scaling_of(module))
+
+    def _median(self, module: str) -> Matrix:  # [O, I]
+        products = [adapter.product(module) for adapter in self._adapters]
+        rows, columns = self._adapters[0].pairs[module].shape
+        median = np.empty((rows, columns), np.float32)
+        step = max(1, _BLOCK_BYTES // (4 * columns * len(products)))
+        block = np.empty((len(products), min(step, rows), columns), np.float32)
+        for start in range(0, rows, step):
+            part = block[:, : min(step, rows - start)]
+            for number, product in enumerate(products):
+                np.matmul(product.B[start : start + step], product.A, out=part[number])
+            np.median(part, axis=0, out=median[start : start + step], overwrite_input=True)
+        return median

@@ -1,0 +1,1 @@
+"""Arithmetic below the methods: sums, means of factors and of products."""

@@ -1,0 +1,111 @@
+"""What a round commits: all that the run needs to go on after it, in one directory that appears whole or not at all.
+
+adapter/              the adapter, in PEFT's format
+moments.safetensors   the moments of the server's optimizer, float32; only where it has some
+round.json            the round's record, as training left it
+sealed.json           which round of which run it is, and the sha256 of all that it goes on from
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fedlora.base.pack import BasePack, file_digest
+from fedlora.errors import AdapterMismatchError, RunError, TensorFileError
+from fedlora.files.atomic import whole_directory
+from fedlora.files.documents import read_object
+from fedlora.files.tensor_file import TensorFile, TensorPlan, write_tensor_file
+from fedlora.lora.adapter import Adapter
+from fedlora.lora.ranks import with_ranks
+from fedlora.peft.directory import PeftDirectory, read_peft, write_peft
+from numpy.typing import NDArray
+
+from fedlora_server.aggregation.optimizers import Moments
+from fedlora_server.run.round_record import RoundRecord
+
+ADAPTER, MOMENTS, RECORD, SEAL = "adapter", "moments.safetensors", "round.json", "sealed.json"
+
+
+def write_round(
+    directory: Path, adapter: Adapter, moments: Moments, record: RoundRecord, base: BasePack, run: str
+) -> None:
+    """Commit a round. Raises OSError or ConfigError, and the directory is then not there."""
+    with whole_directory(directory) as aside:
+        write_peft(
+            aside / ADAPTER, PeftDirectory(adapter=adapter, base_fingerprint=base.fingerprint), base_name=base.source
+        )
+        if moments:
+            _write_moments(aside / MOMENTS, moments)
+        (aside / RECORD).write_text(json.dumps(record.line(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        seal = {"round": record.round, "run": run, "files": _digests(aside)}
+        (aside / SEAL).write_text(json.dumps(seal, indent=2) + "\n", encoding="utf-8")
+
+
+def read_round(directory: Path, first: Adapter, base: BasePack, run: str) -> tuple[Adapter, Moments]:
+    """What a round committed; `first` is the adapter that the run began with. Raises FedloraError where it is damaged."""
+    _check_seal(directory, run)
+    content = read_peft(directory / ADAPTER)
+    if content.base_fingerprint != base.fingerprint:
+        raise AdapterMismatchError(
+            f"{directory / ADAPTER}: its base is {content.base_fingerprint}, this run's is {base.fingerprint}; "
+            "copy the run again"
+        )
+    path = directory / MOMENTS
+    adapter = _as_committed(content.adapter, first, directory / ADAPTER)
+    return adapter, _read_moments(path) if path.exists() else {}
+
+
+def _as_committed(adapter: Adapter, first: Adapter, where: Path) -> Adapter:
+    """`adapter` as it was before it was a file: PEFT's format does not keep the order of targets and patterns."""
+    if adapter.pairs.keys() != first.pairs.keys():
+        raise AdapterMismatchError(f"{where}: its modules are not the run's; copy the run again")
+    pairs = {module: adapter.pairs[module] for module in first.pairs}
+    config = with_ranks(first.config, {module: pair.rank for module, pair in pairs.items()})
+    for module, pair in pairs.items():
+        got, expected = adapter.config.scaling_of(module), config.scaling_of(module)
+        if pair.shape != first.pairs[module].shape or not math.isclose(got, expected, rel_tol=1e-12):
+            raise AdapterMismatchError(
+                f"{where}: {module} is {list(pair.shape)}, scaled by {got:g}; expected "
+                f"{list(first.pairs[module].shape)}, scaled by {expected:g}: the adapter was changed; copy the run again"
+            )
+    return Adapter(config, pairs)
+
+
+def _write_moments(path: Path, moments: Moments) -> None:
+    def fill(plan: TensorPlan) -> Iterator[NDArray[Any]]:
+        yield moments[plan.name]
+
+    write_tensor_file(path, [TensorPlan(name=n, dtype="F32", shape=a.shape) for n, a in moments.items()], fill)
+
+
+def _read_moments(path: Path) -> Moments:
+    try:
+        file = TensorFile(path)
+        return {name: file.float32(name).copy() for name in file.entries}
+    except TensorFileError as error:
+        raise RunError(str(error)) from None
+
+
+def _check_seal(directory: Path, run: str) -> None:
+    """Raise RunError unless the directory is what this run committed as that round, to the bit."""
+    seal = read_object(directory / SEAL, RunError, "the seal of a round")
+    if (seal.get("round"), seal.get("run")) != (int(directory.name), run):
+        raise RunError(
+            f"{directory}: it is round {seal.get('round')} of run {seal.get('run')}; expected round "
+            f"{int(directory.name)} of run {run}; copy the run again"
+        )
+    sealed, there = seal.get("files"), _digests(directory)
+    if sealed != there:
+        known = sealed if isinstance(sealed, dict) else {}
+        wrong = sorted(name for name in {*known, *there} if known.get(name) != there.get(name))
+        raise RunError(f"{directory}: {', '.join(wrong)} is not as it was committed; copy the run again")
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    """{file: sha256} of what the run goes on from."""
+    files = [path for path in sorted(directory.rglob("*")) if path.is_file() and path.name not in (RECORD, SEAL)]
+    return {path.relative_to(directory).as_posix(): file_digest(path) for path in files}

@@ -1,0 +1,62 @@
+"""What happened in one round: a line of metrics.jsonl, and, for what training gave, the round.json that is committed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedlora.errors import RunError
+from fedlora.files.documents import read_object
+
+
+@dataclass(slots=True)
+class RoundRecord:
+    """One round, as far as it has come. Round 0 is the base."""
+
+    round: int
+    devices: int = 0  # that were asked
+    replies: int = 0  # that were sound
+    excluded: Counter[str] = field(default_factory=Counter)  # by reason
+    bytes_down: int = 0
+    bytes_up: int = 0
+    aggregation_error: float | None = None  # relative, against the weighted mean of B A
+    norms: dict[str, float] = field(default_factory=dict)  # of the committed gamma B A, by module
+    server_s: float = 0.0  # of checking, folding and committing
+    train_loss: dict[str, float] = field(default_factory=dict)  # by device, nats per token
+    loss: dict[str, float] = field(default_factory=dict)  # held-out, by device
+    nodes: dict[str, int] = field(default_factory=dict)  # by device: those that were heard for the first time
+    seconds: float = 0.0
+
+    def line(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def summary(self, rounds: int) -> str:
+        """The round in one line, of so many."""
+        parts = [f"round {self.round} of {rounds}"]
+        if self.round:
+            parts.append(f"{self.replies} of {self.devices} devices")
+        if self.loss:
+            parts.append(f"mean held-out loss {sum(self.loss.values()) / len(self.loss):.4f}")
+        if self.aggregation_error is not None:
+            parts.append(f"aggregation error {self.aggregation_error:.2%}")
+        return ", ".join([*parts, f"{self.seconds:.1f} s"])
+
+
+def read_record(path: Path) -> RoundRecord:
+    """The record in a round.json. Raises RunError, naming the file and what is wrong in it."""
+    values = read_object(path, RunError, "the record of a round")
+    blank = RoundRecord(0).line()
+    if values.keys() != blank.keys():
+        wrong = sorted(values.keys() ^ blank.keys())
+        raise RunError(f"{path}: not the record of a round: {', '.join(wrong)} missing or unknown; copy the run again")
+    for name, default in blank.items():
+        value = values[name]
+        numbers = [0 if value is None and default is None else value]
+        if isinstance(default, dict):
+            numbers = list(value.values()) if isinstance(value, Mapping) else [value]
+        if any(type(number) not in (int, float) for number in numbers):
+            raise RunError(f"{path}: {name} is {value!r:.60}; the file was changed: copy the run again")
+    return RoundRecord(**values | {"excluded": Counter(values["excluded"])})

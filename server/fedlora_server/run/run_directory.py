@@ -1,0 +1,215 @@
+"""What a run leaves on disk, and what it goes on from after its server was stopped.
+
+config.json        the configuration, every key
+run.json           the number of the run, which it keeps however often it goes on, and the fingerprint of its base
+metrics.jsonl      one line per round; round 0 is the base. A round that came to nothing has a line, until it is done again
+rounds/0001/       what round 1 committed, whole or not at all: adapter/ in PEFT's format, the state of the server's
+                   optimizer, the round's record. Nothing else is needed to go on after it
+lock               held by the server that is at work here
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fedlora.base.pack import BasePack
+from fedlora.config.run import RunConfig
+from fedlora.errors import ConfigError, RunError
+from fedlora.files.atomic import write_text
+from fedlora.files.documents import read_object
+from fedlora.lora.adapter import Adapter
+
+from fedlora_server.aggregation.optimizers import Moments
+from fedlora_server.run.metrics_file import METRICS, MetricsFile, read_lines
+from fedlora_server.run.resume import check_goes_on
+from fedlora_server.run.round_directory import ADAPTER, RECORD, read_round, write_round
+from fedlora_server.run.round_record import RoundRecord, read_record
+from fedlora_server.run.run_lock import locked
+
+CONFIG, RUN, ROUNDS = "config.json", "run.json", "rounds"
+
+
+def default_output(name: str, run: str) -> Path:
+    """Where a run goes that names no output: $FEDLORA_HOME/runs, or ~/.fedlora/runs."""
+    home = Path(os.environ.get("FEDLORA_HOME") or Path.home() / ".fedlora")
+    return home / "runs" / f"{name}-{run}"
+
+
+def read_config(run: Path) -> RunConfig:
+    """The configuration of the run in a directory. Raises ConfigError where there is none."""
+    path = run / CONFIG
+    if not path.is_file():
+        raise ConfigError(f"{run} holds no run: it has no {CONFIG}; name the directory of a run")
+    return RunConfig.from_flat(read_object(path, ConfigError, "the configuration of a run"), str(path))
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl."""
+    return read_lines(run / METRICS)
+
+
+def last_round(run: Path) -> int:
+    """The last round that a run committed; 0 where it has none."""
+    rounds = run / ROUNDS
+    names = [entry.name for entry in rounds.iterdir()] if rounds.is_dir() else []
+    return max((int(name) for name in names if name.isascii() and name.isdecimal()), default=0)
+
+
+@contextmanager
+def open_run(path: Path, config: RunConfig, base: BasePack, run: str) -> Iterator[RunDirectory]:
+    """The directory of a new run, or, with `server.resume`, of the one that goes on: nobody else's while the block runs.
+
+    `run` is the number of a new one. Raises ConfigError where `path` holds a run, or with `server.resume` not this one;
+    RunError where it cannot be written.
+    """
+    if config.server.resume:
+        read_config(path)  # before a lock is made in what is no run's directory
+    with locked(path):
+        try:
+            if config.server.resume:
+                _go_on(path, config, base)
+            else:
+                _begin(path, config, base, run)
+            directory = RunDirectory(path, base)
+        except OSError as error:
+            raise RunError(
+                f"{path}: the run cannot begin there: {_said(error)}; make room, or name another output"
+            ) from None
+        yield directory
+
+
+class RunDirectory:
+    """The directory of a run that its server has to itself; see `open_run`."""
+
+    def __init__(self, path: Path, base: BasePack) -> None:
+        self.path, self._base = path, base
+        self._metrics = MetricsFile(path / METRICS)
+
+    @property
+    def run(self) -> str:
+        """The number of the run: the same however often it goes on."""
+        return _about(self.path)["run"]
+
+    @property
+    def last_round(self) -> int:
+        """The last round that is committed; 0, the base, always is."""
+        return last_round(self.path)
+
+    @property
+    def measured(self) -> int:
+        """The number of committed rounds, round 0 with them, up to the first that has no line in metrics.jsonl."""
+        return min(self._metrics.complete, self.last_round + 1)
+
+    def commit(self, adapter: Adapter, moments: Moments, record: RoundRecord) -> None:
+        """Write what a round made. Raises RunError, and the round before stands."""
+        directory = self.path / ROUNDS / f"{record.round:04d}"
+        if directory.exists():
+            raise RunError(f"{directory} exists already: a round is committed once; name another output")
+        try:
+            self._metrics.keep_up_to(record.round - 1)  # a line from when this round came to nothing, or was undone
+            write_round(directory, adapter, moments, record, self._base, self.run)
+        except (OSError, ConfigError) as error:
+            raise self._unwritten(
+                f"{directory}: round {record.round} cannot be committed", error, record.round - 1
+            ) from None
+
+    def read(self, server_round: int, first: Adapter) -> tuple[Adapter, Moments]:
+        """What a round committed. Raises FedloraError where it is damaged."""
+        return read_round(self.path / ROUNDS / f"{server_round:04d}", first, self._base, self.run)
+
+    def record(self, server_round: int) -> RoundRecord:
+        """The record of a committed round, as training left it."""
+        if not server_round:
+            return RoundRecord(0)
+        return read_record(self.path / ROUNDS / f"{server_round:04d}" / RECORD)
+
+    def nodes(self) -> dict[str, int]:
+        """The nodes of all devices that were heard up to the last committed round, by the device's name."""
+        nodes: dict[str, int] = {}
+        lines = {line["round"]: line for line in read_metrics(self.path)} if self.measured else {}
+        for server_round in range(self.measured):
+            nodes |= lines[server_round].get("nodes", {})
+        for server_round in range(self.measured, self.last_round + 1):
+            nodes |= self.record(server_round).nodes
+        return nodes
+
+    def add_metrics(self, record: RoundRecord) -> None:
+        """Write one round's line, in place of one that it has. Raises RunError; what is committed stands."""
+        try:
+            self._metrics.put(record.line())
+        except (OSError, ConfigError) as error:
+            raise self._unwritten(
+                f"{self.path / METRICS}: no line for round {record.round} can be written", error, self.last_round
+            ) from None
+
+    @staticmethod
+    def adapter_of(run: Path, server_round: int) -> Path:
+        """Where a round's adapter lies in the directory of a run."""
+        return run / ROUNDS / f"{server_round:04d}" / ADAPTER
+
+    def _unwritten(self, what: str, error: OSError | ConfigError, stands: int) -> RunError:
+        return RunError(
+            f"{what}: {_said(error)}; the adapter of round {stands} stands; make room there, then go on with the run: "
+            f"{_how_to_go_on(self.path)}"
+        )
+
+
+def _said(error: OSError | ConfigError) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def _how_to_go_on(run: Path) -> str:
+    return f"output = {str(run)!r} and server.resume = true (a simulation: fedlora resume {run})"
+
+
+def _begin(path: Path, config: RunConfig, base: BasePack, run: str) -> None:
+    if (path / CONFIG).exists() or (path / METRICS).exists() or last_round(path):
+        raise ConfigError(
+            f"{path} holds a run already; name another output, or go on with that run: {_how_to_go_on(path)}"
+        )
+    (path / ROUNDS).mkdir(exist_ok=True)
+    write_text(path / RUN, json.dumps({"run": run, "base_fingerprint": base.fingerprint}, indent=2) + "\n")
+    _write_config(path, config)  # last: with it the directory holds a run
+
+
+def _go_on(path: Path, config: RunConfig, base: BasePack) -> None:
+    began = read_config(path)
+    check_goes_on(began, config, path)
+    there = _about(path)["base_fingerprint"]
+    if there != base.fingerprint:
+        raise ConfigError(
+            f"{path} holds a run on another base: its fingerprint is {there} there, {base.fingerprint} here; give "
+            "the run its own base"
+        )
+    for folder, name in ((path / ROUNDS, "[0-9]*"), (path, CONFIG), (path, METRICS)):
+        for debris in folder.glob(f".{name}.*"):  # of a process that was killed while it wrote
+            if debris.is_dir():
+                shutil.rmtree(debris)
+            else:
+                debris.unlink()
+    if last_round(path) < config.server.rounds and _settled(config) != began:
+        _write_config(path, config)
+
+
+def _about(path: Path) -> dict[str, str]:
+    """What run.json says."""
+    about = read_object(path / RUN, ConfigError, "a run's number and base")
+    if not all(isinstance(about.get(key), str) for key in ("run", "base_fingerprint")):
+        raise ConfigError(f"{path / RUN}: expected run and base_fingerprint, got {about}; copy the run again")
+    return about
+
+
+def _settled(config: RunConfig) -> RunConfig:
+    """The configuration of a run, whether it begins or goes on."""
+    return dataclasses.replace(config, server=dataclasses.replace(config.server, resume=False))
+
+
+def _write_config(path: Path, config: RunConfig) -> None:
+    write_text(path / CONFIG, json.dumps(_settled(config).flat(), indent=2) + "\n")
