@@ -44,7 +44,7 @@ from export_artifacts import SHAPES, Artifacts, make_base, make_genai, make_llam
 from export_process import Worker, WorkerError, peer_versions
 from export_routes import OURS, PEERS, Route
 from export_table import Row, Rows, print_table, ratios
-from fedlora.exported.slots import slot_values
+from fedlora.exported.inputs import slot_values
 from fedlora.peft.directory import read_peft
 from read_limit import bytes_per_step, read_bandwidth
 from record import record

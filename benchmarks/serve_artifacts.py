@@ -18,7 +18,7 @@ from export_process import WorkerError, measured_command
 from fedlora.base.pack import BasePack
 from fedlora.base.packing import largest_block_size, make_pack
 from fedlora.base.quantize import Quantization
-from fedlora.exported.slots import slot_values
+from fedlora.exported.inputs import slot_values
 from fedlora.files.tensor_file import Dtype
 from fedlora.lora.adapter import Adapter, LoraPair
 from fedlora.lora.config import LoraConfig

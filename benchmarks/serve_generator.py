@@ -16,8 +16,8 @@ from fedlora.row_lora.layout import LayoutDtype
 from fedlora_serve.adapters.store import AdapterStore
 from fedlora_serve.adapters.version import Lease
 from fedlora_serve.batching.generator import BatchGenerator
-from fedlora_serve.batching.request import ChosenToken, Event, Finished, Piece, Request
-from fedlora_serve.text.sampling import Sampling
+from fedlora_serve.batching.request import Event, Finished, Piece, Request
+from fedlora_serve.text.sampling import ChosenToken, Sampling
 from serve_engine import ROWS, Dtype, ServeJob, adapters_of, clock_of, row_prompts
 from serve_popularity import WORKLOADS
 from serve_swap import load_times

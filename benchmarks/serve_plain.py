@@ -12,10 +12,9 @@ from typing import Any, cast
 import numpy as np
 import onnxruntime as ort
 from fedlora.base.pack import open_pack
-from fedlora.exported.inputs import joined_values
+from fedlora.exported.inputs import joined_values, slot_values
 from fedlora.exported.profiles import Profile, graph_name
-from fedlora.exported.slots import slot_values
-from fedlora.peft.peft_adapter import adapter_of
+from fedlora.peft.directory import adapter_of
 from fedlora_serve.session import open_graph
 from numpy.typing import NDArray
 from serve_engine import Dtype, ServeJob

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.base.pack import BasePack
-from fedlora.exported.slots import slot_values
-from fedlora.peft.directory import WEIGHTS
-from fedlora.peft.peft_adapter import adapter_of
+from fedlora.exported.inputs import slot_values
+from fedlora.peft.directory import WEIGHTS, adapter_of
 from fedlora.row_lora.layout import adapter_layout
-from fedlora_serve.adapters.digest import digest_of
-from fedlora_serve.adapters.source import read_adapter
+from fedlora_serve.adapters.source import digest_of, read_adapter
 from fedlora_serve.adapters.store import AdapterStore
 from serve_rows import RowsEngine
 

@@ -23,17 +23,17 @@ from fedlora.errors import FedloraError
 from fedlora.exported.adapter_file import parse_adapter_file
 from fedlora.exported.adapter_loading import load_adapter_file
 from fedlora.exported.graph_manifest import check_graph_file, write_graph_manifest
+from fedlora.exported.inputs import slot_shapes, slot_values
 from fedlora.exported.profiles import graph_slots
 from fedlora.exported.sidecar import sidecar_of
-from fedlora.exported.slots import slot_shapes, slot_values
 from fedlora.family import ModelShape, model_shape
 from fedlora.family.decoders import DECODERS
 from fedlora.family.encoders import ENCODERS
 from fedlora.lora.config import LoraConfig
 from fedlora.peft.directory import PeftDirectory, read_peft, write_peft
+from fedlora_export.adapter_export import write_onnx_adapter
 from fedlora_export.checks.graph_rules import check_graph_rules
 from fedlora_export.export import build_graph
-from fedlora_export.onnx_adapter import write_onnx_adapter
 
 from tests.builders import random_adapter, tiny_pack, write_checkpoint
 from tests.mutations import damaged_bytes, damaged_json, damaged_text

@@ -14,9 +14,9 @@ from fedlora.wire.task import Factors
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedlora_client.decoder.decoder import Decoder, Schedule
+from fedlora_client.decoder.decoder import Decoder
 from fedlora_client.encoder.encoder import Encoder
-from fedlora_client.layers.batch import Dropout
+from fedlora_client.layers.batch import Dropout, Schedule
 from fedlora_client.layers.lora import LoraTensors
 from fedlora_client.ops.compute import Compute
 from fedlora_client.ops.workspace import Workspace

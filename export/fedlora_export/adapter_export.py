@@ -1,15 +1,23 @@
-"""A PEFT directory, ours or anybody's, becomes an adapter file for one base."""
+"""A PEFT directory, ours or anybody's, becomes a file of ONNX Runtime's adapter format, with its manifest beside it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import onnxruntime as ort
 from fedlora.base.pack import BasePack
-from fedlora.errors import ConfigError
+from fedlora.errors import AdapterError, ConfigError
+from fedlora.exported.adapter_manifest import adapter_manifest_text
+from fedlora.exported.flat_buffer import MAX_BYTES
+from fedlora.exported.inputs import joined_values, model_version, slot_values
 from fedlora.exported.profiles import DEFAULT, Profile
-from fedlora.peft.peft_adapter import adapter_of
+from fedlora.exported.sidecar import sidecar_of
+from fedlora.family import ModelShape
+from fedlora.files.atomic import whole_file
+from fedlora.lora.adapter import Adapter
+from fedlora.peft.directory import adapter_of
 
-from fedlora_export.onnx_adapter import write_onnx_adapter
+_ADAPTER_VERSION = 1
 
 
 def export_peft(directory: Path, output: Path, base: BasePack | None = None, *, profile: Profile = DEFAULT) -> None:
@@ -25,3 +33,40 @@ def export_peft(directory: Path, output: Path, base: BasePack | None = None, *, 
     adapter, fingerprint = adapter_of(directory, base)
     joined_for = base.model if base and profile == "fast" else None
     write_onnx_adapter(adapter, fingerprint, output, source=directory.resolve().name, joined_for=joined_for)
+
+
+def write_onnx_adapter(
+    adapter: Adapter,
+    base_fingerprint: str,
+    path: Path,
+    *,
+    source: str = "",
+    joined_for: ModelShape | None = None,  # the base, for its graph of profile fast; None: for that of profile compat
+) -> None:
+    """Write `adapter` as inputs of the base's graph, and PATH.json, which names the base in full.
+
+    Each file appears whole, the adapter first; between the two a reader finds a digest that does not fit, and refuses.
+    Raises AdapterError for an adapter that the format cannot hold, ConfigError where the path is a folder.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{path}: a folder; name the file to write, such as {path / 'my.onnx_adapter'}")
+    values = slot_values(adapter)  # kept until the file is written: an OrtValue does not own its memory
+    if joined_for is not None:
+        values = joined_values(values, joined_for.linear_modules(), joined_for.linear_groups())
+    size = sum(value.nbytes for value in values.values())
+    if not values or size >= MAX_BYTES:
+        raise AdapterError(
+            f"{path}: {len(values)} values of {size} bytes; the format holds at least one, and less than {MAX_BYTES} bytes"
+        )
+    content = ort.AdapterFormat()
+    content.set_adapter_version(_ADAPTER_VERSION)
+    content.set_model_version(model_version(base_fingerprint))
+    content.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in values.items()})
+    with whole_file(sidecar_of(path)) as manifest, whole_file(path) as aside:
+        content.export_adapter(str(aside))
+        text = adapter_manifest_text(
+            adapter, base_fingerprint, source, aside,
+            profile="compat" if joined_for is None else "fast",
+            slots={name: (value.shape[0], value.shape[1]) for name, value in values.items()},
+        )  # fmt: skip
+        manifest.write_text(text, encoding="utf-8")

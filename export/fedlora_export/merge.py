@@ -1,27 +1,38 @@
-"""What merging an adapter costs: how far the merged model is from the one whose adapter stands apart.
+"""An adapter folded into its base, as a base of its own, and what that costs.
 
-The unmerged model writes a text, drawn from its own probabilities p; the loss is what the merged one, q, gives it more:
+Of a decoder: the unmerged model writes a text, drawn from its own probabilities p; the loss is what the merged one, q,
+gives it more:
 
     KL(p || q) = sum_v p(v) (log p(v) - log q(v))       in nats a token, the mean over the text's positions
+
+Of an encoder: how far the merged one's scores are off, beside how far the adapter moves them.
 """
 
 # S sequences, T tokens of each, V vocabulary
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
-from fedlora.base.pack import BasePack
-from fedlora.exported.slots import slot_values
+from fedlora.base.merging import write_merged
+from fedlora.base.pack import MANIFEST, BasePack, open_pack
+from fedlora.errors import ConfigError
+from fedlora.exported.inputs import slot_values
 from fedlora.family import DecoderShape
+from fedlora.files.atomic import whole_directory
 from fedlora.lora.adapter import Adapter
 from numpy.typing import NDArray
 
 from fedlora_export.checks.check import open_session
+from fedlora_export.checks.graph_runs import run_graph
+from fedlora_export.checks.torch_logits import Sample
+from fedlora_export.export import ExportedGraph, export_base, is_folder_of, write_graphs
+from fedlora_export.graph.packed_layers import INT8_ACCURACY
 
 _SEQUENCES, _TOKENS = 4, 64
 
@@ -97,3 +108,44 @@ def _log_softmax(scores: Floats) -> NDArray[np.float64]:
     shifted = scores.astype(np.float64) - scores.max(-1, keepdims=True)
     result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
     return result
+
+
+def export_merged(
+    base: BasePack, adapter: Adapter, output: Path, *, accuracy_level: int = INT8_ACCURACY, replace: bool = False
+) -> tuple[ExportedGraph, MergeLoss | MergeDifference]:
+    """Write the pack of `base` with `adapter` folded into it, and its graph, into a new folder `output`.
+
+    The second value is what it costs against the base with the adapter apart; an encoder writes no text: its scores differ.
+    Raises GraphError, ConfigError, AdapterError where the merged weights are not finite, AdapterMismatchError.
+    """
+    if is_folder_of(base, output):
+        raise ConfigError(f"{output}: the base's own folder, which a merged base would replace; name another output")
+    with whole_directory(output, replace=MANIFEST if replace else None) as aside:
+        write_merged(base, adapter, aside)
+        (graph,) = write_graphs(open_pack(aside), ["base"], accuracy_level)
+        with tempfile.TemporaryDirectory(prefix=".unmerged.", dir=aside.parent) as beside:
+            (apart,) = export_base(base, Path(beside) / "model", accuracy_level=accuracy_level)
+            is_decoder = isinstance(base.model, DecoderShape)
+            cost = (merge_loss if is_decoder else merge_difference)(apart.path, base, adapter, graph.path)
+    return graph.moved_to(output), cost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeDifference:
+    """Largest differences of scores, or of embeddings, over two random texts."""
+
+    merged: float  # of the merged graph from the base's with the adapter apart
+    adapter: float  # that the adapter makes
+
+    def __str__(self) -> str:
+        return f"{self.merged:.2e} off the scores with the adapter apart, which the adapter moves by {self.adapter:.2e}"
+
+
+def merge_difference(base_graph: Path, base: BasePack, adapter: Adapter, merged_graph: Path) -> MergeDifference:
+    """`base_graph` is the base's in the profile compat, `merged_graph` the merged pack's in the profile base."""
+    sample, apart = Sample.of(base), open_session(base_graph)
+    tokens, mask = sample.tokens, sample.mask
+    plain, _ = run_graph(apart, base, "compat", tokens, mask, [None, None])
+    adapted, _ = run_graph(apart, base, "compat", tokens, mask, [adapter, adapter])
+    merged, _ = run_graph(open_session(merged_graph), base, "base", tokens, mask, [None, None])
+    return MergeDifference(merged=float(np.abs(merged - adapted).max()), adapter=float(np.abs(adapted - plain).max()))

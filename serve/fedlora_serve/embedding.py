@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,6 @@ from fedlora.family import EncoderShape
 from numpy.typing import NDArray
 
 from fedlora_serve.adapters.version import AdapterVersion
-from fedlora_serve.batches import batches_by_length
 from fedlora_serve.session import open_graph
 from fedlora_serve.text.tokenizer import open_tokenizer, tokens_of
 
@@ -135,3 +134,18 @@ def _embedding_shape(base: BasePack) -> EncoderShape:
             "for embeddings pack one without: BertModel, RobertaModel or DistilBertModel"
         )
     return shape
+
+
+def batches_by_length(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Yield the numbers of the texts, the shortest first, as many at a time as make `max_tokens` when they are padded.
+
+    A text that is longer than that is alone.
+    """
+    batch: list[int] = []
+    for number in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[number] > max_tokens:
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch

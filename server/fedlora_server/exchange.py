@@ -1,9 +1,9 @@
-"""Messages to devices and their answers, as they arrive: Flower's types stop here."""
+"""Messages to devices and their replies, as they arrive, by the names of the devices: Flower's types stop here."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedlora.errors import RunError
@@ -108,3 +108,24 @@ def _reply(message: Message, node: int) -> Reply:
         return Reply(
             node=node, device=str(node), error=printable(f"not an answer to {message.metadata.message_type}: {error!r}")
         )
+
+
+class DeviceNames:
+    """The name that a device gives itself, with its node's number where another device has that name already."""
+
+    def __init__(self) -> None:
+        self._by_node: dict[int, str] = {}  # in the order in which they first answered
+
+    def restore(self, nodes: Mapping[str, int], connected: Container[int]) -> None:
+        """Know those of `nodes` again that are `connected`: the others' names are free, as for a node that came anew."""
+        self._by_node |= {node: name for name, node in nodes.items() if node in connected}
+
+    def of(self, reply: Reply, heard: dict[str, int]) -> str:
+        """The device's name; one that was not known goes into `heard` with its node."""
+        if reply.node not in self._by_node:
+            name = reply.device
+            while name in self._by_node.values():
+                name = f"{name} ({reply.node})"
+            self._by_node[reply.node] = name
+            heard[name] = reply.node
+        return self._by_node[reply.node]

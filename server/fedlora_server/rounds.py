@@ -23,8 +23,7 @@ from flwr.serverapp import Grid
 from fedlora_server.aggregation.aggregation import Aggregation, State, norms
 from fedlora_server.aggregation.optimizers import Moments
 from fedlora_server.checks import Expectation, limit_for
-from fedlora_server.device_names import DeviceNames
-from fedlora_server.exchange import EVALUATE, TRAIN, ask, connected_nodes, printable
+from fedlora_server.exchange import EVALUATE, TRAIN, DeviceNames, ask, connected_nodes, printable
 from fedlora_server.methods.method import Global
 from fedlora_server.run.round_record import RoundRecord
 from fedlora_server.run.run_directory import RunDirectory

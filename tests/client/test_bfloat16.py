@@ -9,8 +9,8 @@ from fedlora.base.pack import BasePack
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
 from fedlora_client.data.windows import IGNORED
-from fedlora_client.decoder.decoder import Decoder, Schedule, no_dropout
-from fedlora_client.layers.batch import Dropout
+from fedlora_client.decoder.decoder import Decoder
+from fedlora_client.layers.batch import Dropout, Schedule, no_dropout
 from fedlora_client.layers.dropout import SeededDropout
 from fedlora_client.ops.attention import QUERY_BLOCK
 from fedlora_client.ops.compute import Compute

@@ -19,7 +19,8 @@ from fedlora.config.run import TrainConfig
 from fedlora.errors import ConfigError
 from fedlora.family import DecoderShape
 from fedlora.lora.config import LoraConfig
-from fedlora_client.decoder.decoder import Decoder, Schedule
+from fedlora_client.decoder.decoder import Decoder
+from fedlora_client.layers.batch import Schedule
 from fedlora_client.ops.compute import Compute
 from fedlora_client.ops.plain_ops import PlainOps
 from fedlora_client.training.budget import Memory, Plan, plan_step, workspace_elements

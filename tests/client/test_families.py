@@ -16,8 +16,9 @@ from fedlora.config.run import TrainConfig
 from fedlora.family import Rotary
 from fedlora.family.decoder import BlockNorms
 from fedlora_client.data.windows import IGNORED
-from fedlora_client.decoder.decoder import Decoder, Schedule
+from fedlora_client.decoder.decoder import Decoder
 from fedlora_client.decoder.dense_decoder import dense_logits
+from fedlora_client.layers.batch import Schedule
 from fedlora_client.layers.dropout import SeededDropout
 from fedlora_client.ops.compute import Compute
 from fedlora_client.ops.ops import Ops

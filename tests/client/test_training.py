@@ -11,7 +11,8 @@ from fedlora.config.run import LoraSection, RunConfig, TrainConfig
 from fedlora.errors import DataError
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
-from fedlora_client.decoder.decoder import Decoder, Schedule
+from fedlora_client.decoder.decoder import Decoder
+from fedlora_client.layers.batch import Schedule
 from fedlora_client.training.adamw import AdamW
 from fedlora_client.training.budget import Plan
 from fedlora_client.training.learning_rate import learning_rate

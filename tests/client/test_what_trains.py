@@ -19,7 +19,8 @@ from fedlora.lora.config import LoraConfig
 from fedlora.lora.ranks import joined
 from fedlora.wire.task import Factors
 from fedlora_client.data.windows import IGNORED, Windows
-from fedlora_client.decoder.decoder import Decoder, Schedule, no_dropout
+from fedlora_client.decoder.decoder import Decoder
+from fedlora_client.layers.batch import Schedule, no_dropout
 from fedlora_client.layers.dropout import SeededDropout
 from fedlora_client.ops.compute import Compute, choose_compute
 from fedlora_client.ops.ops import Ops

@@ -12,12 +12,11 @@ import pytest
 from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterMismatchError
 from fedlora.exported.adapter_loading import load_adapter_file
-from fedlora.exported.inputs import joined_name, joined_values, modules_of
+from fedlora.exported.inputs import joined_name, joined_values, modules_of, slot_values
 from fedlora.exported.profiles import Profile, graph_slots
 from fedlora.exported.sidecar import sidecar_of
-from fedlora.exported.slots import slot_values
 from fedlora.lora.config import MAX_RANK, LoraConfig
-from fedlora_export.onnx_adapter import write_onnx_adapter
+from fedlora_export.adapter_export import write_onnx_adapter
 
 from tests.builders import random_adapter
 

@@ -14,11 +14,11 @@ from fedlora.errors import AdapterError, AdapterMismatchError, GraphError
 from fedlora.exported.adapter_loading import load_adapter_file
 from fedlora.exported.adapter_manifest import read_adapter_manifest
 from fedlora.exported.graph_manifest import check_graph_file, read_graph_manifest, write_graph_manifest
+from fedlora.exported.inputs import model_version, slot_shapes, slot_values
 from fedlora.exported.profiles import PROFILES, graph_name, graph_slots
 from fedlora.exported.sidecar import sidecar_of
-from fedlora.exported.slots import model_version, slot_shapes, slot_values
 from fedlora.lora.config import LoraConfig
-from fedlora_export.onnx_adapter import write_onnx_adapter
+from fedlora_export.adapter_export import write_onnx_adapter
 
 from tests.builders import random_adapter, tree
 

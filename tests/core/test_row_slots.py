@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from fedlora.exported.row_slots import row_values
-from fedlora.exported.slots import slot_values
+from fedlora.exported.inputs import row_values, slot_values
 from fedlora.lora.config import LoraConfig
 
 from tests.builders import llama_shape, random_adapter

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from fedlora.exported.slots import model_version, slot_names, slot_shapes, slot_values
+from fedlora.exported.inputs import model_version, slot_names, slot_shapes, slot_values
 from fedlora.lora.adapter import Adapter
 
 from tests.builders import llama_shape

@@ -10,8 +10,8 @@ import fedlora_export.graph.adapter_inputs as adapter_inputs_module
 import onnx_ir as ir
 import pytest
 from fedlora.base.pack import BasePack
+from fedlora.exported.inputs import slot_names
 from fedlora.exported.profiles import Profile
-from fedlora.exported.slots import slot_names
 from fedlora_export.graph.builder import GraphBuilder
 
 Patch = pytest.MonkeyPatch

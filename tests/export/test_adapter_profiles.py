@@ -16,11 +16,11 @@ from fedlora.exported.adapter_manifest import FILE_PROFILES, read_adapter_manife
 from fedlora.exported.profiles import graph_name, graph_slots
 from fedlora.peft.directory import PeftDirectory, write_peft
 from fedlora_client.reference import logits as torch_logits
+from fedlora_export.adapter_export import write_onnx_adapter
 from fedlora_export.checks.verify import verify_adapter
 from fedlora_export.commands.export_adapter import export_adapter
 from fedlora_export.export import export_base
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
-from fedlora_export.onnx_adapter import write_onnx_adapter
 
 from tests.encoders import EVERY, encoder_adapter, save_encoder_pack
 from tests.models import DEFAULT, LORAS, Variant, assert_close, open_session, random_adapter, random_tokens

@@ -16,8 +16,8 @@ import pytest
 import torch
 from fedlora.base.pack import open_pack
 from fedlora.errors import GraphError
+from fedlora.exported.inputs import BASE_PROPERTY, slot_shapes, slot_values
 from fedlora.exported.profiles import PROFILES, Profile, graph_name, graph_slots
-from fedlora.exported.slots import BASE_PROPERTY, slot_shapes, slot_values
 from fedlora.lora.adapter import Adapter
 from fedlora_client.reference import logits as torch_scores
 from fedlora_export.checks.graph_rules import check_graph_rules

@@ -17,10 +17,10 @@ from fedlora.exported.profiles import PROFILES, Profile, graph_name
 from fedlora.lora.adapter import Adapter
 from fedlora_client.device import Device
 from fedlora_client.reference import logits as torch_scores
+from fedlora_export.adapter_export import write_onnx_adapter
 from fedlora_export.checks.graph_runs import run_graph
 from fedlora_export.export import export_base
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
-from fedlora_export.onnx_adapter import write_onnx_adapter
 from fedlora_serve.local.onnx_adapter import load_onnx_adapter
 from numpy.typing import NDArray
 

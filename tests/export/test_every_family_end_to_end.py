@@ -16,9 +16,9 @@ from fedlora_client.data.windows import read_windows
 from fedlora_client.decoder.decoder import Decoder
 from fedlora_client.ops.compute import choose_compute
 from fedlora_client.training.trainer import train
+from fedlora_export.adapter_export import write_onnx_adapter
 from fedlora_export.export import export_base
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
-from fedlora_export.onnx_adapter import write_onnx_adapter
 from fedlora_serve.local.engine import Engine, LoadedAdapter
 
 from tests.families import FAMILIES, family_pack

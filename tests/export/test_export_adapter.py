@@ -13,13 +13,13 @@ import pytest
 from click.testing import CliRunner, Result
 from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterMismatchError, ConfigError, PackError
-from fedlora.exported.slots import model_version, slot_shapes, slot_values
+from fedlora.exported.inputs import model_version, slot_shapes, slot_values
 from fedlora.lora.adapter import Adapter
 from fedlora.peft.directory import PeftDirectory, read_peft, write_peft
 from fedlora_client.reference import logits as torch_logits
+from fedlora_export.adapter_export import write_onnx_adapter
 from fedlora_export.commands.export import export
 from fedlora_export.commands.export_adapter import export_adapter
-from fedlora_export.onnx_adapter import write_onnx_adapter
 
 from tests.models import (
     DEFAULT,

@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 import pytest
 from fedlora.base.pack import BasePack, open_pack
+from fedlora.exported.inputs import slot_names, slot_shapes, slot_values
 from fedlora.exported.profiles import Profile
-from fedlora.exported.slots import slot_names, slot_shapes, slot_values
 from fedlora.lora.adapter import Adapter
 from fedlora_client.reference import logits as torch_logits
 from fedlora_export.checks.check import TOLERANCE as CHECK_TOLERANCE

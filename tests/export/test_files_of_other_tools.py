@@ -15,7 +15,7 @@ import peft
 import pytest
 from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterMismatchError
-from fedlora.exported.slots import slot_values
+from fedlora.exported.inputs import slot_values
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
 from fedlora_client.reference import logits as torch_logits

@@ -16,10 +16,10 @@ from fedlora.errors import ConfigError
 from fedlora.exported.profiles import Profile
 from fedlora.family import decoder_shape
 from fedlora_client.reference import logits as torch_logits
+from fedlora_export.adapter_export import write_onnx_adapter
 from fedlora_export.export import export_base
 from fedlora_export.genai import genai_config, write_genai
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
-from fedlora_export.onnx_adapter import write_onnx_adapter
 
 from tests.builders import llama_config, llama_shape
 from tests.families import FAMILIES, family_pack

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import pytest
 from fedlora.base.pack import BasePack, open_pack
 from fedlora.errors import ConfigError, GraphError
-from fedlora.exported.slots import slot_values
+from fedlora.exported.inputs import slot_values
 from fedlora.lora.adapter import Adapter
 from fedlora_export.checks.check import check_graph
 from fedlora_export.checks.torch_logits import torch_logits

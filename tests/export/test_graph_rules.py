@@ -14,11 +14,10 @@ from fedlora.base.pack import BasePack, open_pack
 from fedlora.errors import GraphError
 from fedlora.exported.graph_manifest import read_graph_manifest, write_graph_manifest
 from fedlora.exported.profiles import PROFILES, Profile
-from fedlora_export.checks.allowed_ops import ALLOWED_OPS
-from fedlora_export.checks.graph_rules import check_graph_rules
+from fedlora_export.adapter_export import write_onnx_adapter
+from fedlora_export.checks.graph_rules import ALLOWED_OPS, check_graph_rules
 from fedlora_export.checks.verify import verify_folder
 from fedlora_export.export import build_graph, export_base
-from fedlora_export.onnx_adapter import write_onnx_adapter
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from tests.encoders import EVERY, encoder_adapter, save_encoder_pack

@@ -9,13 +9,12 @@ import pytest
 from click.testing import CliRunner
 from fedlora.base.pack import BasePack, open_pack
 from fedlora.errors import AdapterMismatchError, ConfigError
-from fedlora.exported.slots import slot_values
+from fedlora.exported.inputs import slot_values
 from fedlora.peft.directory import PeftDirectory, write_peft
 from fedlora_export.commands.export import export
 from fedlora_export.export import export_base
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
-from fedlora_export.merge import MergeLoss, merge_loss
-from fedlora_export.merged_export import export_merged
+from fedlora_export.merge import MergeLoss, export_merged, merge_loss
 
 from tests.models import VARIANTS, Packs, graph_logits, open_session, random_adapter, random_tokens
 

@@ -17,9 +17,7 @@ from fedlora_client.reference import logits as torch_logits
 from fedlora_export.checks.verify import verify_folder
 from fedlora_export.export import export_base
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
-from fedlora_export.merge import MergeLoss, merge_loss
-from fedlora_export.merge_difference import MergeDifference
-from fedlora_export.merged_export import export_merged
+from fedlora_export.merge import MergeDifference, MergeLoss, export_merged, merge_loss
 
 from tests.encoders import ENCODERS, encoder_adapter, encoder_oracle, leaves_of, random_texts, save_encoder
 from tests.models import (

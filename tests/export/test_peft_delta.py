@@ -15,7 +15,7 @@ import torch
 from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterMismatchError
 from fedlora.exported.adapter_file import parse_adapter_file
-from fedlora.exported.slots import slot_names
+from fedlora.exported.inputs import slot_names
 from fedlora.peft.directory import read_peft, write_peft
 from fedlora_export.adapter_export import export_peft
 

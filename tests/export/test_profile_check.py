@@ -14,9 +14,8 @@ import onnx_ir as ir
 import pytest
 from fedlora.base.pack import BasePack
 from fedlora.errors import GraphError
-from fedlora.exported.inputs import joined_values
+from fedlora.exported.inputs import joined_values, row_values
 from fedlora.exported.profiles import Profile, graph_name
-from fedlora.exported.row_slots import row_values
 from fedlora_export.export import export_base
 from fedlora_export.graph.adapter_inputs import JoinedInputs, KernelInputs, NoAdapter
 from fedlora_export.graph.attention import Attention

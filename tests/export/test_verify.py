@@ -13,11 +13,11 @@ from fedlora.errors import AdapterError, FedloraError, GraphError, PackError
 from fedlora.exported.adapter_manifest import read_adapter_manifest
 from fedlora.exported.profiles import Profile
 from fedlora.exported.sidecar import sidecar_of
+from fedlora_export.adapter_export import write_onnx_adapter
 from fedlora_export.checks.folder_files import check_folder_files
 from fedlora_export.checks.verify import verify_folder
 from fedlora_export.commands.verify import verify
 from fedlora_export.genai import GENAI_CONFIG, TOKENIZER_CONFIG, write_genai
-from fedlora_export.onnx_adapter import write_onnx_adapter
 
 from tests.models import random_adapter
 

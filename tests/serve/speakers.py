@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 from fedlora.base.pack import BasePack
+from fedlora.exported.inputs import slot_values
 from fedlora.exported.profiles import Profile
-from fedlora.exported.slots import slot_values
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
 from fedlora.row_lora.layout import adapter_layout
-from fedlora_serve.adapters.digest import digest_of
+from fedlora_serve.adapters.source import digest_of
 from fedlora_serve.adapters.version import AdapterValues, AdapterVersion
 from fedlora_serve.local.engine import Engine, LoadedAdapter
 from onnxruntime import OrtValue

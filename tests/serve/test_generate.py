@@ -19,8 +19,8 @@ from fedlora.cli import main
 from fedlora.errors import ConfigError
 from fedlora_client.data.windows import load_tokenizer
 from fedlora_client.decoder.decoder import Decoder
+from fedlora_export.adapter_export import write_onnx_adapter
 from fedlora_export.export import export_base
-from fedlora_export.onnx_adapter import write_onnx_adapter
 from fedlora_serve.commands.generate import generate as generate_command
 from fedlora_serve.local.engine import Engine, LoadedAdapter
 from fedlora_serve.local.generate import generate

@@ -12,9 +12,9 @@ import pytest
 from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterMismatchError
 from fedlora.exported.adapter_file import AdapterFile, parse_adapter_file
+from fedlora.exported.inputs import model_version, slot_values
 from fedlora.exported.sidecar import sidecar_of
-from fedlora.exported.slots import model_version, slot_values
-from fedlora_export.onnx_adapter import write_onnx_adapter
+from fedlora_export.adapter_export import write_onnx_adapter
 from fedlora_serve.local.engine import Engine
 from numpy.typing import NDArray
 

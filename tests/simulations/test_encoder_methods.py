@@ -8,8 +8,8 @@ from typing import get_args
 
 import pytest
 from fedlora.base.pack import BasePack
-from fedlora.config.aggregation_section import AggregationConfig, Robust
 from fedlora.config.run import DataConfig, LoraSection, RunConfig, ServerConfig, SimulationConfig, TrainConfig
+from fedlora.config.sections import AggregationConfig, Robust
 from fedlora.peft.directory import read_peft
 from fedlora_server.methods import METHODS
 from fedlora_server.run.run_directory import read_metrics

@@ -4,11 +4,7 @@ The backward is written by hand. It keeps the input of each block and, of as man
 block's backward needs; the other blocks are computed again.
 """
 
-# S sequences, T tokens of each, N = S T rows, H hidden size, V vocabulary, D head size
-
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,24 +18,14 @@ from torch import Tensor
 from fedlora_client.decoder.block import Activations, Block
 from fedlora_client.decoder.head import Head
 from fedlora_client.decoder.rotary import turns_of
-from fedlora_client.layers.batch import Batch, Dropout
+from fedlora_client.layers.batch import NOTHING_KEPT, Batch, Dropout, Schedule, no_dropout
 from fedlora_client.layers.lora import LoraTensors
 from fedlora_client.ops.compute import Compute, choose_compute
 from fedlora_client.ops.packed import PackedMatrix
 from fedlora_client.ops.plain_ops import embedding_rows
 from fedlora_client.ops.workspace import Workspace
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Schedule:
-    """How a step trades memory for time. It changes no result, but for `chunk_rows` by rounding."""
-
-    kept_blocks: int = 0  # whose activations are kept, not computed again, beside those of the last one
-    chunk_rows: int = 256  # whose logits are held at a time
-
-
-def no_dropout(module: str, rows: int, columns: int) -> Tensor | None:
-    return None
+# S sequences, T tokens of each, N = S T rows, H hidden size, V vocabulary, D head size
 
 
 class Decoder:
@@ -90,7 +76,7 @@ class Decoder:
 
     def losses(
         self, tokens: Tensor, targets: Tensor, starts: Tensor, lora: LoraTensors | None, space: Workspace,
-        schedule: Schedule = Schedule(),
+        schedule: Schedule = NOTHING_KEPT,
     ) -> Tensor:  # fmt: skip
         """Nats of each target, float32 [S, T], 0 where it is IGNORED; tokens, targets, starts int64 [S, T]"""
         x = self._forward(tokens, starts, lora, space)
@@ -105,7 +91,7 @@ class Decoder:
         row_scale: Tensor,  # float32 [S, T]
         lora: LoraTensors,
         space: Workspace,
-        schedule: Schedule = Schedule(),
+        schedule: Schedule = NOTHING_KEPT,
         dropout: Dropout = no_dropout,
     ) -> Tensor:  # float32 [S, T]
         """Add the gradients of sum(row_scale * losses) to those of `lora`; return the losses."""

@@ -21,11 +21,10 @@ from fedlora.wire.task import Factors
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedlora_client.decoder.decoder import Schedule, no_dropout
 from fedlora_client.encoder.block import EncoderBlock, LayerNorm, TextBatch
 from fedlora_client.encoder.head import EncoderHead
 from fedlora_client.encoder.padding import check_padding
-from fedlora_client.layers.batch import Dropout
+from fedlora_client.layers.batch import Dropout, Schedule, no_dropout
 from fedlora_client.layers.lora import LoraTensors
 from fedlora_client.ops.compute import Compute, choose_compute
 from fedlora_client.ops.packed import PackedMatrix

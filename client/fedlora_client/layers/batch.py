@@ -1,7 +1,5 @@
 """What every block needs to know of a batch."""
 
-# S sequences, T tokens of each, N = S T rows, I in features, D head size
-
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -11,9 +9,15 @@ from torch import Tensor
 
 from fedlora_client.layers.lora import LoraTensors
 
+# S sequences, T tokens of each, N = S T rows, I in features, D head size
+
 # (what is masked, rows, columns) -> [N, I], times which the adapters there see their input; None: as it is
 Dropout = Callable[[str, int, int], Tensor | None]
 Turn = tuple[Tensor, Tensor]  # cos and sin of each row's position, float32 [N, D / 2]
+
+
+def no_dropout(module: str, rows: int, columns: int) -> Tensor | None:
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +39,14 @@ class Batch:
     def rows(self) -> int:
         """N"""
         return self.first_keys[0].numel()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """How a step trades memory for time. It changes no result, but for `chunk_rows` by rounding."""
+
+    kept_blocks: int = 0  # whose activations are kept, not computed again, beside those of the last one
+    chunk_rows: int = 256  # whose logits are held at a time
+
+
+NOTHING_KEPT = Schedule()

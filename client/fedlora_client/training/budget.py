@@ -17,8 +17,8 @@ from fedlora.config.run import TrainConfig
 from fedlora.errors import ConfigError
 from fedlora.family import DecoderShape
 
-from fedlora_client.decoder.decoder import Schedule
 from fedlora_client.decoder.head import VOCABULARY_PART
+from fedlora_client.layers.batch import Schedule
 from fedlora_client.ops.attention import QUERY_BLOCK
 from fedlora_client.ops.compute import Compute
 from fedlora_client.ops.plain_ops import WEIGHT_SLICE_ELEMENTS, PlainOps

@@ -11,7 +11,7 @@ import torch
 from fedlora.config.run import TrainConfig
 from fedlora.family import EncoderShape
 
-from fedlora_client.decoder.decoder import Schedule
+from fedlora_client.layers.batch import Schedule
 from fedlora_client.ops.compute import Compute
 from fedlora_client.ops.plain_ops import WEIGHT_SLICE_ELEMENTS, PlainOps
 from fedlora_client.training.budget import Memory, Plan, fitting_plan, micro_batches

@@ -10,7 +10,7 @@ from fedlora.family import EncoderShape
 from fedlora.lora.adapter import Adapter
 from fedlora.wire.task import Factors
 
-from fedlora_client.decoder.decoder import Schedule
+from fedlora_client.layers.batch import Schedule
 from fedlora_client.model import Model
 from fedlora_client.training.budget import Memory, Plan, cut_evaluation, plan_step
 from fedlora_client.training.encoder_budget import plan_encoder_step

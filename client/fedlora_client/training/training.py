@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlora_client.data.windows import IGNORED, Windows
-from fedlora_client.decoder.decoder import Schedule
+from fedlora_client.layers.batch import Schedule
 from fedlora_client.layers.dropout import SeededDropout
 from fedlora_client.layers.lora import LoraTensors
 from fedlora_client.model import Model

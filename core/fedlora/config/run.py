@@ -21,11 +21,18 @@ from typing import Any
 import numpy as np
 
 from fedlora.base.pack import EMBEDDED
-from fedlora.config.aggregation_section import AggregationConfig
-from fedlora.config.sections import DataConfig, LoraSection, ServerConfig, SimulationConfig, TrainConfig, require
+from fedlora.config.sections import (
+    AggregationConfig,
+    DataConfig,
+    LoraSection,
+    ServerConfig,
+    SimulationConfig,
+    TrainConfig,
+    require,
+)
 from fedlora.errors import ConfigError
 from fedlora.family import ModelShape
-from fedlora.files.toml_file import read_toml
+from fedlora.files.documents import read_toml
 from fedlora.lora.adapter import Adapter, initial_adapter
 
 __all__ = [

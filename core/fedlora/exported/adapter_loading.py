@@ -20,10 +20,9 @@ from fedlora.errors import AdapterError, AdapterMismatchError
 from fedlora.exported.adapter_file import AdapterFile, parse_adapter_file
 from fedlora.exported.adapter_manifest import AdapterManifest, read_adapter_manifest
 from fedlora.exported.flat_buffer import MAX_BYTES
-from fedlora.exported.inputs import modules_of
+from fedlora.exported.inputs import model_version, modules_of
 from fedlora.exported.profiles import DEFAULT, Profile
 from fedlora.exported.sidecar import Slots, sidecar_of
-from fedlora.exported.slots import model_version
 from fedlora.lora.config import MAX_RANK
 
 UNNAMED_VERSIONS = (0, 1)  # of files whose writer names no base

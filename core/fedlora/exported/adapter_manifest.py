@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.errors import AdapterError, ConfigError
-from fedlora.exported.inputs import modules_of
+from fedlora.exported.inputs import modules_of, slot_names
 from fedlora.exported.profiles import Profile
 from fedlora.exported.sidecar import Slots, read_sidecar, sidecar_of
-from fedlora.exported.slots import slot_names
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
 

@@ -1,11 +1,20 @@
-"""The adapter inputs of a graph in which modules that read the same input are one product.
+"""The adapter inputs of exported graphs, named once for the exporter that writes them and the engines that feed them.
 
-For a group of modules M_1, M_2, ... with ranks R_1, R_2, ... and slots A_i [I, R_i], B_i [R_i, O_i] (`slots`):
+For module M of the base, with weight [O, I] and an adapter of rank R:
+
+    M.lora_A.weight  float32 [I, R]        A transposed
+    M.lora_B.weight  float32 [R, O]        scaling * B, transposed
+
+Joined, for modules M_1, M_2, ... that read the same input and are one product, so that (x A) B holds every module's update
+side by side; a module without an adapter has rank 0:
 
     A = [A_1 A_2 ...]  [I, R_1 + R_2 + ...]        B = diag(B_1, B_2, ...)  [R_1 + R_2 + ..., O_1 + O_2 + ...]
 
-so that (x A) B holds every module's update side by side. A module without an adapter has rank 0.
+By rows, where every row of a batch has an adapter of its own: A [S, I, R] and B [S, R, O], R the largest rank in the batch. A
+row whose adapter is smaller, or which has none, is filled up with zeros, which change nothing.
 """
+
+# S rows, I in features, O out features, R rank
 
 from __future__ import annotations
 
@@ -14,7 +23,42 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora.exported.slots import slot_names
+from fedlora.errors import AdapterError
+from fedlora.lora.adapter import Adapter
+
+BASE_PROPERTY = "fedlora_base"  # in the graph's metadata: the fingerprint of its base
+
+
+def slot_names(module: str) -> tuple[str, str]:
+    """The input names of a module's A and B."""
+    return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
+
+
+def slot_values(adapter: Adapter) -> dict[str, NDArray[np.float32]]:
+    """{input name: value} of every module, contiguous. Raises AdapterError where a scaled value is not finite."""
+    values = {}
+    for module, pair in adapter.pairs.items():
+        name_a, name_b = slot_names(module)
+        values[name_a] = np.ascontiguousarray(pair.lora_A.T)
+        with np.errstate(over="ignore"):
+            values[name_b] = np.ascontiguousarray(pair.lora_B.T * np.float32(adapter.config.scaling_of(module)))
+        if not (np.isfinite(values[name_a]).all() and np.isfinite(values[name_b]).all()):
+            raise AdapterError(f"{module}: scaling * B, or A, is not finite in float32; the adapter cannot be used")
+    return values
+
+
+def slot_shapes(modules: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    """{input name: shape}, with -1 for the rank."""
+    shapes: dict[str, tuple[int, int]] = {}
+    for module, (rows, columns) in modules.items():
+        name_a, name_b = slot_names(module)
+        shapes |= {name_a: (columns, -1), name_b: (-1, rows)}
+    return shapes
+
+
+def model_version(fingerprint: str) -> int:
+    """The 31 bits of a base's fingerprint that fit into the model version of ONNX Runtime's adapter format."""
+    return int(fingerprint[:8], 16) & 0x7FFFFFFF
 
 
 def joined_name(modules: Sequence[str]) -> str:
@@ -63,4 +107,22 @@ def joined_values(
             row, column = row + part.shape[1], column + size
         name_a, name_b = slot_names(joined_name(group))
         values |= {name_a: np.concatenate(parts_a, 1), name_b: joined_b}
+    return values
+
+
+def row_values(
+    rows: Sequence[Mapping[str, NDArray[np.float32]]],  # the slots of each row's adapter (`slots`); empty: none
+    modules: Mapping[str, tuple[int, int]],  # {module: (O, I)}
+) -> dict[str, NDArray[np.float32]]:
+    """{input name: value} of every module."""
+    values: dict[str, NDArray[np.float32]] = {}
+    for module, (out_features, in_features) in modules.items():
+        name_a, name_b = slot_names(module)
+        rank = max(own[name_a].shape[1] if name_a in own else 0 for own in rows)
+        values[name_a] = np.zeros((len(rows), in_features, rank), np.float32)
+        values[name_b] = np.zeros((len(rows), rank, out_features), np.float32)
+        for row, own in enumerate(rows):
+            if name_a in own:
+                values[name_a][row, :, : own[name_a].shape[1]] = own[name_a]
+                values[name_b][row, : own[name_b].shape[0]] = own[name_b]
     return values

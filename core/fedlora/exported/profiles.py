@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from fedlora.exported.inputs import joined_shapes
-from fedlora.exported.slots import slot_shapes
+from fedlora.exported.inputs import joined_shapes, slot_shapes
 from fedlora.family import DecoderShape, ModelShape
 
 Profile = Literal["compat", "fast", "rows", "kernel", "base"]

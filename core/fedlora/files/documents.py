@@ -1,14 +1,15 @@
-"""Read a JSON file that somebody else may have written."""
+"""JSON and TOML files that somebody else may have written, read with one clear error."""
 
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
-from fedlora.errors import FedloraError
+from fedlora.errors import ConfigError, FedloraError
 
-_MAX_BYTES = 1 << 24
+_MAX_BYTES = 1 << 24  # of a JSON file
 
 
 def read_object(path: Path, error: type[FedloraError], expected: str) -> dict[str, Any]:
@@ -24,3 +25,13 @@ def read_object(path: Path, error: type[FedloraError], expected: str) -> dict[st
     if not isinstance(value, dict):
         raise error(f"{path}: expected a JSON object, got {type(value).__name__}; this should be {expected}")
     return value
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Its content. Raises ConfigError, naming the file and what is wrong."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None

@@ -16,7 +16,8 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora.errors import AdapterError, ConfigError, TensorFileError
+from fedlora.base.pack import BasePack
+from fedlora.errors import AdapterError, AdapterMismatchError, ConfigError, TensorFileError
 from fedlora.files.atomic import whole_directory
 from fedlora.files.documents import read_object
 from fedlora.files.tensor_file import Dtype, TensorFile, TensorPlan, from_float32, write_tensor_file
@@ -248,3 +249,43 @@ def _config_of(adapter: Adapter, base_name: str | None) -> dict[str, Any]:
         "bias": "none",
         "fan_in_fan_out": False,
     }
+
+
+def adapter_of(directory: Path, base: BasePack | None) -> tuple[Adapter, str]:
+    """(the adapter of a PEFT directory, the fingerprint of its base)
+
+    `base` is needed where the adapter does not record its own, and checks names and shapes. Raises AdapterError for what is
+    not plain LoRA, and AdapterMismatchError for what cannot be expressed by A and B, or what is for another base.
+    """
+    content = read_peft(directory)
+    if content.saved_modules:
+        raise AdapterMismatchError(
+            f"{directory}: also replaces {', '.join(sorted(content.saved_modules))} (modules_to_save), which an adapter "
+            "file cannot carry, nor can a merged base or a service; save an adapter of A and B only"
+        )
+    return content.adapter, _base_of(content, base, _named(directory, content))
+
+
+def _base_of(content: PeftDirectory, base: BasePack | None, where: str) -> str:
+    """The fingerprint of the base that the adapter is for."""
+    recorded = content.base_fingerprint
+    if base is None:
+        if recorded is None:
+            raise AdapterMismatchError(
+                f"{where}: does not record its base, as PEFT's own files do not; pass --base PACK"
+            )
+        return recorded
+    content.adapter.check_fits(base.model.linear_modules(), where)
+    if recorded not in (None, base.fingerprint):
+        raise AdapterMismatchError(
+            f"{where}: trained on base {recorded[:16]}, but {base.directory} is {base.fingerprint[:16]}; use its own base"
+        )
+    return base.fingerprint
+
+
+def _named(directory: Path, content: PeftDirectory) -> str:
+    """The directory, and the model that its configuration names where its writer did not know bases."""
+    model = content.config.get("base_model_name_or_path")
+    if content.base_fingerprint or not isinstance(model, str) or not model.isprintable():
+        return str(directory)
+    return f"{directory} (made for {model[:80]})"

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora.errors import AdapterError, AdapterMismatchError
-from fedlora.exported.slots import slot_names
+from fedlora.exported.inputs import slot_names
 
 LayoutDtype = Literal["float32", "float16"]
 
@@ -41,7 +41,7 @@ class AdapterLayout:
 
 
 def adapter_layout(
-    slots: Mapping[str, NDArray[np.float32]],  # of single modules (`fedlora.exported.slots`)
+    slots: Mapping[str, NDArray[np.float32]],  # of single modules (`fedlora.exported.inputs`)
     modules: Mapping[str, tuple[int, int]],  # {module: (O, I)}, every one of the model's
     dtype: LayoutDtype = "float32",
 ) -> AdapterLayout:

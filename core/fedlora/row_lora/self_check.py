@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora.exported.slots import slot_names
+from fedlora.exported.inputs import slot_names
 from fedlora.row_lora.layout import AdapterLayout, LayoutDtype, adapter_layout
 
 _TOLERANCE = 1e-5  # of the largest value: sums of fewer than 64 products

@@ -13,12 +13,11 @@ from pathlib import Path
 import onnx
 from fedlora.base.pack import WEIGHTS, BasePack
 from fedlora.errors import GraphError
+from fedlora.exported.inputs import BASE_PROPERTY
 from fedlora.exported.profiles import Profile, graph_slots
-from fedlora.exported.slots import BASE_PROPERTY
-from fedlora.row_lora.library import DOMAIN, VERSION
+from fedlora.row_lora.library import DOMAIN, OPERATOR, VERSION
 from onnx import AttributeProto, TensorProto
 
-from fedlora_export.checks.allowed_ops import ALLOWED_OPS
 from fedlora_export.checks.external_data import check_external
 from fedlora_export.checks.row_lora_rules import check_row_lora
 from fedlora_export.graph.builder import CONTRIB_OPSET, IR_VERSION, OPSET
@@ -29,6 +28,22 @@ MAX_GRAPH_BYTES = 64 << 20
 _PLAIN_ATTRIBUTES = {
     AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.STRING, AttributeProto.TENSOR, AttributeProto.FLOATS,
     AttributeProto.INTS, AttributeProto.STRINGS,
+}  # fmt: skip
+ALLOWED_OPS: Mapping[str, frozenset[str]] = {
+    "": frozenset(
+        {
+            "Add", "Cast", "Concat", "Cos", "Div", "Gather", "GatherND", "Gelu", "Gemm", "LayerNormalization", "MatMul",
+            "Max", "Min", "Mul", "Neg", "RMSNormalization", "Range", "ReduceMax", "ReduceSum", "Relu", "Reshape", "Shape",
+            "Sin", "Slice", "Split", "Squeeze", "Sub", "Tanh", "Unsqueeze",
+        }
+    ),
+    "com.microsoft": frozenset(
+        {
+            "GatherBlockQuantized", "GroupQueryAttention", "MatMulNBits", "MultiHeadAttention", "QuickGelu",
+            "RotaryEmbedding", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
+        }
+    ),
+    DOMAIN: frozenset({OPERATOR}),  # in the profile `kernel` alone
 }  # fmt: skip
 
 

@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from fedlora.base.pack import BasePack
-from fedlora.exported.inputs import joined_values
+from fedlora.exported.inputs import joined_values, row_values, slot_values
 from fedlora.exported.profiles import ROW_PROFILES, Profile
-from fedlora.exported.row_slots import row_values
-from fedlora.exported.slots import slot_values
 from fedlora.family import DecoderShape
 from fedlora.lora.adapter import Adapter
 from fedlora.row_lora.layout import adapter_layout

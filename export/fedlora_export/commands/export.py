@@ -10,11 +10,11 @@ from click.core import ParameterSource
 from fedlora.base.pack import open_pack
 from fedlora.errors import ConfigError
 from fedlora.exported.profiles import DEFAULT, PROFILES, Profile
-from fedlora.peft.peft_adapter import adapter_of
+from fedlora.peft.directory import adapter_of
 
 from fedlora_export.export import ExportedGraph, export_base
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
-from fedlora_export.merged_export import export_merged
+from fedlora_export.merge import export_merged
 
 _ACCURACY = {"int8": INT8_ACCURACY, "float32": FLOAT_ACCURACY}
 

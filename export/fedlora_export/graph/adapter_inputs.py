@@ -12,9 +12,8 @@ from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
-from fedlora.exported.inputs import joined_name
+from fedlora.exported.inputs import joined_name, slot_names
 from fedlora.exported.profiles import Profile
-from fedlora.exported.slots import slot_names
 from fedlora.row_lora.library import DOMAIN, OPERATOR
 
 from fedlora_export.graph.builder import GraphBuilder

@@ -18,14 +18,13 @@ import numpy as np
 import onnx_ir as ir
 from fedlora.base.pack import BasePack
 from fedlora.errors import GraphError
+from fedlora.exported.inputs import BASE_PROPERTY
 from fedlora.exported.profiles import ROW_PROFILES, Profile
-from fedlora.exported.slots import BASE_PROPERTY
 from fedlora.family import EMBEDDING, FINAL_NORM, HEAD, layer_name
 
-from fedlora_export.graph.adapter_inputs import ADAPTER_INPUTS
+from fedlora_export.graph.adapter_inputs import ADAPTER_INPUTS, AdapterInputs
 from fedlora_export.graph.attention import Attention
 from fedlora_export.graph.builder import GraphBuilder
-from fedlora_export.graph.mlp import mlp
 from fedlora_export.graph.packed_layers import add_norm, embedding, linear, norm
 from fedlora_export.graph.sequences import Sequences, sequences_of_mask, sequences_of_rows
 
@@ -114,3 +113,20 @@ def _last_of_rows(builder: GraphBuilder, normed: ir.Value, new_tokens: ir.Value)
     index = builder.op("Cast", [index], "last_new_index", to=ir.DataType.INT64)
     rows = builder.op("GatherND", [normed, index], "last_rows", batch_dims=1)
     return builder.op("Unsqueeze", [rows, builder.constant("row_axis", [1])], "kept")
+
+
+def mlp(builder: GraphBuilder, adapters: AdapterInputs, x: ir.Value, layer: int) -> ir.Value:
+    """The second half of a block."""
+    shape, prefix = builder.base.shape, f"{layer_name(layer)}.mlp"
+    names = ["gate_up_proj"] if shape.joined_modules else ["gate_proj", "up_proj"]
+    parts = adapters.linear(builder, x, [f"{prefix}.{name}" for name in names])
+    if len(parts) == 1:
+        sizes = builder.constant("gate_up_sizes", [shape.intermediate_size] * 2)
+        parts = list(builder.ops("Split", [parts[0], sizes], [f"{prefix}.gate", f"{prefix}.up"], axis=-1))
+    gate, up = parts
+    if shape.activation == "silu":
+        active = builder.op("QuickGelu", [gate], f"{prefix}.active", contrib=True, alpha=1.0)  # x sigmoid(x)
+    else:
+        active = builder.op("Gelu", [gate], f"{prefix}.active", approximate="tanh")
+    (out,) = adapters.linear(builder, builder.op("Mul", [active, up], f"{prefix}.inner"), [f"{prefix}.down_proj"])
+    return out

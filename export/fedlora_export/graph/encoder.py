@@ -17,8 +17,8 @@ import numpy as np
 import onnx_ir as ir
 from fedlora.base.pack import BasePack
 from fedlora.errors import GraphError
+from fedlora.exported.inputs import BASE_PROPERTY
 from fedlora.exported.profiles import Profile
-from fedlora.exported.slots import BASE_PROPERTY
 from fedlora.family import EncoderShape
 
 from fedlora_export.graph.adapter_inputs import ADAPTER_INPUTS, AdapterInputs

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedlora_serve.adapters.contents import Content
-from fedlora_serve.adapters.status import AdapterStatus
-from fedlora_serve.adapters.version import AdapterVersion
+from fedlora_serve.adapters.version import AdapterStatus, AdapterVersion
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

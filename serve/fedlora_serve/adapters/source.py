@@ -5,6 +5,8 @@ What comes out is verified for the base and lies in memory of its own: no file c
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +17,13 @@ import numpy as np
 from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterMismatchError, AdapterTooLargeError
 from fedlora.exported.adapter_loading import load_adapter_file
+from fedlora.exported.inputs import slot_values
 from fedlora.exported.profiles import Profile, graph_slots
 from fedlora.exported.sidecar import sidecar_of
-from fedlora.exported.slots import slot_values
-from fedlora.peft.directory import CONFIG, WEIGHTS
-from fedlora.peft.peft_adapter import adapter_of
+from fedlora.peft.directory import CONFIG, WEIGHTS, adapter_of
 from fedlora.row_lora.layout import AdapterLayout, LayoutDtype, adapter_layout
 from numpy.typing import NDArray
 
-from fedlora_serve.adapters.digest import digest_of
 from fedlora_serve.adapters.version import AdapterValues
 
 _OVERHEAD_BYTES = 8 << 20  # of a file, at most: its header and its tables
@@ -148,3 +148,21 @@ def _stamps(path: Path) -> Iterator[tuple[int, int, int]]:
         if file.exists():
             stat = file.stat()
             yield stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+def digest_of(values: Mapping[str, NDArray[np.float32]]) -> str:
+    """sha256, in hexadecimal, over every slot's name, shape and bytes, in the order of the names.
+
+    Each part follows its own length, so that no two contents give the same bytes.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(values):
+        value = np.ascontiguousarray(values[name], "<f4")
+        for part in (
+            name.encode(),
+            struct.pack(f"<{value.ndim}q", *value.shape),
+            value.reshape(-1).view(np.uint8).data,
+        ):
+            digest.update(struct.pack("<q", len(part)))
+            digest.update(part)
+    return digest.hexdigest()

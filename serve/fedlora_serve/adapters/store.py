@@ -22,11 +22,9 @@ from fedlora.row_lora.layout import LayoutDtype
 
 from fedlora_serve.adapters.contents import Contents
 from fedlora_serve.adapters.leases import Named, StoreLease, Unloading
-from fedlora_serve.adapters.names import check_adapter_name
 from fedlora_serve.adapters.single_flight import SingleFlight
 from fedlora_serve.adapters.source import AdapterContent, ReadAdapter, read_adapter
-from fedlora_serve.adapters.status import AdapterStatus, StoreStats
-from fedlora_serve.adapters.version import AdapterVersion, Lease
+from fedlora_serve.adapters.version import AdapterStatus, AdapterVersion, Lease, StoreStats, check_adapter_name
 
 __all__ = ["AdapterStatus", "AdapterStore", "StoreStats", "Unloading"]
 

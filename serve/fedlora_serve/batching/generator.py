@@ -11,11 +11,12 @@ from fedlora.base.pack import BasePack, open_pack
 from fedlora.errors import ConfigError
 
 from fedlora_serve.batching.kv_cache import BLOCK_TOKENS, KeyValues, block_bytes, blocks_of
-from fedlora_serve.batching.request import BusyError, GeneratorStats, Request
+from fedlora_serve.batching.request import GeneratorStats, Request
 from fedlora_serve.batching.row_graph import RowGraph
 from fedlora_serve.batching.row_session import open_rows
 from fedlora_serve.batching.scheduler import Batch
 from fedlora_serve.batching.sequence import Answer, failure_message
+from fedlora_serve.errors import BusyError
 from fedlora_serve.text.tokenizer import open_tokenizer
 
 

@@ -6,23 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from fedlora.errors import FedloraError
-
 from fedlora_serve.adapters.version import Lease
-from fedlora_serve.text.sampling import Sampling
-
-
-class BusyError(FedloraError):
-    """The queue is full, or the generator is closing; try again later."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChosenToken:
-    """A token of the answer, with the log-probabilities that were asked for."""
-
-    token: int
-    logprob: float
-    top: tuple[tuple[int, float], ...]  # the likeliest ones, (token, log-probability), the first ones first
+from fedlora_serve.text.sampling import ChosenToken, Sampling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

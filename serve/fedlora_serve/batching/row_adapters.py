@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from fedlora.errors import AdapterError
-from fedlora.exported.row_slots import row_values
+from fedlora.exported.inputs import row_values
 from fedlora.row_lora.layout import AdapterLayout
 from fedlora.row_lora.library import RowLora
 from numpy.typing import NDArray

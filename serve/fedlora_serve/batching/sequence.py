@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from fedlora_serve.adapters.version import AdapterVersion
-from fedlora_serve.batching.request import ChosenToken, Event, Finished, FinishReason, Piece, Request
+from fedlora_serve.batching.request import Event, Finished, FinishReason, Piece, Request
+from fedlora_serve.text.sampling import ChosenToken
 from fedlora_serve.text.text_stream import TextStream
 from fedlora_serve.text.token_sampler import TokenSampler
 

@@ -11,8 +11,7 @@ from fedlora.errors import ConfigError
 
 from fedlora_serve.http.api.server import bind
 from fedlora_serve.http.api.server import serve as serve_until_stopped
-from fedlora_serve.http.service.byte_size import shown_size
-from fedlora_serve.http.service.config import ADAPTER_DTYPES, ServeConfig
+from fedlora_serve.http.service.config import ADAPTER_DTYPES, ServeConfig, shown_size
 from fedlora_serve.http.service.config_file import ADMIN_ENV, read_config
 from fedlora_serve.http.service.open_service import open_service
 from fedlora_serve.http.service.state import ServiceState

@@ -74,6 +74,15 @@ class Sampling:
             _check("the characters of a stop string", len(text), _STOP_CHARACTERS)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenToken:
+    """A token of the answer, with the log-probabilities that were asked for."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # the likeliest ones, (token, log-probability), the first ones first
+
+
 def _check(name: str, value: float, allowed: _Range) -> None:
     if value not in allowed:
         raise ConfigError(f"{name} must be {allowed}, got {value}")

@@ -19,11 +19,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora_serve.batching.request import ChosenToken
 from fedlora_serve.text.filters import min_p_floor, top_k_floor, top_p_floor
 from fedlora_serve.text.penalties import Penalties
 from fedlora_serve.text.running_sum import first_above
-from fedlora_serve.text.sampling import Sampling
+from fedlora_serve.text.sampling import ChosenToken, Sampling
 
 _GREEDY = 1e-5  # at and below this temperature the likeliest token is taken: float32 tells no more apart
 

@@ -11,8 +11,8 @@ from fedlora.base.pack import open_pack
 from fedlora.config.run import RunConfig, read_scenario
 from fedlora.peft.directory import PeftDirectory, read_peft, write_peft
 from fedlora.threads import cores
+from fedlora_export.adapter_export import write_onnx_adapter
 from fedlora_export.export import export_base
-from fedlora_export.onnx_adapter import write_onnx_adapter
 from fedlora_serve.local.engine import Engine
 from fedlora_serve.local.generate import generate
 from fedlora_serve.text.sampling import Sampling

@@ -34,7 +34,7 @@ from typing import Any
 
 from fedlora.config.run import Scalar
 from fedlora.errors import ConfigError
-from fedlora.files.toml_file import read_toml
+from fedlora.files.documents import read_toml
 from fedlora_server.methods import find_method
 
 from fedlora_simulations.study.definition import POOLED, Changes, Study, Tuning

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from fedlora.exported.slots import slot_names
+from fedlora.exported.inputs import slot_names
 from numpy.typing import NDArray
 
 Slots = Mapping[str, NDArray[np.float32]]

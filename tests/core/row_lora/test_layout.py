@@ -7,7 +7,7 @@ from typing import get_args
 import numpy as np
 import pytest
 from fedlora.errors import AdapterError, AdapterMismatchError
-from fedlora.exported.slots import slot_names
+from fedlora.exported.inputs import slot_names
 from fedlora.row_lora.layout import AdapterLayout, LayoutDtype, adapter_layout
 from hypothesis import given
 from hypothesis import strategies as st

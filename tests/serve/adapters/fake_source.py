@@ -13,11 +13,9 @@ import numpy as np
 from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterStoreFullError
 from fedlora.row_lora.layout import LayoutDtype
-from fedlora_serve.adapters.digest import digest_of
-from fedlora_serve.adapters.source import AdapterContent
-from fedlora_serve.adapters.status import AdapterStatus
+from fedlora_serve.adapters.source import AdapterContent, digest_of
 from fedlora_serve.adapters.store import AdapterStore
-from fedlora_serve.adapters.version import AdapterValues, AdapterVersion
+from fedlora_serve.adapters.version import AdapterStatus, AdapterValues, AdapterVersion
 from numpy.typing import NDArray
 
 UNIT = 800  # bytes of an adapter of size 1

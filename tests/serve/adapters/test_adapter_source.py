@@ -8,17 +8,15 @@ import numpy as np
 import pytest
 from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterMismatchError, AdapterStoreFullError
+from fedlora.exported.inputs import slot_values
 from fedlora.exported.sidecar import sidecar_of
-from fedlora.exported.slots import slot_values
 from fedlora.files.tensor_file import Dtype
 from fedlora.lora.adapter import Adapter
 from fedlora.peft.directory import WEIGHTS, PeftDirectory, write_peft
 from fedlora.row_lora.layout import AdapterLayout, LayoutDtype, adapter_layout
-from fedlora_export.adapter_export import export_peft
-from fedlora_export.onnx_adapter import write_onnx_adapter
+from fedlora_export.adapter_export import export_peft, write_onnx_adapter
 from fedlora_serve.adapters import source as source_module
-from fedlora_serve.adapters.digest import digest_of
-from fedlora_serve.adapters.source import AdapterContent, read_adapter
+from fedlora_serve.adapters.source import AdapterContent, digest_of, read_adapter
 
 from tests.encoders import encoder_adapter, save_encoder_pack
 from tests.families import family_pack

@@ -14,12 +14,12 @@ from fedlora.errors import (
     ConfigError,
     UnknownAdapterError,
 )
-from fedlora.exported.slots import slot_values
+from fedlora.exported.inputs import slot_values
 from fedlora.peft.directory import PeftDirectory, write_peft
 from fedlora.row_lora.layout import AdapterLayout, LayoutDtype
 from fedlora_export.adapter_export import export_peft
-from fedlora_serve.adapters.status import AdapterStatus
 from fedlora_serve.adapters.store import AdapterStore
+from fedlora_serve.adapters.version import AdapterStatus
 
 from tests.models import random_adapter
 from tests.serve.adapters.fake_source import (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from fedlora.errors import AdapterStoreFullError, UnknownAdapterError
-from fedlora_serve.adapters.digest import digest_of
+from fedlora_serve.adapters.source import digest_of
 from fedlora_serve.adapters.version import Lease
 from hypothesis import settings
 from hypothesis import strategies as st

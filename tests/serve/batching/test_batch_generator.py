@@ -17,8 +17,9 @@ from fedlora.lora.config import LoraConfig
 from fedlora_serve.adapters.version import AdapterVersion
 from fedlora_serve.batching.generator import BatchGenerator
 from fedlora_serve.batching.kv_cache import BLOCK_TOKENS, block_bytes
-from fedlora_serve.batching.request import BusyError, Event, Finished, Piece, Request
+from fedlora_serve.batching.request import Event, Finished, Piece, Request
 from fedlora_serve.batching.sequence import Answer
+from fedlora_serve.errors import BusyError
 from fedlora_serve.local.engine import Engine
 from fedlora_serve.text.sampling import Sampling
 

@@ -11,15 +11,14 @@ import pytest
 import torch
 from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterMismatchError, ConfigError, GraphError, PackError
-from fedlora.exported.slots import slot_values
+from fedlora.exported.inputs import slot_values
 from fedlora.lora.adapter import Adapter
 from fedlora.row_lora.layout import adapter_layout
 from fedlora_client.reference import logits as torch_scores
 from fedlora_export.export import export_base
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 from fedlora_serve.adapters.version import AdapterVersion
-from fedlora_serve.batches import batches_by_length
-from fedlora_serve.embedding import Embedder
+from fedlora_serve.embedding import Embedder, batches_by_length
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray

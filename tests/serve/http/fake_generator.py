@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from fedlora.errors import ConfigError
-from fedlora_serve.batching.request import BusyError, ChosenToken, Event, Finished, GeneratorStats, Piece, Request
+from fedlora_serve.batching.request import Event, Finished, GeneratorStats, Piece, Request
+from fedlora_serve.errors import BusyError
+from fedlora_serve.text.sampling import ChosenToken
 
 Script = Callable[[Request], Iterable[Event]]
 

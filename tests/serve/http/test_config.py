@@ -11,8 +11,7 @@ import httpx
 import pytest
 from fedlora.errors import ConfigError
 from fedlora_serve.http.access.keys import key_digest
-from fedlora_serve.http.service.byte_size import byte_size, shown_size
-from fedlora_serve.http.service.config import ServeConfig
+from fedlora_serve.http.service.config import ServeConfig, byte_size, shown_size
 from fedlora_serve.http.service.config_file import read_config
 from fedlora_serve.http.transport.host_check import HostCheck
 from fedlora_serve.limits import Limits

@@ -6,8 +6,7 @@ import pytest
 from fedlora.base.pack import BasePack
 from fedlora_serve.http.access.keys import ApiKey, Keys, key_digest
 from fedlora_serve.http.api.metrics import CountResponses
-from fedlora_serve.http.service.metrics import Metrics
-from fedlora_serve.http.service.stats_collector import StatsCollector
+from fedlora_serve.http.service.metrics import Metrics, StatsCollector
 from fedlora_serve.http.transport.body_limit import BodyLimit
 from prometheus_client.parser import text_string_to_metric_families
 

@@ -12,7 +12,7 @@ from fedlora_serve.errors import SERVER, ApiError
 from fedlora_serve.http.access.keys import Caller
 from fedlora_serve.http.answers.inbox import Inbox
 from fedlora_serve.http.answers.served_model import ServedModel
-from fedlora_serve.http.protocol.usage import PromptTokensDetails, Usage
+from fedlora_serve.http.protocol.envelope import PromptTokensDetails, Usage
 from fedlora_serve.http.service.state import ServiceState, without_folders
 from fedlora_serve.text.sampling import Sampling
 

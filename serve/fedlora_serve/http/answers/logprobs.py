@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from fedlora_serve.batching.request import ChosenToken
 from fedlora_serve.http.protocol.chat import ChatLogprobs, ChosenLogprob, TokenLogprob
 from fedlora_serve.http.protocol.completions import CompletionLogprobs
 from fedlora_serve.http.service.token_strings import TokenStrings
+from fedlora_serve.text.sampling import ChosenToken
 
 _LEAST = -9999.0  # JSON has no infinity
 

@@ -6,6 +6,8 @@ import asyncio
 import difflib
 import logging
 import threading
+import time
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,7 +17,8 @@ from fedlora.errors import AdapterError, AdapterStoreFullError, UnknownAdapterEr
 from fedlora_serve.adapters.version import AdapterVersion, Lease
 from fedlora_serve.errors import SERVER, ApiError
 from fedlora_serve.http.access.keys import Caller
-from fedlora_serve.http.api.guarded_route import DIGEST_HEADER
+from fedlora_serve.http.protocol.envelope import HeadFields
+from fedlora_serve.http.protocol.field_types import DIGEST_HEADER
 from fedlora_serve.http.service.state import ServiceState
 
 _logger = logging.getLogger(__name__)
@@ -145,3 +148,13 @@ async def unknown_model(state: ServiceState, caller: Caller, name: str) -> ApiEr
     names = await asyncio.to_thread(near)
     hint = f"did you mean {', '.join(names)}?" if names else "GET /v1/models lists those that there are"
     return ApiError(404, f"the model {name!r:.140} does not exist; {hint}", code="model_not_found", param="model")
+
+
+def new_head(model: ServedModel, prefix: str) -> HeadFields:
+    """The fields of the answers of `model`, with an id of their own."""
+    return {
+        "id": f"{prefix}-{uuid.uuid4().hex}",
+        "created": int(time.time()),
+        "model": model.name,
+        "system_fingerprint": model.system_fingerprint,
+    }

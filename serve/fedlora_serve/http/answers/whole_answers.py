@@ -7,9 +7,10 @@ from typing import Literal
 
 from fastapi import Request
 
-from fedlora_serve.batching.request import ChosenToken, Finished
+from fedlora_serve.batching.request import Finished
 from fedlora_serve.http.answers.answers import Answers
 from fedlora_serve.http.transport.client_connection import while_connected
+from fedlora_serve.text.sampling import ChosenToken
 
 FinishReason = Literal["stop", "length"]
 

@@ -8,21 +8,44 @@ request uses the adapter, for a while; 202 says that some still do. Changes are 
 from __future__ import annotations
 
 import asyncio
+from typing import Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import PlainTextResponse
 from fedlora.errors import AdapterError, AdapterExistsError, AdapterStoreFullError, UnknownAdapterError
 from pydantic import BaseModel
 
 from fedlora_serve.errors import ApiError
-from fedlora_serve.http.api import adapter_list
-from fedlora_serve.http.api.admin_route import INVALID, NOT_FOUND, admin_router, unknown_adapter
-from fedlora_serve.http.api.guarded_route import listed
+from fedlora_serve.http.api.guarded_route import admin_router, guarded_router, listed
 from fedlora_serve.http.service.adapter_folder import AdapterFolder, NoSuchAdapterError
-from fedlora_serve.http.service.state import ServiceState, service_of
+from fedlora_serve.http.service.state import ServiceState, caller_of, service_of
 
 _CHECK_EVERY_S = 0.02
 _TEXT = {"content": {"text/plain": {"schema": {"type": "string"}}}}
+INVALID, NOT_FOUND = "InvalidUserInput", "NotFoundError"  # vLLM's words
+
+
+class AdapterInfo(BaseModel):
+    """One adapter."""
+
+    name: str
+    version: int  # 1 for the first that was loaded under its name
+    digest: str
+    rank: int
+    size_bytes: int
+    source: str
+    pinned: bool
+    resident: bool  # its values are in memory
+    users: int  # requests that use it now
+    loaded_at: float  # unix seconds
+    last_used_at: float | None
+
+
+class AdapterList(BaseModel):
+    """All adapters, in alphabetical order."""
+
+    object: Literal["list"] = "list"
+    data: list[AdapterInfo]
 
 
 class LoadAdapter(BaseModel):
@@ -40,8 +63,51 @@ class UnloadAdapter(BaseModel):
     lora_int_id: int | None = None  # vLLM's own number; not used
 
 
-router = APIRouter()
+router = guarded_router()
 admin = admin_router()
+
+
+@router.get("/v1/adapters", tags=["adapters"], responses=listed(401))
+async def list_adapters(request: Request) -> AdapterList:
+    """The adapters that the caller's key may use, with their versions."""
+    service, caller = service_of(request), caller_of(request)
+    shown = service.adapter_folder.shown if service.adapter_folder else lambda source: source.name
+    infos = [
+        AdapterInfo(
+            name=status.name,
+            version=status.number,
+            digest=status.digest,
+            rank=status.rank,
+            size_bytes=status.size_bytes,
+            source=shown(status.source),
+            pinned=status.pinned,
+            resident=status.resident,
+            users=status.users,
+            loaded_at=status.loaded_at,
+            last_used_at=status.last_used_at,
+        )
+        for status in await asyncio.to_thread(service.store.list)  # there may be thousands
+        if caller.may_use(status.name)
+    ]
+    return AdapterList(data=infos)
+
+
+@admin.post("/v1/adapters/{name:path}/pin", status_code=204, responses=listed(400, 401, 403, 404, 503))
+async def pin_adapter(name: str, request: Request) -> None:
+    """Keep an adapter, and each that replaces it, in memory."""
+    try:
+        await asyncio.to_thread(service_of(request).store.pin, name)
+    except UnknownAdapterError:
+        raise unknown_adapter(name) from None
+
+
+@admin.post("/v1/adapters/{name:path}/unpin", status_code=204, responses=listed(401, 403, 404))
+async def unpin_adapter(name: str, request: Request) -> None:
+    """Let an adapter's memory go to others again."""
+    try:
+        service_of(request).store.unpin(name)
+    except UnknownAdapterError:
+        raise unknown_adapter(name) from None
 
 
 @admin.post(
@@ -119,5 +185,10 @@ def _load(service: ServiceState, folder: AdapterFolder, body: LoadAdapter) -> No
     folder.keep(body.lora_name, copy)
 
 
-for part in (admin, adapter_list.router):
-    router.include_router(part)
+def unknown_adapter(name: str) -> ApiError:
+    return ApiError(
+        404, f"The lora adapter '{name:.140}' cannot be found.", NOT_FOUND, "adapter_not_found", "lora_name"
+    )
+
+
+router.include_router(admin)

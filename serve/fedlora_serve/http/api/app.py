@@ -8,8 +8,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fedlora.version import __version__
 
-from fedlora_serve.errors import add_error_handlers
 from fedlora_serve.http.api import adapters, chat, completions, embeddings, metrics, models, page
+from fedlora_serve.http.api.error_handlers import add_error_handlers
 from fedlora_serve.http.service.state import ServiceState
 
 

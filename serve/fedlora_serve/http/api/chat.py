@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Sequence
 from fastapi import Request, Response
 from fedlora.data.examples import ChatMessage
 
-from fedlora_serve.batching.request import ChosenToken, Finished
+from fedlora_serve.batching.request import Finished
 from fedlora_serve.errors import ApiError
 from fedlora_serve.http.answers.answers import Answers
 from fedlora_serve.http.answers.event_stream import EventStream
 from fedlora_serve.http.answers.logprobs import chat_logprobs
 from fedlora_serve.http.answers.prompts import chat_prompt, generator_of
-from fedlora_serve.http.answers.served_model import served_model
+from fedlora_serve.http.answers.served_model import new_head, served_model
 from fedlora_serve.http.answers.wanted import check_stream_options, wanted_answers
 from fedlora_serve.http.answers.whole_answers import FinishReason, WholeAnswer, finish_reason, whole_answers
 from fedlora_serve.http.api.guarded_route import described, guarded_router
@@ -28,9 +28,9 @@ from fedlora_serve.http.protocol.chat import (
     ChatDelta,
     ChatLogprobs,
 )
-from fedlora_serve.http.protocol.envelope import HeadFields, new_head
-from fedlora_serve.http.protocol.usage import Usage
+from fedlora_serve.http.protocol.envelope import HeadFields, Usage
 from fedlora_serve.http.service.state import ServiceState, caller_of, service_of
+from fedlora_serve.text.sampling import ChosenToken
 
 router = guarded_router()
 

@@ -11,9 +11,8 @@ from fastapi.security import HTTPBearer
 
 from fedlora_serve.errors import ErrorBody
 from fedlora_serve.http.access.keys import Keys
+from fedlora_serve.http.protocol.field_types import DIGEST_HEADER
 from fedlora_serve.http.service.state import service_of
-
-DIGEST_HEADER = "X-Adapter-Digest"
 
 _ERRORS = {
     400: "A field is wrong, or asks for what this service does not do.",
@@ -64,3 +63,16 @@ def described(model: type, *, streams: bool = False) -> dict[int | str, Any]:
     if streams:
         success["content"] = {"text/event-stream": {}}  # OpenAPI 3.1 has no word for the schema of one event
     return {200: success, **listed(*_ERRORS)}
+
+
+class AdminRoute(GuardedRoute):
+    """A route that asks for the admin key first."""
+
+    def check(self, keys: Keys, request: Request) -> None:
+        keys.authorize_admin(request.headers.get("authorization"))
+
+
+def admin_router() -> APIRouter:
+    """A router of admin routes, described as such."""
+    key = HTTPBearer(auto_error=False, scheme_name="AdminKey", description="The admin key.")
+    return APIRouter(route_class=AdminRoute, dependencies=[Depends(key)], tags=["adapters"])

@@ -6,10 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, PlainValidator, WithJsonSchema
 
-from fedlora_serve.http.protocol.envelope import Head
+from fedlora_serve.http.protocol.envelope import Head, Usage
 from fedlora_serve.http.protocol.field_types import Body, Count, NotSupported, Text, TopCount, unicode_text
 from fedlora_serve.http.protocol.generation_body import GenerationBody
-from fedlora_serve.http.protocol.usage import Usage
 
 _MAX_MESSAGES = 1 << 14
 

@@ -6,10 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from fedlora_serve.http.protocol.envelope import Head
+from fedlora_serve.http.protocol.envelope import Head, Usage
 from fedlora_serve.http.protocol.field_types import Count, NotSupported, TextsOrTokens, TopCount
 from fedlora_serve.http.protocol.generation_body import GenerationBody
-from fedlora_serve.http.protocol.usage import Usage
 
 
 class CompletionBody(GenerationBody):

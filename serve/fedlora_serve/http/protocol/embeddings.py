@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from fedlora_serve.http.protocol.envelope import EmbeddingUsage
 from fedlora_serve.http.protocol.field_types import Body, Count, ModelName, NotSupported, Text, TextsOrTokens
-from fedlora_serve.http.protocol.usage import EmbeddingUsage
 
 
 class EmbeddingBody(Body):

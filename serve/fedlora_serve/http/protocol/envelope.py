@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import time
-import uuid
 from typing import TypedDict
 
 from pydantic import BaseModel
-
-from fedlora_serve.http.answers.served_model import ServedModel
 
 
 class Head(BaseModel):
@@ -29,11 +25,23 @@ class HeadFields(TypedDict):
     system_fingerprint: str
 
 
-def new_head(model: ServedModel, prefix: str) -> HeadFields:
-    """The fields of the answers of `model`, with an id of their own."""
-    return {
-        "id": f"{prefix}-{uuid.uuid4().hex}",
-        "created": int(time.time()),
-        "model": model.name,
-        "system_fingerprint": model.system_fingerprint,
-    }
+class PromptTokensDetails(BaseModel):
+    """Of the prompts' tokens."""
+
+    cached_tokens: int  # whose keys and values were there already
+
+
+class Usage(BaseModel):
+    """Tokens of the prompts, each counted once however many answers it has, and of all answers."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class EmbeddingUsage(BaseModel):
+    """Tokens of the texts."""
+
+    prompt_tokens: int
+    total_tokens: int

@@ -12,6 +12,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
 
+DIGEST_HEADER = "X-Adapter-Digest"
+
+
 MAX_STOPS, MAX_STOP_CHARACTERS = 16, 1024
 MAX_BIASES = 1024
 _EMPTY: list[Any] = [None, False, "", [], {}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast, get_args
@@ -9,13 +10,13 @@ from typing import cast, get_args
 from fedlora.errors import ConfigError
 from fedlora.row_lora.layout import LayoutDtype
 
-from fedlora_serve.adapters.names import check_adapter_name
+from fedlora_serve.adapters.version import check_adapter_name
 from fedlora_serve.http.access.keys import ApiKey
-from fedlora_serve.http.service.byte_size import byte_size
 from fedlora_serve.http.transport.host_check import is_loopback
 from fedlora_serve.limits import Limits
 
 ADAPTER_DTYPES: tuple[LayoutDtype, ...] = get_args(LayoutDtype)
+_UNITS = {"": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,3 +90,21 @@ class ServeConfig:
         same = [key.name for key in self.keys if digests.count(key.digest) > 1 or key.digest == self.admin]
         if same:
             raise ConfigError(f"keys: {same[0]!r} is the same key as another one, or as the admin key; make a new one")
+
+
+def byte_size(text: str | int, where: str) -> int:
+    """Bytes. Raises ConfigError, naming `where` it stands."""
+    match = re.fullmatch(r"([0-9]{1,15})(?:\.([0-9]{1,3}))? ?([A-Za-z]*)", str(text).strip(), re.ASCII)
+    unit = _UNITS.get(match[3].upper()) if match else None
+    if match is None or unit is None or type(text) is bool:
+        raise ConfigError(f"{where}: expected a size such as 512MiB, 1.5GiB or a number of bytes, got {text!r:.40}")
+    return int(float(f"{match[1]}.{match[2] or 0}") * unit)
+
+
+def shown_size(size_bytes: float) -> str:
+    """1.5 GiB of 1610612736."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size_bytes < 1024 or unit == "GiB":
+            return f"{size_bytes:.4g} {unit}"
+        size_bytes /= 1024
+    raise AssertionError

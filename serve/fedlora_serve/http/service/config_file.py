@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedlora.errors import ConfigError
-from fedlora.files.toml_file import read_toml
+from fedlora.files.documents import read_toml
 
 from fedlora_serve.http.access.key_source import KEY_SOURCES, digest_from
 from fedlora_serve.http.access.keys import ApiKey

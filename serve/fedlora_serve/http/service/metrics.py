@@ -1,17 +1,23 @@
 """What the service counts, as Prometheus reads it. Names are vLLM's, with `fedlora:` before them.
 
 What happens (tokens, latencies, ends) is counted as it happens; what is (the queue, the caches, the adapters) is read when
-somebody asks (`stats_collector.py`). A label is never a text from a request: a model's name is one only once the model
+somebody asks (`StatsCollector`). A label is never a text from a request: a model's name is one only once the model
 was found, and at most `max_models` of them have series of their own; the others share "other".
 """
 
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from fedlora_serve.adapters.store import AdapterStore
+from fedlora_serve.batching.request import Generator, GeneratorStats
 
 PREFIX = "fedlora:"
 OTHER = "other"
@@ -22,6 +28,7 @@ _REASONS = ("stop", "length", "cancelled", "error")
 _FIRST_TOKEN_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640)
 _BETWEEN_TOKENS_S = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 10)
 _REQUEST_S = (0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960)
+_MAX_NAMES = 64  # of adapters, in one label
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,3 +138,60 @@ class Metrics:
 
     def _counter(self, name: str, what: str, *labels: str) -> Counter:
         return Counter(PREFIX + name, what, (*_MODEL, *labels), registry=self.registry)
+
+
+class StatsCollector(Collector):
+    """Reads a generator, where the base has one, and a store."""
+
+    def __init__(
+        self, base_name: str, store: AdapterStore, generator: Generator | None, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._base_name, self._store, self._generator, self._clock = base_name, store, generator, clock
+
+    def describe(self) -> Iterable[Metric]:
+        return ()  # the names do not clash; without this, registering would collect
+
+    def collect(self) -> Iterator[Metric]:
+        if self._generator is not None:
+            yield from self._of_generator(self._generator.stats())
+        stats = self._store.stats()
+        yield self._gauge("adapters_loaded", "Names of adapters.", stats.loaded)
+        yield self._gauge("adapters_resident", "Adapters whose values are in memory.", stats.resident)
+        yield self._gauge("adapter_cache_bytes", "Memory of adapters.", stats.resident_bytes)
+        yield self._gauge("adapter_cache_max_bytes", "Memory that adapters may take.", stats.budget_bytes)
+        yield self._counter("adapter_cache_queries", "Adapters that were asked for.", stats.lookups)
+        yield self._counter("adapter_cache_hits", "And were in memory.", stats.hits)
+        yield self._counter("adapter_cache_evictions", "Adapters that made room for others.", stats.evictions)
+
+    def _of_generator(self, stats: GeneratorStats) -> Iterator[Metric]:
+        yield self._gauge("num_requests_running", "Answers in the batch.", stats.running)
+        yield self._gauge("num_requests_waiting", "Requests in the queue.", stats.waiting)
+        yield self._gauge("num_requests_max", "Answers that fit into a batch.", stats.rows)
+        yield self._gauge("kv_cache_bytes", "Memory of keys and values.", stats.cache_bytes)
+        yield self._gauge("kv_cache_max_bytes", "Memory that keys and values may take.", stats.cache_budget_bytes)
+        share = stats.cache_bytes / stats.cache_budget_bytes if stats.cache_budget_bytes else 0.0
+        yield self._gauge("kv_cache_usage_perc", "The one over the other; 1 is full.", share)
+        yield self._counter("prefix_cache_queries", "Tokens of prompts that were looked for.", stats.prefix_lookups)
+        yield self._counter("prefix_cache_hits", "And whose keys and values were there.", stats.prefix_hits)
+        info = GaugeMetricFamily(
+            f"{PREFIX}lora_requests_info",
+            "Adapters of running and of waiting requests; the value is the time.",
+            labels=("max_lora", "running_lora_adapters", "waiting_lora_adapters"),
+        )
+        running, waiting = _names(stats.running_adapters), _names(stats.waiting_adapters)
+        info.add_metric((str(stats.rows), running, waiting), self._clock())
+        yield info
+
+    def _gauge(self, name: str, what: str, value: float) -> Metric:
+        family = GaugeMetricFamily(PREFIX + name, what, labels=("model_name",))
+        family.add_metric((self._base_name,), value)
+        return family
+
+    def _counter(self, name: str, what: str, value: float) -> Metric:
+        family = CounterMetricFamily(PREFIX + name, what, labels=("model_name",))
+        family.add_metric((self._base_name,), value)
+        return family
+
+
+def _names(adapters: dict[str, int]) -> str:
+    return ",".join(sorted(adapters)[:_MAX_NAMES])

@@ -14,9 +14,8 @@ from fedlora_serve.adapters.store import AdapterStore
 from fedlora_serve.http.access.keys import Keys
 from fedlora_serve.http.service.adapter_folder import AdapterFolder
 from fedlora_serve.http.service.config import ServeConfig
-from fedlora_serve.http.service.metrics import Metrics
+from fedlora_serve.http.service.metrics import Metrics, StatsCollector
 from fedlora_serve.http.service.state import ServiceState
-from fedlora_serve.http.service.stats_collector import StatsCollector
 
 
 def open_service(base: str | Path, config: ServeConfig) -> ServiceState:

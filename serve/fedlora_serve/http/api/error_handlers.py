@@ -1,0 +1,81 @@
+"""Whatever a request ends in, as an answer of one shape."""
+
+from __future__ import annotations
+
+import http
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fedlora.errors import FedloraError
+from starlette.exceptions import HTTPException
+
+from fedlora_serve.errors import ApiError, ErrorResponse, api_error
+from fedlora_serve.http.service.state import service_of, without_folders
+from fedlora_serve.http.transport.client_connection import ClientLeftError
+
+_CLIENT_CLOSED_REQUEST = 499  # nginx's word for it, for whoever counts
+_MAX_PROBLEMS = 4  # of a body that are told at once
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer every error in the same shape."""
+    app.add_exception_handler(ApiError, _answer)
+    app.add_exception_handler(FedloraError, _answer)
+    app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(RequestValidationError, _answer_validation)
+    app.add_exception_handler(ClientLeftError, _answer_nobody)
+    app.add_exception_handler(Exception, _answer)  # and the server, which gets it after this, logs it
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    answer = api_error(error)
+    if isinstance(error, FedloraError):
+        detail = answer.body.error
+        detail.message = without_folders(detail.message, service_of(request).base.directory)
+    return ErrorResponse(answer)
+
+
+async def _answer_nobody(request: Request, error: Exception) -> Response:
+    return Response(status_code=_CLIENT_CLOSED_REQUEST)
+
+
+async def _answer_http(request: Request, error: Exception) -> Response:
+    """Routes and methods that are not there, and bodies that are no JSON."""
+    answer = api_error(error)
+    detail, where = answer.body.error, f"{request.method} {request.url.path}"
+    if answer.status == http.HTTPStatus.NOT_FOUND and detail.message == "Not Found":
+        detail.message, detail.code = f"{where}: there is no such route; GET /openapi.json lists them", "not_found"
+    elif answer.status == http.HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = answer.headers.get("Allow", "another method")
+        detail.message, detail.code = f"{where}: use {allowed}", "method_not_allowed"
+    elif answer.status == http.HTTPStatus.BAD_REQUEST and detail.message == "There was an error parsing the body":
+        detail.message = "the body is not JSON in UTF-8 of a sensible depth, or a number in it is too long"
+    return ErrorResponse(answer)
+
+
+async def _answer_validation(request: Request, error: Exception) -> Response:
+    """400 that names the first fields that are wrong; `param` is the first one's path."""
+    assert isinstance(error, RequestValidationError)
+    problems: Sequence[Mapping[str, Any]] = error.errors()
+    first = problems[0]
+    if first["type"] == "json_invalid":
+        at = first["loc"][-1]
+        return ErrorResponse(ApiError(400, f"the body is not JSON: {first['ctx']['error']}, at character {at}"))
+    if first["loc"] == ("body",) and "json" not in request.headers.get("content-type", ""):
+        return ErrorResponse(ApiError(415, "expected a JSON object; send it with Content-Type: application/json"))
+    told = "; ".join(_sentence(problem) for problem in problems[:_MAX_PROBLEMS])
+    more = len(problems) - _MAX_PROBLEMS
+    message = f"{told}; and {more} more" if more > 0 else told
+    return ErrorResponse(ApiError(400, message, param=_path(first) or None))
+
+
+def _sentence(problem: Mapping[str, Any]) -> str:
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{_path(problem) or 'the body'}: {message[:1].lower()}{message[1:]}"
+
+
+def _path(problem: Mapping[str, Any]) -> str:
+    """messages.0.content of ("body", "messages", 0, "content"), as far as it is not too long to read."""
+    return ".".join(str(part)[:64] for part in problem["loc"][1:])
