@@ -44,7 +44,7 @@ from export_artifacts import SHAPES, Artifacts, make_base, make_genai, make_llam
 from export_process import Worker, WorkerError, peer_versions
 from export_routes import OURS, PEERS, Route
 from export_table import Row, Rows, print_table, ratios
-from fedlora.exported.inputs import slot_values
+from fedlora.exported.inputs import input_values
 from fedlora.peft.directory import read_peft
 from read_limit import bytes_per_step, read_bandwidth
 from record import record
@@ -183,7 +183,7 @@ def _room_for(artifacts: Artifacts) -> int:
 
 def _swap_figures(rows: Rows, name: str, artifacts: Artifacts) -> dict[str, float | None]:
     path = artifacts.folder / f"adapter-{_SWAP_RANK}"
-    load_s = statistics.median(_timed(lambda: slot_values(read_peft(path).adapter)) for _ in range(_LOADS))
+    load_s = statistics.median(_timed(lambda: input_values(read_peft(path).adapter)) for _ in range(_LOADS))
     swaps = rows[name].swaps if name in rows else []
     return {"swap_ms": statistics.median(swaps) * 1e3 if swaps else None, "load_ms": load_s * 1e3}
 

@@ -29,13 +29,13 @@ class OrtEngine:
         self._present = [name.replace("past_key_values", "present") for name in self._past]
         self._heads, self._head_dim = shapes[self._past[0]][1], job.head_dim
         optional = {given.name: given for given in self._session.get_overridable_initializers()}
-        slots = {name: given.shape for name, given in optional.items() if given.type == "tensor(float)"}
+        adapter_inputs = {name: given.shape for name, given in optional.items() if given.type == "tensor(float)"}
         scores = next(output for output in self._session.get_outputs() if output.name == "logits")
         self._row = np.zeros((1, 1, scores.shape[-1]), np.float32)  # where a step leaves its logits
         self._logits: NDArray[np.float32] = self._row
         # Ours can be told that the last token's logits are enough; those of genai's tuned build always are.
         self._constant = {"logits_to_keep": np.ones(1, np.int64)} if "logits_to_keep" in optional else {}
-        self._adapters = _random_adapters(slots, job.rank) if job.rank else [{}]
+        self._adapters = _random_adapters(adapter_inputs, job.rank) if job.rank else [{}]
         self._shared = job.shared_cache
         self._token = 0
         if self._shared:
@@ -104,7 +104,7 @@ class OrtEngine:
             self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(value))
 
 
-def _random_adapters(slots: Mapping[str, list[int | str]], rank: int) -> list[Values]:
+def _random_adapters(adapter_inputs: Mapping[str, list[int | str]], rank: int) -> list[Values]:
     """Values for all adapter inputs; their one free dimension is the rank, or that of all modules that are joined."""
     generator = np.random.default_rng(2)
 
@@ -112,4 +112,4 @@ def _random_adapters(slots: Mapping[str, list[int | str]], rank: int) -> list[Va
         joined = rank * (1 + name.count("+"))  # q_proj+k_proj+v_proj: see fedlora.exported.inputs
         return generator.normal(0, 0.02, [n if isinstance(n, int) else joined for n in shape]).astype(np.float32)
 
-    return [{name: value(name, shape) for name, shape in slots.items()} for _ in range(_ADAPTERS)]
+    return [{name: value(name, shape) for name, shape in adapter_inputs.items()} for _ in range(_ADAPTERS)]

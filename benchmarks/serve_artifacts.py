@@ -18,7 +18,7 @@ from export_process import WorkerError, measured_command
 from fedlora.base.pack import BasePack
 from fedlora.base.packing import largest_block_size, make_pack
 from fedlora.base.quantize import Quantization
-from fedlora.exported.inputs import slot_values
+from fedlora.exported.inputs import input_values
 from fedlora.files.tensor_file import Dtype
 from fedlora.lora.adapter import Adapter, LoraPair
 from fedlora.lora.config import LoraConfig
@@ -132,7 +132,7 @@ def _write_genai_adapter(source: Path, output: Path) -> None:
     """The values for the adapter inputs that Olive made of the builder's constants; Olive itself writes one adapter."""
     values = {
         name.replace(".self_attn.", ".attn.").replace(".weight", ".MatMul.weight"): value
-        for name, value in slot_values(read_peft(source).adapter).items()
+        for name, value in input_values(read_peft(source).adapter).items()
     }
     content = ort.AdapterFormat()
     content.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in values.items()})

@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import onnxruntime as ort
 from fedlora.base.pack import open_pack
-from fedlora.exported.inputs import joined_values, slot_values
+from fedlora.exported.inputs import input_values, joined_values
 from fedlora.exported.profiles import Profile, graph_name
 from fedlora.peft.directory import adapter_of
 from fedlora_serve.session import open_graph
@@ -72,7 +72,7 @@ class PlainEngine:
         self._session.run_with_iobinding(self._binding)
         self._tokens = self._row[:, 0].argmax(1)
 
-    def _bind(self, slots: Any) -> None:
+    def _bind(self, adapter_inputs: Any) -> None:
         self._binding = self._session.io_binding()
         names = [f"{layer}.{kind}" for layer in range(self._shape.num_layers) for kind in ("key", "value")]
         for name, buffer in zip(names, self._cache, strict=True):
@@ -81,11 +81,11 @@ class PlainEngine:
             self._binding.bind_ortvalue_output(f"present.{name}", value)
         self._binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(self._row))
         self._last = np.ones(1, np.int64)  # what an OrtValue points to must outlive it
-        for name, value in (*slots, (_KEEP, self._last)):
+        for name, value in (*adapter_inputs, (_KEEP, self._last)):
             self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(value))
 
     def _read(self, path: str) -> Values:
-        values = slot_values(adapter_of(Path(path), self._base)[0])
+        values = input_values(adapter_of(Path(path), self._base)[0])
         if self._profile == "fast":
             return joined_values(values, self._shape.linear_modules(), self._shape.linear_groups())
         return values

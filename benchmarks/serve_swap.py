@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.base.pack import BasePack
-from fedlora.exported.inputs import slot_values
+from fedlora.exported.inputs import input_values
 from fedlora.peft.directory import WEIGHTS, adapter_of
 from fedlora.row_lora.layout import adapter_layout
 from fedlora_serve.adapters.source import digest_of, read_adapter
@@ -60,13 +60,13 @@ def measure_swap(
 def load_times(base: BasePack, path: Path, *, lays_out: bool, repeats: int) -> dict[str, list[float]]:
     """Seconds of each part of loading a PEFT directory that the page cache holds, and of loading it, as the store does."""
     adapter, _ = adapter_of(path, base)
-    slots, modules = slot_values(adapter), base.shape.linear_modules()
+    adapter_inputs, modules = input_values(adapter), base.shape.linear_modules()
     parts: dict[str, Callable[[], object]] = {
         "read": (path / WEIGHTS).read_bytes,
         "read and verify": lambda: adapter_of(path, base),
-        "scale and transpose": lambda: slot_values(adapter),
-        "digest": lambda: digest_of(slots),
-        "lay out": lambda: adapter_layout(slots, modules) if lays_out else None,
+        "scale and transpose": lambda: input_values(adapter),
+        "digest": lambda: digest_of(adapter_inputs),
+        "lay out": lambda: adapter_layout(adapter_inputs, modules) if lays_out else None,
         "load": lambda: read_adapter(path, base, layout="float32" if lays_out else None),
     }
     found: dict[str, list[float]] = {part: [] for part in parts}

@@ -23,8 +23,8 @@ from fedlora.errors import FedloraError
 from fedlora.exported.adapter_file import parse_adapter_file
 from fedlora.exported.adapter_loading import load_adapter_file
 from fedlora.exported.graph_manifest import check_graph_file, write_graph_manifest
-from fedlora.exported.inputs import slot_shapes, slot_values
-from fedlora.exported.profiles import graph_slots
+from fedlora.exported.inputs import input_shapes, input_values
+from fedlora.exported.profiles import graph_inputs
 from fedlora.exported.sidecar import sidecar_of
 from fedlora.family import ModelShape, model_shape
 from fedlora.family.decoders import DECODERS
@@ -174,7 +174,7 @@ def _peft(folder: Path, base: BasePack) -> Target:
                 assert pair.rank == adapter.config.rank_of(module)
                 assert np.isfinite(pair.lora_A).all()
                 assert np.isfinite(pair.lora_B).all()
-            _refused(lambda: slot_values(adapter))  # a scaling may be too large for a float
+            _refused(lambda: input_values(adapter))  # a scaling may be too large for a float
             _refused(lambda: adapter.check_fits(modules, "here"))
         return not refused
 
@@ -187,7 +187,7 @@ def _adapter_file(folder: Path, base: BasePack, *, with_manifest: bool) -> Targe
     adapter = random_adapter(LoraConfig(rank=2, alpha=4.0, target_modules=("k_proj", "down_proj")), modules)
     write_onnx_adapter(adapter, base.fingerprint, path)
     sound, manifest = path.read_bytes(), json.loads(sidecar_of(path).read_text())
-    values, slots = slot_values(adapter), slot_shapes(modules)
+    values, adapter_inputs = input_values(adapter), input_shapes(modules)
     if not with_manifest:
         sidecar_of(path).unlink()
 
@@ -202,7 +202,10 @@ def _adapter_file(folder: Path, base: BasePack, *, with_manifest: bool) -> Targe
         read: list[Any] = []
         load = lambda: read.append(  # noqa: E731
             load_adapter_file(
-                path, base_fingerprint=base.fingerprint, slots=slots, allow_unnamed_base=chance.random() < 0.5
+                path,
+                base_fingerprint=base.fingerprint,
+                inputs=adapter_inputs,
+                allow_unnamed_base=chance.random() < 0.5,
             )
         )
         refused = _refused(load)
@@ -210,7 +213,7 @@ def _adapter_file(folder: Path, base: BasePack, *, with_manifest: bool) -> Targe
             got = read[0].values
             for name, value in got.items():
                 assert np.isfinite(value).all()
-                assert all(want in (-1, size) for want, size in zip(slots[name], value.shape, strict=True))
+                assert all(want in (-1, size) for want, size in zip(adapter_inputs[name], value.shape, strict=True))
             if with_manifest:
                 assert got.keys() == values.keys()
                 assert all(np.array_equal(got[name], values[name]) for name in values)
@@ -249,9 +252,9 @@ def _same_as_onnx_runtime(path: Path, values: Mapping[str, Any]) -> None:
 def _graph_manifest(folder: Path, base: BasePack) -> Target:
     graph = folder / "decoder.onnx"
     graph.write_bytes(b"a graph")
-    slots = graph_slots(base.model, "compat")
+    adapter_inputs = graph_inputs(base.model, "compat")
     path = write_graph_manifest(
-        graph, base_fingerprint=base.fingerprint, profile="compat", accuracy_level=0, slots=slots
+        graph, base_fingerprint=base.fingerprint, profile="compat", accuracy_level=0, inputs=adapter_inputs
     )
     sound = json.loads(path.read_text())
 
@@ -262,7 +265,7 @@ def _graph_manifest(folder: Path, base: BasePack) -> Target:
         read: list[Any] = []
         refused = _refused(lambda: read.append(check_graph_file(graph, base)))
         assert refused or (
-            graph.read_bytes() == b"a graph" and read[0].base == base.fingerprint and read[0].slots == slots
+            graph.read_bytes() == b"a graph" and read[0].base == base.fingerprint and read[0].inputs == adapter_inputs
         )
         graph.write_bytes(b"a graph")
         return not refused

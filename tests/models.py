@@ -289,7 +289,7 @@ def graph_logits(
     session: Any,
     base: BasePack,
     tokens: NDArray[np.int64],  # [S, T]
-    slots: Mapping[str, NDArray[np.float32]] | None = None,
+    components: Mapping[str, NDArray[np.float32]] | None = None,
     steps: Sequence[int] = (),
 ) -> NDArray[np.float32]:  # [S, T, V]
     """What a graph gives for tokens that are read in parts of `steps` tokens (default: all at once)."""
@@ -303,7 +303,7 @@ def graph_logits(
             "attention_mask": np.ones((sequences, done + count), np.int64),
         }
         names = ["logits", *(name.replace("past_key_values", "present") for name in past)]
-        logits, *present = session.run(names, {**feeds, **past, **(slots or {})})
+        logits, *present = session.run(names, {**feeds, **past, **(components or {})})
         past = dict(zip(past, present, strict=True))
         parts.append(logits)
         done += count

@@ -18,7 +18,7 @@ from fedlora.data.examples import Example, size_bytes
 from fedlora.errors import AdapterMismatchError, ConfigError
 from fedlora.family import EncoderShape
 from fedlora.lora.adapter import Adapter
-from fedlora.lora.ranks import first_slots
+from fedlora.lora.ranks import first_components
 from fedlora.wire.task import Task
 from fedlora.wire.update import Update
 
@@ -70,11 +70,11 @@ class Device:
     def train(
         self, adapter: Adapter, server_round: int, *, task: Task = _WHOLE, side: Adapter | None = None, run: str = ""
     ) -> TrainResult:
-        """One round of training from `adapter`, or as many of its first slots as this device trains.
+        """One round of training from `adapter`, or as many of its first components as this device trains.
 
         The same seed, device and round give the same result; where it keeps a factor, the same kept factor does.
         """
-        adapter, kept = self._first_slots(adapter), self._kept(task, run)
+        adapter, kept = self._first_components(adapter), self._kept(task, run)
         if kept:
             adapter = kept.put_into(adapter, newest=server_round - 1)
         generator = np.random.default_rng([self.config.seed, server_round, zlib.crc32(self.name.encode())])
@@ -124,7 +124,7 @@ class Device:
         if update.side is not None and update.side.pairs.keys() != update.adapter.pairs.keys():
             raise AdapterMismatchError(f"{where}: what stands beside the adapter has other modules than the adapter")
 
-    def _first_slots(self, adapter: Adapter) -> Adapter:
+    def _first_components(self, adapter: Adapter) -> Adapter:
         """What this device trains of `adapter`. Raises ConfigError where that is less than the run takes."""
         largest = max(pair.rank for pair in adapter.pairs.values())
         if not self._max_rank or self._max_rank >= largest:
@@ -135,7 +135,7 @@ class Device:
                 f"device {self.name}: max-rank in the node's configuration is {self._max_rank}, this run takes {needed} "
                 "and more; raise max-rank, or lower aggregation.min_rank in the run's configuration (0: lora.rank)"
             )
-        return first_slots(adapter, self._max_rank)
+        return first_components(adapter, self._max_rank)
 
     def _kept(self, task: Task, run: str) -> KeptFactors | None:
         """What this device keeps between the rounds of this run. Raises ConfigError where it has no place for it."""

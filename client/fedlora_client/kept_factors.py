@@ -37,7 +37,7 @@ class KeptFactors:
     def put_into(self, adapter: Adapter, *, newest: int) -> Adapter:
         """`adapter` with the factor of the last round, up to `newest`, that this device trained in.
 
-        As it is where there was none. Of a module with more slots than the device trains, those are the first ones.
+        As it is where there was none. Of a module with more components than the device trains, those are the first ones.
         Raises ConfigError where the file does not fit.
         """
         file = self._last(newest)
@@ -96,16 +96,16 @@ class KeptFactors:
 
     @property
     def _axis(self) -> int:
-        """Along which the slots of the factor lie: A [R, I], B [O, R]."""
+        """Along which the components of the factor lie: A [R, I], B [O, R]."""
         return "AB".index(self.factor)
 
     def _of(self, pair: LoraPair) -> NDArray[np.float32]:
         return pair.lora_A if self.factor == "A" else pair.lora_B
 
     def _fits(self, own: NDArray[Any], came: NDArray[np.float32]) -> bool:
-        """The same but for the slots, of which there may be fewer."""
-        slots, width = self._axis, 1 - self._axis
-        return bool(own.shape[width] == came.shape[width] and own.shape[slots] <= came.shape[slots])
+        """The same but for the components, of which there may be fewer."""
+        components, width = self._axis, 1 - self._axis
+        return bool(own.shape[width] == came.shape[width] and own.shape[components] <= came.shape[components])
 
     def _name(self, module: str) -> str:
         return f"{module}.lora_{self.factor}"

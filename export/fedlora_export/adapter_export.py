@@ -9,7 +9,7 @@ from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, ConfigError
 from fedlora.exported.adapter_manifest import adapter_manifest_text
 from fedlora.exported.flat_buffer import MAX_BYTES
-from fedlora.exported.inputs import joined_values, model_version, slot_values
+from fedlora.exported.inputs import input_values, joined_values, model_version
 from fedlora.exported.profiles import DEFAULT, Profile
 from fedlora.exported.sidecar import sidecar_of
 from fedlora.family import ModelShape
@@ -50,7 +50,7 @@ def write_onnx_adapter(
     """
     if path.is_dir():
         raise ConfigError(f"{path}: a folder; name the file to write, such as {path / 'my.onnx_adapter'}")
-    values = slot_values(adapter)  # kept until the file is written: an OrtValue does not own its memory
+    values = input_values(adapter)  # kept until the file is written: an OrtValue does not own its memory
     if joined_for is not None:
         values = joined_values(values, joined_for.linear_modules(), joined_for.linear_groups())
     size = sum(value.nbytes for value in values.values())
@@ -67,6 +67,6 @@ def write_onnx_adapter(
         text = adapter_manifest_text(
             adapter, base_fingerprint, source, aside,
             profile="compat" if joined_for is None else "fast",
-            slots={name: (value.shape[0], value.shape[1]) for name, value in values.items()},
+            inputs={name: (value.shape[0], value.shape[1]) for name, value in values.items()},
         )  # fmt: skip
         manifest.write_text(text, encoding="utf-8")

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from fedlora.base.pack import MANIFEST, BasePack, open_pack, read_manifest
 from fedlora.errors import ConfigError, GraphError
 from fedlora.exported.graph_manifest import write_graph_manifest
-from fedlora.exported.profiles import DEFAULT, ROW_PROFILES, Profile, graph_name, graph_slots
+from fedlora.exported.profiles import DEFAULT, ROW_PROFILES, Profile, graph_inputs, graph_name
 from fedlora.family import DecoderShape
 from fedlora.files.atomic import whole_directory, whole_file
 from fedlora.native import BuildError
@@ -114,6 +114,6 @@ def _write_graph(base: BasePack, profile: Profile, accuracy_level: int, expected
         raise GraphError(f"{graph.name} of {base.source} was not written: {error}; please report this") from None
     write_graph_manifest(
         graph, base_fingerprint=base.fingerprint, profile=profile, accuracy_level=accuracy_level,
-        slots=graph_slots(base.model, profile),
+        inputs=graph_inputs(base.model, profile),
     )  # fmt: skip
     return ExportedGraph(path=graph, profile=profile, exact=exact, as_written=as_written)

@@ -22,7 +22,7 @@ import onnxruntime as ort
 from fedlora.base.merging import write_merged
 from fedlora.base.pack import MANIFEST, BasePack, open_pack
 from fedlora.errors import ConfigError
-from fedlora.exported.inputs import slot_values
+from fedlora.exported.inputs import input_values
 from fedlora.family import DecoderShape
 from fedlora.files.atomic import whole_directory
 from fedlora.lora.adapter import Adapter
@@ -57,7 +57,7 @@ class MergeLoss:
 def merge_loss(base_graph: Path, base: BasePack, adapter: Adapter, merged_graph: Path, *, seed: int = 0) -> MergeLoss:
     """`base_graph` is the base's in the profile compat, `merged_graph` the merged pack's, of any profile."""
     length = min(_TOKENS, base.shape.max_positions)
-    text, unmerged = _written(open_session(base_graph), base.shape, slot_values(adapter), length, seed)
+    text, unmerged = _written(open_session(base_graph), base.shape, input_values(adapter), length, seed)
     merged = _Reading(open_session(merged_graph), base.shape, {})
     entropy, divergence, agreement = 0.0, 0.0, 0.0
     for position, scores in enumerate(unmerged):  # one at a time: a vocabulary may be large
@@ -70,10 +70,10 @@ def merge_loss(base_graph: Path, base: BasePack, adapter: Adapter, merged_graph:
 
 
 def _written(
-    session: ort.InferenceSession, shape: DecoderShape, slots: Mapping[str, Floats], length: int, seed: int
+    session: ort.InferenceSession, shape: DecoderShape, adapter_inputs: Mapping[str, Floats], length: int, seed: int
 ) -> tuple[NDArray[np.int64], list[Floats]]:
     """(tokens [S, T], the scores [S, V] after each) of texts that the model draws token by token."""
-    generator, reading = np.random.default_rng(seed), _Reading(session, shape, slots)
+    generator, reading = np.random.default_rng(seed), _Reading(session, shape, adapter_inputs)
     first = shape.bos_token_id
     token = generator.integers(0, shape.vocab_size, _SEQUENCES) if first is None else np.full(_SEQUENCES, first)
     tokens, scores = [], []
@@ -87,8 +87,10 @@ def _written(
 class _Reading:
     """Sequences that are read in parts."""
 
-    def __init__(self, session: ort.InferenceSession, shape: DecoderShape, slots: Mapping[str, Floats]) -> None:
-        self._session, self._slots, self._done = session, slots, 0
+    def __init__(
+        self, session: ort.InferenceSession, shape: DecoderShape, adapter_inputs: Mapping[str, Floats]
+    ) -> None:
+        self._session, self._adapter_inputs, self._done = session, adapter_inputs, 0
         cache = np.zeros((_SEQUENCES, shape.num_kv_heads, 0, shape.head_dim), np.float32)
         names = [f"{i}.{kind}" for i in range(shape.num_layers) for kind in ("key", "value")]
         self._past = {f"past_key_values.{name}": cache for name in names}
@@ -98,7 +100,7 @@ class _Reading:
         self._done += tokens.shape[1]
         mask = np.ones((len(tokens), self._done), np.int64)
         logits, *present = self._session.run(
-            None, {"input_ids": tokens, "attention_mask": mask, **self._past, **self._slots}
+            None, {"input_ids": tokens, "attention_mask": mask, **self._past, **self._adapter_inputs}
         )
         self._past = dict(zip(self._past, present, strict=True))
         return np.asarray(logits, np.float32)

@@ -63,13 +63,13 @@ class Embedder:
         """
         for number, tokens in enumerate(rows):
             self._check(number, tokens)
-        slots = self._slots(adapter)
+        adapter_inputs = self._adapter_inputs(adapter)
         result = np.empty((len(rows), self.hidden_size), np.float32)
         for batch in batches_by_length([len(tokens) for tokens in rows], self._max_tokens):
-            result[batch] = self._run([rows[number] for number in batch], slots, adapter)
+            result[batch] = self._run([rows[number] for number in batch], adapter_inputs, adapter)
         return result
 
-    def _slots(self, adapter: AdapterVersion | None) -> Mapping[str, NDArray[np.float32]]:
+    def _adapter_inputs(self, adapter: AdapterVersion | None) -> Mapping[str, NDArray[np.float32]]:
         """The adapter inputs of the graph."""
         if adapter is None:
             return {}
@@ -88,14 +88,14 @@ class Embedder:
     def _run(
         self,
         rows: Sequence[Sequence[int]],
-        slots: Mapping[str, NDArray[np.float32]],
-        adapter: AdapterVersion | None,  # whose slots they are
+        adapter_inputs: Mapping[str, NDArray[np.float32]],
+        adapter: AdapterVersion | None,  # whose adapter_inputs they are
     ) -> NDArray[np.float32]:  # [S, H]
         lengths = np.array([len(tokens) for tokens in rows])
         mask = np.arange(lengths.max()) < lengths[:, None]  # [S, T]
         ids = np.full(mask.shape, self._shape.pad_token_id, np.int64)
         ids[mask] = np.concatenate(rows)
-        feeds = {"input_ids": ids, "attention_mask": mask.astype(np.int64), **slots}
+        feeds = {"input_ids": ids, "attention_mask": mask.astype(np.int64), **adapter_inputs}
         graph = self.base.directory / self.graph_manifest.graph
         try:
             embeddings: NDArray[np.float32] = self._session.run(["embedding"], feeds)[0]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from fedlora.errors import UpdateError
 from fedlora.lora.adapter import Adapter
-from fedlora.lora.ranks import first_slots
+from fedlora.lora.ranks import first_components
 from fedlora.wire.task import Factors
 from fedlora.wire.update import Update
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ class Expectation:
     adapter: Adapter  # the one that went down to be trained: its configuration, modules and shapes come back
     factors: Factors = "AB"  # of it that come back
     limit: float = MAX_MAGNITUDE  # of the numbers
-    min_rank: int = 0  # the least number of its slots that a device may train; 0: all
+    min_rank: int = 0  # the least number of its components that a device may train; 0: all
 
     def check(self, update: Update) -> None:
         """Raise UpdateError, with a reason to count by, unless `update` is sound."""
@@ -54,13 +54,13 @@ class Expectation:
         self._same("wrong-config", "LoRA configuration", update.adapter.config, expected.config)
 
     def _trained_part(self, update: Update) -> Adapter:
-        """The slots that a device of the rank that came was to train."""
+        """The components that a device of the rank that came was to train."""
         rank = max(pair.rank for pair in update.adapter.pairs.values())
         if not self.min_rank or rank >= max(pair.rank for pair in self.adapter.pairs.values()):
             return self.adapter
         if rank < self.min_rank:
             raise UpdateError("wrong-rank", f"the rank is {rank}; this run takes {self.min_rank} and more")
-        return first_slots(self.adapter, rank)
+        return first_components(self.adapter, rank)
 
     def _same_names(self, update: Update) -> None:
         missing = self.adapter.pairs.keys() - update.adapter.pairs.keys()

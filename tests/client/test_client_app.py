@@ -15,7 +15,7 @@ from fedlora.config.run import AggregationConfig, DataConfig, LoraSection, RunCo
 from fedlora.errors import ConfigError, DataError, UpdateError
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
-from fedlora.lora.ranks import first_slots, joined
+from fedlora.lora.ranks import first_components, joined
 from fedlora.wire.task import Task
 from fedlora.wire.update import Update, decode_update, encode_update
 from fedlora_client.app import app
@@ -208,14 +208,16 @@ def test_what_stands_beside_the_adapter_is_checked_as_the_adapter_is(
         assert word in error_of(call(config, encode_update(update_for(base, side=wrong)), kind))
 
 
-def test_a_device_of_a_smaller_rank_answers_with_the_slots_that_it_trained(base: BasePack, config: RunConfig) -> None:
+def test_a_device_of_a_smaller_rank_answers_with_the_components_that_it_trained(
+    base: BasePack, config: RunConfig
+) -> None:
     adapter = random_adapter(base, LORA)
     data = encode_update(update_for(base, adapter))
     node: dict[str, Any] = {"max-rank": 1}
     assert "this run takes 2 and more" in error_of(call(config, data, **node))
     config = dataclasses.replace(config, aggregation=AggregationConfig(min_rank=1))
     got = update_in(call(config, data, **node)).adapter
-    assert_equal_bits(got, device_of(config).train(first_slots(adapter, 1), 3).adapter)
+    assert_equal_bits(got, device_of(config).train(first_components(adapter, 1), 3).adapter)
     assert {pair.rank for pair in got.pairs.values()} == {1}
     measured = call(config, data, MessageType.EVALUATE, **node).content.metric_records["metrics"]["loss"]
     assert measured == device_of(config).evaluate(adapter)[0]

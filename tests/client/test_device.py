@@ -13,7 +13,7 @@ from fedlora.base.pack import BasePack
 from fedlora.config.run import AggregationConfig, DataConfig, RunConfig, ServerConfig, TrainConfig
 from fedlora.errors import ConfigError
 from fedlora.lora.config import LoraConfig
-from fedlora.lora.ranks import first_slots
+from fedlora.lora.ranks import first_components
 from fedlora_client import device as device_module
 from fedlora_client.device import Device
 from fedlora_client.training.trainer import Saving
@@ -120,11 +120,11 @@ def test_a_state_path_that_is_no_folder_is_refused(config: RunConfig) -> None:
 
 
 @pytest.mark.parametrize("max_rank", [1, 3, 5, 12, 100, 0])
-def test_a_device_trains_as_many_slots_as_it_can(base: BasePack, config: RunConfig, max_rank: int) -> None:
+def test_a_device_trains_as_many_components_as_it_can(base: BasePack, config: RunConfig, max_rank: int) -> None:
     config = dataclasses.replace(config, aggregation=AggregationConfig(min_rank=1))
     adapter, side = random_adapter(base, ALL_RANKS), random_adapter(base, ADAPTER, seed=5)
     got = device_of(config, **{"max-rank": max_rank}).train(adapter, 1, side=side).adapter
-    expected = device_of(config).train(first_slots(adapter, max_rank or 4096), 1, side=side).adapter
+    expected = device_of(config).train(first_components(adapter, max_rank or 4096), 1, side=side).adapter
     assert_equal_bits(got, expected)
     for module, pair in got.pairs.items():
         assert pair.rank == min(max_rank or 4096, adapter.pairs[module].rank)

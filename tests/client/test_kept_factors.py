@@ -170,7 +170,7 @@ def test_the_factor_outlives_a_change_of_what_the_device_can(
     assert_equal_bits(train(changed_node, 2).adapter, expected.adapter)
 
 
-def test_a_device_that_trains_fewer_slots_keeps_those_and_measures_them_among_all(
+def test_a_device_that_trains_fewer_components_keeps_those_and_measures_them_among_all(
     config: RunConfig, base: BasePack, folder: Path
 ) -> None:
     config = dataclasses.replace(config, aggregation=AggregationConfig(min_rank=1))
@@ -215,7 +215,7 @@ UP = "model.layers.1.mlp.up_proj"
 DAMAGES: dict[str, Callable[[Content], Content]] = {
     "a module missing": lambda content: ({n: t for n, t in content[0].items() if UP not in n}, content[1]),
     "a module more": lambda content: ({**content[0], "more.lora_B": np.zeros((2, 2), np.float32)}, content[1]),
-    "more slots than the run's": only(UP, lambda array: np.concatenate([array, array], 1)),
+    "more components than the run's": only(UP, lambda array: np.concatenate([array, array], 1)),
     "fewer rows": only(UP, lambda array: array[:-1]),
     "one dimension": only(UP, lambda array: array.ravel()),
     "a NaN": only(UP, lambda array: array * np.float32(np.nan)),

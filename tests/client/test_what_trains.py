@@ -127,7 +127,7 @@ def gradients_of(
 
 
 def first_of(gradients: Gradients, adapter: Adapter) -> Gradients:
-    """The gradients in the slots that `adapter` has, which come first."""
+    """The gradients in the components that `adapter` has, which come first."""
     return {m: (a[: adapter.pairs[m].rank], b[:, : adapter.pairs[m].rank]) for m, (a, b) in gradients.items()}
 
 
@@ -208,7 +208,7 @@ def test_dropout_drops_what_a_side_sees_as_it_drops_what_the_adapter_sees(decode
     assert_gradients_close(gradients_of(decoder, problem, adapter, side, dropout), first_of(expected, adapter))
 
 
-def test_a_side_in_bfloat16_is_as_exact_as_slots_that_train(base: BasePack) -> None:
+def test_a_side_in_bfloat16_is_as_exact_as_components_that_train(base: BasePack) -> None:
     decoder = Decoder(base, choose_compute("bfloat16", "on", "cpu"))
     adapter, side, problem = random_adapter(base, ALL_RANKS), side_of(base), random_problem(base, 3, 21)
     both = joined(adapter, side)

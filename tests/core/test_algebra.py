@@ -110,11 +110,13 @@ def test_truncation_shares_the_singular_values_evenly() -> None:
 
 
 @given(sizes=SIZES, seed=SEEDS)
-def test_the_first_slots_of_a_truncation_are_the_best_approximation_of_their_number(sizes: Sizes, seed: int) -> None:
+def test_the_first_components_of_a_truncation_are_the_best_approximation_of_their_number(
+    sizes: Sizes, seed: int
+) -> None:
     product = _product(sizes, seed)
     kept = truncated(product, 8)
-    slots = [Product(kept.B[:, :rank], kept.A[:rank]) for rank in range(1, 9)]
-    for rank, part in enumerate(slots, 1):
+    components = [Product(kept.B[:, :rank], kept.A[:rank]) for rank in range(1, 9)]
+    for rank, part in enumerate(components, 1):
         error = np.linalg.norm(part.dense() - product.dense())
         best = np.linalg.norm(_closest(_dense(product), rank) - _dense(product))
         assert abs(error - best) <= 1e-8 * np.linalg.norm(product.dense())

@@ -12,8 +12,8 @@ import pytest
 from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterMismatchError
 from fedlora.exported.adapter_loading import load_adapter_file
-from fedlora.exported.inputs import joined_name, joined_values, modules_of, slot_values
-from fedlora.exported.profiles import Profile, graph_slots
+from fedlora.exported.inputs import input_values, joined_name, joined_values, modules_of
+from fedlora.exported.profiles import Profile, graph_inputs
 from fedlora.exported.sidecar import sidecar_of
 from fedlora.lora.config import MAX_RANK, LoraConfig
 from fedlora_export.adapter_export import write_onnx_adapter
@@ -35,17 +35,17 @@ def joined_path(pack: BasePack, tmp_path: Path) -> Path:
 
 
 def load(pack: BasePack, path: Path, profile: Profile = "fast") -> Any:
-    slots = graph_slots(pack.model, profile)
-    return load_adapter_file(path, base_fingerprint=pack.fingerprint, slots=slots, profile=profile)
+    adapter_inputs = graph_inputs(pack.model, profile)
+    return load_adapter_file(path, base_fingerprint=pack.fingerprint, inputs=adapter_inputs, profile=profile)
 
 
 def test_a_joined_file_is_loaded_for_a_graph_of_its_profile_and_no_other(pack: BasePack, joined_path: Path) -> None:
     verified, adapter = load(pack, joined_path), random_adapter(CONFIG, pack.model.linear_modules())
-    expected = joined_values(slot_values(adapter), pack.model.linear_modules(), pack.model.linear_groups())
+    expected = joined_values(input_values(adapter), pack.model.linear_modules(), pack.model.linear_groups())
     assert verified.values.keys() == expected.keys()
     assert all(np.array_equal(verified.values[name], expected[name]) for name in expected)
     assert verified.manifest.profile == "fast"
-    assert verified.manifest.slots == {name: value.shape for name, value in expected.items()}
+    assert verified.manifest.inputs == {name: value.shape for name, value in expected.items()}
     assert verified.manifest.ranks == {module: pair.rank for module, pair in adapter.pairs.items()}
     with pytest.raises(AdapterMismatchError, match="made for profile fast, this graph is compat; export the adapter"):
         load(pack, joined_path, "compat")

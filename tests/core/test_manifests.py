@@ -14,8 +14,8 @@ from fedlora.errors import AdapterError, AdapterMismatchError, GraphError
 from fedlora.exported.adapter_loading import load_adapter_file
 from fedlora.exported.adapter_manifest import read_adapter_manifest
 from fedlora.exported.graph_manifest import check_graph_file, read_graph_manifest, write_graph_manifest
-from fedlora.exported.inputs import model_version, slot_shapes, slot_values
-from fedlora.exported.profiles import PROFILES, graph_name, graph_slots
+from fedlora.exported.inputs import input_shapes, input_values, model_version
+from fedlora.exported.profiles import PROFILES, graph_inputs, graph_name
 from fedlora.exported.sidecar import sidecar_of
 from fedlora.lora.config import LoraConfig
 from fedlora_export.adapter_export import write_onnx_adapter
@@ -42,15 +42,17 @@ def graph(pack: BasePack, tmp_path: Path) -> Path:
     """A file with the manifest of a graph; what it holds is nobody's concern here."""
     path = tmp_path / "decoder.onnx"
     path.write_bytes(b"a graph")
-    slots = graph_slots(pack.model, "compat")
-    write_graph_manifest(path, base_fingerprint=pack.fingerprint, profile="compat", accuracy_level=4, slots=slots)
+    adapter_inputs = graph_inputs(pack.model, "compat")
+    write_graph_manifest(
+        path, base_fingerprint=pack.fingerprint, profile="compat", accuracy_level=4, inputs=adapter_inputs
+    )
     return path
 
 
 def load(pack: BasePack, path: Path, *, allow_unnamed_base: bool = False) -> Any:
-    slots = slot_shapes(pack.model.linear_modules())
+    adapter_inputs = input_shapes(pack.model.linear_modules())
     return load_adapter_file(
-        path, base_fingerprint=pack.fingerprint, slots=slots, allow_unnamed_base=allow_unnamed_base
+        path, base_fingerprint=pack.fingerprint, inputs=adapter_inputs, allow_unnamed_base=allow_unnamed_base
     )
 
 
@@ -63,7 +65,7 @@ def rewrite(path: Path, change: Change) -> None:
 
 def test_an_adapter_file_is_loaded_with_what_its_manifest_tells(pack: BasePack, adapter_path: Path) -> None:
     verified, expected = load(pack, adapter_path), random_adapter(CONFIG, pack.model.linear_modules())
-    values = slot_values(expected)
+    values = input_values(expected)
     assert verified.values.keys() == values.keys()
     assert all(np.array_equal(verified.values[name], values[name]) for name in values)
     manifest = verified.manifest
@@ -71,7 +73,7 @@ def test_an_adapter_file_is_loaded_with_what_its_manifest_tells(pack: BasePack, 
     assert manifest.source == "first"
     assert manifest.lora == CONFIG
     assert manifest.ranks == {module: pair.rank for module, pair in expected.pairs.items()}
-    assert manifest.slots == {name: value.shape for name, value in values.items()}
+    assert manifest.inputs == {name: value.shape for name, value in values.items()}
     assert manifest.size_bytes == adapter_path.stat().st_size
 
 
@@ -84,9 +86,9 @@ def test_without_its_manifest_a_file_is_known_by_31_bits(pack: BasePack, adapter
 def test_a_base_that_agrees_in_31_bits_only_is_told_apart_by_the_manifest(pack: BasePack, adapter_path: Path) -> None:
     other = pack.fingerprint[:8] + "0" * 56
     assert model_version(other) == model_version(pack.fingerprint)
-    slots = slot_shapes(pack.model.linear_modules())
+    adapter_inputs = input_shapes(pack.model.linear_modules())
     with pytest.raises(AdapterMismatchError, match=f"made for base {pack.fingerprint}, this base is {other}"):
-        load_adapter_file(adapter_path, base_fingerprint=other, slots=slots)
+        load_adapter_file(adapter_path, base_fingerprint=other, inputs=adapter_inputs)
 
 
 def test_a_manifest_that_names_its_base_is_not_overruled_by_the_leave_to_take_unnamed_ones(
@@ -108,7 +110,7 @@ def test_a_flipped_bit_in_an_adapter_file_is_refused_by_its_digest(pack: BasePac
 def test_an_adapter_file_that_is_written_again_brings_its_own_manifest(pack: BasePack, adapter_path: Path) -> None:
     again = random_adapter(LoraConfig(rank=1, target_modules=("v_proj",)), pack.model.linear_modules())
     write_onnx_adapter(again, pack.fingerprint, adapter_path)
-    assert load(pack, adapter_path).values.keys() == slot_values(again).keys()
+    assert load(pack, adapter_path).values.keys() == input_values(again).keys()
     assert tree(adapter_path.parent).keys() == {"a.onnx_adapter", "a.onnx_adapter.json"}
 
 
@@ -131,7 +133,7 @@ ADAPTER_DAMAGES: dict[str, tuple[Change, str]] = {
     "a shape of one size": (lambda v: v["slots"].update({f"{UP}.lora_A.weight": [3]}), "expected two sizes"),
     "a profile that is none": (lambda v: v.update(profile="rows"), "profile 'rows'; expected compat, fast: export the"),
     "another profile": (lambda v: v.update(profile="fast"), "made for profile fast, this graph is compat; export the"),
-    "a slot missing": (lambda v: v["slots"].pop(f"{UP}.lora_A.weight"), "do not name the same modules"),
+    "an adapter input missing": (lambda v: v["slots"].pop(f"{UP}.lora_A.weight"), "do not name the same modules"),
     "a module missing": (lambda v: v["ranks"].pop(UP), "do not name the same modules"),
     "a module too many": (lambda v: v["ranks"].update(v_proj=4), "do not name the same modules"),
     "another shape": (lambda v: v["slots"].update({f"{UP}.lora_A.weight": [9, 2]}), "slots are not those of the file"),
@@ -178,16 +180,16 @@ def test_a_manifest_that_is_no_json_object_is_refused(
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_the_manifest_of_a_graph_is_read_back_as_it_was_written(pack: BasePack, tmp_path: Path, profile: Any) -> None:
-    slots, graph = graph_slots(pack.model, profile), tmp_path / graph_name(pack.model, profile)
+    adapter_inputs, graph = graph_inputs(pack.model, profile), tmp_path / graph_name(pack.model, profile)
     graph.write_bytes(b"a graph")
     path = write_graph_manifest(
-        graph, base_fingerprint=pack.fingerprint, profile=profile, accuracy_level=1, slots=slots
+        graph, base_fingerprint=pack.fingerprint, profile=profile, accuracy_level=1, inputs=adapter_inputs
     )
     assert path == graph.with_name(f"{graph.name}.json")
     manifest = check_graph_file(graph, pack)
     assert manifest == read_graph_manifest(graph)
     assert (manifest.graph, manifest.profile, manifest.accuracy_level) == (graph.name, profile, 1)
-    assert manifest.slots == slots
+    assert manifest.inputs == adapter_inputs
 
 
 GRAPH_DAMAGES: dict[str, tuple[Change, str]] = {
@@ -203,7 +205,7 @@ GRAPH_DAMAGES: dict[str, tuple[Change, str]] = {
         lambda v: v.update(profile="rows"),
         r"of profile rows, which is written as decoder\.rows\.onnx",
     ),
-    "a slot missing": (lambda v: v["slots"].popitem(), "is missing, the base's is"),
+    "an adapter input missing": (lambda v: v["slots"].popitem(), "is missing, the base's is"),
     "a size that is true": (lambda v: v.update(size_bytes=True), "size_bytes must be int, got True"),
 }
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
-from fedlora.lora.ranks import first_slots, joined, parted, with_ranks
+from fedlora.lora.ranks import first_components, joined, parted, with_ranks
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -31,10 +31,10 @@ CONFIGS = {
 }
 
 
-def dense(adapter: Adapter, module: str, slots: slice = slice(None)) -> NDArray[np.float64]:
-    """scaling * B A [O, I] of some slots of a module, by the definition."""
+def dense(adapter: Adapter, module: str, components: slice = slice(None)) -> NDArray[np.float64]:
+    """scaling * B A [O, I] of some components of a module, by the definition."""
     pair = adapter.pairs[module]
-    lora_A, lora_B = pair.lora_A[slots].astype(np.float64), pair.lora_B[:, slots].astype(np.float64)
+    lora_A, lora_B = pair.lora_A[components].astype(np.float64), pair.lora_B[:, components].astype(np.float64)
     return np.float64(adapter.config.scaling_of(module)) * lora_B @ lora_A
 
 
@@ -52,9 +52,9 @@ def assert_equal_bits(one: Adapter, other: Adapter) -> None:
 
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("rank", [1, 2, 4, 7, 100])
-def test_the_first_slots_are_the_sum_of_those_slots_alone(config: str, rank: int) -> None:
+def test_the_first_components_are_the_sum_of_those_components_alone(config: str, rank: int) -> None:
     adapter = adapter_of(config)
-    first = first_slots(adapter, rank)
+    first = first_components(adapter, rank)
     for module, pair in adapter.pairs.items():
         assert first.pairs[module].rank == min(rank, pair.rank)
         assert first.config.scaling_of(module) == pytest.approx(adapter.config.scaling_of(module))
@@ -63,14 +63,14 @@ def test_the_first_slots_are_the_sum_of_those_slots_alone(config: str, rank: int
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_the_first_slots_of_an_adapter_that_has_no_more_are_the_adapter(config: str) -> None:
+def test_the_first_components_of_an_adapter_that_has_no_more_are_the_adapter(config: str) -> None:
     adapter = adapter_of(config)
-    assert_equal_bits(first_slots(adapter, 9), adapter)
+    assert_equal_bits(first_components(adapter, 9), adapter)
 
 
-def test_the_first_slots_are_views() -> None:
+def test_the_first_components_are_views() -> None:
     adapter = adapter_of("plain")
-    first = first_slots(adapter, 2)
+    first = first_components(adapter, 2)
     assert all(np.shares_memory(pair.lora_A, adapter.pairs[m].lora_A) for m, pair in first.pairs.items())
     assert all(np.shares_memory(pair.lora_B, adapter.pairs[m].lora_B) for m, pair in first.pairs.items())
 
@@ -100,14 +100,14 @@ def test_what_was_joined_is_taken_apart_into_the_same_two(first: str, second: st
         np.testing.assert_allclose(dense(rest, module), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
-def test_an_adapter_of_no_more_slots_than_its_configuration_has_no_second_part() -> None:
+def test_an_adapter_of_no_more_components_than_its_configuration_has_no_second_part() -> None:
     adapter = adapter_of("patterns")
     mine, rest = parted(adapter, adapter.config)
     assert_equal_bits(mine, adapter)
     assert rest is None
 
 
-def test_a_module_without_a_second_part_gets_a_slot_of_zeros_there() -> None:
+def test_a_module_without_a_second_part_gets_a_component_of_zeros_there() -> None:
     few = random_adapter(LoraConfig(rank=2, alpha=8.0, rank_pattern={UP: 5}), MODULES)
     mine, rest = parted(few, LoraConfig(rank=2, alpha=8.0))
     assert rest is not None

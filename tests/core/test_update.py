@@ -11,7 +11,7 @@ import pytest
 from fedlora.errors import UpdateError
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
-from fedlora.lora.ranks import first_slots
+from fedlora.lora.ranks import first_components
 from fedlora.wire.codec import CODECS
 from fedlora.wire.task import Task
 from fedlora.wire.update import Update, config_values, decode_update, encode_update
@@ -129,9 +129,9 @@ def test_with_the_factor_that_both_have_half_an_update_decodes_to_the_whole() ->
         assert _equal(got.adapter, decode_update(encode_update(sent)).adapter)
 
 
-def test_a_smaller_adapter_is_completed_with_the_first_slots_of_the_receivers() -> None:
+def test_a_smaller_adapter_is_completed_with_the_first_components_of_the_receivers() -> None:
     known = _known(LoraConfig(rank=6, alpha=8.0, target_modules=("q_proj", "up_proj")))
-    trained = first_slots(known, 4)
+    trained = first_components(known, 4)
     for factors in ("A", "B"):
         got = decode_update(encode_update(_update(adapter=trained, factors=factors)), lambda: known)
         assert got.adapter.config == trained.config

@@ -10,7 +10,7 @@ import fedlora_export.graph.adapter_inputs as adapter_inputs_module
 import onnx_ir as ir
 import pytest
 from fedlora.base.pack import BasePack
-from fedlora.exported.inputs import slot_names
+from fedlora.exported.inputs import input_names
 from fedlora.exported.profiles import Profile
 from fedlora_export.graph.builder import GraphBuilder
 
@@ -38,10 +38,10 @@ def swap_modules(inputs: type[Any], left: str, right: str) -> Sabotage:
     return sabotage
 
 
-def swap_slots(left: str, right: str) -> Sabotage:
+def swap_inputs(left: str, right: str) -> Sabotage:
     """The base is right, and so is every shape: only with an adapter is the graph wrong."""
     return lambda patch: patch.setattr(
-        adapter_inputs_module, "slot_names", lambda module: slot_names(swapped(module, left, right))
+        adapter_inputs_module, "input_names", lambda module: input_names(swapped(module, left, right))
     )
 
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from fedlora.base.pack import BasePack, open_pack
 from fedlora.errors import ConfigError
 from fedlora.exported.adapter_manifest import FILE_PROFILES, read_adapter_manifest
-from fedlora.exported.profiles import graph_name, graph_slots
+from fedlora.exported.profiles import graph_inputs, graph_name
 from fedlora.peft.directory import PeftDirectory, write_peft
 from fedlora_client.reference import logits as torch_logits
 from fedlora_export.adapter_export import write_onnx_adapter
@@ -61,7 +61,7 @@ def test_a_file_for_the_profile_fast_gives_the_logits_of_compat(
         manifest = read_adapter_manifest(path)
         assert manifest is not None
         assert manifest.profile == profile
-        assert manifest.slots.keys() <= graph_slots(pack.model, profile).keys()
+        assert manifest.inputs.keys() <= graph_inputs(pack.model, profile).keys()
         graph = pack.directory / graph_name(pack.model, manifest.profile)
         logits.append(active_logits(path, graph, pack, tokens))
     assert len(logits) == 2

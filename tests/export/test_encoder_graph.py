@@ -16,8 +16,8 @@ import pytest
 import torch
 from fedlora.base.pack import open_pack
 from fedlora.errors import GraphError
-from fedlora.exported.inputs import BASE_PROPERTY, slot_shapes, slot_values
-from fedlora.exported.profiles import PROFILES, Profile, graph_name, graph_slots
+from fedlora.exported.inputs import BASE_PROPERTY, input_shapes, input_values
+from fedlora.exported.profiles import PROFILES, Profile, graph_inputs, graph_name
 from fedlora.lora.adapter import Adapter
 from fedlora_client.reference import logits as torch_scores
 from fedlora_export.checks.graph_rules import check_graph_rules
@@ -55,9 +55,12 @@ def sessions(encoder_packs: Packs) -> Sessions:
 
 
 def outputs(
-    session: Any, tokens: NDArray[np.int64], mask: NDArray[np.int64], slots: Mapping[str, NDArray[Any]] | None = None
+    session: Any,
+    tokens: NDArray[np.int64],
+    mask: NDArray[np.int64],
+    adapter_inputs: Mapping[str, NDArray[Any]] | None = None,
 ) -> NDArray[np.float32]:
-    (result,) = session.run(None, {"input_ids": tokens, "attention_mask": mask, **(slots or {})})
+    (result,) = session.run(None, {"input_ids": tokens, "attention_mask": mask, **(adapter_inputs or {})})
     return np.asarray(result)
 
 
@@ -69,7 +72,7 @@ def test_the_graph_of_every_encoder_agrees_with_torch_on_a_padded_batch(
     tokens, mask = random_texts(base, LENGTHS)
     for adapter in (None, encoder_adapter(base)):
         expected = torch_scores(base, tokens, adapter, mask)
-        assert_close(outputs(session, tokens, mask, slot_values(adapter) if adapter else None), expected)
+        assert_close(outputs(session, tokens, mask, input_values(adapter) if adapter else None), expected)
     size = len(shape_of(base).labels) or shape_of(base).hidden_size
     assert [(value.name, value.shape) for value in session.get_outputs()] == [
         ("scores" if shape_of(base).labels else "embedding", ["batch", size])
@@ -133,18 +136,18 @@ def test_without_an_adapter_the_scores_are_those_of_rank_0_bit_for_bit(
 ) -> None:
     base, session = encoder_packs("bert"), sessions("bert", "compat")
     tokens, mask = random_texts(base, LENGTHS)
-    shapes = slot_shapes(shape_of(base).linear_modules())
+    shapes = input_shapes(shape_of(base).linear_modules())
     zeros = {name: np.zeros([0 if n == -1 else n for n in shape], np.float32) for name, shape in shapes.items()}
     assert np.array_equal(outputs(session, tokens, mask, zeros), outputs(session, tokens, mask))
 
 
-def test_every_single_slot_acts_on_its_own_module(encoder_packs: Packs, sessions: Sessions) -> None:
+def test_every_single_input_acts_on_its_own_module(encoder_packs: Packs, sessions: Sessions) -> None:
     base, session = encoder_packs("distilbert"), sessions("distilbert", "compat")
     tokens, mask = random_texts(base, LENGTHS)
     whole, plain = encoder_adapter(base), outputs(session, tokens, mask)
     for module in shape_of(base).linear_modules():
         single = Adapter(whole.config, {module: whole.pairs[module]})
-        got = outputs(session, tokens, mask, slot_values(single))
+        got = outputs(session, tokens, mask, input_values(single))
         assert_close(got, torch_scores(base, tokens, single, mask))
         assert not np.allclose(got, plain, atol=1e-4), module
 
@@ -181,4 +184,6 @@ def test_every_profile_is_exported_and_keeps_the_rules_of_a_graph(encoder_packs:
     for graph in written:
         assert graph.exact is not None
         assert max(graph.exact.values()) < 1e-5
-        assert check_graph_rules(graph.path, base, graph.profile).slots == len(graph_slots(base.model, graph.profile))
+        assert check_graph_rules(graph.path, base, graph.profile).adapter_inputs == len(
+            graph_inputs(base.model, graph.profile)
+        )

@@ -82,9 +82,9 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def graph_scores(trained: Trained, file: Path | None) -> NDArray[np.float32]:  # [S, L]
     """What ONNX Runtime gives, with the values of an adapter file."""
     session = open_session(trained.base.directory / graph_name(trained.base.model, "compat"))
-    slots = load_onnx_adapter(file, trained.base).values if file else {}
+    adapter_inputs = load_onnx_adapter(file, trained.base).values if file else {}
     scores: NDArray[np.float32]
-    (scores,) = session.run(None, {"input_ids": trained.tokens, "attention_mask": trained.mask, **slots})
+    (scores,) = session.run(None, {"input_ids": trained.tokens, "attention_mask": trained.mask, **adapter_inputs})
     return scores
 
 

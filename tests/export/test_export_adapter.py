@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterMismatchError, ConfigError, PackError
-from fedlora.exported.inputs import model_version, slot_shapes, slot_values
+from fedlora.exported.inputs import input_shapes, input_values, model_version
 from fedlora.lora.adapter import Adapter
 from fedlora.peft.directory import PeftDirectory, read_peft, write_peft
 from fedlora_client.reference import logits as torch_logits
@@ -58,15 +58,15 @@ def write(directory: Path, adapter: Adapter, fingerprint: str | None) -> Path:
 
 
 @pytest.mark.parametrize("config", LORAS)
-def test_the_file_holds_the_slot_values_bit_for_bit(base: BasePack, tmp_path: Path, config: str) -> None:
+def test_the_file_holds_the_input_values_bit_for_bit(base: BasePack, tmp_path: Path, config: str) -> None:
     adapter = random_adapter(base, LORAS[config])
     source, output = write(tmp_path / "adapter", adapter, base.fingerprint), tmp_path / "a.onnx_adapter"
     result = run(source, "-o", output)
     assert result.exit_code == 0, result.output
     version, values = content_of(output)
     assert version == model_version(base.fingerprint)
-    expected = slot_values(adapter)
-    assert values.keys() == expected.keys() <= slot_shapes(base.shape.linear_modules()).keys()
+    expected = input_values(adapter)
+    assert values.keys() == expected.keys() <= input_shapes(base.shape.linear_modules()).keys()
     for name, value in expected.items():
         assert values[name].dtype == np.float32
         assert np.array_equal(values[name], value)
@@ -97,7 +97,7 @@ def test_an_output_that_is_a_folder_is_refused(
 
 def test_the_sizes_of_the_scaling_are_those_of_the_papers(base: BasePack) -> None:
     adapter = random_adapter(base, LORAS["rslora-with-patterns"])
-    values = slot_values(adapter)
+    values = input_values(adapter)
     for module, scaling in {
         "model.layers.0.self_attn.k_proj": 6.0 / 2,  # alpha / sqrt(rank), rank 4
         "model.layers.0.self_attn.q_proj": 6.0,  # rank 1
@@ -207,7 +207,7 @@ def test_an_existing_file_is_replaced_whole(base: BasePack, tmp_path: Path) -> N
     path.write_bytes(b"x" * 1_000_000)
     adapter = random_adapter(base)
     write_onnx_adapter(adapter, base.fingerprint, path)
-    assert content_of(path)[1].keys() == slot_values(adapter).keys()
+    assert content_of(path)[1].keys() == input_values(adapter).keys()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.onnx_adapter", "a.onnx_adapter.json"]
 
 
@@ -219,7 +219,7 @@ def test_an_adapter_that_peft_wrote_is_exported_for_a_named_base(base: BasePack,
     assert config["peft_type"] == "LORA"
     assert run(tmp_path / "theirs", "-o", tmp_path / "a", "--base", base.directory).exit_code == 0
     _, values = content_of(tmp_path / "a")
-    expected = slot_values(adapter)
+    expected = input_values(adapter)
     assert values.keys() == expected.keys()
     assert all(np.array_equal(values[name], expected[name]) for name in expected)
     assert read_peft(tmp_path / "theirs").base_fingerprint is None

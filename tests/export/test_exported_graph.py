@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from fedlora.base.pack import BasePack, open_pack
-from fedlora.exported.inputs import slot_names, slot_shapes, slot_values
+from fedlora.exported.inputs import input_names, input_shapes, input_values
 from fedlora.exported.profiles import Profile
 from fedlora.lora.adapter import Adapter
 from fedlora_client.reference import logits as torch_logits
@@ -49,12 +49,12 @@ def test_the_graph_of_every_kind_of_pack_agrees_with_torch(graphs: Graphs, varia
     # And by a comparison of the tests' own: two sequences, read whole and in parts through the cache.
     session, tokens, adapter = open_session(graph), random_tokens(pack, 2, 15), random_adapter(pack)
     for given in (None, adapter):
-        slots = slot_values(given) if given else None
+        adapter_inputs = input_values(given) if given else None
         expected = torch_logits(pack, tokens, given)
-        assert_close(graph_logits(session, pack, tokens, slots), expected)
-        assert_close(graph_logits(session, pack, tokens, slots, steps=(9, 1, 1, 1, 1, 1, 1)), expected)
+        assert_close(graph_logits(session, pack, tokens, adapter_inputs), expected)
+        assert_close(graph_logits(session, pack, tokens, adapter_inputs, steps=(9, 1, 1, 1, 1, 1, 1)), expected)
         # ONNX Runtime's attention takes several tokens after a cache for one sequence only.
-        assert_close(graph_logits(session, pack, tokens[:1], slots, steps=(4, 1, 7, 3)), expected[:1])
+        assert_close(graph_logits(session, pack, tokens[:1], adapter_inputs, steps=(4, 1, 7, 3)), expected[:1])
 
 
 def test_the_graph_agrees_with_torch_up_to_the_end_of_the_context(graphs: Graphs, session: Any) -> None:
@@ -72,11 +72,11 @@ def test_without_an_adapter_the_logits_are_those_of_explicit_inputs_of_rank_0_bi
 ) -> None:
     pack = graphs(VARIANTS[variant])
     session, tokens = open_session(pack.directory / "decoder.onnx"), random_tokens(pack, 1, 9)
-    shapes = slot_shapes(pack.shape.linear_modules())
+    shapes = input_shapes(pack.shape.linear_modules())
     zeros = {name: np.zeros([0 if n == -1 else n for n in shape], np.float32) for name, shape in shapes.items()}
     plain = graph_logits(session, pack, tokens)
     assert np.array_equal(graph_logits(session, pack, tokens, zeros), plain)
-    assert not np.array_equal(graph_logits(session, pack, tokens, slot_values(random_adapter(pack))), plain)
+    assert not np.array_equal(graph_logits(session, pack, tokens, input_values(random_adapter(pack))), plain)
 
 
 @pytest.mark.parametrize("accuracy_level", [FLOAT_ACCURACY, INT8_ACCURACY])
@@ -101,32 +101,32 @@ def test_without_an_adapter_the_logits_are_those_of_the_graph_without_adapters_b
 def test_adapters_of_every_configuration_agree_with_torch(graphs: Graphs, session: Any, config: str) -> None:
     pack = graphs(DEFAULT)
     tokens, adapter = random_tokens(pack, 1, 12), random_adapter(pack, LORAS[config])
-    got = graph_logits(session, pack, tokens, slot_values(adapter))
+    got = graph_logits(session, pack, tokens, input_values(adapter))
     assert_close(got, torch_logits(pack, tokens, adapter))
     assert np.abs(got - graph_logits(session, pack, tokens)).max() > 0.1
 
 
-def test_every_single_slot_acts_on_its_own_module(graphs: Graphs, session: Any) -> None:
+def test_every_single_input_acts_on_its_own_module(graphs: Graphs, session: Any) -> None:
     pack = graphs(DEFAULT)
     tokens, whole = random_tokens(pack, 1, 8), random_adapter(pack)
     plain = graph_logits(session, pack, tokens)
     for module in pack.shape.linear_modules():
         single = Adapter(whole.config, {module: whole.pairs[module]})
-        got = graph_logits(session, pack, tokens, slot_values(single))
+        got = graph_logits(session, pack, tokens, input_values(single))
         assert_close(got, torch_logits(pack, tokens, single))
         assert not np.allclose(got, plain, atol=1e-3), module
 
 
-def test_the_optional_inputs_are_the_slots_of_every_linear_module_and_no_other(graphs: Graphs, session: Any) -> None:
+def test_the_optional_inputs_are_the_inputs_of_every_linear_module_and_no_other(graphs: Graphs, session: Any) -> None:
     pack = graphs(DEFAULT)
-    slots = slot_shapes(pack.shape.linear_modules())
+    adapter_inputs = input_shapes(pack.shape.linear_modules())
     layers = range(pack.shape.num_layers)
     cache = {f"past_key_values.{layer}.{kind}" for layer in layers for kind in ("key", "value")}
     # ONNX Runtime lists inputs that have a default apart from those that must be fed.
     assert {value.name for value in session.get_inputs()} == {"input_ids", "attention_mask"} | cache
     optional = {value.name: value for value in session.get_overridable_initializers()}
-    assert optional.keys() == slots.keys() | {"logits_to_keep"}
-    for name, shape in slots.items():
+    assert optional.keys() == adapter_inputs.keys() | {"logits_to_keep"}
+    for name, shape in adapter_inputs.items():
         assert [got for got, want in zip(optional[name].shape, shape, strict=True) if want != -1] == [
             want for want in shape if want != -1
         ]
@@ -134,13 +134,13 @@ def test_the_optional_inputs_are_the_slots_of_every_linear_module_and_no_other(g
     assert [value.name for value in session.get_outputs()] == ["logits", *presents]
 
 
-def test_each_slot_has_a_rank_of_its_own(graphs: Graphs) -> None:
+def test_each_input_has_a_rank_of_its_own(graphs: Graphs) -> None:
     pack = graphs(DEFAULT)
     model = onnx.load(pack.directory / "decoder.onnx", load_external_data=False)
     dims = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input}
     ranks = []
     for module in pack.shape.linear_modules():
-        name_a, name_b = slot_names(module)
+        name_a, name_b = input_names(module)
         assert dims[name_a][1].dim_param == dims[name_b][0].dim_param != ""
         ranks.append(dims[name_a][1].dim_param)
     assert len(set(ranks)) == len(ranks)

@@ -15,7 +15,7 @@ import peft
 import pytest
 from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterMismatchError
-from fedlora.exported.inputs import slot_values
+from fedlora.exported.inputs import input_values
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
 from fedlora_client.reference import logits as torch_logits
@@ -113,7 +113,7 @@ def test_its_names_and_values_are_the_inputs_of_the_graph(adapter_file: tuple[Ba
     base, adapter, file = adapter_file
     content = ort.AdapterFormat.read_adapter(str(file))
     assert (content.get_adapter_version(), content.get_model_version()) == (0, 0)
-    theirs, ours = content.get_parameters(), slot_values(adapter)
+    theirs, ours = content.get_parameters(), input_values(adapter)
     assert theirs.keys() == ours.keys()
     for name, value in ours.items():
         np.testing.assert_allclose(theirs[name].numpy(), value, rtol=1e-6)

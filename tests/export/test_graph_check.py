@@ -13,7 +13,7 @@ import onnx_ir as ir
 import pytest
 from fedlora.base.pack import BasePack, open_pack
 from fedlora.errors import ConfigError, GraphError
-from fedlora.exported.inputs import slot_values
+from fedlora.exported.inputs import input_values
 from fedlora.lora.adapter import Adapter
 from fedlora_export.checks.check import check_graph
 from fedlora_export.checks.torch_logits import torch_logits
@@ -21,7 +21,7 @@ from fedlora_export.export import export_base
 from fedlora_export.graph.adapter_inputs import ModuleInputs
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 
-from tests.export.sabotage import Patch, Sabotage, change_nodes, set_attribute, swap_modules, swap_slots
+from tests.export.sabotage import Patch, Sabotage, change_nodes, set_attribute, swap_inputs, swap_modules
 from tests.models import DEFAULT, VARIANTS, Packs, Variant, changed
 
 FUSED_ROTARY = VARIANTS["4-bit-asymmetric-untied-mha-head16"]
@@ -54,17 +54,17 @@ def drop_the_scaling(patch: Patch) -> None:
         assert set(factors.values()) != {1.0}
         return {
             name: value / np.float32(factors[name.rsplit(".lora_B", 1)[0]]) if ".lora_B" in name else value
-            for name, value in slot_values(adapter).items()
+            for name, value in input_values(adapter).items()
         }
 
-    patch.setattr(graph_runs_module, "slot_values", unscaled)
+    patch.setattr(graph_runs_module, "input_values", unscaled)
 
 
 SABOTAGES: dict[str, Sabotage] = {
     "k-and-v-swapped": swap_modules(ModuleInputs, "k_proj", "v_proj"),
     "gate-and-up-swapped": swap_modules(ModuleInputs, "gate_proj", "up_proj"),
-    "slots-of-k-and-v-swapped": swap_slots("k_proj", "v_proj"),
-    "slots-of-gate-and-up-swapped": swap_slots("gate_proj", "up_proj"),
+    "adapter_inputs-of-k-and-v-swapped": swap_inputs("k_proj", "v_proj"),
+    "adapter_inputs-of-gate-and-up-swapped": swap_inputs("gate_proj", "up_proj"),
     "keys-and-values-swapped-in-the-attention": change_nodes(swap_keys_and_values),
     "scaling-dropped": drop_the_scaling,
     "adapter-of-one-module-left-out": change_nodes(leave_out_the_adapter),

@@ -32,7 +32,11 @@ def sign(graph: Path, base: BasePack) -> None:
     """Write the manifest of a graph that was changed, as one who wants it to pass would."""
     manifest = read_graph_manifest(graph)
     write_graph_manifest(
-        graph, base_fingerprint=base.fingerprint, profile=manifest.profile, accuracy_level=0, slots=manifest.slots
+        graph,
+        base_fingerprint=base.fingerprint,
+        profile=manifest.profile,
+        accuracy_level=0,
+        inputs=manifest.inputs,
     )
 
 
@@ -137,7 +141,7 @@ def default_of(model: Model, array: Any) -> None:
             tensor.CopyFrom(numpy_helper.from_array(array, SLOT))
 
 
-def without_slot(model: Model) -> None:
+def without_input(model: Model) -> None:
     model.graph.input.remove(next(value for value in model.graph.input if value.name == SLOT))
 
 
@@ -183,8 +187,8 @@ CHANGES: dict[str, tuple[Callable[[Model], object], str]] = {
         lambda m: default_of(m, np.ones((64, 4), np.float32)),
         r"has a default of \[64, 4\]",
     ),
-    "a slot missing": (without_slot, "is an adapter input of the graph or of the base, not of both"),
-    "a slot of one rank": (set_fixed_rank, r"q_proj\.lora_A\.weight is \[64, 4\]"),
+    "an adapter input missing": (without_input, "is an adapter input of the graph or of the base, not of both"),
+    "an adapter input of one rank": (set_fixed_rank, r"q_proj\.lora_A\.weight is \[64, 4\]"),
 }
 
 
@@ -219,7 +223,7 @@ def test_rules_of_one_profile_are_not_those_of_another(exported_folder: Path) ->
             check_graph_rules(exported_folder / "decoder.kernel.onnx", base, profile)
         for own, graph in graphs.items():
             if own == profile:
-                assert check_graph_rules(exported_folder / graph, base, profile).slots > 0
+                assert check_graph_rules(exported_folder / graph, base, profile).adapter_inputs > 0
             else:
                 with pytest.raises(GraphError, match=r"adapter input|input adapters"):
                     check_graph_rules(exported_folder / graph, base, profile)

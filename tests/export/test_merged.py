@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from fedlora.base.pack import BasePack, open_pack
 from fedlora.errors import AdapterMismatchError, ConfigError
-from fedlora.exported.inputs import slot_values
+from fedlora.exported.inputs import input_values
 from fedlora.peft.directory import PeftDirectory, write_peft
 from fedlora_export.commands.export import export
 from fedlora_export.export import export_base
@@ -34,7 +34,7 @@ def test_the_merged_graph_is_close_to_the_base_with_the_adapter_apart(eight_bits
     (apart,) = export_base(eight_bits, tmp_path / "apart", accuracy_level=FLOAT_ACCURACY)
     merged_pack = open_pack(tmp_path / "merged")
     merged = graph_logits(open_session(graph.path), merged_pack, tokens)
-    with_adapter = graph_logits(open_session(apart.path), eight_bits, tokens, slot_values(adapter))
+    with_adapter = graph_logits(open_session(apart.path), eight_bits, tokens, input_values(adapter))
     without = graph_logits(open_session(apart.path), eight_bits, tokens)
     # 8 bits are rounded twice, which is little beside what the adapter does.
     assert np.abs(merged - with_adapter).max() < 0.1 * np.abs(with_adapter - without).max()

@@ -15,7 +15,7 @@ import torch
 from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterMismatchError
 from fedlora.exported.adapter_file import parse_adapter_file
-from fedlora.exported.inputs import slot_names
+from fedlora.exported.inputs import input_names
 from fedlora.peft.directory import read_peft, write_peft
 from fedlora_export.adapter_export import export_peft
 
@@ -80,9 +80,9 @@ def deltas(model: Any) -> dict[str, Any]:
 def assert_file_holds(path: Path, expected: Mapping[str, Any]) -> None:
     """x A B, with the inputs A and B of the file, is x times each update, and there is no other."""
     values = parse_adapter_file(path.read_bytes(), str(path)).values
-    assert values.keys() == {name for module in expected for name in slot_names(module)}
+    assert values.keys() == {name for module in expected for name in input_names(module)}
     for module, delta in expected.items():
-        name_a, name_b = slot_names(module)
+        name_a, name_b = input_names(module)
         assert_close(values[name_a] @ values[name_b], delta.T)
 
 

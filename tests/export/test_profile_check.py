@@ -33,22 +33,24 @@ from tests.export.sabotage import (
     set_attribute,
     set_constant,
     set_input,
+    swap_inputs,
     swap_modules,
     swap_parts,
-    swap_slots,
 )
 from tests.families import family_pack
 from tests.models import DEFAULT, Packs
 
 RANK = 4  # of the adapter that the check feeds
-Slots = Mapping[str, NDArray[np.float32]]
+InputShapes = Mapping[str, NDArray[np.float32]]
 
 
 def roll_joined(factor: str, axis: int) -> Sabotage:
     """The parts of a group's A, or the blocks of its B, stand one further than they should, the last one first."""
 
-    def wrong(slots: Slots, modules: Mapping[str, tuple[int, int]], groups: list[tuple[str, ...]]) -> Slots:
-        values = joined_values(slots, modules, groups)
+    def wrong(
+        adapter_inputs: InputShapes, modules: Mapping[str, tuple[int, int]], groups: list[tuple[str, ...]]
+    ) -> InputShapes:
+        values = joined_values(adapter_inputs, modules, groups)
         size = {group[0]: modules[group[-1]][0] for group in groups}  # of the last module's output
         return {
             name: np.roll(value, RANK if axis != 1 or factor == "A" else size[name.split("+")[0]], axis)
@@ -61,7 +63,11 @@ def roll_joined(factor: str, axis: int) -> Sabotage:
 
 
 def give_each_row_anothers_adapter(patch: Patch) -> None:
-    patch.setattr(graph_runs_module, "row_values", lambda slots, modules: row_values(list(reversed(slots)), modules))
+    patch.setattr(
+        graph_runs_module,
+        "row_values",
+        lambda adapter_inputs, modules: row_values(list(reversed(adapter_inputs)), modules),
+    )
 
 
 def number_each_row_as_another(patch: Patch) -> None:
@@ -136,7 +142,7 @@ CASES: dict[str, Wrong] = {
     "fast: gate and up of the joined product swapped": Wrong("fast", swap_parts(2)),
     "fast: k and v swapped": Wrong("fast", swap_modules(JoinedInputs, "k_proj", "v_proj")),
     "rows: adapters of the rows swapped": Wrong("rows", give_each_row_anothers_adapter),
-    "rows: slots of k and v swapped": Wrong("rows", swap_slots("k_proj", "v_proj")),
+    "rows: adapter_inputs of k and v swapped": Wrong("rows", swap_inputs("k_proj", "v_proj")),
     "rows: lengths off by one after the prompt": Wrong("rows", lose_a_token_of_the_cache),
     "rows: lengths off by one, rotation in the attention": Wrong("rows", lose_a_token_of_the_cache, family="gemma3"),
     "rows: every token of a step taken as new": Wrong("rows", set_input(".mixed", 16, None)),
@@ -171,7 +177,7 @@ CASES: dict[str, Wrong] = {
     "encoder: padding is a part of the mean": Wrong("base", count_padding_in_the_mean, "bare bert"),
     "encoder: positions off by one": Wrong("compat", set_constant("first_position", 1), "roberta"),
     "encoder: the head reads another token": Wrong("compat", set_constant("first_token", 1), "distilbert"),
-    "encoder: slots of k and v swapped": Wrong("rows", swap_slots("key", "value"), "bert"),
+    "encoder: adapter_inputs of k and v swapped": Wrong("rows", swap_inputs("key", "value"), "bert"),
     "encoder: A joined in another order": Wrong("fast", roll_joined("A", 1), "bert"),
 }
 

@@ -77,11 +77,11 @@ def test_the_logits_are_those_of_transformers(exported: Any, family: str, profil
     session, tokens = session_of(pack, profile), random_tokens(pack, 2, TOKENS)
     for seed in (None,) if profile == "base" else (None, 1):
         adapter = None if seed is None else adapter_of(pack, seed=seed)
-        slots, logits = adapter_feeds(pack, profile, [adapter]), expected(family, seed)
-        assert_close(graph_logits(session, pack, tokens, slots), logits)
-        assert_close(graph_logits(session, pack, tokens, slots, steps=(9, 1, 1, 1, 1, 1, 1)), logits)
+        adapter_inputs, logits = adapter_feeds(pack, profile, [adapter]), expected(family, seed)
+        assert_close(graph_logits(session, pack, tokens, adapter_inputs), logits)
+        assert_close(graph_logits(session, pack, tokens, adapter_inputs, steps=(9, 1, 1, 1, 1, 1, 1)), logits)
         # ONNX Runtime's attention takes several tokens after a cache for one sequence only.
-        assert_close(graph_logits(session, pack, tokens[:1], slots, steps=(4, 1, 7, 3)), logits[:1])
+        assert_close(graph_logits(session, pack, tokens[:1], adapter_inputs, steps=(4, 1, 7, 3)), logits[:1])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -115,14 +115,14 @@ def test_rows_of_any_length_go_through_one_batch_in_parts(exported: Any, family:
     with (
         numbered(pack, adapters)
         if profile == "kernel"
-        else nullcontext(adapter_feeds(pack, profile, adapters)) as slots
+        else nullcontext(adapter_feeds(pack, profile, adapters)) as adapter_inputs
     ):
         for new in (np.array([4, 9, 6], np.int32), np.array([8, 1, 0], np.int32), np.array([1, 1, 1], np.int32)):
             part = np.zeros((3, new.max()), np.int64)
             for row, count in enumerate(new):
                 part[row, :count] = tokens[row, done[row] : done[row] + count]
             done = done + new
-            feeds = {"input_ids": part, "lengths": done, "new_tokens": new, **past, **slots}
+            feeds = {"input_ids": part, "lengths": done, "new_tokens": new, **past, **adapter_inputs}
             logits, *present = session.run(None, feeds)
             past = dict(zip(past, present, strict=True))
             for row in range(3):
@@ -135,10 +135,10 @@ def test_rows_of_any_length_go_through_one_batch_in_parts(exported: Any, family:
 def test_logits_may_be_asked_for_of_the_last_tokens_only(exported: Any, keep: int) -> None:
     pack = exported("qwen3")
     tokens = random_tokens(pack, 2, TOKENS)
-    slots: Any = {"logits_to_keep": np.array([keep], np.int64)}
+    adapter_inputs: Any = {"logits_to_keep": np.array([keep], np.int64)}
     for profile in ("base", "compat", "fast"):
         session = session_of(pack, profile)
-        got = graph_logits(session, pack, tokens, slots)
+        got = graph_logits(session, pack, tokens, adapter_inputs)
         assert got.shape[1] == keep
         assert_close(got, graph_logits(session, pack, tokens)[:, -keep:])
 
@@ -181,7 +181,7 @@ def test_all_profiles_read_the_same_bytes_of_the_same_file(exported: Any, profil
 def test_a_shared_buffer_of_past_and_present_gives_the_same_logits(exported: Any, profile: Profile) -> None:
     pack = exported("mistral-window")
     shape, session, tokens = pack.shape, session_of(pack, profile), random_tokens(pack, 1, TOKENS)
-    slots = adapter_feeds(pack, profile, [adapter_of(pack)])
+    adapter_inputs = adapter_feeds(pack, profile, [adapter_of(pack)])
     names = [f"{i}.{kind}" for i in range(shape.num_layers) for kind in ("key", "value")]
     size = (1, shape.num_kv_heads, 40, shape.head_dim)
     buffers = {name: ort.OrtValue.ortvalue_from_numpy(np.full(size, 5, np.float32)) for name in names}
@@ -189,7 +189,7 @@ def test_a_shared_buffer_of_past_and_present_gives_the_same_logits(exported: Any
     for count in (6, 1, 5, 1, 2):
         part, mask = tokens[:, read : read + count], np.ones((1, read + count), np.int64)
         binding = session.io_binding()
-        for name, value in {"input_ids": part, "attention_mask": mask, **slots}.items():
+        for name, value in {"input_ids": part, "attention_mask": mask, **adapter_inputs}.items():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(value))
         for name, buffer in buffers.items():
             binding.bind_ortvalue_input(f"past_key_values.{name}", buffer)
@@ -198,7 +198,7 @@ def test_a_shared_buffer_of_past_and_present_gives_the_same_logits(exported: Any
         session.run_with_iobinding(binding)
         parts.append(binding.get_outputs()[-1].numpy().copy())
         read += count
-    assert_close(np.concatenate(parts, 1), graph_logits(session, pack, tokens, slots))
+    assert_close(np.concatenate(parts, 1), graph_logits(session, pack, tokens, adapter_inputs))
 
 
 def test_int8_activations_are_a_little_off_and_marked_in_every_product(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from fedlora.base.pack import BasePack
-from fedlora.exported.inputs import slot_values
+from fedlora.exported.inputs import input_values
 from fedlora.exported.profiles import Profile
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
@@ -31,7 +31,7 @@ class Speaker:
 
     rank: int
     adapter: Adapter
-    version: AdapterVersion  # with slots
+    version: AdapterVersion  # with adapter_inputs
     laid_out: AdapterVersion
     loaded: LoadedAdapter
 
@@ -39,17 +39,17 @@ class Speaker:
 def speaker(base: BasePack, config: LoraConfig, seed: int, size: float = 1.0) -> Speaker:
     """A random adapter whose B is so much larger."""
     adapter = changed(random_adapter(base, config, seed=seed), lambda _, a, b: (a, b * np.float32(size)))
-    slots = slot_values(adapter)
+    adapter_inputs = input_values(adapter)
     loaded = LoadedAdapter(
         path=Path("none"),
-        values=slots,
-        inputs={name: OrtValue.ortvalue_from_numpy(value) for name, value in slots.items()},
+        values=adapter_inputs,
+        inputs={name: OrtValue.ortvalue_from_numpy(value) for name, value in adapter_inputs.items()},
     )
 
     def version(values: AdapterValues) -> AdapterVersion:
         return AdapterVersion(
             name=f"rank-{config.rank}",
-            digest=digest_of(slots),
+            digest=digest_of(adapter_inputs),
             number=1,
             values=values,
             rank=config.rank,
@@ -57,8 +57,8 @@ def speaker(base: BasePack, config: LoraConfig, seed: int, size: float = 1.0) ->
             source=Path("none"),
         )
 
-    layout = adapter_layout(slots, base.shape.linear_modules())
-    return Speaker(config.rank, adapter, version(slots), version(layout), loaded)
+    layout = adapter_layout(adapter_inputs, base.shape.linear_modules())
+    return Speaker(config.rank, adapter, version(adapter_inputs), version(layout), loaded)
 
 
 def greedy(engine: Engine, prompt: Sequence[int], speaker: Speaker | None, count: int) -> list[int]:

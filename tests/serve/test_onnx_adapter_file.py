@@ -12,7 +12,7 @@ import pytest
 from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterMismatchError
 from fedlora.exported.adapter_file import AdapterFile, parse_adapter_file
-from fedlora.exported.inputs import model_version, slot_values
+from fedlora.exported.inputs import input_values, model_version
 from fedlora.exported.sidecar import sidecar_of
 from fedlora_export.adapter_export import write_onnx_adapter
 from fedlora_serve.local.engine import Engine
@@ -41,7 +41,7 @@ def read(path: Path) -> AdapterFile:
 @pytest.fixture
 def values(base: BasePack) -> Values:
     """The values of a sound adapter."""
-    return dict(slot_values(random_adapter(base)))
+    return dict(input_values(random_adapter(base)))
 
 
 def test_onnx_runtimes_own_example_is_read_and_acts_as_published(shared: Path) -> None:
@@ -81,7 +81,7 @@ def test_an_adapter_of_some_modules_and_many_ranks_is_loaded(tmp_path: Path, eng
     write_onnx_adapter(adapter, engine.base.fingerprint, path)
     assert len(engine.load_adapter(path).inputs) == 2 * len(adapter.pairs)
     sidecar_of(path).unlink()
-    some = {name: value for name, value in slot_values(adapter).items() if "layers.1.mlp" in name}
+    some = {name: value for name, value in input_values(adapter).items() if "layers.1.mlp" in name}
     write_file(path, some, model_version(engine.base.fingerprint))
     assert engine.load_adapter(path).inputs.keys() == some.keys()
 

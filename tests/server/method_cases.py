@@ -10,7 +10,7 @@ import numpy as np
 from fedlora.config.run import AggregationConfig, LoraSection, RunConfig, ServerConfig
 from fedlora.lora.adapter import Adapter, LoraPair, initial_adapter
 from fedlora.lora.config import LoraConfig
-from fedlora.lora.ranks import first_slots
+from fedlora.lora.ranks import first_components
 from fedlora_server.aggregation.aggregation import Aggregation, Round, State
 from numpy.typing import NDArray
 
@@ -79,7 +79,7 @@ def random_pair(pair: LoraPair, trains: str, generator: np.random.Generator) -> 
 
 def device(this: Round, seed: int, rank: int = 1000) -> Adapter:
     """What a device makes of a round: the factors that it trains and sends are random, of its own rank."""
-    generator, down = np.random.default_rng(seed), first_slots(this.down.adapter, rank)
+    generator, down = np.random.default_rng(seed), first_components(this.down.adapter, rank)
     pairs = {module: random_pair(pair, this.task.sends, generator) for module, pair in down.pairs.items()}
     return Adapter(down.config, pairs)
 
@@ -157,14 +157,14 @@ def hetlora(case: Case, this: Round, updates: Sequence[Weighted]) -> Dense:
 
 
 def raflora(case: Case, this: Round, updates: Sequence[Weighted]) -> Dense:
-    """Slot by slot, over the devices that hold it."""
+    """Slot by component, over the devices that hold it."""
     result = {}
     for module, (rows, columns) in SHAPES.items():
         total = np.zeros((rows, columns))
-        for slot in range(case.lora.rank_of(module)):
-            holders = [(a.pairs[module], w) for a, w in updates if a.pairs[module].rank > slot]
+        for component in range(case.lora.rank_of(module)):
+            holders = [(a.pairs[module], w) for a, w in updates if a.pairs[module].rank > component]
             for pair, weight in holders:
-                outer = np.outer(pair.lora_B[:, slot].astype(np.float64), pair.lora_A[slot])
+                outer = np.outer(pair.lora_B[:, component].astype(np.float64), pair.lora_A[component])
                 total += weight / sum(w for _, w in holders) * outer
         result[module] = best(case.lora.scaling_of(module) * total, case.lora.rank_of(module))
     return result

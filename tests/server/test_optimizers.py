@@ -48,7 +48,7 @@ def test_an_optimizer_equals_its_formula_over_several_rounds(optimizer: str) -> 
     for seed in (1, 2, 3):
         mean = device(case.round(), seed)
         changes.append(float(mean.pairs[module].lora_B[2, 1] - now.pairs[module].lora_B[2, 1]))
-        now, moments = optimized(now, mean, moments, settings(optimizer, **constants), "AB", keeps_slots=True)
+        now, moments = optimized(now, mean, moments, settings(optimizer, **constants), "AB", keeps_components=True)
     moved = float(now.pairs[module].lora_B[2, 1] - start.pairs[module].lora_B[2, 1])
     assert moved == pytest.approx(sum(reference(optimizer, changes, **constants)), rel=1e-4)
 
@@ -123,9 +123,9 @@ def test_a_round_that_changed_nothing_moves_nothing_but_by_momentum(method: str,
 
 def test_an_optimizer_changes_none_of_its_inputs() -> None:
     before, mean = (device(Case("svd", LORA).round(), seed) for seed in (0, 1))
-    _, moments = optimized(before, mean, {}, settings("fedadam"), "AB", keeps_slots=True)
+    _, moments = optimized(before, mean, {}, settings("fedadam"), "AB", keeps_components=True)
     inputs = [*moments.values(), *(a for x in (before, mean) for p in x.pairs.values() for a in (p.lora_A, p.lora_B))]
     copies = [array.copy() for array in inputs]
-    optimized(before, mean, moments, settings("fedadam"), "AB", keeps_slots=True)
+    optimized(before, mean, moments, settings("fedadam"), "AB", keeps_components=True)
     for array, copy in zip(inputs, copies, strict=True):
         np.testing.assert_array_equal(array, copy)

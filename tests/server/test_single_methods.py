@@ -55,7 +55,7 @@ def test_lorafair_is_closer_to_the_mean_of_the_products_than_fedavg(lora: LoraCo
     assert errors["lorafair"] < errors["fedavg"]
 
 
-def test_the_first_slots_of_svds_adapter_are_the_best_adapter_of_that_rank(lora: LoraConfig) -> None:
+def test_the_first_components_of_svds_adapter_are_the_best_adapter_of_that_rank(lora: LoraConfig) -> None:
     case = Case("svd", lora)
     updates = devices(case.round())
     adapter = case.played(case.round(), updates).now.adapter
@@ -170,7 +170,7 @@ def test_a_rotation_onto_itself_is_none() -> None:
         np.testing.assert_allclose(turned.pairs[module].lora_A, pair.lora_A, atol=1e-5)
 
 
-def test_a_slot_that_no_device_of_the_round_has_stays_as_it_was(lora: LoraConfig) -> None:
+def test_a_component_that_no_device_of_the_round_has_stays_as_it_was(lora: LoraConfig) -> None:
     case = Case("hetlora", lora, AggregationConfig(min_rank=1))
     state = case.later()
     this = case.round(2, state)

@@ -3,10 +3,10 @@
     y = [x | x A^T] [W | gamma B]^T + b        dx = [dy | u] [W ; A]        u = gamma dy B
     dA = u^T x                                 dB = gamma dy^T (x A^T)
 
-W [O, I] is dequantized into a scratch whose rows are longer by the rank. gamma B goes beside it and x A^T beside x, so
-that one product gives both; the backward does the same with more rows instead of longer ones. An adapter that stands
-frozen beside the one that trains is so many more slots of it, which get no gradient. Where C > 1 adapters share a batch,
-each has N / C consecutive rows, and their products are batched, apart from the frozen one.
+W [O, I] is dequantized into a scratch whose rows are longer by the rank. gamma B goes beside it and x A^T beside x, so that
+one product gives both; the backward does the same with more rows instead of longer ones. An adapter that stands frozen
+beside the one that trains is so many more components of it, which get no gradient. Where C > 1 adapters share a batch, each
+has N / C consecutive rows, and their products are batched, apart from the frozen one.
 """
 
 # N rows, I in features, O out features, R rank (that of a frozen side included), C adapters

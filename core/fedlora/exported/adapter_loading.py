@@ -22,7 +22,7 @@ from fedlora.exported.adapter_manifest import AdapterManifest, read_adapter_mani
 from fedlora.exported.flat_buffer import MAX_BYTES
 from fedlora.exported.inputs import model_version, modules_of
 from fedlora.exported.profiles import DEFAULT, Profile
-from fedlora.exported.sidecar import Slots, sidecar_of
+from fedlora.exported.sidecar import InputShapes, sidecar_of
 from fedlora.lora.config import MAX_RANK
 
 UNNAMED_VERSIONS = (0, 1)  # of files whose writer names no base
@@ -41,7 +41,7 @@ def load_adapter_file(
     path: Path,
     *,
     base_fingerprint: str,
-    slots: Slots,  # of the graph that it is for: fedlora.exported.profiles.graph_slots
+    inputs: InputShapes,  # of the graph that it is for: fedlora.exported.profiles.graph_inputs
     profile: Profile = DEFAULT,  # of that graph
     allow_unnamed_base: bool = False,
 ) -> VerifiedAdapter:
@@ -52,7 +52,7 @@ def load_adapter_file(
     if not path.is_file():
         raise AdapterError(f"{path}: no such file; make one with: fedlora export-adapter ADAPTER -o {path}")
     manifest = read_adapter_manifest(path)
-    size, most = path.stat().st_size, _largest_file(slots)
+    size, most = path.stat().st_size, _largest_file(inputs)
     if manifest and manifest.base != base_fingerprint:
         raise AdapterMismatchError(
             f"{sidecar_of(path)}: made for base {manifest.base}, this base is {base_fingerprint}; "
@@ -73,14 +73,14 @@ def load_adapter_file(
         )
     file = parse_adapter_file(data, str(path))
     _check_version(file, model_version(base_fingerprint), str(path), allow_unnamed_base and manifest is None)
-    check_slots(file.values, slots, str(path))
-    if manifest and {name: value.shape for name, value in file.values.items()} != manifest.slots:
+    check_inputs(file.values, inputs, str(path))
+    if manifest and {name: value.shape for name, value in file.values.items()} != manifest.inputs:
         raise AdapterError(f"{sidecar_of(path)}: slots are not those of the file; export the adapter again")
     return VerifiedAdapter(values=file.values, manifest=manifest)
 
 
-def check_slots(values: Mapping[str, NDArray[np.float32]], slots: Slots, where: str) -> None:
-    """Raise AdapterMismatchError unless names, shapes and paired ranks fit the slots.
+def check_inputs(values: Mapping[str, NDArray[np.float32]], inputs: InputShapes, where: str) -> None:
+    """Raise AdapterMismatchError unless names, shapes and paired ranks fit the inputs.
 
     Modules without an adapter are fine; halves of one are not.
     """
@@ -88,11 +88,11 @@ def check_slots(values: Mapping[str, NDArray[np.float32]], slots: Slots, where: 
         raise AdapterMismatchError(f"{where}: the adapter has no modules")
     ranks: dict[str, list[int]] = {}
     for name, value in values.items():
-        if name not in slots:
+        if name not in inputs:
             raise AdapterMismatchError(
                 f"{where}: the graph has no adapter input {name}; the adapter is for another base or profile"
             )
-        want = slots[name]
+        want = inputs[name]
         if value.ndim != 2 or any(w not in (-1, got) for w, got in zip(want, value.shape, strict=True)):
             shape = " x ".join("rank" if w == -1 else str(w) for w in want)
             raise AdapterMismatchError(f"{where}: {name} is {list(value.shape)}; the graph expects {shape}")
@@ -120,10 +120,10 @@ def _check_version(file: AdapterFile, expected: int, where: str, unnamed_is_fine
         )
 
 
-def _largest_file(slots: Slots) -> int:
-    """What the file of an adapter of the largest rank on every slot has at most."""
-    numbers = sum(max(shape) * _largest_rank(_module_of(name)) for name, shape in slots.items())
-    return min(4 * numbers + _OVERHEAD_BYTES * (len(slots) + 1), MAX_BYTES)
+def _largest_file(inputs: InputShapes) -> int:
+    """What the file of an adapter of the largest rank for every input has at most."""
+    numbers = sum(max(shape) * _largest_rank(_module_of(name)) for name, shape in inputs.items())
+    return min(4 * numbers + _OVERHEAD_BYTES * (len(inputs) + 1), MAX_BYTES)
 
 
 def _largest_rank(module: str) -> int:
@@ -131,5 +131,5 @@ def _largest_rank(module: str) -> int:
     return MAX_RANK * len(modules_of(module))
 
 
-def _module_of(slot: str) -> str:
-    return slot.rsplit(".lora_", 1)[0]
+def _module_of(name: str) -> str:
+    return name.rsplit(".lora_", 1)[0]

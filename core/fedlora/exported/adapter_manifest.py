@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.errors import AdapterError, ConfigError
-from fedlora.exported.inputs import modules_of, slot_names
+from fedlora.exported.inputs import input_names, modules_of
 from fedlora.exported.profiles import Profile
-from fedlora.exported.sidecar import Slots, read_sidecar, sidecar_of
+from fedlora.exported.sidecar import InputShapes, read_sidecar, sidecar_of
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
 
@@ -40,16 +40,16 @@ class AdapterManifest:
     profile: Profile
     sha256: str
     size_bytes: int
-    slots: Slots
+    inputs: InputShapes
     ranks: Mapping[str, int]
     lora: LoraConfig
     source: str
 
 
 def adapter_manifest_text(
-    adapter: Adapter, base_fingerprint: str, source: str, file: Path, *, profile: Profile, slots: Slots
+    adapter: Adapter, base_fingerprint: str, source: str, file: Path, *, profile: Profile, inputs: InputShapes
 ) -> str:
-    """The manifest of `file`, which was made from `adapter` and holds `slots`, the inputs of the graph of `profile`."""
+    """The manifest of `file`, which was made from `adapter` and holds `inputs`, the inputs of the graph of `profile`."""
     lora, data = adapter.config, file.read_bytes()
     manifest = {
         "format": FORMAT,
@@ -69,7 +69,7 @@ def adapter_manifest_text(
         },
         "scaling": SCALING,
         "ranks": {module: pair.rank for module, pair in adapter.pairs.items()},
-        "slots": {name: list(shape) for name, shape in slots.items()},
+        "slots": {name: list(shape) for name, shape in inputs.items()},
     }
     return json.dumps(manifest, indent=2) + "\n"
 
@@ -87,32 +87,32 @@ def read_adapter_manifest(adapter_file: Path) -> AdapterManifest | None:
     for module, rank in values["ranks"].items():
         if type(rank) is not int or rank != lora.rank_of(module):
             raise AdapterError(f"{path}: ranks: {module!r:.120} is {rank!r:.80}; lora says {lora.rank_of(module)}")
-    _check_slots(values["slots"], values["ranks"], path)
+    _check_inputs(values["slots"], values["ranks"], path)
     return AdapterManifest(
         base=values["base"],
         profile=values["profile"],
         sha256=values["sha256"],
         size_bytes=values["size_bytes"],
-        slots=values["slots"],
+        inputs=values["slots"],
         ranks=values["ranks"],
         lora=lora,
         source=values["source"],
     )
 
 
-def _check_slots(slots: Slots, ranks: Mapping[str, int], path: Path) -> None:
-    """Raise AdapterError unless the slots are those of the modules that have ranks, alone or in groups, and as wide."""
-    groups = {slot.rsplit(".lora_", 1)[0] for slot in slots}
+def _check_inputs(inputs: InputShapes, ranks: Mapping[str, int], path: Path) -> None:
+    """Raise AdapterError unless the inputs are those of the modules that have ranks, alone or in groups, and as wide."""
+    groups = {name.rsplit(".lora_", 1)[0] for name in inputs}
     widths = {group: sum(ranks.get(module, 0) for module in modules_of(group)) for group in groups}
     named = {module for group in groups for module in modules_of(group)}
-    both = {name for group in groups for name in slot_names(group)}
-    if slots.keys() != both or not named >= ranks.keys() or not all(widths.values()):
+    both = {name for group in groups for name in input_names(group)}
+    if inputs.keys() != both or not named >= ranks.keys() or not all(widths.values()):
         raise AdapterError(f"{path}: slots and ranks do not name the same modules; export the adapter again")
     for group, width in widths.items():
-        name_a, name_b = slot_names(group)
-        if (slots[name_a][1], slots[name_b][0]) != (width, width):
+        name_a, name_b = input_names(group)
+        if (inputs[name_a][1], inputs[name_b][0]) != (width, width):
             raise AdapterError(
-                f"{path}: slots: {group!r:.120} has rank {slots[name_a][1]} and {slots[name_b][0]}, ranks says {width}; "
+                f"{path}: slots: {group!r:.120} has rank {inputs[name_a][1]} and {inputs[name_b][0]}, ranks says {width}; "
                 "export the adapter again"
             )
 

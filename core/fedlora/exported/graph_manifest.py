@@ -19,8 +19,8 @@ from pathlib import Path
 
 from fedlora.base.pack import BasePack, file_digest
 from fedlora.errors import GraphError
-from fedlora.exported.profiles import PROFILES, Profile, graph_name, graph_slots
-from fedlora.exported.sidecar import Slots, read_sidecar, sidecar_of
+from fedlora.exported.profiles import PROFILES, Profile, graph_inputs, graph_name
+from fedlora.exported.sidecar import InputShapes, read_sidecar, sidecar_of
 from fedlora.files.atomic import write_text
 
 FORMAT, VERSION = "fedlora-graph", 1
@@ -37,11 +37,17 @@ class GraphManifest:
     size_bytes: int
     profile: Profile
     accuracy_level: int
-    slots: Slots
+    inputs: InputShapes
 
 
 def write_graph_manifest(
-    graph: Path, *, base_fingerprint: str, profile: Profile, accuracy_level: int, slots: Slots, file: Path | None = None
+    graph: Path,
+    *,
+    base_fingerprint: str,
+    profile: Profile,
+    accuracy_level: int,
+    inputs: InputShapes,
+    file: Path | None = None,
 ) -> Path:
     """Write the manifest of `graph` beside it, and return its path; `file` is where the graph lies meanwhile."""
     file = file or graph
@@ -54,7 +60,7 @@ def write_graph_manifest(
         "size_bytes": file.stat().st_size,
         "profile": profile,
         "accuracy_level": accuracy_level,
-        "slots": {name: list(shape) for name, shape in slots.items()},
+        "slots": {name: list(shape) for name, shape in inputs.items()},
     }
     path = sidecar_of(graph)
     write_text(path, json.dumps(manifest, indent=2) + "\n")
@@ -78,7 +84,7 @@ def read_graph_manifest(graph: Path) -> GraphManifest:
         size_bytes=values["size_bytes"],
         profile=values["profile"],
         accuracy_level=values["accuracy_level"],
-        slots=values["slots"],
+        inputs=values["slots"],
     )
 
 
@@ -98,11 +104,11 @@ def check_graph_file(graph: Path, base: BasePack) -> GraphManifest:
     digest = file_digest(graph)
     if digest != manifest.sha256:
         raise GraphError(f"{graph}: sha256 is {digest}, its manifest says {manifest.sha256}; export it again")
-    slots = graph_slots(base.model, manifest.profile)
-    if manifest.slots != slots:
-        wrong = sorted({name for name, _ in manifest.slots.items() ^ slots.items()})[0]
+    inputs = graph_inputs(base.model, manifest.profile)
+    if manifest.inputs != inputs:
+        wrong = sorted({name for name, _ in manifest.inputs.items() ^ inputs.items()})[0]
         raise GraphError(
-            f"{sidecar_of(graph)}: adapter input {wrong!r:.120} is {manifest.slots.get(wrong, 'missing')}, the base's is "
-            f"{slots.get(wrong, 'missing')}; export it again"
+            f"{sidecar_of(graph)}: adapter input {wrong!r:.120} is {manifest.inputs.get(wrong, 'missing')}, the base's is "
+            f"{inputs.get(wrong, 'missing')}; export it again"
         )
     return manifest

@@ -10,8 +10,8 @@ side by side; a module without an adapter has rank 0:
 
     A = [A_1 A_2 ...]  [I, R_1 + R_2 + ...]        B = diag(B_1, B_2, ...)  [R_1 + R_2 + ..., O_1 + O_2 + ...]
 
-By rows, where every row of a batch has an adapter of its own: A [S, I, R] and B [S, R, O], R the largest rank in the batch. A
-row whose adapter is smaller, or which has none, is filled up with zeros, which change nothing.
+By rows, where every row of a batch has an adapter of its own: A [S, I, R] and B [S, R, O], R the largest rank in the batch.
+A row whose adapter is smaller, or which has none, is filled up with zeros, which change nothing.
 """
 
 # S rows, I in features, O out features, R rank
@@ -29,16 +29,16 @@ from fedlora.lora.adapter import Adapter
 BASE_PROPERTY = "fedlora_base"  # in the graph's metadata: the fingerprint of its base
 
 
-def slot_names(module: str) -> tuple[str, str]:
+def input_names(module: str) -> tuple[str, str]:
     """The input names of a module's A and B."""
     return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
 
 
-def slot_values(adapter: Adapter) -> dict[str, NDArray[np.float32]]:
+def input_values(adapter: Adapter) -> dict[str, NDArray[np.float32]]:
     """{input name: value} of every module, contiguous. Raises AdapterError where a scaled value is not finite."""
     values = {}
     for module, pair in adapter.pairs.items():
-        name_a, name_b = slot_names(module)
+        name_a, name_b = input_names(module)
         values[name_a] = np.ascontiguousarray(pair.lora_A.T)
         with np.errstate(over="ignore"):
             values[name_b] = np.ascontiguousarray(pair.lora_B.T * np.float32(adapter.config.scaling_of(module)))
@@ -47,11 +47,11 @@ def slot_values(adapter: Adapter) -> dict[str, NDArray[np.float32]]:
     return values
 
 
-def slot_shapes(modules: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+def input_shapes(modules: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
     """{input name: shape}, with -1 for the rank."""
     shapes: dict[str, tuple[int, int]] = {}
     for module, (rows, columns) in modules.items():
-        name_a, name_b = slot_names(module)
+        name_a, name_b = input_names(module)
         shapes |= {name_a: (columns, -1), name_b: (-1, rows)}
     return shapes
 
@@ -81,43 +81,43 @@ def joined_shapes(
     """{input name: shape}, with -1 for the rank."""
     shapes: dict[str, tuple[int, int]] = {}
     for group in groups:
-        name_a, name_b = slot_names(joined_name(group))
+        name_a, name_b = input_names(joined_name(group))
         shapes |= {name_a: (modules[group[0]][1], -1), name_b: (-1, sum(modules[module][0] for module in group))}
     return shapes
 
 
 def joined_values(
-    slots: Mapping[str, NDArray[np.float32]],  # of single modules
+    inputs: Mapping[str, NDArray[np.float32]],  # of single modules
     modules: Mapping[str, tuple[int, int]],
     groups: Sequence[Sequence[str]],
 ) -> dict[str, NDArray[np.float32]]:
     """{input name: value} of every group of which a module has an adapter."""
     values: dict[str, NDArray[np.float32]] = {}
     for group in groups:
-        names = [slot_names(module) for module in group]
-        if not any(name_a in slots for name_a, _ in names):
+        names = [input_names(module) for module in group]
+        if not any(name_a in inputs for name_a, _ in names):
             continue
         columns, sizes = modules[group[0]][1], [modules[module][0] for module in group]
-        parts_a = [slots.get(name_a, np.zeros((columns, 0), np.float32)) for name_a, _ in names]
+        parts_a = [inputs.get(name_a, np.zeros((columns, 0), np.float32)) for name_a, _ in names]
         joined_b = np.zeros((sum(part.shape[1] for part in parts_a), sum(sizes)), np.float32)
         row, column = 0, 0
         for (_, name_b), part, size in zip(names, parts_a, sizes, strict=True):
-            if name_b in slots:
-                joined_b[row : row + part.shape[1], column : column + size] = slots[name_b]
+            if name_b in inputs:
+                joined_b[row : row + part.shape[1], column : column + size] = inputs[name_b]
             row, column = row + part.shape[1], column + size
-        name_a, name_b = slot_names(joined_name(group))
+        name_a, name_b = input_names(joined_name(group))
         values |= {name_a: np.concatenate(parts_a, 1), name_b: joined_b}
     return values
 
 
 def row_values(
-    rows: Sequence[Mapping[str, NDArray[np.float32]]],  # the slots of each row's adapter (`slots`); empty: none
+    rows: Sequence[Mapping[str, NDArray[np.float32]]],  # the inputs of each row's adapter (`inputs`); empty: none
     modules: Mapping[str, tuple[int, int]],  # {module: (O, I)}
 ) -> dict[str, NDArray[np.float32]]:
     """{input name: value} of every module."""
     values: dict[str, NDArray[np.float32]] = {}
     for module, (out_features, in_features) in modules.items():
-        name_a, name_b = slot_names(module)
+        name_a, name_b = input_names(module)
         rank = max(own[name_a].shape[1] if name_a in own else 0 for own in rows)
         values[name_a] = np.zeros((len(rows), in_features, rank), np.float32)
         values[name_b] = np.zeros((len(rows), rank, out_features), np.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from fedlora.exported.inputs import joined_shapes, slot_shapes
+from fedlora.exported.inputs import input_shapes, joined_shapes
 from fedlora.family import DecoderShape, ModelShape
 
 Profile = Literal["compat", "fast", "rows", "kernel", "base"]
@@ -25,7 +25,7 @@ def graph_name(model: ModelShape, profile: Profile) -> str:
     return f"{kind}.onnx" if profile == DEFAULT else f"{kind}.{profile}.onnx"
 
 
-def graph_slots(model: ModelShape, profile: Profile) -> dict[str, tuple[int, int]]:
+def graph_inputs(model: ModelShape, profile: Profile) -> dict[str, tuple[int, int]]:
     """{adapter input: shape} of a graph, with -1 for the rank; in `rows` it is the shape of each row's.
 
     In `kernel` there are none: its adapters are named by number.
@@ -33,4 +33,4 @@ def graph_slots(model: ModelShape, profile: Profile) -> dict[str, tuple[int, int
     modules = model.linear_modules()
     if profile in ("base", "kernel"):
         return {}
-    return joined_shapes(modules, model.linear_groups()) if profile == "fast" else slot_shapes(modules)
+    return joined_shapes(modules, model.linear_groups()) if profile == "fast" else input_shapes(modules)

@@ -12,7 +12,7 @@ from fedlora.files.documents import read_object
 
 MAX_BYTES = 4 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-Slots = Mapping[str, tuple[int, int]]  # {input name: shape}, with -1 for a rank that is free
+InputShapes = Mapping[str, tuple[int, int]]  # {input name: shape}, with -1 for a rank that is free
 
 
 def sidecar_of(path: Path) -> Path:
@@ -24,7 +24,7 @@ def read_sidecar(
 ) -> dict[str, Any]:
     """The content of a sidecar: `format` and `version` as expected, and `fields`, each of its type, and no other.
 
-    Every sidecar has `base`, `sha256`, `size_bytes` and `slots` too. Raises `error`.
+    Every sidecar has `base`, `sha256`, `size_bytes` and `inputs` too. Raises `error`.
     """
     if not path.is_file() or path.stat().st_size > MAX_BYTES:
         raise error(f"{path}: expected a file of at most {MAX_BYTES} bytes; export again")
@@ -43,13 +43,13 @@ def read_sidecar(
     for name in ("base", "sha256"):
         if not _DIGEST.fullmatch(values[name]):
             raise error(f"{path}: {name} is {values[name]!r:.80}; expected 64 hexadecimal digits: export again")
-    values["slots"] = _slots(values["slots"], path, error)
+    values["slots"] = _inputs(values["slots"], path, error)
     return values
 
 
-def _slots(slots: Mapping[str, object], path: Path, error: type[FedloraError]) -> Slots:
+def _inputs(inputs: Mapping[str, object], path: Path, error: type[FedloraError]) -> InputShapes:
     result = {}
-    for name, shape in slots.items():
+    for name, shape in inputs.items():
         if not isinstance(shape, list) or len(shape) != 2 or any(type(n) is not int or n < -1 for n in shape):
             raise error(f"{path}: slots: {name!r:.120} is {shape!r:.80}; expected two sizes: export again")
         result[name] = (shape[0], shape[1])

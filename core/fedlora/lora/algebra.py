@@ -91,8 +91,8 @@ def concatenate(products: Sequence[Product]) -> Product:
 def truncated(product: Product, rank: int) -> Product:
     """The best approximation of at most `rank` (Eckart-Young), its singular values shared evenly by B and A, descending.
 
-    B is [O, rank] and A [rank, I]; the first r slots are the best approximation of rank r. `low_rank` says how close to
-    the optimum it is. Where the product has less rank, the columns of B that are left are zero and the rows of A keep a
+    B is [O, rank] and A [rank, I]; the first r components are the best approximation of rank r. `low_rank` says how close
+    to the optimum it is. Where the product has less rank, the columns of B that are left are zero and the rows of A keep a
     direction, as in a new adapter: with both at zero no gradient would ever reach them again.
     """
     if isinstance(product, Dense):

@@ -1,6 +1,6 @@
-"""Adapters of other ranks: the first slots of one, and two side by side. The scaling of every module stays as it is.
+"""Adapters of other ranks: the first components of one, and two side by side. The scaling of every module stays as it is.
 
-A slot is one column of B with its row of A: an adapter of rank R is the sum of its R slots.
+A component is one column of B with its row of A: an adapter of rank R is the sum of its R components.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def with_ranks(config: LoraConfig, ranks: Mapping[str, int]) -> LoraConfig:
     )
 
 
-def first_slots(adapter: Adapter, rank: int) -> Adapter:
-    """Of each module at most the first `rank` slots, as views."""
+def first_components(adapter: Adapter, rank: int) -> Adapter:
+    """Of each module at most the first `rank` components, as views."""
     pairs = {module: LoraPair(pair.lora_A[:rank], pair.lora_B[:, :rank]) for module, pair in adapter.pairs.items()}
     return Adapter(with_ranks(adapter.config, {module: pair.rank for module, pair in pairs.items()}), pairs)
 
 
 def joined(first: Adapter, second: Adapter) -> Adapter:
-    """The sum of two adapters of the same modules: the slots of `first`, then those of `second`, scaled as `first` is."""
+    """The sum of two adapters of the same modules: the components of `first`, then those of `second`; `first`'s scaling."""
     pairs = {}
     for module, pair in first.pairs.items():
         other = second.pairs[module]
@@ -54,9 +54,10 @@ def joined(first: Adapter, second: Adapter) -> Adapter:
 
 
 def parted(adapter: Adapter, config: LoraConfig) -> tuple[Adapter, Adapter | None]:
-    """What `joined` put together: the slots of `config`, and those after them, or None where there are none.
+    """What `joined` put together: the components of `config`, and those after them, or None where there are none.
 
-    A module whose slots end with those of `config` gets a slot of zeros in the second part: no adapter has rank 0.
+    A module whose components end with those of `config` gets a component of zeros in the second part: no adapter has rank
+    0.
     """
     first, second = {}, {}
     for module, pair in adapter.pairs.items():

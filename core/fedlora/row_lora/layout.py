@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora.errors import AdapterError, AdapterMismatchError
-from fedlora.exported.inputs import slot_names
+from fedlora.exported.inputs import input_names
 
 LayoutDtype = Literal["float32", "float16"]
 
@@ -41,15 +41,16 @@ class AdapterLayout:
 
 
 def adapter_layout(
-    slots: Mapping[str, NDArray[np.float32]],  # of single modules (`fedlora.exported.inputs`)
+    adapter_inputs: Mapping[str, NDArray[np.float32]],  # of single modules (`fedlora.exported.inputs`)
     modules: Mapping[str, tuple[int, int]],  # {module: (O, I)}, every one of the model's
     dtype: LayoutDtype = "float32",
 ) -> AdapterLayout:
     """The layout of an adapter that sits on some of the modules.
 
-    Raises AdapterMismatchError for slots that the modules do not have, AdapterError for a value that float16 does not hold.
+    Raises AdapterMismatchError for adapter_inputs that the modules do not have, AdapterError for a value that float16 does
+    not hold.
     """
-    ranks = _ranks(slots, modules)
+    ranks = _ranks(adapter_inputs, modules)
     table = np.zeros((len(modules), 5), np.int64)
     table[:, OUTPUTS], table[:, INPUTS] = np.array(list(modules.values()), np.int64).reshape(-1, 2).T
     table[:, RANK] = _multiple(np.array(ranks, np.int64), _RANKS)
@@ -61,24 +62,24 @@ def adapter_layout(
     with np.errstate(over="ignore"):
         for module, row, rank in zip(modules, table, ranks, strict=True):
             if rank:
-                name_a, name_b = slot_names(module)
-                _fill(values, row, slots[name_a], slots[name_b])
+                name_a, name_b = input_names(module)
+                _fill(values, row, adapter_inputs[name_a], adapter_inputs[name_b])
     if dtype == "float16" and not np.isfinite(values).all():
         raise AdapterError("a value of the adapter is beyond float16's 65504; keep this adapter in float32")
     values.flags.writeable = table.flags.writeable = False
     return AdapterLayout(values=values, table=table)
 
 
-def _ranks(slots: Mapping[str, NDArray[np.float32]], modules: Mapping[str, tuple[int, int]]) -> list[int]:
+def _ranks(adapter_inputs: Mapping[str, NDArray[np.float32]], modules: Mapping[str, tuple[int, int]]) -> list[int]:
     """The rank of each module, 0 where it has no adapter."""
     ranks, known = [], set[str]()
     for module, (out_features, in_features) in modules.items():
-        names = slot_names(module)
+        names = input_names(module)
         known.update(names)
-        if not any(name in slots for name in names):
+        if not any(name in adapter_inputs for name in names):
             ranks.append(0)
             continue
-        got_a, got_b = (slots[name].shape if name in slots else () for name in names)
+        got_a, got_b = (adapter_inputs[name].shape if name in adapter_inputs else () for name in names)
         rank = got_a[-1] if got_a else 0
         if got_a != (in_features, rank) or got_b != (rank, out_features):
             raise AdapterMismatchError(
@@ -86,7 +87,7 @@ def _ranks(slots: Mapping[str, NDArray[np.float32]], modules: Mapping[str, tuple
                 "the adapter is for another base"
             )
         ranks.append(rank)
-    unknown = slots.keys() - known
+    unknown = adapter_inputs.keys() - known
     if unknown:
         raise AdapterMismatchError(f"{min(unknown)}: the base has no such module; the adapter is for another base")
     return ranks

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora.exported.inputs import slot_names
+from fedlora.exported.inputs import input_names
 from fedlora.row_lora.layout import AdapterLayout, LayoutDtype, adapter_layout
 
 _TOLERANCE = 1e-5  # of the largest value: sums of fewer than 64 products
@@ -29,18 +29,18 @@ def disagreement(operator: _Operator) -> str | None:
     """Which update differs from numpy's by more than rounding, and by how much; None where all agree."""
     generator = np.random.default_rng(0)
     modules = {str(place): (outputs, inputs) for place, (inputs, outputs, _) in enumerate(_MODULES)}
-    slots = {}
+    adapter_inputs = {}
     for place, (inputs, outputs, rank) in enumerate(_MODULES):
         # What float16 holds exactly, so that both dtypes have one result; a few of them subnormal there.
-        for name, shape in zip(slot_names(str(place)), ((inputs, rank), (rank, outputs)), strict=True):
-            slots[name] = (generator.integers(-2048, 2048, shape) * 2.0 ** generator.integers(-24, -8)).astype(
+        for name, shape in zip(input_names(str(place)), ((inputs, rank), (rank, outputs)), strict=True):
+            adapter_inputs[name] = (generator.integers(-2048, 2048, shape) * 2.0 ** generator.integers(-24, -8)).astype(
                 np.float32
             )
     for dtype in _DTYPES:
-        number = operator.add(adapter_layout(slots, modules, dtype))
+        number = operator.add(adapter_layout(adapter_inputs, modules, dtype))
         try:
             for place, (inputs, outputs, rank) in enumerate(_MODULES):
-                lora_A, lora_B = (slots[name].astype(np.float64) for name in slot_names(str(place)))
+                lora_A, lora_B = (adapter_inputs[name].astype(np.float64) for name in input_names(str(place)))
                 for tokens in _TOKENS:
                     x = generator.normal(size=(tokens, inputs)).astype(np.float32)
                     update = x.astype(np.float64) @ lora_A @ lora_B

@@ -72,7 +72,7 @@ def encode_update(update: Update, codec: str = "f32") -> bytes:
 def decode_update(data: bytes | memoryview, known: Callable[[], Adapter] | None = None) -> Update:
     """Read bytes from a stranger. Raises UpdateError, with a reason to count by, unless they are a sound update.
 
-    A factor that did not travel is that of the first slots of `known`. Sound means well formed; whether the update
+    A factor that did not travel is that of the first components of `known`. Sound means well formed; whether the update
     belongs to a run is for the one who knows the run to say.
     """
     view = memoryview(data)

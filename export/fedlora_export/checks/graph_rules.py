@@ -14,7 +14,7 @@ import onnx
 from fedlora.base.pack import WEIGHTS, BasePack
 from fedlora.errors import GraphError
 from fedlora.exported.inputs import BASE_PROPERTY
-from fedlora.exported.profiles import Profile, graph_slots
+from fedlora.exported.profiles import Profile, graph_inputs
 from fedlora.row_lora.library import DOMAIN, OPERATOR, VERSION
 from onnx import AttributeProto, TensorProto
 
@@ -54,7 +54,7 @@ class GraphFacts:
     nodes: int
     external: int  # initializers in the pack's file
     constants_bytes: int  # of the initializers inside the graph
-    slots: int
+    adapter_inputs: int
 
 
 def check_graph_rules(graph: Path, base: BasePack, profile: Profile) -> GraphFacts:
@@ -77,8 +77,10 @@ def check_graph_rules(graph: Path, base: BasePack, profile: Profile) -> GraphFac
             external += 1
         else:
             constants_bytes += _check_constant(tensor, where)
-    slots = _check_slots(model.graph, graph_slots(base.model, profile), profile == "rows", where)
-    return GraphFacts(nodes=len(model.graph.node), external=external, constants_bytes=constants_bytes, slots=slots)
+    adapter_inputs = _check_inputs(model.graph, graph_inputs(base.model, profile), profile == "rows", where)
+    return GraphFacts(
+        nodes=len(model.graph.node), external=external, constants_bytes=constants_bytes, adapter_inputs=adapter_inputs
+    )
 
 
 def _read(graph: Path, base: BasePack, where: str) -> onnx.ModelProto:
@@ -155,20 +157,22 @@ def _check_constant(tensor: TensorProto, where: str) -> int:
     return size
 
 
-def _check_slots(graph: onnx.GraphProto, slots: Mapping[str, tuple[int, int]], of_each_row: bool, where: str) -> int:
-    """The number of adapter inputs: the slots of the profile, each optional and of rank 0 unless it is fed.
+def _check_inputs(
+    graph: onnx.GraphProto, adapter_inputs: Mapping[str, tuple[int, int]], of_each_row: bool, where: str
+) -> int:
+    """The number of adapter inputs: those of the profile, each optional and of rank 0 unless it is fed.
 
-    Where each row has an adapter of its own, a slot has the batch before its shape, and must be fed.
+    Where each row has an adapter of its own, an adapter input has the batch before its shape, and must be fed.
     """
     inputs = {value.name: value.type.tensor_type for value in graph.input}
     defaults = {tensor.name: tensor for tensor in graph.initializer if tensor.name in inputs}
-    found = {name for name in inputs if name in slots or ".lora_" in name}
-    if found != slots.keys():
-        wrong = sorted(found ^ slots.keys())[0]
+    found = {name for name in inputs if name in adapter_inputs or ".lora_" in name}
+    if found != adapter_inputs.keys():
+        wrong = sorted(found ^ adapter_inputs.keys())[0]
         raise GraphError(
             f"{where}: {wrong!r:.120} is an adapter input of the graph or of the base, not of both; export it again"
         )
-    for name, shape in slots.items():
+    for name, shape in adapter_inputs.items():
         got = [-1 if dim.dim_param else dim.dim_value for dim in inputs[name].shape.dim]
         if inputs[name].elem_type != TensorProto.FLOAT or got != ([-1, *shape] if of_each_row else list(shape)):
             raise GraphError(f"{where}: adapter input {name} is {got}; expected float32 {list(shape)}: export it again")
@@ -180,4 +184,4 @@ def _check_slots(graph: onnx.GraphProto, slots: Mapping[str, tuple[int, int]], o
             raise GraphError(
                 f"{where}: adapter input {name} has a default of {sizes}; expected rank 0: export it again"
             )
-    return len(slots)
+    return len(adapter_inputs)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from fedlora.base.pack import BasePack
-from fedlora.exported.inputs import joined_values, row_values, slot_values
+from fedlora.exported.inputs import input_values, joined_values, row_values
 from fedlora.exported.profiles import ROW_PROFILES, Profile
 from fedlora.family import DecoderShape
 from fedlora.lora.adapter import Adapter
@@ -36,10 +36,10 @@ def run_graph(
     feeds: AbstractContextManager[Mapping[str, NDArray[Any]]] = (
         numbered(base, adapters) if profile == "kernel" else nullcontext(adapter_feeds(base, profile, adapters))
     )
-    with feeds as slots:
+    with feeds as adapter_inputs:
         if isinstance(base.model, DecoderShape):
-            return _run_decoder(session, base.model, profile, tokens, mask.sum(1), slots)
-        scores = session.run(None, {"input_ids": tokens, "attention_mask": mask, **slots})[0]
+            return _run_decoder(session, base.model, profile, tokens, mask.sum(1), adapter_inputs)
+        scores = session.run(None, {"input_ids": tokens, "attention_mask": mask, **adapter_inputs})[0]
         return scores[:, None], np.zeros((len(tokens), 1), np.int64)
 
 
@@ -47,9 +47,9 @@ def adapter_feeds(base: BasePack, profile: Profile, adapters: Sequence[Adapter |
     """The adapter inputs of a batch, but for `kernel`. Raises AdapterError where a scaled value is not finite."""
     modules, first = base.model.linear_modules(), adapters[0]
     if profile == "rows":
-        return row_values([{} if adapter is None else slot_values(adapter) for adapter in adapters], modules)
-    slots = slot_values(first) if first is not None else {}
-    return joined_values(slots, modules, base.model.linear_groups()) if profile == "fast" else slots
+        return row_values([{} if adapter is None else input_values(adapter) for adapter in adapters], modules)
+    adapter_inputs = input_values(first) if first is not None else {}
+    return joined_values(adapter_inputs, modules, base.model.linear_groups()) if profile == "fast" else adapter_inputs
 
 
 @contextmanager
@@ -58,8 +58,8 @@ def numbered(base: BasePack, adapters: Sequence[Adapter | None]) -> Iterator[Map
     operator, modules, numbers = row_lora(), base.model.linear_modules(), list[int]()
     try:
         for adapter in adapters:
-            slots = {} if adapter is None else slot_values(adapter)
-            numbers.append(operator.add(adapter_layout(slots, modules)) if slots else 0)
+            adapter_inputs = {} if adapter is None else input_values(adapter)
+            numbers.append(operator.add(adapter_layout(adapter_inputs, modules)) if adapter_inputs else 0)
         yield {NUMBERS: np.array(numbers, np.int64)}
     finally:
         for number in filter(None, numbers):
@@ -72,7 +72,7 @@ def _run_decoder(
     profile: Profile,
     tokens: NDArray[np.int64],
     lengths: NDArray[np.int64],  # [S]
-    slots: Mapping[str, NDArray[Any]],
+    adapter_inputs: Mapping[str, NDArray[Any]],
 ) -> tuple[Floats, NDArray[np.int64]]:
     """Several steps, the last one over one token of each row: the cache is checked too."""
     cache = np.zeros((len(tokens), shape.num_kv_heads, 0, shape.head_dim), np.float32)
@@ -82,7 +82,12 @@ def _run_decoder(
         # A row with fewer new tokens than another is filled up with what comes next: nothing may depend on that.
         places = np.minimum(done[:, None] + np.arange(new.max()), tokens.shape[1] - 1)
         done = done + new
-        feeds = {"input_ids": np.take_along_axis(tokens, places, 1), **_lengths(profile, done, new), **past, **slots}
+        feeds = {
+            "input_ids": np.take_along_axis(tokens, places, 1),
+            **_lengths(profile, done, new),
+            **past,
+            **adapter_inputs,
+        }
         logits, *present = session.run(None, feeds)
         past = dict(zip(past, present, strict=True))
         parts.append(logits)

@@ -10,7 +10,7 @@ from fedlora.errors import AdapterError, GraphError
 from fedlora.exported.adapter_loading import load_adapter_file
 from fedlora.exported.adapter_manifest import read_adapter_manifest
 from fedlora.exported.graph_manifest import check_graph_file
-from fedlora.exported.profiles import DEFAULT, graph_slots
+from fedlora.exported.profiles import DEFAULT, graph_inputs
 
 from fedlora_export.checks.folder_files import ADAPTER, GRAPH, check_folder_files
 from fedlora_export.checks.graph_rules import check_graph_rules
@@ -45,7 +45,7 @@ def verify_graph(graph: Path, base: BasePack) -> Iterator[str]:
     facts = check_graph_rules(graph, base, manifest.profile)
     yield (
         f"{graph.name}: {facts.nodes} nodes, all known; {facts.external} weights are whole tensors of the pack; "
-        f"{facts.constants_bytes / 1e3:.0f} kB of constants; {facts.slots} adapter inputs"
+        f"{facts.constants_bytes / 1e3:.0f} kB of constants; {facts.adapter_inputs} adapter inputs"
     )
 
 
@@ -58,7 +58,7 @@ def verify_adapter(path: Path, base: BasePack, *, allow_unnamed_base: bool = Fal
     verified = load_adapter_file(
         path,
         base_fingerprint=base.fingerprint,
-        slots=graph_slots(base.model, profile),
+        inputs=graph_inputs(base.model, profile),
         profile=profile,
         allow_unnamed_base=allow_unnamed_base,
     )

@@ -1,6 +1,7 @@
 """How an adapter comes into a graph: y = x W^T + (x A) B, with A and B inputs of the graph, in one way for each profile.
 
-A [I, R] is transposed, B [R, O] transposed and scaled (`exported.slots`). Modules that read one input come as a group.
+A [I, R] is transposed, B [R, O] transposed and scaled (`fedlora.exported.inputs`). Modules that read one input come as a
+group.
 """
 
 # N rows, I in features, O out features, R rank
@@ -12,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
-from fedlora.exported.inputs import joined_name, slot_names
+from fedlora.exported.inputs import input_names, joined_name
 from fedlora.exported.profiles import Profile
 from fedlora.row_lora.library import DOMAIN, OPERATOR
 
@@ -74,7 +75,7 @@ class RowInputs:
     def _one(self, builder: GraphBuilder, x: ir.Value, module: str) -> ir.Value:
         rows, columns = builder.base.model.linear_modules()[module]
         base = linear(builder, x, [module], f"{module}.base")
-        name_a, name_b = slot_names(module)
+        name_a, name_b = input_names(module)
         lora_A = builder.input(name_a, ir.DataType.FLOAT, ("batch", columns, f"{module}.rank"))
         lora_B = builder.input(name_b, ir.DataType.FLOAT, ("batch", f"{module}.rank", rows))
         reduced = builder.op("MatMul", [x, lora_A], f"{module}.lora_A.out")
@@ -105,8 +106,8 @@ def _with_adapter(builder: GraphBuilder, x: ir.Value, modules: Sequence[str], na
     shapes = builder.base.model.linear_modules()
     rows, columns = sum(shapes[module][0] for module in modules), shapes[modules[0]][1]
     base = linear(builder, x, modules, f"{name}.base")
-    name_a, name_b = slot_names(name)
-    # Every slot has a rank of its own: one shared dimension would forbid mixed ranks.
+    name_a, name_b = input_names(name)
+    # Every adapter input has a rank of its own: one shared dimension would forbid mixed ranks.
     lora_A = builder.input(name_a, ir.DataType.FLOAT, (columns, f"{name}.rank"), np.zeros((columns, 0), np.float32))
     lora_B = builder.input(name_b, ir.DataType.FLOAT, (f"{name}.rank", rows), np.zeros((0, rows), np.float32))
     reduced = builder.op("MatMul", [x, lora_A], f"{name}.lora_A.out")

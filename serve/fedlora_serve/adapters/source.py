@@ -17,8 +17,8 @@ import numpy as np
 from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterMismatchError, AdapterTooLargeError
 from fedlora.exported.adapter_loading import load_adapter_file
-from fedlora.exported.inputs import slot_values
-from fedlora.exported.profiles import Profile, graph_slots
+from fedlora.exported.inputs import input_values
+from fedlora.exported.profiles import Profile, graph_inputs
 from fedlora.exported.sidecar import sidecar_of
 from fedlora.peft.directory import CONFIG, WEIGHTS, adapter_of
 from fedlora.row_lora.layout import AdapterLayout, LayoutDtype, adapter_layout
@@ -50,7 +50,8 @@ def read_adapter(
     base: BasePack,
     *,
     max_bytes: int | None = None,
-    layout: LayoutDtype | None = None,  # for the graph `kernel`; None: the slots of the graphs `compat` and `rows`
+    layout: LayoutDtype
+    | None = None,  # for the graph `kernel`; None: the adapter_inputs of the graphs `compat` and `rows`
     allow_unnamed_base: bool = False,
 ) -> AdapterContent:
     """The adapter of a PEFT directory, or of a .onnx_adapter file of profile compat.
@@ -63,40 +64,40 @@ def read_adapter(
         before = list(_stamps(path))
         for size, *_ in before[:1]:  # no dtype of a file is wider than float32
             _check_size(path, (size - _OVERHEAD_BYTES) // (2 if layout == "float16" else 1), max_bytes)
-        slots = _peft_values(path, base) if path.is_dir() else _file_values(path, base, allow_unnamed_base)
+        adapter_inputs = _peft_values(path, base) if path.is_dir() else _file_values(path, base, allow_unnamed_base)
         if list(_stamps(path)) != before:
             raise AdapterError(f"{path}: changed while it was read; load it again")
     except OSError as error:
         raise AdapterError(
             f"{path}: cannot be read: {error.strerror}; expected a PEFT directory or a .onnx_adapter file"
         ) from None
-    rank = max(value.shape[1] for name, value in slots.items() if name.endswith(".lora_A.weight"))
-    digest = digest_of(slots)
+    rank = max(value.shape[1] for name, value in adapter_inputs.items() if name.endswith(".lora_A.weight"))
+    digest = digest_of(adapter_inputs)
     if layout is not None:
-        laid_out = _laid_out(path, slots, base, layout)
+        laid_out = _laid_out(path, adapter_inputs, base, layout)
         _check_size(path, laid_out.size_bytes, max_bytes)
         return AdapterContent(values=laid_out, digest=digest, rank=rank, size_bytes=laid_out.size_bytes)
-    size_bytes = sum(value.nbytes for value in slots.values())
+    size_bytes = sum(value.nbytes for value in adapter_inputs.values())
     _check_size(path, size_bytes, max_bytes)
-    own = MappingProxyType({name: _own(value) for name, value in slots.items()})
+    own = MappingProxyType({name: _own(value) for name, value in adapter_inputs.items()})
     return AdapterContent(values=own, digest=digest, rank=rank, size_bytes=size_bytes)
 
 
 def _peft_values(directory: Path, base: BasePack) -> dict[str, NDArray[np.float32]]:
     adapter, _ = adapter_of(directory, base)
     try:
-        return slot_values(adapter)
+        return input_values(adapter)
     except AdapterError as error:
         raise AdapterError(f"{directory}: {error}") from None
 
 
 def _file_values(path: Path, base: BasePack, allow_unnamed_base: bool) -> dict[str, NDArray[np.float32]]:
     def values(profile: Profile) -> dict[str, NDArray[np.float32]]:
-        slots = graph_slots(base.model, profile)
+        adapter_inputs = graph_inputs(base.model, profile)
         verified = load_adapter_file(
             path,
             base_fingerprint=base.fingerprint,
-            slots=slots,
+            inputs=adapter_inputs,
             profile=profile,
             allow_unnamed_base=allow_unnamed_base,
         )
@@ -118,10 +119,10 @@ def _file_values(path: Path, base: BasePack, allow_unnamed_base: bool) -> dict[s
 
 
 def _laid_out(
-    path: Path, slots: Mapping[str, NDArray[np.float32]], base: BasePack, dtype: LayoutDtype
+    path: Path, adapter_inputs: Mapping[str, NDArray[np.float32]], base: BasePack, dtype: LayoutDtype
 ) -> AdapterLayout:
     try:
-        return adapter_layout(slots, base.model.linear_modules(), dtype)
+        return adapter_layout(adapter_inputs, base.model.linear_modules(), dtype)
     except AdapterError as error:
         raise AdapterError(f"{path}: {error}") from None
 
@@ -151,7 +152,7 @@ def _stamps(path: Path) -> Iterator[tuple[int, int, int]]:
 
 
 def digest_of(values: Mapping[str, NDArray[np.float32]]) -> str:
-    """sha256, in hexadecimal, over every slot's name, shape and bytes, in the order of the names.
+    """sha256, in hexadecimal, over every adapter input's name, shape and bytes, in the order of the names.
 
     Each part follows its own length, so that no two contents give the same bytes.
     """

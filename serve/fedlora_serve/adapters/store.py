@@ -40,7 +40,7 @@ class AdapterStore:
         *,
         budget_bytes: int,  # of values in memory; what is just being read comes on top
         max_adapters: int = 10_000,  # names, those among them whose values were evicted
-        layout: LayoutDtype | None = None,  # for the graph `kernel`; None: slots, for all others
+        layout: LayoutDtype | None = None,  # for the graph `kernel`; None: inputs, for all others
         clock: Callable[[], float] = time.time,
         read: ReadAdapter = read_adapter,
     ) -> None:

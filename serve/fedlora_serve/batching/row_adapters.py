@@ -79,9 +79,9 @@ class CopiedAdapters:
         if digests not in self._kept:
             while len(self._kept) >= _KEPT:  # before there are new ones: copies are large
                 self._kept.popitem(last=False)
-            slots = [adapter.values if adapter else {} for adapter in adapters]
+            adapter_inputs = [adapter.values if adapter else {} for adapter in adapters]
             self._kept[digests] = row_values(
-                [each for each in slots if not isinstance(each, AdapterLayout)], self._modules
+                [each for each in adapter_inputs if not isinstance(each, AdapterLayout)], self._modules
             )
         self._kept.move_to_end(digests)
         return self._kept[digests]

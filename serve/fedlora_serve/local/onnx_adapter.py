@@ -15,7 +15,7 @@ import onnxruntime as ort
 from fedlora.base.pack import BasePack
 from fedlora.exported.adapter_loading import load_adapter_file
 from fedlora.exported.adapter_manifest import AdapterManifest
-from fedlora.exported.profiles import DEFAULT, Profile, graph_slots
+from fedlora.exported.profiles import DEFAULT, Profile, graph_inputs
 from numpy.typing import NDArray
 
 
@@ -36,7 +36,7 @@ def load_onnx_adapter(
     verified = load_adapter_file(
         path,
         base_fingerprint=base.fingerprint,
-        slots=graph_slots(base.model, profile),
+        inputs=graph_inputs(base.model, profile),
         profile=profile,
         allow_unnamed_base=allow_unnamed_base,
     )

@@ -111,7 +111,7 @@ class Round:
         if self._settings.optimizer != "none":
             adapter, moments = optimized(
                 self.down.adapter, now.adapter, moments, self._settings, self.task.sends,
-                keeps_slots=self._method.keeps_slots,
+                keeps_components=self._method.keeps_components,
             )  # fmt: skip
             now = Global(adapter, now.side)
         return State(now, moments)

@@ -8,8 +8,8 @@ fedyogi. With the change D = mean - x, factor by factor and element by element:
     fedadam    m = beta1 m + (1 - beta1) D    v = beta2 v + (1 - beta2) D^2              x += lr m / (sqrt(v) + tau)
     fedyogi    m = beta1 m + (1 - beta1) D    v = v - (1 - beta2) D^2 sign(v - D^2)      x += lr m / (sqrt(v) + tau)
 
-m begins at 0 and v at tau^2. A method whose slots are others in every round (svd, raflora) has no factors that could have
-a memory: fedavgm, which is linear, takes the products instead, D = B A (mean) - B A (x), and keeps m as the best
+m begins at 0 and v at tau^2. A method whose components are others in every round (svd, raflora) has no factors that could
+have a memory: fedavgm, which is linear, takes the products instead, D = B A (mean) - B A (x), and keeps m as the best
 approximation of twice the rank.
 """
 
@@ -37,11 +37,11 @@ def optimized(
     settings: AggregationConfig,
     factors: Factors,  # that the round trained
     *,
-    keeps_slots: bool,
+    keeps_components: bool,
 ) -> tuple[Adapter, Moments]:
     """The adapter after the step from `before` towards `mean`, and the moments after it."""
     kept, pairs = dict(moments), {}
-    if not keeps_slots:
+    if not keeps_components:
         pairs = {module: _step_of_product(before, mean, module, kept, settings) for module in mean.pairs}
         return Adapter(mean.config, pairs), kept
     for module, pair in mean.pairs.items():

@@ -22,15 +22,15 @@ NO_UPDATES = "the mean of no updates is not defined"
 class FactorMean:
     """sum_k w_k A_k / sum_k w_k, and that of B: one sum in float32, and no copy of an update.
 
-    An adapter of a smaller rank counts as zero in the slots that it lacks; a slot that none of them has stays as it was.
-    The error of a sum of N terms in float32 is about sqrt(N) 6e-8 of its size.
+    An adapter of a smaller rank counts as zero in the components that it lacks; a component that none of them has stays as
+    it was. The error of a sum of N terms in float32 is about sqrt(N) 6e-8 of its size.
     """
 
     def __init__(self, like: Adapter, factors: Factors = "AB") -> None:
         """`like` is what went down: the modules, their shapes, and what is not averaged."""
         self._like, self._factors = like, factors
         self._sums: dict[str, dict[str, Array]] = {}
-        self._slots = dict.fromkeys(like.pairs, 0)  # the largest rank that came
+        self._components = dict.fromkeys(like.pairs, 0)  # the largest rank that came
         self.weight = 0.0
 
     def add(self, adapter: Adapter, weight: float, then: Callable[[str], None] = lambda module: None) -> None:
@@ -49,7 +49,7 @@ class FactorMean:
             raise RunError(NO_UPDATES)
         pairs = {}
         for module, sums in self._sums.items():
-            before, held = _factors(self._like.pairs[module]), self._slots[module]
+            before, held = _factors(self._like.pairs[module]), self._components[module]
             for factor, total in sums.items():
                 total /= np.float32(self.weight)
                 rest = np.s_[held:] if factor == "A" else np.s_[:, held:]
@@ -63,7 +63,7 @@ class FactorMean:
     ) -> None:
         sums, rank = self._sums[module], pair.rank
         like, arrays = _factors(self._like.pairs[module]), _factors(pair)
-        self._slots[module] = max(self._slots[module], rank)
+        self._components[module] = max(self._components[module], rank)
         for factor in self._factors:
             is_first = factor not in sums
             if is_first:

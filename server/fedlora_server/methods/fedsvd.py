@@ -23,7 +23,7 @@ from fedlora_server.methods.method import Fold, Global
 class FedSvd(FedAvg):
     refuses_robust = ""
     refuses_optimizer = "it makes its factors anew in every round: moments have nothing to belong to; use svd"
-    keeps_slots = False
+    keeps_components = False
 
     def start(self, first: Adapter) -> Global:
         for module, pair in first.pairs.items():

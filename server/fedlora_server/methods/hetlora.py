@@ -2,8 +2,8 @@
 
 Cho et al., "Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models", 2024 (arXiv:2401.06432): the
 sparsity-weighted mean, with weights ||B_k A_k||_F over the whole adapter, here times those of the run (uniform: the
-paper's). A device gets the first slots of the adapter, as many as it has ranks. The paper's pruning of a device's own rank
-is not part of this: a device trains the rank that its operator gave it.
+paper's). A device gets the first components of the adapter, as many as it has ranks. The paper's pruning of a device's own
+rank is not part of this: a device trains the rank that its operator gave it.
 
 Not exact, and one device with a huge update decides the round. Memory: one adapter, whatever the number of devices.
 """

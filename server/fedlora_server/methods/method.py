@@ -48,7 +48,9 @@ class Method:
     refuses_adaptive: ClassVar[str] = ""  # optimizers that go element by element
     refuses_robust: ClassVar[str] = ""
     takes_products: ClassVar[bool] = False  # it commits the best adapter for any mean of products
-    keeps_slots: ClassVar[bool] = True  # slot j of the result stands for what slot j of the adapter before did
+    keeps_components: ClassVar[bool] = (
+        True  # component j of the result stands for what component j of the adapter before did
+    )
     personal: ClassVar[bool] = False  # a device keeps a factor for itself, and needs a place for it
     measures_error: ClassVar[bool] = True  # the server knows the products that the devices ended with
 

@@ -1,14 +1,15 @@
-"""raflora: slot by slot, the mean over the devices that hold the slot; then the best approximation of the run's rank.
+"""raflora: each component's mean over the devices that hold it; then the best approximation of the run's rank.
 
 Wu et al., "Preventing Rank Collapse in Federated Low-Rank Adaptation with Client Heterogeneity" (raFLoRA), 2026
 (arXiv:2602.13486): where every product has the weight of its whole device, what few devices of high rank have in their last
-slots fades from round to round; here slot j of device k has the weight w_k over the sum of those that have a slot j.
+components fades from round to round; here component j of device k has the weight w_k over the sum of those that have a
+component j.
 
 Not exact where ranks differ; with equal ranks it is svd. The ranks of a round are known at its end, so the updates are kept
 until then, factored. Memory: N adapters, and twice the factors of a module per core.
 """
 
-# S slots: the largest rank that came
+# S components: the largest rank that came
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ from fedlora_server.methods.svd import as_pair
 
 class RaFlora(Method):
     refuses_adaptive = "it goes element by element, and the factors are others in every round; use fedavgm"
-    keeps_slots = False
+    keeps_components = False
 
     def fold(self, down: Global, server_round: int) -> Fold:
         return RaFloraFold(self.lora)
@@ -47,7 +48,7 @@ class RaFloraFold:
 
     def _best(self, module: str) -> LoraPair:
         own = [(adapter.pairs[module], weight) for adapter, weight in self._held]
-        held = np.zeros(max(pair.rank for pair, _ in own))  # [S], the weight of those that have the slot
+        held = np.zeros(max(pair.rank for pair, _ in own))  # [S], the weight of those that have the component
         for pair, weight in own:
             held[: pair.rank] += weight
         terms = [Product(p.lora_B * (weight / held[: p.rank]).astype(np.float32), p.lora_A) for p, weight in own]

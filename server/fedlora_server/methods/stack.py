@@ -26,7 +26,9 @@ from fedlora_server.methods.svd import as_pair
 
 
 class Stack(Method):
-    refuses_optimizer = "the slots of its adapter are others in every round: moments have nothing to belong to; use svd"
+    refuses_optimizer = (
+        "the components of its adapter are others in every round: moments have nothing to belong to; use svd"
+    )
 
     def start(self, first: Adapter) -> Global:
         for module, pair in first.pairs.items():

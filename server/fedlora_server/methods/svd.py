@@ -3,7 +3,7 @@
 Bai et al., "Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client Resources" (FlexLoRA),
 2024 (arXiv:2402.11505), computed on the factors instead of the dense [O, I] update.
 
-The optimum of its rank (Eckart-Young), and indifferent to the gauge of each device. The slots are in the order of the
+The optimum of its rank (Eckart-Young), and indifferent to the gauge of each device. The components are in the order of the
 singular values: the first r' of them, which a device of rank r' gets, are the best approximation of that rank. Memory:
 the exact mean's, at most about two matrices [O, I] per module, whatever the number of devices.
 """
@@ -23,7 +23,7 @@ from fedlora_server.methods.method import Fold, Global, Method
 
 class Svd(Method):
     refuses_adaptive = "it goes element by element, and the factors are others in every round; use fedavgm"
-    keeps_slots = False
+    keeps_components = False
     takes_products = True
 
     def fold(self, down: Global, server_round: int) -> Fold:

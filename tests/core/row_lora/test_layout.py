@@ -7,13 +7,13 @@ from typing import get_args
 import numpy as np
 import pytest
 from fedlora.errors import AdapterError, AdapterMismatchError
-from fedlora.exported.inputs import slot_names
+from fedlora.exported.inputs import input_names
 from fedlora.row_lora.layout import AdapterLayout, LayoutDtype, adapter_layout
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tests.core.row_lora.numbers import MODULES, random_slots
+from tests.core.row_lora.numbers import MODULES, random_inputs
 
 DTYPES: tuple[LayoutDtype, ...] = get_args(LayoutDtype)
 
@@ -31,15 +31,15 @@ def read_back(layout: AdapterLayout, place: int) -> tuple[NDArray[np.float64], N
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_value_stands_where_the_operator_reads_it(dtype: LayoutDtype) -> None:
-    slots = random_slots({"q": 1, "v": 8, "o": 13, "down": 16}, seed=0)
-    layout = adapter_layout(slots, MODULES, dtype)
+    adapter_inputs = random_inputs({"q": 1, "v": 8, "o": 13, "down": 16}, seed=0)
+    layout = adapter_layout(adapter_inputs, MODULES, dtype)
     for place, (module, (outputs, inputs)) in enumerate(MODULES.items()):
         assert layout.table[place, :2].tolist() == [inputs, outputs]
         assert layout.table[place, 2] == {"q": 8, "k": 0, "v": 8, "o": 16, "down": 16}[module]
         if module == "k":
             continue
-        for got, name, axis in zip(read_back(layout, place), slot_names(module), (1, 0), strict=True):
-            expected = slots[name].astype(dtype).astype(np.float64)
+        for got, name, axis in zip(read_back(layout, place), input_names(module), (1, 0), strict=True):
+            expected = adapter_inputs[name].astype(dtype).astype(np.float64)
             real, filled = np.split(got, [expected.shape[axis]], axis)
             assert np.array_equal(real, expected)
             assert not filled.any()
@@ -54,8 +54,8 @@ def test_matrices_are_aligned_lie_apart_and_hold_all_there_is(
 ) -> None:
     modules = {str(place): (outputs, inputs) for place, (outputs, inputs, _) in enumerate(sizes)}
     ranks = {str(place): rank for place, (_, _, rank) in enumerate(sizes) if rank}
-    slots = random_slots(ranks, 1, modules)
-    layout = adapter_layout(slots, modules, dtype)
+    adapter_inputs = random_inputs(ranks, 1, modules)
+    layout = adapter_layout(adapter_inputs, modules, dtype)
     width = layout.values.itemsize
     assert layout.values.size == 0 or layout.values.ctypes.data % 64 == 0
     taken = np.zeros(layout.values.size, np.int64)
@@ -65,12 +65,12 @@ def test_matrices_are_aligned_lie_apart_and_hold_all_there_is(
             assert begin + count <= layout.values.size
             taken[begin : begin + count] += 1
     assert taken.max(initial=0) <= 1
-    total = sum(float(value.astype(dtype).astype(np.float64).sum()) for value in slots.values())
+    total = sum(float(value.astype(dtype).astype(np.float64).sum()) for value in adapter_inputs.values())
     assert float(layout.values.astype(np.float64).sum()) == pytest.approx(total, abs=1e-6)
 
 
 def test_a_layout_cannot_be_changed_and_tells_its_size() -> None:
-    layouts = {dtype: adapter_layout(random_slots({"q": 16, "down": 16}, 2), MODULES, dtype) for dtype in DTYPES}
+    layouts = {dtype: adapter_layout(random_inputs({"q": 16, "down": 16}, 2), MODULES, dtype) for dtype in DTYPES}
     for layout in layouts.values():
         assert layout.size_bytes == layout.values.nbytes + layout.table.nbytes
         for array in (layout.values, layout.table):
@@ -86,22 +86,25 @@ def test_an_adapter_of_no_module_is_a_layout_without_values() -> None:
 
 
 def test_a_value_beyond_float16_is_refused_in_float16_alone() -> None:
-    slots = dict(random_slots({"q": 4}, 3))
-    slots[slot_names("q")[1]] = slots[slot_names("q")[1]] * np.float32(1e6)
-    adapter_layout(slots, MODULES)
+    adapter_inputs = dict(random_inputs({"q": 4}, 3))
+    adapter_inputs[input_names("q")[1]] = adapter_inputs[input_names("q")[1]] * np.float32(1e6)
+    adapter_layout(adapter_inputs, MODULES)
     with pytest.raises(AdapterError, match="beyond float16's 65504; keep this adapter in float32"):
-        adapter_layout(slots, MODULES, "float16")
+        adapter_layout(adapter_inputs, MODULES, "float16")
 
 
-def test_slots_that_are_not_the_modules_own_are_refused_by_name() -> None:
-    slots = random_slots({"q": 4}, 4)
-    name_a, name_b = slot_names("q")
+def test_inputs_that_are_not_the_modules_own_are_refused_by_name() -> None:
+    adapter_inputs = random_inputs({"q": 4}, 4)
+    name_a, name_b = input_names("q")
     wrong = {
-        "q: A [36, 4] and B [4, 40], expected [37, R] and [R, 40]": {name_a: slots[name_a][:-1], name_b: slots[name_b]},
-        "q: A [37, 4] and B [3, 40]": {name_a: slots[name_a], name_b: slots[name_b][:-1]},
-        "q: A [37, 4] and B []": {name_a: slots[name_a]},
-        "q: A [] and B [4, 40]": {name_b: slots[name_b]},
-        "x.lora_A.weight: the base has no such module": {**slots, "x.lora_A.weight": slots[name_a]},
+        "q: A [36, 4] and B [4, 40], expected [37, R] and [R, 40]": {
+            name_a: adapter_inputs[name_a][:-1],
+            name_b: adapter_inputs[name_b],
+        },
+        "q: A [37, 4] and B [3, 40]": {name_a: adapter_inputs[name_a], name_b: adapter_inputs[name_b][:-1]},
+        "q: A [37, 4] and B []": {name_a: adapter_inputs[name_a]},
+        "q: A [] and B [4, 40]": {name_b: adapter_inputs[name_b]},
+        "x.lora_A.weight: the base has no such module": {**adapter_inputs, "x.lora_A.weight": adapter_inputs[name_a]},
     }
     for words, each in wrong.items():
         with pytest.raises(AdapterMismatchError) as caught:

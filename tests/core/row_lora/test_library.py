@@ -16,7 +16,7 @@ from fedlora.row_lora.layout import AdapterLayout, adapter_layout
 from fedlora.row_lora.library import RowLora, built_library, row_lora
 from fedlora.row_lora.self_check import disagreement
 
-from tests.core.row_lora.numbers import MODULES, random_slots, with_update
+from tests.core.row_lora.numbers import MODULES, random_inputs, with_update
 
 QUICK = ("-O0", "-std=gnu11", "-fPIC", "-Wno-psabi")
 # (what stands in update.h, what takes its place)
@@ -45,7 +45,7 @@ def not_yet_loaded() -> Iterator[None]:
 
 
 def small(seed: int = 0, rank: int = 4) -> AdapterLayout:
-    return adapter_layout(random_slots(dict.fromkeys(MODULES, rank), seed), MODULES)
+    return adapter_layout(random_inputs(dict.fromkeys(MODULES, rank), seed), MODULES)
 
 
 def test_the_operator_is_one_for_the_process_and_agrees_with_numpy() -> None:
@@ -160,13 +160,15 @@ def test_no_more_adapters_are_taken_than_there_is_room_for() -> None:
 
 
 def test_a_layout_lives_as_long_as_its_number() -> None:
-    operator, slots = row_lora(), random_slots(dict.fromkeys(MODULES, 8), 5)
-    number = operator.add(adapter_layout(slots, MODULES))
+    operator, adapter_inputs = row_lora(), random_inputs(dict.fromkeys(MODULES, 8), 5)
+    number = operator.add(adapter_layout(adapter_inputs, MODULES))
     gc.collect()
     np.full(100_000, 7.0)
     x = np.random.default_rng(0).normal(size=(3, 37)).astype(np.float32)
     y = np.zeros((3, 40), np.float32)
-    np.testing.assert_allclose(operator.apply(number, 0, x, y), with_update(y, x, slots, ["q"]), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        operator.apply(number, 0, x, y), with_update(y, x, adapter_inputs, ["q"]), rtol=1e-4, atol=1e-4
+    )
     operator.remove(number)
 
 
@@ -178,7 +180,7 @@ def test_a_layout_lives_as_long_as_its_number() -> None:
     ],
 )  # fmt: skip
 def test_a_table_that_points_out_of_the_values_is_refused(column: int, value: int) -> None:
-    layout = adapter_layout(random_slots({"down": 8}, 6, {"down": (64, 48)}), {"down": (64, 48)})
+    layout = adapter_layout(random_inputs({"down": 8}, 6, {"down": (64, 48)}), {"down": (64, 48)})
     table = layout.table.copy()
     table[0, column] = value
     with pytest.raises(AdapterError, match="layout points out of its values"):

@@ -17,7 +17,7 @@ from fedlora.row_lora.library import DOMAIN, OPERATOR, VERSION, row_lora
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from tests.core.row_lora.numbers import GROUPS, MODULES, Floats, Slots, random_slots, rounded, with_update
+from tests.core.row_lora.numbers import GROUPS, MODULES, Floats, InputShapes, random_inputs, rounded, with_update
 
 RANKS = (1, 3, 4, 7, 8, 9, 12, 16, 17, 24, 31, 32, 33, 40, 48, 63, 64)
 
@@ -59,9 +59,9 @@ def session_of(group: Sequence[str], in_place: bool = False, threads: int = 1) -
 
 
 @contextmanager
-def added(adapters: Sequence[Slots], dtype: LayoutDtype = "float32") -> Any:
+def added(adapters: Sequence[InputShapes], dtype: LayoutDtype = "float32") -> Any:
     """Their numbers, within."""
-    numbers = [row_lora().add(adapter_layout(slots, MODULES, dtype)) for slots in adapters]
+    numbers = [row_lora().add(adapter_layout(adapter_inputs, MODULES, dtype)) for adapter_inputs in adapters]
     yield numbers
     for number in numbers:
         row_lora().remove(number)
@@ -75,13 +75,13 @@ def inputs_of(group: Sequence[str], shape: tuple[int, ...], seed: int) -> tuple[
     return base, x
 
 
-def random_adapters(count: int, seed: int) -> list[Slots]:
+def random_adapters(count: int, seed: int) -> list[InputShapes]:
     """Adapters that differ in where they sit and in the rank of each module."""
     generator = np.random.default_rng(seed)
     mixes: list[Mapping[str, int]] = [
         {module: int(generator.choice(RANKS)) for module in MODULES if generator.random() < 0.8} for _ in range(count)
     ]
-    return [random_slots(ranks, seed * 1000 + place) for place, ranks in enumerate(mixes)]
+    return [random_inputs(ranks, seed * 1000 + place) for place, ranks in enumerate(mixes)]
 
 
 def assert_rows(got: Floats, expected: Sequence[NDArray[np.float64]]) -> None:
@@ -96,7 +96,7 @@ def test_every_row_of_a_random_batch_gets_its_own_update(seed: int) -> None:
     rows, length = int(generator.integers(1, 17)), int(generator.choice([1, 1, 2, 7, 8, 9, 15, 16, 17, 33, 70]))
     dtype: LayoutDtype = ("float32", "float16")[seed % 2]
     adapters = random_adapters(5, seed)
-    kept = [rounded(slots, dtype) for slots in adapters]
+    kept = [rounded(adapter_inputs, dtype) for adapter_inputs in adapters]
     with added(adapters, dtype) as numbers:
         which = generator.integers(-1, len(adapters), rows)  # -1: none; several rows may share one
         named = np.array([0 if place < 0 else numbers[place] for place in which], np.int64)
@@ -120,17 +120,17 @@ def test_every_row_of_a_random_batch_gets_its_own_update(seed: int) -> None:
 @pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_every_rank_is_summed_whole(rank: int, dtype: LayoutDtype) -> None:
-    slots = random_slots(dict.fromkeys(MODULES, rank), rank)
-    with added([slots], dtype) as numbers:
+    adapter_inputs = random_inputs(dict.fromkeys(MODULES, rank), rank)
+    with added([adapter_inputs], dtype) as numbers:
         for group in GROUPS:
             for length in (1, 2, 8, 19):
                 base, x = inputs_of(group, (1, length), rank)
                 (got,) = session_of(group).run(None, {"base": base, "x": x, "adapters": np.array(numbers, np.int64)})
-                assert_rows(got, [with_update(base[0], x[0], rounded(slots, dtype), group)])
+                assert_rows(got, [with_update(base[0], x[0], rounded(adapter_inputs, dtype), group)])
 
 
 def test_work_that_is_divided_among_threads_gives_the_same_bits() -> None:
-    adapters = [random_slots(dict.fromkeys(MODULES, 64), seed) for seed in range(3)]
+    adapters = [random_inputs(dict.fromkeys(MODULES, 64), seed) for seed in range(3)]
     with added(adapters) as numbers:
         base, x = inputs_of(GROUPS[0], (6, 70), 1)
         feeds = {"base": base, "x": x, "adapters": np.array([*numbers, 0, *numbers[:2]], np.int64)}
@@ -151,13 +151,13 @@ def test_a_row_has_the_same_bits_whoever_is_beside_it() -> None:
 
 
 def test_flat_tokens_are_rows_of_one_length() -> None:
-    slots = random_slots({"q": 5}, 3)
-    with added([slots]) as numbers:
+    adapter_inputs = random_inputs({"q": 5}, 3)
+    with added([adapter_inputs]) as numbers:
         base, x = inputs_of(GROUPS[0], (6,), 3)
         feeds = {"base": base, "x": x, "adapters": np.array([0, numbers[0]], np.int64)}
         (got,) = session_of(GROUPS[0]).run(None, feeds)
     assert np.array_equal(got[:3], base[:3])
-    assert_rows(got[None, 3:], [with_update(base[3:], x[3:], slots, GROUPS[0])])
+    assert_rows(got[None, 3:], [with_update(base[3:], x[3:], adapter_inputs, GROUPS[0])])
 
 
 def test_a_batch_without_tokens_is_none() -> None:
@@ -179,9 +179,9 @@ def test_a_number_that_nobody_gave_is_refused(number: int) -> None:
 
 
 def test_a_number_that_was_removed_is_refused_though_its_place_is_taken_again() -> None:
-    with added([random_slots({"q": 4}, 6)]) as numbers:
+    with added([random_inputs({"q": 4}, 6)]) as numbers:
         (old,) = numbers
-    with added([random_slots({"q": 4}, 7)]) as numbers:
+    with added([random_inputs({"q": 4}, 7)]) as numbers:
         assert numbers[0] % 4096 == old % 4096
         refused(GROUPS[0], "there is no adapter of that number", adapters=np.array([numbers[0], old], np.int64))
 
@@ -195,7 +195,7 @@ def test_a_number_that_was_removed_is_refused_though_its_place_is_taken_again() 
     ],
 )
 def test_an_adapter_of_another_base_is_refused(modules: Mapping[str, tuple[int, int]], words: str) -> None:
-    number = row_lora().add(adapter_layout(random_slots({"q": 4}, 8, modules), modules))
+    number = row_lora().add(adapter_layout(random_inputs({"q": 4}, 8, modules), modules))
     refused(GROUPS[0], words, adapters=np.array([number, 0], np.int64))
     row_lora().remove(number)
 
@@ -207,7 +207,7 @@ def test_shapes_that_do_not_agree_are_refused() -> None:
     refused(GROUPS[0], "base, x and adapters do not have the same rows", x=np.zeros((2, 2, 37), np.float32))
     refused(GROUPS[0], "a tensor has 1 to 4 dimensions", base=np.zeros((), np.float32))
     refused(GROUPS[0], "a tensor has 1 to 4 dimensions", x=np.zeros((1, 1, 2, 3, 37), np.float32))
-    with added([random_slots({"q": 4}, 9)]) as numbers:  # x of other features is no harm without an adapter
+    with added([random_inputs({"q": 4}, 9)]) as numbers:  # x of other features is no harm without an adapter
         refused(
             GROUPS[0], "the adapter was made for modules of other sizes", x=np.zeros((2, 3, 36), np.float32),
             adapters=np.array([numbers[0], 0], np.int64),

@@ -33,7 +33,7 @@ def content_of(seed: int, size: int = 1) -> AdapterContent:
     return AdapterContent(values=MappingProxyType(values), digest=digest_of(values), rank=2, size_bytes=UNIT * size)
 
 
-def slots_of(values: AdapterValues) -> Mapping[str, NDArray[np.float32]]:
+def inputs_of(values: AdapterValues) -> Mapping[str, NDArray[np.float32]]:
     """Values that are not laid out."""
     assert isinstance(values, Mapping)
     return values
@@ -41,7 +41,7 @@ def slots_of(values: AdapterValues) -> Mapping[str, NDArray[np.float32]]:
 
 def seed_of(version: AdapterVersion) -> float:
     """By which `content_of` knows it."""
-    return float(slots_of(version.values)["m.lora_A.weight"][0, 0])
+    return float(inputs_of(version.values)["m.lora_A.weight"][0, 0])
 
 
 class FakeSource:

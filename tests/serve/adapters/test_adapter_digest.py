@@ -43,7 +43,7 @@ def test_names_shapes_and_every_bit_of_a_value_count() -> None:
     assert len({digest_of(values), *map(digest_of, others)}) == 1 + len(others)
 
 
-def test_neither_the_order_of_the_slots_nor_of_the_memory_counts() -> None:
+def test_neither_the_order_of_the_inputs_nor_of_the_memory_counts() -> None:
     a, b = np.arange(6, dtype=np.float32).reshape(2, 3), np.ones((2, 2), np.float32)
     digest = digest_of({"a": a, "b": b})
     assert digest_of({"b": b, "a": np.asfortranarray(a)}) == digest

@@ -24,9 +24,9 @@ from tests.serve.adapters.fake_source import (
     FakeSource,
     content_of,
     filled,
+    inputs_of,
     residents,
     seed_of,
-    slots_of,
     status_of,
     store_of,
 )
@@ -201,7 +201,7 @@ def test_values_that_are_evicted_replaced_or_unloaded_leave_the_memory() -> None
 
     def read(path: Path, base: BasePack, *, max_bytes: int, layout: LayoutDtype | None) -> AdapterContent:
         content = content_of(int(path.name))
-        alive.extend(weakref.ref(value) for value in slots_of(content.values).values())
+        alive.extend(weakref.ref(value) for value in inputs_of(content.values).values())
         return content
 
     def living() -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterMismatchError, AdapterStoreFullError
-from fedlora.exported.inputs import slot_values
+from fedlora.exported.inputs import input_values
 from fedlora.exported.sidecar import sidecar_of
 from fedlora.files.tensor_file import Dtype
 from fedlora.lora.adapter import Adapter
@@ -21,7 +21,7 @@ from fedlora_serve.adapters.source import AdapterContent, digest_of, read_adapte
 from tests.encoders import encoder_adapter, save_encoder_pack
 from tests.families import family_pack
 from tests.models import ALL_RANKS, LORAS, Variant, changed, random_adapter, save_pack
-from tests.serve.adapters.fake_source import slots_of
+from tests.serve.adapters.fake_source import inputs_of
 
 
 def save(adapter: Adapter, directory: Path, fingerprint: str | None, dtype: Dtype = "F32") -> Path:
@@ -43,9 +43,9 @@ def exported(base: BasePack, saved: Path, tmp_path: Path) -> Path:
 
 
 def assert_holds(content: AdapterContent, adapter: Adapter) -> None:
-    expected = slot_values(adapter)
-    assert slots_of(content.values).keys() == expected.keys()
-    assert all(np.array_equal(slots_of(content.values)[name], expected[name]) for name in expected)
+    expected = input_values(adapter)
+    assert inputs_of(content.values).keys() == expected.keys()
+    assert all(np.array_equal(inputs_of(content.values)[name], expected[name]) for name in expected)
     assert content.digest == digest_of(expected)
     assert content.rank == max(pair.rank for pair in adapter.pairs.values())
     assert content.size_bytes == sum(value.nbytes for value in expected.values())
@@ -91,7 +91,7 @@ def test_values_are_copies_that_nobody_can_change(base: BasePack, saved: Path, e
     for path in (saved, exported):
         content = read_adapter(path, base)
         (path / WEIGHTS if path.is_dir() else path).write_bytes(b"")  # a mapped file would end the process below
-        values = slots_of(content.values)
+        values = inputs_of(content.values)
         assert digest_of(values) == content.digest
         for value in values.values():
             assert value.dtype == np.float32
@@ -201,7 +201,7 @@ def test_a_directory_that_is_replaced_while_it_is_read_is_refused(
 def test_an_adapter_is_laid_out_for_the_kernel_from_a_directory_as_from_a_file(
     base: BasePack, saved: Path, exported: Path, layout: LayoutDtype
 ) -> None:
-    expected = adapter_layout(slot_values(random_adapter(base, ALL_RANKS)), base.model.linear_modules(), layout)
+    expected = adapter_layout(input_values(random_adapter(base, ALL_RANKS)), base.model.linear_modules(), layout)
     for path in (saved, exported):
         content = read_adapter(path, base, layout=layout)
         assert isinstance(content.values, AdapterLayout)

@@ -14,7 +14,7 @@ from fedlora.errors import (
     ConfigError,
     UnknownAdapterError,
 )
-from fedlora.exported.inputs import slot_values
+from fedlora.exported.inputs import input_values
 from fedlora.peft.directory import PeftDirectory, write_peft
 from fedlora.row_lora.layout import AdapterLayout, LayoutDtype
 from fedlora_export.adapter_export import export_peft
@@ -29,8 +29,8 @@ from tests.serve.adapters.fake_source import (
     FakeSource,
     content_of,
     filled,
+    inputs_of,
     seed_of,
-    slots_of,
     status_of,
     store_of,
 )
@@ -48,7 +48,7 @@ def test_what_is_loaded_is_leased_as_it_was_read(base: BasePack, tmp_path: Path)
     lease = store.lease("one")
     assert lease.version is one
     assert all(
-        np.array_equal(slots_of(lease.version.values)[name], value) for name, value in slot_values(adapter).items()
+        np.array_equal(inputs_of(lease.version.values)[name], value) for name, value in input_values(adapter).items()
     )
     assert other.values is one.values
     assert store.stats().resident_bytes == one.size_bytes
@@ -73,7 +73,7 @@ def test_a_source_is_remembered_by_the_file_that_a_link_showed(base: BasePack, t
         content = PeftDirectory(adapter=random_adapter(base, seed=seed), base_fingerprint=base.fingerprint)
         write_peft(tmp_path / f"round-{seed}", content)
     (tmp_path / "newest").symlink_to("round-1")
-    size = sum(value.nbytes for value in slot_values(random_adapter(base)).values())
+    size = sum(value.nbytes for value in input_values(random_adapter(base)).values())
     store = AdapterStore(base, budget_bytes=size)  # room for one
     digest = store.load("a", tmp_path / "newest").digest
     (tmp_path / "newest").unlink()

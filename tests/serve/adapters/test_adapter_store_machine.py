@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tests.serve.adapters.fake_source import UNIT, FakeSource, slots_of, store_of
+from tests.serve.adapters.fake_source import UNIT, FakeSource, inputs_of, store_of
 
 BUDGET = 5
 SIZES = {1: 1, 2: 2, 3: 3, 4: 6, 5: 1}  # {seed: size} of the files
@@ -117,7 +117,7 @@ class StoreMachine(RuleBasedStateMachine):
     @invariant()
     def leases_hold_what_they_were_given(self) -> None:
         for lease, _, seed in self.leases:
-            assert digest_of(slots_of(lease.version.values)) == self.digests[seed] == lease.version.digest
+            assert digest_of(inputs_of(lease.version.values)) == self.digests[seed] == lease.version.digest
 
 
 TestStoreMachine = StoreMachine.TestCase

@@ -16,7 +16,7 @@ from fedlora_serve.adapters.single_flight import SingleFlight
 from fedlora_serve.adapters.source import digest_of
 from fedlora_serve.adapters.version import Lease
 
-from tests.serve.adapters.fake_source import UNIT, FakeSource, slots_of, store_of
+from tests.serve.adapters.fake_source import UNIT, FakeSource, inputs_of, store_of
 
 PATIENCE_S = 20.0  # how long a test waits for what comes at once
 
@@ -210,7 +210,7 @@ def test_under_many_threads_the_budget_holds_and_a_lease_never_changes(source: F
 
     def check(lease: Lease) -> None:
         version = lease.version
-        assert digests[version.source.name] == version.digest == digest_of(slots_of(version.values))
+        assert digests[version.source.name] == version.digest == digest_of(inputs_of(version.values))
 
     def play(number: int) -> None:
         dice, held, mine = random.Random(number), [], dict.fromkeys(counts, 0)

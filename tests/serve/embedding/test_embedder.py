@@ -11,7 +11,7 @@ import pytest
 import torch
 from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterMismatchError, ConfigError, GraphError, PackError
-from fedlora.exported.inputs import slot_values
+from fedlora.exported.inputs import input_values
 from fedlora.lora.adapter import Adapter
 from fedlora.row_lora.layout import adapter_layout
 from fedlora_client.reference import logits as torch_scores
@@ -48,7 +48,7 @@ def embedder(served: Path) -> Embedder:
 
 
 def version(adapter: Adapter) -> AdapterVersion:
-    return version_of(slot_values(adapter))
+    return version_of(input_values(adapter))
 
 
 def version_of(values: Mapping[str, NDArray[np.float32]]) -> AdapterVersion:
@@ -142,7 +142,7 @@ def test_a_token_that_the_base_lacks_is_refused(embedder: Embedder, token: int) 
 
 
 def test_an_embedding_that_is_not_finite_is_refused_by_the_adapters_name(embedder: Embedder) -> None:
-    values = slot_values(encoder_adapter(embedder.base))
+    values = input_values(encoder_adapter(embedder.base))
     huge = version_of({name: value * np.float32(1e18) for name, value in values.items()})
     with pytest.raises(AdapterError, match=r"^mine \(here\): with it an embedding is not finite"):
         embedder.embed([[1, 2]], huge)
@@ -150,7 +150,7 @@ def test_an_embedding_that_is_not_finite_is_refused_by_the_adapters_name(embedde
 
 
 def test_what_onnx_runtime_refuses_to_run_is_an_error_of_the_graph(embedder: Embedder) -> None:
-    flat = version_of(dict.fromkeys(slot_values(encoder_adapter(embedder.base)), np.zeros(3, np.float32)))
+    flat = version_of(dict.fromkeys(input_values(encoder_adapter(embedder.base)), np.zeros(3, np.float32)))
     with pytest.raises(GraphError, match=r"encoder\.onnx: ONNX Runtime does not run it: .*; export it again"):
         embedder.embed([[1]], flat)
 
@@ -168,7 +168,7 @@ def test_a_graph_without_adapter_inputs_takes_no_adapter(encoder_packs: Packs, t
 
 def test_an_adapter_that_is_laid_out_for_another_graph_is_refused(embedder: Embedder) -> None:
     adapter = encoder_adapter(embedder.base)
-    layout = adapter_layout(slot_values(adapter), embedder.base.model.linear_modules())
+    layout = adapter_layout(input_values(adapter), embedder.base.model.linear_modules())
     with pytest.raises(AdapterMismatchError, match="mine: laid out for the graph kernel; an encoder's graph takes"):
         embedder.embed([[5]], replace(version(adapter), values=layout))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from fedlora.exported.inputs import model_version, slot_names, slot_shapes, slot_values
+from fedlora.exported.inputs import input_names, input_shapes, input_values, model_version
 from fedlora.lora.adapter import Adapter
 
 from tests.builders import llama_shape
@@ -13,16 +13,16 @@ MODULES = llama_shape().linear_modules()
 
 
 def test_x_times_both_inputs_is_the_adapters_update_of_x(adapter: Adapter) -> None:
-    values = slot_values(adapter)
+    values = input_values(adapter)
     for module, (_, columns) in MODULES.items():
-        name_a, name_b = slot_names(module)
+        name_a, name_b = input_names(module)
         x = np.random.default_rng(0).normal(size=(3, columns)).astype(np.float32)
         expected = x @ adapter.product(module).dense().T
         np.testing.assert_allclose(x @ values[name_a] @ values[name_b], expected, rtol=1e-3, atol=1e-3)
 
 
-def test_the_values_have_the_shapes_of_the_slots_with_the_rank_put_in(adapter: Adapter) -> None:
-    values, shapes = slot_values(adapter), slot_shapes(MODULES)
+def test_the_values_have_the_shapes_of_the_inputs_with_the_rank_put_in(adapter: Adapter) -> None:
+    values, shapes = input_values(adapter), input_shapes(MODULES)
     assert values.keys() == shapes.keys()
     for name, shape in shapes.items():
         assert values[name].shape == tuple(4 if size == -1 else size for size in shape)
@@ -30,9 +30,9 @@ def test_the_values_have_the_shapes_of_the_slots_with_the_rank_put_in(adapter: A
         assert values[name].flags.c_contiguous
 
 
-def test_the_slots_leave_the_adapter_as_it_was(adapter: Adapter) -> None:
+def test_the_inputs_leave_the_adapter_as_it_was(adapter: Adapter) -> None:
     before = {module: pair.lora_B.copy() for module, pair in adapter.pairs.items()}
-    for value in slot_values(adapter).values():
+    for value in input_values(adapter).values():
         value[:] = 0
     for module, pair in adapter.pairs.items():
         np.testing.assert_allclose(pair.lora_B, before[module], **TOLERANCE["float32"])

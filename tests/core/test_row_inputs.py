@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from fedlora.exported.inputs import row_values, slot_values
+from fedlora.exported.inputs import input_values, row_values
 from fedlora.lora.config import LoraConfig
 
 from tests.builders import llama_shape, random_adapter
@@ -12,7 +12,7 @@ MODULES = llama_shape().linear_modules()
 
 
 def test_each_row_holds_its_own_factors_and_zeros_up_to_the_largest_rank() -> None:
-    large, small = (slot_values(random_adapter(LoraConfig(rank=rank), MODULES, rank)) for rank in (5, 2))
+    large, small = (input_values(random_adapter(LoraConfig(rank=rank), MODULES, rank)) for rank in (5, 2))
     values = row_values([large, {}, small], MODULES)
     assert values.keys() == large.keys()
     for name, value in values.items():
