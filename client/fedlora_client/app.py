@@ -37,7 +37,9 @@ def train(message: Message, context: Context) -> Message:
 
     def work(device: Device, update: Update) -> RecordDict:
         started = time.monotonic()
-        result = device.train(update.adapter, update.server_round, task=update.task, side=update.side, run=update.run)
+        result = device.train(
+            update.adapter, update.server_round, task=update.task, frozen=update.frozen, run=update.run
+        )
         windows = device.train_windows()
         trained = Update(
             adapter=result.adapter,
@@ -67,7 +69,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
     def work(device: Device, update: Update) -> RecordDict:
         loss, tokens = device.evaluate(
-            update.adapter, update.server_round, task=update.task, side=update.side, run=update.run
+            update.adapter, update.server_round, task=update.task, frozen=update.frozen, run=update.run
         )
         metrics = MetricRecord({"loss": loss, "tokens": tokens})
         return RecordDict({"metrics": metrics, "device": ConfigRecord({"device": device.name})})

@@ -68,7 +68,7 @@ class Device:
         return self.config.first_adapter(self.model.shape)
 
     def train(
-        self, adapter: Adapter, server_round: int, *, task: Task = _WHOLE, side: Adapter | None = None, run: str = ""
+        self, adapter: Adapter, server_round: int, *, task: Task = _WHOLE, frozen: Adapter | None = None, run: str = ""
     ) -> TrainResult:
         """One round of training from `adapter`, or as many of its first components as this device trains.
 
@@ -82,14 +82,14 @@ class Device:
         span = Span((server_round - 1) * steps, rounds * steps)
         result = train(
             self.model, adapter, self.train_windows(), self.config.train, generator,
-            span=span, saving=self._saving(server_round), trains=task.trains, side=side,
+            span=span, saving=self._saving(server_round), trains=task.trains, frozen=frozen,
         )  # fmt: skip
         if kept:
             kept.keep(result.adapter, server_round)
         return result
 
     def evaluate(
-        self, adapter: Adapter | None, server_round: int = 0, *, task: Task = _WHOLE, side: Adapter | None = None,
+        self, adapter: Adapter | None, server_round: int = 0, *, task: Task = _WHOLE, frozen: Adapter | None = None,
         run: str = "",
     ) -> tuple[float, int]:  # fmt: skip
         """(nats per token, tokens) of the held-out text, after `server_round`: with what the device kept of it.
@@ -100,7 +100,7 @@ class Device:
         if adapter and kept:
             adapter = kept.put_into(adapter, newest=server_round)
         memory_mb = self.config.train.memory_mb
-        return evaluate(self.model, adapter, self.held_out_windows(), memory_mb=memory_mb, side=side)
+        return evaluate(self.model, adapter, self.held_out_windows(), memory_mb=memory_mb, frozen=frozen)
 
     def train_windows(self) -> Windows:
         return self._windows("train")
@@ -117,11 +117,11 @@ class Device:
                 f"{mine.fingerprint[:16]} ({mine.directory}); give the device the run's base pack"
             )
         where = f"device {self.name}"
-        for adapter in (update.adapter, update.side):
+        for adapter in (update.adapter, update.frozen):
             if adapter is not None:
                 adapter.check_finite(where)
                 adapter.check_fits(mine.model.linear_modules(), where)
-        if update.side is not None and update.side.pairs.keys() != update.adapter.pairs.keys():
+        if update.frozen is not None and update.frozen.pairs.keys() != update.adapter.pairs.keys():
             raise AdapterMismatchError(f"{where}: what stands beside the adapter has other modules than the adapter")
 
     def _first_components(self, adapter: Adapter) -> Adapter:

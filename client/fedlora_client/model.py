@@ -10,7 +10,7 @@ import numpy as np
 from fedlora.base.pack import BasePack
 from fedlora.family import EncoderShape, ModelShape
 from fedlora.lora.adapter import Adapter
-from fedlora.wire.task import Factors
+from fedlora.wire.task import FactorSet
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -34,8 +34,8 @@ class Model(Protocol):
     def workspace(self) -> Workspace: ...
 
     def lora(
-        self, *adapters: Adapter, head: NDArray[np.float32] | None = None, trains: Factors = "AB",
-        side: Adapter | None = None,
+        self, *adapters: Adapter, head: NDArray[np.float32] | None = None, trains: FactorSet = "AB",
+        frozen: Adapter | None = None,
     ) -> LoraTensors: ...  # fmt: skip
 
     def logits(self, tokens: Tensor, lora: LoraTensors | None = None, starts: Tensor | None = None) -> Tensor: ...

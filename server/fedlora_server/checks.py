@@ -9,7 +9,7 @@ import numpy as np
 from fedlora.errors import UpdateError
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.ranks import first_components
-from fedlora.wire.task import Factors
+from fedlora.wire.task import FactorSet
 from fedlora.wire.update import Update
 from numpy.typing import NDArray
 
@@ -27,7 +27,7 @@ class Expectation:
     server_round: int
     base_fingerprint: str
     adapter: Adapter  # the one that went down to be trained: its configuration, modules and shapes come back
-    factors: Factors = "AB"  # of it that come back
+    factors: FactorSet = "AB"  # of it that come back
     limit: float = MAX_MAGNITUDE  # of the numbers
     min_rank: int = 0  # the least number of its components that a device may train; 0: all
 
@@ -39,7 +39,7 @@ class Expectation:
         if not 1 <= update.num_examples <= MAX_EXAMPLES:
             raise UpdateError("bad-weight", f"num_examples is {update.num_examples}; expected 1 to {MAX_EXAMPLES}")
         self._same("wrong-factors", "what came of A and B", update.factors, self.factors)
-        self._same("wrong-factors", "an adapter beside the trained one", update.side is not None, False)
+        self._same("wrong-factors", "an adapter beside the trained one", update.frozen is not None, False)
         self._same_names(update)
         expected = self._trained_part(update)
         for module, pair in expected.pairs.items():

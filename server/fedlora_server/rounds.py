@@ -16,7 +16,7 @@ from fedlora.base.pack import BasePack
 from fedlora.config.run import RunConfig
 from fedlora.errors import ConfigError, FedloraError, RunError, UpdateError
 from fedlora.lora.adapter import Adapter
-from fedlora.wire.task import Factors, Task
+from fedlora.wire.task import FactorSet, Task
 from fedlora.wire.update import Update, decode_update, encode_update
 from flwr.serverapp import Grid
 
@@ -171,9 +171,9 @@ class Rounds:
                 continue
             record.loss[self._names.of(reply, record.nodes)] = loss
 
-    def _message(self, server_round: int, what: Global, task: Task, factors: Factors) -> bytes:
+    def _message(self, server_round: int, what: Global, task: Task, factors: FactorSet) -> bytes:
         update = Update(
-            adapter=what.adapter, side=what.side, factors=factors, task=task, run=self._run, server_round=server_round,
+            adapter=what.adapter, frozen=what.frozen, factors=factors, task=task, run=self._run, server_round=server_round,
             base_fingerprint=self._base.fingerprint,
         )  # fmt: skip
         try:

@@ -141,7 +141,7 @@ def test_a_factor_that_every_device_makes_from_the_seed_travels_in_no_direction(
     with pytest.raises(UpdateError, match="only B came"):
         update_in(reply)
     got = update_in(reply, lambda: config.first_adapter(base.shape))
-    assert (got.factors, got.side, got.task) == ("B", None, Task())
+    assert (got.factors, got.frozen, got.task) == ("B", None, Task())
     assert (got.run, got.server_round, got.base_fingerprint) == ("run-7", 3, base.fingerprint)
     expected = device_of(config).train(sent.adapter, 3, task=task)
     for module, pair in expected.adapter.pairs.items():
@@ -180,17 +180,17 @@ def test_a_factor_that_is_not_sent_stays_on_the_device(base: BasePack, config: R
 def test_what_stands_beside_the_adapter_is_computed_with_and_does_not_come_back(
     base: BasePack, config: RunConfig
 ) -> None:
-    adapter, side = random_adapter(base, LORA), random_adapter(base, seed=6)
-    data = encode_update(update_for(base, adapter, side=side))
+    adapter, frozen = random_adapter(base, LORA), random_adapter(base, seed=6)
+    data = encode_update(update_for(base, adapter, frozen=frozen))
     got, device = update_in(call(config, data)), device_of(config)
-    assert got.side is None
-    assert_equal_bits(got.adapter, device.train(adapter, 3, side=side).adapter)
+    assert got.frozen is None
+    assert_equal_bits(got.adapter, device.train(adapter, 3, frozen=frozen).adapter)
     assert not np.array_equal(
         got.metrics["train_loss"],
         update_in(call(config, encode_update(update_for(base, adapter)))).metrics["train_loss"],
     )
     apart = call(config, data, MessageType.EVALUATE).content.metric_records["metrics"]
-    together = encode_update(update_for(base, joined(adapter, side)))
+    together = encode_update(update_for(base, joined(adapter, frozen)))
     joint = call(config, together, MessageType.EVALUATE).content.metric_records["metrics"]
     assert_close(apart["loss"], joint["loss"])
     assert apart["tokens"] == joint["tokens"]
@@ -200,12 +200,12 @@ def test_what_stands_beside_the_adapter_is_computed_with_and_does_not_come_back(
 def test_what_stands_beside_the_adapter_is_checked_as_the_adapter_is(
     base: BasePack, config: RunConfig, kind: str
 ) -> None:
-    side = random_adapter(base, LORA)
-    sick = changed(side, lambda module, lora_A, lora_B: (lora_A * np.float32(np.nan), lora_B))
+    frozen = random_adapter(base, LORA)
+    sick = changed(frozen, lambda module, lora_A, lora_B: (lora_A * np.float32(np.nan), lora_B))
     few = random_adapter(base, LoraConfig(rank=2, target_modules=("q_proj",)))
-    foreign = changed(side, lambda module, lora_A, lora_B: (lora_A[:, :-1], lora_B))
+    foreign = changed(frozen, lambda module, lora_A, lora_B: (lora_A[:, :-1], lora_B))
     for wrong, word in ((sick, "NaN"), (few, "has other modules than the adapter"), (foreign, "the base's is")):
-        assert word in error_of(call(config, encode_update(update_for(base, side=wrong)), kind))
+        assert word in error_of(call(config, encode_update(update_for(base, frozen=wrong)), kind))
 
 
 def test_a_device_of_a_smaller_rank_answers_with_the_components_that_it_trained(

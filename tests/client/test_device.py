@@ -122,9 +122,9 @@ def test_a_state_path_that_is_no_folder_is_refused(config: RunConfig) -> None:
 @pytest.mark.parametrize("max_rank", [1, 3, 5, 12, 100, 0])
 def test_a_device_trains_as_many_components_as_it_can(base: BasePack, config: RunConfig, max_rank: int) -> None:
     config = dataclasses.replace(config, aggregation=AggregationConfig(min_rank=1))
-    adapter, side = random_adapter(base, ALL_RANKS), random_adapter(base, ADAPTER, seed=5)
-    got = device_of(config, **{"max-rank": max_rank}).train(adapter, 1, side=side).adapter
-    expected = device_of(config).train(first_components(adapter, max_rank or 4096), 1, side=side).adapter
+    adapter, frozen = random_adapter(base, ALL_RANKS), random_adapter(base, ADAPTER, seed=5)
+    got = device_of(config, **{"max-rank": max_rank}).train(adapter, 1, frozen=frozen).adapter
+    expected = device_of(config).train(first_components(adapter, max_rank or 4096), 1, frozen=frozen).adapter
     assert_equal_bits(got, expected)
     for module, pair in got.pairs.items():
         assert pair.rank == min(max_rank or 4096, adapter.pairs[module].rank)

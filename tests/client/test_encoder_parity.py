@@ -182,12 +182,12 @@ def test_each_adapter_of_a_stack_gets_the_gradients_that_it_gets_alone(bert: Enc
                 assert_close(mine, theirs)
 
 
-def test_a_side_adapter_acts_and_gets_no_gradient(bert: Encoder) -> None:
-    problem, adapter, side = problem_of(bert.base), encoder_adapter(bert.base), encoder_adapter(bert.base, seed=3)
-    lora = bert.lora(adapter, trains="B", side=side)
+def test_a_frozen_adapter_acts_and_gets_no_gradient(bert: Encoder) -> None:
+    problem, adapter, frozen = problem_of(bert.base), encoder_adapter(bert.base), encoder_adapter(bert.base, seed=3)
+    lora = bert.lora(adapter, trains="B", frozen=frozen)
     losses = bert.add_gradients(*problem, torch.ones(problem[0].shape), lora, bert.workspace())
     assert not torch.allclose(losses, bert.losses(*problem, bert.lora(adapter), bert.workspace()))
-    assert_close(losses, bert.losses(*problem, bert.lora(adapter, side=side), bert.workspace()))
+    assert_close(losses, bert.losses(*problem, bert.lora(adapter, frozen=frozen), bert.workspace()))
     assert all(not grad_A.any() and grad_B.any() for grad_A, grad_B in lora.gradients().values())
 
 

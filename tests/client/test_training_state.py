@@ -121,7 +121,7 @@ def test_the_best_adapter_and_the_patience_outlive_a_stop(decoder: Decoder, tmp_
 
 
 @pytest.mark.parametrize("trains", ["A", "B"])
-def test_a_training_of_one_factor_beside_a_side_that_dies_ends_as_if_it_had_not(
+def test_a_training_of_one_factor_beside_a_frozen_adapter_that_dies_ends_as_if_it_had_not(
     decoder: Decoder, tmp_path: Path, trains: str
 ) -> None:
     config = dataclasses.replace(CONFIG, fedprox_mu=0.5)
@@ -129,7 +129,7 @@ def test_a_training_of_one_factor_beside_a_side_that_dies_ends_as_if_it_had_not(
     changes: dict[str, Any] = {
         "config": config,
         "trains": trains,
-        "side": random_adapter(decoder.base, seed=7),
+        "frozen": random_adapter(decoder.base, seed=7),
         "evaluation": evaluation,
     }
     expected = run(decoder, **changes)

@@ -17,7 +17,7 @@ from fedlora.files.tensor_file import TensorFile
 from fedlora.lora.adapter import Adapter, LoraPair
 from fedlora.lora.config import LoraConfig
 from fedlora.lora.ranks import joined
-from fedlora.wire.task import Factors
+from fedlora.wire.task import FactorSet
 from fedlora_client.data.windows import IGNORED, Windows
 from fedlora_client.decoder.decoder import Decoder
 from fedlora_client.layers.batch import Schedule, no_dropout
@@ -44,15 +44,15 @@ from tests.tolerances import TIMES_OWN_ERROR
 from tests.train_cases import assert_equal_bits, factors_of, windows_of
 
 CONFIG = TrainConfig(steps=3, batch_size=100, sequence_length=12, lr=0.02, weight_decay=0.5, max_grad_norm=0.5)
-SIDE = LoraConfig(rank=3, alpha=10.0, rank_pattern={"model.layers.1.mlp.gate_proj": 9}, use_rslora=True)
+FROZEN_LORA = LoraConfig(rank=3, alpha=10.0, rank_pattern={"model.layers.1.mlp.gate_proj": 9}, use_rslora=True)
 PLAN = Plan(micro_batch=100, schedule=Schedule(), step_bytes=0)
-FROZEN: tuple[Factors, ...] = ("A", "B")
+FROZEN: tuple[FactorSet, ...] = ("A", "B")
 # Adam divides by the gradient's size: of a few numbers, whose gradient is within rounding of 0, the sign is chance.
 BY_CHANCE = 5e-3
 
 
-def side_of(base: BasePack, seed: int = 8) -> Adapter:
-    return random_adapter(base, SIDE, seed)
+def frozen_of(base: BasePack, seed: int = 8) -> Adapter:
+    return random_adapter(base, FROZEN_LORA, seed)
 
 
 def whole(windows: Windows) -> TrainConfig:
@@ -60,12 +60,12 @@ def whole(windows: Windows) -> TrainConfig:
     return dataclasses.replace(CONFIG, batch_size=len(windows))
 
 
-def folded(base: BasePack, side: Adapter) -> dict[str, Tensor]:
-    """The dense weights of a base, W + gamma B A where the side has factors."""
+def folded(base: BasePack, frozen: Adapter) -> dict[str, Tensor]:
+    """The dense weights of a base, W + gamma B A where the frozen adapter has factors."""
     weights = dense_weights(base)
-    for module, pair in side.pairs.items():
+    for module, pair in frozen.pairs.items():
         lora_A, lora_B = (torch.from_numpy(part.astype(np.float64)) for part in (pair.lora_A, pair.lora_B))
-        weights[module] = weights[module] + side.config.scaling_of(module) * lora_B @ lora_A
+        weights[module] = weights[module] + frozen.config.scaling_of(module) * lora_B @ lora_A
     return weights
 
 
@@ -76,7 +76,7 @@ def adapter_of(config: LoraConfig, values: Mapping[str, Tensor]) -> Adapter:
 
 
 def by_autograd(
-    base: BasePack, adapter: Adapter, windows: Windows, config: TrainConfig, trains: Factors = "AB"
+    base: BasePack, adapter: Adapter, windows: Windows, config: TrainConfig, trains: FactorSet = "AB"
 ) -> Adapter:
     """torch's AdamW, torch's clipping, and the loss with mu / 2 ||theta - theta_0||^2, over dense weights."""
     start = {name: torch.tensor(value) for name, value in factors_of(adapter).items()}
@@ -108,19 +108,19 @@ def share_off(got: Adapter, expected: Adapter, lr: float) -> float:
     return float(np.concatenate([(np.abs(mine[n] - v) > 1e-3 * lr).ravel() for n, v in theirs.items()]).mean())
 
 
-def training_of(decoder: Decoder, trains: Factors = "AB", side: Adapter | None = None) -> Training:
+def training_of(decoder: Decoder, trains: FactorSet = "AB", frozen: Adapter | None = None) -> Training:
     windows = windows_of(decoder.base)
     config = dataclasses.replace(whole(windows), max_grad_norm=0.01)
     return Training(
         decoder, [random_adapter(decoder.base, ALL_RANKS)], [windows], config, [np.random.default_rng(0)], PLAN,
-        Span(0, 3), trains=trains, side=side,
+        Span(0, 3), trains=trains, frozen=frozen,
     )  # fmt: skip
 
 
 def gradients_of(
-    decoder: Decoder, problem: Problem, adapter: Adapter, side: Adapter | None, dropout: SeededDropout | None = None
+    decoder: Decoder, problem: Problem, adapter: Adapter, frozen: Adapter | None, dropout: SeededDropout | None = None
 ) -> Gradients:
-    lora = decoder.lora(adapter, side=side)
+    lora = decoder.lora(adapter, frozen=frozen)
     masks = dropout.of(0, 0) if dropout else no_dropout
     decoder.add_gradients(*problem, lora, decoder.workspace(), dropout=masks)
     return lora.gradients()
@@ -139,7 +139,9 @@ def assert_gradients_close(got: Gradients, expected: Gradients) -> None:
 
 
 @pytest.mark.parametrize("trains", FROZEN)
-def test_a_frozen_factor_keeps_its_bits_and_the_other_trains_as_in_autograd(decoder: Decoder, trains: Factors) -> None:
+def test_a_frozen_factor_keeps_its_bits_and_the_other_trains_as_in_autograd(
+    decoder: Decoder, trains: FactorSet
+) -> None:
     windows, adapter = windows_of(decoder.base), random_adapter(decoder.base, ALL_RANKS)
     config = whole(windows)
     result = train(decoder, adapter, windows, config, np.random.default_rng(0), trains=trains)
@@ -152,7 +154,9 @@ def test_a_frozen_factor_keeps_its_bits_and_the_other_trains_as_in_autograd(deco
 
 
 @pytest.mark.parametrize("trains", FROZEN)
-def test_a_frozen_factor_has_no_gradient_no_moments_and_no_part_in_the_norm(decoder: Decoder, trains: Factors) -> None:
+def test_a_frozen_factor_has_no_gradient_no_moments_and_no_part_in_the_norm(
+    decoder: Decoder, trains: FactorSet
+) -> None:
     training = training_of(decoder, trains)
     assert training.optimizers.keys() == {f"lora_{trains}"}
     for factors in training.lora.modules.values():
@@ -165,7 +169,7 @@ def test_a_frozen_factor_has_no_gradient_no_moments_and_no_part_in_the_norm(deco
 
 
 @pytest.mark.parametrize("trains", FROZEN)
-def test_the_gradient_of_what_trains_does_not_depend_on_what_else_does(decoder: Decoder, trains: Factors) -> None:
+def test_the_gradient_of_what_trains_does_not_depend_on_what_else_does(decoder: Decoder, trains: FactorSet) -> None:
     adapter, problem = random_adapter(decoder.base, ALL_RANKS), random_problem(decoder.base, 2, 13)
     alone, both = decoder.lora(adapter, trains=trains), decoder.lora(adapter)
     for lora in (alone, both):
@@ -185,14 +189,14 @@ def test_a_state_holds_what_trains_and_nothing_else(decoder: Decoder, tmp_path: 
 
 
 @pytest.mark.parametrize("config", LORAS)
-def test_gradients_beside_a_side_are_those_over_weights_that_it_is_folded_into(
+def test_gradients_beside_a_frozen_adapter_are_those_over_weights_that_it_is_folded_into(
     base: BasePack, ops: Ops, config: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder = Decoder(base, Compute(torch.device("cpu"), torch.float32, ops))
     adapter, problem = random_adapter(base, LORAS[config]), random_problem(base, 2, 13)
-    side = random_adapter(base, dataclasses.replace(SIDE, target_modules=adapter.config.target_modules), 8)
-    got = gradients_of(decoder, problem, adapter, side)
-    weights = folded(base, side)
+    frozen = random_adapter(base, dataclasses.replace(FROZEN_LORA, target_modules=adapter.config.target_modules), 8)
+    got = gradients_of(decoder, problem, adapter, frozen)
+    weights = folded(base, frozen)
     monkeypatch.setattr("tests.dense_reference.dense_weights", lambda base: dict(weights))
     _, expected = reference_gradients(base, problem, adapter)
     assert_gradients_close(got, expected)
@@ -201,65 +205,67 @@ def test_gradients_beside_a_side_are_those_over_weights_that_it_is_folded_into(
     assert relative_error(got, without) > 0.1
 
 
-def test_dropout_drops_what_a_side_sees_as_it_drops_what_the_adapter_sees(decoder: Decoder) -> None:
-    base, adapter, side = decoder.base, random_adapter(decoder.base, ALL_RANKS), side_of(decoder.base)
+def test_dropout_drops_what_a_frozen_adapter_sees_as_it_drops_what_the_adapter_sees(decoder: Decoder) -> None:
+    base, adapter, frozen = decoder.base, random_adapter(decoder.base, ALL_RANKS), frozen_of(decoder.base)
     problem, dropout = random_problem(base, 2, 13), SeededDropout(0.4, (3,), decoder.compute)
-    _, expected = reference_gradients(base, problem, joined(adapter, side), dropout.of(0, 0))
-    assert_gradients_close(gradients_of(decoder, problem, adapter, side, dropout), first_of(expected, adapter))
+    _, expected = reference_gradients(base, problem, joined(adapter, frozen), dropout.of(0, 0))
+    assert_gradients_close(gradients_of(decoder, problem, adapter, frozen, dropout), first_of(expected, adapter))
 
 
-def test_a_side_in_bfloat16_is_as_exact_as_components_that_train(base: BasePack) -> None:
+def test_a_frozen_adapter_in_bfloat16_is_as_exact_as_components_that_train(base: BasePack) -> None:
     decoder = Decoder(base, choose_compute("bfloat16", "on", "cpu"))
-    adapter, side, problem = random_adapter(base, ALL_RANKS), side_of(base), random_problem(base, 3, 21)
-    both = joined(adapter, side)
+    adapter, frozen, problem = random_adapter(base, ALL_RANKS), frozen_of(base), random_problem(base, 3, 21)
+    both = joined(adapter, frozen)
     expected = first_of(reference_gradients(base, problem, both)[1], adapter)
-    apart = relative_error(gradients_of(decoder, problem, adapter, side), expected)
+    apart = relative_error(gradients_of(decoder, problem, adapter, frozen), expected)
     together = relative_error(first_of(gradients_of(decoder, problem, both, None), adapter), expected)
     assert apart < TIMES_OWN_ERROR * together
 
 
-def test_a_training_beside_a_side_is_that_over_weights_that_it_is_folded_into(
+def test_a_training_beside_a_frozen_adapter_is_that_over_weights_that_it_is_folded_into(
     decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, windows = decoder.base, windows_of(decoder.base)
-    adapter, side, config = random_adapter(base, ALL_RANKS), side_of(base), whole(windows)
-    result = train(decoder, adapter, windows, config, np.random.default_rng(0), side=side)
+    adapter, frozen, config = random_adapter(base, ALL_RANKS), frozen_of(base), whole(windows)
+    result = train(decoder, adapter, windows, config, np.random.default_rng(0), frozen=frozen)
     assert result.adapter.config == adapter.config
     without = by_autograd(base, adapter, windows, config)
-    weights = folded(base, side)
+    weights = folded(base, frozen)
     monkeypatch.setattr("tests.dense_reference.dense_weights", lambda base: dict(weights))
     assert share_off(result.adapter, by_autograd(base, adapter, windows, config), config.lr) < BY_CHANCE
     assert share_off(result.adapter, without, config.lr) > 0.3
 
 
-def test_a_side_keeps_its_bits_whatever_the_weight_decay(decoder: Decoder) -> None:
-    side = side_of(decoder.base)
-    training = training_of(decoder, side=side)
-    before = {m: (f.side.lora_A.clone(), f.side.scaled_B.clone()) for m, f in training.lora.modules.items() if f.side}
-    assert before.keys() == side.pairs.keys()
-    given = {name: value.copy() for name, value in factors_of(side).items()}
+def test_a_frozen_adapter_keeps_its_bits_whatever_the_weight_decay(decoder: Decoder) -> None:
+    frozen = frozen_of(decoder.base)
+    training = training_of(decoder, frozen=frozen)
+    before = {
+        m: (f.frozen.lora_A.clone(), f.frozen.scaled_B.clone()) for m, f in training.lora.modules.items() if f.frozen
+    }
+    assert before.keys() == frozen.pairs.keys()
+    given = {name: value.copy() for name, value in factors_of(frozen).items()}
     for _ in range(3):
         training.run_step()
     for module, factors in training.lora.modules.items():
-        assert factors.side is not None
-        assert torch.equal(factors.side.lora_A, before[module][0])
-        assert torch.equal(factors.side.scaled_B, before[module][1])
-    assert all(np.array_equal(value, given[name]) for name, value in factors_of(side).items())
+        assert factors.frozen is not None
+        assert torch.equal(factors.frozen.lora_A, before[module][0])
+        assert torch.equal(factors.frozen.scaled_B, before[module][1])
+    assert all(np.array_equal(value, given[name]) for name, value in factors_of(frozen).items())
 
 
-def test_a_measurement_with_a_side_is_that_of_the_two_joined(decoder: Decoder) -> None:
-    windows, adapter, side = windows_of(decoder.base), random_adapter(decoder.base), side_of(decoder.base)
-    beside, tokens = evaluate(decoder, adapter, windows, side=side)
-    together, same = evaluate(decoder, joined(adapter, side), windows)
+def test_a_measurement_with_a_frozen_adapter_is_that_of_the_two_joined(decoder: Decoder) -> None:
+    windows, adapter, frozen = windows_of(decoder.base), random_adapter(decoder.base), frozen_of(decoder.base)
+    beside, tokens = evaluate(decoder, adapter, windows, frozen=frozen)
+    together, same = evaluate(decoder, joined(adapter, frozen), windows)
     assert_close(beside, together)
     assert tokens == same
     assert abs(beside - evaluate(decoder, adapter, windows)[0]) > 0.01
 
 
-def test_a_side_goes_with_one_adapter_only(decoder: Decoder) -> None:
+def test_a_frozen_adapter_goes_with_one_adapter_only(decoder: Decoder) -> None:
     adapter = random_adapter(decoder.base)
     with pytest.raises(AssertionError):
-        decoder.lora(adapter, adapter, side=side_of(decoder.base))
+        decoder.lora(adapter, adapter, frozen=frozen_of(decoder.base))
 
 
 def test_the_memory_of_a_plan_counts_what_trains_and_what_stands_beside(
@@ -272,22 +278,22 @@ def test_the_memory_of_a_plan_counts_what_trains_and_what_stands_beside(
         return PLAN
 
     monkeypatch.setattr("fedlora_client.training.planning.plan_step", remember)
-    adapter, side = random_adapter(base), side_of(base)
+    adapter, frozen = random_adapter(base), frozen_of(base)
     size_A = sum(pair.lora_A.nbytes for pair in adapter.pairs.values())
     prox = dataclasses.replace(CONFIG, fedprox_mu=0.1)
     plan_training(decoder, [adapter], CONFIG)
     plan_training(decoder, [adapter], CONFIG, trains="B")
     plan_training(decoder, [adapter], prox, trains="A")
-    plan_training(decoder, [adapter], CONFIG, side=side)
+    plan_training(decoder, [adapter], CONFIG, frozen=frozen)
     base_bytes, size_B = base.weights.path.stat().st_size, adapter.size_bytes - size_A
     assert [coming - base_bytes for coming, _ in seen] == [
-        6 * (size_A + size_B), 2 * size_A + 6 * size_B, 7 * size_A + 2 * size_B, 6 * (size_A + size_B) + side.size_bytes
+        6 * (size_A + size_B), 2 * size_A + 6 * size_B, 7 * size_A + 2 * size_B, 6 * (size_A + size_B) + frozen.size_bytes
     ]  # fmt: skip
     assert [rank for _, rank in seen] == [4, 4, 4, 4 + 9]
 
 
 @pytest.mark.parametrize("trains", ["AB", "A", "B"])
-def test_fedprox_is_the_loss_with_the_distance_from_the_start(decoder: Decoder, trains: Factors) -> None:
+def test_fedprox_is_the_loss_with_the_distance_from_the_start(decoder: Decoder, trains: FactorSet) -> None:
     windows, adapter = windows_of(decoder.base), random_adapter(decoder.base, ALL_RANKS)
     config = dataclasses.replace(whole(windows), steps=4, fedprox_mu=2.0, weight_decay=0.0)
     result = train(decoder, adapter, windows, config, np.random.default_rng(0), trains=trains)

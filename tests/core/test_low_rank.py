@@ -9,7 +9,7 @@ import pytest
 from fedlora.lora.low_rank import Triplets, leading_of_matrix, leading_of_product
 from numpy.typing import NDArray
 
-Factors = tuple[NDArray[np.float32], NDArray[np.float32]]
+FactorSet = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 RANK = 8
 # (O, I, K). By QR up to K = 32, by the Gram matrices up to 9 (rank + 8) = 144, by block Krylov past it.
@@ -28,7 +28,7 @@ EPS = 1e-4  # ... for the spectra below (measured: at most 2e-5)
 FLOAT32 = 5e-6
 
 
-def noise(shape: tuple[int, int, int], seed: int = 0) -> Factors:
+def noise(shape: tuple[int, int, int], seed: int = 0) -> FactorSet:
     """Factors of independent normal numbers: as flat a spectrum as the mean of unlike clients has."""
     rows, columns, inner = shape
     generator = np.random.default_rng(seed)
@@ -38,7 +38,7 @@ def noise(shape: tuple[int, int, int], seed: int = 0) -> Factors:
     )
 
 
-def with_spectrum(shape: tuple[int, int, int], spectrum: NDArray[np.float64]) -> Factors:
+def with_spectrum(shape: tuple[int, int, int], spectrum: NDArray[np.float64]) -> FactorSet:
     """Factors of a matrix with these singular values, mixed so that no column of B is a singular vector."""
     rows, columns, inner = shape
     generator = np.random.default_rng(1)
@@ -50,7 +50,7 @@ def with_spectrum(shape: tuple[int, int, int], spectrum: NDArray[np.float64]) ->
 
 
 INDEX = np.arange(1, 1000, dtype=np.float64)
-SPECTRA: Mapping[str, Callable[[tuple[int, int, int]], Factors]] = {
+SPECTRA: Mapping[str, Callable[[tuple[int, int, int]], FactorSet]] = {
     "noise": noise,
     "all equal": lambda shape: with_spectrum(shape, np.ones(1000)),
     "1 / sqrt(i)": lambda shape: with_spectrum(shape, 1 / np.sqrt(INDEX)),
@@ -60,11 +60,11 @@ SPECTRA: Mapping[str, Callable[[tuple[int, int, int]], Factors]] = {
 }
 
 
-def dense(factors: Factors) -> NDArray[np.float64]:
+def dense(factors: FactorSet) -> NDArray[np.float64]:
     return factors[0].astype(np.float64) @ factors[1].astype(np.float64)
 
 
-def both(factors: Factors, rank: int = RANK) -> tuple[Triplets, Triplets]:
+def both(factors: FactorSet, rank: int = RANK) -> tuple[Triplets, Triplets]:
     """From the factors, and from the matrix that they make."""
     return leading_of_product(*factors, rank), leading_of_matrix(dense(factors).astype(np.float32), rank)
 
@@ -76,7 +76,7 @@ def product(triplets: Triplets) -> NDArray[np.float64]:
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
 @pytest.mark.parametrize("spectrum", SPECTRA.values(), ids=list(SPECTRA))
 def test_the_error_is_the_optimum_but_for_eps(
-    shape: tuple[int, int, int], spectrum: Callable[[tuple[int, int, int]], Factors]
+    shape: tuple[int, int, int], spectrum: Callable[[tuple[int, int, int]], FactorSet]
 ) -> None:
     factors = spectrum(shape)
     matrix = dense(factors)

@@ -147,7 +147,7 @@ def test_joining_changes_neither_of_the_two() -> None:
     assert_equal_bits(other, adapter_of("rslora", 2))
 
 
-def test_a_side_of_the_same_scaling_keeps_its_bits() -> None:
+def test_a_frozen_adapter_of_the_same_scaling_keeps_its_bits() -> None:
     one, other = adapter_of("plain", 1), random_adapter(dataclasses.replace(CONFIGS["plain"]), MODULES, 2)
     _, rest = parted(joined(one, other), one.config)
     assert rest is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from fedlora.errors import ConfigError
-from fedlora.wire.task import FACTORS, Task
+from fedlora.wire.task import FACTOR_SETS, Task
 
 
 def test_by_default_both_factors_train_and_are_sent() -> None:
@@ -20,8 +20,8 @@ def test_what_trains_and_is_not_sent_stays(trains: str, sends: str, keeps: str) 
 
 def test_every_task_of_known_factors_is_made_or_refused() -> None:
     made = 0
-    for trains in FACTORS:
-        for sends in FACTORS:
+    for trains in FACTOR_SETS:
+        for sends in FACTOR_SETS:
             if set(sends) <= set(trains):
                 assert set(Task(trains=trains, sends=sends).keeps) == set(trains) - set(sends)
                 made += 1

@@ -46,8 +46,8 @@ def _known(config: LoraConfig | None = None) -> Adapter:
 
 def _down(**changes: Any) -> Update:
     """An update with everything that one may have."""
-    side = random_adapter(LoraConfig(rank=1, alpha=3.0, target_modules=("q_proj", "up_proj")), SHAPE.linear_modules())
-    return _update(**{"factors": "B", "side": side, "task": Task(trains="AB", sends="B"), **changes})
+    frozen = random_adapter(LoraConfig(rank=1, alpha=3.0, target_modules=("q_proj", "up_proj")), SHAPE.linear_modules())
+    return _update(**{"factors": "B", "frozen": frozen, "task": Task(trains="AB", sends="B"), **changes})
 
 
 SOUND = encode_update(_update())
@@ -74,7 +74,7 @@ def _use(update: Update) -> None:
     assert all(math.isfinite(value) for value in update.metrics.values())
     assert update.factors in ("AB", "A", "B")
     assert set(update.task.keeps) < set(update.task.trains)
-    for adapter in (update.adapter, update.side) if update.side else (update.adapter,):
+    for adapter in (update.adapter, update.frozen) if update.frozen else (update.adapter,):
         for module, pair in adapter.pairs.items():
             assert pair.lora_A.shape[0] == pair.lora_B.shape[1] == adapter.config.rank_of(module)
             assert math.isfinite(adapter.config.scaling_of(module))
@@ -164,17 +164,17 @@ def test_half_an_update_for_whom_has_not_the_other_half_is_refused(
 
 
 @pytest.mark.parametrize("factors", ["AB", "A", "B"])
-def test_a_side_and_a_task_come_back_as_they_were(factors: str) -> None:
+def test_a_frozen_adapter_and_a_task_come_back_as_they_were(factors: str) -> None:
     task = Task(trains="B", sends="B")
     sent = _down(factors=factors, task=task)
     got = decode_update(encode_update(sent), _known)
     assert got.task == task
-    assert got.side is not None
-    assert sent.side is not None
-    assert got.side.config == sent.side.config
-    assert _equal(got.side, sent.side)
+    assert got.frozen is not None
+    assert sent.frozen is not None
+    assert got.frozen.config == sent.frozen.config
+    assert _equal(got.frozen, sent.frozen)
     plain = decode_update(SOUND)
-    assert (plain.side, plain.task, plain.factors) == (None, Task(), "AB")
+    assert (plain.frozen, plain.task, plain.factors) == (None, Task(), "AB")
 
 
 def test_the_numbers_of_an_update_begin_at_a_multiple_of_64_bytes() -> None:
@@ -262,7 +262,7 @@ DOWN_END = PREAMBLE + int.from_bytes(DOWN[5:PREAMBLE], "little")
         max_size=4,
     )
 )
-def test_half_an_update_with_a_side_and_bytes_changed_is_decoded_or_refused_and_nothing_else(
+def test_half_an_update_with_a_frozen_adapter_and_bytes_changed_is_decoded_or_refused_and_nothing_else(
     changes: list[tuple[int, int]],
 ) -> None:
     data = bytearray(DOWN)
@@ -368,7 +368,7 @@ def test_a_lora_configuration_with_an_arbitrary_value_is_decoded_or_refused_and_
     ),
     data=st.sampled_from([SOUND, DOWN]),
 )
-def test_a_header_with_other_factors_side_and_task_is_decoded_or_refused_and_nothing_else(
+def test_a_header_with_other_factors_frozen_adapter_and_task_is_decoded_or_refused_and_nothing_else(
     header: dict[str, object], data: bytes
 ) -> None:
     try:
@@ -378,7 +378,9 @@ def test_a_header_with_other_factors_side_and_task_is_decoded_or_refused_and_not
 
 
 @given(key=st.sampled_from(sorted(_header(DOWN)["side"]["lora"])), value=JSON)
-def test_a_side_with_an_arbitrary_configuration_is_decoded_or_refused_and_nothing_else(key: str, value: object) -> None:
+def test_a_frozen_adapter_with_an_arbitrary_configuration_is_decoded_or_refused_and_nothing_else(
+    key: str, value: object
+) -> None:
     header = _header(DOWN)
     header["side"]["lora"][key] = value
     try:
@@ -435,9 +437,9 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "a task that sends what is frozen": (_changed(task={"trains": "A", "sends": "B"}), "bad-header"),
     "a task with more to do": (_changed(task={"trains": "A", "sends": "A", "deletes": "B"}), "bad-header"),
     "a task that is null": (_changed(task=None), "bad-header"),
-    "a side that did not come": (_changed(side=_header(DOWN)["side"]), "truncated"),
-    "a side that is a list": (_changed(side=[1]), "bad-header"),
-    "a side without modules": (_changed(side={"lora": _header(DOWN)["lora"]}), "bad-header"),
+    "a frozen adapter that did not come": (_changed(side=_header(DOWN)["side"]), "truncated"),
+    "a frozen adapter that is a list": (_changed(side=[1]), "bad-header"),
+    "a frozen adapter without modules": (_changed(side={"lora": _header(DOWN)["lora"]}), "bad-header"),
     "targets that are null": (_lora(target_modules=None), "bad-header"),
 }
 

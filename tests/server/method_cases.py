@@ -104,8 +104,8 @@ def dense_mean(updates: Sequence[Weighted]) -> Dense:
 
 def with_side(this: Round, result: Dense) -> Dense:
     """`result` and what stood frozen beside the trained adapter."""
-    side = {} if this.down.side is None else dense(this.down.side)
-    return {module: value + side.get(module, 0) for module, value in result.items()}
+    frozen = {} if this.down.frozen is None else dense(this.down.frozen)
+    return {module: value + frozen.get(module, 0) for module, value in result.items()}
 
 
 def best(matrix: NDArray[np.float64], rank: int) -> NDArray[np.float64]:

@@ -25,34 +25,34 @@ def random_adapter(shapes: dict[str, tuple[int, int]], seed: int) -> Adapter:
     return Adapter(LORA, pairs)
 
 
-def dense_error(updates: list[tuple[Adapter, float]], committed: Adapter, side: Adapter | None) -> float:
+def dense_error(updates: list[tuple[Adapter, float]], committed: Adapter, frozen: Adapter | None) -> float:
     squared = norm = 0.0
     total = sum(weight for _, weight in updates)
     for module in committed.pairs:
         terms = [weight / total * adapter.product(module).dense().astype(np.float64) for adapter, weight in updates]
         mean = np.sum(terms, axis=0)
-        if side is not None:
-            mean = mean + side.product(module).dense()
+        if frozen is not None:
+            mean = mean + frozen.product(module).dense()
         squared += float(np.sum((committed.product(module).dense() - mean) ** 2))
         norm += float(np.sum(np.square(mean)))
     return math.sqrt(squared / norm)
 
 
 def sketched(
-    updates: list[tuple[Adapter, float]], committed: Adapter, side: Adapter | None = None, seed: int = 0
+    updates: list[tuple[Adapter, float]], committed: Adapter, frozen: Adapter | None = None, seed: int = 0
 ) -> float:
     sketch = ErrorSketch(committed, np.random.default_rng(seed))
     for adapter, weight in updates:
         sketch.add(adapter, weight)
-    return sketch.relative_error(committed, side)
+    return sketch.relative_error(committed, frozen)
 
 
 @pytest.mark.parametrize("with_side", [False, True])
 def test_the_error_is_the_dense_one_where_the_directions_are_all_there_are(with_side: bool) -> None:
     shapes = {"q_proj": (30, EXACT), "down_proj": (20, 5)}
     updates = [(random_adapter(shapes, seed), float(seed)) for seed in (1, 2, 3)]
-    committed, side = random_adapter(shapes, 9), random_adapter(shapes, 8) if with_side else None
-    assert sketched(updates, committed, side) == pytest.approx(dense_error(updates, committed, side), rel=1e-5)
+    committed, frozen = random_adapter(shapes, 9), random_adapter(shapes, 8) if with_side else None
+    assert sketched(updates, committed, frozen) == pytest.approx(dense_error(updates, committed, frozen), rel=1e-5)
 
 
 def test_over_many_modules_the_error_is_within_five_percent_of_the_dense_one() -> None:

@@ -117,7 +117,9 @@ def test_a_method_changes_none_of_its_inputs(case: Case) -> None:
     state = case.later()
     this = case.round(2, state)
     updates = devices(this)
-    inputs = [adapter for adapter, _ in updates] + [state.now.adapter] + ([state.now.side] if state.now.side else [])
+    inputs = (
+        [adapter for adapter, _ in updates] + [state.now.adapter] + ([state.now.frozen] if state.now.frozen else [])
+    )
     before = [(p.lora_A.copy(), p.lora_B.copy()) for adapter in inputs for p in adapter.pairs.values()]
     case.played(this, updates)
     after = [(p.lora_A, p.lora_B) for adapter in inputs for p in adapter.pairs.values()]
@@ -198,7 +200,7 @@ def test_a_state_that_was_committed_is_restored_bit_for_bit(method: str, lora: L
     state = case.later()
     restored = case.aggregation.restored(case.aggregation.committed(state), state.moments)
     down, again = (case.round(2, each).down for each in (state, restored))
-    for one, other in ((down.adapter, again.adapter), (down.side, again.side)):
+    for one, other in ((down.adapter, again.adapter), (down.frozen, again.frozen)):
         assert (one is None) == (other is None)
         for module, pair in one.pairs.items() if one else ():
             assert other is not None

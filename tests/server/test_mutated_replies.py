@@ -126,7 +126,7 @@ MUTATIONS: dict[str, tuple[str | tuple[str, ...], Mutation]] = {
     "it scales by rsLoRA": ("wrong-config", config(use_rslora=True)),
     "one module has an alpha of its own": ("wrong-config", config(alpha_pattern={QUERY: 400.0})),
     "it brings an adapter beside the trained one": (
-        "wrong-factors", lambda u: dataclasses.replace(u, side=u.adapter),
+        "wrong-factors", lambda u: dataclasses.replace(u, frozen=u.adapter),
     ),
     "it brings other factors": (
         ("wrong-factors", "truncated"), lambda u: dataclasses.replace(u, factors="B" if u.factors != "B" else "AB"),

@@ -165,7 +165,7 @@ def parts(what: Global) -> list[object]:
     """All that a Global is, in its order."""
     return [
         (module, adapter.config.scaling_of(module), arrays({"A": pair.lora_A, "B": pair.lora_B}))
-        for adapter in (what.adapter, what.side)
+        for adapter in (what.adapter, what.frozen)
         if adapter is not None
         for module, pair in adapter.pairs.items()
     ]

@@ -231,9 +231,9 @@ def test_each_round_sends_down_what_the_round_before_committed(play: Player, met
     def device(message: Message) -> Sequence[Message]:
         update = update_of(message)
         # stack's own adapter is a new one in every round: what was committed stands beside it.
-        whole = update.adapter if update.side is None else joined(update.adapter, update.side)
+        whole = update.adapter if update.frozen is None else joined(update.adapter, update.frozen)
         down[message.metadata.message_type, update.server_round] = (
-            (update.side or whole) if method == "stack" else whole
+            (update.frozen or whole) if method == "stack" else whole
         )
         return Honest(1)(message)
 

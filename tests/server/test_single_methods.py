@@ -85,8 +85,8 @@ def test_stack_lets_the_devices_train_a_new_adapter_beside_what_was_committed() 
     case = Case("stack", CONFIGS["rsLoRA"])
     first, state = case.round(), case.later()
     second = case.round(2, state)
-    assert first.down.side is None
-    assert second.down.side is case.aggregation.committed(state)
+    assert first.down.frozen is None
+    assert second.down.frozen is case.aggregation.committed(state)
     for module, pair in second.down.adapter.pairs.items():
         assert not pair.lora_B.any()
         assert not np.array_equal(pair.lora_A, first.down.adapter.pairs[module].lora_A)

@@ -11,7 +11,7 @@ import torch
 from fedlora.base.pack import BasePack
 from fedlora.family import EMBEDDING, FINAL_NORM, HEAD
 from fedlora.lora.adapter import Adapter
-from fedlora.wire.task import Factors
+from fedlora.wire.task import FactorSet
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -54,14 +54,14 @@ class Decoder:
         return Workspace(self.compute.device, self.compute.dtype)
 
     def lora(
-        self, *adapters: Adapter, head: NDArray[np.float32] | None = None, trains: Factors = "AB",
-        side: Adapter | None = None,
+        self, *adapters: Adapter, head: NDArray[np.float32] | None = None, trains: FactorSet = "AB",
+        frozen: Adapter | None = None,
     ) -> LoraTensors:  # fmt: skip
         """The adapters as tensors of which `trains` train, side by side.
 
         With one of them there may be a head [V, H] that trains too, and an adapter that stands frozen beside it.
         """
-        return LoraTensors(adapters, self.compute.device, head, trains, side)
+        return LoraTensors(adapters, self.compute.device, head, trains, frozen)
 
     def logits(
         self,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedlora_client.layers.batch import Batch
 from fedlora_client.layers.linear import Linear
-from fedlora_client.layers.lora import Factors
+from fedlora_client.layers.lora import ModuleLora
 from fedlora_client.ops.ops import Ops
 from fedlora_client.ops.packed import PackedMatrix
 from fedlora_client.ops.workspace import Workspace
@@ -90,7 +90,7 @@ class LayerModules:
         ranks = [f.rank for f in (self._factors(other, batch) for other in self._readers[name]) if f and f.count == 1]
         return max(ranks, default=0)
 
-    def _factors(self, name: str, batch: Batch) -> Factors | None:
+    def _factors(self, name: str, batch: Batch) -> ModuleLora | None:
         return batch.lora.modules.get(self._linear[name].module) if batch.lora else None
 
     def _mask(self, name: str, batch: Batch) -> Tensor | None:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from fedlora_client.layers.batch import Dropout
 from fedlora_client.layers.linear import Linear
-from fedlora_client.layers.lora import Factors, LoraTensors
+from fedlora_client.layers.lora import LoraTensors, ModuleLora
 from fedlora_client.ops.ops import Ops
 from fedlora_client.ops.packed import PackedMatrix
 from fedlora_client.ops.workspace import Workspace
@@ -94,7 +94,7 @@ class _Call:
     """One use of a linear module."""
 
     linear: Linear
-    factors: Factors | None
+    factors: ModuleLora | None
     dropout: Dropout
     space: Workspace
 

@@ -17,7 +17,7 @@ from fedlora.base.pack import BasePack
 from fedlora.errors import ConfigError, PackError
 from fedlora.family import EncoderShape
 from fedlora.lora.adapter import Adapter
-from fedlora.wire.task import Factors
+from fedlora.wire.task import FactorSet
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -68,13 +68,13 @@ class Encoder:
         return Workspace(self.compute.device, self.compute.dtype)
 
     def lora(
-        self, *adapters: Adapter, head: NDArray[np.float32] | None = None, trains: Factors = "AB",
-        side: Adapter | None = None,
+        self, *adapters: Adapter, head: NDArray[np.float32] | None = None, trains: FactorSet = "AB",
+        frozen: Adapter | None = None,
     ) -> LoraTensors:  # fmt: skip
         """The adapters as tensors of which `trains` train, side by side. Raises ConfigError for a head to train."""
         if head is not None:
             raise ConfigError(f"lora.modules_to_save: the head of {self.shape.model_type} stays frozen; leave it out")
-        return LoraTensors(adapters, self.compute.device, None, trains, side)
+        return LoraTensors(adapters, self.compute.device, None, trains, frozen)
 
     def logits(self, tokens: Tensor, lora: LoraTensors | None = None, starts: Tensor | None = None) -> Tensor:
         """The scores of each label, float32 [S, L], or without a head the embeddings [S, H]; tokens int64 [S, T]"""

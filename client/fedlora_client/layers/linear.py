@@ -9,7 +9,7 @@ beside the one that trains is so many more components of it, which get no gradie
 has N / C consecutive rows, and their products are batched, apart from the frozen one.
 """
 
-# N rows, I in features, O out features, R rank (that of a frozen side included), C adapters
+# N rows, I in features, O out features, R rank (that of a frozen one included), C adapters
 # E extra columns: the largest rank (C > 1: 0)
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fedlora_client.layers.lora import Factors
+from fedlora_client.layers.lora import ModuleLora
 from fedlora_client.ops.ops import Ops
 from fedlora_client.ops.packed import PackedMatrix
 from fedlora_client.ops.workspace import Workspace
@@ -35,7 +35,7 @@ class Linear:
     def inner(
         self,
         x: Tensor,  # [N, I + E]
-        factors: Factors,
+        factors: ModuleLora,
         space: Workspace,
         mask: Tensor | None = None,  # [N, I], times which the adapter sees x
     ) -> Tensor:  # [C, N / C, R]
@@ -54,7 +54,7 @@ class Linear:
         self,
         x: Tensor,  # [N, I + E]; the extra columns are overwritten
         inner: Tensor | None,  # from `inner`; None without an adapter
-        factors: Factors | None,
+        factors: ModuleLora | None,
         space: Workspace,
         out: Tensor,  # [N, O]
         residual: Tensor | None = None,  # [N, O]
@@ -85,7 +85,7 @@ class Linear:
         x: Tensor,  # [N, I + E]
         inner: Tensor | None,
         dy: Tensor,  # [N, O + E]: the gradient in y, and room that is overwritten
-        factors: Factors | None,
+        factors: ModuleLora | None,
         space: Workspace,
         dx: Tensor | None,  # [N, I]; None where nothing below trains
         *,
@@ -116,7 +116,7 @@ class Linear:
             dx += through if mask is None else through.mul_(mask)
 
     def _adapter_gradients(
-        self, x: Tensor, inner: Tensor, dy: Tensor, factors: Factors, space: Workspace, mask: Tensor | None
+        self, x: Tensor, inner: Tensor, dy: Tensor, factors: ModuleLora, space: Workspace, mask: Tensor | None
     ) -> Tensor:
         """Add to the gradients of A and B, where they train; return u [C, N / C, R]."""
         seen = x if mask is None else _masked(x, mask, space)

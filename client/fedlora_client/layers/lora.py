@@ -1,9 +1,9 @@
 """Adapters in torch: C of them side by side, what of them trains with a place for its gradient.
 
-Beside a single one another may stand that no training changes: its side.
+Beside a single one another may stand that no training changes: its frozen adapter.
 """
 
-# C adapters, I in features, O out features, R rank (of a stack: the largest one), F rank of the side (or 0)
+# C adapters, I in features, O out features, R rank (of a stack: the largest one), F rank of the frozen adapter (or 0)
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from fedlora.lora.adapter import Adapter, LoraPair
-from fedlora.wire import task
+from fedlora.wire.task import FactorSet
 from numpy.typing import NDArray
 from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class FrozenFactors:
     """What of a module stands frozen beside its adapter, float32."""
 
     lora_A: Tensor  # [F, I]
-    scaled_B: Tensor  # [O, F], times the side's own scaling
+    scaled_B: Tensor  # [O, F], times the frozen adapter's own scaling
 
 
 @dataclass(frozen=True, slots=True)
-class Factors:
+class ModuleLora:
     """One module's adapters, float32, and what is added up for them."""
 
     lora_A: Tensor  # [C, R, I]
@@ -36,7 +36,7 @@ class Factors:
     scaling: Tensor  # [C, 1, 1]
     grad_A: Tensor | None  # [C, R, I]; None: it is frozen
     grad_B: Tensor | None  # [C, O, R]
-    side: Side | None = None  # C = 1
+    frozen: FrozenFactors | None = None  # C = 1
 
     @property
     def count(self) -> int:
@@ -51,23 +51,23 @@ class Factors:
     @property
     def rank(self) -> int:
         """R + F"""
-        return self.own_rank + (len(self.side.lora_A) if self.side else 0)
+        return self.own_rank + (len(self.frozen.lora_A) if self.frozen else 0)
 
     def put_rows(self, out: Tensor) -> None:
-        """out [R + F, I] = A of one adapter, then that of its side"""
+        """out [R + F, I] = A of one adapter, then that of its frozen adapter"""
         out[: self.own_rank] = self.lora_A[0]
-        if self.side:
-            out[self.own_rank :] = self.side.lora_A
+        if self.frozen:
+            out[self.own_rank :] = self.frozen.lora_A
 
     def put_columns(self, out: Tensor) -> None:
-        """out [O, R + F] = gamma B of one adapter, then that of its side"""
+        """out [O, R + F] = gamma B of one adapter, then that of its frozen adapter"""
         torch.mul(self.lora_B[0], self.scaling[0], out=out[:, : self.own_rank])
-        if self.side:
-            out[:, self.own_rank :] = self.side.scaled_B
+        if self.frozen:
+            out[:, self.own_rank :] = self.frozen.scaled_B
 
     def all_rows(self) -> Tensor:
         """[C, R + F, I]"""
-        return torch.cat((self.lora_A, self.side.lora_A[None]), 1) if self.side else self.lora_A
+        return torch.cat((self.lora_A, self.frozen.lora_A[None]), 1) if self.frozen else self.lora_A
 
 
 class Flat:
@@ -94,11 +94,11 @@ class LoraTensors:
 
     def __init__(
         self, adapters: Sequence[Adapter], device: torch.device, head: NDArray[np.float32] | None = None,
-        trains: task.Factors = "AB", side: Adapter | None = None,
+        trains: FactorSet = "AB", frozen: Adapter | None = None,
     ) -> None:  # fmt: skip
         """`head` [V, H] trains in place of the base's, which is then not read; it goes with one adapter only.
 
-        So does `side`, an adapter of the same modules.
+        So does `frozen`, an adapter of the same modules.
         """
         self.configs = tuple(adapter.config for adapter in adapters)
         self._ranks = [{name: pair.rank for name, pair in adapter.pairs.items()} for adapter in adapters]
@@ -118,12 +118,12 @@ class LoraTensors:
                 lora_B[which, :, : pair.rank] = torch.tensor(pair.lora_B)
             scaling = torch.tensor([config.scaling_of(name) for config in self.configs], device=device)[:, None, None]
             grad_A, grad_B = (flat.gradients[number] if flat.gradients else None for flat in (flat_A, flat_B))
-            self.modules[name] = Factors(lora_A, lora_B, scaling, grad_A, grad_B, _side_of(side, name, device))
+            self.modules[name] = ModuleLora(lora_A, lora_B, scaling, grad_A, grad_B, _frozen_of(frozen, name, device))
         self.flat_head = None if head is None else Flat([(1, *head.shape)], device)
         if self.flat_head is not None and head is not None:
             self.flat_head.value.copy_(torch.from_numpy(head).flatten())
             self._flats["head"] = self.flat_head
-        assert len(adapters) == 1 or (head is None and side is None)
+        assert len(adapters) == 1 or (head is None and frozen is None)
 
     @property
     def flats(self) -> dict[str, Flat]:
@@ -143,7 +143,7 @@ class LoraTensors:
         return self._views(number, lambda f: (of(f.grad_A, f.lora_A), of(f.grad_B, f.lora_B)))
 
     def adapter(self, number: int = 0) -> Adapter:
-        """The present values of one adapter, copied, without its side."""
+        """The present values of one adapter, copied, without its frozen adapter."""
         pairs = {
             name: LoraPair(lora_A.cpu().numpy().copy(), lora_B.cpu().numpy().copy())
             for name, (lora_A, lora_B) in self.values(number).items()
@@ -155,7 +155,7 @@ class LoraTensors:
         return None if self.flat_head is None else self.flat_head.values[0][0].cpu().numpy().copy()
 
     def _views(
-        self, number: int, which: Callable[[Factors], tuple[Tensor, Tensor]]
+        self, number: int, which: Callable[[ModuleLora], tuple[Tensor, Tensor]]
     ) -> dict[str, tuple[Tensor, Tensor]]:
         views = {}
         for name, rank in self._ranks[number].items():
@@ -164,11 +164,11 @@ class LoraTensors:
         return views
 
 
-def _side_of(side: Adapter | None, module: str, device: torch.device) -> Side | None:
-    if side is None:
+def _frozen_of(frozen: Adapter | None, module: str, device: torch.device) -> FrozenFactors | None:
+    if frozen is None:
         return None
-    pair, scaling = side.pairs[module], np.float32(side.config.scaling_of(module))
-    return Side(*(torch.tensor(part, device=device) for part in (pair.lora_A, pair.lora_B * scaling)))
+    pair, scaling = frozen.pairs[module], np.float32(frozen.config.scaling_of(module))
+    return FrozenFactors(*(torch.tensor(part, device=device) for part in (pair.lora_A, pair.lora_B * scaling)))
 
 
 def _shapes(pairs: Sequence[LoraPair]) -> tuple[tuple[int, ...], tuple[int, ...]]:

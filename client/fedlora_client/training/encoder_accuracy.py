@@ -11,13 +11,13 @@ from fedlora_client.training.training import parts
 
 
 def accuracy(
-    encoder: Encoder, adapter: Adapter | None, windows: Windows, *, memory_mb: int = 0, side: Adapter | None = None
+    encoder: Encoder, adapter: Adapter | None, windows: Windows, *, memory_mb: int = 0, frozen: Adapter | None = None
 ) -> float:
     """The share of the texts, which all have a label, that are told right.
 
     adapter None measures the base, `memory_mb` is a bound or 0: with it the texts come as in `evaluate`.
     """
-    lora = None if adapter is None else encoder.lora(adapter, side=side)
+    lora = None if adapter is None else encoder.lora(adapter, frozen=frozen)
     texts, _ = cut_measurement(encoder, windows.inputs.shape[1], frugal=bool(memory_mb))
     right = 0
     for (part,) in parts([windows], texts):

@@ -8,7 +8,7 @@ import torch
 from fedlora.config.run import TrainConfig
 from fedlora.family import EncoderShape
 from fedlora.lora.adapter import Adapter
-from fedlora.wire.task import Factors
+from fedlora.wire.task import FactorSet
 
 from fedlora_client.layers.batch import Schedule
 from fedlora_client.model import Model
@@ -18,8 +18,8 @@ from fedlora_client.training.memory import available_bytes, give_back_freed, giv
 
 
 def plan_training(
-    model: Model, adapters: Sequence[Adapter], config: TrainConfig, head_bytes: int = 0, trains: Factors = "AB",
-    side: Adapter | None = None,
+    model: Model, adapters: Sequence[Adapter], config: TrainConfig, head_bytes: int = 0, trains: FactorSet = "AB",
+    frozen: Adapter | None = None,
 ) -> Plan:  # fmt: skip
     """The plan for adapters that train side by side. Raises ConfigError where memory does not suffice."""
     give_back_freed()
@@ -31,7 +31,7 @@ def plan_training(
     )
     # Values and the result; of what trains: gradients, two moments, the best values so far, perhaps those of the start.
     coming = 2 * (sum(adapter.size_bytes for adapter in adapters) + head_bytes)
-    coming += (4 + bool(config.fedprox_mu)) * trained + (side.size_bytes if side else 0)
+    coming += (4 + bool(config.fedprox_mu)) * trained + (frozen.size_bytes if frozen else 0)
     device = model.compute.device
     if device.type == "cuda":
         memory = Memory(
@@ -40,7 +40,7 @@ def plan_training(
     else:
         base = model.base.weights.path.stat().st_size  # mapped: its pages become resident as they are read
         memory = Memory(resident=resident_bytes(), coming=coming + base, free=available_bytes())
-    rank = max(pair.rank for pair in pairs) + (max(pair.rank for pair in side.pairs.values()) if side else 0)
+    rank = max(pair.rank for pair in pairs) + (max(pair.rank for pair in frozen.pairs.values()) if frozen else 0)
     if isinstance(model.shape, EncoderShape):
         return plan_encoder_step(model.shape, config, rank, model.compute, memory, len(adapters))
     return plan_step(model.shape, config, rank, model.compute, memory, len(adapters))

@@ -11,7 +11,7 @@ import numpy as np
 from fedlora.config.run import TrainConfig
 from fedlora.errors import ConfigError
 from fedlora.lora.adapter import Adapter
-from fedlora.wire.task import Factors
+from fedlora.wire.task import FactorSet
 from numpy.typing import NDArray
 
 from fedlora_client.data.windows import Windows
@@ -80,8 +80,8 @@ def train(
     saving: Saving | None = None,
     evaluation: Evaluation | None = None,
     head: NDArray[np.float32] | None = None,  # [V, H], to train in place of the base's
-    trains: Factors = "AB",
-    side: Adapter | None = None,  # of the same modules, that stands frozen beside `adapter`
+    trains: FactorSet = "AB",
+    frozen: Adapter | None = None,  # of the same modules, that stands frozen beside `adapter`
 ) -> TrainResult:
     """Return `adapter` after `config.steps` steps of AdamW on those of A and B that are in `trains`.
 
@@ -89,14 +89,14 @@ def train(
     never stopped; the state is removed at the end. Raises DataError where the loss is not finite, ConfigError where
     memory does not suffice or the state is another training's.
     """
-    plan = plan_training(model, [adapter], config, 0 if head is None else head.nbytes, trains, side)
+    plan = plan_training(model, [adapter], config, 0 if head is None else head.nbytes, trains, frozen)
     span = span or Span(0, config.steps)
-    identity = identity_of(model, adapter, windows, config, generator, span, head, trains, side) if saving else ""
+    identity = identity_of(model, adapter, windows, config, generator, span, head, trains, frozen) if saving else ""
     if saving and saving.file.exists():
         plan = _resumed_plan(saving, identity, plan, model.compute)
     watcher.on_plan(plan)
-    training = Training(model, [adapter], [windows], config, [generator], plan, span, head, trains, side)
-    del adapter, side  # where the caller does not hold them, their memory is free from here
+    training = Training(model, [adapter], [windows], config, [generator], plan, span, head, trains, frozen)
+    del adapter, frozen  # where the caller does not hold them, their memory is free from here
     progress = Progress()
     if saving and saving.file.exists():
         progress = restore_state(saving.file, training)
@@ -157,10 +157,10 @@ def _evaluate(evaluation: Evaluation, training: Training, progress: Progress) ->
 
 
 def evaluate(
-    model: Model, adapter: Adapter | None, windows: Windows, *, memory_mb: int = 0, side: Adapter | None = None
+    model: Model, adapter: Adapter | None, windows: Windows, *, memory_mb: int = 0, frozen: Adapter | None = None
 ) -> tuple[float, int]:
     """(mean nats per token, tokens) over all windows; adapter None measures the base, `memory_mb` is a bound or 0."""
-    lora = None if adapter is None else model.lora(adapter, side=side)
+    lora = None if adapter is None else model.lora(adapter, frozen=frozen)
     length = windows.inputs.shape[1]
     micro_batch, schedule = cut_measurement(model, length, frugal=bool(memory_mb))
     return mean_loss(model, lora, windows, model.workspace(), micro_batch, schedule)

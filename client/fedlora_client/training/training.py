@@ -14,7 +14,7 @@ import torch
 from fedlora.config.run import TrainConfig
 from fedlora.errors import DataError
 from fedlora.lora.adapter import Adapter
-from fedlora.wire.task import Factors
+from fedlora.wire.task import FactorSet
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -61,11 +61,11 @@ class Training:
         plan: Plan,
         span: Span,
         head: NDArray[np.float32] | None = None,  # [V, H], to train in place of the base's
-        trains: Factors = "AB",
-        side: Adapter | None = None,  # that stands frozen beside a single adapter
+        trains: FactorSet = "AB",
+        frozen: Adapter | None = None,  # that stands frozen beside a single adapter
     ) -> None:
         self.config, self.plan, self.step = config, plan, 0
-        self.lora = model.lora(*adapters, head=head, trains=trains, side=side)
+        self.lora = model.lora(*adapters, head=head, trains=trains, frozen=frozen)
         self.compute = model.compute
         self._model, self._span = model, span
         self._space = model.workspace()

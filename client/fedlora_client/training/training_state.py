@@ -16,7 +16,7 @@ from fedlora.errors import ConfigError, FedloraError
 from fedlora.files.atomic import whole_file
 from fedlora.files.tensor_file import TensorFile, TensorPlan, write_tensor_file
 from fedlora.lora.adapter import Adapter
-from fedlora.wire.task import Factors
+from fedlora.wire.task import FactorSet
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -133,15 +133,15 @@ def identity_of(
     generator: np.random.Generator,
     span: Span,
     head: NDArray[np.float32] | None,
-    trains: Factors,
-    side: Adapter | None,
+    trains: FactorSet,
+    frozen: Adapter | None,
 ) -> str:
     """sha256 over what a training is, but for how it is computed."""
     plain = (model.base.fingerprint, asdict(config), generator.bit_generator.state, asdict(span), trains)
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode())
     for tensor in (windows.inputs, windows.targets, windows.starts):
         digest.update(tensor.contiguous().numpy().data)
-    for part in (adapter, side) if side else (adapter,):
+    for part in (adapter, frozen) if frozen else (adapter,):
         digest.update(f"{len(part.pairs)} modules".encode())
         for name, pair in part.pairs.items():
             digest.update(f"{name} {part.config.scaling_of(name)}".encode())

@@ -18,7 +18,7 @@ from fedlora.errors import AdapterError, ConfigError, UpdateError
 from fedlora.lora.adapter import Adapter, LoraPair
 from fedlora.lora.config import LoraConfig
 from fedlora.wire.codec import CODECS
-from fedlora.wire.task import FACTORS, Factors, Task
+from fedlora.wire.task import FACTOR_SETS, FactorSet, Task
 
 _MAGIC, _VERSION = b"FLUP", 2
 _PREAMBLE_BYTES, _ALIGNMENT = 9, 64
@@ -34,8 +34,8 @@ class Update:
     run: str
     server_round: int
     base_fingerprint: str
-    factors: Factors = "AB"  # of the adapter that travel; the receiver has the other one
-    side: Adapter | None = None  # down only: what stands frozen beside the adapter
+    factors: FactorSet = "AB"  # of the adapter that travel; the receiver has the other one
+    frozen: Adapter | None = None  # down only: what stands frozen beside the adapter
     task: Task = field(default_factory=Task)  # down only
     num_examples: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -54,13 +54,13 @@ def encode_update(update: Update, codec: str = "f32") -> bytes:
         "factors": update.factors,
         "task": asdict(update.task),
         **_described(update.adapter),
-        "side": None if update.side is None else _described(update.side),
+        "side": None if update.frozen is None else _described(update.frozen),
     }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(_PREAMBLE_BYTES + len(text)) % _ALIGNMENT)
     arrays = [
         array
-        for adapter, factors in ((update.adapter, update.factors), (update.side, "AB"))
+        for adapter, factors in ((update.adapter, update.factors), (update.frozen, "AB"))
         if adapter is not None
         for pair in adapter.pairs.values()
         for factor, array in zip("AB", (pair.lora_A, pair.lora_B), strict=True)
@@ -79,23 +79,23 @@ def decode_update(data: bytes | memoryview, known: Callable[[], Adapter] | None 
     header, payload = _split(view)
     try:
         codec = CODECS[header["codec"]]
-        factors: Factors = header["factors"]
-        if factors not in FACTORS:
-            raise ValueError(f"factors {factors!r}, expected one of {', '.join(FACTORS)}")
+        factors: FactorSet = header["factors"]
+        if factors not in FACTOR_SETS:
+            raise ValueError(f"factors {factors!r}, expected one of {', '.join(FACTOR_SETS)}")
         task = Task(**header["task"])
         plan = _Plan.read(header, factors)
-        side_plan = None if header["side"] is None else _Plan.read(header["side"], "AB")
+        frozen_plan = None if header["side"] is None else _Plan.read(header["side"], "AB")
         metrics = {str(name): float(value) for name, value in header["metrics"].items()}
         circumstances = (header["run"], header["round"], header["base"], header["num_examples"])
         if [type(value) for value in circumstances] != [str, int, str, int]:
             raise ValueError("run and base must be strings, round and num_examples integers")
     except (KeyError, ValueError, TypeError, AttributeError, ConfigError, OverflowError) as error:
         raise UpdateError("bad-header", f"not the header of an update: {type(error).__name__}: {error}") from None
-    shapes = [*plan.shapes(), *(side_plan.shapes() if side_plan else ())]
+    shapes = [*plan.shapes(), *(frozen_plan.shapes() if frozen_plan else ())]
     arrays = iter(codec.decode(payload, shapes))
     try:
         adapter = plan.adapter(arrays, known)
-        side = side_plan.adapter(arrays, None) if side_plan else None
+        frozen = frozen_plan.adapter(arrays, None) if frozen_plan else None
     except AdapterError as error:
         raise UpdateError("bad-shape", str(error)) from None
     run, server_round, base, num_examples = circumstances
@@ -105,7 +105,7 @@ def decode_update(data: bytes | memoryview, known: Callable[[], Adapter] | None 
         server_round=server_round,
         base_fingerprint=base,
         factors=factors,
-        side=side,
+        frozen=frozen,
         task=task,
         num_examples=num_examples,
         metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
@@ -119,10 +119,10 @@ class _Plan:
 
     lora: LoraConfig
     modules: list[tuple[str, int, int]]  # name, O, I
-    factors: Factors
+    factors: FactorSet
 
     @classmethod
-    def read(cls, header: Mapping[str, Any], factors: Factors) -> _Plan:
+    def read(cls, header: Mapping[str, Any], factors: FactorSet) -> _Plan:
         config = header["lora"]
         targets = config["target_modules"]
         lora = LoraConfig(**{**config, "target_modules": tuple(targets) if isinstance(targets, list) else targets})

@@ -11,7 +11,7 @@ from fedlora.config.run import AggregationConfig, RunConfig
 from fedlora.errors import ConfigError
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.algebra import inner_product
-from fedlora.wire.task import Factors
+from fedlora.wire.task import FactorSet
 
 from fedlora_server.aggregation.error_sketch import ErrorSketch, SketchedFold
 from fedlora_server.aggregation.optimizers import Moments, optimized
@@ -66,9 +66,9 @@ class Aggregation:
             log.warning("aggregation.%s is %s, and nothing in this run uses it", key, getattr(settings, key))
 
     @property
-    def factors_down(self) -> Factors:
+    def factors_down(self) -> FactorSet:
         """What of the adapter goes down: all but what every device makes from the seed."""
-        down: dict[str, Factors] = {"": "AB", "A": "B", "B": "A"}
+        down: dict[str, FactorSet] = {"": "AB", "A": "B", "B": "A"}
         return down[self.method.shared_from_seed()]
 
     def start(self) -> State:
@@ -113,7 +113,7 @@ class Round:
                 self.down.adapter, now.adapter, moments, self._settings, self.task.sends,
                 keeps_components=self._method.keeps_components,
             )  # fmt: skip
-            now = Global(adapter, now.side)
+            now = Global(adapter, now.frozen)
         return State(now, moments)
 
     def error(self, committed: Adapter) -> float | None:
@@ -121,7 +121,7 @@ class Round:
 
         With a robust rule the weights are those that it gave.
         """
-        return self._sketch.relative_error(committed, self.down.side) if self._sketch else None
+        return self._sketch.relative_error(committed, self.down.frozen) if self._sketch else None
 
     def _robust(self, fold: Fold) -> Fold:
         if self._settings.robust == "none":

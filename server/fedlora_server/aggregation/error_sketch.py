@@ -50,15 +50,15 @@ class ErrorSketch:
     def count(self, weight: float) -> None:
         self._weight += weight
 
-    def relative_error(self, committed: Adapter, side: Adapter | None = None) -> float:
+    def relative_error(self, committed: Adapter, frozen: Adapter | None = None) -> float:
         """Over the modules together; 0 where both are zero. Raises RunError where nothing was added."""
         if not self._weight:
             raise RunError(NO_UPDATES)
         squared_norm = squared_error = 0.0
         for module, total in self._sums.items():
             mean = total / np.float32(self._weight)
-            if side is not None:
-                mean += self._seen(side, module)
+            if frozen is not None:
+                mean += self._seen(frozen, module)
             columns, seen = self._directions[committed.pairs[module].shape[1]].shape
             squared_norm += columns / seen * float(np.vdot(mean, mean))
             error = self._seen(committed, module) - mean

@@ -21,7 +21,7 @@ import numpy as np
 from fedlora.config.run import AggregationConfig
 from fedlora.lora.adapter import Adapter, LoraPair
 from fedlora.lora.algebra import Product, concatenate, truncated
-from fedlora.wire.task import Factors
+from fedlora.wire.task import FactorSet
 from numpy.typing import NDArray
 
 from fedlora_server.methods.svd import as_pair
@@ -35,7 +35,7 @@ def optimized(
     mean: Adapter,
     moments: Mapping[str, Array],
     settings: AggregationConfig,
-    factors: Factors,  # that the round trained
+    factors: FactorSet,  # that the round trained
     *,
     keeps_components: bool,
 ) -> tuple[Adapter, Moments]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from fedlora.errors import RunError
 from fedlora.lora.adapter import Adapter, LoraPair
-from fedlora.wire.task import Factors
+from fedlora.wire.task import FactorSet
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
@@ -26,7 +26,7 @@ class FactorMean:
     it was. The error of a sum of N terms in float32 is about sqrt(N) 6e-8 of its size.
     """
 
-    def __init__(self, like: Adapter, factors: Factors = "AB") -> None:
+    def __init__(self, like: Adapter, factors: FactorSet = "AB") -> None:
         """`like` is what went down: the modules, their shapes, and what is not averaged."""
         self._like, self._factors = like, factors
         self._sums: dict[str, dict[str, Array]] = {}

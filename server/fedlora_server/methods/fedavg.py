@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fedlora.lora.adapter import Adapter
-from fedlora.wire.task import Factors
+from fedlora.wire.task import FactorSet
 
 from fedlora_server.means.weighted_sum import FactorMean
 from fedlora_server.methods.method import LED_ASTRAY, Fold, Global, Method
@@ -30,8 +30,8 @@ class FedAvg(Method):
 class MeanFold:
     """The mean of the factors that were sent; the other one is what went down."""
 
-    def __init__(self, down: Global, factors: Factors) -> None:
-        self._mean, self._side = FactorMean(down.adapter, factors), down.side
+    def __init__(self, down: Global, factors: FactorSet) -> None:
+        self._mean, self._frozen = FactorMean(down.adapter, factors), down.frozen
 
     def add(self, adapter: Adapter, weight: float) -> None:
         self._mean.add(adapter, weight)
@@ -41,4 +41,4 @@ class MeanFold:
         self._mean.add(adapter, weight, then)
 
     def result(self) -> Global:
-        return Global(self._mean.mean(), self._side)
+        return Global(self._mean.mean(), self._frozen)

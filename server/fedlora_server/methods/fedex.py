@@ -2,10 +2,10 @@
 
 Singhal et al., "FedEx-LoRA: Exact Aggregation for Federated and Efficient Fine-Tuning of Foundation Models", 2025
 (arXiv:2410.09432). There the residual goes into the base; here the base is frozen and quantized, so the residuals of all
-rounds stand beside the trained adapter as a side adapter, factored.
+rounds stand beside the trained adapter as a frozen adapter, factored.
 
-Exact while trained and side adapter together have at most rank `aggregation.max_rank`; from there on the side adapter is
-the best approximation of the rank that is left. Memory: one adapter and the exact mean's.
+Exact while trained and frozen adapter together have at most rank `aggregation.max_rank`; from there on the frozen adapter
+is the best approximation of the rank that is left. Memory: one adapter and the exact mean's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fedlora_server.methods.svd import as_pair
 class FedEx(Method):
     refuses_mixed_ranks = "its residual belongs to a mean of factors of one rank; use svd, stack, hetlora or raflora"
     refuses_optimizer = (
-        "its side adapter makes the mean exact, and a server optimizer moves away from the mean; use svd"
+        "its frozen adapter makes the mean exact, and a server optimizer moves away from the mean; use svd"
     )
     refuses_robust = LED_ASTRAY
 
@@ -49,14 +49,14 @@ class FedEx(Method):
 class FedExFold(BothMeans):
     def __init__(self, down: Global, lora: LoraConfig, max_rank: int) -> None:
         super().__init__(down)
-        self._side, self._lora, self._max_rank = down.side, lora, max_rank
+        self._frozen, self._lora, self._max_rank = down.frozen, lora, max_rank
 
     def result(self) -> Global:
-        mean, side = self._factors.mean(), self._side
+        mean, frozen = self._factors.mean(), self._frozen
 
         def beside(module: str) -> LoraPair:
             residual = [self._products.mean(module), mean.product(module).scaled(-1)]
-            total = concatenate([side.product(module), *residual] if side else residual)
+            total = concatenate([frozen.product(module), *residual] if frozen else residual)
             return as_pair(self._bounded(total, module), self._lora.scaling_of(module))
 
         pairs = by_module(beside, self._products.modules)

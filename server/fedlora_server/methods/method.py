@@ -24,7 +24,7 @@ class Global:
     """What the rounds make better: the adapter that the devices train, and what stands frozen beside it."""
 
     adapter: Adapter
-    side: Adapter | None = None
+    frozen: Adapter | None = None
 
 
 class Fold(Protocol):
@@ -64,7 +64,7 @@ class Method:
 
     def committed(self, state: Global) -> Adapter:
         """All of it as one adapter: what is published, measured and served."""
-        return state.adapter if state.side is None else joined(state.adapter, state.side)
+        return state.adapter if state.frozen is None else joined(state.adapter, state.frozen)
 
     def restored(self, committed: Adapter, first: Adapter) -> Global:
         """What gave this committed adapter; `first` is the one that the run began with."""

@@ -41,7 +41,7 @@ class Stack(Method):
         return Global(first)
 
     def committed(self, state: Global) -> Adapter:
-        return state.side or state.adapter
+        return state.frozen or state.adapter
 
     def restored(self, committed: Adapter, first: Adapter) -> Global:
         return Global(first, committed)
@@ -50,7 +50,7 @@ class Stack(Method):
         """A new adapter every round, from the seed, beside all that was committed."""
         shapes = {module: pair.shape for module, pair in state.adapter.pairs.items()}
         new = initial_adapter(self.lora, shapes, np.random.default_rng([self.seed, server_round, 1]))
-        return Global(new, state.side)
+        return Global(new, state.frozen)
 
     def fold(self, down: Global, server_round: int) -> Fold:
         return StackFold(down, self.lora, self.settings.max_rank)
@@ -65,11 +65,11 @@ class StackFold:
         self._mean.add(adapter, weight)
 
     def result(self) -> Global:
-        side = self._down.side
+        frozen = self._down.frozen
 
         def total(module: str) -> LoraPair:
             mean = self._mean.mean(module)
-            total = mean if side is None else concatenate([side.product(module), mean])
+            total = mean if frozen is None else concatenate([frozen.product(module), mean])
             return as_pair(self._bounded(total), self._lora.scaling_of(module))
 
         pairs = by_module(total, self._mean.modules)
