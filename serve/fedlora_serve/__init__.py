@@ -1,5 +1,39 @@
 """Serving: one base on ONNX Runtime, adapters swapped per request."""
 
+from typing import TYPE_CHECKING
+
+from fedlora.face import lazy_face
 from fedlora.telemetry import silence_telemetry
+
+if TYPE_CHECKING:
+    from fedlora_serve.adapters.store import AdapterStore
+    from fedlora_serve.batching.generator import BatchGenerator
+    from fedlora_serve.batching.request import Request
+    from fedlora_serve.embedding import Embedder
+    from fedlora_serve.http.service.config import ServeConfig
+    from fedlora_serve.http.service.open_service import open_service
+    from fedlora_serve.local.engine import Engine
+    from fedlora_serve.local.generate import generate
+    from fedlora_serve.text.sampling import Sampling
+
+__all__ = [
+    "AdapterStore", "BatchGenerator", "Embedder", "Engine", "Request", "Sampling", "ServeConfig", "generate",
+    "open_service",
+]  # fmt: skip
+
+__getattr__, __dir__ = lazy_face(
+    __name__,
+    {
+        "AdapterStore": "adapters.store",
+        "BatchGenerator": "batching.generator",
+        "Embedder": "embedding",
+        "Engine": "local.engine",
+        "Request": "batching.request",
+        "Sampling": "text.sampling",
+        "ServeConfig": "http.service.config",
+        "generate": "local.generate",
+        "open_service": "http.service.open_service",
+    },
+)
 
 silence_telemetry()

@@ -159,7 +159,7 @@ OTHERS: dict[str, Callable[[Decoder], dict[str, Any]]] = {
     "seed": lambda decoder: {"generator": np.random.default_rng(5)},
     "place in the run": lambda decoder: {"span": Span(3, 20)},
     "factors that train": lambda decoder: {"trains": "B"},
-    "what stands beside": lambda decoder: {"side": random_adapter(decoder.base)},
+    "what stands beside": lambda decoder: {"frozen": random_adapter(decoder.base)},
     "length of the run": lambda decoder: {"span": Span(2, 21)},
 }
 
