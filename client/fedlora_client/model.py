@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedlora_client.decoder.decoder import Decoder
 from fedlora_client.encoder.encoder import Encoder
-from fedlora_client.layers.batch import Dropout, Schedule
+from fedlora_client.layers.batch import Dropout, MemoryPlan
 from fedlora_client.layers.lora import LoraTensors
 from fedlora_client.ops.compute import Compute
 from fedlora_client.ops.workspace import Workspace
@@ -42,12 +42,12 @@ class Model(Protocol):
 
     def losses(
         self, tokens: Tensor, targets: Tensor, starts: Tensor, lora: LoraTensors | None, space: Workspace,
-        schedule: Schedule = ...,
+        memory_plan: MemoryPlan = ...,
     ) -> Tensor: ...  # fmt: skip
 
     def add_gradients(
         self, tokens: Tensor, targets: Tensor, starts: Tensor, row_scale: Tensor, lora: LoraTensors, space: Workspace,
-        schedule: Schedule = ..., dropout: Dropout = ...,
+        memory_plan: MemoryPlan = ..., dropout: Dropout = ...,
     ) -> Tensor: ...  # fmt: skip
 
 

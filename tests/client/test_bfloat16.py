@@ -10,7 +10,7 @@ from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
 from fedlora_client.data.windows import IGNORED
 from fedlora_client.decoder.decoder import Decoder
-from fedlora_client.layers.batch import Dropout, Schedule, no_dropout
+from fedlora_client.layers.batch import Dropout, MemoryPlan, no_dropout
 from fedlora_client.layers.dropout import SeededDropout
 from fedlora_client.ops.attention import QUERY_BLOCK
 from fedlora_client.ops.compute import Compute
@@ -23,7 +23,7 @@ from tests.models import ALL_RANKS, VARIANTS, Packs, Variant, oracle, peft_oracl
 from tests.tolerances import TIMES_OWN_ERROR, TIMES_PEFTS_ERROR
 
 SEEDS = range(3)
-NOTHING_KEPT = Schedule()
+NOTHING_KEPT = MemoryPlan()
 
 
 def pefts_gradients(base: BasePack, problem: Problem, adapter: Adapter) -> tuple[Tensor, Gradients]:
@@ -41,13 +41,13 @@ def own_gradients(
     problem: Problem,
     *adapters: Adapter,
     ops: Ops,
-    schedule: Schedule = NOTHING_KEPT,
+    memory_plan: MemoryPlan = NOTHING_KEPT,
     dropout: Dropout = no_dropout,
 ) -> tuple[Tensor, list[Gradients]]:
     """(losses, the gradients of each adapter) in bfloat16"""
     decoder = Decoder(base, Compute(torch.device("cpu"), torch.bfloat16, ops))
     lora = decoder.lora(*adapters)
-    losses = decoder.add_gradients(*problem, lora, decoder.workspace(), schedule, dropout)
+    losses = decoder.add_gradients(*problem, lora, decoder.workspace(), memory_plan, dropout)
     return losses, [lora.gradients(number) for number in range(len(adapters))]
 
 
@@ -115,7 +115,7 @@ def test_dropout_in_bfloat16_errs_no_more_than_none(base: BasePack, ops: Ops) ->
 
 def test_kept_blocks_change_no_bit_in_bfloat16(base: BasePack, ops: Ops) -> None:
     adapter, problem = random_adapter(base, ALL_RANKS), random_problem(base, 2, 19)
-    results = [own_gradients(base, problem, adapter, ops=ops, schedule=Schedule(kept_blocks=n)) for n in (0, 1)]
+    results = [own_gradients(base, problem, adapter, ops=ops, memory_plan=MemoryPlan(kept_blocks=n)) for n in (0, 1)]
     for losses, (gradients,) in results[1:]:
         assert torch.equal(losses, results[0][0])
         for module, pair in gradients.items():

@@ -20,7 +20,7 @@ from fedlora.errors import ConfigError
 from fedlora.family import DecoderShape
 from fedlora.lora.config import LoraConfig
 from fedlora_client.decoder.decoder import Decoder
-from fedlora_client.layers.batch import Schedule
+from fedlora_client.layers.batch import MemoryPlan
 from fedlora_client.ops.compute import Compute
 from fedlora_client.ops.plain_ops import PlainOps
 from fedlora_client.training.budget import Memory, Plan, plan_step, workspace_elements
@@ -69,11 +69,11 @@ def check_workspace(base: BasePack, compute: Compute) -> None:
         problem = problem._replace(targets=problem.tokens)  # the most rows of logits
         adapter = random_adapter(base, LoraConfig(rank=rank, alpha=8.0, target_modules=targets))
         for kept_blocks in range(base.shape.num_layers):
-            schedule, space = Schedule(kept_blocks=kept_blocks, chunk_rows=chunk_rows), decoder.workspace()
+            memory_plan, space = MemoryPlan(kept_blocks=kept_blocks, chunk_rows=chunk_rows), decoder.workspace()
             lora = decoder.lora(adapter)
-            decoder.add_gradients(*problem, lora, space, schedule)
-            decoder.losses(*problem[:3], lora, space, schedule)  # as an evaluation between two steps
-            foreseen = sum(workspace_elements(base.shape, length, rank, sequences, schedule).values())
+            decoder.add_gradients(*problem, lora, space, memory_plan)
+            decoder.losses(*problem[:3], lora, space, memory_plan)  # as an evaluation between two steps
+            foreseen = sum(workspace_elements(base.shape, length, rank, sequences, memory_plan).values())
             assert 1 <= foreseen / (space.size_bytes / 4) <= 1.02, (rank, length, kept_blocks, chunk_rows)
 
 
@@ -132,7 +132,7 @@ def test_a_larger_budget_is_never_used_for_less(budgets: list[int], length: int)
             assert not plans
             continue
         assert 250_000_000 + found.step_bytes <= memory_mb * 1_000_000
-        plans.append((found.micro_batch, found.schedule.chunk_rows, found.schedule.kept_blocks))
+        plans.append((found.micro_batch, found.memory_plan.chunk_rows, found.memory_plan.kept_blocks))
     # More windows at a time go before more rows of logits, and these before more blocks that are kept.
     assert plans == sorted(plans)
     for (micro, chunk, kept), (next_micro, next_chunk, next_kept) in itertools.pairwise(plans):
@@ -141,12 +141,12 @@ def test_a_larger_budget_is_never_used_for_less(budgets: list[int], length: int)
 
 def test_checkpointing_that_is_on_or_off_is_obeyed() -> None:
     for memory_mb in (0, 100_000):
-        assert plan(memory_mb, checkpointing="on").schedule.kept_blocks == 0
-        assert plan(memory_mb, checkpointing="off").schedule.kept_blocks == SHAPE.num_layers - 1
-        assert plan(memory_mb, checkpointing="auto").schedule.kept_blocks == SHAPE.num_layers - 1
+        assert plan(memory_mb, checkpointing="on").memory_plan.kept_blocks == 0
+        assert plan(memory_mb, checkpointing="off").memory_plan.kept_blocks == SHAPE.num_layers - 1
+        assert plan(memory_mb, checkpointing="auto").memory_plan.kept_blocks == SHAPE.num_layers - 1
     needed = least()
-    assert plan(needed, checkpointing="on").schedule.kept_blocks == 0
-    assert plan(needed, checkpointing="auto").schedule.kept_blocks == 0
+    assert plan(needed, checkpointing="on").memory_plan.kept_blocks == 0
+    assert plan(needed, checkpointing="auto").memory_plan.kept_blocks == 0
     with pytest.raises(ConfigError):
         plan(needed, checkpointing="off")
 
@@ -156,7 +156,7 @@ def test_without_a_budget_activations_are_kept_in_no_more_than_a_quarter_of_what
     for free_mb in (1_000, *range(1_200, 4_000, 200), 100_000):
         free = free_mb * 1_000_000
         found = plan(free=free)
-        kept.append(found.schedule.kept_blocks)
+        kept.append(found.memory_plan.kept_blocks)
         assert not kept[-1] or found.step_bytes <= free // 4
     assert kept == sorted(kept)
     assert (kept[0], kept[-1]) == (0, SHAPE.num_layers - 1)
@@ -207,7 +207,7 @@ for attempt in range(4):  # the first names the least; being refused may itself 
     except ConfigError as error:
         least = int(re.search(r"at least (\\d+) MB", str(error))[1])
         config = replace(config, memory_mb=least + int(beyond))
-print(json.dumps([config.memory_mb, peak_bytes(), plans[0].micro_batch, plans[0].schedule.kept_blocks]))
+print(json.dumps([config.memory_mb, peak_bytes(), plans[0].micro_batch, plans[0].memory_plan.kept_blocks]))
 """
 
 

@@ -46,16 +46,16 @@ def plan(memory_mb: int = 0, *, free: int = PLENTY, adapters: int = 1, **config:
 
 
 def test_with_plenty_of_memory_products_are_large_and_every_block_is_kept() -> None:
-    assert (plan().micro_batch, plan().schedule.kept_blocks) == (8, 11)
+    assert (plan().micro_batch, plan().memory_plan.kept_blocks) == (8, 11)
     assert plan(sequence_length=512).micro_batch == 2
     assert plan(adapters=4).micro_batch == 2
 
 
 def test_with_less_memory_first_blocks_are_computed_again_then_texts_come_by_one() -> None:
     plans = [plan(megabytes) for megabytes in (2000, 700, 500, 420, 360)]
-    kept, texts = ([p.schedule.kept_blocks for p in plans], [p.micro_batch for p in plans])
+    kept, texts = ([p.memory_plan.kept_blocks for p in plans], [p.micro_batch for p in plans])
     assert kept[0] == 11
-    assert all(0 <= p.schedule.kept_blocks < 11 for p in plans[1:])
+    assert all(0 <= p.memory_plan.kept_blocks < 11 for p in plans[1:])
     assert texts == sorted(texts, reverse=True)
     assert texts[0] == 8 > texts[-1] >= 1
     for megabytes, p in zip((2000, 700, 500, 420, 360), plans, strict=True):
@@ -63,8 +63,8 @@ def test_with_less_memory_first_blocks_are_computed_again_then_texts_come_by_one
 
 
 def test_checkpointing_is_done_where_it_is_asked_for() -> None:
-    assert plan(checkpointing="on").schedule.kept_blocks == 0
-    assert plan(checkpointing="off").schedule.kept_blocks == 11
+    assert plan(checkpointing="on").memory_plan.kept_blocks == 0
+    assert plan(checkpointing="off").memory_plan.kept_blocks == 11
 
 
 def test_the_least_that_is_named_does() -> None:
@@ -80,7 +80,7 @@ def test_the_least_that_is_named_does() -> None:
 def test_without_a_bound_activations_take_up_to_a_quarter_of_what_is_free() -> None:
     free = 50_000_000 + 4 * plan(checkpointing="on").step_bytes + 200_000_000
     limited = plan(free=free)
-    assert 0 < limited.schedule.kept_blocks < 11
+    assert 0 < limited.memory_plan.kept_blocks < 11
     assert limited.step_bytes <= free // 4
 
 
@@ -91,7 +91,7 @@ from fedlora.lora.adapter import initial_adapter
 from fedlora.lora.config import LoraConfig
 from fedlora.base.pack import open_pack
 from fedlora_client.ops.compute import choose_compute
-from fedlora_client.decoder.decoder import Schedule
+from fedlora_client.decoder.decoder import MemoryPlan
 from fedlora_client.encoder.encoder import Encoder
 from fedlora_client.training.memory import give_back_freed, give_back_large_blocks, peak_bytes, resident_bytes
 base, texts, length, kept, dtype = open_pack(sys.argv[1]), *map(int, sys.argv[2:5]), sys.argv[5]
@@ -111,7 +111,7 @@ open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
 for _ in range(2):
     encoder.add_gradients(
         tokens, tokens, torch.zeros_like(tokens), torch.ones(tokens.shape), lora, encoder.workspace(),
-        Schedule(kept_blocks=kept),
+        MemoryPlan(kept_blocks=kept),
     )
 print(json.dumps(peak_bytes() - before))
 """

@@ -12,7 +12,7 @@ from fedlora.errors import DataError
 from fedlora.lora.config import LoraConfig
 from fedlora_client.data.windows import IGNORED
 from fedlora_client.encoder.encoder import Encoder
-from fedlora_client.layers.batch import Schedule
+from fedlora_client.layers.batch import MemoryPlan
 from fedlora_client.layers.dropout import SeededDropout
 from fedlora_client.ops.compute import Compute, choose_compute
 from fedlora_client.reference import logits as reference_logits
@@ -159,7 +159,7 @@ def test_kept_blocks_change_no_bit(bert: Encoder) -> None:
     for kept in (0, 1):
         lora = bert.lora(adapter)
         scale = torch.full(problem[0].shape, 0.25)
-        losses = bert.add_gradients(*problem, scale, lora, bert.workspace(), Schedule(kept_blocks=kept), dropout)
+        losses = bert.add_gradients(*problem, scale, lora, bert.workspace(), MemoryPlan(kept_blocks=kept), dropout)
         results.append((losses, lora.gradients()))
     assert torch.equal(results[0][0], results[1][0])
     for module, pair in results[0][1].items():

@@ -18,7 +18,7 @@ from fedlora.family.decoder import BlockNorms
 from fedlora_client.data.windows import IGNORED
 from fedlora_client.decoder.decoder import Decoder
 from fedlora_client.decoder.dense_decoder import dense_logits
-from fedlora_client.layers.batch import Schedule
+from fedlora_client.layers.batch import MemoryPlan
 from fedlora_client.layers.dropout import SeededDropout
 from fedlora_client.ops.compute import Compute
 from fedlora_client.ops.ops import Ops
@@ -128,8 +128,8 @@ def test_lora_losses_and_gradients_equal_pefts(family: str, ops: Ops, kept_block
 
     decoder = Decoder(base, computed(ops))
     lora, space = decoder.lora(adapter), decoder.workspace()
-    schedule = Schedule(kept_blocks=kept_blocks, chunk_rows=16)
-    losses = decoder.add_gradients(*problem, lora, space, schedule)
+    memory_plan = MemoryPlan(kept_blocks=kept_blocks, chunk_rows=16)
+    losses = decoder.add_gradients(*problem, lora, space, memory_plan)
     assert_close(losses, expected)
     assert lora.gradients().keys() == parameters.keys() == base.shape.linear_modules().keys()
     for module, gradients in lora.gradients().items():

@@ -14,7 +14,7 @@ from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
 from fedlora_client.data.windows import IGNORED
 from fedlora_client.decoder.decoder import Decoder
-from fedlora_client.layers.batch import Dropout, Schedule, no_dropout
+from fedlora_client.layers.batch import Dropout, MemoryPlan, no_dropout
 from fedlora_client.layers.dropout import SeededDropout
 from fedlora_client.ops.attention import QUERY_BLOCK
 from fedlora_client.ops.compute import Compute
@@ -27,7 +27,7 @@ from tests.models import ALL_RANKS, LORAS, VARIANTS, Packs, Variant, assert_clos
 
 # Smaller than every other adapter somewhere, larger somewhere else.
 STACK = (ALL_RANKS, LoraConfig(rank=2, alpha=9.0, use_rslora=True), LoraConfig(rank=9, alpha=4.0))
-NOTHING_KEPT = Schedule()
+NOTHING_KEPT = MemoryPlan()
 LONG = Variant(context=2 * QUERY_BLOCK + 90, layers=1, inner=96, vocab=300)
 
 
@@ -39,13 +39,13 @@ def run(
     decoder: Decoder,
     problem: Problem,
     *adapters: Adapter,
-    schedule: Schedule = NOTHING_KEPT,
+    memory_plan: MemoryPlan = NOTHING_KEPT,
     dropout: Dropout = no_dropout,
     space: Workspace | None = None,
 ) -> tuple[Tensor, list[Gradients]]:
     """(losses, the gradients of each adapter)"""
     lora = decoder.lora(*adapters)
-    losses = decoder.add_gradients(*problem, lora, space or decoder.workspace(), schedule, dropout)
+    losses = decoder.add_gradients(*problem, lora, space or decoder.workspace(), memory_plan, dropout)
     return losses, [lora.gradients(number) for number in range(len(adapters))]
 
 
@@ -122,7 +122,7 @@ def test_kept_blocks_change_no_bit(packs: Packs, ops: Ops) -> None:
     for adapters in ((random_adapter(base, ALL_RANKS),), [random_adapter(base, c, 3) for c in STACK[:2]]):
         for masks in (no_dropout, dropout):
             results = [
-                run(decoder, problem, *adapters, schedule=Schedule(kept_blocks=kept), dropout=masks)
+                run(decoder, problem, *adapters, memory_plan=MemoryPlan(kept_blocks=kept), dropout=masks)
                 for kept in (0, 1, 2)
             ]
             for other in results[1:]:
@@ -132,8 +132,8 @@ def test_kept_blocks_change_no_bit(packs: Packs, ops: Ops) -> None:
 @pytest.mark.parametrize("chunk_rows", [1, 7, 1000])
 def test_the_rows_of_logits_at_a_time_change_nothing_but_rounding(decoder: Decoder, chunk_rows: int) -> None:
     problem = random_problem(decoder.base, 2, 17)
-    schedule = Schedule(chunk_rows=chunk_rows)
-    check_against_the_reference(decoder, problem, random_adapter(decoder.base), schedule=schedule)
+    memory_plan = MemoryPlan(chunk_rows=chunk_rows)
+    check_against_the_reference(decoder, problem, random_adapter(decoder.base), memory_plan=memory_plan)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.4])
@@ -197,7 +197,7 @@ def test_dropout_gives_the_gradients_of_the_same_masks(packs: Packs, ops: Ops, k
     for config in (ALL_RANKS, LORAS["attention-only"]):
         check_against_the_reference(
             decoder, random_problem(base, 2, 12), random_adapter(base, config), dropout=masks,
-            schedule=Schedule(kept_blocks=kept_blocks),
+            memory_plan=MemoryPlan(kept_blocks=kept_blocks),
         )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from fedlora_client.decoder.block import Activations, Block
 from fedlora_client.decoder.head import Head
 from fedlora_client.decoder.rotary import turns_of
-from fedlora_client.layers.batch import NOTHING_KEPT, Batch, Dropout, Schedule, no_dropout
+from fedlora_client.layers.batch import NOTHING_KEPT, Batch, Dropout, MemoryPlan, no_dropout
 from fedlora_client.layers.lora import LoraTensors
 from fedlora_client.ops.compute import Compute, choose_compute
 from fedlora_client.ops.packed import PackedMatrix
@@ -76,12 +76,12 @@ class Decoder:
 
     def losses(
         self, tokens: Tensor, targets: Tensor, starts: Tensor, lora: LoraTensors | None, space: Workspace,
-        schedule: Schedule = NOTHING_KEPT,
+        memory_plan: MemoryPlan = NOTHING_KEPT,
     ) -> Tensor:  # fmt: skip
         """Nats of each target, float32 [S, T], 0 where it is IGNORED; tokens, targets, starts int64 [S, T]"""
         x = self._forward(tokens, starts, lora, space)
         targets = targets.to(self.compute.device)
-        return self._head.losses(x, targets.flatten(), space, schedule.chunk_rows, lora).view(targets.shape)
+        return self._head.losses(x, targets.flatten(), space, memory_plan.chunk_rows, lora).view(targets.shape)
 
     def add_gradients(
         self,
@@ -91,14 +91,14 @@ class Decoder:
         row_scale: Tensor,  # float32 [S, T]
         lora: LoraTensors,
         space: Workspace,
-        schedule: Schedule = NOTHING_KEPT,
+        memory_plan: MemoryPlan = NOTHING_KEPT,
         dropout: Dropout = no_dropout,
     ) -> Tensor:  # float32 [S, T]
         """Add the gradients of sum(row_scale * losses) to those of `lora`; return the losses."""
         device = self.compute.device
         rows, hidden = tokens.numel(), self.shape.hidden_size
         last = self.shape.num_layers - 1  # its backward follows its forward: nothing is computed again
-        first_kept = last - schedule.kept_blocks
+        first_kept = last - memory_plan.kept_blocks
         batch = self._batch(tokens, starts, lora, dropout)
         inputs = space.get("inputs", self.shape.num_layers + 1, rows, hidden)
         self._embed(tokens, inputs[0])
@@ -109,7 +109,7 @@ class Decoder:
         gradient = space.get("gradient", rows, hidden)
         targets = targets.to(device)
         losses = self._head.losses(
-            inputs[-1], targets.flatten(), space, schedule.chunk_rows, lora, gradient, row_scale.to(device).flatten()
+            inputs[-1], targets.flatten(), space, memory_plan.chunk_rows, lora, gradient, row_scale.to(device).flatten()
         )
         for layer, block in reversed(list(enumerate(self._blocks))):
             x = inputs[layer]

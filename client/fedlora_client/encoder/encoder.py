@@ -24,14 +24,14 @@ from torch import Tensor
 from fedlora_client.encoder.block import EncoderBlock, LayerNorm, TextBatch
 from fedlora_client.encoder.head import EncoderHead
 from fedlora_client.encoder.padding import check_padding
-from fedlora_client.layers.batch import Dropout, Schedule, no_dropout
+from fedlora_client.layers.batch import Dropout, MemoryPlan, no_dropout
 from fedlora_client.layers.lora import LoraTensors
 from fedlora_client.ops.compute import Compute, choose_compute
 from fedlora_client.ops.packed import PackedMatrix
 from fedlora_client.ops.plain_ops import embedding_rows
 from fedlora_client.ops.workspace import Workspace
 
-NOTHING_KEPT = Schedule()
+NOTHING_KEPT = MemoryPlan()
 
 
 class Encoder:
@@ -86,7 +86,7 @@ class Encoder:
 
     def losses(
         self, tokens: Tensor, targets: Tensor, starts: Tensor, lora: LoraTensors | None, space: Workspace,
-        schedule: Schedule = NOTHING_KEPT,
+        memory_plan: MemoryPlan = NOTHING_KEPT,
     ) -> Tensor:  # fmt: skip
         """Nats of each text's label at its first token, 0 elsewhere: float32 [S, T]; all others int64 [S, T]"""
         y, _ = self._forward(tokens, starts, lora, space)
@@ -100,12 +100,12 @@ class Encoder:
         row_scale: Tensor,  # float32 [S, T]
         lora: LoraTensors,
         space: Workspace,
-        schedule: Schedule = NOTHING_KEPT,
+        memory_plan: MemoryPlan = NOTHING_KEPT,
         dropout: Dropout = no_dropout,
     ) -> Tensor:  # float32 [S, T]
         """Add the gradients of sum(row_scale * losses) to those of `lora`; return the losses."""
         x, batch = self._begin(tokens, starts, lora, space, dropout)
-        first_kept = self.shape.num_layers - 1 - schedule.kept_blocks
+        first_kept = self.shape.num_layers - 1 - memory_plan.kept_blocks
         passes: list[_Pass] = []
         for layer, block in enumerate(self._blocks):
             passes.append(_Pass(block, x, batch, keep=layer >= first_kept))

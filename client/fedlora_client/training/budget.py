@@ -18,7 +18,7 @@ from fedlora.errors import ConfigError
 from fedlora.family import DecoderShape
 
 from fedlora_client.decoder.head import VOCABULARY_PART
-from fedlora_client.layers.batch import Schedule
+from fedlora_client.layers.batch import MemoryPlan
 from fedlora_client.ops.attention import QUERY_BLOCK
 from fedlora_client.ops.compute import Compute
 from fedlora_client.ops.plain_ops import WEIGHT_SLICE_ELEMENTS, PlainOps
@@ -47,13 +47,13 @@ class Plan:
     """How the batches of a training are computed, and the memory that this takes."""
 
     micro_batch: int  # sequences at a time
-    schedule: Schedule
+    memory_plan: MemoryPlan
     step_bytes: int  # beyond what is there before the first step
 
     def __str__(self) -> str:
         return (
-            f"{self.micro_batch} windows at a time, activations of {self.schedule.kept_blocks} blocks kept, "
-            f"{self.schedule.chunk_rows} rows of logits, {self.step_bytes / 1e6:.0f} MB for a step"
+            f"{self.micro_batch} windows at a time, activations of {self.memory_plan.kept_blocks} blocks kept, "
+            f"{self.memory_plan.chunk_rows} rows of logits, {self.step_bytes / 1e6:.0f} MB for a step"
         )
 
 
@@ -73,16 +73,16 @@ def plan_step(
     most_bytes = _FRUGAL_LOGITS_BYTES if config.checkpointing == "on" else _LOGITS_BYTES
     chunks = _chunks(shape.vocab_size * compute.dtype.itemsize, most_bytes)
 
-    def size_bytes(micro_batch: int, schedule: Schedule) -> int:
-        return step_bytes(shape, config, rank, compute, micro_batch * adapters, schedule)
+    def size_bytes(micro_batch: int, memory_plan: MemoryPlan) -> int:
+        return step_bytes(shape, config, rank, compute, micro_batch * adapters, memory_plan)
 
-    cuts = [(size, Schedule(chunk_rows=chunk)) for size in sizes for chunk in chunks]
+    cuts = [(size, MemoryPlan(chunk_rows=chunk)) for size in sizes for chunk in chunks]
     return fitting_plan(cuts, size_bytes, config, shape.num_layers, memory)
 
 
 def fitting_plan(
-    cuts: Sequence[tuple[int, Schedule]],  # (windows at a time, schedule that keeps nothing), the best first
-    size_bytes: Callable[[int, Schedule], int],  # of a step that is cut like this
+    cuts: Sequence[tuple[int, MemoryPlan]],  # (windows at a time, memory plan that keeps nothing), the best first
+    size_bytes: Callable[[int, MemoryPlan], int],  # of a step that is cut like this
     config: TrainConfig,
     num_layers: int,
     memory: Memory,
@@ -94,9 +94,9 @@ def fitting_plan(
     if config.memory_mb:
         room = min(room, config.memory_mb * 1_000_000 - memory.resident - memory.coming)
 
-    def plan(cut: tuple[int, Schedule], kept: int) -> Plan:
-        micro_batch, schedule = cut[0], replace(cut[1], kept_blocks=kept)
-        return Plan(micro_batch=micro_batch, schedule=schedule, step_bytes=size_bytes(micro_batch, schedule))
+    def plan(cut: tuple[int, MemoryPlan], kept: int) -> Plan:
+        micro_batch, memory_plan = cut[0], replace(cut[1], kept_blocks=kept)
+        return Plan(micro_batch=micro_batch, memory_plan=memory_plan, step_bytes=size_bytes(micro_batch, memory_plan))
 
     best = next((cut for cut in cuts if plan(cut, fewest).step_bytes <= room), None)
     if best is None:
@@ -110,12 +110,12 @@ def fitting_plan(
     return next(p for n in range(most, fewest - 1, -1) if (p := plan(best, n)).step_bytes <= bound)
 
 
-def cut_evaluation(shape: DecoderShape, length: int, compute: Compute, *, frugal: bool) -> tuple[int, Schedule]:
-    """(windows of `length` tokens at a time, schedule) of a measurement, which keeps nothing."""
+def cut_evaluation(shape: DecoderShape, length: int, compute: Compute, *, frugal: bool) -> tuple[int, MemoryPlan]:
+    """(windows of `length` tokens at a time, memory plan) of a measurement, which keeps nothing."""
     rows = _chunks(shape.vocab_size * compute.dtype.itemsize, _FRUGAL_LOGITS_BYTES)[0]
     if frugal:
-        return 1, Schedule(chunk_rows=min(rows, _FRUGAL_CHUNK_ROWS))
-    return max(1, compute.rows // length), Schedule(chunk_rows=rows)
+        return 1, MemoryPlan(chunk_rows=min(rows, _FRUGAL_CHUNK_ROWS))
+    return max(1, compute.rows // length), MemoryPlan(chunk_rows=rows)
 
 
 def micro_batches(config: TrainConfig, rows: int) -> list[int]:
@@ -136,14 +136,14 @@ def _chunks(row_bytes: int, most_bytes: int) -> list[int]:
 
 
 def step_bytes(
-    shape: DecoderShape, config: TrainConfig, rank: int, compute: Compute, micro_batch: int, schedule: Schedule
+    shape: DecoderShape, config: TrainConfig, rank: int, compute: Compute, micro_batch: int, memory_plan: MemoryPlan
 ) -> int:
     """The workspace of a step and what its products take beside it."""
-    parts = workspace_elements(shape, config.sequence_length, rank, micro_batch, schedule)
+    parts = workspace_elements(shape, config.sequence_length, rank, micro_batch, memory_plan)
     rows = micro_batch * config.sequence_length
     widest = max(shape.intermediate_size, shape.num_heads * shape.head_dim) + rank
     masks = _MASKS * rows * widest if config.dropout else 0
-    inner = 7 * rank * rows * (schedule.kept_blocks + 2)
+    inner = 7 * rank * rows * (memory_plan.kept_blocks + 2)
     elements = sum(parts.values()) + rows * widest + masks + inner
     read = max(WEIGHT_SLICE_ELEMENTS, rows * widest, parts["attention"] // 2, parts["logits"])
     plain = _PLAIN_COPIES * 4 * read if isinstance(compute.ops, PlainOps) else 0
@@ -151,7 +151,7 @@ def step_bytes(
 
 
 def workspace_elements(
-    shape: DecoderShape, length: int, rank: int, micro_batch: int, schedule: Schedule
+    shape: DecoderShape, length: int, rank: int, micro_batch: int, memory_plan: MemoryPlan
 ) -> dict[str, int]:
     """{what: numbers in the compute dtype} of the buffers of `Decoder.add_gradients` for one adapter."""
     rows, hidden, inner = micro_batch * length, shape.hidden_size, shape.intermediate_size
@@ -170,7 +170,7 @@ def workspace_elements(
     activations = rows * (query + rank + heads + hidden + 2 * inner + unnormed)  # one block's
     return {
         "inputs": (shape.num_layers + 1 + 2) * rows * hidden,  # 2: those of an evaluation
-        "activations": activations * (schedule.kept_blocks + 1),
+        "activations": activations * (memory_plan.kept_blocks + 1),
         "module inputs": rows * (2 * (hidden + rank) + gated_input + rank + rows_of_heads + normed_heads),
         "gradients": rows * (inner + apart + 4 * hidden + 2 * heads + ranks * rank + query),
         "attention": micro_batch * shape.num_heads * (
@@ -181,7 +181,7 @@ def workspace_elements(
             *(max(o * (i + rank), (o + rank) * i) for o, i in matrices),
         ),
         "lora": rank * (max(i for _, i in matrices) + max(o for o, _ in matrices) + 2 * rank),
-        "logits": min(rows, schedule.chunk_rows) * (
+        "logits": min(rows, memory_plan.chunk_rows) * (
             shape.vocab_size + min(VOCABULARY_PART, shape.vocab_size) * bool(shape.logit_cap)
         ),
     }  # fmt: skip

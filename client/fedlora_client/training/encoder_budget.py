@@ -11,7 +11,7 @@ import torch
 from fedlora.config.run import TrainConfig
 from fedlora.family import EncoderShape
 
-from fedlora_client.layers.batch import Schedule
+from fedlora_client.layers.batch import MemoryPlan
 from fedlora_client.ops.compute import Compute
 from fedlora_client.ops.plain_ops import WEIGHT_SLICE_ELEMENTS, PlainOps
 from fedlora_client.training.budget import Memory, Plan, fitting_plan, micro_batches
@@ -36,10 +36,10 @@ def plan_encoder_step(
     Raises ConfigError where `config.memory_mb`, or what the machine has, is too little, with the least that would do.
     """
 
-    def size_bytes(texts: int, schedule: Schedule) -> int:
-        return encoder_step_bytes(shape, config, rank, compute, texts * adapters, schedule.kept_blocks)
+    def size_bytes(texts: int, memory_plan: MemoryPlan) -> int:
+        return encoder_step_bytes(shape, config, rank, compute, texts * adapters, memory_plan.kept_blocks)
 
-    cuts = [(texts, Schedule()) for texts in micro_batches(config, compute.rows // adapters)]
+    cuts = [(texts, MemoryPlan()) for texts in micro_batches(config, compute.rows // adapters)]
     return fitting_plan(cuts, size_bytes, config, shape.num_layers, memory)
 
 

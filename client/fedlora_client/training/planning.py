@@ -10,7 +10,7 @@ from fedlora.family import EncoderShape
 from fedlora.lora.adapter import Adapter
 from fedlora.wire.task import FactorSet
 
-from fedlora_client.layers.batch import Schedule
+from fedlora_client.layers.batch import MemoryPlan
 from fedlora_client.model import Model
 from fedlora_client.training.budget import Memory, Plan, cut_evaluation, plan_step
 from fedlora_client.training.encoder_budget import plan_encoder_step
@@ -46,8 +46,8 @@ def plan_training(
     return plan_step(model.shape, config, rank, model.compute, memory, len(adapters))
 
 
-def cut_measurement(model: Model, length: int, *, frugal: bool) -> tuple[int, Schedule]:
-    """(windows of `length` tokens at a time, schedule) of a measurement, which keeps nothing."""
+def cut_measurement(model: Model, length: int, *, frugal: bool) -> tuple[int, MemoryPlan]:
+    """(windows of `length` tokens at a time, memory plan) of a measurement, which keeps nothing."""
     if isinstance(model.shape, EncoderShape):
-        return 1 if frugal else max(1, model.compute.rows // length), Schedule()
+        return 1 if frugal else max(1, model.compute.rows // length), MemoryPlan()
     return cut_evaluation(model.shape, length, model.compute, frugal=frugal)

@@ -162,5 +162,5 @@ def evaluate(
     """(mean nats per token, tokens) over all windows; adapter None measures the base, `memory_mb` is a bound or 0."""
     lora = None if adapter is None else model.lora(adapter, frozen=frozen)
     length = windows.inputs.shape[1]
-    micro_batch, schedule = cut_measurement(model, length, frugal=bool(memory_mb))
-    return mean_loss(model, lora, windows, model.workspace(), micro_batch, schedule)
+    micro_batch, memory_plan = cut_measurement(model, length, frugal=bool(memory_mb))
+    return mean_loss(model, lora, windows, model.workspace(), micro_batch, memory_plan)

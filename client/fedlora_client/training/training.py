@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlora_client.data.windows import IGNORED, Windows
-from fedlora_client.layers.batch import Schedule
+from fedlora_client.layers.batch import MemoryPlan
 from fedlora_client.layers.dropout import SeededDropout
 from fedlora_client.layers.lora import LoraTensors
 from fedlora_client.model import Model
@@ -101,7 +101,7 @@ class Training:
             scale = torch.cat([torch.full(w.targets.shape, 1 / n) for w, n in zip(part, counts, strict=True)])
             losses = self._model.add_gradients(
                 torch.cat([w.inputs for w in part]), torch.cat([w.targets for w in part]),
-                torch.cat([w.starts for w in part]), scale, self.lora, self._space, self.plan.schedule,
+                torch.cat([w.starts for w in part]), scale, self.lora, self._space, self.plan.memory_plan,
                 self._dropout.of(self._span.first_step + self.step, number),
             )  # fmt: skip
             totals += losses.double().cpu().view(len(drawn), -1).sum(1)
@@ -126,7 +126,7 @@ class Training:
 
     def loss_on(self, windows: Windows) -> float:
         """Mean nats per token of the present adapter, in no more memory than a step takes."""
-        loss, _ = mean_loss(self._model, self.lora, windows, self._space, self.plan.micro_batch, self.plan.schedule)
+        loss, _ = mean_loss(self._model, self.lora, windows, self._space, self.plan.micro_batch, self.plan.memory_plan)
         return loss
 
     def _pull_back(self) -> None:
@@ -148,12 +148,17 @@ class Training:
 
 
 def mean_loss(
-    model: Model, lora: LoraTensors | None, windows: Windows, space: Workspace, micro_batch: int, schedule: Schedule
+    model: Model,
+    lora: LoraTensors | None,
+    windows: Windows,
+    space: Workspace,
+    micro_batch: int,
+    memory_plan: MemoryPlan,
 ) -> tuple[float, int]:
     """(mean nats per token, tokens) over all windows, `micro_batch` of them at a time."""
     total, tokens = 0.0, 0
     for (part,) in parts([windows], micro_batch):
-        losses = model.losses(part.inputs, part.targets, part.starts, lora, space, schedule)
+        losses = model.losses(part.inputs, part.targets, part.starts, lora, space, memory_plan)
         total += float(losses.double().sum())
         tokens += part.learned_tokens
     return total / tokens, tokens

@@ -84,7 +84,7 @@ def plan_of_state(path: Path, identity: str, plan: Plan, compute: Compute) -> Pl
         return replace(
             plan,
             micro_batch=int(made["micro_batch"]),
-            schedule=replace(plan.schedule, chunk_rows=int(made["chunk_rows"])),
+            memory_plan=replace(plan.memory_plan, chunk_rows=int(made["chunk_rows"])),
         )
     except (FedloraError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: {_CANNOT}: {error}; {_REMEDY}") from None
@@ -156,7 +156,7 @@ def _circumstances(training: Training) -> dict[str, str | int]:
     """How the training is computed: it changes the last bits of the result, and a machine may choose it anew."""
     plan = training.plan
     compute = _computed_by(training.compute)
-    return {"compute": compute, "micro_batch": plan.micro_batch, "chunk_rows": plan.schedule.chunk_rows}
+    return {"compute": compute, "micro_batch": plan.micro_batch, "chunk_rows": plan.memory_plan.chunk_rows}
 
 
 def _computed_by(compute: Compute) -> str:
