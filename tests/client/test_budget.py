@@ -23,7 +23,7 @@ from fedlora_client.decoder.decoder import Decoder
 from fedlora_client.layers.batch import MemoryPlan
 from fedlora_client.ops.compute import Compute
 from fedlora_client.ops.plain_ops import PlainOps
-from fedlora_client.training.budget import Memory, Plan, plan_step, workspace_elements
+from fedlora_client.training.budget import Memory, StepPlan, plan_step, workspace_elements
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -85,7 +85,7 @@ def plan(
     shape: DecoderShape = SHAPE,
     adapters: int = 1,
     **config: Any,
-) -> Plan:
+) -> StepPlan:
     known = TrainConfig(memory_mb=memory_mb, **config)
     return plan_step(shape, known, 16, PLAIN, Memory(resident=resident, coming=50_000_000, free=free), adapters)
 

@@ -19,7 +19,7 @@ from fedlora.errors import ConfigError
 from fedlora.family import EncoderShape, model_shape
 from fedlora_client.ops.compute import Compute
 from fedlora_client.ops.plain_ops import PlainOps
-from fedlora_client.training.budget import Memory, Plan
+from fedlora_client.training.budget import Memory, StepPlan
 from fedlora_client.training.encoder_budget import encoder_step_bytes, plan_encoder_step
 
 from tests.encoders import save_encoder_pack
@@ -39,7 +39,7 @@ def shape() -> EncoderShape:
     return found
 
 
-def plan(memory_mb: int = 0, *, free: int = PLENTY, adapters: int = 1, **config: Any) -> Plan:
+def plan(memory_mb: int = 0, *, free: int = PLENTY, adapters: int = 1, **config: Any) -> StepPlan:
     known = TrainConfig(memory_mb=memory_mb, **config)
     memory = Memory(resident=200_000_000, coming=50_000_000, free=free)
     return plan_encoder_step(shape(), known, 16, PLAIN, memory, adapters)

@@ -14,7 +14,7 @@ from fedlora.lora.config import LoraConfig
 from fedlora_client.decoder.decoder import Decoder
 from fedlora_client.layers.batch import MemoryPlan
 from fedlora_client.training.adamw import AdamW
-from fedlora_client.training.budget import Plan
+from fedlora_client.training.budget import StepPlan
 from fedlora_client.training.learning_rate import learning_rate
 from fedlora_client.training.stack import train_stack
 from fedlora_client.training.trainer import TrainResult, train
@@ -25,11 +25,11 @@ from tests.train_cases import TEXT, assert_equal_bits, factors_of, windows_of
 
 CONFIG = TrainConfig(steps=3, batch_size=5, sequence_length=12, lr=3e-3)
 SPAN = Span(0, 3)
-PLAN = Plan(micro_batch=5, memory_plan=MemoryPlan(), step_bytes=0)
+PLAN = StepPlan(micro_batch=5, memory_plan=MemoryPlan(), step_bytes=0)
 
 
 def training_of(
-    decoder: Decoder, config: TrainConfig, plan: Plan = PLAN, span: Span = SPAN, adapter: Adapter | None = None
+    decoder: Decoder, config: TrainConfig, plan: StepPlan = PLAN, span: Span = SPAN, adapter: Adapter | None = None
 ) -> Training:
     adapter = adapter or random_adapter(decoder.base)
     windows, generator = windows_of(decoder.base), np.random.default_rng(0)
@@ -88,7 +88,9 @@ def test_the_rate_of_a_step_follows_from_its_place_in_the_whole_run(decoder: Dec
 @pytest.mark.parametrize("kept_blocks", [0, 1])
 def test_a_batch_in_parts_is_the_batch_as_a_whole(decoder: Decoder, micro_batch: int, kept_blocks: int) -> None:
     whole = training_of(decoder, CONFIG)
-    plan = Plan(micro_batch=micro_batch, memory_plan=MemoryPlan(kept_blocks=kept_blocks, chunk_rows=16), step_bytes=0)
+    plan = StepPlan(
+        micro_batch=micro_batch, memory_plan=MemoryPlan(kept_blocks=kept_blocks, chunk_rows=16), step_bytes=0
+    )
     in_parts = training_of(decoder, CONFIG, plan)
     ((expected_loss, expected_tokens),), ((loss, tokens),) = whole.run_step(), in_parts.run_step()
     assert_close(loss, expected_loss)

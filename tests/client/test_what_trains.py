@@ -24,7 +24,7 @@ from fedlora_client.layers.batch import MemoryPlan, no_dropout
 from fedlora_client.layers.dropout import SeededDropout
 from fedlora_client.ops.compute import Compute, choose_compute
 from fedlora_client.ops.ops import Ops
-from fedlora_client.training.budget import Plan
+from fedlora_client.training.budget import StepPlan
 from fedlora_client.training.planning import plan_training
 from fedlora_client.training.trainer import Saving, evaluate, train
 from fedlora_client.training.training import Span, Training
@@ -45,7 +45,7 @@ from tests.train_cases import assert_equal_bits, factors_of, windows_of
 
 CONFIG = TrainConfig(steps=3, batch_size=100, sequence_length=12, lr=0.02, weight_decay=0.5, max_grad_norm=0.5)
 FROZEN_LORA = LoraConfig(rank=3, alpha=10.0, rank_pattern={"model.layers.1.mlp.gate_proj": 9}, use_rslora=True)
-PLAN = Plan(micro_batch=100, memory_plan=MemoryPlan(), step_bytes=0)
+PLAN = StepPlan(micro_batch=100, memory_plan=MemoryPlan(), step_bytes=0)
 FROZEN: tuple[FactorSet, ...] = ("A", "B")
 # Adam divides by the gradient's size: of a few numbers, whose gradient is within rounding of 0, the sign is chance.
 BY_CHANCE = 5e-3
@@ -273,7 +273,7 @@ def test_the_memory_of_a_plan_counts_what_trains_and_what_stands_beside(
 ) -> None:
     seen: list[tuple[int, int]] = []
 
-    def remember(shape: object, config: object, rank: int, compute: object, memory: object, adapters: int) -> Plan:
+    def remember(shape: object, config: object, rank: int, compute: object, memory: object, adapters: int) -> StepPlan:
         seen.append((memory.coming, rank))  # type: ignore[attr-defined]
         return PLAN
 

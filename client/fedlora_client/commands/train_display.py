@@ -9,7 +9,7 @@ from fedlora.config.run import TrainConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedlora_client.training.budget import Plan
+from fedlora_client.training.budget import StepPlan
 from fedlora_client.training.memory import resident_bytes
 from fedlora_client.training.trainer import Watcher
 
@@ -37,7 +37,7 @@ class TrainDisplay:
     def __exit__(self, *exception: object) -> None:
         self._progress.stop()
 
-    def _plan(self, plan: Plan) -> None:
+    def _plan(self, plan: StepPlan) -> None:
         self._console.print(f"plan: {plan}", highlight=False, soft_wrap=True)
 
     def _step(self, step: int, loss: float) -> None:

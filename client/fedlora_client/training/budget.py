@@ -43,7 +43,7 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class StepPlan:
     """How the batches of a training are computed, and the memory that this takes."""
 
     micro_batch: int  # sequences at a time
@@ -64,7 +64,7 @@ def plan_step(
     compute: Compute,
     memory: Memory,
     adapters: int = 1,  # that train side by side, each with a batch of its own
-) -> Plan:
+) -> StepPlan:
     """Without `config.memory_mb`, activations are kept in up to a quarter of what is free.
 
     Raises ConfigError where `config.memory_mb`, or what the machine has, is too little, with the least that would do.
@@ -86,7 +86,7 @@ def fitting_plan(
     config: TrainConfig,
     num_layers: int,
     memory: Memory,
-) -> Plan:
+) -> StepPlan:
     """The first cut that fits, with as many blocks kept as then fit. Raises ConfigError where none does."""
     fewest = 0 if config.checkpointing != "off" else num_layers - 1
     most = num_layers - 1 if config.checkpointing != "on" else 0
@@ -94,9 +94,11 @@ def fitting_plan(
     if config.memory_mb:
         room = min(room, config.memory_mb * 1_000_000 - memory.resident - memory.coming)
 
-    def plan(cut: tuple[int, MemoryPlan], kept: int) -> Plan:
+    def plan(cut: tuple[int, MemoryPlan], kept: int) -> StepPlan:
         micro_batch, memory_plan = cut[0], replace(cut[1], kept_blocks=kept)
-        return Plan(micro_batch=micro_batch, memory_plan=memory_plan, step_bytes=size_bytes(micro_batch, memory_plan))
+        return StepPlan(
+            micro_batch=micro_batch, memory_plan=memory_plan, step_bytes=size_bytes(micro_batch, memory_plan)
+        )
 
     best = next((cut for cut in cuts if plan(cut, fewest).step_bytes <= room), None)
     if best is None:

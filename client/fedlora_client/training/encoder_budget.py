@@ -14,7 +14,7 @@ from fedlora.family import EncoderShape
 from fedlora_client.layers.batch import MemoryPlan
 from fedlora_client.ops.compute import Compute
 from fedlora_client.ops.plain_ops import WEIGHT_SLICE_ELEMENTS, PlainOps
-from fedlora_client.training.budget import Memory, Plan, fitting_plan, micro_batches
+from fedlora_client.training.budget import Memory, StepPlan, fitting_plan, micro_batches
 
 # Beside what is counted: the code of products and of autograd, their copies, small tensors, what the allocator holds.
 # Measured with texts of 16 tokens: 53 MB in float32, 64 in bfloat16, for which oneDNN makes code of its own.
@@ -30,7 +30,7 @@ def plan_encoder_step(
     compute: Compute,
     memory: Memory,
     adapters: int = 1,  # that train side by side, each with a batch of its own
-) -> Plan:
+) -> StepPlan:
     """Without `config.memory_mb`, activations are kept in up to a quarter of what is free.
 
     Raises ConfigError where `config.memory_mb`, or what the machine has, is too little, with the least that would do.

@@ -12,7 +12,7 @@ from fedlora.wire.task import FactorSet
 
 from fedlora_client.layers.batch import MemoryPlan
 from fedlora_client.model import Model
-from fedlora_client.training.budget import Memory, Plan, cut_evaluation, plan_step
+from fedlora_client.training.budget import Memory, StepPlan, cut_evaluation, plan_step
 from fedlora_client.training.encoder_budget import plan_encoder_step
 from fedlora_client.training.memory import available_bytes, give_back_freed, give_back_large_blocks, resident_bytes
 
@@ -20,7 +20,7 @@ from fedlora_client.training.memory import available_bytes, give_back_freed, giv
 def plan_training(
     model: Model, adapters: Sequence[Adapter], config: TrainConfig, head_bytes: int = 0, trains: FactorSet = "AB",
     frozen: Adapter | None = None,
-) -> Plan:  # fmt: skip
+) -> StepPlan:  # fmt: skip
     """The plan for adapters that train side by side. Raises ConfigError where memory does not suffice."""
     give_back_freed()
     if config.memory_mb:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fedlora_client.data.windows import Windows
 from fedlora_client.model import Model
 from fedlora_client.ops.compute import Compute
-from fedlora_client.training.budget import Plan
+from fedlora_client.training.budget import StepPlan
 from fedlora_client.training.planning import cut_measurement, plan_training
 from fedlora_client.training.training import Span, Training, mean_loss
 from fedlora_client.training.training_state import Progress, identity_of, plan_of_state, restore_state, write_state
@@ -63,7 +63,7 @@ class Saving:
 class Watcher:
     """Who is told how a training goes."""
 
-    on_plan: Callable[[Plan], None] = lambda plan: None
+    on_plan: Callable[[StepPlan], None] = lambda plan: None
     on_step: Callable[[int, float], None] = lambda step, loss: None  # step from 0, nats per token
     on_evaluation: Callable[[int, float], None] = lambda steps, loss: None
 
@@ -129,7 +129,7 @@ def train(
     )
 
 
-def _resumed_plan(saving: Saving, identity: str, plan: Plan, compute: Compute) -> Plan:
+def _resumed_plan(saving: Saving, identity: str, plan: StepPlan, compute: Compute) -> StepPlan:
     """The plan of the state that is there; without it where it is not this training's, and that is no error."""
     try:
         return plan_of_state(saving.file, identity, plan, compute)

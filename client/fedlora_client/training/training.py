@@ -25,7 +25,7 @@ from fedlora_client.layers.lora import LoraTensors
 from fedlora_client.model import Model
 from fedlora_client.ops.workspace import Workspace
 from fedlora_client.training.adamw import AdamW
-from fedlora_client.training.budget import Plan
+from fedlora_client.training.budget import StepPlan
 from fedlora_client.training.learning_rate import learning_rate
 from fedlora_client.training.memory import give_back_freed
 
@@ -58,7 +58,7 @@ class Training:
         windows: Sequence[Windows],
         config: TrainConfig,
         generators: Sequence[np.random.Generator],  # that order the windows
-        plan: Plan,
+        plan: StepPlan,
         span: Span,
         head: NDArray[np.float32] | None = None,  # [V, H], to train in place of the base's
         trains: FactorSet = "AB",

@@ -23,7 +23,7 @@ from torch import Tensor
 from fedlora_client.data.windows import Windows
 from fedlora_client.model import Model
 from fedlora_client.ops.compute import Compute
-from fedlora_client.training.budget import Plan
+from fedlora_client.training.budget import StepPlan
 from fedlora_client.training.training import Span, Training
 
 _FORMAT = "fedlora-training-1"
@@ -65,7 +65,7 @@ def write_state(path: Path, identity: str, training: Training, progress: Progres
         write_tensor_file(aside, plans, fill, metadata)
 
 
-def plan_of_state(path: Path, identity: str, plan: Plan, compute: Compute) -> Plan:
+def plan_of_state(path: Path, identity: str, plan: StepPlan, compute: Compute) -> StepPlan:
     """`plan`, cut as the batches of the saved training were: what memory is free now must not change its result.
 
     Raises ConfigError where the state is another training's, or was computed otherwise.
