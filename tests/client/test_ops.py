@@ -96,12 +96,12 @@ def rms_norm_backward(ops: Ops, inputs: Inputs) -> Results:
         yield dx, before.double() + gradients(normed(wide, weight), dy, wide)[0]
 
 
-def turned(heads: Tensor, turn: tuple[Tensor, Tensor] | None) -> Tensor:
+def rotated(heads: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:
     """Each pair (x_i, x_{i + D/2}) is a complex number, times cos + i sin of its position's angle."""
-    if turn is None:
+    if rope is None:
         return heads
     sequences, _, length, size = heads.shape
-    angle = torch.complex(*(table.double() for table in turn)).view(sequences, 1, length, size // 2)
+    angle = torch.complex(*(table.double() for table in rope)).view(sequences, 1, length, size // 2)
     result = torch.complex(*heads.chunk(2, -1)) * angle
     return torch.cat((result.real, result.imag), -1)
 
@@ -114,11 +114,11 @@ def split_heads(ops: Ops, inputs: Inputs) -> Results:
         rows = inputs.random(sequences * length, heads * size)
         angle = inputs.wide(sequences * length, size // 2)
         expected = rows.double().view(sequences, length, heads, size).transpose(1, 2)
-        for turn in (None, (angle.cos(), angle.sin())):
+        for rope in (None, (angle.cos(), angle.sin())):
             for given in (rows, inputs.apart(rows)):
                 out = inputs.room(sequences, heads, length, size)
-                ops.split_heads(given, turn, out)
-                yield out, turned(expected, turn)
+                ops.split_heads(given, rope, out)
+                yield out, rotated(expected, rope)
 
 
 def merge_heads(ops: Ops, inputs: Inputs) -> Results:
@@ -126,12 +126,12 @@ def merge_heads(ops: Ops, inputs: Inputs) -> Results:
     for sequences, heads, length, size in HEADS:
         upstream = inputs.random(sequences, heads, length, size)
         angle = inputs.wide(sequences * length, size // 2)
-        for turn in (None, (angle.cos(), angle.sin())):
+        for rope in (None, (angle.cos(), angle.sin())):
             out = inputs.room(sequences * length, heads * size, apart=5)
-            ops.merge_heads(upstream, turn, out)
+            ops.merge_heads(upstream, rope, out)
             rows = torch.zeros(sequences * length, heads * size, dtype=torch.float64, requires_grad=True)
             split = rows.view(sequences, length, heads, size).transpose(1, 2)
-            yield out, gradients(turned(split, turn), upstream, rows)[0]
+            yield out, gradients(rotated(split, rope), upstream, rows)[0]
 
 
 # S, heads, T, first query, T' queries: whole sequences, the first, a middle and the last block of queries, one query

@@ -14,7 +14,7 @@ from fedlora.errors import ConfigError
 from fedlora.family import Rotary
 from fedlora_client.decoder.decoder import Decoder
 from fedlora_client.decoder.dense_decoder import dense_logits
-from fedlora_client.decoder.rotary import turns_of
+from fedlora_client.decoder.rotary import ropes_of
 from fedlora_client.ops.compute import Compute
 
 from tests.dense_reference import dense_weights, random_problem
@@ -41,24 +41,24 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_row_is_rotated_by_its_place_in_its_example() -> None:
     shape = family_pack(TWO_ROTATIONS).shape
     starts = torch.tensor([[0, 0, 2, 2, 2], [0, 0, 0, 0, 4]])
-    turns = turns_of(shape, starts)
-    assert len(turns) == shape.num_layers
-    for layer, (cos, sin) in enumerate(turns):
+    ropes = ropes_of(shape, starts)
+    assert len(ropes) == shape.num_layers
+    for layer, (cos, sin) in enumerate(ropes):
         angles = np.outer([0, 1, 0, 1, 2, 0, 1, 2, 3, 0], shape.rotary_of(layer).frequencies)
         np.testing.assert_allclose(cos.numpy(), np.cos(angles), atol=1e-7)
         np.testing.assert_allclose(sin.numpy(), np.sin(angles), atol=1e-7)
 
 
-def test_layers_of_one_rotation_share_their_turn() -> None:
+def test_layers_of_one_rotation_share_their_rope() -> None:
     shape = family_pack(TWO_ROTATIONS).shape
-    turns = turns_of(shape, torch.zeros(1, 3, dtype=torch.int64))
-    assert len({id(turn) for turn in turns}) == len({shape.rotary_of(layer) for layer in range(shape.num_layers)}) == 2
+    ropes = ropes_of(shape, torch.zeros(1, 3, dtype=torch.int64))
+    assert len({id(rope) for rope in ropes}) == len({shape.rotary_of(layer) for layer in range(shape.num_layers)}) == 2
 
 
 def test_more_tokens_than_the_context_are_refused() -> None:
     shape = replace(family_pack(TWO_ROTATIONS).shape, max_positions=4)
     with pytest.raises(ConfigError, match="a sequence has 5 tokens; the base's context is 4"):
-        turns_of(shape, torch.zeros(1, 5, dtype=torch.int64))
+        ropes_of(shape, torch.zeros(1, 5, dtype=torch.int64))
 
 
 def test_a_decoder_makes_tables_of_as_many_positions_as_a_batch_has(compute: Compute, tables: list[int]) -> None:

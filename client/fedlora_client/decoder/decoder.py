@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedlora_client.decoder.block import Activations, Block
 from fedlora_client.decoder.head import Head
-from fedlora_client.decoder.rotary import turns_of
+from fedlora_client.decoder.rotary import ropes_of
 from fedlora_client.layers.batch import NOTHING_KEPT, Batch, Dropout, MemoryPlan, no_dropout
 from fedlora_client.layers.lora import LoraTensors
 from fedlora_client.ops.compute import Compute, choose_compute
@@ -141,7 +141,7 @@ class Decoder:
         first_keys = {w: torch.maximum(starts, query - w + 1) if w else starts for w in map(shape.window_of, layers)}
         return Batch(
             first_keys=[first_keys[shape.window_of(layer)] for layer in layers],
-            turns=turns_of(shape, starts),
+            ropes=ropes_of(shape, starts),
             lora=lora,
             dropout=dropout,
         )

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from fedlora.family import EMBEDDING, FINAL_NORM, HEAD, DecoderShape, layer_name
 from torch import Tensor
 
-from fedlora_client.decoder.rotary import turns_of
-from fedlora_client.layers.batch import Turn
+from fedlora_client.decoder.rotary import ropes_of
+from fedlora_client.ops.ops import Rope
 
 
 def dense_logits(
@@ -27,11 +27,11 @@ def dense_logits(
 ) -> Tensor:  # [S, T, V]
     """The scores of each next token."""
     x = weights[EMBEDDING][tokens] * shape.embedding_scale
-    turns = turns_of(shape, starts)
+    ropes = ropes_of(shape, starts)
     for layer in range(shape.num_layers):
         prefix, names = layer_name(layer), shape.norms
         normed = _norm(shape, weights, x, f"{prefix}.{names.before_attention}")
-        out = _attention(shape, weights, layer, normed, starts, turns[layer])
+        out = _attention(shape, weights, layer, normed, starts, ropes[layer])
         x = x + (_norm(shape, weights, out, f"{prefix}.{names.after_attention}") if names.after_attention else out)
         out = _mlp(shape, weights, layer, _norm(shape, weights, x, f"{prefix}.{names.before_mlp}"))
         x = x + (_norm(shape, weights, out, f"{prefix}.{names.after_mlp}") if names.after_mlp else out)
@@ -40,7 +40,7 @@ def dense_logits(
 
 
 def _attention(
-    shape: DecoderShape, weights: Mapping[str, Tensor], layer: int, normed: Tensor, starts: Tensor, turn: Turn
+    shape: DecoderShape, weights: Mapping[str, Tensor], layer: int, normed: Tensor, starts: Tensor, rope: Rope
 ) -> Tensor:
     """What the attention of a layer adds, before a norm that may follow; normed [S, T, H]"""
     prefix, (sequences, length) = f"{layer_name(layer)}.self_attn", starts.shape
@@ -49,7 +49,7 @@ def _attention(
     if window:
         first = torch.maximum(starts, query - window + 1)
     allowed = (query >= first[..., None]) & (query <= query[:, None])  # [S, T, T]
-    by_position = turn[0].view(sequences, 1, length, -1), turn[1].view(sequences, 1, length, -1)
+    by_position = rope[0].view(sequences, 1, length, -1), rope[1].view(sequences, 1, length, -1)
 
     def by_head(rows: Tensor) -> Tensor:
         """[S, T, heads D] as [S, heads, T, D]"""
@@ -95,8 +95,8 @@ def _limited(z: Tensor, cap: float) -> Tensor:
     return cap * torch.tanh(z / cap) if cap else z
 
 
-def _rotated(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary positions in the half-split form (arXiv:2104.09864); x [S, heads, T, D], turn [S, 1, T, D / 2] each"""
-    cos, sin = turn
+def _rotated(x: Tensor, rope: Rope) -> Tensor:
+    """Rotary positions in the half-split form (arXiv:2104.09864); x [S, heads, T, D], rope [S, 1, T, D / 2] each"""
+    cos, sin = rope
     first, second = x.chunk(2, -1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)

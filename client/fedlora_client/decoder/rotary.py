@@ -9,10 +9,10 @@ from fedlora.errors import ConfigError
 from fedlora.family import DecoderShape, Rotary
 from torch import Tensor
 
-from fedlora_client.layers.batch import Turn
+from fedlora_client.ops.ops import Rope
 
 
-def turns_of(shape: DecoderShape, starts: Tensor) -> list[Turn]:
+def ropes_of(shape: DecoderShape, starts: Tensor) -> list[Rope]:
     """cos and sin [N, D / 2] of each layer, by a row's place in its example; starts int64 [S, T]
 
     Layers of one rotation share theirs. The tables are made for T positions each time, which takes 0.3 ms for 512 of them
@@ -24,9 +24,9 @@ def turns_of(shape: DecoderShape, starts: Tensor) -> list[Turn]:
     if length > shape.max_positions:
         raise ConfigError(f"a sequence has {length} tokens; the base's context is {shape.max_positions}: cut it")
     positions = (torch.arange(length, device=starts.device) - starts).flatten()
-    turns: dict[Rotary, Turn] = {}
+    ropes: dict[Rotary, Rope] = {}
     for rotary in map(shape.rotary_of, layers):
-        if rotary not in turns:
+        if rotary not in ropes:
             cos, sin = (torch.from_numpy(table).to(starts.device)[positions] for table in rotary.table(length))
-            turns[rotary] = cos, sin
-    return [turns[shape.rotary_of(layer)] for layer in layers]
+            ropes[rotary] = cos, sin
+    return [ropes[shape.rotary_of(layer)] for layer in layers]

@@ -1,6 +1,6 @@
 """The first half of a block, forward and backward. What is in brackets only some families have.
 
-h = x + [norm](o(attention(turn([norm](q(n))), turn([norm](k(n))), v(n))))        n = norm(x)
+h = x + [norm](o(attention(rope([norm](q(n))), rope([norm](k(n))), v(n))))        n = norm(x)
 """
 
 # S sequences, T tokens of each, N = S T rows, H hidden size, Q query heads, K key/value heads, D head size
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from fedlora_client.decoder.projections import Inner, LayerModules
 from fedlora_client.decoder.residual_output import ResidualOutput
-from fedlora_client.layers.batch import Batch, Turn
+from fedlora_client.layers.batch import Batch
 from fedlora_client.ops.attention import Heads, Scores, attend, attend_backward
-from fedlora_client.ops.ops import Ops
+from fedlora_client.ops.ops import Ops, Rope
 from fedlora_client.ops.workspace import Workspace
 
 
@@ -136,7 +136,7 @@ class AttentionHalf:
             self._ops.rms_norm(self._by_head(before), weight, self._eps, self._by_head(rows))
         (sequences, length), size = batch.shape, self._head_dim
         out = own.get(kind, sequences, rows.shape[1] // size, length, size)
-        self._ops.split_heads(rows, self._turn(kind, batch), out)
+        self._ops.split_heads(rows, self._rope(kind, batch), out)
         return out
 
     def _merge(
@@ -144,10 +144,10 @@ class AttentionHalf:
     ) -> None:
         """The gradient in the heads as that in the rows that they were made of."""
         if unnormed is None:
-            self._ops.merge_heads(heads, self._turn(kind, batch), out)
+            self._ops.merge_heads(heads, self._rope(kind, batch), out)
             return
         rows = space.get("rows.normed", *unnormed.shape)
-        self._ops.merge_heads(heads, self._turn(kind, batch), rows)
+        self._ops.merge_heads(heads, self._rope(kind, batch), rows)
         through = space.get("rows", *unnormed.shape).zero_()
         before, dy, dx = map(self._by_head, (unnormed, rows, through))
         self._ops.rms_norm_backward(before, self._of_heads[kind], self._eps, dy, dx)
@@ -156,5 +156,5 @@ class AttentionHalf:
     def _by_head(self, rows: Tensor) -> Tensor:
         return rows.view(-1, self._head_dim)
 
-    def _turn(self, kind: str, batch: Batch) -> Turn | None:
-        return None if kind == "v" else batch.turns[self._layer]
+    def _rope(self, kind: str, batch: Batch) -> Rope | None:
+        return None if kind == "v" else batch.ropes[self._layer]

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedlora_client.layers.lora import LoraTensors
+from fedlora_client.ops.ops import Rope
 
-# S sequences, T tokens of each, N = S T rows, I in features, D head size
+# S sequences, T tokens of each, N = S T rows, I in features
 
 # (what is masked, rows, columns) -> [N, I], times which the adapters there see their input; None: as it is
 Dropout = Callable[[str, int, int], Tensor | None]
-Turn = tuple[Tensor, Tensor]  # cos and sin of each row's position, float32 [N, D / 2]
 
 
 def no_dropout(module: str, rows: int, columns: int) -> Tensor | None:
@@ -25,7 +25,7 @@ class Batch:
     """Layers of one kind share their tensors."""
 
     first_keys: Sequence[Tensor]  # of each layer: the first key that a position sees, int64 [S, T]
-    turns: Sequence[Turn]  # of each layer
+    ropes: Sequence[Rope]  # of each layer
     lora: LoraTensors | None
     dropout: Dropout
 

@@ -183,9 +183,9 @@ void NAME(split_heads)(const REAL *rows, int64_t stride, const float *cosine, co
                        int64_t length, int64_t size, REAL *out) {
     int64_t half = size / 2;
     ROWS for (int64_t n = 0; n < sequences * length; n++) {
-        int64_t s = n / length, t = n % length, turn = cosine ? n * half : 0;
+        int64_t s = n / length, t = n % length, row = cosine ? n * half : 0;
         for (int64_t h = 0; h < heads; h++)
-            NAME(rotate)(rows + n * stride + h * size, cosine ? cosine + turn : 0, sine + turn, 1, half,
+            NAME(rotate)(rows + n * stride + h * size, cosine ? cosine + row : 0, sine + row, 1, half,
                          out + ((s * heads + h) * length + t) * size);
     }
 }
@@ -194,9 +194,9 @@ void NAME(merge_heads)(const REAL *x, const float *cosine, const float *sine, in
                        int64_t length, int64_t size, REAL *rows, int64_t stride) {
     int64_t half = size / 2;
     ROWS for (int64_t n = 0; n < sequences * length; n++) {
-        int64_t s = n / length, t = n % length, turn = cosine ? n * half : 0;
+        int64_t s = n / length, t = n % length, row = cosine ? n * half : 0;
         for (int64_t h = 0; h < heads; h++)
-            NAME(rotate)(x + ((s * heads + h) * length + t) * size, cosine ? cosine + turn : 0, sine + turn, -1, half,
+            NAME(rotate)(x + ((s * heads + h) * length + t) * size, cosine ? cosine + row : 0, sine + row, -1, half,
                          rows + n * stride + h * size);
     }
 }

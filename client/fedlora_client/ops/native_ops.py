@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fedlora_client.ops.ops import Rope
 from fedlora_client.ops.packed import PackedMatrix
 
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -63,13 +64,13 @@ class NativeOps:
         assert x.dtype == dy.dtype == dx.dtype and x.shape == dy.shape == dx.shape
         self._functions["rms_norm_backward", x.dtype](_at(x), _at(weight), eps, _at(dy), *x.shape, _at(dx))
 
-    def split_heads(self, rows: Tensor, turn: tuple[Tensor, Tensor] | None, out: Tensor) -> None:
+    def split_heads(self, rows: Tensor, rope: Rope | None, out: Tensor) -> None:
         assert rows.dtype == out.dtype and rows.numel() == out.numel()
-        self._functions["split_heads", out.dtype](*_rows(rows), *_turn(turn, out), *out.shape, _at(out))
+        self._functions["split_heads", out.dtype](*_rows(rows), *_rope(rope, out), *out.shape, _at(out))
 
-    def merge_heads(self, heads: Tensor, turn: tuple[Tensor, Tensor] | None, out: Tensor) -> None:
+    def merge_heads(self, heads: Tensor, rope: Rope | None, out: Tensor) -> None:
         assert heads.dtype == out.dtype and heads.numel() == out.numel()
-        self._functions["merge_heads", heads.dtype](_at(heads), *_turn(turn, heads), *heads.shape, *_rows(out))
+        self._functions["merge_heads", heads.dtype](_at(heads), *_rope(rope, heads), *heads.shape, *_rows(out))
 
     def softmax(self, scores: Tensor, starts: Tensor, first: int, scale: float) -> None:
         self._functions["softmax", scores.dtype](_at(scores), _at(starts), *_scores(scores, starts), first, scale)
@@ -131,12 +132,12 @@ def _rows(tensor: Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), tensor.stride(0)
 
 
-def _turn(turn: tuple[Tensor, Tensor] | None, heads: Tensor) -> tuple[int | None, int | None]:
-    if turn is None:
+def _rope(rope: Rope | None, heads: Tensor) -> tuple[int | None, int | None]:
+    if rope is None:
         return None, None
     half = (heads.shape[0] * heads.shape[2], heads.shape[3] // 2)
-    assert all(table.shape == half and table.dtype == torch.float32 for table in turn)
-    return _at(turn[0]), _at(turn[1])
+    assert all(table.shape == half and table.dtype == torch.float32 for table in rope)
+    return _at(rope[0]), _at(rope[1])
 
 
 def _scores(scores: Tensor, starts: Tensor) -> tuple[int, int, int, int]:

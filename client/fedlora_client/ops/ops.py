@@ -16,6 +16,8 @@ from torch import Tensor
 
 from fedlora_client.ops.packed import PackedMatrix
 
+Rope = tuple[Tensor, Tensor]  # m cos and m sin of each row's position, float32 [N, D / 2], m the magnitude
+
 
 class Ops(Protocol):
     """Tensors are of the compute dtype where nothing else is said, and contiguous.
@@ -47,7 +49,7 @@ class Ops(Protocol):
     def split_heads(
         self,
         rows: Tensor,  # [N, heads D], which may lie further apart
-        turn: tuple[Tensor, Tensor] | None,  # m cos and m sin, float32 [N, D / 2], m the magnitude; None: no rotation
+        rope: Rope | None,  # None: no rotation
         out: Tensor,  # [S, heads, T, D]
     ) -> None:
         """Rows become heads, rotated by their positions in the half-split form (arXiv:2104.09864)."""
@@ -56,10 +58,10 @@ class Ops(Protocol):
     def merge_heads(
         self,
         heads: Tensor,  # [S, heads, T, D]
-        turn: tuple[Tensor, Tensor] | None,
+        rope: Rope | None,
         out: Tensor,  # [N, heads D]
     ) -> None:
-        """The gradient of `split_heads`, which is its transpose: heads become rows, turned back."""
+        """The gradient of `split_heads`, which is its transpose: heads become rows, rotated back."""
         ...
 
     def softmax(

@@ -11,6 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from fedlora_client.ops.ops import Rope
 from fedlora_client.ops.packed import PackedMatrix
 
 # Numbers that are widened to float32 at a time on a CPU: activations stay in its cache, a table look-up wants longer runs.
@@ -42,13 +43,13 @@ class PlainOps:
             scaled -= normal * (normal * scaled).mean(-1, keepdim=True)
             dx[rows].copy_(scaled.mul_(inverse).add_(dx[rows]))
 
-    def split_heads(self, rows: Tensor, turn: tuple[Tensor, Tensor] | None, out: Tensor) -> None:
+    def split_heads(self, rows: Tensor, rope: Rope | None, out: Tensor) -> None:
         sequences, count, length, size = out.shape
-        _turn(_as_heads(rows, sequences, length, count, size), turn, 1, out)
+        _rotate(_as_heads(rows, sequences, length, count, size), rope, 1, out)
 
-    def merge_heads(self, heads: Tensor, turn: tuple[Tensor, Tensor] | None, out: Tensor) -> None:
+    def merge_heads(self, heads: Tensor, rope: Rope | None, out: Tensor) -> None:
         sequences, count, length, size = heads.shape
-        _turn(heads, turn, -1, _as_heads(out, sequences, length, count, size))
+        _rotate(heads, rope, -1, _as_heads(out, sequences, length, count, size))
 
     def softmax(self, scores: Tensor, starts: Tensor, first: int, scale: float) -> None:
         for sequence, begin in zip(scores, starts, strict=True):
@@ -172,12 +173,12 @@ def _gelu_share(x: Tensor) -> Tensor:
     return torch.sigmoid((x.square().mul_(GELU_CUBE).add_(1)).mul_(x).mul_(2 * GELU_SCALE))
 
 
-def _turn(x: Tensor, turn: tuple[Tensor, Tensor] | None, sign: int, out: Tensor) -> None:
+def _rotate(x: Tensor, rope: Rope | None, sign: int, out: Tensor) -> None:
     """out = x rotated; both [S, heads, T, D]"""
-    if turn is None:
+    if rope is None:
         out.copy_(x)
         return
-    tables = (table.view(x.shape[0], x.shape[2], -1) for table in turn)
+    tables = (table.view(x.shape[0], x.shape[2], -1) for table in rope)
     half = x.shape[3] // 2
     for here, there, cos, sin in zip(x, out, *tables, strict=True):
         first, second = here.float().chunk(2, -1)

@@ -68,10 +68,10 @@ def _runs(dtype: torch.dtype) -> Iterator[tuple[str, Run]]:
 
     def heads(ops: Ops) -> tuple[Tensor, ...]:
         results = []
-        for turn in (None, (angles.cos(), angles.sin())):
+        for rope in (None, (angles.cos(), angles.sin())):
             split, merged = torch.zeros(2, 4, 5, 6, dtype=dtype), torch.zeros(10, 30, dtype=dtype)
-            ops.split_heads(rows, turn, split)
-            ops.merge_heads(split, turn, merged[:, :24])
+            ops.split_heads(rows, rope, split)
+            ops.merge_heads(split, rope, merged[:, :24])
             results += [split, merged]
         return tuple(results)
 
