@@ -100,6 +100,6 @@ def test_lora_beside_a_weight_is_the_scaled_dense_product(ops: Ops) -> None:
     x, y = torch.full((5, 172 + 4), 9.0), torch.zeros(5, 7)  # one extra column more than this module needs
     x[:, :172] = torch.randn(5, 172, generator=torch.Generator().manual_seed(0))
     seen = x[:, :172].double().numpy()
-    linear.forward(x, linear.inner(x, factors, space), factors, space, y)
+    linear.forward(x, linear.lora_down(x, factors, space), factors, space, y)
     merged = dequantize(matrix) + 0.25 * lora_B.astype(np.float64) @ lora_A.astype(np.float64)
     assert_close(y, seen @ merged.T)

@@ -14,7 +14,7 @@ import torch
 from fedlora.family import DecoderShape, layer_name
 from torch import Tensor
 
-from fedlora_client.decoder.projections import Inner, LayerModules
+from fedlora_client.decoder.projections import XA, LayerModules
 from fedlora_client.decoder.residual_output import ResidualOutput
 from fedlora_client.layers.batch import Batch
 from fedlora_client.ops.ops import Ops
@@ -36,7 +36,7 @@ class MlpActivations:
     gate: Tensor  # [N, F], rows of any stride
     up: Tensor  # [N, F], rows of any stride
     out: Tensor | None  # [N, H], what down gives, where a norm follows it
-    inner: Inner
+    xA: XA
     fresh: FreshMlp | None
 
 
@@ -65,18 +65,18 @@ class MlpHalf:
         y: Tensor | None,  # [N, H], the result; None: only what the backward needs
     ) -> MlpActivations:
         """y, and what the backward needs: it holds until the next use of `own`."""
-        modules, inner = self._modules, Inner()
+        modules, xA = self._modules, XA()
         normed = self._normed(h, batch, space)
         both: list[Tensor] = []
         for name in self._into:
             rows = own.get(name, len(h), modules.out_features(name))
-            modules.apply(name, normed, batch, space, inner, rows)
+            modules.apply(name, normed, batch, space, xA, rows)
             both += torch.split(rows, self._width, 1)
         gate, up = both
         gated = self._gated(gate, up, batch, space)
-        out = self._output.forward(gated, h, batch, space, own, inner, y)
+        out = self._output.forward(gated, h, batch, space, own, xA, y)
         fresh = FreshMlp(normed, gated) if own is space else None
-        return MlpActivations(gate, up, out, inner, fresh)
+        return MlpActivations(gate, up, out, xA, fresh)
 
     def backward(
         self,
@@ -90,7 +90,7 @@ class MlpHalf:
         modules, ops, fresh = self._modules, self._ops, kept.fresh
         d_gated = space.get("d_gated", len(h), self._width)
         gated = fresh.gated if fresh else self._gated(kept.gate, kept.up, batch, space)
-        self._output.backward(gated, kept.out, gradient, batch, space, kept.inner, d_gated)
+        self._output.backward(gated, kept.out, gradient, batch, space, kept.xA, d_gated)
         rooms = {name: modules.gradient_of(name, space, batch) for name in self._into}
         both: list[Tensor] = []
         for name, dy in rooms.items():
@@ -99,7 +99,7 @@ class MlpHalf:
         self._glu_backward(kept.gate, kept.up, d_gated, d_gate, d_up)
         seen, d_normed = fresh.normed if fresh else self._normed(h, batch, space), space.get("d_normed", *h.shape)
         for number, (name, dy) in enumerate(rooms.items()):
-            modules.back(name, seen, kept.inner, dy, batch, space, d_normed, add=number > 0)
+            modules.back(name, seen, kept.xA, dy, batch, space, d_normed, add=number > 0)
         ops.rms_norm_backward(h, self._before, self._eps, d_normed, gradient)
 
     def _normed(self, h: Tensor, batch: Batch, space: Workspace) -> Tensor:

@@ -20,7 +20,7 @@ from fedlora_client.ops.ops import Ops
 from fedlora_client.ops.packed import PackedMatrix
 from fedlora_client.ops.workspace import Workspace
 
-Inner = dict[str, Tensor]  # {module: x A^T [C, N / C, R]}, which the forward gives and the backward needs
+XA = dict[str, Tensor]  # {module: x A^T [C, N / C, R]}, which the forward gives and the backward needs
 # The gradient in gate takes the place of down's input, whose last reader was the backward of down.
 _PLACE = {"gate_proj": "down_proj.input", "gate_up_proj": "down_proj.input"}
 
@@ -68,23 +68,23 @@ class LayerModules:
         return space.get(place, batch.rows, self.out_features(name) + self._extra(name, batch))
 
     def apply(
-        self, name: str, seen: Tensor, batch: Batch, space: Workspace, inner: Inner, out: Tensor | None,
+        self, name: str, seen: Tensor, batch: Batch, space: Workspace, xA: XA, out: Tensor | None,
         residual: Tensor | None = None,
     ) -> None:  # fmt: skip
-        """out = y, or y + residual, of the input `seen`; with None only what the backward needs, put into `inner`."""
+        """out = y, or y + residual, of the input `seen`; with None only what the backward needs, put into `xA`."""
         linear, factors = self._linear[name], self._factors(name, batch)
         if factors is not None:
-            inner[name] = linear.inner(seen, factors, space, self._mask(name, batch))
+            xA[name] = linear.lora_down(seen, factors, space, self._mask(name, batch))
         if out is not None:
-            linear.forward(seen, inner.get(name), factors, space, out, residual)
+            linear.forward(seen, xA.get(name), factors, space, out, residual)
 
     def back(
-        self, name: str, seen: Tensor, inner: Inner, dy: Tensor, batch: Batch, space: Workspace, dx: Tensor | None,
+        self, name: str, seen: Tensor, xA: XA, dy: Tensor, batch: Batch, space: Workspace, dx: Tensor | None,
         *, add: bool = False,
     ) -> None:  # fmt: skip
         """Add the gradients of the module's adapters; dx = (or +=) that in its input."""
         factors, mask = self._factors(name, batch), self._mask(name, batch)
-        self._linear[name].backward(seen, inner.get(name), dy, factors, space, dx, add=add, mask=mask)
+        self._linear[name].backward(seen, xA.get(name), dy, factors, space, dx, add=add, mask=mask)
 
     def _extra(self, name: str, batch: Batch) -> int:
         ranks = [f.rank for f in (self._factors(other, batch) for other in self._readers[name]) if f and f.count == 1]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fedlora_client.decoder.projections import Inner, LayerModules
+from fedlora_client.decoder.projections import XA, LayerModules
 from fedlora_client.layers.batch import Batch
 from fedlora_client.ops.ops import Ops
 from fedlora_client.ops.workspace import Workspace
@@ -25,15 +25,15 @@ class ResidualOutput:
         batch: Batch,
         space: Workspace,
         own: Workspace,
-        inner: Inner,
+        xA: XA,
         y: Tensor | None,  # [N, H]; None: only what the backward needs
     ) -> Tensor | None:
         """y, and what stands before the norm [N, H] where there is one: the backward needs it."""
         if self._norm is None:
-            self._modules.apply(self._name, seen, batch, space, inner, y, residual=x)
+            self._modules.apply(self._name, seen, batch, space, xA, y, residual=x)
             return None
         unnormed = own.get(f"{self._name}.unnormed", *x.shape)
-        self._modules.apply(self._name, seen, batch, space, inner, unnormed)
+        self._modules.apply(self._name, seen, batch, space, xA, unnormed)
         if y is not None:
             self._ops.rms_norm(unnormed, self._norm, self._eps, y)
             y += x
@@ -46,7 +46,7 @@ class ResidualOutput:
         gradient: Tensor,  # [N, H], in y; that in x has it as a part, and stays with the caller
         batch: Batch,
         space: Workspace,
-        inner: Inner,
+        xA: XA,
         d_seen: Tensor,  # [N, I]: overwritten with the gradient in the input
     ) -> None:
         """d_seen, and the gradients of the module's adapters."""
@@ -56,4 +56,4 @@ class ResidualOutput:
             self._ops.rms_norm_backward(unnormed, self._norm, self._eps, gradient, through)
             gradient = through
         room[:, : gradient.shape[1]] = gradient
-        self._modules.back(self._name, seen, inner, room, batch, space, d_seen)
+        self._modules.back(self._name, seen, xA, room, batch, space, d_seen)

@@ -15,7 +15,7 @@ import torch
 from fedlora.family import DecoderShape, layer_name
 from torch import Tensor
 
-from fedlora_client.decoder.projections import Inner, LayerModules
+from fedlora_client.decoder.projections import XA, LayerModules
 from fedlora_client.decoder.residual_output import ResidualOutput
 from fedlora_client.layers.batch import Batch
 from fedlora_client.ops.attention import Heads, Scores, attend, attend_backward
@@ -39,7 +39,7 @@ class AttentionActivations:
     unnormed: dict[str, Tensor]  # {"q": [N, Q D], "k": [N, K D]} before their norms, where they have some
     mixed: Tensor  # [N, Q D + E], the input of o
     out: Tensor | None  # [N, H], what o gives, where a norm follows it
-    inner: Inner
+    xA: XA
     fresh: FreshAttention | None
 
 
@@ -69,14 +69,14 @@ class AttentionHalf:
         h: Tensor,  # [N, H], the result
     ) -> AttentionActivations:
         """h, and what the backward needs: it holds until the next use of `own`."""
-        modules, inner, unnormed = self._modules, Inner(), dict[str, Tensor]()
+        modules, xA, unnormed = self._modules, XA(), dict[str, Tensor]()
         normed = self._normed(x, batch, space)
-        heads = self._heads(normed, batch, space, own, inner, unnormed)
+        heads = self._heads(normed, batch, space, own, xA, unnormed)
         mixed, width = modules.input("o_proj", own, batch), modules.in_features("o_proj")
         weights = attend(heads, batch.first_keys[self._layer], mixed[:, :width], self._scores, self._ops, space)
-        out = self._output.forward(mixed, x, batch, space, own, inner, h)
+        out = self._output.forward(mixed, x, batch, space, own, xA, h)
         fresh = FreshAttention(weights, normed) if own is space else None
-        return AttentionActivations(heads, unnormed, mixed, out, inner, fresh)
+        return AttentionActivations(heads, unnormed, mixed, out, xA, fresh)
 
     def backward(
         self,
@@ -91,7 +91,7 @@ class AttentionHalf:
         """Add the gradients of the adapters, and turn the gradient in the output into that in the input."""
         modules, ops, fresh = self._modules, self._ops, kept.fresh
         d_mixed = space.get("d_mixed", len(x), modules.in_features("o_proj"))
-        self._output.backward(kept.mixed, kept.out, gradient, batch, space, kept.inner, d_mixed)
+        self._output.backward(kept.mixed, kept.out, gradient, batch, space, kept.xA, d_mixed)
         d_heads = Heads(*(space.get(f"d_{kind}", *part.shape) for kind, part in zip("qkv", kept.heads, strict=True)))
         attend_backward(
             kept.heads, batch.first_keys[self._layer], d_mixed, d_heads, self._scores, ops, space,
@@ -104,7 +104,7 @@ class AttentionHalf:
             for out in torch.split(dy[:, : sum(sizes)], sizes, 1):
                 kind, part = next(gradients)
                 self._merge(kind, part, kept.unnormed.get(kind), batch, space, out)
-            modules.back(name, seen, kept.inner, dy, batch, space, None if is_last else d_normed, add=number > 0)
+            modules.back(name, seen, kept.xA, dy, batch, space, None if is_last else d_normed, add=number > 0)
         if not is_last:
             ops.rms_norm_backward(x, self._before, self._eps, d_normed, gradient)
 
@@ -114,13 +114,13 @@ class AttentionHalf:
         return seen
 
     def _heads(
-        self, seen: Tensor, batch: Batch, space: Workspace, own: Workspace, inner: Inner, unnormed: dict[str, Tensor]
+        self, seen: Tensor, batch: Batch, space: Workspace, own: Workspace, xA: XA, unnormed: dict[str, Tensor]
     ) -> Heads:
         """q, k and v as heads, of a module each or of one together."""
         heads: list[Tensor] = []
         for name, sizes in self._into.items():
             rows = space.get("rows", len(seen), sum(sizes))
-            self._modules.apply(name, seen, batch, space, inner, rows)
+            self._modules.apply(name, seen, batch, space, xA, rows)
             for part in torch.split(rows, sizes, 1):
                 heads.append(self._split("qkv"[len(heads)], part, batch, space, own, unnormed))
         return Heads(*heads)

@@ -79,8 +79,8 @@ class EncoderBlock:
         mask = None if bool(batch.is_text.all()) else batch.is_text[:, None, None, :]
         mixed = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).reshape(x.shape)
         h = self._attention_norm(x + self._apply("attention_output", mixed, batch))
-        inner = F.gelu(self._apply("intermediate", h, batch))
-        return self._output_norm(h + self._apply("output", inner, batch))
+        active = F.gelu(self._apply("intermediate", h, batch))
+        return self._output_norm(h + self._apply("output", active, batch))
 
     def _apply(self, role: Role, x: Tensor, batch: TextBatch) -> Tensor:
         linear = self._linear[role]
@@ -116,12 +116,12 @@ class _Packed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, call: _Call) -> Tensor:
-        seen, inner = call.wide(x, "input"), None
+        seen, xA = call.wide(x, "input"), None
         if call.factors is not None:
-            inner = call.linear.inner(seen, call.factors, call.space, call.mask(len(x)))
+            xA = call.linear.lora_down(seen, call.factors, call.space, call.mask(len(x)))
         out = x.new_empty(len(x), call.linear.out_features)
-        call.linear.forward(seen, inner, call.factors, call.space, out)
-        ctx.call, ctx.inner = call, inner
+        call.linear.forward(seen, xA, call.factors, call.space, out)
+        ctx.call, ctx.xA = call, xA
         ctx.save_for_backward(x)
         return out
 
@@ -129,5 +129,5 @@ class _Packed(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (x,), (gradient,), call = ctx.saved_tensors, gradients, ctx.call
         seen, room, dx = call.wide(x, "input"), call.wide(gradient, "gradient"), torch.empty_like(x)
-        call.linear.backward(seen, ctx.inner, room, call.factors, call.space, dx, mask=call.mask(len(x)))
+        call.linear.backward(seen, ctx.xA, room, call.factors, call.space, dx, mask=call.mask(len(x)))
         return dx, None

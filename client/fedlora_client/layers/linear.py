@@ -32,7 +32,7 @@ class Linear:
         self.in_features, self.out_features = matrix.in_features, matrix.out_features
         self._matrix, self._ops, self._bias = matrix, ops, bias
 
-    def inner(
+    def lora_down(
         self,
         x: Tensor,  # [N, I + E]
         factors: ModuleLora,
@@ -53,7 +53,7 @@ class Linear:
     def forward(
         self,
         x: Tensor,  # [N, I + E]; the extra columns are overwritten
-        inner: Tensor | None,  # from `inner`; None without an adapter
+        xA: Tensor | None,  # from `lora_down`; None without an adapter
         factors: ModuleLora | None,
         space: Workspace,
         out: Tensor,  # [N, O]
@@ -66,9 +66,9 @@ class Linear:
         if extra:
             beside = weight[:, width:]
             beside.zero_()
-            if factors is not None and inner is not None:
+            if factors is not None and xA is not None:
                 factors.put_columns(beside[:, : factors.rank])
-                x[:, width : width + factors.rank] = inner[0]
+                x[:, width : width + factors.rank] = xA[0]
         added = self._bias if residual is None else residual
         if added is None:
             torch.mm(x, weight.T, out=out)
@@ -76,14 +76,14 @@ class Linear:
             torch.addmm(added, x, weight.T, out=out)
         if self._bias is not None and residual is not None:
             out += self._bias
-        if factors is not None and inner is not None and factors.count > 1:
+        if factors is not None and xA is not None and factors.count > 1:
             lora_B = (factors.lora_B * factors.scaling).to(x.dtype)
-            out += (inner @ lora_B.transpose(1, 2)).view_as(out)
+            out += (xA @ lora_B.transpose(1, 2)).view_as(out)
 
     def backward(
         self,
         x: Tensor,  # [N, I + E]
-        inner: Tensor | None,
+        xA: Tensor | None,
         dy: Tensor,  # [N, O + E]: the gradient in y, and room that is overwritten
         factors: ModuleLora | None,
         space: Workspace,
@@ -94,8 +94,8 @@ class Linear:
     ) -> None:
         """Add the gradients of A and B to `factors`, where they train, and give that in x."""
         u = None
-        if factors is not None and inner is not None:
-            u = self._adapter_gradients(x, inner, dy, factors, space, mask)
+        if factors is not None and xA is not None:
+            u = self._adapter_gradients(x, xA, dy, factors, space, mask)
         if dx is None:
             return
         width, extra = self.out_features, dy.shape[1] - self.out_features
@@ -116,7 +116,7 @@ class Linear:
             dx += through if mask is None else through.mul_(mask)
 
     def _adapter_gradients(
-        self, x: Tensor, inner: Tensor, dy: Tensor, factors: ModuleLora, space: Workspace, mask: Tensor | None
+        self, x: Tensor, xA: Tensor, dy: Tensor, factors: ModuleLora, space: Workspace, mask: Tensor | None
     ) -> Tensor:
         """Add to the gradients of A and B, where they train; return u [C, N / C, R]."""
         seen = x if mask is None else _masked(x, mask, space)
@@ -126,7 +126,7 @@ class Linear:
             if factors.grad_A is not None:
                 factors.grad_A.add_(u.transpose(1, 2) @ seen)
             if factors.grad_B is not None:
-                factors.grad_B.add_((dy.transpose(1, 2) @ inner) * factors.scaling)
+                factors.grad_B.add_((dy.transpose(1, 2) @ xA) * factors.scaling)
             return u
         lora_B = space.get("lora_B", dy.shape[1], factors.rank)
         factors.put_columns(lora_B[: self.out_features])
@@ -136,7 +136,7 @@ class Linear:
         if factors.grad_A is not None:
             factors.grad_A[0] += (u[:, :own].T @ seen)[:, : self.in_features]
         if factors.grad_B is not None:
-            factors.grad_B[0] += (dy.T @ inner[0][:, :own])[: self.out_features] * factors.scaling[0]
+            factors.grad_B[0] += (dy.T @ xA[0][:, :own])[: self.out_features] * factors.scaling[0]
         return u[None]
 
 

@@ -145,8 +145,8 @@ def step_bytes(
     rows = micro_batch * config.sequence_length
     widest = max(shape.intermediate_size, shape.num_heads * shape.head_dim) + rank
     masks = _MASKS * rows * widest if config.dropout else 0
-    inner = 7 * rank * rows * (memory_plan.kept_blocks + 2)
-    elements = sum(parts.values()) + rows * widest + masks + inner
+    xA = 7 * rank * rows * (memory_plan.kept_blocks + 2)
+    elements = sum(parts.values()) + rows * widest + masks + xA
     read = max(WEIGHT_SLICE_ELEMENTS, rows * widest, parts["attention"] // 2, parts["logits"])
     plain = _PLAIN_COPIES * 4 * read if isinstance(compute.ops, PlainOps) else 0
     return elements * compute.dtype.itemsize + plain + _OVERHEAD_BYTES[compute.dtype]
@@ -156,12 +156,12 @@ def workspace_elements(
     shape: DecoderShape, length: int, rank: int, micro_batch: int, memory_plan: MemoryPlan
 ) -> dict[str, int]:
     """{what: numbers in the compute dtype} of the buffers of `Decoder.add_gradients` for one adapter."""
-    rows, hidden, inner = micro_batch * length, shape.hidden_size, shape.intermediate_size
+    rows, hidden, intermediate = micro_batch * length, shape.hidden_size, shape.intermediate_size
     query, key_value = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     heads, normed_heads = query + 2 * key_value, query * shape.qk_norm
     # Separate modules have a buffer each; joined ones a larger one together.
     gated_input, rows_of_heads, apart, ranks = (
-        (2 * inner, heads, 0, 3) if shape.joined_modules else (inner, query, inner, 6)
+        (2 * intermediate, heads, 0, 3) if shape.joined_modules else (intermediate, query, intermediate, 6)
     )
     unnormed = hidden * (bool(shape.norms.after_attention) + bool(shape.norms.after_mlp))
     unnormed += (query + key_value) * shape.qk_norm
@@ -169,12 +169,12 @@ def workspace_elements(
     # The last block of queries has all keys, but may be short.
     scores = max(min(block, length - first) * min(first + block, length) for first in range(0, length, block))
     matrices = shape.linear_modules().values()
-    activations = rows * (query + rank + heads + hidden + 2 * inner + unnormed)  # one block's
+    activations = rows * (query + rank + heads + hidden + 2 * intermediate + unnormed)  # one block's
     return {
         "inputs": (shape.num_layers + 1 + 2) * rows * hidden,  # 2: those of an evaluation
         "activations": activations * (memory_plan.kept_blocks + 1),
         "module inputs": rows * (2 * (hidden + rank) + gated_input + rank + rows_of_heads + normed_heads),
-        "gradients": rows * (inner + apart + 4 * hidden + 2 * heads + ranks * rank + query),
+        "gradients": rows * (intermediate + apart + 4 * hidden + 2 * heads + ranks * rank + query),
         "attention": micro_batch * shape.num_heads * (
             (2 + bool(shape.attention_cap)) * scores + 2 * block * shape.head_dim
         ),

@@ -47,16 +47,16 @@ def encoder_step_bytes(
     shape: EncoderShape, config: TrainConfig, rank: int, compute: Compute, texts: int, kept_blocks: int
 ) -> int:
     """What `Encoder.add_gradients` takes for texts as long as the configuration lets them be."""
-    rows, hidden, inner = texts * config.sequence_length, shape.hidden_size, shape.intermediate_size
+    rows, hidden, intermediate = texts * config.sequence_length, shape.hidden_size, shape.intermediate_size
     wide = 4 // compute.dtype.itemsize  # norms are computed in float32
     # Of a block: q, k, v, what attention mixes, the sums that the norms see, their results; before and after gelu.
-    block = rows * (4 * (1 + wide) * hidden + 2 * inner + 6 * rank)
+    block = rows * (4 * (1 + wide) * hidden + 2 * intermediate + 6 * rank)
     inputs = rows * hidden * (shape.num_layers + 1)
     # What passes by: a module's input with its extra columns, the gradients in its output and its input.
-    passing = rows * (3 * (inner + rank) + 4 * wide * hidden)
+    passing = rows * (3 * (intermediate + rank) + 4 * wide * hidden)
     matrices = shape.linear_modules().values()
     weight = max((o + rank) * (i + rank) for o, i in matrices)
-    masks = _MASKS * rows * inner if config.dropout else 0
+    masks = _MASKS * rows * intermediate if config.dropout else 0
     elements = inputs + block * (kept_blocks + 1) + passing + weight + masks
     plain = _PLAIN_COPIES * 4 * WEIGHT_SLICE_ELEMENTS if isinstance(compute.ops, PlainOps) else 0
     return elements * compute.dtype.itemsize + plain + _OVERHEAD_BYTES[compute.dtype]
