@@ -97,17 +97,17 @@ class MlpHalf:
             both += torch.split(dy[:, : modules.out_features(name)], self._width, 1)
         d_gate, d_up = both
         self._glu_backward(kept.gate, kept.up, d_gated, d_gate, d_up)
-        seen, d_normed = fresh.normed if fresh else self._normed(h, batch, space), space.get("d_normed", *h.shape)
+        normed, d_normed = fresh.normed if fresh else self._normed(h, batch, space), space.get("d_normed", *h.shape)
         for number, (name, dy) in enumerate(rooms.items()):
-            modules.back(name, seen, kept.xA, dy, batch, space, d_normed, add=number > 0)
+            modules.back(name, normed, kept.xA, dy, batch, space, d_normed, add=number > 0)
         ops.rms_norm_backward(h, self._before, self._eps, d_normed, gradient)
 
     def _normed(self, h: Tensor, batch: Batch, space: Workspace) -> Tensor:
-        seen = self._modules.input(self._into[0], space, batch)
-        self._ops.rms_norm(h, self._before, self._eps, seen[:, : h.shape[1]])
-        return seen
+        normed = self._modules.input(self._into[0], space, batch)
+        self._ops.rms_norm(h, self._before, self._eps, normed[:, : h.shape[1]])
+        return normed
 
     def _gated(self, gate: Tensor, up: Tensor, batch: Batch, space: Workspace) -> Tensor:
-        seen = self._modules.input("down_proj", space, batch)
-        self._glu(gate, up, seen[:, : self._width])
-        return seen
+        gated = self._modules.input("down_proj", space, batch)
+        self._glu(gate, up, gated[:, : self._width])
+        return gated

@@ -68,23 +68,23 @@ class LayerModules:
         return space.get(place, batch.rows, self.out_features(name) + self._extra(name, batch))
 
     def apply(
-        self, name: str, seen: Tensor, batch: Batch, space: Workspace, xA: XA, out: Tensor | None,
+        self, name: str, x: Tensor, batch: Batch, space: Workspace, xA: XA, out: Tensor | None,
         residual: Tensor | None = None,
     ) -> None:  # fmt: skip
-        """out = y, or y + residual, of the input `seen`; with None only what the backward needs, put into `xA`."""
+        """out = y, or y + residual, of the input x; with None only what the backward needs, put into `xA`."""
         linear, factors = self._linear[name], self._factors(name, batch)
         if factors is not None:
-            xA[name] = linear.lora_down(seen, factors, space, self._mask(name, batch))
+            xA[name] = linear.lora_down(x, factors, space, self._mask(name, batch))
         if out is not None:
-            linear.forward(seen, xA.get(name), factors, space, out, residual)
+            linear.forward(x, xA.get(name), factors, space, out, residual)
 
     def back(
-        self, name: str, seen: Tensor, xA: XA, dy: Tensor, batch: Batch, space: Workspace, dx: Tensor | None,
+        self, name: str, x: Tensor, xA: XA, dy: Tensor, batch: Batch, space: Workspace, dx: Tensor | None,
         *, add: bool = False,
     ) -> None:  # fmt: skip
         """Add the gradients of the module's adapters; dx = (or +=) that in its input."""
         factors, mask = self._factors(name, batch), self._mask(name, batch)
-        self._linear[name].backward(seen, xA.get(name), dy, factors, space, dx, add=add, mask=mask)
+        self._linear[name].backward(x, xA.get(name), dy, factors, space, dx, add=add, mask=mask)
 
     def _extra(self, name: str, batch: Batch) -> int:
         ranks = [f.rank for f in (self._factors(other, batch) for other in self._readers[name]) if f and f.count == 1]

@@ -1,4 +1,4 @@
-"""The end of a half of a block: y = x + [norm](module(seen)); the norm only some families have."""
+"""The end of a half of a block: y = residual + [norm](module(x)); the norm only some families have."""
 
 # N rows, H hidden size, I in features, E extra columns: see `linear`
 
@@ -20,8 +20,8 @@ class ResidualOutput:
 
     def forward(
         self,
-        seen: Tensor,  # [N, I + E]
-        x: Tensor,  # [N, H]
+        x: Tensor,  # [N, I + E]
+        residual: Tensor,  # [N, H]
         batch: Batch,
         space: Workspace,
         own: Workspace,
@@ -30,30 +30,30 @@ class ResidualOutput:
     ) -> Tensor | None:
         """y, and what stands before the norm [N, H] where there is one: the backward needs it."""
         if self._norm is None:
-            self._modules.apply(self._name, seen, batch, space, xA, y, residual=x)
+            self._modules.apply(self._name, x, batch, space, xA, y, residual=residual)
             return None
-        unnormed = own.get(f"{self._name}.unnormed", *x.shape)
-        self._modules.apply(self._name, seen, batch, space, xA, unnormed)
+        unnormed = own.get(f"{self._name}.unnormed", *residual.shape)
+        self._modules.apply(self._name, x, batch, space, xA, unnormed)
         if y is not None:
             self._ops.rms_norm(unnormed, self._norm, self._eps, y)
-            y += x
+            y += residual
         return unnormed
 
     def backward(
         self,
-        seen: Tensor,  # [N, I + E]
+        x: Tensor,  # [N, I + E]
         unnormed: Tensor | None,  # of the forward
-        gradient: Tensor,  # [N, H], in y; that in x has it as a part, and stays with the caller
+        gradient: Tensor,  # [N, H], in y; that in the residual has it as a part, and stays with the caller
         batch: Batch,
         space: Workspace,
         xA: XA,
-        d_seen: Tensor,  # [N, I]: overwritten with the gradient in the input
+        dx: Tensor,  # [N, I]: overwritten with the gradient in the input
     ) -> None:
-        """d_seen, and the gradients of the module's adapters."""
+        """dx, and the gradients of the module's adapters."""
         room = self._modules.gradient_of(self._name, space, batch)
         if self._norm is not None and unnormed is not None:
             through = space.get("d_normed", *gradient.shape).zero_()
             self._ops.rms_norm_backward(unnormed, self._norm, self._eps, gradient, through)
             gradient = through
         room[:, : gradient.shape[1]] = gradient
-        self._modules.back(self._name, seen, xA, room, batch, space, d_seen)
+        self._modules.back(self._name, x, xA, room, batch, space, dx)

@@ -97,30 +97,30 @@ class AttentionHalf:
             kept.heads, batch.first_keys[self._layer], d_mixed, d_heads, self._scores, ops, space,
             fresh.weights if fresh else None,
         )  # fmt: skip
-        seen = fresh.normed if fresh else self._normed(x, batch, space)
+        normed = fresh.normed if fresh else self._normed(x, batch, space)
         d_normed, gradients = space.get("d_normed", *x.shape), zip("qkv", d_heads, strict=True)
         for number, (name, sizes) in enumerate(self._into.items()):
             dy = modules.gradient_of(name, space, batch)
             for out in torch.split(dy[:, : sum(sizes)], sizes, 1):
                 kind, part = next(gradients)
                 self._merge(kind, part, kept.unnormed.get(kind), batch, space, out)
-            modules.back(name, seen, kept.xA, dy, batch, space, None if is_last else d_normed, add=number > 0)
+            modules.back(name, normed, kept.xA, dy, batch, space, None if is_last else d_normed, add=number > 0)
         if not is_last:
             ops.rms_norm_backward(x, self._before, self._eps, d_normed, gradient)
 
     def _normed(self, x: Tensor, batch: Batch, space: Workspace) -> Tensor:
-        seen = self._modules.input(next(iter(self._into)), space, batch)
-        self._ops.rms_norm(x, self._before, self._eps, seen[:, : x.shape[1]])
-        return seen
+        normed = self._modules.input(next(iter(self._into)), space, batch)
+        self._ops.rms_norm(x, self._before, self._eps, normed[:, : x.shape[1]])
+        return normed
 
     def _heads(
-        self, seen: Tensor, batch: Batch, space: Workspace, own: Workspace, xA: XA, unnormed: dict[str, Tensor]
+        self, normed: Tensor, batch: Batch, space: Workspace, own: Workspace, xA: XA, unnormed: dict[str, Tensor]
     ) -> Heads:
         """q, k and v as heads, of a module each or of one together."""
         heads: list[Tensor] = []
         for name, sizes in self._into.items():
-            rows = space.get("rows", len(seen), sum(sizes))
-            self._modules.apply(name, seen, batch, space, xA, rows)
+            rows = space.get("rows", len(normed), sum(sizes))
+            self._modules.apply(name, normed, batch, space, xA, rows)
             for part in torch.split(rows, sizes, 1):
                 heads.append(self._split("qkv"[len(heads)], part, batch, space, own, unnormed))
         return Heads(*heads)

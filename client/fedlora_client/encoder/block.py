@@ -116,11 +116,11 @@ class _Packed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, call: _Call) -> Tensor:
-        seen, xA = call.wide(x, "input"), None
+        wide_x, xA = call.wide(x, "input"), None
         if call.factors is not None:
-            xA = call.linear.lora_down(seen, call.factors, call.space, call.mask(len(x)))
+            xA = call.linear.lora_down(wide_x, call.factors, call.space, call.mask(len(x)))
         out = x.new_empty(len(x), call.linear.out_features)
-        call.linear.forward(seen, xA, call.factors, call.space, out)
+        call.linear.forward(wide_x, xA, call.factors, call.space, out)
         ctx.call, ctx.xA = call, xA
         ctx.save_for_backward(x)
         return out
@@ -128,6 +128,6 @@ class _Packed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (x,), (gradient,), call = ctx.saved_tensors, gradients, ctx.call
-        seen, room, dx = call.wide(x, "input"), call.wide(gradient, "gradient"), torch.empty_like(x)
-        call.linear.backward(seen, ctx.xA, room, call.factors, call.space, dx, mask=call.mask(len(x)))
+        wide_x, room, dx = call.wide(x, "input"), call.wide(gradient, "gradient"), torch.empty_like(x)
+        call.linear.backward(wide_x, ctx.xA, room, call.factors, call.space, dx, mask=call.mask(len(x)))
         return dx, None

@@ -41,14 +41,14 @@ class Linear:
     ) -> Tensor:  # [C, N / C, R]
         """x A^T, which the forward and the backward need."""
         width, extra = self.in_features, x.shape[1] - self.in_features
-        seen = x if mask is None else _masked(x, mask, space)
+        x_dropped = x if mask is None else _masked(x, mask, space)
         if factors.count > 1:
-            return seen.view(factors.count, -1, width) @ factors.lora_A.to(x.dtype).transpose(1, 2)
+            return x_dropped.view(factors.count, -1, width) @ factors.lora_A.to(x.dtype).transpose(1, 2)
         # A product wants whole rows of x: its extra columns, left from another module, meet zeros.
         lora_A = space.get("lora_A", factors.rank, width + extra)
         factors.put_rows(lora_A[:, :width])
         lora_A[:, width:] = 0
-        return (seen @ lora_A.T)[None]
+        return (x_dropped @ lora_A.T)[None]
 
     def forward(
         self,
@@ -119,12 +119,15 @@ class Linear:
         self, x: Tensor, xA: Tensor, dy: Tensor, factors: ModuleLora, space: Workspace, mask: Tensor | None
     ) -> Tensor:
         """Add to the gradients of A and B, where they train; return u [C, N / C, R]."""
-        seen = x if mask is None else _masked(x, mask, space)
+        x_dropped = x if mask is None else _masked(x, mask, space)
         if factors.count > 1:
-            dy, seen = dy.view(factors.count, -1, self.out_features), seen.view(factors.count, -1, self.in_features)
+            dy, x_dropped = (
+                dy.view(factors.count, -1, self.out_features),
+                x_dropped.view(factors.count, -1, self.in_features),
+            )
             u = dy @ (factors.lora_B * factors.scaling).to(dy.dtype)
             if factors.grad_A is not None:
-                factors.grad_A.add_(u.transpose(1, 2) @ seen)
+                factors.grad_A.add_(u.transpose(1, 2) @ x_dropped)
             if factors.grad_B is not None:
                 factors.grad_B.add_((dy.transpose(1, 2) @ xA) * factors.scaling)
             return u
@@ -134,7 +137,7 @@ class Linear:
         u = dy @ lora_B
         own = factors.own_rank
         if factors.grad_A is not None:
-            factors.grad_A[0] += (u[:, :own].T @ seen)[:, : self.in_features]
+            factors.grad_A[0] += (u[:, :own].T @ x_dropped)[:, : self.in_features]
         if factors.grad_B is not None:
             factors.grad_B[0] += (dy.T @ xA[0][:, :own])[: self.out_features] * factors.scaling[0]
         return u[None]

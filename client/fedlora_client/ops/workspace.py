@@ -26,7 +26,7 @@ class Workspace:
             if held is None or held.numel() < size:
                 held = torch.zeros(size, dtype=self.dtype, device=self.device)
                 self._buffers[name] = held
-                self._views = {other: seen for other, seen in self._views.items() if other[0] != name}
+                self._views = {other: kept for other, kept in self._views.items() if other[0] != name}
             view = self._views[key] = held[:size].view(shape)
         return view
 
