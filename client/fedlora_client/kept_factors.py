@@ -48,13 +48,13 @@ class KeptFactors:
             raise self._unusable(file.path, "its modules are not the run's")
         pairs = {}
         for name, module in expected.items():
-            own, came = file.array(name), self._of(adapter.pairs[module])
-            if file.entries[name].dtype != "F32" or own.ndim != 2 or not self._fits(own, came):
-                raise self._unusable(file.path, f"{name} is {list(own.shape)}, the run's is {list(came.shape)}")
-            if not np.isfinite(own).all():
+            kept, came = file.array(name), self._of(adapter.pairs[module])
+            if file.entries[name].dtype != "F32" or kept.ndim != 2 or not self._fits(kept, came):
+                raise self._unusable(file.path, f"{name} is {list(kept.shape)}, the run's is {list(came.shape)}")
+            if not np.isfinite(kept).all():
                 raise self._unusable(file.path, f"{name} holds NaN or infinity")
-            _, others = np.split(came, [own.shape[self._axis]], self._axis)
-            whole = np.concatenate([own, others], self._axis)
+            _, others = np.split(came, [kept.shape[self._axis]], self._axis)
+            whole = np.concatenate([kept, others], self._axis)
             pairs[module] = replace(adapter.pairs[module], **{f"lora_{self.factor}": whole})
         return Adapter(adapter.config, pairs)
 
@@ -102,10 +102,10 @@ class KeptFactors:
     def _of(self, pair: LoraPair) -> NDArray[np.float32]:
         return pair.lora_A if self.factor == "A" else pair.lora_B
 
-    def _fits(self, own: NDArray[Any], came: NDArray[np.float32]) -> bool:
+    def _fits(self, kept: NDArray[Any], came: NDArray[np.float32]) -> bool:
         """The same but for the components, of which there may be fewer."""
         components, width = self._axis, 1 - self._axis
-        return bool(own.shape[width] == came.shape[width] and own.shape[components] <= came.shape[components])
+        return bool(kept.shape[width] == came.shape[width] and kept.shape[components] <= came.shape[components])
 
     def _name(self, module: str) -> str:
         return f"{module}.lora_{self.factor}"

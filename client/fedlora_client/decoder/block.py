@@ -53,10 +53,10 @@ class Block:
         keep: Workspace | None = None,
     ) -> Activations:
         """out = y. What is returned holds until the next use of `keep`, by default of `space`."""
-        own = keep or space
-        h = own.get("h", *x.shape)
-        attention = self._attention.forward(x, batch, space, own, h)
-        return Activations(attention, h, self._mlp.forward(h, batch, space, own, out))
+        saved = keep or space
+        h = saved.get("h", *x.shape)
+        attention = self._attention.forward(x, batch, space, saved, h)
+        return Activations(attention, h, self._mlp.forward(h, batch, space, saved, out))
 
     def backward(
         self,

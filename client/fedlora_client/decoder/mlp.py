@@ -61,21 +61,21 @@ class MlpHalf:
         h: Tensor,  # [N, H]
         batch: Batch,
         space: Workspace,
-        own: Workspace,  # of what the backward needs; `space` itself: it is fresh
+        saved: Workspace,  # of what the backward needs; `space` itself: it is fresh
         y: Tensor | None,  # [N, H], the result; None: only what the backward needs
     ) -> MlpActivations:
-        """y, and what the backward needs: it holds until the next use of `own`."""
+        """y, and what the backward needs: it holds until the next use of `saved`."""
         modules, xA = self._modules, XA()
         normed = self._normed(h, batch, space)
         both: list[Tensor] = []
         for name in self._into:
-            rows = own.get(name, len(h), modules.out_features(name))
+            rows = saved.get(name, len(h), modules.out_features(name))
             modules.apply(name, normed, batch, space, xA, rows)
             both += torch.split(rows, self._width, 1)
         gate, up = both
         gated = self._gated(gate, up, batch, space)
-        out = self._output.forward(gated, h, batch, space, own, xA, y)
-        fresh = FreshMlp(normed, gated) if own is space else None
+        out = self._output.forward(gated, h, batch, space, saved, xA, y)
+        fresh = FreshMlp(normed, gated) if saved is space else None
         return MlpActivations(gate, up, out, xA, fresh)
 
     def backward(
@@ -91,14 +91,14 @@ class MlpHalf:
         d_gated = space.get("d_gated", len(h), self._width)
         gated = fresh.gated if fresh else self._gated(kept.gate, kept.up, batch, space)
         self._output.backward(gated, kept.out, gradient, batch, space, kept.xA, d_gated)
-        rooms = {name: modules.gradient_of(name, space, batch) for name in self._into}
+        d_outs = {name: modules.gradient_of(name, space, batch) for name in self._into}
         both: list[Tensor] = []
-        for name, dy in rooms.items():
+        for name, dy in d_outs.items():
             both += torch.split(dy[:, : modules.out_features(name)], self._width, 1)
         d_gate, d_up = both
         self._glu_backward(kept.gate, kept.up, d_gated, d_gate, d_up)
         normed, d_normed = fresh.normed if fresh else self._normed(h, batch, space), space.get("d_normed", *h.shape)
-        for number, (name, dy) in enumerate(rooms.items()):
+        for number, (name, dy) in enumerate(d_outs.items()):
             modules.back(name, normed, kept.xA, dy, batch, space, d_normed, add=number > 0)
         ops.rms_norm_backward(h, self._before, self._eps, d_normed, gradient)
 

@@ -24,7 +24,7 @@ class ResidualOutput:
         residual: Tensor,  # [N, H]
         batch: Batch,
         space: Workspace,
-        own: Workspace,
+        saved: Workspace,
         xA: XA,
         y: Tensor | None,  # [N, H]; None: only what the backward needs
     ) -> Tensor | None:
@@ -32,7 +32,7 @@ class ResidualOutput:
         if self._norm is None:
             self._modules.apply(self._name, x, batch, space, xA, y, residual=residual)
             return None
-        unnormed = own.get(f"{self._name}.unnormed", *residual.shape)
+        unnormed = saved.get(f"{self._name}.unnormed", *residual.shape)
         self._modules.apply(self._name, x, batch, space, xA, unnormed)
         if y is not None:
             self._ops.rms_norm(unnormed, self._norm, self._eps, y)
@@ -50,10 +50,10 @@ class ResidualOutput:
         dx: Tensor,  # [N, I]: overwritten with the gradient in the input
     ) -> None:
         """dx, and the gradients of the module's adapters."""
-        room = self._modules.gradient_of(self._name, space, batch)
+        d_out = self._modules.gradient_of(self._name, space, batch)
         if self._norm is not None and unnormed is not None:
             through = space.get("d_normed", *gradient.shape).zero_()
             self._ops.rms_norm_backward(unnormed, self._norm, self._eps, gradient, through)
             gradient = through
-        room[:, : gradient.shape[1]] = gradient
-        self._modules.back(self._name, x, xA, room, batch, space, dx)
+        d_out[:, : gradient.shape[1]] = gradient
+        self._modules.back(self._name, x, xA, d_out, batch, space, dx)

@@ -65,17 +65,17 @@ class AttentionHalf:
         x: Tensor,  # [N, H]
         batch: Batch,
         space: Workspace,
-        own: Workspace,  # of what the backward needs; `space` itself: it is fresh
+        saved: Workspace,  # of what the backward needs; `space` itself: it is fresh
         h: Tensor,  # [N, H], the result
     ) -> AttentionActivations:
-        """h, and what the backward needs: it holds until the next use of `own`."""
+        """h, and what the backward needs: it holds until the next use of `saved`."""
         modules, xA, unnormed = self._modules, XA(), dict[str, Tensor]()
         normed = self._normed(x, batch, space)
-        heads = self._heads(normed, batch, space, own, xA, unnormed)
-        mixed, width = modules.input("o_proj", own, batch), modules.in_features("o_proj")
+        heads = self._heads(normed, batch, space, saved, xA, unnormed)
+        mixed, width = modules.input("o_proj", saved, batch), modules.in_features("o_proj")
         weights = attend(heads, batch.first_keys[self._layer], mixed[:, :width], self._scores, self._ops, space)
-        out = self._output.forward(mixed, x, batch, space, own, xA, h)
-        fresh = FreshAttention(weights, normed) if own is space else None
+        out = self._output.forward(mixed, x, batch, space, saved, xA, h)
+        fresh = FreshAttention(weights, normed) if saved is space else None
         return AttentionActivations(heads, unnormed, mixed, out, xA, fresh)
 
     def backward(
@@ -114,7 +114,7 @@ class AttentionHalf:
         return normed
 
     def _heads(
-        self, normed: Tensor, batch: Batch, space: Workspace, own: Workspace, xA: XA, unnormed: dict[str, Tensor]
+        self, normed: Tensor, batch: Batch, space: Workspace, saved: Workspace, xA: XA, unnormed: dict[str, Tensor]
     ) -> Heads:
         """q, k and v as heads, of a module each or of one together."""
         heads: list[Tensor] = []
@@ -122,20 +122,20 @@ class AttentionHalf:
             rows = space.get("rows", len(normed), sum(sizes))
             self._modules.apply(name, normed, batch, space, xA, rows)
             for part in torch.split(rows, sizes, 1):
-                heads.append(self._split("qkv"[len(heads)], part, batch, space, own, unnormed))
+                heads.append(self._split("qkv"[len(heads)], part, batch, space, saved, unnormed))
         return Heads(*heads)
 
     def _split(
-        self, kind: str, rows: Tensor, batch: Batch, space: Workspace, own: Workspace, unnormed: dict[str, Tensor]
+        self, kind: str, rows: Tensor, batch: Batch, space: Workspace, saved: Workspace, unnormed: dict[str, Tensor]
     ) -> Tensor:
         """Rows [N, heads D] as [S, heads, T, D], normed where the family does so, rotated where positions count."""
         weight = self._of_heads.get(kind)
         if weight is not None:
-            before = unnormed[kind] = own.get(f"{kind}.unnormed", *rows.shape).copy_(rows)
+            before = unnormed[kind] = saved.get(f"{kind}.unnormed", *rows.shape).copy_(rows)
             rows = space.get("rows.normed", *rows.shape)
             self._ops.rms_norm(self._by_head(before), weight, self._eps, self._by_head(rows))
         (sequences, length), size = batch.shape, self._head_dim
-        out = own.get(kind, sequences, rows.shape[1] // size, length, size)
+        out = saved.get(kind, sequences, rows.shape[1] // size, length, size)
         self._ops.split_heads(rows, self._rope(kind, batch), out)
         return out
 

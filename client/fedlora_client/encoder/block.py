@@ -103,7 +103,7 @@ class _Call:
         return self.dropout(self.linear.module, rows, self.linear.in_features) if self.factors else None
 
     def wide(self, x: Tensor, name: str) -> Tensor:
-        """x [N, I] with room for R more columns where `Linear` wants it; the copy holds until the name's next use."""
+        """x [N, I] with R more columns, where `Linear` wants them; the copy holds until the name's next use."""
         if self.factors is None or self.factors.count > 1:
             return x.contiguous()
         copy = self.space.get(f"encoder {name}", len(x), x.shape[1] + self.factors.rank)
@@ -128,6 +128,6 @@ class _Packed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (x,), (gradient,), call = ctx.saved_tensors, gradients, ctx.call
-        wide_x, room, dx = call.wide(x, "input"), call.wide(gradient, "gradient"), torch.empty_like(x)
-        call.linear.backward(wide_x, ctx.xA, room, call.factors, call.space, dx, mask=call.mask(len(x)))
+        wide_x, d_out, dx = call.wide(x, "input"), call.wide(gradient, "gradient"), torch.empty_like(x)
+        call.linear.backward(wide_x, ctx.xA, d_out, call.factors, call.space, dx, mask=call.mask(len(x)))
         return dx, None

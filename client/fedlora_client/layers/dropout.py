@@ -30,7 +30,7 @@ class SeededDropout:
             return None
         device = self.compute.device
         mask = torch.empty(rows, columns, dtype=self.compute.dtype, device=device)
-        for seed, own in zip(self.seeds, mask.chunk(len(self.seeds)), strict=True):
+        for seed, rows_mask in zip(self.seeds, mask.chunk(len(self.seeds)), strict=True):
             generator = torch.Generator(device).manual_seed(zlib.crc32(module.encode(), seed))
-            own.bernoulli_(1 - self.rate, generator=generator)
+            rows_mask.bernoulli_(1 - self.rate, generator=generator)
         return mask.div_(1 - self.rate)

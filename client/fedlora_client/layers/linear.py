@@ -84,7 +84,7 @@ class Linear:
         self,
         x: Tensor,  # [N, I + E]
         xA: Tensor | None,
-        dy: Tensor,  # [N, O + E]: the gradient in y, and room that is overwritten
+        dy: Tensor,  # [N, O + E]: the gradient in y, its extra columns are overwritten
         factors: ModuleLora | None,
         space: Workspace,
         dx: Tensor | None,  # [N, I]; None where nothing below trains
@@ -135,11 +135,11 @@ class Linear:
         factors.put_columns(lora_B[: self.out_features])
         lora_B[self.out_features :] = 0
         u = dy @ lora_B
-        own = factors.own_rank
+        rank = factors.trained_rank
         if factors.grad_A is not None:
-            factors.grad_A[0] += (u[:, :own].T @ x_dropped)[:, : self.in_features]
+            factors.grad_A[0] += (u[:, :rank].T @ x_dropped)[:, : self.in_features]
         if factors.grad_B is not None:
-            factors.grad_B[0] += (dy.T @ xA[0][:, :own])[: self.out_features] * factors.scaling[0]
+            factors.grad_B[0] += (dy.T @ xA[0][:, :rank])[: self.out_features] * factors.scaling[0]
         return u[None]
 
 

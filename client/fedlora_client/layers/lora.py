@@ -44,26 +44,26 @@ class ModuleLora:
         return self.lora_A.shape[0]
 
     @property
-    def own_rank(self) -> int:
+    def trained_rank(self) -> int:
         """R"""
         return self.lora_A.shape[1]
 
     @property
     def rank(self) -> int:
         """R + F"""
-        return self.own_rank + (len(self.frozen.lora_A) if self.frozen else 0)
+        return self.trained_rank + (len(self.frozen.lora_A) if self.frozen else 0)
 
     def put_rows(self, out: Tensor) -> None:
         """out [R + F, I] = A of one adapter, then that of its frozen adapter"""
-        out[: self.own_rank] = self.lora_A[0]
+        out[: self.trained_rank] = self.lora_A[0]
         if self.frozen:
-            out[self.own_rank :] = self.frozen.lora_A
+            out[self.trained_rank :] = self.frozen.lora_A
 
     def put_columns(self, out: Tensor) -> None:
         """out [O, R + F] = gamma B of one adapter, then that of its frozen adapter"""
-        torch.mul(self.lora_B[0], self.scaling[0], out=out[:, : self.own_rank])
+        torch.mul(self.lora_B[0], self.scaling[0], out=out[:, : self.trained_rank])
         if self.frozen:
-            out[:, self.own_rank :] = self.frozen.scaled_B
+            out[:, self.trained_rank :] = self.frozen.scaled_B
 
     def all_rows(self) -> Tensor:
         """[C, R + F, I]"""

@@ -90,9 +90,9 @@ def fitting_plan(
     """The first cut that fits, with as many blocks kept as then fit. Raises ConfigError where none does."""
     fewest = 0 if config.checkpointing != "off" else num_layers - 1
     most = num_layers - 1 if config.checkpointing != "on" else 0
-    room = memory.free - memory.coming
+    available = memory.free - memory.coming
     if config.memory_mb:
-        room = min(room, config.memory_mb * 1_000_000 - memory.resident - memory.coming)
+        available = min(available, config.memory_mb * 1_000_000 - memory.resident - memory.coming)
 
     def plan(cut: tuple[int, MemoryPlan], kept: int) -> StepPlan:
         micro_batch, memory_plan = cut[0], replace(cut[1], kept_blocks=kept)
@@ -100,7 +100,7 @@ def fitting_plan(
             micro_batch=micro_batch, memory_plan=memory_plan, step_bytes=size_bytes(micro_batch, memory_plan)
         )
 
-    best = next((cut for cut in cuts if plan(cut, fewest).step_bytes <= room), None)
+    best = next((cut for cut in cuts if plan(cut, fewest).step_bytes <= available), None)
     if best is None:
         needed = memory.resident + memory.coming + plan(cuts[-1], fewest).step_bytes
         raise ConfigError(
@@ -108,7 +108,7 @@ def fitting_plan(
             f"of {config.sequence_length} tokens a training takes at least {-(-needed // 1_000_000)} MB, of which the "
             f"process has {memory.resident // 1_000_000} already: give it more, or lower train.sequence_length"
         )
-    bound = room if config.memory_mb else max(memory.free // 4, plan(best, fewest).step_bytes)
+    bound = available if config.memory_mb else max(memory.free // 4, plan(best, fewest).step_bytes)
     return next(p for n in range(most, fewest - 1, -1) if (p := plan(best, n)).step_bytes <= bound)
 
 
