@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from fedlora.family import DecoderShape
 from torch import Tensor
 
-from fedlora_client.decoder.mlp import MlpActivations, MlpHalf
-from fedlora_client.decoder.projections import LayerModules
-from fedlora_client.decoder.self_attention import AttentionActivations, AttentionHalf
+from fedlora_client.decoder.mlp import Mlp, MlpActivations
+from fedlora_client.decoder.projections import Projections
+from fedlora_client.decoder.self_attention import AttentionActivations, SelfAttention
 from fedlora_client.layers.batch import Batch
 from fedlora_client.ops.ops import Ops
 from fedlora_client.ops.packed import PackedMatrix
@@ -40,9 +40,9 @@ class Block:
         biases: Mapping[str, Tensor],  # {module: [O]}, of the compute dtype
         ops: Ops,
     ) -> None:
-        modules = LayerModules(layer, shape, matrices, biases, ops)
-        self._attention = AttentionHalf(layer, shape, modules, norms, ops)
-        self._mlp = MlpHalf(layer, shape, modules, norms, ops)
+        projections = Projections(layer, shape, matrices, biases, ops)
+        self._attention = SelfAttention(layer, shape, projections, norms, ops)
+        self._mlp = Mlp(layer, shape, projections, norms, ops)
 
     def forward(
         self,

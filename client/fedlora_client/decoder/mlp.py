@@ -1,4 +1,4 @@
-"""The second half of a block, forward and backward. What is in brackets only some families have.
+"""The MLP of a block, forward and backward. What is in brackets only some families have.
 
 y = h + [norm](down(activation(gate(m)) * up(m)))        m = norm(h)
 """
@@ -14,7 +14,7 @@ import torch
 from fedlora.family import DecoderShape, layer_name
 from torch import Tensor
 
-from fedlora_client.decoder.projections import XA, LayerModules
+from fedlora_client.decoder.projections import XA, Projections
 from fedlora_client.decoder.residual_output import ResidualOutput
 from fedlora_client.layers.batch import Batch
 from fedlora_client.ops.ops import Ops
@@ -40,21 +40,26 @@ class MlpActivations:
     fresh: FreshMlp | None
 
 
-class MlpHalf:
+class Mlp:
     """Frozen, as its block."""
 
     def __init__(
-        self, layer: int, shape: DecoderShape, modules: LayerModules, norms: Mapping[str, Tensor], ops: Ops
+        self, layer: int, shape: DecoderShape, projections: Projections, norms: Mapping[str, Tensor], ops: Ops
     ) -> None:
         prefix, names = layer_name(layer), shape.norms
-        self._modules, self._ops, self._eps, self._width = modules, ops, shape.rms_norm_eps, shape.intermediate_size
+        self._projections, self._ops, self._eps, self._width = (
+            projections,
+            ops,
+            shape.rms_norm_eps,
+            shape.intermediate_size,
+        )
         self._glu, self._glu_backward = (
             (ops.geglu, ops.geglu_backward) if shape.activation == "gelu_tanh" else (ops.swiglu, ops.swiglu_backward)
         )
-        self._into = modules.readers("gate_up_proj" if shape.joined_modules else "gate_proj")
+        self._into = projections.readers("gate_up_proj" if shape.joined_modules else "gate_proj")
         self._before = norms[f"{prefix}.{names.before_mlp}"]
         after = norms[f"{prefix}.{names.after_mlp}"] if names.after_mlp else None
-        self._output = ResidualOutput("down_proj", modules, after, shape.rms_norm_eps, ops)
+        self._output = ResidualOutput("down_proj", projections, after, shape.rms_norm_eps, ops)
 
     def forward(
         self,
@@ -65,12 +70,12 @@ class MlpHalf:
         y: Tensor | None,  # [N, H], the result; None: only what the backward needs
     ) -> MlpActivations:
         """y, and what the backward needs: it holds until the next use of `saved`."""
-        modules, xA = self._modules, XA()
+        projections, xA = self._projections, XA()
         normed = self._normed(h, batch, space)
         both: list[Tensor] = []
         for name in self._into:
-            rows = saved.get(name, len(h), modules.out_features(name))
-            modules.apply(name, normed, batch, space, xA, rows)
+            rows = saved.get(name, len(h), projections.out_features(name))
+            projections.apply(name, normed, batch, space, xA, rows)
             both += torch.split(rows, self._width, 1)
         gate, up = both
         gated = self._gated(gate, up, batch, space)
@@ -87,27 +92,27 @@ class MlpHalf:
         space: Workspace,
     ) -> None:
         """Add the gradients of the adapters, and turn the gradient in the output into that in the input."""
-        modules, ops, fresh = self._modules, self._ops, kept.fresh
+        projections, ops, fresh = self._projections, self._ops, kept.fresh
         d_gated = space.get("d_gated", len(h), self._width)
         gated = fresh.gated if fresh else self._gated(kept.gate, kept.up, batch, space)
         self._output.backward(gated, kept.out, gradient, batch, space, kept.xA, d_gated)
-        d_outs = {name: modules.gradient_of(name, space, batch) for name in self._into}
+        d_outs = {name: projections.gradient_of(name, space, batch) for name in self._into}
         both: list[Tensor] = []
         for name, dy in d_outs.items():
-            both += torch.split(dy[:, : modules.out_features(name)], self._width, 1)
+            both += torch.split(dy[:, : projections.out_features(name)], self._width, 1)
         d_gate, d_up = both
         self._glu_backward(kept.gate, kept.up, d_gated, d_gate, d_up)
         normed, d_normed = fresh.normed if fresh else self._normed(h, batch, space), space.get("d_normed", *h.shape)
         for number, (name, dy) in enumerate(d_outs.items()):
-            modules.back(name, normed, kept.xA, dy, batch, space, d_normed, add=number > 0)
+            projections.back(name, normed, kept.xA, dy, batch, space, d_normed, add=number > 0)
         ops.rms_norm_backward(h, self._before, self._eps, d_normed, gradient)
 
     def _normed(self, h: Tensor, batch: Batch, space: Workspace) -> Tensor:
-        normed = self._modules.input(self._into[0], space, batch)
+        normed = self._projections.input(self._into[0], space, batch)
         self._ops.rms_norm(h, self._before, self._eps, normed[:, : h.shape[1]])
         return normed
 
     def _gated(self, gate: Tensor, up: Tensor, batch: Batch, space: Workspace) -> Tensor:
-        gated = self._modules.input("down_proj", space, batch)
+        gated = self._projections.input("down_proj", space, batch)
         self._glu(gate, up, gated[:, : self._width])
         return gated

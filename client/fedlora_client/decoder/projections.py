@@ -25,7 +25,7 @@ XA = dict[str, Tensor]  # {module: x A^T [C, N / C, R]}, which the forward gives
 _PLACE = {"gate_proj": "down_proj.input", "gate_up_proj": "down_proj.input"}
 
 
-class LayerModules:
+class Projections:
     """Modules go by their last name, such as q_proj; inputs by that of their first reader."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The first half of a block, forward and backward. What is in brackets only some families have.
+"""The self-attention of a block, forward and backward. What is in brackets only some families have.
 
 h = x + [norm](o(attention(rope([norm](q(n))), rope([norm](k(n))), v(n))))        n = norm(x)
 """
@@ -15,7 +15,7 @@ import torch
 from fedlora.family import DecoderShape, layer_name
 from torch import Tensor
 
-from fedlora_client.decoder.projections import XA, LayerModules
+from fedlora_client.decoder.projections import XA, Projections
 from fedlora_client.decoder.residual_output import ResidualOutput
 from fedlora_client.layers.batch import Batch
 from fedlora_client.ops.attention import Heads, Scores, attend, attend_backward
@@ -43,21 +43,21 @@ class AttentionActivations:
     fresh: FreshAttention | None
 
 
-class AttentionHalf:
+class SelfAttention:
     """Frozen, as its block."""
 
     def __init__(
-        self, layer: int, shape: DecoderShape, modules: LayerModules, norms: Mapping[str, Tensor], ops: Ops
+        self, layer: int, shape: DecoderShape, projections: Projections, norms: Mapping[str, Tensor], ops: Ops
     ) -> None:
         prefix, names = layer_name(layer), shape.norms
-        self._layer, self._modules, self._ops = layer, modules, ops
+        self._layer, self._projections, self._ops = layer, projections, ops
         self._eps, self._head_dim = shape.rms_norm_eps, shape.head_dim
         self._scores = Scores(scale=shape.attention_scale, cap=shape.attention_cap)
-        into = modules.readers("qkv_proj" if shape.joined_modules else "q_proj")
+        into = projections.readers("qkv_proj" if shape.joined_modules else "q_proj")
         self._into = {name: list(shape.parts()[f"self_attn.{name}"]) for name in into}
         self._before = norms[f"{prefix}.{names.before_attention}"]
         after = norms[f"{prefix}.{names.after_attention}"] if names.after_attention else None
-        self._output = ResidualOutput("o_proj", modules, after, shape.rms_norm_eps, ops)
+        self._output = ResidualOutput("o_proj", projections, after, shape.rms_norm_eps, ops)
         self._of_heads = {kind: norms[f"{prefix}.self_attn.{kind}_norm"] for kind in "qk" if shape.qk_norm}
 
     def forward(
@@ -69,10 +69,10 @@ class AttentionHalf:
         h: Tensor,  # [N, H], the result
     ) -> AttentionActivations:
         """h, and what the backward needs: it holds until the next use of `saved`."""
-        modules, xA, unnormed = self._modules, XA(), dict[str, Tensor]()
+        projections, xA, unnormed = self._projections, XA(), dict[str, Tensor]()
         normed = self._normed(x, batch, space)
         heads = self._heads(normed, batch, space, saved, xA, unnormed)
-        mixed, width = modules.input("o_proj", saved, batch), modules.in_features("o_proj")
+        mixed, width = projections.input("o_proj", saved, batch), projections.in_features("o_proj")
         weights = attend(heads, batch.first_keys[self._layer], mixed[:, :width], self._scores, self._ops, space)
         out = self._output.forward(mixed, x, batch, space, saved, xA, h)
         fresh = FreshAttention(weights, normed) if saved is space else None
@@ -89,8 +89,8 @@ class AttentionHalf:
         is_last: bool,  # nothing below trains: the gradient in x is left unfinished
     ) -> None:
         """Add the gradients of the adapters, and turn the gradient in the output into that in the input."""
-        modules, ops, fresh = self._modules, self._ops, kept.fresh
-        d_mixed = space.get("d_mixed", len(x), modules.in_features("o_proj"))
+        projections, ops, fresh = self._projections, self._ops, kept.fresh
+        d_mixed = space.get("d_mixed", len(x), projections.in_features("o_proj"))
         self._output.backward(kept.mixed, kept.out, gradient, batch, space, kept.xA, d_mixed)
         d_heads = Heads(*(space.get(f"d_{kind}", *part.shape) for kind, part in zip("qkv", kept.heads, strict=True)))
         attend_backward(
@@ -100,16 +100,16 @@ class AttentionHalf:
         normed = fresh.normed if fresh else self._normed(x, batch, space)
         d_normed, gradients = space.get("d_normed", *x.shape), zip("qkv", d_heads, strict=True)
         for number, (name, sizes) in enumerate(self._into.items()):
-            dy = modules.gradient_of(name, space, batch)
+            dy = projections.gradient_of(name, space, batch)
             for out in torch.split(dy[:, : sum(sizes)], sizes, 1):
                 kind, part = next(gradients)
                 self._merge(kind, part, kept.unnormed.get(kind), batch, space, out)
-            modules.back(name, normed, kept.xA, dy, batch, space, None if is_last else d_normed, add=number > 0)
+            projections.back(name, normed, kept.xA, dy, batch, space, None if is_last else d_normed, add=number > 0)
         if not is_last:
             ops.rms_norm_backward(x, self._before, self._eps, d_normed, gradient)
 
     def _normed(self, x: Tensor, batch: Batch, space: Workspace) -> Tensor:
-        normed = self._modules.input(next(iter(self._into)), space, batch)
+        normed = self._projections.input(next(iter(self._into)), space, batch)
         self._ops.rms_norm(x, self._before, self._eps, normed[:, : x.shape[1]])
         return normed
 
@@ -120,7 +120,7 @@ class AttentionHalf:
         heads: list[Tensor] = []
         for name, sizes in self._into.items():
             rows = space.get("rows", len(normed), sum(sizes))
-            self._modules.apply(name, normed, batch, space, xA, rows)
+            self._projections.apply(name, normed, batch, space, xA, rows)
             for part in torch.split(rows, sizes, 1):
                 heads.append(self._split("qkv"[len(heads)], part, batch, space, saved, unnormed))
         return Heads(*heads)
