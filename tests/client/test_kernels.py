@@ -32,7 +32,7 @@ SABOTAGE = [
     ("softmax", "begin = starts[row / (heads * queries) * length + last]", "begin = 0"),
     ("swiglu", "share + silu * (1.0f - share)", "share + silu * share"),
     ("geglu", "share + gelu * (1.0f - share) * gelu_slope(g)", "share + gelu * (1.0f - share)"),
-    ("logits_gradient", "(exponential(wanted - shift) - 1.0f) * scale", "exponential(wanted - shift) * scale"),
+    ("cross_entropy_backward", "(exponential(wanted - shift) - 1.0f) * scale", "exponential(wanted - shift) * scale"),
     # Rows that lie further apart than they are long.
     ("split_heads", "NAME(rotate)(rows + n * stride", "NAME(rotate)(rows + n * heads * size"),
     ("swiglu", "*gates = gate + row * gate_apart", "*gates = gate + row * up_apart"),

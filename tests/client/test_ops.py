@@ -226,14 +226,14 @@ def geglu_backward(ops: Ops, inputs: Inputs) -> Results:
 PARTS, TARGETS = [33, 1, 16], torch.tensor([0, 32, 33, 34, 49, 5, IGNORED])
 
 
-def fold_logits(ops: Ops, inputs: Inputs) -> Results:
+def online_logsumexp(ops: Ops, inputs: Inputs) -> Results:
     for parts, targets in ((PARTS, TARGETS), ([50], TARGETS), (PARTS, TARGETS[:1])):
         logits = inputs.random(len(targets), sum(parts)) * 6
         logits[0, 40] = 80  # a maximum that comes late makes what was summed up before it vanish
         largest, total = torch.full((len(targets),), -math.inf), torch.zeros(len(targets))
         at_target, first = torch.full((len(targets),), UNTOUCHED), 0
         for part in torch.split(logits, parts, 1):
-            ops.fold_logits(inputs.copy(part), first, targets, largest, total, at_target)
+            ops.online_logsumexp(inputs.copy(part), first, targets, largest, total, at_target)
             first += part.shape[1]
         yield largest, logits.double().amax(1)
         yield largest + total.log(), logits.double().logsumexp(1)
@@ -242,7 +242,7 @@ def fold_logits(ops: Ops, inputs: Inputs) -> Results:
         assert bool((at_target[~learned] == UNTOUCHED).all())
 
 
-def logits_gradient(ops: Ops, inputs: Inputs) -> Results:
+def cross_entropy_backward(ops: Ops, inputs: Inputs) -> Results:
     logits, row_scale = inputs.random(len(TARGETS), sum(PARTS)) * 3, inputs.wide(len(TARGETS))
     wide = leaf(logits)
     losses = F.cross_entropy(wide, TARGETS, ignore_index=IGNORED, reduction="none")
@@ -251,14 +251,14 @@ def logits_gradient(ops: Ops, inputs: Inputs) -> Results:
     learned = TARGETS != IGNORED  # the head gives it no others
     for part, wanted in zip(torch.split(logits, PARTS, 1), torch.split(expected, PARTS, 1), strict=True):
         room = inputs.copy(part[learned])
-        ops.logits_gradient(room, first, TARGETS[learned], log_total[learned], row_scale[learned])
+        ops.cross_entropy_backward(room, first, TARGETS[learned], log_total[learned], row_scale[learned])
         yield room, wanted[learned]
         first += part.shape[1]
 
 
 OPERATIONS: list[Callable[[Ops, Inputs], Results]] = [
     rms_norm, rms_norm_backward, split_heads, merge_heads, softmax, softmax_backward, swiglu, swiglu_backward,
-    geglu, geglu_backward, fold_logits, logits_gradient,
+    geglu, geglu_backward, online_logsumexp, cross_entropy_backward,
 ]  # fmt: skip
 
 
@@ -346,7 +346,7 @@ def test_a_nan_among_the_inputs_makes_its_row_nan_and_no_other(ops: Ops, dtype: 
     ops.softmax(weights, torch.zeros(3, 40, dtype=torch.int64), 39, 1.0)
     check(weights)
     largest, total, at_target = torch.full((3,), -math.inf), torch.zeros(3), torch.zeros(3)
-    ops.fold_logits(x, 0, torch.tensor([1, 2, 3]), largest, total, at_target)
+    ops.online_logsumexp(x, 0, torch.tensor([1, 2, 3]), largest, total, at_target)
     check((largest + total.log() - at_target)[:, None])
 
 

@@ -58,7 +58,7 @@ class Head:
             chunk, wanted = x[rows], targets[rows]
             normed = torch.empty_like(chunk)
             self._ops.rms_norm(chunk, self._norm, self._eps, normed)
-            log_total, at_target, parts = self._folded(normed, wanted, space, lora)
+            log_total, at_target, parts = self._logsumexp(normed, wanted, space, lora)
             result[rows] = log_total - at_target
             if gradient is not None and row_scale is not None:
                 upstream = self._backward(normed, parts, wanted, log_total, row_scale[rows], space, lora)
@@ -67,7 +67,7 @@ class Head:
                 gradient[rows] = through
         return result
 
-    def _folded(
+    def _logsumexp(
         self, normed: Tensor, targets: Tensor, space: Workspace, lora: LoraTensors | None
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """(log sum exp, the target's logit, the logits of each part of the vocabulary)"""
@@ -80,7 +80,7 @@ class Head:
             logits = held[count * first : count * (first + len(weight))].view(count, len(weight))
             torch.mm(normed, weight.T, out=logits)
             self._limit(logits)
-            self._ops.fold_logits(logits, first, targets, largest, total, at_target)
+            self._ops.online_logsumexp(logits, first, targets, largest, total, at_target)
             parts.append(logits)
         return largest + total.log(), at_target, parts
 
@@ -102,7 +102,7 @@ class Head:
             if self._cap:
                 slope = space.get("logits.slope", *logits.shape).copy_(logits)
                 slope.div_(self._cap).square_().neg_().add_(1)
-            self._ops.logits_gradient(logits, first, targets, log_total, row_scale)
+            self._ops.cross_entropy_backward(logits, first, targets, log_total, row_scale)
             if slope is not None:
                 logits.mul_(slope)
             total += logits @ self._weight(first, space, lora)

@@ -28,8 +28,8 @@ _ARGUMENTS = {
     "swiglu_backward": (_P, _N, _P, _N, _P, _N, _N, _P, _N, _P, _N),
     "geglu": (_P, _N, _P, _N, _N, _N, _P, _N),
     "geglu_backward": (_P, _N, _P, _N, _P, _N, _N, _P, _N, _P, _N),
-    "fold_logits": (_P, _N, _N, _N, _P, _P, _P, _P),
-    "logits_gradient": (_P, _N, _N, _N, _P, _P, _P),
+    "online_logsumexp": (_P, _N, _N, _N, _P, _P, _P, _P),
+    "cross_entropy_backward": (_P, _N, _N, _N, _P, _P, _P),
 }
 
 
@@ -93,17 +93,17 @@ class NativeOps:
     def geglu_backward(self, gate: Tensor, up: Tensor, gradient: Tensor, d_gate: Tensor, d_up: Tensor) -> None:
         self._glu_backward("geglu_backward", gate, up, gradient, d_gate, d_up)
 
-    def fold_logits(
+    def online_logsumexp(
         self, logits: Tensor, first: int, targets: Tensor, largest: Tensor, total: Tensor, at_target: Tensor
     ) -> None:
-        self._functions["fold_logits", logits.dtype](
+        self._functions["online_logsumexp", logits.dtype](
             _at(logits), *logits.shape, first, _at(targets), _at(largest), _at(total), _at(at_target)
         )
 
-    def logits_gradient(
+    def cross_entropy_backward(
         self, logits: Tensor, first: int, targets: Tensor, log_total: Tensor, row_scale: Tensor
     ) -> None:
-        self._functions["logits_gradient", logits.dtype](
+        self._functions["cross_entropy_backward", logits.dtype](
             _at(logits), *logits.shape, first, _at(targets), _at(log_total), _at(row_scale)
         )
 

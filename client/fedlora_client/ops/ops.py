@@ -94,7 +94,7 @@ class Ops(Protocol):
         """As `swiglu_backward`."""
         ...
 
-    def fold_logits(
+    def online_logsumexp(
         self,
         logits: Tensor,  # [N, V'], of the tokens from `first`
         first: int,
@@ -103,10 +103,13 @@ class Ops(Protocol):
         total: Tensor,  # float32 [N]
         at_target: Tensor,  # float32 [N]
     ) -> None:
-        """Fold a part of the vocabulary into each row's maximum, sum of exp(logit - maximum) and target's logit."""
+        """Take a part of the vocabulary into each row's maximum, sum of exp(logit - maximum) and target's logit.
+
+        log sum exp(logits) = largest + log(total) after the last part (arXiv:1805.02867).
+        """
         ...
 
-    def logits_gradient(
+    def cross_entropy_backward(
         self, logits: Tensor, first: int, targets: Tensor, log_total: Tensor, row_scale: Tensor
     ) -> None:
         """In place: (exp(logits - log_total) - [token is the target]) * row_scale; log_total, row_scale float32 [N]"""

@@ -93,7 +93,7 @@ class PlainOps:
             slope = wide.square_().mul_(3 * GELU_CUBE).add_(1).mul_(2 * GELU_SCALE)
             d_gate[rows].copy_(gelu.mul_(1 - share).mul_(slope).add_(share).mul_(gradient[rows]).mul_(up[rows]))
 
-    def fold_logits(
+    def online_logsumexp(
         self, logits: Tensor, first: int, targets: Tensor, largest: Tensor, total: Tensor, at_target: Tensor
     ) -> None:
         for some in _slices(logits):
@@ -104,7 +104,7 @@ class PlainOps:
         rows, columns = _targets_within(targets, first, logits.shape[1])
         at_target[rows] = logits[rows, columns].float()
 
-    def logits_gradient(
+    def cross_entropy_backward(
         self, logits: Tensor, first: int, targets: Tensor, log_total: Tensor, row_scale: Tensor
     ) -> None:
         rows, columns = _targets_within(targets, first, logits.shape[1])

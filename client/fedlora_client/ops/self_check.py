@@ -107,10 +107,10 @@ def _runs(dtype: torch.dtype) -> Iterator[tuple[str, Run]]:
 
     def loss(ops: Ops) -> tuple[Tensor, ...]:
         largest, total, at_target = torch.full((4,), -torch.inf), torch.zeros(4), torch.zeros(4)
-        ops.fold_logits(logits, 0, targets, largest, total, at_target)
-        ops.fold_logits(logits + 1, 33, targets, largest, total, at_target)
+        ops.online_logsumexp(logits, 0, targets, largest, total, at_target)
+        ops.online_logsumexp(logits + 1, 33, targets, largest, total, at_target)
         gradient = logits.clone()
-        ops.logits_gradient(gradient, 0, targets, largest + total.log(), row_scale)
+        ops.cross_entropy_backward(gradient, 0, targets, largest + total.log(), row_scale)
         return largest + total.log(), at_target, gradient
 
-    yield "logits_gradient", loss
+    yield "cross_entropy_backward", loss
