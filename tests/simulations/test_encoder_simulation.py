@@ -10,7 +10,7 @@ from fedlora_server.run.run_directory import read_metrics
 from fedlora_simulations.simulation import simulate
 from rich.console import Console
 
-from tests.client.test_encoder_training import records, written
+from tests.client.encoder.test_training import records, written
 from tests.encoders import LABELS, save_encoder_pack
 
 

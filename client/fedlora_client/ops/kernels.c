@@ -313,7 +313,7 @@ void NAME(geglu_backward)(const REAL *gate, int64_t gate_apart, const REAL *up, 
 }
 
 void NAME(online_logsumexp)(const REAL *logits, int64_t rows, int64_t width, int64_t first, const int64_t *targets,
-                       float *largest, float *total, float *at_target) {
+                            float *largest, float *total, float *at_target) {
     ROWS for (int64_t row = 0; row < rows; row++) {
         const REAL *line = logits + row * width;
         float peak = largest[row], sum = 0;
@@ -327,7 +327,7 @@ void NAME(online_logsumexp)(const REAL *logits, int64_t rows, int64_t width, int
 }
 
 void NAME(cross_entropy_backward)(REAL *logits, int64_t rows, int64_t width, int64_t first, const int64_t *targets,
-                           const float *log_total, const float *row_scale) {
+                                  const float *log_total, const float *row_scale) {
     ROWS for (int64_t row = 0; row < rows; row++) {
         REAL *line = logits + row * width;
         float shift = log_total[row], scale = row_scale[row];
