@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 from fedlora.base.pack import open_pack
 from fedlora.exported.profiles import graph_name
-from fedlora_client.data.windows import load_tokenizer
+from fedlora_client.data.tokenizer import load_tokenizer
 from fedlora_export.checks.check import open_session
 from fedlora_export.export import export_base
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY

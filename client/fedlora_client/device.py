@@ -23,7 +23,8 @@ from fedlora.wire.task import Task
 from fedlora.wire.update import Update
 
 from fedlora_client.data.encoder_windows import label_windows
-from fedlora_client.data.windows import Windows, load_tokenizer, read_windows
+from fedlora_client.data.tokenizer import load_tokenizer
+from fedlora_client.data.windows import Windows, read_windows
 from fedlora_client.kept_factors import KeptFactors
 from fedlora_client.model import Model, open_model
 from fedlora_client.ops.compute import Compute, choose_compute

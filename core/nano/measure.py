@@ -13,7 +13,8 @@ import sys
 import torch
 from corpus import WINDOW, documents, ngram_losses, tokens_of
 from fedlora.base.pack import open_pack
-from fedlora_client.data.windows import Windows, load_tokenizer
+from fedlora_client.data.tokenizer import load_tokenizer
+from fedlora_client.data.windows import Windows
 from fedlora_client.decoder.decoder import Decoder
 from fedlora_client.ops.compute import choose_compute
 from fedlora_client.training.trainer import evaluate

@@ -17,7 +17,7 @@ from fedlora.base.packing import make_pack
 from fedlora.base.quantize import Quantization
 from fedlora.cli import main
 from fedlora.errors import ConfigError
-from fedlora_client.data.windows import load_tokenizer
+from fedlora_client.data.tokenizer import load_tokenizer
 from fedlora_client.decoder.decoder import Decoder
 from fedlora_export.adapter_export import write_onnx_adapter
 from fedlora_export.export import export_base

@@ -10,24 +10,24 @@ No example is read or learned across another: `starts` tells where the example o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from fedlora.base.pack import TOKENIZER
 from fedlora.data.chat_template import ChatTemplate, load_chat_template
 from fedlora.data.examples import Chat, Example, Labelled, TextRecord
-from fedlora.errors import ConfigError, DataError, PackError
+from fedlora.errors import ConfigError, DataError
 from fedlora.family import DecoderShape
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from fedlora_client.data.best_fit import best_fit_decreasing
 from fedlora_client.data.encoding import IGNORED, ExampleEncoder, Pairs
+from fedlora_client.data.tokenizer import load_tokenizer
 
-__all__ = ["IGNORED", "Windows", "load_tokenizer", "make_windows"]
+__all__ = ["IGNORED", "Windows", "make_windows", "parts", "read_windows"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +54,6 @@ class Windows:
     @property
     def learned_tokens(self) -> int:
         return int((self.targets != IGNORED).sum())
-
-
-def load_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer of a base pack. Raises PackError where its file is damaged."""
-    try:
-        tokenizer = Tokenizer.from_file(str(directory / TOKENIZER))
-    except Exception as error:  # the library raises bare Exception
-        raise PackError(f"{directory / TOKENIZER}: not a tokenizer: {error}") from None
-    # A tokenizer's file may tell it to cut or to fill every text.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
 
 
 def read_windows(examples: Sequence[Example], directory: Path, shape: DecoderShape, length: int, where: str) -> Windows:
@@ -116,6 +104,12 @@ def make_windows(
         raise DataError(f"{where}: no text to train or measure on; give this device data, or leave it out of the run")
     inputs, targets, starts = _filled(row, whole, length)
     return Windows(inputs, targets, starts, examples=len(row) + len(whole), truncated=truncated, skipped=skipped)
+
+
+def parts(windows: Sequence[Windows], micro_batch: int) -> Iterator[list[Windows]]:
+    """The same `micro_batch` rows of each at a time."""
+    for rows in torch.split(torch.arange(len(windows[0])), micro_batch):
+        yield [each.batch(rows) for each in windows]
 
 
 def _filled(row: list[Pairs], whole: list[Pairs], length: int) -> tuple[Tensor, Tensor, Tensor]:

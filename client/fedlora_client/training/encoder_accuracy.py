@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from fedlora.lora.adapter import Adapter
 
-from fedlora_client.data.windows import Windows
+from fedlora_client.data.windows import Windows, parts
 from fedlora_client.encoder.encoder import Encoder
 from fedlora_client.training.planning import cut_measurement
-from fedlora_client.training.training import parts
 
 
 def accuracy(

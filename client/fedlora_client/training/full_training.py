@@ -27,10 +27,10 @@ from fedlora.files.tensor_file import TensorPlan, write_tensor_file
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedlora_client.data.windows import IGNORED, Windows, read_windows
+from fedlora_client.data.windows import IGNORED, Windows, parts, read_windows
 from fedlora_client.decoder.dense_decoder import dense_logits
 from fedlora_client.training.learning_rate import learning_rate, with_epochs
-from fedlora_client.training.training import batches, parts
+from fedlora_client.training.training import batches
 
 _MICRO_BATCH = 4
 

@@ -18,7 +18,7 @@ from fedlora.wire.task import FactorSet
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedlora_client.data.windows import IGNORED, Windows
+from fedlora_client.data.windows import IGNORED, Windows, parts
 from fedlora_client.layers.batch import MemoryPlan
 from fedlora_client.layers.dropout import SeededDropout
 from fedlora_client.layers.lora import LoraTensors
@@ -172,9 +172,3 @@ def batches(count: int, config: TrainConfig, generator: np.random.Generator) -> 
             order += generator.permutation(count).tolist()
         yield torch.tensor(order[: config.batch_size])
         del order[: config.batch_size]
-
-
-def parts(windows: Sequence[Windows], micro_batch: int) -> Iterator[list[Windows]]:
-    """The same `micro_batch` rows of each at a time."""
-    for rows in torch.split(torch.arange(len(windows[0])), micro_batch):
-        yield [each.batch(rows) for each in windows]

@@ -16,7 +16,8 @@ from fedlora.data.chat_template import ChatTemplate
 from fedlora.data.examples import Chat, ChatMessage, Completion, Example, Labelled, TextRecord
 from fedlora.errors import ConfigError, DataError, PackError
 from fedlora_client.data.encoding import IGNORED, ExampleEncoder
-from fedlora_client.data.windows import Windows, load_tokenizer, make_windows
+from fedlora_client.data.tokenizer import load_tokenizer
+from fedlora_client.data.windows import Windows, make_windows
 from fedlora_client.device import _cut
 from hypothesis import given, settings
 from hypothesis import strategies as st

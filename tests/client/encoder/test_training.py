@@ -21,7 +21,8 @@ from fedlora.peft.directory import read_peft
 from fedlora_client import local_training
 from fedlora_client.commands.train import train as train_command
 from fedlora_client.data.encoder_windows import label_windows
-from fedlora_client.data.windows import IGNORED, load_tokenizer, read_windows
+from fedlora_client.data.tokenizer import load_tokenizer
+from fedlora_client.data.windows import IGNORED, read_windows
 from fedlora_client.device import Device
 from fedlora_client.encoder.encoder import Encoder
 from fedlora_client.local_training import LocalRun, LocalTraining
