@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 from fedlora.base.pack import BasePack
-from fedlora.base.quantize import dequantize
 from fedlora.config.run import RunConfig
-from fedlora.errors import AdapterMismatchError, ConfigError, DataError
-from fedlora.family import EMBEDDING, HEAD, EncoderShape
+from fedlora.errors import AdapterMismatchError, DataError
+from fedlora.family import HEAD
 from fedlora.files.atomic import check_directory
 from fedlora.files.tensor_file import Dtype, as_float32
 from fedlora.lora.adapter import Adapter
@@ -21,8 +20,6 @@ from fedlora.peft.directory import CONFIG, PeftDirectory, read_peft, saved_name,
 from numpy.typing import NDArray
 
 from fedlora_client.device import Device
-from fedlora_client.encoder.encoder import Encoder
-from fedlora_client.training.encoder_accuracy import accuracy
 from fedlora_client.training.learning_rate import with_epochs
 from fedlora_client.training.memory import peak_bytes
 from fedlora_client.training.trainer import Evaluation, Saving, TrainResult, Watcher, train
@@ -97,7 +94,7 @@ class LocalTraining:
             "losses": result.losses,
             "evaluations": result.evaluations,
             "tokens": result.tokens,
-            **self._accuracy(result.adapter),  # before the peak is read
+            **self._metrics(result.adapter),  # before the peak is read
             "seconds": round(time.monotonic() - started, 1),
             "peak_mb": round(peak_bytes() / 1e6),
         }
@@ -114,10 +111,7 @@ class LocalTraining:
         """The adapter to begin with, and the head where it trains."""
         head = None
         if self.run.config.lora.modules_to_save:
-            shape = self.base.model
-            if isinstance(shape, EncoderShape):
-                raise ConfigError(f"lora.modules_to_save: the head of {shape.model_type} stays frozen; leave it out")
-            head = dequantize(self.base.matrix(EMBEDDING if shape.tie_word_embeddings else HEAD))
+            head = self.device.model.trainable_head()
         if self.run.start is None:
             return self.device.first_adapter(), head
         found, where = read_peft(self.run.start), str(self.run.start)
@@ -136,13 +130,11 @@ class LocalTraining:
             head = as_float32(array, dtype, where)
         return found.adapter, head
 
-    def _accuracy(self, adapter: Adapter) -> dict[str, float]:
-        """How often an encoder tells a held-out label, for the report; nothing where there is none to tell."""
-        model = self.device.model
-        if not isinstance(model, Encoder) or self._evaluation is None:
+    def _metrics(self, adapter: Adapter) -> dict[str, float]:
+        """What the model tells of the held-out data beside the loss, for the report."""
+        if self._evaluation is None:
             return {}
-        told = accuracy(model, adapter, self._evaluation.windows, memory_mb=self.config.memory_mb)
-        return {"accuracy": told}
+        return self.device.model.metrics(adapter, self._evaluation.windows, memory_mb=self.config.memory_mb)
 
     def _made_evaluation(self) -> tuple[Evaluation | None, str]:
         """How the training is measured; or why it is not."""

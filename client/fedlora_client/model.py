@@ -4,20 +4,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 from fedlora.base.pack import BasePack
+from fedlora.config.run import TrainConfig
+from fedlora.data.examples import Example
 from fedlora.family import EncoderShape, ModelShape
 from fedlora.lora.adapter import Adapter
 from fedlora.wire.task import FactorSet
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedlora_client.data.windows import Windows
 from fedlora_client.decoder.decoder import Decoder
 from fedlora_client.encoder.encoder import Encoder
-from fedlora_client.layers.batch import Dropout, MemoryPlan
+from fedlora_client.layers.batch import Dropout
 from fedlora_client.layers.lora import LoraTensors
+from fedlora_client.layers.step_plan import Memory, MemoryPlan, StepPlan
 from fedlora_client.ops.compute import Compute
 from fedlora_client.ops.workspace import Workspace
 
@@ -30,6 +35,21 @@ class Model(Protocol):
 
     @property
     def shape(self) -> ModelShape: ...
+
+    @property
+    def unit(self) -> str: ...
+
+    def windows(self, examples: Sequence[Example], length: int, where: str) -> Windows: ...
+
+    def plan_step(self, config: TrainConfig, rank: int, memory: Memory, adapters: int = 1) -> StepPlan: ...
+
+    def cut_measurement(self, length: int, *, frugal: bool) -> tuple[int, MemoryPlan]: ...
+
+    def metrics(
+        self, adapter: Adapter | None, windows: Windows, *, memory_mb: int = 0, frozen: Adapter | None = None
+    ) -> dict[str, float]: ...
+
+    def trainable_head(self) -> NDArray[np.float32]: ...
 
     def workspace(self) -> Workspace: ...
 

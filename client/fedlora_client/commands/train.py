@@ -9,7 +9,6 @@ import click
 from fedlora.base.pack import CONFIG
 from fedlora.config.run import DataConfig, RunConfig, changed
 from fedlora.errors import ConfigError, RunError
-from fedlora.family import DecoderShape
 from fedlora.files.atomic import check_directory
 from rich.console import Console
 
@@ -94,10 +93,11 @@ def train(
             saved = run.state_file.exists()
             raise RunError(f"stopped; {'--resume goes on' if saved else 'nothing was saved yet'}") from None
     if result.evaluations:
-        unit = "token" if isinstance(training.base.model, DecoderShape) else "text"
         step, loss = min(result.evaluations, key=lambda evaluation: evaluation[1])
         before = f", {result.evaluations[0][1]:.4f} before" if step else ": training made it no better"
-        console.print(f"held-out loss {loss:.4f} nats per {unit} after step {step}{before}", highlight=False)
+        console.print(
+            f"held-out loss {loss:.4f} nats per {training.device.model.unit} after step {step}{before}", highlight=False
+        )
     console.print(f"peak memory {peak_bytes() / 1e6:.0f} MB", highlight=False)
     click.echo(output)
 

@@ -9,7 +9,7 @@ from fedlora.config.run import TrainConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedlora_client.training.budget import StepPlan
+from fedlora_client.layers.step_plan import StepPlan
 from fedlora_client.training.memory import resident_bytes
 from fedlora_client.training.trainer import Watcher
 

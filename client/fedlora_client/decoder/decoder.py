@@ -6,20 +6,28 @@ block's backward needs; the other blocks are computed again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from fedlora.base.pack import BasePack
+from fedlora.base.quantize import dequantize
+from fedlora.config.run import TrainConfig
+from fedlora.data.examples import Example
 from fedlora.family import EMBEDDING, FINAL_NORM, HEAD
 from fedlora.lora.adapter import Adapter
 from fedlora.wire.task import FactorSet
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedlora_client.data.windows import Windows, read_windows
+from fedlora_client.decoder import budget
 from fedlora_client.decoder.block import Activations, Block
 from fedlora_client.decoder.head import Head
 from fedlora_client.decoder.rotary import ropes_of
-from fedlora_client.layers.batch import NOTHING_KEPT, Batch, Dropout, MemoryPlan, no_dropout
+from fedlora_client.layers.batch import Batch, Dropout, no_dropout
 from fedlora_client.layers.lora import LoraTensors
+from fedlora_client.layers.step_plan import NOTHING_KEPT, Memory, MemoryPlan, StepPlan
 from fedlora_client.ops.compute import Compute, choose_compute
 from fedlora_client.ops.packed import PackedMatrix
 from fedlora_client.ops.plain_ops import embedding_rows
@@ -30,6 +38,8 @@ from fedlora_client.ops.workspace import Workspace
 
 class Decoder:
     """The frozen base. It has no state but the mapped weights: any number of threads may share one."""
+
+    unit = "token"  # of a loss
 
     def __init__(self, base: BasePack, compute: Compute | None = None) -> None:
         self.base, self.shape = base, base.shape
@@ -46,8 +56,32 @@ class Decoder:
         }
         layers = range(shape.num_layers)
         self._blocks = [Block(layer, shape, matrices, norms, biases, self.compute.ops) for layer in layers]
-        head = matrices[EMBEDDING if shape.tie_word_embeddings else HEAD]
-        self._head = Head(head, norms[FINAL_NORM], shape.rms_norm_eps, self.compute, shape.logit_cap)
+        self._head_module = EMBEDDING if shape.tie_word_embeddings else HEAD
+        self._head = Head(
+            matrices[self._head_module], norms[FINAL_NORM], shape.rms_norm_eps, self.compute, shape.logit_cap
+        )
+
+    def windows(self, examples: Sequence[Example], length: int, where: str) -> Windows:
+        """What is read and learned of the examples, `length` tokens at a time: see `make_windows`."""
+        return read_windows(examples, self.base.directory, self.shape, length, where)
+
+    def plan_step(self, config: TrainConfig, rank: int, memory: Memory, adapters: int = 1) -> StepPlan:
+        """How a step is cut. Raises ConfigError where memory does not suffice."""
+        return budget.plan_step(self.shape, config, rank, self.compute, memory, adapters)
+
+    def cut_measurement(self, length: int, *, frugal: bool) -> tuple[int, MemoryPlan]:
+        """(windows of `length` tokens at a time, memory plan) of a measurement, which keeps nothing."""
+        return budget.cut_measurement(self.shape, length, self.compute, frugal=frugal)
+
+    def metrics(
+        self, adapter: Adapter | None, windows: Windows, *, memory_mb: int = 0, frozen: Adapter | None = None
+    ) -> dict[str, float]:
+        """{name: value} of what is measured beside the loss: nothing."""
+        return {}
+
+    def trainable_head(self) -> NDArray[np.float32]:
+        """The base's head [V, H], dequantized, for a training to begin with."""
+        return dequantize(self.base.matrix(self._head_module))
 
     def workspace(self) -> Workspace:
         """For whoever computes: one each."""

@@ -9,11 +9,13 @@ activations are kept where memory allows, and computed again elsewhere. The clas
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from fedlora.base.pack import BasePack
+from fedlora.config.run import TrainConfig
+from fedlora.data.examples import Example
 from fedlora.errors import ConfigError, PackError
 from fedlora.family import EncoderShape
 from fedlora.lora.adapter import Adapter
@@ -21,17 +23,21 @@ from fedlora.wire.task import FactorSet
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedlora_client.data.encoder_windows import label_windows
+from fedlora_client.data.tokenizer import load_tokenizer
+from fedlora_client.data.windows import Windows, parts
+from fedlora_client.encoder import budget
 from fedlora_client.encoder.block import EncoderBlock, LayerNorm, TextBatch
+from fedlora_client.encoder.checkpointing import CheckpointedPass
 from fedlora_client.encoder.head import EncoderHead
 from fedlora_client.encoder.padding import check_padding
-from fedlora_client.layers.batch import Dropout, MemoryPlan, no_dropout
+from fedlora_client.layers.batch import Dropout, no_dropout
 from fedlora_client.layers.lora import LoraTensors
+from fedlora_client.layers.step_plan import NOTHING_KEPT, Memory, MemoryPlan, StepPlan
 from fedlora_client.ops.compute import Compute, choose_compute
 from fedlora_client.ops.packed import PackedMatrix
 from fedlora_client.ops.plain_ops import embedding_rows
 from fedlora_client.ops.workspace import Workspace
-
-NOTHING_KEPT = MemoryPlan()
 
 
 class Encoder:
@@ -40,6 +46,8 @@ class Encoder:
     `starts` [S, T] tells text from padding: 0 where there is text, its own place where a position is padding, which is at
     the end. A row without text, or with text after padding, is a DataError.
     """
+
+    unit = "text"  # of a loss
 
     def __init__(self, base: BasePack, compute: Compute | None = None) -> None:
         """Raises PackError where the base is no encoder."""
@@ -63,6 +71,43 @@ class Encoder:
         ]
         self._head = EncoderHead(shape, floats) if shape.labels else None
 
+    def windows(self, examples: Sequence[Example], length: int, where: str) -> Windows:
+        """A window of `length` tokens for each text and its label: see `label_windows`."""
+        return label_windows(examples, load_tokenizer(self.base.directory), self.shape, length, where)
+
+    def plan_step(self, config: TrainConfig, rank: int, memory: Memory, adapters: int = 1) -> StepPlan:
+        """How a step is cut. Raises ConfigError where memory does not suffice."""
+        return budget.plan_step(self.shape, config, rank, self.compute, memory, adapters)
+
+    def cut_measurement(self, length: int, *, frugal: bool) -> tuple[int, MemoryPlan]:
+        """(texts of `length` tokens at a time, memory plan) of a measurement, which keeps nothing."""
+        return 1 if frugal else max(1, self.compute.rows // length), NOTHING_KEPT
+
+    def metrics(
+        self, adapter: Adapter | None, windows: Windows, *, memory_mb: int = 0, frozen: Adapter | None = None
+    ) -> dict[str, float]:
+        """{name: value} of what is measured beside the loss: the accuracy."""
+        return {"accuracy": self.accuracy(adapter, windows, memory_mb=memory_mb, frozen=frozen)}
+
+    def accuracy(
+        self, adapter: Adapter | None, windows: Windows, *, memory_mb: int = 0, frozen: Adapter | None = None
+    ) -> float:
+        """The share of the texts, which all have a label, whose highest score is that of their label.
+
+        adapter None measures the base, `memory_mb` is a bound or 0: with it the texts come as in `evaluate`.
+        """
+        lora = None if adapter is None else self.lora(adapter, frozen=frozen)
+        texts, _ = self.cut_measurement(windows.inputs.shape[1], frugal=bool(memory_mb))
+        right = 0
+        for (part,) in parts([windows], texts):
+            scores = self.logits(part.inputs, lora, part.starts)
+            right += int((scores.argmax(1).cpu() == part.targets[:, 0]).sum())
+        return right / len(windows)
+
+    def trainable_head(self) -> NDArray[np.float32]:
+        """Raise ConfigError: no head of an encoder trains."""
+        raise ConfigError(f"lora.modules_to_save: the head of {self.shape.model_type} stays frozen; leave it out")
+
     def workspace(self) -> Workspace:
         """For whoever computes: one each."""
         return Workspace(self.compute.device, self.compute.dtype)
@@ -73,7 +118,7 @@ class Encoder:
     ) -> LoraTensors:  # fmt: skip
         """The adapters as tensors of which `trains` train, side by side. Raises ConfigError for a head to train."""
         if head is not None:
-            raise ConfigError(f"lora.modules_to_save: the head of {self.shape.model_type} stays frozen; leave it out")
+            self.trainable_head()
         return LoraTensors(adapters, self.compute.device, None, trains, frozen)
 
     def logits(self, tokens: Tensor, lora: LoraTensors | None = None, starts: Tensor | None = None) -> Tensor:
@@ -106,9 +151,9 @@ class Encoder:
         """Add the gradients of sum(row_scale * losses) to those of `lora`; return the losses."""
         x, batch = self._begin(tokens, starts, lora, space, dropout)
         first_kept = self.shape.num_layers - 1 - memory_plan.kept_blocks
-        passes: list[_Pass] = []
+        passes: list[CheckpointedPass] = []
         for layer, block in enumerate(self._blocks):
-            passes.append(_Pass(block, x, batch, keep=layer >= first_kept))
+            passes.append(CheckpointedPass(block, x, batch, keep=layer >= first_kept))
             x = passes[-1].output
         with torch.enable_grad():
             y = x.detach().requires_grad_()
@@ -152,27 +197,6 @@ class Encoder:
                 "has no labels to learn; pack a model ForSequenceClassification"
             )
         return self._head
-
-
-class _Pass:
-    """One block's forward, which is computed again for its backward unless it is kept."""
-
-    def __init__(self, block: EncoderBlock, x: Tensor, batch: TextBatch, *, keep: bool) -> None:
-        self._compute: Callable[[Tensor], Tensor] = lambda leaf: block.forward(leaf, batch)
-        self._leaf = x.detach().requires_grad_()
-        with torch.set_grad_enabled(keep):
-            y = self._compute(self._leaf)
-        self._graph = y if keep else None
-        self.output = y.detach()
-
-    def backward(self, gradient: Tensor) -> Tensor:
-        """gradient [N, H] in the output -> that in the input; those of the adapters are added to theirs."""
-        y = self._graph
-        if y is None:
-            with torch.enable_grad():
-                y = self._compute(self._leaf)
-        (result,) = torch.autograd.grad(y, self._leaf, gradient)
-        return result
 
 
 def _at_first(losses: Tensor, targets: Tensor) -> Tensor:

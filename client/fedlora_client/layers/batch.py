@@ -39,14 +39,3 @@ class Batch:
     def rows(self) -> int:
         """N"""
         return self.first_keys[0].numel()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryPlan:
-    """How a step trades memory for time. It changes no result, but for `chunk_rows` by rounding."""
-
-    kept_blocks: int = 0  # whose activations are kept, not computed again, beside those of the last one
-    chunk_rows: int = 256  # whose logits are held at a time
-
-
-NOTHING_KEPT = MemoryPlan()

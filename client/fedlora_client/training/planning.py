@@ -6,14 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from fedlora.config.run import TrainConfig
-from fedlora.family import EncoderShape
 from fedlora.lora.adapter import Adapter
 from fedlora.wire.task import FactorSet
 
-from fedlora_client.layers.batch import MemoryPlan
+from fedlora_client.layers.step_plan import Memory, StepPlan
 from fedlora_client.model import Model
-from fedlora_client.training.budget import Memory, StepPlan, cut_evaluation, plan_step
-from fedlora_client.training.encoder_budget import plan_encoder_step
 from fedlora_client.training.memory import available_bytes, give_back_freed, give_back_large_blocks, resident_bytes
 
 
@@ -41,13 +38,4 @@ def plan_training(
         base = model.base.weights.path.stat().st_size  # mapped: its pages become resident as they are read
         memory = Memory(resident=resident_bytes(), coming=coming + base, free=available_bytes())
     rank = max(pair.rank for pair in pairs) + (max(pair.rank for pair in frozen.pairs.values()) if frozen else 0)
-    if isinstance(model.shape, EncoderShape):
-        return plan_encoder_step(model.shape, config, rank, model.compute, memory, len(adapters))
-    return plan_step(model.shape, config, rank, model.compute, memory, len(adapters))
-
-
-def cut_measurement(model: Model, length: int, *, frugal: bool) -> tuple[int, MemoryPlan]:
-    """(windows of `length` tokens at a time, memory plan) of a measurement, which keeps nothing."""
-    if isinstance(model.shape, EncoderShape):
-        return 1 if frugal else max(1, model.compute.rows // length), MemoryPlan()
-    return cut_evaluation(model.shape, length, model.compute, frugal=frugal)
+    return model.plan_step(config, rank, memory, len(adapters))

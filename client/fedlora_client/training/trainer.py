@@ -15,10 +15,10 @@ from fedlora.wire.task import FactorSet
 from numpy.typing import NDArray
 
 from fedlora_client.data.windows import Windows
+from fedlora_client.layers.step_plan import StepPlan
 from fedlora_client.model import Model
 from fedlora_client.ops.compute import Compute
-from fedlora_client.training.budget import StepPlan
-from fedlora_client.training.planning import cut_measurement, plan_training
+from fedlora_client.training.planning import plan_training
 from fedlora_client.training.training import Span, Training, mean_loss
 from fedlora_client.training.training_state import Progress, identity_of, plan_of_state, restore_state, write_state
 
@@ -162,5 +162,5 @@ def evaluate(
     """(mean nats per token, tokens) over all windows; adapter None measures the base, `memory_mb` is a bound or 0."""
     lora = None if adapter is None else model.lora(adapter, frozen=frozen)
     length = windows.inputs.shape[1]
-    micro_batch, memory_plan = cut_measurement(model, length, frugal=bool(memory_mb))
+    micro_batch, memory_plan = model.cut_measurement(length, frugal=bool(memory_mb))
     return mean_loss(model, lora, windows, model.workspace(), micro_batch, memory_plan)

@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlora_client.data.windows import IGNORED, Windows, parts
-from fedlora_client.layers.batch import MemoryPlan
 from fedlora_client.layers.dropout import SeededDropout
 from fedlora_client.layers.lora import LoraTensors
+from fedlora_client.layers.step_plan import MemoryPlan, StepPlan
 from fedlora_client.model import Model
 from fedlora_client.ops.workspace import Workspace
 from fedlora_client.training.adamw import AdamW
-from fedlora_client.training.budget import StepPlan
 from fedlora_client.training.learning_rate import learning_rate
 from fedlora_client.training.memory import give_back_freed
 

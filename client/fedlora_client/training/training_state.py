@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlora_client.data.windows import Windows
+from fedlora_client.layers.step_plan import StepPlan
 from fedlora_client.model import Model
 from fedlora_client.ops.compute import Compute
-from fedlora_client.training.budget import StepPlan
 from fedlora_client.training.training import Span, Training
 
 _FORMAT = "fedlora-training-1"

@@ -10,8 +10,9 @@ from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
 from fedlora_client.data.windows import IGNORED
 from fedlora_client.decoder.decoder import Decoder
-from fedlora_client.layers.batch import Dropout, MemoryPlan, no_dropout
+from fedlora_client.layers.batch import Dropout, no_dropout
 from fedlora_client.layers.dropout import SeededDropout
+from fedlora_client.layers.step_plan import MemoryPlan
 from fedlora_client.ops.attention import QUERY_BLOCK
 from fedlora_client.ops.compute import Compute
 from fedlora_client.ops.ops import Ops

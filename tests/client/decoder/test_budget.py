@@ -19,11 +19,11 @@ from fedlora.config.run import TrainConfig
 from fedlora.errors import ConfigError
 from fedlora.family import DecoderShape
 from fedlora.lora.config import LoraConfig
+from fedlora_client.decoder.budget import plan_step, workspace_elements
 from fedlora_client.decoder.decoder import Decoder
-from fedlora_client.layers.batch import MemoryPlan
+from fedlora_client.layers.step_plan import Memory, MemoryPlan, StepPlan
 from fedlora_client.ops.compute import Compute
 from fedlora_client.ops.plain_ops import PlainOps
-from fedlora_client.training.budget import Memory, StepPlan, plan_step, workspace_elements
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -18,8 +18,8 @@ from fedlora.family.decoder import BlockNorms
 from fedlora_client.data.windows import IGNORED
 from fedlora_client.decoder.decoder import Decoder
 from fedlora_client.decoder.dense_decoder import dense_logits
-from fedlora_client.layers.batch import MemoryPlan
 from fedlora_client.layers.dropout import SeededDropout
+from fedlora_client.layers.step_plan import MemoryPlan
 from fedlora_client.ops.compute import Compute
 from fedlora_client.ops.ops import Ops
 from fedlora_client.training.trainer import train

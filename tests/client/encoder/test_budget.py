@@ -17,10 +17,10 @@ from fedlora.base.pack import BasePack
 from fedlora.config.run import TrainConfig
 from fedlora.errors import ConfigError
 from fedlora.family import EncoderShape, model_shape
+from fedlora_client.encoder.budget import plan_step, step_bytes
+from fedlora_client.layers.step_plan import Memory, StepPlan
 from fedlora_client.ops.compute import Compute
 from fedlora_client.ops.plain_ops import PlainOps
-from fedlora_client.training.budget import Memory, StepPlan
-from fedlora_client.training.encoder_budget import encoder_step_bytes, plan_encoder_step
 
 from tests.encoders import save_encoder_pack
 
@@ -42,7 +42,7 @@ def shape() -> EncoderShape:
 def plan(memory_mb: int = 0, *, free: int = PLENTY, adapters: int = 1, **config: Any) -> StepPlan:
     known = TrainConfig(memory_mb=memory_mb, **config)
     memory = Memory(resident=200_000_000, coming=50_000_000, free=free)
-    return plan_encoder_step(shape(), known, 16, PLAIN, memory, adapters)
+    return plan_step(shape(), known, 16, PLAIN, memory, adapters)
 
 
 def test_with_plenty_of_memory_products_are_large_and_every_block_is_kept() -> None:
@@ -91,7 +91,7 @@ from fedlora.lora.adapter import initial_adapter
 from fedlora.lora.config import LoraConfig
 from fedlora.base.pack import open_pack
 from fedlora_client.ops.compute import choose_compute
-from fedlora_client.decoder.decoder import MemoryPlan
+from fedlora_client.layers.step_plan import MemoryPlan
 from fedlora_client.encoder.encoder import Encoder
 from fedlora_client.training.memory import give_back_freed, give_back_large_blocks, peak_bytes, resident_bytes
 base, texts, length, kept, dtype = open_pack(sys.argv[1]), *map(int, sys.argv[2:5]), sys.argv[5]
@@ -134,7 +134,7 @@ def test_a_step_takes_what_was_foreseen(wide_pack: BasePack, dtype: str, texts: 
     assert isinstance(wide_pack.model, EncoderShape)
     compute = Compute(torch.device("cpu"), getattr(torch, dtype), _NoPlainOps())  # type: ignore[arg-type]
     config = TrainConfig(sequence_length=length)
-    foreseen = encoder_step_bytes(wide_pack.model, config, 16, compute, texts, kept)
+    foreseen = step_bytes(wide_pack.model, config, 16, compute, texts, kept)
     assert 0.97 <= foreseen / json.loads(ran.stdout) <= 1.3
 
 

@@ -12,8 +12,8 @@ from fedlora.errors import DataError
 from fedlora.lora.config import LoraConfig
 from fedlora_client.data.windows import IGNORED
 from fedlora_client.encoder.encoder import Encoder
-from fedlora_client.layers.batch import MemoryPlan
 from fedlora_client.layers.dropout import SeededDropout
+from fedlora_client.layers.step_plan import MemoryPlan
 from fedlora_client.ops.compute import Compute, choose_compute
 from fedlora_client.reference import logits as reference_logits
 from numpy.typing import NDArray

@@ -26,7 +26,6 @@ from fedlora_client.data.windows import IGNORED, read_windows
 from fedlora_client.device import Device
 from fedlora_client.encoder.encoder import Encoder
 from fedlora_client.local_training import LocalRun, LocalTraining
-from fedlora_client.training.encoder_accuracy import accuracy
 from fedlora_client.training.trainer import Saving, TrainResult, Watcher, evaluate, train
 
 from tests.encoders import LABELS, Packs, encoder_adapter, encoders_made_once, shape_of
@@ -99,7 +98,7 @@ def test_a_device_learns_its_labels_and_tells_held_out_texts(base: BasePack, tmp
     assert result.tokens == 40 * 8  # labels
     assert np.mean(result.losses[-5:]) < 0.5 * np.mean(result.losses[:5])
     assert after < 0.5 * before
-    assert accuracy(encoder_of(device), result.adapter, device.held_out_windows()) >= 8 / 9
+    assert encoder_of(device).accuracy(result.adapter, device.held_out_windows()) >= 8 / 9
 
 
 def test_a_labelled_problem_is_learned_in_rounds_over_devices_that_each_lack_a_label(
@@ -115,8 +114,8 @@ def test_a_labelled_problem_is_learned_in_rounds_over_devices_that_each_lack_a_l
     alone = devices[0].train(adapter, 1).adapter
     for server_round in (1, 2, 3):
         adapter = mean([device.train(adapter, server_round).adapter for device in devices])
-    assert accuracy(encoder_of(everything), adapter, windows) > 0.9
-    assert accuracy(encoder_of(everything), alone, windows) < 0.75  # one label is not in its data
+    assert encoder_of(everything).accuracy(adapter, windows) > 0.9
+    assert encoder_of(everything).accuracy(alone, windows) < 0.75  # one label is not in its data
 
 
 def mean(adapters: Sequence[Adapter]) -> Adapter:
@@ -335,10 +334,10 @@ def test_accuracy_keeps_to_the_memory_that_a_measurement_may_take(
         return logits(self, tokens, *others)
 
     monkeypatch.setattr(Encoder, "logits", watched)
-    told = accuracy(encoder, adapter, windows)
+    told = encoder.accuracy(adapter, windows)
     assert max(sizes) > 1
     sizes.clear()
-    assert accuracy(encoder, adapter, windows, memory_mb=5) == told
+    assert encoder.accuracy(adapter, windows, memory_mb=5) == told
     assert set(sizes) == {1}
 
 
@@ -347,7 +346,7 @@ def test_the_peak_that_is_reported_holds_the_measurement_of_the_accuracy(
 ) -> None:
     done: list[str] = []
 
-    def measured(*arguments: object, memory_mb: int) -> float:
+    def measured(*arguments: object, memory_mb: int, frozen: None) -> float:
         done.append(f"accuracy in {memory_mb} MB")
         return 0.5
 
@@ -355,7 +354,7 @@ def test_the_peak_that_is_reported_holds_the_measurement_of_the_accuracy(
         done.append("peak")
         return 7_000_000
 
-    monkeypatch.setattr(local_training, "accuracy", measured)
+    monkeypatch.setattr(Encoder, "accuracy", measured)
     monkeypatch.setattr(local_training, "peak_bytes", peak)
     data = written(tmp_path / "notes.jsonl", records(30))
     run = LocalRun(config=config_of(base, steps=1, memory_mb=100_000), data=data, output=tmp_path / "adapter")

@@ -12,9 +12,8 @@ from fedlora.errors import DataError
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
 from fedlora_client.decoder.decoder import Decoder
-from fedlora_client.layers.batch import MemoryPlan
+from fedlora_client.layers.step_plan import MemoryPlan, StepPlan
 from fedlora_client.training.adamw import AdamW
-from fedlora_client.training.budget import StepPlan
 from fedlora_client.training.learning_rate import learning_rate
 from fedlora_client.training.stack import train_stack
 from fedlora_client.training.trainer import TrainResult, train

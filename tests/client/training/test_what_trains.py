@@ -20,11 +20,11 @@ from fedlora.lora.ranks import joined
 from fedlora.wire.task import FactorSet
 from fedlora_client.data.windows import IGNORED, Windows
 from fedlora_client.decoder.decoder import Decoder
-from fedlora_client.layers.batch import MemoryPlan, no_dropout
+from fedlora_client.layers.batch import no_dropout
 from fedlora_client.layers.dropout import SeededDropout
+from fedlora_client.layers.step_plan import MemoryPlan, StepPlan
 from fedlora_client.ops.compute import Compute, choose_compute
 from fedlora_client.ops.ops import Ops
-from fedlora_client.training.budget import StepPlan
 from fedlora_client.training.planning import plan_training
 from fedlora_client.training.trainer import Saving, evaluate, train
 from fedlora_client.training.training import Span, Training
@@ -277,7 +277,7 @@ def test_the_memory_of_a_plan_counts_what_trains_and_what_stands_beside(
         seen.append((memory.coming, rank))  # type: ignore[attr-defined]
         return PLAN
 
-    monkeypatch.setattr("fedlora_client.training.planning.plan_step", remember)
+    monkeypatch.setattr("fedlora_client.decoder.budget.plan_step", remember)
     adapter, frozen = random_adapter(base), frozen_of(base)
     size_A = sum(pair.lora_A.nbytes for pair in adapter.pairs.values())
     prox = dataclasses.replace(CONFIG, fedprox_mu=0.1)

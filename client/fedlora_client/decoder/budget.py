@@ -1,4 +1,4 @@
-"""How a step is cut to fit the memory that there is.
+"""How a step of a decoder is cut to fit the memory that there is.
 
 What a step holds is known before it begins: the buffers of its workspace, whose sizes follow from the shape of the base.
 A plan takes as many sequences at a time as keep products efficient, then larger chunks of logits, then keeps the
@@ -9,16 +9,20 @@ activations of as many blocks as fit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-
 import torch
 from fedlora.config.run import TrainConfig
-from fedlora.errors import ConfigError
 from fedlora.family import DecoderShape
 
 from fedlora_client.decoder.head import VOCABULARY_PART
-from fedlora_client.layers.batch import MemoryPlan
+from fedlora_client.layers.step_plan import (
+    MASKS,
+    PLAIN_COPIES,
+    Memory,
+    MemoryPlan,
+    StepPlan,
+    fitting_plan,
+    micro_batches,
+)
 from fedlora_client.ops.attention import QUERY_BLOCK
 from fedlora_client.ops.compute import Compute
 from fedlora_client.ops.plain_ops import WEIGHT_SLICE_ELEMENTS, PlainOps
@@ -29,32 +33,6 @@ _FRUGAL_CHUNK_ROWS = 64
 # Beside the workspace: the code of products, their copies, which do not grow with a weight, small tensors, what the
 # allocator holds. Measured: 7 to 18 MB in float32, 21 to 32 in bfloat16, for which oneDNN makes code of its own.
 _OVERHEAD_BYTES = {torch.float32: 24_000_000, torch.bfloat16: 36_000_000}
-_PLAIN_COPIES = 3  # in float32, of what an operation in plain torch reads
-_MASKS = 3  # what is drawn, its integers, and what goes through it
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Memory:
-    """What there is before the first step, in bytes: of the machine, or of a GPU where that computes."""
-
-    resident: int  # that the process takes now
-    coming: int  # that it will take without any step: the base's pages, the adapter, its gradients and moments
-    free: int  # that the machine can still give
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepPlan:
-    """How the batches of a training are computed, and the memory that this takes."""
-
-    micro_batch: int  # sequences at a time
-    memory_plan: MemoryPlan
-    step_bytes: int  # beyond what is there before the first step
-
-    def __str__(self) -> str:
-        return (
-            f"{self.micro_batch} windows at a time, activations of {self.memory_plan.kept_blocks} blocks kept, "
-            f"{self.memory_plan.chunk_rows} rows of logits, {self.step_bytes / 1e6:.0f} MB for a step"
-        )
 
 
 def plan_step(
@@ -80,52 +58,12 @@ def plan_step(
     return fitting_plan(cuts, size_bytes, config, shape.num_layers, memory)
 
 
-def fitting_plan(
-    cuts: Sequence[tuple[int, MemoryPlan]],  # (windows at a time, memory plan that keeps nothing), the best first
-    size_bytes: Callable[[int, MemoryPlan], int],  # of a step that is cut like this
-    config: TrainConfig,
-    num_layers: int,
-    memory: Memory,
-) -> StepPlan:
-    """The first cut that fits, with as many blocks kept as then fit. Raises ConfigError where none does."""
-    fewest = 0 if config.checkpointing != "off" else num_layers - 1
-    most = num_layers - 1 if config.checkpointing != "on" else 0
-    available = memory.free - memory.coming
-    if config.memory_mb:
-        available = min(available, config.memory_mb * 1_000_000 - memory.resident - memory.coming)
-
-    def plan(cut: tuple[int, MemoryPlan], kept: int) -> StepPlan:
-        micro_batch, memory_plan = cut[0], replace(cut[1], kept_blocks=kept)
-        return StepPlan(
-            micro_batch=micro_batch, memory_plan=memory_plan, step_bytes=size_bytes(micro_batch, memory_plan)
-        )
-
-    best = next((cut for cut in cuts if plan(cut, fewest).step_bytes <= available), None)
-    if best is None:
-        needed = memory.resident + memory.coming + plan(cuts[-1], fewest).step_bytes
-        raise ConfigError(
-            f"train.memory_mb is {config.memory_mb or 'not set'} and {memory.free // 1_000_000} MB are free; with windows "
-            f"of {config.sequence_length} tokens a training takes at least {-(-needed // 1_000_000)} MB, of which the "
-            f"process has {memory.resident // 1_000_000} already: give it more, or lower train.sequence_length"
-        )
-    bound = available if config.memory_mb else max(memory.free // 4, plan(best, fewest).step_bytes)
-    return next(p for n in range(most, fewest - 1, -1) if (p := plan(best, n)).step_bytes <= bound)
-
-
-def cut_evaluation(shape: DecoderShape, length: int, compute: Compute, *, frugal: bool) -> tuple[int, MemoryPlan]:
+def cut_measurement(shape: DecoderShape, length: int, compute: Compute, *, frugal: bool) -> tuple[int, MemoryPlan]:
     """(windows of `length` tokens at a time, memory plan) of a measurement, which keeps nothing."""
     rows = _chunks(shape.vocab_size * compute.dtype.itemsize, _FRUGAL_LOGITS_BYTES)[0]
     if frugal:
         return 1, MemoryPlan(chunk_rows=min(rows, _FRUGAL_CHUNK_ROWS))
     return max(1, compute.rows // length), MemoryPlan(chunk_rows=rows)
-
-
-def micro_batches(config: TrainConfig, rows: int) -> list[int]:
-    """Numbers of sequences, from the largest that is of use to 1."""
-    sizes = [min(config.batch_size, max(1, rows // config.sequence_length))]
-    while sizes[-1] > 1:
-        sizes.append(-(-sizes[-1] // 2))
-    return sizes
 
 
 def _chunks(row_bytes: int, most_bytes: int) -> list[int]:
@@ -144,11 +82,11 @@ def step_bytes(
     parts = workspace_elements(shape, config.sequence_length, rank, micro_batch, memory_plan)
     rows = micro_batch * config.sequence_length
     widest = max(shape.intermediate_size, shape.num_heads * shape.head_dim) + rank
-    masks = _MASKS * rows * widest if config.dropout else 0
+    masks = MASKS * rows * widest if config.dropout else 0
     xA = 7 * rank * rows * (memory_plan.kept_blocks + 2)
     elements = sum(parts.values()) + rows * widest + masks + xA
     read = max(WEIGHT_SLICE_ELEMENTS, rows * widest, parts["attention"] // 2, parts["logits"])
-    plain = _PLAIN_COPIES * 4 * read if isinstance(compute.ops, PlainOps) else 0
+    plain = PLAIN_COPIES * 4 * read if isinstance(compute.ops, PlainOps) else 0
     return elements * compute.dtype.itemsize + plain + _OVERHEAD_BYTES[compute.dtype]
 
 

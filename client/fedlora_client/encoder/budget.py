@@ -1,4 +1,4 @@
-"""How a step of an encoder is cut to fit the memory that there is, as `budget` tells it for a decoder.
+"""How a step of an encoder is cut to fit the memory that there is.
 
 A plan takes as many texts at a time as keep products efficient, then keeps the activations of as many blocks as fit.
 """
@@ -11,19 +11,24 @@ import torch
 from fedlora.config.run import TrainConfig
 from fedlora.family import EncoderShape
 
-from fedlora_client.layers.batch import MemoryPlan
+from fedlora_client.layers.step_plan import (
+    MASKS,
+    PLAIN_COPIES,
+    Memory,
+    MemoryPlan,
+    StepPlan,
+    fitting_plan,
+    micro_batches,
+)
 from fedlora_client.ops.compute import Compute
 from fedlora_client.ops.plain_ops import WEIGHT_SLICE_ELEMENTS, PlainOps
-from fedlora_client.training.budget import Memory, StepPlan, fitting_plan, micro_batches
 
 # Beside what is counted: the code of products and of autograd, their copies, small tensors, what the allocator holds.
 # Measured with texts of 16 tokens: 53 MB in float32, 64 in bfloat16, for which oneDNN makes code of its own.
 _OVERHEAD_BYTES = {torch.float32: 56_000_000, torch.bfloat16: 72_000_000}
-_PLAIN_COPIES = 3  # in float32, of what an operation in plain torch reads
-_MASKS = 3  # what is drawn, its integers, and what goes through it
 
 
-def plan_encoder_step(
+def plan_step(
     shape: EncoderShape,
     config: TrainConfig,
     rank: int,
@@ -37,13 +42,13 @@ def plan_encoder_step(
     """
 
     def size_bytes(texts: int, memory_plan: MemoryPlan) -> int:
-        return encoder_step_bytes(shape, config, rank, compute, texts * adapters, memory_plan.kept_blocks)
+        return step_bytes(shape, config, rank, compute, texts * adapters, memory_plan.kept_blocks)
 
     cuts = [(texts, MemoryPlan()) for texts in micro_batches(config, compute.rows // adapters)]
     return fitting_plan(cuts, size_bytes, config, shape.num_layers, memory)
 
 
-def encoder_step_bytes(
+def step_bytes(
     shape: EncoderShape, config: TrainConfig, rank: int, compute: Compute, texts: int, kept_blocks: int
 ) -> int:
     """What `Encoder.add_gradients` takes for texts as long as the configuration lets them be."""
@@ -56,7 +61,7 @@ def encoder_step_bytes(
     passing = rows * (3 * (intermediate + rank) + 4 * wide * hidden)
     matrices = shape.linear_modules().values()
     weight = max((o + rank) * (i + rank) for o, i in matrices)
-    masks = _MASKS * rows * intermediate if config.dropout else 0
+    masks = MASKS * rows * intermediate if config.dropout else 0
     elements = inputs + block * (kept_blocks + 1) + passing + weight + masks
-    plain = _PLAIN_COPIES * 4 * WEIGHT_SLICE_ELEMENTS if isinstance(compute.ops, PlainOps) else 0
+    plain = PLAIN_COPIES * 4 * WEIGHT_SLICE_ELEMENTS if isinstance(compute.ops, PlainOps) else 0
     return elements * compute.dtype.itemsize + plain + _OVERHEAD_BYTES[compute.dtype]
