@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import threading
 import zlib
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from fedlora.base.pack import BasePack, open_pack
-from fedlora.config.run import DataConfig, RunConfig, Scalar
-from fedlora.data.datasets import DeviceData, find_dataset
-from fedlora.data.examples import Example, size_bytes
+from fedlora.config.run import RunConfig, Scalar
+from fedlora.data.datasets import DeviceData
 from fedlora.errors import AdapterMismatchError, ConfigError
-from fedlora.family import EncoderShape
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.ranks import first_components
 from fedlora.wire.task import Task
 from fedlora.wire.update import Update
 
-from fedlora_client.data.encoder_windows import label_windows
-from fedlora_client.data.tokenizer import load_tokenizer
-from fedlora_client.data.windows import Windows, read_windows
+from fedlora_client.data.device_data import device_data
+from fedlora_client.data.windows import Windows
 from fedlora_client.kept_factors import KeptFactors
-from fedlora_client.model import Model, open_model
-from fedlora_client.ops.compute import Compute, choose_compute
+from fedlora_client.opened import Part, device_windows, opened_model
+from fedlora_client.ops.compute import choose_compute
 from fedlora_client.training.trainer import Saving, TrainResult, evaluate, train
 from fedlora_client.training.training import Span
 
@@ -48,13 +41,13 @@ class Device:
         self._max_rank = _integer(node, "max-rank", 0)
         self.config = replace(config, train=replace(config.train, memory_mb=memory_mb))
         self._key = (config.data, tuple(sorted(item for item in node.items() if item[0] not in _NOT_ITS_DATA)))
-        self._data = _data(*self._key)
+        self._data = device_data(*self._key)
         self._base = str(node.get("base") or config.base)
         self._state_path = Path(str(node["state-path"])) if node.get("state-path") else None
         if self._state_path and self._state_path.exists() and not self._state_path.is_dir():
             raise ConfigError(f"state-path in the node's configuration must be a folder, got {self._state_path}")
         compute = choose_compute(config.train.compute, config.train.kernels, config.train.device)
-        self.model = _opened(self._base, compute)
+        self.model = opened_model(self._base, compute)
 
     @property
     def name(self) -> str:
@@ -163,8 +156,9 @@ class Device:
                 other.unlink(missing_ok=True)
         return Saving(file=mine, discards=True)  # a run that ended without us may have left one
 
-    def _windows(self, part: Literal["train", "held_out"]) -> Windows:
-        return _tokenized(*self._key, self._base, self.config.train.sequence_length, part)
+    def _windows(self, part: Part) -> Windows:
+        length = self.config.train.sequence_length
+        return device_windows(*self._key, self._base, self.model.compute, length, part)
 
 
 def _integer(node: Mapping[str, Scalar], key: str, default: int) -> int:
@@ -174,62 +168,3 @@ def _integer(node: Mapping[str, Scalar], key: str, default: int) -> int:
     if value < 0:
         raise ConfigError(f"{key} in the node's configuration must be 0 (no bound) or more, got {value}")
     return value
-
-
-_opening = threading.Lock()
-
-
-def _opened(base: str, compute: Compute) -> Model:
-    """The base, opened once: devices of a simulation begin at the same moment."""
-    with _opening:
-        return _open(base, compute)
-
-
-@lru_cache(maxsize=4)
-def _open(base: str, compute: Compute) -> Model:
-    return open_model(_pack(base), compute)
-
-
-@lru_cache(maxsize=4)
-def _pack(base: str) -> BasePack:
-    return open_pack(base)
-
-
-@lru_cache(maxsize=1024)
-def _tokenized(
-    config: DataConfig, node: tuple[tuple[str, Scalar], ...], base: str, length: int, part: Literal["train", "held_out"]
-) -> Windows:
-    data, pack = _data(config, node), _pack(base)
-    examples, what = (data.train, "training") if part == "train" else (data.held_out, "held-out")
-    where = f"device {data.name}: {what} text"
-    if isinstance(pack.model, EncoderShape):
-        return label_windows(examples, load_tokenizer(pack.directory), pack.model, length, where)
-    return read_windows(examples, pack.directory, pack.model, length, where)
-
-
-@lru_cache(maxsize=1024)
-def _data(config: DataConfig, node: tuple[tuple[str, Scalar], ...]) -> DeviceData:
-    data = find_dataset(config.name)(config, dict(node))
-    if not config.max_bytes:
-        return data
-    if not data.train:
-        raise ConfigError(f"device {data.name}: no text to cut to data.max_bytes")
-    return DeviceData(name=data.name, train=_cut(data.train, config.max_bytes), held_out=data.held_out)
-
-
-def _cut(examples: tuple[Example, ...], limit_bytes: int) -> tuple[Example, ...]:
-    """The first `limit_bytes` of the examples: text without half a character at its end, records whole, at least one."""
-    kept: list[Example] = []
-    for example in examples:
-        size = size_bytes(example)
-        if size <= limit_bytes:
-            kept.append(example)
-        elif isinstance(example, str):
-            part = example.encode()[:limit_bytes].decode(errors="ignore")
-            kept += [part] if part else []
-        elif not kept:
-            kept.append(example)
-        limit_bytes -= size
-        if limit_bytes <= 0:
-            break
-    return tuple(kept)

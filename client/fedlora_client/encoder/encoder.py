@@ -106,7 +106,7 @@ class Encoder:
 
     def trainable_head(self) -> NDArray[np.float32]:
         """Raise ConfigError: no head of an encoder trains."""
-        raise ConfigError(f"lora.modules_to_save: the head of {self.shape.model_type} stays frozen; leave it out")
+        raise self._head_stays_frozen()
 
     def workspace(self) -> Workspace:
         """For whoever computes: one each."""
@@ -118,7 +118,7 @@ class Encoder:
     ) -> LoraTensors:  # fmt: skip
         """The adapters as tensors of which `trains` train, side by side. Raises ConfigError for a head to train."""
         if head is not None:
-            self.trainable_head()
+            raise self._head_stays_frozen()
         return LoraTensors(adapters, self.compute.device, None, trains, frozen)
 
     def logits(self, tokens: Tensor, lora: LoraTensors | None = None, starts: Tensor | None = None) -> Tensor:
@@ -189,6 +189,9 @@ class Encoder:
 
     def _labels(self, targets: Tensor) -> Tensor:
         return targets[:, 0].to(self.compute.device)
+
+    def _head_stays_frozen(self) -> ConfigError:
+        return ConfigError(f"lora.modules_to_save: the head of {self.shape.model_type} stays frozen; leave it out")
 
     def _trained_head(self) -> EncoderHead:
         if self._head is None:

@@ -15,10 +15,10 @@ from fedlora.base.pack import BasePack, open_pack
 from fedlora.data.chat_template import ChatTemplate
 from fedlora.data.examples import Chat, ChatMessage, Completion, Example, Labelled, TextRecord
 from fedlora.errors import ConfigError, DataError, PackError
+from fedlora_client.data.device_data import _cut
 from fedlora_client.data.encoding import IGNORED, ExampleEncoder
 from fedlora_client.data.tokenizer import load_tokenizer
 from fedlora_client.data.windows import Windows, make_windows
-from fedlora_client.device import _cut
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, normalizers

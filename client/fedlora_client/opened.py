@@ -1,0 +1,45 @@
+"""What a process opens once for all the devices that it plays: models, and the windows of each device's data."""
+
+from __future__ import annotations
+
+import threading
+from functools import lru_cache
+from typing import Literal
+
+from fedlora.base.pack import BasePack, open_pack
+from fedlora.config.run import DataConfig, Scalar
+
+from fedlora_client.data.device_data import device_data
+from fedlora_client.data.windows import Windows
+from fedlora_client.model import Model, open_model
+from fedlora_client.ops.compute import Compute
+
+Part = Literal["train", "held_out"]  # of a device's data
+
+_opening = threading.Lock()
+
+
+def opened_model(base: str, compute: Compute) -> Model:
+    """The model of a base, opened once: devices of a simulation begin at the same moment."""
+    with _opening:
+        return _open(base, compute)
+
+
+@lru_cache(maxsize=1024)
+def device_windows(
+    config: DataConfig, node: tuple[tuple[str, Scalar], ...], base: str, compute: Compute, length: int, part: Part
+) -> Windows:
+    """The windows of `length` tokens that a base reads a part of the device's data in."""
+    data, model = device_data(config, node), opened_model(base, compute)
+    examples, what = (data.train, "training") if part == "train" else (data.held_out, "held-out")
+    return model.windows(examples, length, f"device {data.name}: {what} text")
+
+
+@lru_cache(maxsize=4)
+def _open(base: str, compute: Compute) -> Model:
+    return open_model(_pack(base), compute)
+
+
+@lru_cache(maxsize=4)
+def _pack(base: str) -> BasePack:
+    return open_pack(base)
