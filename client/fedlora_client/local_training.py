@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +31,10 @@ BITS_PER_PARAMETER = 2  # what an adapter holds, about; a token asks for 1 (LoRA
 class LocalRun:
     """What to train on, from which adapter, and where the result goes."""
 
-    config: RunConfig
-    data: Path
-    output: Path
-    start: Path | None = None  # a PEFT directory to go on from
+    data: Path | str  # a *.txt, *.jsonl or *.jsonl.gz file, or a folder of them
+    output: Path | str  # the PEFT directory that is made
+    config: RunConfig = field(default_factory=RunConfig)  # its base, seed, data.max_bytes, lora and train count
+    start: Path | str | None = None  # a PEFT directory to go on from
     epochs: float = 0  # passes over the data, in place of the configuration's steps
     evaluate_every: int = 0  # steps; 0: at the end only
     patience: int = 0
@@ -44,7 +44,8 @@ class LocalRun:
     @property
     def state_file(self) -> Path:
         """Where the training is kept while it runs; a training that was stopped goes on from it."""
-        return self.output.with_name(f".{self.output.name}.training")
+        output = Path(self.output).absolute()
+        return output.with_name(f".{output.name}.training")
 
 
 class LocalTraining:
@@ -52,9 +53,10 @@ class LocalTraining:
 
     def __init__(self, run: LocalRun) -> None:
         """Raises FedloraError: what would end the training later is refused here."""
-        self.run = run
-        check_directory(run.output, replace=CONFIG if run.replace else None)
-        self.device = Device(run.config, {"data-path": str(run.data)})
+        self.run, self._output = run, Path(run.output).absolute()
+        check_directory(self._output, replace=CONFIG if run.replace else None)
+        config = replace(run.config, data=replace(run.config.data, name="files"))
+        self.device = Device(config, {"data-path": str(run.data)})
         self.windows = self.device.train_windows()
         self.base: BasePack = self.device.model.base
         self.config = with_epochs(run.config.train, run.epochs, len(self.windows))
@@ -79,13 +81,13 @@ class LocalTraining:
             )
         return told
 
-    def train(self, watcher: Watcher) -> TrainResult:
+    def train(self, watcher: Watcher | None = None) -> TrainResult:
         """Train, and write the adapter into the output with training.json beside it."""
         run, started = self.run, time.monotonic()
         result = train(
             self.device.model, self.adapter, self.windows, self.config, np.random.default_rng([run.config.seed, 1]),
-            watcher, saving=Saving(file=run.state_file, every=run.save_every, keeps=True), evaluation=self._evaluation,
-            head=self.head,
+            watcher or Watcher(), saving=Saving(file=run.state_file, every=run.save_every, keeps=True),
+            evaluation=self._evaluation, head=self.head,
         )  # fmt: skip
         report = {
             "base": self.base.fingerprint,
@@ -103,7 +105,9 @@ class LocalTraining:
             saved[saved_name(HEAD)] = ("F32", result.head)
         content = PeftDirectory(adapter=result.adapter, base_fingerprint=self.base.fingerprint, saved_modules=saved)
         text = json.dumps(report, indent=1) + "\n"
-        write_peft(run.output, content, base_name=self.base.source, texts={"training.json": text}, replace=run.replace)
+        write_peft(
+            self._output, content, base_name=self.base.source, texts={"training.json": text}, replace=run.replace
+        )
         run.state_file.unlink(missing_ok=True)
         return result
 
@@ -114,7 +118,7 @@ class LocalTraining:
             head = self.device.model.trainable_head()
         if self.run.start is None:
             return self.device.first_adapter(), head
-        found, where = read_peft(self.run.start), str(self.run.start)
+        found, where = read_peft(Path(self.run.start)), str(self.run.start)
         if found.base_fingerprint not in (None, self.base.fingerprint):
             raise AdapterMismatchError(
                 f"{where}: trained on the base {found.base_fingerprint!s:.16}, not on {self.base.fingerprint:.16} "

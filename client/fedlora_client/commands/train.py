@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 from fedlora.base.pack import CONFIG
-from fedlora.config.run import DataConfig, RunConfig, changed
+from fedlora.config.run import RunConfig, changed
 from fedlora.errors import ConfigError, RunError
 from fedlora.files.atomic import check_directory
 from rich.console import Console
@@ -55,7 +55,7 @@ def train(
     short = {"train.steps": steps, "lora.rank": rank, "train.lr": lr, "train.memory_mb": memory_mb}
     given = [f"{key}={value}" for key, value in short.items() if value is not None]
     keys = {change.partition("=")[0] for change in (*given, *changes)}
-    config = changed(replace(RunConfig(), base=base, data=DataConfig(name="files")), [*given, *changes])
+    config = changed(replace(RunConfig(), base=base), [*given, *changes])
     for wrong in sorted(key for key in keys if not key.startswith(("lora.", "train.")) and key not in _OTHER_KEYS):
         raise ConfigError(f"--set {wrong}: one device alone takes lora.*, train.*, {' and '.join(_OTHER_KEYS)} only")
     if epochs and "train.steps" in keys:
@@ -65,7 +65,7 @@ def train(
     if adapter and (fixed := sorted(key for key in keys if key.startswith("lora.") and key != "lora.modules_to_save")):
         raise ConfigError(f"{', '.join(fixed)}: the adapter {adapter} has its own; leave it out")
     run = LocalRun(
-        config=config, data=data, output=output.absolute(), start=adapter, epochs=epochs or 0,
+        data=data, output=output.absolute(), config=config, start=adapter, epochs=epochs or 0,
         evaluate_every=evaluate_every or 0, patience=patience or 0, save_every=save_every or 20, replace=force,
     )  # fmt: skip
     console = Console(stderr=True)
@@ -77,7 +77,7 @@ def train(
                 "--full is a plain baseline: without --adapter, --resume, --save-every, --evaluate-every and "
                 f"--patience{what}"
             )
-        _train_all(run, console)
+        _train_all(run, data, output.absolute(), console)
         return
     _check_state(run.state_file, resume=resume)
     training = LocalTraining(run)
@@ -102,17 +102,17 @@ def train(
     click.echo(output)
 
 
-def _train_all(run: LocalRun, console: Console) -> None:
+def _train_all(run: LocalRun, data: Path, output: Path, console: Console) -> None:
     """Full fine-tuning."""
-    check_directory(run.output, replace=CONFIG if run.replace else None)
-    training = FullTraining(run.config, run.data, run.epochs)
+    check_directory(output, replace=CONFIG if run.replace else None)
+    training = FullTraining(run.config, data, run.epochs)
     console.print(f"full fine-tuning of {training.parameters:,} parameters in float32", highlight=False)
     before = training.evaluate()
     with TrainDisplay(console, training.config.train) as display:
         training.train(display.watcher.on_step)
-    training.write(run.output, replace=run.replace)
+    training.write(output, replace=run.replace)
     console.print(f"held-out loss {training.evaluate():.4f} nats per token, before {before:.4f}", highlight=False)
-    click.echo(run.output)
+    click.echo(output)
 
 
 def _check_state(state_file: Path, *, resume: bool) -> None:

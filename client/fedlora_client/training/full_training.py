@@ -56,7 +56,7 @@ class FullTraining:
             tensor: torch.from_numpy(np.array(checkpoint.rows(tensor, 0, dims[0]))).requires_grad_()
             for tensor, dims in sizes.items()
         }
-        found = find_dataset(config.data.name)(config.data, {"data-path": str(data)})
+        found = find_dataset("files")(config.data, {"data-path": str(data)})
         length = config.train.sequence_length
         self.train_windows, self.held_out = (
             read_windows(examples, self.directory, self.shape, length, f"{data}: {what}")
