@@ -75,7 +75,7 @@ class Mlp:
         both: list[Tensor] = []
         for name in self._into:
             rows = saved.get(name, len(h), projections.out_features(name))
-            projections.apply(name, normed, batch, space, xA, rows)
+            projections.forward(name, normed, batch, space, xA, rows)
             both += torch.split(rows, self._width, 1)
         gate, up = both
         gated = self._gated(gate, up, batch, space)
@@ -104,7 +104,7 @@ class Mlp:
         self._glu_backward(kept.gate, kept.up, d_gated, d_gate, d_up)
         normed, d_normed = fresh.normed if fresh else self._normed(h, batch, space), space.get("d_normed", *h.shape)
         for number, (name, dy) in enumerate(d_outs.items()):
-            projections.back(name, normed, kept.xA, dy, batch, space, d_normed, add=number > 0)
+            projections.backward(name, normed, kept.xA, dy, batch, space, d_normed, add=number > 0)
         ops.rms_norm_backward(h, self._before, self._eps, d_normed, gradient)
 
     def _normed(self, h: Tensor, batch: Batch, space: Workspace) -> Tensor:

@@ -67,7 +67,7 @@ class Projections:
         place = _PLACE.get(name, f"{name}.gradient")
         return space.get(place, batch.rows, self.out_features(name) + self._extra(name, batch))
 
-    def apply(
+    def forward(
         self, name: str, x: Tensor, batch: Batch, space: Workspace, xA: XA, out: Tensor | None,
         residual: Tensor | None = None,
     ) -> None:  # fmt: skip
@@ -78,7 +78,7 @@ class Projections:
         if out is not None:
             linear.forward(x, xA.get(name), factors, space, out, residual)
 
-    def back(
+    def backward(
         self, name: str, x: Tensor, xA: XA, dy: Tensor, batch: Batch, space: Workspace, dx: Tensor | None,
         *, add: bool = False,
     ) -> None:  # fmt: skip

@@ -30,10 +30,10 @@ class ResidualOutput:
     ) -> Tensor | None:
         """y, and what stands before the norm [N, H] where there is one: the backward needs it."""
         if self._norm is None:
-            self._projections.apply(self._name, x, batch, space, xA, y, residual=residual)
+            self._projections.forward(self._name, x, batch, space, xA, y, residual=residual)
             return None
         unnormed = saved.get(f"{self._name}.unnormed", *residual.shape)
-        self._projections.apply(self._name, x, batch, space, xA, unnormed)
+        self._projections.forward(self._name, x, batch, space, xA, unnormed)
         if y is not None:
             self._ops.rms_norm(unnormed, self._norm, self._eps, y)
             y += residual
@@ -56,4 +56,4 @@ class ResidualOutput:
             self._ops.rms_norm_backward(unnormed, self._norm, self._eps, gradient, through)
             gradient = through
         d_out[:, : gradient.shape[1]] = gradient
-        self._projections.back(self._name, x, xA, d_out, batch, space, dx)
+        self._projections.backward(self._name, x, xA, d_out, batch, space, dx)

@@ -104,7 +104,7 @@ class SelfAttention:
             for out in torch.split(dy[:, : sum(sizes)], sizes, 1):
                 kind, part = next(gradients)
                 self._merge(kind, part, kept.unnormed.get(kind), batch, space, out)
-            projections.back(name, normed, kept.xA, dy, batch, space, None if is_last else d_normed, add=number > 0)
+            projections.backward(name, normed, kept.xA, dy, batch, space, None if is_last else d_normed, add=number > 0)
         if not is_last:
             ops.rms_norm_backward(x, self._before, self._eps, d_normed, gradient)
 
@@ -120,7 +120,7 @@ class SelfAttention:
         heads: list[Tensor] = []
         for name, sizes in self._into.items():
             rows = space.get("rows", len(normed), sum(sizes))
-            self._projections.apply(name, normed, batch, space, xA, rows)
+            self._projections.forward(name, normed, batch, space, xA, rows)
             for part in torch.split(rows, sizes, 1):
                 heads.append(self._split("qkv"[len(heads)], part, batch, space, saved, unnormed))
         return Heads(*heads)

@@ -112,7 +112,7 @@ class _Call:
 
 
 class _Packed(torch.autograd.Function):
-    """y = x W^T + bias + gamma x A^T B^T. Its backward adds the gradients of A and B to where `Factors` has them."""
+    """y = x W^T + bias + gamma x A^T B^T. Its backward adds the gradients of A and B to where `ModuleLora` has them."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, call: _Call) -> Tensor:

@@ -121,10 +121,8 @@ class Linear:
         """Add to the gradients of A and B, where they train; return u [C, N / C, R]."""
         x_dropped = x if mask is None else _masked(x, mask, space)
         if factors.count > 1:
-            dy, x_dropped = (
-                dy.view(factors.count, -1, self.out_features),
-                x_dropped.view(factors.count, -1, self.in_features),
-            )
+            dy = dy.view(factors.count, -1, self.out_features)
+            x_dropped = x_dropped.view(factors.count, -1, self.in_features)
             u = dy @ (factors.lora_B * factors.scaling).to(dy.dtype)
             if factors.grad_A is not None:
                 factors.grad_A.add_(u.transpose(1, 2) @ x_dropped)
