@@ -12,7 +12,7 @@ import numpy as np
 from fedlora.base.pack import open_pack
 from fedlora_serve.adapters.source import read_adapter
 from fedlora_serve.adapters.version import AdapterVersion
-from fedlora_serve.batching.kv_cache import KeyValues, blocks_of
+from fedlora_serve.batching.kv_cache import KVCache, blocks_of
 from fedlora_serve.batching.row_graph import Part, RowGraph
 from fedlora_serve.batching.row_session import open_rows
 from numpy.typing import NDArray
@@ -32,10 +32,10 @@ class RowsEngine:
             raise RuntimeError(
                 f"{job.model}: its graph is of profile {opened.manifest.profile}, expected {job.profile}"
             )
-        key_values = KeyValues(self.base.shape, job.rows, blocks_of(job.capacity))
-        for buffer in key_values.of_rows(0, job.rows):
+        kv_cache = KVCache(self.base.shape, job.rows, blocks_of(job.capacity))
+        for buffer in kv_cache.of_rows(0, job.rows):
             buffer[:] = 0.01  # memory that was never written would be one page, which a cache holds
-        self.graph = RowGraph(opened.session, self.base.shape, key_values, opened.adapters)
+        self.graph = RowGraph(opened.session, self.base.shape, kv_cache, opened.adapters)
         self.lays_out_adapters = opened.lays_out_adapters
         self._version = cache(self._read_version)
         self.adapters: list[AdapterVersion | None] = []

@@ -10,7 +10,7 @@ from pathlib import Path
 from fedlora.base.pack import BasePack, open_pack
 from fedlora.errors import ConfigError
 
-from fedlora_serve.batching.kv_cache import BLOCK_TOKENS, KeyValues, block_bytes, blocks_of
+from fedlora_serve.batching.kv_cache import BLOCK_TOKENS, KVCache, block_bytes, blocks_of
 from fedlora_serve.batching.request import GeneratorStats, Request
 from fedlora_serve.batching.row_graph import RowGraph
 from fedlora_serve.batching.row_session import open_rows
@@ -56,12 +56,12 @@ class BatchGenerator:
             )
         opened = open_rows(self.base, threads=threads)
         self.graph_manifest, self.lays_out_adapters = opened.manifest, opened.lays_out_adapters
-        key_values = KeyValues(shape, rows, min(blocks_of(shape.max_positions), self._budget_blocks))
-        self._limit = min(key_values.capacity, shape.max_positions)
+        kv_cache = KVCache(shape, rows, min(blocks_of(shape.max_positions), self._budget_blocks))
+        self._limit = min(kv_cache.capacity, shape.max_positions)
         self._waiting: deque[Answer] = deque()
         self._batch = Batch(
-            RowGraph(opened.session, shape, key_values, opened.adapters),
-            key_values,
+            RowGraph(opened.session, shape, kv_cache, opened.adapters),
+            kv_cache,
             rows=rows,
             budget_blocks=self._budget_blocks,
             prefill_tokens=prefill_tokens,

@@ -32,7 +32,7 @@ def blocks_of(tokens: int) -> int:
     return -(-tokens // BLOCK_TOKENS)
 
 
-class KeyValues:
+class KVCache:
     """The buffers of all rows."""
 
     def __init__(self, shape: DecoderShape, rows: int, blocks: int) -> None:

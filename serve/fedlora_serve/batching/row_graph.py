@@ -15,7 +15,7 @@ from fedlora.family import DecoderShape
 from numpy.typing import NDArray
 
 from fedlora_serve.adapters.version import AdapterVersion
-from fedlora_serve.batching.kv_cache import KeyValues
+from fedlora_serve.batching.kv_cache import KVCache
 from fedlora_serve.batching.row_adapters import RowAdapters
 
 
@@ -32,12 +32,12 @@ class RowGraph:
     """A graph whose rows are independent (`decoder.kernel.onnx`, `decoder.rows.onnx`), with everything in its place."""
 
     def __init__(
-        self, session: ort.InferenceSession, shape: DecoderShape, key_values: KeyValues, adapters: RowAdapters
+        self, session: ort.InferenceSession, shape: DecoderShape, kv_cache: KVCache, adapters: RowAdapters
     ) -> None:
-        self._session, self._shape, self._key_values = session, shape, key_values
+        self._session, self._shape, self._kv_cache = session, shape, kv_cache
         self.adapters = adapters
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
-        self._scores = np.zeros((len(key_values.blocks), 1, shape.vocab_size), np.float32)
+        self._scores = np.zeros((len(kv_cache.blocks), 1, shape.vocab_size), np.float32)
 
     def step(self, begin: int, parts: Sequence[Part]) -> NDArray[np.float32]:  # [n, V]
         """Read the parts of the rows from `begin` on; the scores of what follows each, until the next step.
@@ -71,7 +71,7 @@ class RowGraph:
         binding = self._session.io_binding()
         binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(self._scores[:rows]))
         names = [f"{layer}.{kind}" for layer in range(self._shape.num_layers) for kind in ("key", "value")]
-        for name, buffer in zip(names, self._key_values.of_rows(begin, begin + rows), strict=True):
+        for name, buffer in zip(names, self._kv_cache.of_rows(begin, begin + rows), strict=True):
             value = ort.OrtValue.ortvalue_from_numpy(buffer)
             binding.bind_ortvalue_input(f"past_key_values.{name}", value)
             binding.bind_ortvalue_output(f"present.{name}", value)

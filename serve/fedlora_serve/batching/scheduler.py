@@ -18,7 +18,7 @@ import numpy as np
 from fedlora.errors import FedloraError
 from numpy.typing import NDArray
 
-from fedlora_serve.batching.kv_cache import BLOCK_TOKENS, KeyValues, blocks_of
+from fedlora_serve.batching.kv_cache import BLOCK_TOKENS, KVCache, blocks_of
 from fedlora_serve.batching.prefix_cache import PrefixCache
 from fedlora_serve.batching.request import FinishReason
 from fedlora_serve.batching.row_graph import Part, RowGraph
@@ -31,12 +31,12 @@ class Batch:
     """Answers that are being made, one a row, from row 0 on. One thread at a time."""
 
     def __init__(
-        self, graph: RowGraph, key_values: KeyValues, *, rows: int, budget_blocks: int, prefill_tokens: int
+        self, graph: RowGraph, kv_cache: KVCache, *, rows: int, budget_blocks: int, prefill_tokens: int
     ) -> None:
         self.answers: list[Answer] = []
         self.set_back: list[Answer] = []  # who had to leave, and has to come back before others: the newest first
         self.prefixes = PrefixCache()
-        self._graph, self._key_values = graph, key_values
+        self._graph, self._kv_cache = graph, kv_cache
         self._rows, self._budget_blocks, self._prefill_tokens = rows, budget_blocks, prefill_tokens
         self._numbers = count()
         self._oldest_first = cycle((True, False))
@@ -44,7 +44,7 @@ class Batch:
     @property
     def blocks(self) -> int:
         """What rows and prefixes take."""
-        return sum(self._key_values.blocks) + len(self.prefixes)
+        return sum(self._kv_cache.blocks) + len(self.prefixes)
 
     def admit(self, waiting: deque[Answer]) -> None:
         """Let those in who came first, as long as there is a row and memory for what they have to read.
@@ -62,7 +62,7 @@ class Batch:
             except Exception as error:  # it is in no list now, and must be told here
                 answer.end("error", failure_message(error))
                 continue
-            self._key_values.grow(row, len(answer.tokens))
+            self._kv_cache.grow(row, len(answer.tokens))
             answer.number = next(self._numbers)
             self.answers.append(answer)
 
@@ -82,7 +82,7 @@ class Batch:
         """Whatever state they are in: end every answer of the batch with an error, and free its row."""
         answers, self.answers = self.answers, []
         for row, answer in enumerate(answers):
-            self._key_values.release(row)
+            self._kv_cache.release(row)
             if answer.adapter:
                 self._graph.adapters.leave(answer.adapter)
             answer.end("error", message)
@@ -95,7 +95,7 @@ class Batch:
         most = max(_ALONE_TOKENS, self._prefill_tokens) if is_alone else self._prefill_tokens
         first = rows[0] if next(self._oldest_first) else min(rows, key=lambda row: self.answers[row].missing)
         parts: list[Part] = []
-        width, capacity = 0, self._key_values.capacity  # every part is filled up to the widest, which must fit its row
+        width, capacity = 0, self._kv_cache.capacity  # every part is filled up to the widest, which must fit its row
         for row in range(first, len(self.answers)):
             answer = self.answers[row]
             room = min(most // (len(parts) + 1), capacity - max([answer.length, *(part.length for part in parts)]))
@@ -176,7 +176,7 @@ class Batch:
     def _use_prefix(self, row: int, answer: Answer) -> None:
         blocks = self.prefixes.find(answer.digest, answer.tokens)
         for number, block in enumerate(blocks):
-            self._key_values.write_block(row, number, block)
+            self._kv_cache.write_block(row, number, block)
         answer.length, answer.has_begun = len(blocks) * BLOCK_TOKENS, True
         if answer.is_prompt_only:
             answer.cached_tokens = answer.length
@@ -186,21 +186,21 @@ class Batch:
         self.prefixes.keep(
             answer.digest,
             answer.tokens[: answer.length],
-            lambda number: self._key_values.read_block(row, number),
+            lambda number: self._kv_cache.read_block(row, number),
             lambda: self._make_room(1),
         )
 
     def _grow(self, row: int, tokens: int) -> bool:
         """Count memory for so many tokens of a row; whether there is any."""
-        more = blocks_of(tokens) - self._key_values.blocks[row]
+        more = blocks_of(tokens) - self._kv_cache.blocks[row]
         if more > 0 and not self._make_room(more):
             return False
-        self._key_values.grow(row, tokens)
+        self._kv_cache.grow(row, tokens)
         return True
 
     def _make_room(self, blocks: int) -> bool:
         """Drop prefixes until `blocks` more fit; none where they would not fit even so. Whether they do."""
-        if sum(self._key_values.blocks) + blocks > self._budget_blocks:
+        if sum(self._kv_cache.blocks) + blocks > self._budget_blocks:
             return False
         while self.blocks + blocks > self._budget_blocks:
             if not self.prefixes.forget_one():
@@ -211,9 +211,9 @@ class Batch:
         """Free its row; others close the gap."""
         hole = self.answers.index(answer)
         for row in self._next_rows(hole):
-            self._key_values.move(row, hole, self.answers[row].length)
+            self._kv_cache.move(row, hole, self.answers[row].length)
             self.answers[hole], hole = self.answers[row], row
-        self._key_values.release(hole)
+        self._kv_cache.release(hole)
         self.answers.pop()
         if answer.adapter:
             self._graph.adapters.leave(answer.adapter)

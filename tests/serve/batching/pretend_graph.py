@@ -13,7 +13,7 @@ import numpy as np
 from fedlora.errors import GraphError
 from fedlora.family import DecoderShape
 from fedlora_serve.adapters.version import AdapterVersion
-from fedlora_serve.batching.kv_cache import KeyValues, blocks_of
+from fedlora_serve.batching.kv_cache import KVCache, blocks_of
 from fedlora_serve.batching.request import Request
 from fedlora_serve.batching.row_graph import Part, RowGraph
 from fedlora_serve.batching.scheduler import Batch
@@ -63,21 +63,21 @@ class JoinedAdapters:
 class PretendGraph:
     """A `RowGraph`, as hard to please as ONNX Runtime: the widest part must fit every row of a step."""
 
-    key_values: KeyValues
+    kv_cache: KVCache
     vocab_size: int
     adapters: JoinedAdapters = field(default_factory=JoinedAdapters)
     steps: list[tuple[int, list[int]]] = field(default_factory=list)  # (first row, tokens that each one read)
 
     def step(self, begin: int, parts: Sequence[Part]) -> NDArray[np.float32]:
         width = max(len(part.tokens) for part in parts)
-        if max(part.length for part in parts) + width > self.key_values.capacity:
+        if max(part.length for part in parts) + width > self.kv_cache.capacity:
             raise GraphError("the padded chunk does not fit in the KV cache capacity")
         scores = np.zeros((len(parts), self.vocab_size), np.float32)
         for row, part in enumerate(parts, begin):
             assert not part.adapter or self.adapters.rows[part.adapter.digest]
             end = part.length + len(part.tokens)
-            assert self.key_values.blocks[row] >= blocks_of(end), "memory that nobody counted"
-            buffers = self.key_values.of_rows(row, row + 1)
+            assert self.kv_cache.blocks[row] >= blocks_of(end), "memory that nobody counted"
+            buffers = self.kv_cache.of_rows(row, row + 1)
             for buffer in buffers:
                 buffer[0, :, part.length : end] = np.asarray(part.tokens, np.float32)[:, None]
             for buffer in buffers:
@@ -95,13 +95,13 @@ class PretendBatch:
         self, shape: DecoderShape, tokenizer: Tokenizer, *, rows: int, budget_blocks: int, prefill_tokens: int = 64,
         capacity_blocks: int = 16,
     ) -> None:  # fmt: skip
-        self.key_values = KeyValues(shape, rows, min(capacity_blocks, budget_blocks))
-        self.graph = PretendGraph(self.key_values, shape.vocab_size)
+        self.kv_cache = KVCache(shape, rows, min(capacity_blocks, budget_blocks))
+        self.graph = PretendGraph(self.kv_cache, shape.vocab_size)
         self.waiting: deque[Answer] = deque()
         self.budget_blocks = budget_blocks
         self.batch = Batch(
             cast(RowGraph, self.graph),
-            self.key_values,
+            self.kv_cache,
             rows=rows,
             budget_blocks=budget_blocks,
             prefill_tokens=prefill_tokens,
@@ -121,7 +121,7 @@ class PretendBatch:
                 self._tokenizer,
                 vocab_size=self._vocab_size,
                 stop_token_ids=(),
-                limit=self.key_values.capacity,
+                limit=self.kv_cache.capacity,
             )
         )
         return listener
@@ -138,7 +138,7 @@ class PretendBatch:
         """How many steps it takes until everybody has ended; nothing is left then but prefixes."""
         for steps in range(most_steps):
             if not (self.waiting or self.batch.answers or self.batch.set_back):
-                assert not any(self.key_values.blocks)
+                assert not any(self.kv_cache.blocks)
                 assert not self.graph.adapters.rows.total()
                 return steps
             self.step()

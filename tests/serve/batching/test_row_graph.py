@@ -12,7 +12,7 @@ from fedlora.base.pack import open_pack
 from fedlora.errors import GraphError
 from fedlora.exported.profiles import Profile
 from fedlora_serve.adapters.version import AdapterVersion
-from fedlora_serve.batching.kv_cache import KeyValues
+from fedlora_serve.batching.kv_cache import KVCache
 from fedlora_serve.batching.row_graph import Part, RowGraph
 from fedlora_serve.batching.row_session import open_rows
 from fedlora_serve.local.engine import Engine
@@ -26,8 +26,8 @@ def graph(folders: dict[Profile, Path], profile: Profile) -> RowGraph:
     base = open_pack(folders[profile])
     opened = open_rows(base, threads=1)
     assert opened.manifest.profile == profile
-    key_values = KeyValues(base.shape, 8, 8)
-    return RowGraph(opened.session, base.shape, key_values, opened.adapters)
+    kv_cache = KVCache(base.shape, 8, 8)
+    return RowGraph(opened.session, base.shape, kv_cache, opened.adapters)
 
 
 @contextmanager
@@ -87,7 +87,7 @@ def test_the_scores_of_steps_of_any_number_of_rows_take_the_memory_of_one(graph:
 
 
 def test_a_part_wider_than_what_another_row_of_the_step_has_left_is_refused(graph: RowGraph) -> None:
-    almost_full = Part([1], graph._key_values.capacity - 1, None)
+    almost_full = Part([1], graph._kv_cache.capacity - 1, None)
     graph.step(0, [almost_full, Part([2], 0, None)])
     with pytest.raises(GraphError, match="does not run a step of 2 rows"):
         graph.step(0, [almost_full, Part([2, 3], 0, None)])
