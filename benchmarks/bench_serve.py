@@ -32,7 +32,7 @@ has Q4_0. genai cannot run stories260K, whose heads have 8 features.
    `steps_disagree`. On the larger model the scores without an adapter correlate with those of one by less than 0.5.
 
 2. Whole answers: 16 requests at once, 64 tokens of prompt and 64 new, until the last one ends. `generator` is
-   `BatchGenerator` with scheduling, choosing and text, `generator-1` the same with one row; the others are loops over steps
+   `BatchEngine` with scheduling, choosing and text, `generator-1` the same with one row; the others are loops over steps
    that make no text, and the server of llama-cpp-python is asked over HTTP. No prompt begins like another one.
    Once, the generators' log-probabilities of a row's 20 likeliest tokens are compared, which lie close together: 0.9.
 

@@ -1,4 +1,4 @@
-"""Whole answers of the service's generator: prompts, steps, choosing and text, as `BatchGenerator.submit` gives them."""
+"""Whole answers of the service's generator: prompts, steps, choosing and text, as `BatchEngine.submit` gives them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedlora.errors import AdapterStoreFullError
 from fedlora.row_lora.layout import LayoutDtype
 from fedlora_serve.adapters.store import AdapterStore
 from fedlora_serve.adapters.version import Lease
-from fedlora_serve.batching.generator import BatchGenerator
+from fedlora_serve.batching.engine import BatchEngine
 from fedlora_serve.batching.request import Event, Finished, Piece, Request
 from fedlora_serve.text.sampling import ChosenToken, Sampling
 from serve_engine import ROWS, Dtype, ServeJob, adapters_of, clock_of, row_prompts
@@ -52,7 +52,7 @@ class GeneratorBench:
     def __init__(self, job: ServeJob) -> None:
         started = time.perf_counter()
         self._job = job
-        self._generator = BatchGenerator(
+        self._generator = BatchEngine(
             Path(job.model), rows=job.rows, threads=job.threads, cache_budget_bytes=_CACHE_BYTES, queue=1024
         )
         self.load_s = time.perf_counter() - started

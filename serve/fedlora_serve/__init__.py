@@ -7,7 +7,7 @@ from fedlora.telemetry import silence_telemetry
 
 if TYPE_CHECKING:
     from fedlora_serve.adapters.store import AdapterStore
-    from fedlora_serve.batching.generator import BatchGenerator
+    from fedlora_serve.batching.engine import BatchEngine
     from fedlora_serve.batching.request import Request
     from fedlora_serve.embedding import Embedder
     from fedlora_serve.http.service.config import ServeConfig
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fedlora_serve.text.sampling import Sampling
 
 __all__ = [
-    "AdapterStore", "BatchGenerator", "Embedder", "Engine", "Request", "Sampling", "ServeConfig", "generate",
+    "AdapterStore", "BatchEngine", "Embedder", "Engine", "Request", "Sampling", "ServeConfig", "generate",
     "open_service",
 ]  # fmt: skip
 
@@ -25,7 +25,7 @@ __getattr__, __dir__ = lazy_face(
     __name__,
     {
         "AdapterStore": "adapters.store",
-        "BatchGenerator": "batching.generator",
+        "BatchEngine": "batching.engine",
         "Embedder": "embedding",
         "Engine": "local.engine",
         "Request": "batching.request",

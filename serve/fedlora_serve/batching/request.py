@@ -1,4 +1,4 @@
-"""What is asked of a generator, and what it answers."""
+"""What is asked of an engine, and what it answers."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ Event = Piece | Finished
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Request:
-    """One answer that is wanted. `on_event` is called on the generator's thread and must not block or raise."""
+    """One answer that is wanted. `on_event` is called on the engine's thread and must not block or raise."""
 
     prompt: Sequence[int]
     sampling: Sampling
     on_event: Callable[[Event], None]
-    adapter: Lease | None = None  # released by the generator when the answer has ended; None: the base
+    adapter: Lease | None = None  # released by the engine when the answer has ended; None: the base
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GeneratorStats:
-    """What a generator does just now, and what it has done since it started."""
+class EngineStats:
+    """What an engine does just now, and what it has done since it started."""
 
     running: int  # answers in the batch
     waiting: int  # requests in the queue
@@ -59,7 +59,7 @@ class GeneratorStats:
     waiting_adapters: dict[str, int] = field(default_factory=dict)
 
 
-class Generator(Protocol):
+class TextEngine(Protocol):
     """Answers many requests at a time. Safe to call from any thread."""
 
     @property
@@ -84,7 +84,7 @@ class Generator(Protocol):
         """End a request early; `Finished` with reason "cancelled" follows unless it ended before."""
         ...
 
-    def stats(self) -> GeneratorStats: ...
+    def stats(self) -> EngineStats: ...
 
     def close(self, timeout_s: float) -> None:
         """Take no more requests, finish those that run within `timeout_s`, and cancel what is left."""

@@ -72,7 +72,7 @@ def ready_line(service: ServiceState, config: ServeConfig, address: tuple[Any, .
     loaded = service.store.stats()
     adapters = _count(loaded.loaded, "adapter")
     memory = f"{adapters} in {shown_size(loaded.resident_bytes)} of {shown_size(loaded.budget_bytes)}"
-    if service.generator is not None:
+    if service.engine is not None:
         memory += f", {_count(config.rows, 'row')}, {shown_size(config.cache_bytes)} for keys and values"
     who = _count(len(config.keys), "key") if config.keys else "open, without keys"
     return f"{service.base_name} on http://{host}:{address[1]} ({who}): {memory}"

@@ -1,4 +1,4 @@
-"""Generators of each profile of rows, which end with their test."""
+"""Engines of each profile of rows, which end with their test."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from fedlora.exported.profiles import Profile
-from fedlora_serve.batching.generator import BatchGenerator
+from fedlora_serve.batching.engine import BatchEngine
 
 from tests.serve.speakers import ROW_PROFILES
 
-Generators = Callable[..., BatchGenerator]
+Engines = Callable[..., BatchEngine]
 
 
 @pytest.fixture(params=ROW_PROFILES)
@@ -21,15 +21,15 @@ def profile(request: pytest.FixtureRequest) -> Profile:
 
 
 @pytest.fixture
-def generators(folders: dict[Profile, Path], profile: Profile) -> Iterator[Generators]:
-    """Makes generators of one profile, which end with the test."""
-    made: list[BatchGenerator] = []
+def engines(folders: dict[Profile, Path], profile: Profile) -> Iterator[Engines]:
+    """Makes engines of one profile, which end with the test."""
+    made: list[BatchEngine] = []
 
-    def make(**options: int) -> BatchGenerator:
-        made.append(BatchGenerator(folders[profile], threads=1, **options))
+    def make(**options: int) -> BatchEngine:
+        made.append(BatchEngine(folders[profile], threads=1, **options))
         return made[-1]
 
     yield make
-    for generator in made:
-        generator.close(0)
-        assert not generator.is_alive
+    for engine in made:
+        engine.close(0)
+        assert not engine.is_alive

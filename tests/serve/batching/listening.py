@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fedlora_serve.adapters.version import AdapterVersion
-from fedlora_serve.batching.request import Event, Finished, Generator, Piece, Request
+from fedlora_serve.batching.request import Event, Finished, Piece, Request, TextEngine
 from fedlora_serve.text.sampling import Sampling
 
 WAIT_S = 60
@@ -55,12 +55,12 @@ class Listener:
 
 
 def ask(
-    generator: Generator, prompt: Sequence[int], sampling: Sampling, adapter: AdapterVersion | None = None
+    engine: TextEngine, prompt: Sequence[int], sampling: Sampling, adapter: AdapterVersion | None = None
 ) -> Listener:
     """Submit a request, and listen."""
     listener = Listener(lease=CountedLease(adapter) if adapter else None)
     listener.request = Request(prompt=prompt, sampling=sampling, on_event=listener, adapter=listener.lease)
-    generator.submit(listener.request)
+    engine.submit(listener.request)
     return listener
 
 

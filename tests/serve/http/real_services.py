@@ -29,12 +29,12 @@ def opened(model: Path, **fields: Any) -> Iterator[ServiceState]:
         served_model_name="base", threads=1, cache_memory="8MiB", keys=keys, admin=key_digest(ADMIN_KEY), **fields
     )
     state = open_service(model, config)
-    if state.generator is not None:
+    if state.engine is not None:
         state.template = ChatTemplate(TEMPLATE, "the template", {})
     try:
         yield state
     finally:
-        if state.generator is not None:
-            state.generator.close(0)
+        if state.engine is not None:
+            state.engine.close(0)
         if state.adapter_folder is not None:
             state.adapter_folder.close()

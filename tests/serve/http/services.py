@@ -1,4 +1,4 @@
-"""Services to test: a tiny base, a generator without a model, adapters without values."""
+"""Services to test: a tiny base, an engine without a model, adapters without values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fedlora.data.chat_template import ChatTemplate
 from fedlora_serve.adapters.source import AdapterContent
 from fedlora_serve.adapters.store import AdapterStore
 from fedlora_serve.adapters.version import AdapterVersion
-from fedlora_serve.batching.request import Generator
+from fedlora_serve.batching.request import TextEngine
 from fedlora_serve.http.access.keys import ApiKey, Keys
 from fedlora_serve.http.api.app import create_app
 from fedlora_serve.http.service.metrics import Metrics
@@ -42,7 +42,7 @@ TEMPLATE = (
 
 def service(
     base: BasePack,
-    generator: Generator | None,
+    engine: TextEngine | None,
     *,
     adapters: Sequence[str] = (),
     limits: Mapping[str, Any] | None = None,
@@ -62,7 +62,7 @@ def service(
         limits=Limits(**(limits or {})),
         keys=Keys(keys),
         metrics=Metrics(BASE),
-        generator=generator,
+        engine=engine,
         embedder=embedder,
         template=ChatTemplate(TEMPLATE, "the template", {}) if template else None,
     )

@@ -17,16 +17,16 @@ from fedlora_serve.http.access.keys import ApiKey, Keys, key_digest
 from fedlora_serve.http.api.server import bind, make_server
 from fedlora_serve.http.transport import connection
 
-from tests.serve.http.fake_generator import FakeGenerator, endless, words
+from tests.serve.http.fake_engine import FakeEngine, endless, words
 from tests.serve.http.own_server import Address, served
 from tests.serve.http.services import service
 
 
 @pytest.fixture
 def serve(base: BasePack) -> Callable[..., Any]:
-    def serve(generator: FakeGenerator | None = None, keys: Keys | None = None, **limits: Any) -> Any:
+    def serve(engine: FakeEngine | None = None, keys: Keys | None = None, **limits: Any) -> Any:
         defaults = {"shutdown_timeout_s": 0.5}
-        state = service(base, generator or FakeGenerator(), limits={**defaults, **limits})
+        state = service(base, engine or FakeEngine(), limits={**defaults, **limits})
         state.keys = keys or state.keys
         return served(state)
 
@@ -68,7 +68,7 @@ def body(prompt: str) -> bytes:
 
 
 def test_a_body_within_the_bound_is_read_however_it_comes(serve: Callable[..., Any]) -> None:
-    with serve(FakeGenerator(words("fine"))) as address:
+    with serve(FakeEngine(words("fine"))) as address:
         text = body("a")
         assert answer(address, post(f"Content-Length: {len(text)}") + text)[0] == 200
         assert answer(address, post(f"Content-Length: {len(text)}"), text[:5], text[5:])[0] == 200
@@ -105,7 +105,7 @@ def test_a_body_that_does_not_come_is_408(serve: Callable[..., Any]) -> None:
 
 
 def test_the_bound_of_the_time_is_for_the_body_not_for_the_answer(serve: Callable[..., Any]) -> None:
-    with serve(FakeGenerator(words("a b c"), pause_s=0.1), body_timeout_s=0.1) as address:
+    with serve(FakeEngine(words("a b c"), pause_s=0.1), body_timeout_s=0.1) as address:
         text = body("a")
         assert answer(address, post(f"Content-Length: {len(text)}") + text)[0] == 200
 
@@ -140,7 +140,7 @@ def test_a_connection_that_says_nothing_is_closed(serve: Callable[..., Any], mon
 
 def test_an_answer_may_take_longer_than_a_head(serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", 0.1)
-    with serve(FakeGenerator(words("a b c d"), pause_s=0.1)) as address:
+    with serve(FakeEngine(words("a b c d"), pause_s=0.1)) as address:
         text = body("a")
         assert answer(address, post(f"Content-Length: {len(text)}") + text)[0] == 200
 
@@ -156,29 +156,29 @@ def test_one_connection_too_many_is_503_with_a_time_to_wait(serve: Callable[...,
 
 
 def test_a_server_that_stops_lets_answers_end_and_cancels_what_takes_too_long(base: BasePack) -> None:
-    generator = FakeGenerator(endless(), pause_s=0.02)
-    state = service(base, generator, limits={"shutdown_timeout_s": 0.3})
+    engine = FakeEngine(endless(), pause_s=0.02)
+    state = service(base, engine, limits={"shutdown_timeout_s": 0.3})
     text = json.dumps({"model": "tiny", "prompt": "a", "stream": True}).encode()
     with served(state) as address:
         connected = opened(address)
         connected.sendall(post(f"Content-Length: {len(text)}") + text)
         assert connected.recv(100).startswith(b"HTTP/1.1 200")
-    assert generator.is_closed
-    assert len(generator.cancelled) == 1
+    assert engine.is_closed
+    assert len(engine.cancelled) == 1
     assert b"again" in received(connected)
     connected.close()
 
 
 def test_a_server_that_stops_waits_for_a_short_answer(base: BasePack) -> None:
-    generator = FakeGenerator(words("one two three"), pause_s=0.1)
+    engine = FakeEngine(words("one two three"), pause_s=0.1)
     text = json.dumps({"model": "tiny", "prompt": "a", "stream": True}).encode()
-    with served(service(base, generator)) as address:
+    with served(service(base, engine)) as address:
         connected = opened(address)
         connected.sendall(post(f"Content-Length: {len(text)}") + text)
         assert connected.recv(100).startswith(b"HTTP/1.1 200")
     assert b"three" in (whole := received(connected))
     assert b"[DONE]" in whole
-    assert not generator.cancelled
+    assert not engine.cancelled
     connected.close()
 
 
@@ -210,8 +210,8 @@ def test_a_client_that_leaves_the_rest_of_an_answer_unread_does_not_hold_its_con
     base: BasePack, caplog: pytest.LogCaptureFixture
 ) -> None:
     long: list[Event] = [Piece(text="x" * 60_000), Finished(reason="stop", completion_tokens=1)]
-    generator = FakeGenerator(lambda request: long)
-    state = service(base, generator, limits={"send_timeout_s": 0.3, "shutdown_timeout_s": 0.5})
+    engine = FakeEngine(lambda request: long)
+    state = service(base, engine, limits={"send_timeout_s": 0.3, "shutdown_timeout_s": 0.5})
     text = body("a")
     with served(state, send_buffer_bytes=4096) as address, socket.socket() as connected:
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
@@ -226,4 +226,4 @@ def test_of_two_services_that_start_at_a_time_on_one_port_one_says_that_it_is_ta
     with bind("127.0.0.1", 0) as first, bind("127.0.0.1", first.getsockname()[1]) as second:
         first.listen()
         with pytest.raises(ConfigError, match=r"cannot listen on 127\.0\.0\.1, port \d+: Address already in use"):
-            make_server(service(base, FakeGenerator())).run(sockets=[second])
+            make_server(service(base, FakeEngine())).run(sockets=[second])

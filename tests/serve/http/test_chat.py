@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fedlora.base.pack import BasePack
 
-from tests.serve.http.fake_generator import FakeGenerator, token_of, words
+from tests.serve.http.fake_engine import FakeEngine, token_of, words
 from tests.serve.http.services import BASE, Client, refusal, service, tokens
 
 Post = Callable[..., Any]
@@ -16,14 +16,14 @@ HELLO = [{"role": "user", "content": "Hi"}]
 
 
 @pytest.fixture
-def generator() -> FakeGenerator:
-    return FakeGenerator(words("one two three", cached=5))
+def engine() -> FakeEngine:
+    return FakeEngine(words("one two three", cached=5))
 
 
 @pytest.fixture
-def post(base: BasePack, generator: FakeGenerator) -> Post:
+def post(base: BasePack, engine: FakeEngine) -> Post:
     """Ask for a chat's answer; its JSON where it is a success, else the response."""
-    client = Client(service(base, generator, adapters=["poet"]))
+    client = Client(service(base, engine, adapters=["poet"]))
 
     def ask(**fields: Any) -> Any:
         response = client.post("/v1/chat/completions", {"model": BASE, "messages": HELLO, **fields})
@@ -32,7 +32,7 @@ def post(base: BasePack, generator: FakeGenerator) -> Post:
     return ask
 
 
-def test_the_assistant_answers_what_the_template_writes(post: Post, generator: FakeGenerator) -> None:
+def test_the_assistant_answers_what_the_template_writes(post: Post, engine: FakeEngine) -> None:
     answer = post(messages=[{"role": "system", "content": "Be brief."}, *HELLO])
     assert answer["object"] == "chat.completion"
     assert answer["choices"] == [
@@ -44,29 +44,29 @@ def test_the_assistant_answers_what_the_template_writes(post: Post, generator: F
         }
     ]
     assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 5}
-    [request] = generator.requests
+    [request] = engine.requests
     assert request.prompt == tuple(tokens("[system]Be brief.[user]Hi[assistant]"))
 
 
-def test_an_answer_takes_what_the_context_leaves_unless_it_is_told(post: Post, generator: FakeGenerator) -> None:
+def test_an_answer_takes_what_the_context_leaves_unless_it_is_told(post: Post, engine: FakeEngine) -> None:
     prompt = len(tokens("[user]Hi[assistant]"))
     post()
     post(max_tokens=3)
     post(max_completion_tokens=4)
-    assert [request.sampling.max_tokens for request in generator.requests] == [64 - prompt, 3, 4]
+    assert [request.sampling.max_tokens for request in engine.requests] == [64 - prompt, 3, 4]
 
 
 def test_an_answer_is_no_longer_than_the_service_allows(base: BasePack) -> None:
-    generator = FakeGenerator()
-    client = Client(service(base, generator, limits={"max_tokens": 7}))
+    engine = FakeEngine()
+    client = Client(service(base, engine, limits={"max_tokens": 7}))
     client.post("/v1/chat/completions", {"model": BASE, "messages": HELLO})
-    assert generator.requests[0].sampling.max_tokens == 7
+    assert engine.requests[0].sampling.max_tokens == 7
 
 
-def test_parts_of_text_are_lines(post: Post, generator: FakeGenerator) -> None:
+def test_parts_of_text_are_lines(post: Post, engine: FakeEngine) -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     post(messages=[{"role": "user", "content": parts}])
-    assert generator.requests[0].prompt == tuple(tokens("[user]a\nb[assistant]"))
+    assert engine.requests[0].prompt == tuple(tokens("[user]a\nb[assistant]"))
 
 
 def test_logprobs_have_the_bytes_of_each_token(post: Post) -> None:
@@ -75,10 +75,10 @@ def test_logprobs_have_the_bytes_of_each_token(post: Post) -> None:
     assert choice["logprobs"] == {"content": [{**one, "top_logprobs": [one]}], "refusal": None}
 
 
-def test_without_logprobs_none_are_asked_for(post: Post, generator: FakeGenerator) -> None:
+def test_without_logprobs_none_are_asked_for(post: Post, engine: FakeEngine) -> None:
     post(logprobs=False)
     post(logprobs=True)
-    assert [request.sampling.logprobs for request in generator.requests] == [None, 0]
+    assert [request.sampling.logprobs for request in engine.requests] == [None, 0]
 
 
 def test_n_answers_of_one_chat(post: Post) -> None:
@@ -141,7 +141,7 @@ def test_what_the_template_refuses_is_400_in_its_own_words(post: Post) -> None:
 
 
 def test_a_base_without_a_template_points_to_completions(base: BasePack) -> None:
-    client = Client(service(base, FakeGenerator(), template=False))
+    client = Client(service(base, FakeEngine(), template=False))
     error = refusal(client.post("/v1/chat/completions", {"model": BASE, "messages": HELLO}))
     assert "/v1/completions" in error["message"]
     assert error["code"] == "no_chat_template"

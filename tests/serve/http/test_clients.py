@@ -20,7 +20,7 @@ from fedlora_serve.embedding import Embedder
 from fedlora_serve.local.engine import Engine
 from fedlora_serve.text.text_stream import TextStream
 
-from tests.serve.http.fake_generator import FakeGenerator, failing
+from tests.serve.http.fake_engine import FakeEngine, failing
 from tests.serve.http.own_server import served
 from tests.serve.http.real_services import ADMIN_KEY, SLOW_KEY, WEB_KEY, opened
 from tests.serve.http.services import BASE, TEMPLATE, running, service
@@ -227,9 +227,9 @@ def test_openai_is_told_when_to_come_again(client: openai.OpenAI, clients: Clien
 
 
 def test_openai_raises_what_fails_in_the_middle_of_a_stream(base: BasePack) -> None:
-    generator = FakeGenerator(failing("the engine broke", after="one "))
+    engine = FakeEngine(failing("the engine broke", after="one "))
     with (
-        running(service(base, generator)) as url,
+        running(service(base, engine)) as url,
         openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
         pytest.raises(openai.APIError, match="the engine broke"),
     ):

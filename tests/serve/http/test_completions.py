@@ -16,21 +16,21 @@ from fedlora_serve.http.answers.prompts import chat_prompt, completion_prompts
 from fedlora_serve.http.api import chat, completions
 
 from tests.models import BOS
-from tests.serve.http.fake_generator import FakeGenerator, failing, words
+from tests.serve.http.fake_engine import FakeEngine, failing, words
 from tests.serve.http.services import BASE, Client, refusal, service, tokens
 
 Post = Callable[..., Any]
 
 
 @pytest.fixture
-def generator() -> FakeGenerator:
-    return FakeGenerator(words("one two three", cached=2))
+def engine() -> FakeEngine:
+    return FakeEngine(words("one two three", cached=2))
 
 
 @pytest.fixture
-def post(base: BasePack, generator: FakeGenerator) -> Post:
+def post(base: BasePack, engine: FakeEngine) -> Post:
     """Ask for a completion; the answer's JSON where it is a success, else the response."""
-    client = Client(service(base, generator, adapters=["poet", "cook"]))
+    client = Client(service(base, engine, adapters=["poet", "cook"]))
 
     def ask(**fields: Any) -> Any:
         response = client.post("/v1/completions", {"model": BASE, "prompt": "Say", **fields})
@@ -39,7 +39,7 @@ def post(base: BasePack, generator: FakeGenerator) -> Post:
     return ask
 
 
-def test_a_completion_has_its_text_and_its_usage(post: Post, generator: FakeGenerator) -> None:
+def test_a_completion_has_its_text_and_its_usage(post: Post, engine: FakeEngine) -> None:
     answer = post()
     assert answer["object"] == "text_completion"
     assert answer["model"] == BASE
@@ -50,34 +50,34 @@ def test_a_completion_has_its_text_and_its_usage(post: Post, generator: FakeGene
         "total_tokens": 7,
         "prompt_tokens_details": {"cached_tokens": 2},
     }
-    [request] = generator.requests
+    [request] = engine.requests
     assert request.prompt == (BOS, *tokens("Say"))
     assert request.sampling.temperature == 1.0
     assert request.sampling.max_tokens == 16
     assert request.adapter is None
 
 
-def test_tokens_are_taken_as_they_are(post: Post, generator: FakeGenerator) -> None:
+def test_tokens_are_taken_as_they_are(post: Post, engine: FakeEngine) -> None:
     post(prompt=[3, 5])
-    assert generator.requests[0].prompt == (3, 5)
+    assert engine.requests[0].prompt == (3, 5)
 
 
-def test_every_prompt_gets_n_answers_side_by_side_with_seeds_of_their_own(post: Post, generator: FakeGenerator) -> None:
+def test_every_prompt_gets_n_answers_side_by_side_with_seeds_of_their_own(post: Post, engine: FakeEngine) -> None:
     answer = post(prompt=["ab", "c"], n=2, seed=7)
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
     assert answer["usage"]["prompt_tokens"] == 3 + 2  # each prompt once
     assert answer["usage"]["completion_tokens"] == 4 * 3
-    asked = sorted((request.sampling.seed or 0, list(request.prompt[1:])) for request in generator.requests)
+    asked = sorted((request.sampling.seed or 0, list(request.prompt[1:])) for request in engine.requests)
     assert asked == [(7, tokens("ab")), (8, tokens("ab")), (9, tokens("c")), (10, tokens("c"))]
 
 
-def test_lists_of_tokens_are_prompts(post: Post, generator: FakeGenerator) -> None:
+def test_lists_of_tokens_are_prompts(post: Post, engine: FakeEngine) -> None:
     assert len(post(prompt=[[1, 2], [3]])["choices"]) == 2
 
 
 def test_an_adapter_answers_and_says_which_version_it_is(base: BasePack) -> None:
-    generator = FakeGenerator(words("hello", speaker=True))
-    state = service(base, generator, adapters=["poet"])
+    engine = FakeEngine(words("hello", speaker=True))
+    state = service(base, engine, adapters=["poet"])
     response = Client(state).post("/v1/completions", {"model": "poet", "prompt": "x", "n": 3})
     [status] = state.store.list()
     assert [choice["text"] for choice in response.json()["choices"]] == ["poet: hello"] * 3
@@ -87,18 +87,18 @@ def test_an_adapter_answers_and_says_which_version_it_is(base: BasePack) -> None
 
 
 def test_the_base_says_that_no_adapter_answered(base: BasePack) -> None:
-    client = Client(service(base, FakeGenerator()))
+    client = Client(service(base, FakeEngine()))
     response = client.post("/v1/completions", {"model": BASE, "prompt": "x"})
     assert response.headers["X-Adapter-Digest"] == "none"
 
 
-def test_every_way_to_choose_reaches_the_generator(post: Post, generator: FakeGenerator) -> None:
+def test_every_way_to_choose_reaches_the_engine(post: Post, engine: FakeEngine) -> None:
     post(
         temperature=0.5, top_p=0.9, top_k=40, min_p=0.1, repetition_penalty=1.1, presence_penalty=0.2,
         frequency_penalty=-0.3, logit_bias={"5": -100, "7": 2.5}, seed=-1, max_tokens=9, stop=["a", "b"], ignore_eos=True,
         logprobs=3, user="me",
     )  # fmt: skip
-    sampling = generator.requests[0].sampling
+    sampling = engine.requests[0].sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (0.5, 0.9, 40, 0.1)
     assert (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty) == (1.1, 0.2, -0.3)
     assert sampling.logit_bias == {5: -100.0, 7: 2.5}
@@ -107,14 +107,14 @@ def test_every_way_to_choose_reaches_the_generator(post: Post, generator: FakeGe
     assert 0 <= sampling.seed < 1 << 63
 
 
-def test_null_is_what_a_field_is_without_it(post: Post, generator: FakeGenerator) -> None:
+def test_null_is_what_a_field_is_without_it(post: Post, engine: FakeEngine) -> None:
     nothing = dict.fromkeys(
         ["n", "temperature", "top_p", "top_k", "min_p", "max_tokens", "stop", "seed", "logit_bias", "stream", "echo",
          "logprobs", "best_of", "suffix", "user", "stream_options", "presence_penalty", "ignore_eos"]
     )  # fmt: skip
     post()
     post(**nothing)
-    assert generator.requests[0].sampling == generator.requests[1].sampling
+    assert engine.requests[0].sampling == engine.requests[1].sampling
 
 
 def test_an_answer_ends_at_max_tokens(post: Post) -> None:
@@ -195,7 +195,7 @@ def test_logprobs_0_tells_of_the_chosen_token_alone(post: Post) -> None:
     ],
 )
 def test_what_cannot_be_done_is_refused_by_its_field(
-    post: Post, generator: FakeGenerator, fields: dict[str, Any], param: str | None
+    post: Post, engine: FakeEngine, fields: dict[str, Any], param: str | None
 ) -> None:
     if param is None:  # without a first token of the model's own this would be empty
         assert post(**fields)["usage"]["prompt_tokens"] == 1
@@ -204,7 +204,7 @@ def test_what_cannot_be_done_is_refused_by_its_field(
     assert error["type"] == "invalid_request_error"
     assert error["param"] == param or error["param"].startswith(f"{param}.")
     assert param in error["message"]
-    assert generator.requests == []
+    assert engine.requests == []
 
 
 def test_an_empty_value_of_what_cannot_be_done_is_nothing(post: Post) -> None:
@@ -221,13 +221,13 @@ def test_a_prompt_longer_than_the_context_is_refused_with_openais_code(post: Pos
     assert "64" in error["message"]
 
 
-def test_a_default_length_is_cut_to_what_the_context_leaves(post: Post, generator: FakeGenerator) -> None:
+def test_a_default_length_is_cut_to_what_the_context_leaves(post: Post, engine: FakeEngine) -> None:
     post(prompt="x" * 60)
-    assert generator.requests[0].sampling.max_tokens == 64 - 61
+    assert engine.requests[0].sampling.max_tokens == 64 - 61
 
 
 def test_prompts_times_n_are_bounded(base: BasePack) -> None:
-    client = Client(service(base, FakeGenerator(), limits={"max_answers": 4}))
+    client = Client(service(base, FakeEngine(), limits={"max_answers": 4}))
     body = {"model": BASE, "prompt": ["a", "b", "c"], "n": 2}
     assert refusal(client.post("/v1/completions", body))["param"] == "n"
 
@@ -240,51 +240,51 @@ def test_an_unknown_model_is_404_and_tells_names_like_it(post: Post) -> None:
 
 
 def test_a_full_queue_is_503_and_takes_back_the_answers_that_were_begun(base: BasePack) -> None:
-    generator = FakeGenerator(pause_s=0.5, most=3)
-    state = service(base, generator, adapters=["poet"])
+    engine = FakeEngine(pause_s=0.5, most=3)
+    state = service(base, engine, adapters=["poet"])
     client = Client(state)
     response = client.post("/v1/completions", {"model": "poet", "prompt": "x", "n": 4})
     assert refusal(response, 503)["code"] == "busy"
     assert int(response.headers["Retry-After"]) >= 1
-    assert generator.cancelled == generator.requests
-    assert len(generator.requests) == 3
+    assert engine.cancelled == engine.requests
+    assert len(engine.requests) == 3
 
 
-def test_an_answer_that_fails_is_500_with_what_the_generator_says(base: BasePack) -> None:
-    client = Client(service(base, FakeGenerator(failing("scores are not finite", after="so far"))))
+def test_an_answer_that_fails_is_500_with_what_the_engine_says(base: BasePack) -> None:
+    client = Client(service(base, FakeEngine(failing("scores are not finite", after="so far"))))
     error = refusal(client.post("/v1/completions", {"model": BASE, "prompt": "x"}), 500)
     assert "not finite" in error["message"]
     assert error["type"] == "server_error"
 
 
 def test_an_answer_that_takes_too_long_is_503_and_cancelled(base: BasePack) -> None:
-    generator = FakeGenerator(pause_s=10)
-    client = Client(service(base, generator, limits={"request_timeout_s": 0.05}))
+    engine = FakeEngine(pause_s=10)
+    client = Client(service(base, engine, limits={"request_timeout_s": 0.05}))
     error = refusal(client.post("/v1/completions", {"model": BASE, "prompt": "x", "n": 2}), 503)
     assert error["code"] == "request_timeout"
-    assert len(generator.cancelled) == 2
+    assert len(engine.cancelled) == 2
 
 
 def test_what_nobody_foresaw_is_500_without_a_word_about_the_inside(base: BasePack) -> None:
     def broken(request: object) -> None:
         raise RuntimeError("the secret")
 
-    generator = FakeGenerator()
-    generator.submit = broken  # type: ignore[method-assign]
-    client = Client(service(base, generator))
+    engine = FakeEngine()
+    engine.submit = broken  # type: ignore[method-assign]
+    client = Client(service(base, engine))
     error = refusal(client.post("/v1/completions", {"model": BASE, "prompt": "x"}), 500)
     assert "secret" not in json.dumps(error)
 
 
-def test_a_number_without_a_fraction_is_whole_however_it_is_written(post: Post, generator: FakeGenerator) -> None:
+def test_a_number_without_a_fraction_is_whole_however_it_is_written(post: Post, engine: FakeEngine) -> None:
     post(max_tokens=2.0, n=1.0, prompt=[3.0, 5])
-    assert generator.requests[0].sampling.max_tokens == 2
-    assert generator.requests[0].prompt == (3, 5)
+    assert engine.requests[0].sampling.max_tokens == 2
+    assert engine.requests[0].prompt == (3, 5)
     assert refusal(post(max_tokens=2.5))["param"] == "max_tokens"
 
 
 def test_the_log_probabilities_of_one_request_are_bounded(base: BasePack) -> None:
-    client = Client(service(base, FakeGenerator(), limits={"max_logprobs": 120}))
+    client = Client(service(base, FakeEngine(), limits={"max_logprobs": 120}))
     body = {"model": BASE, "prompt": ["a", "b"], "n": 2, "max_tokens": 10}
     assert client.post("/v1/completions", {**body, "logprobs": 2}).status_code == 200
     error = refusal(client.post("/v1/completions", {**body, "logprobs": 3}))
@@ -316,7 +316,7 @@ def test_log_probabilities_of_whole_answers_are_written_off_the_event_loop(
         return write(*args, **options)
 
     monkeypatch.setattr(module, function, watched)
-    assert Client(service(base, FakeGenerator())).post(path, {"model": BASE, **fields}).status_code == 200
+    assert Client(service(base, FakeEngine())).post(path, {"model": BASE, **fields}).status_code == 200
     assert threads
     assert threading.current_thread() not in threads  # which has the loop
 
@@ -324,7 +324,7 @@ def test_log_probabilities_of_whole_answers_are_written_off_the_event_loop(
 @pytest.mark.parametrize("route", ["completions", "chat"])
 def test_a_long_text_is_cut_into_tokens_while_others_are_answered(base: BasePack, route: str) -> None:
     """The event loop turns many times meanwhile, which it does not where a thread holds Python's lock."""
-    state = service(base, FakeGenerator())
+    state = service(base, FakeEngine())
     text = "some words " * 100_000
 
     async def turns() -> int:

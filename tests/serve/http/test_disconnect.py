@@ -13,7 +13,7 @@ import pytest
 from fedlora.base.pack import BasePack
 from fedlora_serve.batching.request import Event, Finished, Piece
 
-from tests.serve.http.fake_generator import FakeGenerator, endless
+from tests.serve.http.fake_engine import FakeEngine, endless
 from tests.serve.http.services import BASE, running, service
 
 
@@ -52,45 +52,45 @@ def rest_of(connection: socket.socket) -> bytes:
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streaming", "whole"])
 def test_a_client_that_leaves_has_its_answers_cancelled(base: BasePack, stream: bool) -> None:
-    generator = FakeGenerator(endless(), pause_s=0.01)
-    state = service(base, generator, adapters=["poet"])
+    engine = FakeEngine(endless(), pause_s=0.01)
+    state = service(base, engine, adapters=["poet"])
     with running(state) as url:
         connection = connected(url, {"model": "poet", "prompt": "x", "n": 2, "stream": stream})
-        assert soon(lambda: generator.running == 2)
+        assert soon(lambda: engine.running == 2)
         if stream:
             assert connection.recv(100)
         connection.close()
-        assert soon(lambda: generator.running == 0)
-        assert len(generator.cancelled) == 2
+        assert soon(lambda: engine.running == 0)
+        assert len(engine.cancelled) == 2
         assert soon(lambda: state.store.list()[0].users == 0)
         assert httpx.get(f"{url}/v1/models").status_code == 200
 
 
 def test_a_client_that_does_not_read_is_cut_off(base: BasePack) -> None:
-    generator = FakeGenerator(endless("x" * 20_000), pause_s=0.001)
-    state = service(base, generator, limits={"send_timeout_s": 0.3})
+    engine = FakeEngine(endless("x" * 20_000), pause_s=0.001)
+    state = service(base, engine, limits={"send_timeout_s": 0.3})
     with running(state) as url, connected(url, {"model": BASE, "prompt": "x", "stream": True}, 4096) as connection:
-        assert soon(lambda: generator.running == 1)
-        assert soon(lambda: generator.running == 0)
-        assert len(generator.cancelled) == 1
+        assert soon(lambda: engine.running == 1)
+        assert soon(lambda: engine.running == 0)
+        assert len(engine.cancelled) == 1
         assert b"[DONE]" not in rest_of(connection)
 
 
 def test_a_client_that_does_not_read_a_whole_answer_is_cut_off_too(base: BasePack) -> None:
-    generator = FakeGenerator(max_tokens=64)
-    state = service(base, generator, limits={"send_timeout_s": 0.3})
+    engine = FakeEngine(max_tokens=64)
+    state = service(base, engine, limits={"send_timeout_s": 0.3})
     text = "x" * (16 << 20)
-    generator.script = lambda request: iter(_long(text))
+    engine.script = lambda request: iter(_long(text))
     with running(state) as url, connected(url, {"model": BASE, "prompt": "x"}, 4096) as connection:
         time.sleep(1)  # more than the timeout
         assert len(rest_of(connection)) < len(text)
 
 
 def test_a_client_that_reads_slowly_gets_all_of_it(base: BasePack) -> None:
-    generator = FakeGenerator(max_tokens=64)
+    engine = FakeEngine(max_tokens=64)
     pieces = [f"{index:04d}" * 2000 for index in range(100)]
-    generator.script = lambda request: iter(_long(*pieces))
-    state = service(base, generator, limits={"send_timeout_s": 5})
+    engine.script = lambda request: iter(_long(*pieces))
+    state = service(base, engine, limits={"send_timeout_s": 5})
     with running(state) as url, httpx.Client(timeout=20) as client:
         body = {"model": BASE, "prompt": "x", "stream": True}
         got = bytearray()

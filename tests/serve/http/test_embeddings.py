@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fedlora.base.pack import BasePack
 
-from tests.serve.http.fake_generator import FakeGenerator
+from tests.serve.http.fake_engine import FakeEngine
 from tests.serve.http.services import BASE, Client, FakeEmbedder, refusal, service, unit
 
 
@@ -87,5 +87,5 @@ def test_an_encoder_generates_nothing_and_says_what_it_does(client: Client) -> N
 
 
 def test_a_decoder_gives_no_embeddings_and_says_what_it_does(base: BasePack) -> None:
-    error = refusal(ask(Client(service(base, FakeGenerator()))))
+    error = refusal(ask(Client(service(base, FakeEngine()))))
     assert "/v1/completions" in error["message"]

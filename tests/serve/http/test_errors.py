@@ -13,7 +13,7 @@ from fedlora_serve.adapters.source import AdapterContent
 from fedlora_serve.adapters.store import AdapterStore
 from fedlora_serve.http.access.keys import ApiKey, key_digest
 
-from tests.serve.http.fake_generator import FakeGenerator, failing
+from tests.serve.http.fake_engine import FakeEngine, failing
 from tests.serve.http.services import BASE, Client, refusal, service
 
 JSON = {"content-type": "application/json"}
@@ -21,7 +21,7 @@ JSON = {"content-type": "application/json"}
 
 @pytest.fixture
 def client(base: BasePack) -> Client:
-    return Client(service(base, FakeGenerator()))
+    return Client(service(base, FakeEngine()))
 
 
 def send(client: Client, content: bytes, headers: dict[str, str] | None = None) -> Any:
@@ -89,7 +89,7 @@ def test_many_wrong_fields_are_told_in_one_short_sentence(client: Client) -> Non
 
 
 def test_an_error_tells_no_folder_of_this_machine(base: BasePack) -> None:
-    state = service(base, FakeGenerator())
+    state = service(base, FakeEngine())
     place = base.directory / "chat_template.jinja"
     state.template = ChatTemplate("{{ raise_exception('no') }}", str(place), {})
     body = {"model": BASE, "messages": [{"role": "user", "content": "x"}]}
@@ -116,15 +116,15 @@ def test_the_description_tells_every_route_its_body_and_its_errors(client: Clien
 
 
 def test_a_service_with_keys_says_so_in_its_description(base: BasePack) -> None:
-    state = service(base, FakeGenerator(), keys=[ApiKey(name="k", digest=key_digest("k"))])
+    state = service(base, FakeEngine(), keys=[ApiKey(name="k", digest=key_digest("k"))])
     document = Client(state).get("/openapi.json").json()
     assert document["paths"]["/v1/models"]["get"]["security"]
 
 
 def test_an_answer_that_fails_tells_no_folder_either(base: BasePack) -> None:
-    state = service(base, FakeGenerator())
+    state = service(base, FakeEngine())
     state.store.load("poet", Path("/srv/hidden/poet"))
-    state.generator = FakeGenerator(failing(f"/srv/hidden/poet: too large for {base.directory}/rows.onnx"))
+    state.engine = FakeEngine(failing(f"/srv/hidden/poet: too large for {base.directory}/rows.onnx"))
     response = Client(state).post("/v1/completions", {"model": "poet", "prompt": "x"})
     assert refusal(response, 500)["message"] == "poet: too large for rows.onnx"
 
@@ -132,7 +132,7 @@ def test_an_answer_that_fails_tells_no_folder_either(base: BasePack) -> None:
 def test_an_adapter_that_cannot_be_read_again_is_the_services_fault_and_tells_no_folder(
     base: BasePack, caplog: pytest.LogCaptureFixture
 ) -> None:
-    state = service(base, FakeGenerator())
+    state = service(base, FakeEngine())
     digests = iter("abc")  # somebody changes the file
 
     def read(path: Path, *_: Any, **__: Any) -> AdapterContent:

@@ -10,7 +10,7 @@ from fedlora_serve.http.service.metrics import Metrics, StatsCollector
 from fedlora_serve.http.transport.body_limit import BodyLimit
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.serve.http.fake_generator import FakeGenerator
+from tests.serve.http.fake_engine import FakeEngine
 from tests.serve.http.services import BASE, Client, FakeEmbedder, service
 
 WEB, TEAM = "web-key-0123456789", "team-key-0123456789"
@@ -87,7 +87,7 @@ def test_a_prompt_to_which_nothing_was_answered_does_not_count() -> None:
 
 
 def test_a_request_for_an_unknown_model_makes_no_series(base: BasePack) -> None:
-    state = service(base, FakeGenerator())
+    state = service(base, FakeEngine())
     for path, extra in (
         ("completions", {"prompt": "a"}),
         ("chat/completions", {"messages": []}),
@@ -98,9 +98,9 @@ def test_a_request_for_an_unknown_model_makes_no_series(base: BasePack) -> None:
     assert models_of(state.metrics) == {BASE, "other"}
 
 
-def test_gauges_are_read_from_the_generator_and_the_store_when_somebody_asks(base: BasePack) -> None:
-    state = service(base, FakeGenerator(), adapters=["tone", "cook"])
-    state.metrics.add(StatsCollector(BASE, state.store, state.generator, clock=lambda: 123.0))
+def test_gauges_are_read_from_the_engine_and_the_store_when_somebody_asks(base: BasePack) -> None:
+    state = service(base, FakeEngine(), adapters=["tone", "cook"])
+    state.metrics.add(StatsCollector(BASE, state.store, state.engine, clock=lambda: 123.0))
     state.store.lease("tone")
     at = {"model_name": BASE}
     assert value(state.metrics, "num_requests_running", **at) == 0
@@ -114,7 +114,7 @@ def test_gauges_are_read_from_the_generator_and_the_store_when_somebody_asks(bas
     assert value(state.metrics, "lora_requests_info", **adapters) == 123.0
 
 
-def test_without_a_generator_the_rest_is_told(base: BasePack) -> None:
+def test_without_an_engine_the_rest_is_told(base: BasePack) -> None:
     state = service(base, None)
     state.metrics.add(StatsCollector(BASE, state.store, None))
     assert value(state.metrics, "adapters_loaded", model_name=BASE) == 0
@@ -122,14 +122,14 @@ def test_without_a_generator_the_rest_is_told(base: BasePack) -> None:
 
 
 def test_metrics_are_texts_that_prometheus_reads(base: BasePack) -> None:
-    response = Client(service(base, FakeGenerator())).get("/metrics")
+    response = Client(service(base, FakeEngine())).get("/metrics")
     assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     names = {family.name for family in text_string_to_metric_families(response.text)}
     assert names >= {"fedlora:time_to_first_token_seconds", "fedlora:request_success", "fedlora:generation_tokens"}
 
 
 def test_metrics_name_all_adapters_so_they_need_a_key_for_all(base: BasePack) -> None:
-    state = service(base, FakeGenerator())
+    state = service(base, FakeEngine())
     state.keys = Keys(
         [ApiKey(name="web", digest=key_digest(WEB)), ApiKey(name="team", digest=key_digest(TEAM), models=("team",))]
     )
@@ -140,19 +140,19 @@ def test_metrics_name_all_adapters_so_they_need_a_key_for_all(base: BasePack) ->
     assert statuses == [401, 403, 200]
 
 
-def test_health_is_ok_until_the_generator_closes_or_dies(base: BasePack) -> None:
-    for generator in (FakeGenerator(), None):
-        response = Client(service(base, generator)).get("/health")
+def test_health_is_ok_until_the_engine_closes_or_dies(base: BasePack) -> None:
+    for engine in (FakeEngine(), None):
+        response = Client(service(base, engine)).get("/health")
         assert (response.status_code, response.json()["status"]) == (200, "ok")
-    generator = FakeGenerator()
-    generator.close(0)
-    response = Client(service(base, generator)).get("/health")
+    engine = FakeEngine()
+    engine.close(0)
+    response = Client(service(base, engine)).get("/health")
     assert (response.status_code, response.json()["status"]) == (503, "unavailable")
     assert "Retry-After" in response.headers
 
 
 def test_every_answer_is_counted_by_its_status(base: BasePack) -> None:
-    state = service(base, FakeGenerator())
+    state = service(base, FakeEngine())
     client = Client(state)
     client._app = CountResponses(BodyLimit(client._app, state.limits), state.metrics)  # type: ignore[assignment]
     for path in ("/health", "/health", "/nowhere"):

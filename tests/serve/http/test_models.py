@@ -5,7 +5,7 @@ from __future__ import annotations
 from fedlora.base.pack import BasePack
 from fedlora_serve.http.access.keys import ApiKey, key_digest
 
-from tests.serve.http.fake_generator import FakeGenerator
+from tests.serve.http.fake_engine import FakeEngine
 from tests.serve.http.services import BASE, Client, refusal, service
 
 LIMITED = ApiKey(name="limited", digest=key_digest("k1"), models=(BASE, "team/*"))
@@ -13,7 +13,7 @@ EVERY = ApiKey(name="every", digest=key_digest("k2"))
 
 
 def test_the_base_comes_first_and_is_the_parent_of_its_adapters(base: BasePack) -> None:
-    state = service(base, FakeGenerator(), adapters=["poet", "cook"])
+    state = service(base, FakeEngine(), adapters=["poet", "cook"])
     answer = Client(state).get("/v1/models").json()
     assert answer["object"] == "list"
     first, *others = answer["data"]
@@ -31,7 +31,7 @@ def test_the_base_comes_first_and_is_the_parent_of_its_adapters(base: BasePack) 
 
 
 def test_one_model_has_a_route_of_its_own_even_with_a_slash_in_its_name(base: BasePack) -> None:
-    client = Client(service(base, FakeGenerator(), adapters=["team/poet"]))
+    client = Client(service(base, FakeEngine(), adapters=["team/poet"]))
     response = client.get("/v1/models/team/poet")
     assert response.json()["id"] == "team/poet"
     assert response.headers["X-Adapter-Digest"] == response.json()["digest"]
@@ -39,14 +39,14 @@ def test_one_model_has_a_route_of_its_own_even_with_a_slash_in_its_name(base: Ba
 
 
 def test_a_model_that_is_not_there_is_404(base: BasePack) -> None:
-    client = Client(service(base, FakeGenerator(), adapters=["poet"]))
+    client = Client(service(base, FakeEngine(), adapters=["poet"]))
     error = refusal(client.get("/v1/models/poem"), 404)
     assert error["code"] == "model_not_found"
     assert "poet" in error["message"]
 
 
 def test_a_key_sees_and_uses_its_models_and_no_others(base: BasePack) -> None:
-    state = service(base, FakeGenerator(), adapters=["team/poet", "secret"], keys=[LIMITED, EVERY])
+    state = service(base, FakeEngine(), adapters=["team/poet", "secret"], keys=[LIMITED, EVERY])
     limited, every = (Client(state, authorization=f"Bearer {key}") for key in ("k1", "k2"))
     assert [model["id"] for model in limited.get("/v1/models").json()["data"]] == [BASE, "team/poet"]
     assert len(every.get("/v1/models").json()["data"]) == 3
@@ -60,7 +60,7 @@ def test_a_key_sees_and_uses_its_models_and_no_others(base: BasePack) -> None:
 
 
 def test_without_a_key_nothing_is_told_before_the_body_is_read(base: BasePack) -> None:
-    client = Client(service(base, FakeGenerator(), keys=[EVERY]))
+    client = Client(service(base, FakeEngine(), keys=[EVERY]))
     for response in (
         client.get("/v1/models"),
         client.get("/v1/models/x"),
@@ -72,21 +72,21 @@ def test_without_a_key_nothing_is_told_before_the_body_is_read(base: BasePack) -
 
 
 def test_a_used_up_key_is_429_with_retry_after(base: BasePack) -> None:
-    generator = FakeGenerator()
+    engine = FakeEngine()
     key = ApiKey(name="slow", digest=key_digest("k"), requests_per_minute=1)
-    state = service(base, generator, adapters=["poet"], keys=[key])
+    state = service(base, engine, adapters=["poet"], keys=[key])
     client = Client(state, authorization="Bearer k")
     assert client.post("/v1/completions", {"model": "poet", "prompt": "x"}).status_code == 200
     response = client.post("/v1/completions", {"model": "poet", "prompt": "x"})
     assert refusal(response, 429)["code"] == "rate_limit_exceeded"
     assert int(response.headers["Retry-After"]) > 0
-    assert len(generator.requests) == 1
+    assert len(engine.requests) == 1
     assert state.store.list()[0].users == 0
 
 
 def test_the_tokens_of_an_answer_count_for_its_key(base: BasePack) -> None:
     key = ApiKey(name="few", digest=key_digest("k"), tokens_per_minute=8)
-    client = Client(service(base, FakeGenerator(), keys=[key]), authorization="Bearer k")
+    client = Client(service(base, FakeEngine(), keys=[key]), authorization="Bearer k")
     body = {"model": BASE, "prompt": [1, 2, 3]}  # and three words of an answer
     assert client.post("/v1/completions", body).status_code == 200
     assert client.post("/v1/completions", body).status_code == 429

@@ -119,7 +119,7 @@ def test_what_is_wrong_at_the_start_is_told_with_what_to_do(
     arguments = ["--port", "0", *(places.get(option, option) for option in options)]
     with pytest.raises(FedloraError, match=re.escape(message)):
         serve.main(arguments, standalone_mode=False)
-    assert not any(thread.name == "generator" for thread in threading.enumerate())
+    assert not any(thread.name == "engine" for thread in threading.enumerate())
 
 
 def test_a_start_that_fails_is_one_line_and_exit_status_1(folder: Path) -> None:

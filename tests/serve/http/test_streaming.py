@@ -9,7 +9,7 @@ from fedlora.base.pack import BasePack
 from fedlora_serve.batching.request import Finished, Piece, Request
 from fedlora_serve.http.answers import event_stream as sse
 
-from tests.serve.http.fake_generator import FakeGenerator, endless, failing, words
+from tests.serve.http.fake_engine import FakeEngine, endless, failing, words
 from tests.serve.http.services import BASE, Client, events, refusal, service, tokens
 
 HELLO = [{"role": "user", "content": "Hi"}]
@@ -26,16 +26,16 @@ def stream(client: Client, path: str, **fields: Any) -> list[Any]:
     return events(response.text)
 
 
-def chat(generator: FakeGenerator, base: BasePack, **fields: Any) -> list[Any]:
-    return stream(Client(service(base, generator)), "/v1/chat/completions", **{"messages": HELLO, **fields})
+def chat(engine: FakeEngine, base: BasePack, **fields: Any) -> list[Any]:
+    return stream(Client(service(base, engine)), "/v1/chat/completions", **{"messages": HELLO, **fields})
 
 
-def complete(generator: FakeGenerator, base: BasePack, **fields: Any) -> list[Any]:
-    return stream(Client(service(base, generator)), "/v1/completions", **{"prompt": "Say", **fields})
+def complete(engine: FakeEngine, base: BasePack, **fields: Any) -> list[Any]:
+    return stream(Client(service(base, engine)), "/v1/completions", **{"prompt": "Say", **fields})
 
 
 def test_a_chat_comes_as_role_text_reason_and_done(base: BasePack) -> None:
-    *chunks, done = chat(FakeGenerator(pause_s=0.01), base)
+    *chunks, done = chat(FakeEngine(pause_s=0.01), base)
     assert done == "[DONE]"
     assert len({(chunk["id"], chunk["created"], chunk["system_fingerprint"]) for chunk in chunks}) == 1
     assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
@@ -49,9 +49,9 @@ def test_a_chat_comes_as_role_text_reason_and_done(base: BasePack) -> None:
 
 
 def test_usage_comes_in_a_chunk_of_its_own_where_it_is_asked_for(base: BasePack) -> None:
-    generator = FakeGenerator(words("one two three", cached=4))
+    engine = FakeEngine(words("one two three", cached=4))
     for run in (chat, complete):
-        *chunks, last, done = run(generator, base, stream_options={"include_usage": True})
+        *chunks, last, done = run(engine, base, stream_options={"include_usage": True})
         assert done == "[DONE]"
         assert all(chunk["usage"] is None for chunk in chunks)
         assert last["choices"] == []
@@ -60,7 +60,7 @@ def test_usage_comes_in_a_chunk_of_its_own_where_it_is_asked_for(base: BasePack)
 
 
 def test_a_completion_comes_as_text_and_reason(base: BasePack) -> None:
-    *chunks, done = complete(FakeGenerator(pause_s=0.01), base, max_tokens=2)
+    *chunks, done = complete(FakeEngine(pause_s=0.01), base, max_tokens=2)
     assert done == "[DONE]"
     assert {chunk["object"] for chunk in chunks} == {"text_completion"}
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "one two"
@@ -68,8 +68,8 @@ def test_a_completion_comes_as_text_and_reason(base: BasePack) -> None:
 
 
 def test_several_answers_are_told_apart_by_their_index(base: BasePack) -> None:
-    generator = FakeGenerator(pause_s=0.005)
-    *chunks, _ = complete(generator, base, prompt=["Say", "Tell"], n=2, echo=True)
+    engine = FakeEngine(pause_s=0.005)
+    *chunks, _ = complete(engine, base, prompt=["Say", "Tell"], n=2, echo=True)
     texts = ["", "", "", ""]
     reasons = []
     for chunk in chunks:
@@ -78,18 +78,18 @@ def test_several_answers_are_told_apart_by_their_index(base: BasePack) -> None:
         reasons += [choice["index"]] if choice["finish_reason"] else []
     assert texts == ["Sayone two three"] * 2 + ["Tellone two three"] * 2
     assert sorted(reasons) == [0, 1, 2, 3]
-    *chunks, _ = chat(generator, base, n=2)
+    *chunks, _ = chat(engine, base, n=2)
     roles = [chunk["choices"][0]["index"] for chunk in chunks if "role" in chunk["choices"][0]["delta"]]
     assert roles == [0, 1]
 
 
 def test_logprobs_come_with_their_text_and_their_offsets_go_on(base: BasePack) -> None:
-    generator = FakeGenerator(pause_s=0.01)
-    *chunks, _ = complete(generator, base, logprobs=1)
+    engine = FakeEngine(pause_s=0.01)
+    *chunks, _ = complete(engine, base, logprobs=1)
     found = [chunk["choices"][0]["logprobs"] for chunk in chunks if chunk["choices"][0]["logprobs"]]
     assert [token for one in found for token in one["tokens"]] == ["o", "t", "t"]
     assert [offset for one in found for offset in one["text_offset"]] == [0, 1, 2]
-    *chunks, _ = chat(generator, base, logprobs=True)
+    *chunks, _ = chat(engine, base, logprobs=True)
     found = [chunk["choices"][0]["logprobs"] for chunk in chunks if chunk["choices"][0]["logprobs"]]
     assert [token["token"] for one in found for token in one["content"]] == ["o", "t", "t"]
 
@@ -99,13 +99,13 @@ def test_pieces_that_wait_are_joined_into_one_chunk(base: BasePack) -> None:
         yield from (Piece(text=character) for character in "abcdefgh" * 100)
         yield Finished(reason="stop", completion_tokens=800)
 
-    *chunks, _ = complete(FakeGenerator(burst), base)
+    *chunks, _ = complete(FakeEngine(burst), base)
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == "abcdefgh" * 100
     assert len(chunks) < 800
 
 
 def test_an_error_on_the_way_is_the_last_event(base: BasePack) -> None:
-    answer = complete(FakeGenerator(failing("scores are not finite", after="so far"), pause_s=0.01), base)
+    answer = complete(FakeEngine(failing("scores are not finite", after="so far"), pause_s=0.01), base)
     assert answer[0]["choices"][0]["text"] == "so far"
     assert set(answer[-1]) == {"error"}
     assert "not finite" in answer[-1]["error"]["message"]
@@ -116,7 +116,7 @@ def test_the_end_of_the_service_is_told_to_streams(base: BasePack) -> None:
         yield Piece(text="so far")
         yield Finished(reason="cancelled", completion_tokens=1)
 
-    last = chat(FakeGenerator(closing), base)[-1]
+    last = chat(FakeEngine(closing), base)[-1]
     assert last["error"]["code"] == "cancelled"
 
 
@@ -126,21 +126,21 @@ def test_one_answer_that_fails_cancels_those_beside_it(base: BasePack) -> None:
     def script(request: Request) -> Any:
         return failed(request) if request.sampling.seed == 1 else endless()(request)
 
-    generator = FakeGenerator(script, pause_s=0.01)
-    answer = complete(generator, base, n=3, seed=0)
+    engine = FakeEngine(script, pause_s=0.01)
+    answer = complete(engine, base, n=3, seed=0)
     assert "broken" in answer[-1]["error"]["message"]
-    assert sorted(request.sampling.seed or 0 for request in generator.cancelled) == [0, 2]
+    assert sorted(request.sampling.seed or 0 for request in engine.cancelled) == [0, 2]
 
 
 def test_a_stream_that_takes_too_long_ends_with_an_error(base: BasePack) -> None:
-    generator = FakeGenerator(endless(), pause_s=0.01)
-    client = Client(service(base, generator, limits={"request_timeout_s": 0.1}))
+    engine = FakeEngine(endless(), pause_s=0.01)
+    client = Client(service(base, engine, limits={"request_timeout_s": 0.1}))
     assert stream(client, "/v1/completions", prompt="x")[-1]["error"]["code"] == "request_timeout"
-    assert len(generator.cancelled) == 1
+    assert len(engine.cancelled) == 1
 
 
 def test_what_is_refused_before_the_first_byte_has_a_status_of_its_own(base: BasePack) -> None:
-    client = Client(service(base, FakeGenerator(most=0)))
+    client = Client(service(base, FakeEngine(most=0)))
     refusal(client.post("/v1/completions", {"model": BASE, "prompt": "x", "stream": True}), 503)
     refusal(client.post("/v1/completions", {"model": "none", "prompt": "x", "stream": True}), 404)
 
@@ -152,19 +152,19 @@ def test_text_of_every_kind_arrives_as_it_is(base: BasePack) -> None:
         yield Piece(text=text)
         yield Finished(reason="stop", completion_tokens=1)
 
-    *chunks, _ = complete(FakeGenerator(script), base)
+    *chunks, _ = complete(FakeEngine(script), base)
     assert chunks[0]["choices"][0]["text"] == text
 
 
 def test_a_stream_says_which_adapter_answers(base: BasePack) -> None:
-    state = service(base, FakeGenerator(), adapters=["poet"])
+    state = service(base, FakeEngine(), adapters=["poet"])
     body = {"model": "poet", "prompt": tokens("x"), "stream": True}
     response = Client(state).post("/v1/completions", body)
     assert response.headers["X-Adapter-Digest"] == state.store.list()[0].digest
 
 
 def test_what_is_counted_has_every_answer_once(base: BasePack) -> None:
-    state = service(base, FakeGenerator(pause_s=0.01))
+    state = service(base, FakeEngine(pause_s=0.01))
     Client(state).post("/v1/completions", {"model": BASE, "prompt": [1, 2], "n": 2, "stream": True})
     lines = dict(line.rsplit(" ", 1) for line in state.metrics.text().decode().splitlines() if line[0] != "#")
     label = f'{{model_name="{BASE}"}}'
@@ -177,7 +177,7 @@ def test_what_is_counted_has_every_answer_once(base: BasePack) -> None:
 
 def test_a_silent_stream_shows_that_it_lives(base: BasePack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "QUIET_S", 0.02)
-    client = Client(service(base, FakeGenerator(pause_s=0.1)))
+    client = Client(service(base, FakeEngine(pause_s=0.1)))
     text = client.post("/v1/completions", {"model": BASE, "prompt": "x", "stream": True}).text
     parts = text.removesuffix("\n\n").split("\n\n")
     comments = [part for part in parts if part.startswith(":")]

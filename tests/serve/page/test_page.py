@@ -22,7 +22,7 @@ from fedlora_serve.http.service.state import ServiceState
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from tests.models import random_adapter
-from tests.serve.http.fake_generator import FakeGenerator, endless, words
+from tests.serve.http.fake_engine import FakeEngine, endless, words
 from tests.serve.http.own_server import served
 from tests.serve.http.services import service
 
@@ -49,14 +49,14 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def generator() -> FakeGenerator:
-    return FakeGenerator(words(TEXT, speaker=True), pause_s=0.01, max_tokens=2048)
+def engine() -> FakeEngine:
+    return FakeEngine(words(TEXT, speaker=True), pause_s=0.01, max_tokens=2048)
 
 
 @pytest.fixture
-def state(base: BasePack, generator: FakeGenerator, tmp_path: Path) -> ServiceState:
+def state(base: BasePack, engine: FakeEngine, tmp_path: Path) -> ServiceState:
     """A service with two adapters, a third to load, and an admin key."""
-    state = service(base, generator, limits={"shutdown_timeout_s": 1, "unload_timeout_s": 1})
+    state = service(base, engine, limits={"shutdown_timeout_s": 1, "unload_timeout_s": 1})
     state.base_name = "smollm2-135m"
     state.metrics = Metrics(state.base_name)
     state.store = AdapterStore(base, budget_bytes=8 << 20)
@@ -125,13 +125,13 @@ def no_wider_than_its_window(page: Page) -> bool:
     return bool(page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"))
 
 
-def test_the_base_and_two_adapters_answer_side_by_side(visit: Callable[..., Page], generator: FakeGenerator) -> None:
+def test_the_base_and_two_adapters_answer_side_by_side(visit: Callable[..., Page], engine: FakeEngine) -> None:
     page = visit()
     generate(page)
     answers = page.locator(".answer .text")
     for place in range(3):
         expect(answers.nth(place)).not_to_be_empty()
-    assert generator.running == 3  # all of them are still at it
+    assert engine.running == 3  # all of them are still at it
     shot(page, "streaming-light")
     ended(page)
     for place, speaker in enumerate(("base", "legal/summaries", "support-tone")):
@@ -153,8 +153,8 @@ def test_the_prompt_is_a_question_or_a_beginning_as_the_mode_says(
     expect(prompt).to_have_attribute("placeholder", "A text that each of them goes on from")
 
 
-def test_stop_ends_all_answers_here_and_in_the_service(visit: Callable[..., Page], generator: FakeGenerator) -> None:
-    generator.script = endless()
+def test_stop_ends_all_answers_here_and_in_the_service(visit: Callable[..., Page], engine: FakeEngine) -> None:
+    engine.script = endless()
     page = visit()
     generate(page)
     expect(page.locator(".answer .text").nth(2)).to_contain_text("again again")
@@ -163,10 +163,10 @@ def test_stop_ends_all_answers_here_and_in_the_service(visit: Callable[..., Page
     expect(page.locator(".figures").first).to_contain_text("stopped")
     page.wait_for_function("() => true")
     for _ in range(100):
-        if not generator.running:
+        if not engine.running:
             break
         page.wait_for_timeout(20)
-    assert len(generator.cancelled) == 3
+    assert len(engine.cancelled) == 3
 
 
 def test_the_holder_of_the_admin_key_loads_pins_and_unloads(visit: Callable[..., Page], state: ServiceState) -> None:
@@ -225,8 +225,8 @@ def test_a_service_with_keys_asks_for_one_and_shows_what_it_is_good_for(
     expect(page.locator("#adapters tr")).to_have_count(1)  # the tab has kept the key
 
 
-def test_what_a_model_cannot_do_is_told_in_its_place(visit: Callable[..., Page], generator: FakeGenerator) -> None:
-    generator.max_tokens = 4
+def test_what_a_model_cannot_do_is_told_in_its_place(visit: Callable[..., Page], engine: FakeEngine) -> None:
+    engine.max_tokens = 4
     page = visit(expected=("status of 400",))
     generate(page)
     ended(page)
@@ -235,10 +235,10 @@ def test_what_a_model_cannot_do_is_told_in_its_place(visit: Callable[..., Page],
 
 
 def test_an_answer_that_lets_one_wait_comes_all_the_same(
-    visit: Callable[..., Page], generator: FakeGenerator, monkeypatch: pytest.MonkeyPatch
+    visit: Callable[..., Page], engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sse, "QUIET_S", 0.02)  # comments come between the pieces
-    generator.script, generator.pause_s = words("late but whole"), 0.2
+    engine.script, engine.pause_s = words("late but whole"), 0.2
     page = visit()
     generate(page)
     ended(page)
@@ -301,8 +301,8 @@ def test_every_control_has_a_name_and_the_keyboard_reaches_it(visit: Callable[..
     assert "SELECT" in reached
 
 
-def test_names_are_text_and_never_html(visit: Callable[..., Page], generator: FakeGenerator) -> None:
-    generator.script = words("<img src=x onerror=alert(1)> <script>alert(1)</script>")
+def test_names_are_text_and_never_html(visit: Callable[..., Page], engine: FakeEngine) -> None:
+    engine.script = words("<img src=x onerror=alert(1)> <script>alert(1)</script>")
     page = visit()
     page.on("dialog", lambda dialog: pytest.fail("a script ran"))
     generate(page)

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from fedlora_serve.batching.request import Event, Finished, Generator, Piece, Request
+from fedlora_serve.batching.request import Event, Finished, Piece, Request, TextEngine
 from fedlora_serve.errors import SERVER, ApiError
 from fedlora_serve.http.access.keys import Caller
 from fedlora_serve.http.answers.inbox import Inbox
@@ -31,7 +31,7 @@ class Answers:
     def __init__(
         self,
         state: ServiceState,
-        generator: Generator,
+        engine: TextEngine,
         caller: Caller,
         model: ServedModel,
         wanted: Sequence[Wanted],
@@ -39,7 +39,7 @@ class Answers:
         answers_per_prompt: int,  # answers i * n to i * n + n - 1 are of prompt i
     ) -> None:
         """Submit all of them; what is raised for one takes back those before it."""
-        self.model, self._caller, self._generator, self._metrics = model, caller, generator, state.metrics
+        self.model, self._caller, self._engine, self._metrics = model, caller, engine, state.metrics
         self._wanted, self._per_prompt = wanted, answers_per_prompt
         self._folders = [state.base.directory, *([model.version.source.parent] if model.version else [])]
         self._started_at = time.perf_counter()
@@ -76,7 +76,7 @@ class Answers:
         """Nobody wants what has not come yet."""
         for index, request in enumerate(self._requests):
             if index not in self._ended:
-                self._generator.cancel(request)
+                self._engine.cancel(request)
 
     @property
     def usage(self) -> Usage:
@@ -99,7 +99,7 @@ class Answers:
             on_event=self._inbox.receiver(index),
             adapter=self.model.lease(),
         )
-        self._generator.submit(request)
+        self._engine.submit(request)
         self._requests.append(request)
         self._metrics.request_started(self.model.name)
 

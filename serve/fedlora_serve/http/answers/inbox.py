@@ -1,4 +1,4 @@
-"""The events of several answers, from the generator's thread to the event loop.
+"""The events of several answers, from the engine's thread to the event loop.
 
 Nobody waits for the reader: pieces that it has not taken are joined, so what waits is at most the answers themselves, which
 `max_tokens` bounds.
@@ -26,7 +26,7 @@ class Inbox:
         self._has_events = asyncio.Event()
 
     def receiver(self, answer: int) -> Callable[[Event], None]:
-        """What the generator calls, on its own thread, with the events of one answer."""
+        """What the engine calls, on its own thread, with the events of one answer."""
         return partial(self._post, answer)
 
     async def take(self) -> list[tuple[int, Event]]:

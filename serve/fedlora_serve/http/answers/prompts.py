@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fedlora.data.examples import ChatMessage
 
-from fedlora_serve.batching.request import Generator
+from fedlora_serve.batching.request import TextEngine
 from fedlora_serve.errors import ApiError
 from fedlora_serve.http.service.state import ServiceState
 from fedlora_serve.text.tokenizer import prompt_tokens, tokens_of
@@ -15,16 +15,16 @@ from fedlora_serve.text.tokenizer import prompt_tokens, tokens_of
 _CONTEXT = "context_length_exceeded"
 
 
-def generator_of(state: ServiceState) -> Generator:
+def engine_of(state: ServiceState) -> TextEngine:
     """What generates text. Raises ApiError where the base does not."""
-    if state.generator is None:
+    if state.engine is None:
         raise ApiError(
             400,
             f"{state.base_name} is an encoder ({state.base.model.model_type}): it generates no text; use /v1/embeddings",
             code="unsupported_model",
             param="model",
         )
-    return state.generator
+    return state.engine
 
 
 async def completion_prompts(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedlora_serve.batching.request import Generator
+from fedlora_serve.batching.request import TextEngine
 from fedlora_serve.errors import ApiError
 from fedlora_serve.http.answers.answers import Wanted
 from fedlora_serve.http.protocol.generation_body import GenerationBody
@@ -13,7 +13,7 @@ from fedlora_serve.http.service.state import ServiceState
 
 def wanted_answers(
     state: ServiceState,
-    generator: Generator,
+    engine: TextEngine,
     body: GenerationBody,
     prompts: Sequence[tuple[int, ...]],
     *,
@@ -28,7 +28,7 @@ def wanted_answers(
     Raises ApiError.
     """
     n = body.answers_per_prompt
-    lengths = [_max_tokens(state, generator, prompt, asked, default, param) for prompt in prompts]
+    lengths = [_max_tokens(state, engine, prompt, asked, default, param) for prompt in prompts]
     _check_logprobs(state, n * sum(lengths), logprobs, param)
     return [
         Wanted(prompt=prompt, sampling=body.sampling(max_tokens=length, logprobs=logprobs, index=index * n + number))
@@ -56,10 +56,10 @@ def _check_logprobs(state: ServiceState, tokens: int, logprobs: int | None, para
 
 
 def _max_tokens(
-    state: ServiceState, generator: Generator, prompt: Sequence[int], asked: int | None, default: int | None, param: str
+    state: ServiceState, engine: TextEngine, prompt: Sequence[int], asked: int | None, default: int | None, param: str
 ) -> int:
     """What is asked for is given or refused; a default is cut to what there is room for, and None takes all of it."""
-    context, most = generator.max_tokens, state.limits.max_tokens
+    context, most = engine.max_tokens, state.limits.max_tokens
     room = context - len(prompt)
     if asked is not None and asked > most:
         raise ApiError(

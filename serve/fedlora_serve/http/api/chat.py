@@ -13,7 +13,7 @@ from fedlora_serve.errors import ApiError
 from fedlora_serve.http.answers.answers import Answers
 from fedlora_serve.http.answers.event_stream import EventStream
 from fedlora_serve.http.answers.logprobs import chat_logprobs
-from fedlora_serve.http.answers.prompts import chat_prompt, generator_of
+from fedlora_serve.http.answers.prompts import chat_prompt, engine_of
 from fedlora_serve.http.answers.served_model import new_head, served_model
 from fedlora_serve.http.answers.wanted import check_stream_options, wanted_answers
 from fedlora_serve.http.answers.whole_answers import FinishReason, WholeAnswer, finish_reason, whole_answers
@@ -42,15 +42,15 @@ async def create_chat_completion(body: ChatBody, request: Request) -> Response:
     asked, param = _asked(body)
     n = body.answers_per_prompt
     async with served_model(state, caller, body.model) as model:
-        generator = generator_of(state)
+        engine = engine_of(state)
         messages = [ChatMessage(message.role, message.content) for message in body.messages]
         prompt = await chat_prompt(state, messages, answers=n)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         wanted = wanted_answers(
-            state, generator, body, [prompt], asked=asked, default=None, logprobs=logprobs, param=param
+            state, engine, body, [prompt], asked=asked, default=None, logprobs=logprobs, param=param
         )
         caller.take(len(prompt))
-        answers = Answers(state, generator, caller, model, wanted, answers_per_prompt=n)
+        answers = Answers(state, engine, caller, model, wanted, answers_per_prompt=n)
     writer = _Writer(state, body, new_head(model, "chatcmpl"))
     if body.stream:
         return EventStream(answers, writer.chunks(answers), model.headers)

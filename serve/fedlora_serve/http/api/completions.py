@@ -12,7 +12,7 @@ from fedlora_serve.errors import ApiError
 from fedlora_serve.http.answers.answers import Answers
 from fedlora_serve.http.answers.event_stream import EventStream
 from fedlora_serve.http.answers.logprobs import completion_logprobs
-from fedlora_serve.http.answers.prompts import completion_prompts, generator_of
+from fedlora_serve.http.answers.prompts import completion_prompts, engine_of
 from fedlora_serve.http.answers.served_model import new_head, served_model
 from fedlora_serve.http.answers.wanted import check_stream_options, wanted_answers
 from fedlora_serve.http.answers.whole_answers import FinishReason, WholeAnswer, finish_reason, whole_answers
@@ -34,15 +34,15 @@ async def create_completion(body: CompletionBody, request: Request) -> Response:
     _check(body)
     n = body.answers_per_prompt
     async with served_model(state, caller, body.model) as model:
-        generator = generator_of(state)
+        engine = engine_of(state)
         prompts = await completion_prompts(state, body.prompt, answers=n)
         wanted = wanted_answers(
-            state, generator, body, prompts, asked=body.max_tokens, default=_DEFAULT_TOKENS, logprobs=body.logprobs,
+            state, engine, body, prompts, asked=body.max_tokens, default=_DEFAULT_TOKENS, logprobs=body.logprobs,
             param="max_tokens",
         )  # fmt: skip
         writer = _Writer(state, body, new_head(model, "cmpl"), prompts)
         caller.take(sum(map(len, prompts)))
-        answers = Answers(state, generator, caller, model, wanted, answers_per_prompt=n)
+        answers = Answers(state, engine, caller, model, wanted, answers_per_prompt=n)
     if body.stream:
         return EventStream(answers, writer.chunks(answers), model.headers)
     whole = await whole_answers(request, answers, len(wanted))

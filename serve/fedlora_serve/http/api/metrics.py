@@ -28,8 +28,8 @@ class Health(BaseModel):
 @router.get("/health", responses={503: {"model": Health}})
 async def health(request: Request) -> Response:
     """Whether requests are answered. Needs no key."""
-    generator = service_of(request).generator
-    if generator is not None and not generator.is_alive:
+    engine = service_of(request).engine
+    if engine is not None and not engine.is_alive:
         told = Health(status="unavailable", message="the service is stopping, or its generator has died")
         return JSONResponse(told.model_dump(), 503, {"Retry-After": "5"})
     return JSONResponse(Health(status="ok").model_dump())

@@ -83,8 +83,8 @@ def _adapter(state: ServiceState, status: AdapterStatus) -> Model:
 
 
 def _context(state: ServiceState) -> int:
-    if state.generator is not None:
-        return state.generator.max_tokens
+    if state.engine is not None:
+        return state.engine.max_tokens
     shape = state.base.model
-    assert not isinstance(shape, DecoderShape), "a decoder is served by a generator"
+    assert not isinstance(shape, DecoderShape), "a decoder is served by an engine"
     return shape.max_positions

@@ -65,7 +65,7 @@ async def page_service(request: Request) -> PageService:
     """What the page shows."""
     service = service_of(request)
     return PageService(
-        generates=service.generator is not None,
+        generates=service.engine is not None,
         chats=service.template is not None,
         keys_required=service.keys.are_required,
         admin_is_set=service.keys.admin_is_set,

@@ -141,7 +141,7 @@ class GracefulServer(uvicorn.Server):
             signal.signal(number, signal.SIG_DFL)
 
     def _close(self) -> None:
-        if self._service.generator is not None:
-            self._service.generator.close(self._service.limits.shutdown_timeout_s)
+        if self._service.engine is not None:
+            self._service.engine.close(self._service.limits.shutdown_timeout_s)
         if self._service.adapter_folder is not None:
             self._service.adapter_folder.close()

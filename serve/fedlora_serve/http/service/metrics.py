@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from fedlora_serve.adapters.store import AdapterStore
-from fedlora_serve.batching.request import Generator, GeneratorStats
+from fedlora_serve.batching.request import EngineStats, TextEngine
 
 PREFIX = "fedlora:"
 OTHER = "other"
@@ -141,19 +141,19 @@ class Metrics:
 
 
 class StatsCollector(Collector):
-    """Reads a generator, where the base has one, and a store."""
+    """Reads an engine, where the base has one, and a store."""
 
     def __init__(
-        self, base_name: str, store: AdapterStore, generator: Generator | None, clock: Callable[[], float] = time.time
+        self, base_name: str, store: AdapterStore, engine: TextEngine | None, clock: Callable[[], float] = time.time
     ) -> None:
-        self._base_name, self._store, self._generator, self._clock = base_name, store, generator, clock
+        self._base_name, self._store, self._engine, self._clock = base_name, store, engine, clock
 
     def describe(self) -> Iterable[Metric]:
         return ()  # the names do not clash; without this, registering would collect
 
     def collect(self) -> Iterator[Metric]:
-        if self._generator is not None:
-            yield from self._of_generator(self._generator.stats())
+        if self._engine is not None:
+            yield from self._of_engine(self._engine.stats())
         stats = self._store.stats()
         yield self._gauge("adapters_loaded", "Names of adapters.", stats.loaded)
         yield self._gauge("adapters_resident", "Adapters whose values are in memory.", stats.resident)
@@ -163,7 +163,7 @@ class StatsCollector(Collector):
         yield self._counter("adapter_cache_hits", "And were in memory.", stats.hits)
         yield self._counter("adapter_cache_evictions", "Adapters that made room for others.", stats.evictions)
 
-    def _of_generator(self, stats: GeneratorStats) -> Iterator[Metric]:
+    def _of_engine(self, stats: EngineStats) -> Iterator[Metric]:
         yield self._gauge("num_requests_running", "Answers in the batch.", stats.running)
         yield self._gauge("num_requests_waiting", "Requests in the queue.", stats.waiting)
         yield self._gauge("num_requests_max", "Answers that fit into a batch.", stats.rows)

@@ -35,17 +35,17 @@ def open_service(base: str | Path, config: ServeConfig) -> ServiceState:
         for name, path in config.adapters.items():
             service.store.load(name, Path(path))
     except BaseException:
-        if service.generator is not None:
-            service.generator.close(0)
+        if service.engine is not None:
+            service.engine.close(0)
         raise
-    service.metrics.add(StatsCollector(base_name, service.store, service.generator))
+    service.metrics.add(StatsCollector(base_name, service.store, service.engine))
     return service
 
 
 def _decoder(directory: Path, config: ServeConfig, base_name: str) -> ServiceState:
-    from fedlora_serve.batching.generator import BatchGenerator
+    from fedlora_serve.batching.engine import BatchEngine
 
-    generator = BatchGenerator(
+    engine = BatchEngine(
         directory,
         rows=config.rows,
         threads=config.threads,
@@ -53,22 +53,22 @@ def _decoder(directory: Path, config: ServeConfig, base_name: str) -> ServiceSta
         queue=config.queue,
         prefill_tokens=config.prefill_tokens,
     )
-    if not generator.lays_out_adapters and config.layout != "float32":
-        generator.close(0)
+    if not engine.lays_out_adapters and config.layout != "float32":
+        engine.close(0)
         raise ConfigError(
-            f"adapter_dtype is {config.layout}, and {generator.graph_manifest.graph} takes float32 alone; leave "
+            f"adapter_dtype is {config.layout}, and {engine.graph_manifest.graph} takes float32 alone; leave "
             f"--adapter-dtype out, or write a graph that takes both with: fedlora export {directory} --profile kernel"
         )
-    layout = config.layout if generator.lays_out_adapters else None
+    layout = config.layout if engine.lays_out_adapters else None
     return ServiceState(
-        base=generator.base,
+        base=engine.base,
         base_name=base_name,
-        tokenizer=generator.tokenizer,
-        store=AdapterStore(generator.base, budget_bytes=config.adapter_bytes, layout=layout),
+        tokenizer=engine.tokenizer,
+        store=AdapterStore(engine.base, budget_bytes=config.adapter_bytes, layout=layout),
         limits=config.limits,
         keys=Keys(config.keys, admin=config.admin),
         metrics=Metrics(base_name),
-        generator=generator,
+        engine=engine,
         template=load_chat_template(directory),
     )
 

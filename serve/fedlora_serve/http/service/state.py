@@ -14,7 +14,7 @@ from fedlora.base.pack import BasePack
 from fedlora.data.chat_template import ChatTemplate
 from tokenizers import Tokenizer
 
-from fedlora_serve.batching.request import Generator
+from fedlora_serve.batching.request import TextEngine
 from fedlora_serve.http.service.token_strings import TokenStrings
 
 if TYPE_CHECKING:  # a process that only describes the interface loads no engine
@@ -32,7 +32,7 @@ def _one_thread() -> ThreadPoolExecutor:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class ServiceState:
-    """One base, served. It has a generator where the base is a decoder, an embedder where it is an encoder."""
+    """One base, served. It has an engine where the base is a decoder, an embedder where it is an encoder."""
 
     base: BasePack
     base_name: str  # what a request calls the base in `model`
@@ -41,7 +41,7 @@ class ServiceState:
     limits: Limits
     keys: Keys
     metrics: Metrics
-    generator: Generator | None = None
+    engine: TextEngine | None = None
     embedder: Embedder | None = None
     template: ChatTemplate | None = None  # None: the base has none, and does not chat
     adapter_folder: AdapterFolder | None = None  # what may be loaded over HTTP; None: nothing

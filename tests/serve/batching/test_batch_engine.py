@@ -15,7 +15,7 @@ from fedlora.errors import ConfigError, GraphError
 from fedlora.exported.profiles import Profile
 from fedlora.lora.config import LoraConfig
 from fedlora_serve.adapters.version import AdapterVersion
-from fedlora_serve.batching.generator import BatchGenerator
+from fedlora_serve.batching.engine import BatchEngine
 from fedlora_serve.batching.kv_cache import BLOCK_TOKENS, block_bytes
 from fedlora_serve.batching.request import Event, Finished, Piece, Request
 from fedlora_serve.batching.sequence import Answer
@@ -24,7 +24,7 @@ from fedlora_serve.local.engine import Engine
 from fedlora_serve.text.sampling import Sampling
 
 from tests.models import EOS
-from tests.serve.batching.conftest import Generators
+from tests.serve.batching.conftest import Engines
 from tests.serve.batching.listening import CountedLease, Listener, ask, counted
 from tests.serve.speakers import Speaker, greedy, random_prompt, speaker
 
@@ -35,7 +35,7 @@ def version(profile: Profile) -> Callable[[Speaker], AdapterVersion]:
 
 
 def ask_many(
-    generator: BatchGenerator,
+    engine: BatchEngine,
     single: Engine,
     speakers: list[Speaker],
     version: Callable[[Speaker], AdapterVersion],
@@ -50,7 +50,7 @@ def ask_many(
         number = int(random.integers(0, len(speakers) + 1))
         one = speakers[number] if number < len(speakers) else None
         prompt, count = random_prompt(random, int(random.integers(1, 90))), int(random.integers(1, 40))
-        asked.append((ask(generator, prompt, counted(count), version(one) if one else None), prompt, one, count))
+        asked.append((ask(engine, prompt, counted(count), version(one) if one else None), prompt, one, count))
     for listener, prompt, one, count in asked:
         end = listener.wait()
         assert (end.reason, end.completion_tokens) == ("length", count)
@@ -59,64 +59,64 @@ def ask_many(
 
 @pytest.mark.parametrize("rows", [1, 3, 8])
 def test_answers_of_different_adapters_in_one_batch_are_those_of_single_sequences(
-    generators: Generators,
+    engines: Engines,
     version: Callable[[Speaker], AdapterVersion],
     single: Engine,
     speakers: list[Speaker],
     rows: int,
 ) -> None:
-    ask_many(generators(rows=rows, prefill_tokens=8), single, speakers, version, requests=16, seed=rows)
+    ask_many(engines(rows=rows, prefill_tokens=8), single, speakers, version, requests=16, seed=rows)
 
 
 def test_a_budget_for_fewer_tokens_than_are_asked_for_makes_answers_wait_and_changes_none(
-    generators: Generators,
+    engines: Engines,
     version: Callable[[Speaker], AdapterVersion],
     single: Engine,
     speakers: list[Speaker],
     long_base: BasePack,
 ) -> None:
     budget = 9 * block_bytes(long_base.shape)
-    generator = generators(rows=8, cache_budget_bytes=budget)
-    assert generator.max_tokens == 9 * BLOCK_TOKENS
+    engine = engines(rows=8, cache_budget_bytes=budget)
+    assert engine.max_tokens == 9 * BLOCK_TOKENS
     most, done = [0], threading.Event()
 
     def watch() -> None:
         while not done.wait(0.001):
-            most[0] = max(most[0], generator.stats().cache_bytes)
+            most[0] = max(most[0], engine.stats().cache_bytes)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    ask_many(generator, single, speakers, version, requests=24, seed=5)
+    ask_many(engine, single, speakers, version, requests=24, seed=5)
     done.set()
     watcher.join()
     assert 0 < most[0] <= budget
 
 
 def test_a_prompt_that_begins_like_an_earlier_one_of_its_adapter_reads_only_the_rest(
-    generators: Generators, version: Callable[[Speaker], AdapterVersion], single: Engine, speakers: list[Speaker]
+    engines: Engines, version: Callable[[Speaker], AdapterVersion], single: Engine, speakers: list[Speaker]
 ) -> None:
-    generator, random = generators(rows=4), np.random.default_rng(1)
+    engine, random = engines(rows=4), np.random.default_rng(1)
     prompt, tail = random_prompt(random, 70), random_prompt(random, 9)
-    ask(generator, prompt, counted(3), version(speakers[0])).wait()
+    ask(engine, prompt, counted(3), version(speakers[0])).wait()
     for one, cached in ((speakers[0], 64), (speakers[1], 0), (None, 0)):
-        listener = ask(generator, [*prompt, *tail], counted(8), version(one) if one else None)
+        listener = ask(engine, [*prompt, *tail], counted(8), version(one) if one else None)
         assert listener.wait().cached_tokens == cached
         assert listener.tokens == greedy(single, [*prompt, *tail], one, 8)
-    assert generator.stats().prefix_hits == 64
+    assert engine.stats().prefix_hits == 64
 
 
 def test_answers_that_are_asked_for_at_once_share_the_prompt_that_they_have_in_common(
-    generators: Generators, single: Engine
+    engines: Engines, single: Engine
 ) -> None:
-    generator, prompt = generators(rows=4), random_prompt(np.random.default_rng(2), 50)
-    listeners = [ask(generator, prompt, counted(5)) for _ in range(4)]
+    engine, prompt = engines(rows=4), random_prompt(np.random.default_rng(2), 50)
+    listeners = [ask(engine, prompt, counted(5)) for _ in range(4)]
     assert sorted(listener.wait().cached_tokens for listener in listeners) == [0, 48, 48, 48]
     assert all(listener.tokens == greedy(single, prompt, None, 5) for listener in listeners)
 
 
-def test_a_long_prompt_does_not_stop_an_answer_that_is_going_on(generators: Generators) -> None:
-    generator, prompt = generators(rows=2, prefill_tokens=4), random_prompt(np.random.default_rng(4), 200)
-    short = ask(generator, [1, 2, 3], counted(200))
+def test_a_long_prompt_does_not_stop_an_answer_that_is_going_on(engines: Engines) -> None:
+    engine, prompt = engines(rows=2, prefill_tokens=4), random_prompt(np.random.default_rng(4), 200)
+    short = ask(engine, [1, 2, 3], counted(200))
     while not short.events:
         time.sleep(0.001)
     before = len(short.tokens)
@@ -126,37 +126,37 @@ def test_a_long_prompt_does_not_stop_an_answer_that_is_going_on(generators: Gene
         if isinstance(event, Finished):
             ended_at.append(len(short.tokens))
 
-    generator.submit(Request(prompt=prompt, sampling=counted(1), on_event=long_ended))
+    engine.submit(Request(prompt=prompt, sampling=counted(1), on_event=long_ended))
     short.wait()
     assert ended_at[0] - before > 200 // 4 - 10  # about one token of it with every four of the prompt
 
 
 def test_what_the_model_ends_and_stop_strings_end_an_answer(
-    generators: Generators, single: Engine, speakers: list[Speaker]
+    engines: Engines, single: Engine, speakers: list[Speaker]
 ) -> None:
-    generator, prompt = generators(rows=2), [1, 2, 3]
+    engine, prompt = engines(rows=2), [1, 2, 3]
     tokens = greedy(single, prompt, None, 60)
-    text = generator.tokenizer.decode(tokens, skip_special_tokens=True)
+    text = engine.tokenizer.decode(tokens, skip_special_tokens=True)
     stop = text[8:11]
-    listener = ask(generator, prompt, Sampling(max_tokens=60, stop=(stop,)))
+    listener = ask(engine, prompt, Sampling(max_tokens=60, stop=(stop,)))
     end = listener.wait()
     if EOS not in tokens[:12]:
         assert (end.reason, listener.text) == ("stop", text[: text.index(stop)])
-    biased = ask(generator, prompt, Sampling(max_tokens=60, logit_bias={EOS: 100.0}))
+    biased = ask(engine, prompt, Sampling(max_tokens=60, logit_bias={EOS: 100.0}))
     assert (biased.wait().reason, biased.text, biased.wait().completion_tokens) == ("stop", "", 1)
-    ignoring = ask(generator, prompt, Sampling(max_tokens=4, logit_bias={EOS: 100.0}, ignore_eos=True))
+    ignoring = ask(engine, prompt, Sampling(max_tokens=4, logit_bias={EOS: 100.0}, ignore_eos=True))
     assert (ignoring.wait().reason, ignoring.wait().completion_tokens) == ("length", 4)
 
 
 def test_the_same_seed_gives_the_same_answer_whatever_else_is_in_the_batch(
-    generators: Generators, version: Callable[[Speaker], AdapterVersion], speakers: list[Speaker]
+    engines: Engines, version: Callable[[Speaker], AdapterVersion], speakers: list[Speaker]
 ) -> None:
-    generator = generators(rows=8)
+    engine = engines(rows=8)
     sampling = Sampling(temperature=1.5, seed=7, max_tokens=20, logprobs=2)
-    alone = ask(generator, [5, 6, 7], sampling, version(speakers[2]))
+    alone = ask(engine, [5, 6, 7], sampling, version(speakers[2]))
     alone.wait()
-    others = [ask(generator, [n, n], Sampling(temperature=1.0, max_tokens=30), version(speakers[n])) for n in range(6)]
-    beside = ask(generator, [5, 6, 7], sampling, version(speakers[2]))
+    others = [ask(engine, [n, n], Sampling(temperature=1.0, max_tokens=30), version(speakers[n])) for n in range(6)]
+    beside = ask(engine, [5, 6, 7], sampling, version(speakers[2]))
     beside.wait()
     assert beside.text == alone.text
     assert beside.tokens == alone.tokens
@@ -165,30 +165,30 @@ def test_the_same_seed_gives_the_same_answer_whatever_else_is_in_the_batch(
 
 
 def test_a_cancelled_answer_ends_and_lets_its_adapter_go(
-    generators: Generators, version: Callable[[Speaker], AdapterVersion], speakers: list[Speaker]
+    engines: Engines, version: Callable[[Speaker], AdapterVersion], speakers: list[Speaker]
 ) -> None:
-    generator = generators(rows=1)
-    running = ask(generator, [1, 2], counted(250), version(speakers[0]))
-    waiting = ask(generator, [1, 2], counted(250), version(speakers[1]))
-    generator.cancel(waiting.request)
-    generator.cancel(running.request)
+    engine = engines(rows=1)
+    running = ask(engine, [1, 2], counted(250), version(speakers[0]))
+    waiting = ask(engine, [1, 2], counted(250), version(speakers[1]))
+    engine.cancel(waiting.request)
+    engine.cancel(running.request)
     assert waiting.wait().reason == running.wait().reason == "cancelled"
-    generator.cancel(running.request)  # a second time does nothing
-    after = ask(generator, [1, 2], counted(3))
+    engine.cancel(running.request)  # a second time does nothing
+    after = ask(engine, [1, 2], counted(3))
     assert after.wait().reason == "length"
 
 
 def test_an_adapter_whose_values_are_too_large_ends_its_own_answer_only(
-    generators: Generators,
+    engines: Engines,
     version: Callable[[Speaker], AdapterVersion],
     single: Engine,
     speakers: list[Speaker],
     long_base: BasePack,
 ) -> None:
-    generator = generators(rows=4)
+    engine = engines(rows=4)
     wild = speaker(long_base, LoraConfig(rank=4, alpha=8.0), seed=9, size=1e30)
-    bad = ask(generator, [1, 2, 3], counted(30), version(wild))
-    good = ask(generator, [1, 2, 3], counted(30), version(speakers[3]))
+    bad = ask(engine, [1, 2, 3], counted(30), version(wild))
+    good = ask(engine, [1, 2, 3], counted(30), version(speakers[3]))
     end = bad.wait()
     assert end.reason == "error"
     assert "rank-4" in end.message
@@ -198,14 +198,14 @@ def test_an_adapter_whose_values_are_too_large_ends_its_own_answer_only(
 
 
 def test_a_full_queue_is_busy_and_a_request_that_cannot_be_is_refused(
-    generators: Generators, version: Callable[[Speaker], AdapterVersion], speakers: list[Speaker]
+    engines: Engines, version: Callable[[Speaker], AdapterVersion], speakers: list[Speaker]
 ) -> None:
-    generator = generators(rows=1, queue=2)
+    engine = engines(rows=1, queue=2)
     lease = CountedLease(version(speakers[0]))
 
     def refused(prompt: list[int], error: type[Exception], match: str, **sampling: object) -> None:
         with pytest.raises(error, match=match):
-            generator.submit(
+            engine.submit(
                 Request(
                     prompt=prompt,
                     sampling=Sampling(**sampling),  # type: ignore[arg-type]
@@ -221,52 +221,52 @@ def test_a_full_queue_is_busy_and_a_request_that_cannot_be_is_refused(
     listeners = []
     with pytest.raises(BusyError, match="waiting already"):
         for _ in range(20):
-            listeners.append(ask(generator, [1], counted(200)))  # noqa: PERF401  (it raises)
+            listeners.append(ask(engine, [1], counted(200)))  # noqa: PERF401  (it raises)
     assert 2 <= len(listeners) <= 4
     for listener in listeners:
-        generator.cancel(listener.request)
+        engine.cancel(listener.request)
         listener.wait()
 
 
-def test_a_closing_generator_finishes_what_runs_and_takes_nothing_more(generators: Generators) -> None:
-    generator = generators(rows=2)
-    listeners = [ask(generator, [1, 2], counted(20)) for _ in range(4)]
-    generator.close(60)
+def test_a_closing_engine_finishes_what_runs_and_takes_nothing_more(engines: Engines) -> None:
+    engine = engines(rows=2)
+    listeners = [ask(engine, [1, 2], counted(20)) for _ in range(4)]
+    engine.close(60)
     assert [listener.wait().reason for listener in listeners] == ["length"] * 4
     with pytest.raises(BusyError, match="shutting down"):
-        ask(generator, [1], counted(1))
+        ask(engine, [1], counted(1))
 
 
-def test_a_generator_that_must_close_at_once_cancels_what_runs(generators: Generators) -> None:
-    generator = generators(rows=1)
-    listeners = [ask(generator, [1, 2], counted(250)) for _ in range(3)]
-    generator.close(0)
+def test_an_engine_that_must_close_at_once_cancels_what_runs(engines: Engines) -> None:
+    engine = engines(rows=1)
+    listeners = [ask(engine, [1, 2], counted(250)) for _ in range(3)]
+    engine.close(0)
     assert {listener.wait().reason for listener in listeners} <= {"cancelled", "length"}
 
 
-def test_a_listener_that_fails_ends_its_own_answer_only(generators: Generators) -> None:
-    generator = generators(rows=2)
+def test_a_listener_that_fails_ends_its_own_answer_only(engines: Engines) -> None:
+    engine = engines(rows=2)
 
     def fails(event: Event) -> None:
         assert not isinstance(event, Piece), "a listener's own mistake"
 
-    generator.submit(Request(prompt=[1, 2], sampling=counted(20), on_event=fails))
-    good = ask(generator, [1, 2], counted(20))
+    engine.submit(Request(prompt=[1, 2], sampling=counted(20), on_event=fails))
+    good = ask(engine, [1, 2], counted(20))
     assert good.wait().reason == "length"
 
 
-def test_a_mistake_of_our_own_ends_who_is_here_and_not_the_generator(
-    generators: Generators, monkeypatch: pytest.MonkeyPatch
+def test_a_mistake_of_our_own_ends_who_is_here_and_not_the_engine(
+    engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generator, mistakes = generators(rows=1), iter([True])
-    admit = generator._batch.admit
+    engine, mistakes = engines(rows=1), iter([True])
+    admit = engine._batch.admit
 
     def fails_once(waiting: deque[Answer]) -> None:
         admit(waiting)
         assert not next(mistakes, False), "a mistake of our own"
 
-    monkeypatch.setattr(generator._batch, "admit", fails_once)
-    first, second = ask(generator, [1, 2], counted(3)), ask(generator, [1, 2], counted(3))
+    monkeypatch.setattr(engine._batch, "admit", fails_once)
+    first, second = ask(engine, [1, 2], counted(3)), ask(engine, [1, 2], counted(3))
     assert first.wait().reason == "error"
     assert "AssertionError" in first.wait().message
     assert second.wait().reason == "length"
@@ -274,9 +274,9 @@ def test_a_mistake_of_our_own_ends_who_is_here_and_not_the_generator(
 
 def test_a_folder_without_rows_says_how_to_write_them(model: Path) -> None:
     with pytest.raises(GraphError, match="--profile kernel"):
-        BatchGenerator(model)
+        BatchEngine(model)
 
 
 def test_a_budget_below_two_blocks_is_refused(folders: dict[Profile, Path]) -> None:
     with pytest.raises(ConfigError, match="give it twice that"):
-        BatchGenerator(folders["rows"], cache_budget_bytes=1000)
+        BatchEngine(folders["rows"], cache_budget_bytes=1000)

@@ -1,4 +1,4 @@
-"""A generator without a model: a script says what comes of each request, and a thread of its own says it."""
+"""An engine without a model: a script says what comes of each request, and a thread of its own says it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from fedlora.errors import ConfigError
-from fedlora_serve.batching.request import Event, Finished, GeneratorStats, Piece, Request
+from fedlora_serve.batching.request import EngineStats, Event, Finished, Piece, Request
 from fedlora_serve.errors import BusyError
 from fedlora_serve.text.sampling import ChosenToken
 
 Script = Callable[[Request], Iterable[Event]]
 
 
-class FakeGenerator:
+class FakeEngine:
     """Follows `script` for every request, with `pause_s` before each event. It keeps what it was asked."""
 
     def __init__(
@@ -48,10 +48,10 @@ class FakeGenerator:
                 self.cancelled.append(request)
                 cancelling.set()
 
-    def stats(self) -> GeneratorStats:
+    def stats(self) -> EngineStats:
         running = list(self._cancelling)
         names = [request.adapter.version.name for request in running if request.adapter]
-        return GeneratorStats(
+        return EngineStats(
             running=len(running), waiting=0, rows=16, cache_bytes=1 << 20, cache_budget_bytes=1 << 30, prefix_lookups=100,
             prefix_hits=25, running_adapters={name: names.count(name) for name in names},
         )  # fmt: skip

@@ -11,7 +11,7 @@ from fedlora.base.pack import BasePack, open_pack
 from fedlora.errors import ConfigError
 
 from fedlora_serve.batching.kv_cache import BLOCK_TOKENS, KVCache, block_bytes, blocks_of
-from fedlora_serve.batching.request import GeneratorStats, Request
+from fedlora_serve.batching.request import EngineStats, Request
 from fedlora_serve.batching.row_graph import RowGraph
 from fedlora_serve.batching.row_session import open_rows
 from fedlora_serve.batching.scheduler import Batch
@@ -20,8 +20,8 @@ from fedlora_serve.errors import BusyError
 from fedlora_serve.text.tokenizer import open_tokenizer
 
 
-class BatchGenerator:
-    """`request.Generator` on the graph `kernel` of a folder, or else `rows`."""
+class BatchEngine:
+    """`request.TextEngine` on the graph `kernel` of a folder, or else `rows`."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class BatchGenerator:
         self._cancelled: set[Request] = set()
         self._is_closing = self._is_over = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._loop, name="generator", daemon=True)
+        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
 
     @property
@@ -102,11 +102,11 @@ class BatchGenerator:
             self._cancelled.add(request)
             self._changed.notify()
 
-    def stats(self) -> GeneratorStats:
+    def stats(self) -> EngineStats:
         with self._changed:
             waiting = Counter(answer.adapter.name for answer in self._waiting if answer.adapter)
             running = list(self._batch.answers)
-            return GeneratorStats(
+            return EngineStats(
                 running=len(running),
                 waiting=len(self._waiting),
                 rows=self._rows,
