@@ -15,7 +15,7 @@ from fedlora_serve.batching.request import EngineStats, Request
 from fedlora_serve.batching.row_graph import RowGraph
 from fedlora_serve.batching.row_session import open_rows
 from fedlora_serve.batching.scheduler import Batch
-from fedlora_serve.batching.sequence import Answer, failure_message
+from fedlora_serve.batching.sequence import SequenceState, failure_message
 from fedlora_serve.errors import BusyError
 from fedlora_serve.text.tokenizer import open_tokenizer
 
@@ -35,8 +35,8 @@ class BatchEngine:
     ) -> None:
         """Verify the pack and its graph, build the session, and begin to wait for requests.
 
-        `cache_budget_bytes` bounds the keys and values of running answers and of kept prefixes together; `queue` is how
-        many requests may wait; `prefill_tokens` how many tokens of prompts a step reads beside answers that are going on.
+        `cache_budget_bytes` bounds the keys and values of running sequences and of kept prefixes together; `queue` is how
+        many requests may wait; `prefill_tokens` how many tokens of prompts a step reads beside sequences that decode.
 
         Raises PackError, GraphError, and ConfigError where the budget does not hold two blocks of tokens or a number is
         not positive.
@@ -58,7 +58,7 @@ class BatchEngine:
         self.graph_manifest, self.lays_out_adapters = opened.manifest, opened.lays_out_adapters
         kv_cache = KVCache(shape, rows, min(blocks_of(shape.max_positions), self._budget_blocks))
         self._limit = min(kv_cache.capacity, shape.max_positions)
-        self._waiting: deque[Answer] = deque()
+        self._waiting: deque[SequenceState] = deque()
         self._batch = Batch(
             RowGraph(opened.session, shape, kv_cache, opened.adapters),
             kv_cache,
@@ -84,13 +84,13 @@ class BatchEngine:
 
     def submit(self, request: Request) -> None:
         try:
-            answer = self._answer(request)
+            sequence = self._sequence(request)
             with self._changed:
                 if self._is_closing or not self._thread.is_alive():
                     raise BusyError("the server is shutting down; try another one, or again later")
                 if len(self._waiting) >= self._queue:
                     raise BusyError(f"{len(self._waiting)} requests are waiting already; try again later")
-                self._waiting.append(answer)
+                self._waiting.append(sequence)
                 self._changed.notify()
         except Exception:
             if request.adapter:
@@ -104,8 +104,8 @@ class BatchEngine:
 
     def stats(self) -> EngineStats:
         with self._changed:
-            waiting = Counter(answer.adapter.name for answer in self._waiting if answer.adapter)
-            running = list(self._batch.answers)
+            waiting = Counter(sequence.adapter.name for sequence in self._waiting if sequence.adapter)
+            running = list(self._batch.sequences)
             return EngineStats(
                 running=len(running),
                 waiting=len(self._waiting),
@@ -114,7 +114,7 @@ class BatchEngine:
                 cache_budget_bytes=self._budget_blocks * self._block_bytes,
                 prefix_lookups=self._batch.prefixes.lookups,
                 prefix_hits=self._batch.prefixes.hits,
-                running_adapters=dict(Counter(answer.adapter.name for answer in running if answer.adapter)),
+                running_adapters=dict(Counter(sequence.adapter.name for sequence in running if sequence.adapter)),
                 waiting_adapters=dict(waiting),
             )
 
@@ -128,7 +128,7 @@ class BatchEngine:
             self._is_over = True
         self._thread.join(max(deadline + 10 - time.monotonic(), 1))  # a step ends by itself
 
-    def _answer(self, request: Request) -> Answer:
+    def _sequence(self, request: Request) -> SequenceState:
         shape, prompt = self.base.shape, request.prompt
         if not prompt:
             raise ConfigError("the prompt has no tokens; give it at least one")
@@ -138,7 +138,7 @@ class BatchEngine:
             raise ConfigError(
                 f"the prompt has {len(prompt)} tokens; prompt and answer together have room for {self._limit}: shorten it"
             )
-        return Answer(
+        return SequenceState(
             request,
             self.tokenizer,
             vocab_size=shape.vocab_size,
@@ -152,8 +152,8 @@ class BatchEngine:
                 with self._changed:
                     self._waiting.extendleft(self._batch.set_back)
                     self._batch.set_back.clear()
-                    if not (self._waiting or self._batch.answers):
-                        self._cancelled.clear()  # of answers that had ended
+                    if not (self._waiting or self._batch.sequences):
+                        self._cancelled.clear()  # of sequences that had ended
                         if self._is_closing:
                             return
                         self._changed.wait()
@@ -166,11 +166,11 @@ class BatchEngine:
     def _end_cancelled(self) -> None:
         if not (self._cancelled or self._is_over):
             return
-        for answer in self._batch.answers[::-1]:
-            if self._is_over or answer.request in self._cancelled:
-                self._batch.end(answer, "cancelled")
-        for answer in list(self._waiting):
-            if self._is_over or answer.request in self._cancelled:
-                self._waiting.remove(answer)
-                answer.end("cancelled")
+        for sequence in self._batch.sequences[::-1]:
+            if self._is_over or sequence.request in self._cancelled:
+                self._batch.end(sequence, "cancelled")
+        for sequence in list(self._waiting):
+            if self._is_over or sequence.request in self._cancelled:
+                self._waiting.remove(sequence)
+                sequence.end("cancelled")
         self._cancelled.clear()

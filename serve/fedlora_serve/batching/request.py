@@ -12,7 +12,7 @@ from fedlora_serve.text.sampling import ChosenToken, Sampling
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """More text of an answer; never half a character, and nothing of a stop string."""
+    """More text of a sequence; never half a character, and nothing of a stop string."""
 
     text: str
     tokens: tuple[ChosenToken, ...] = ()  # since the last piece; empty unless log-probabilities were asked for
@@ -23,7 +23,7 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """The end of an answer, whatever became of it; nothing comes after."""
+    """The end of a sequence, whatever became of it; nothing comes after."""
 
     reason: FinishReason
     completion_tokens: int
@@ -36,26 +36,26 @@ Event = Piece | Finished
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Request:
-    """One answer that is wanted. `on_event` is called on the engine's thread and must not block or raise."""
+    """One sequence that is wanted. `on_event` is called on the engine's thread and must not block or raise."""
 
     prompt: Sequence[int]
     sampling: Sampling
     on_event: Callable[[Event], None]
-    adapter: Lease | None = None  # released by the engine when the answer has ended; None: the base
+    adapter: Lease | None = None  # released by the engine when the sequence has ended; None: the base
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
     """What an engine does just now, and what it has done since it started."""
 
-    running: int  # answers in the batch
+    running: int  # sequences in the batch
     waiting: int  # requests in the queue
-    rows: int  # answers that fit into a batch
-    cache_bytes: int  # of keys and values, of running answers and of prefixes
+    rows: int  # sequences that fit into a batch
+    cache_bytes: int  # of keys and values, of running sequences and of prefixes
     cache_budget_bytes: int
     prefix_lookups: int  # tokens of prompts that were looked for
     prefix_hits: int  # and found
-    running_adapters: dict[str, int] = field(default_factory=dict)  # {name: running answers}
+    running_adapters: dict[str, int] = field(default_factory=dict)  # {name: running sequences}
     waiting_adapters: dict[str, int] = field(default_factory=dict)
 
 
@@ -76,7 +76,7 @@ class TextEngine(Protocol):
         """Take a request; its events follow, and one `Finished` ends them.
 
         Raises BusyError where the queue is full, ConfigError where the prompt is empty, has a token that the base has not,
-        or leaves no room for an answer. The lease of a request that is refused is released.
+        or leaves no room for a sequence. The lease of a request that is refused is released.
         """
         ...
 

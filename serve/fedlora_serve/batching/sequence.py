@@ -1,4 +1,4 @@
-"""One answer that is being made: its tokens so far, and what is sent of them."""
+"""One sequence on its way: its tokens so far, and what is sent of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fedlora_serve.text.token_sampler import TokenSampler
 _log = logging.getLogger(__name__)
 
 
-class Answer:
+class SequenceState:
     """A request on its way. `length` of its tokens have keys and values in the row that it holds."""
 
     def __init__(
@@ -66,7 +66,7 @@ class Answer:
         return len(self.tokens) == self._prompt_length
 
     def take(self, scores: NDArray[np.float32]) -> FinishReason | None:  # scores [V]
-        """Choose the next token from its scores, and send what became text; why the answer ends, if it does."""
+        """Choose the next token from its scores, and send what became text; why the sequence ends, if it does."""
         chosen = self._sampler.choose(scores)
         if chosen.token in self._stop_token_ids:
             self._is_ended_by_model = True
@@ -114,8 +114,8 @@ class Answer:
     def _tell(self, event: Event) -> None:
         try:
             self.request.on_event(event)
-        except Exception:  # a listener's own bug must not end the others' answers
-            _log.exception("a listener of events failed; its answer ends")
+        except Exception:  # a listener's own bug must not end the others' sequences
+            _log.exception("a listener of events failed; its sequence ends")
             self._is_heard = False
 
 
@@ -123,5 +123,5 @@ def failure_message(error: Exception) -> str:
     """What a client is told of an error: of our own bugs their kind alone."""
     if isinstance(error, FedloraError):
         return str(error)
-    _log.error("an answer failed", exc_info=error)
+    _log.error("a sequence failed", exc_info=error)
     return f"the server failed: {type(error).__name__}"

@@ -17,7 +17,7 @@ from fedlora_serve.batching.kv_cache import KVCache, blocks_of
 from fedlora_serve.batching.request import Request
 from fedlora_serve.batching.row_graph import Part, RowGraph
 from fedlora_serve.batching.scheduler import Batch
-from fedlora_serve.batching.sequence import Answer
+from fedlora_serve.batching.sequence import SequenceState
 from fedlora_serve.text.sampling import Sampling
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
@@ -97,7 +97,7 @@ class PretendBatch:
     ) -> None:  # fmt: skip
         self.kv_cache = KVCache(shape, rows, min(capacity_blocks, budget_blocks))
         self.graph = PretendGraph(self.kv_cache, shape.vocab_size)
-        self.waiting: deque[Answer] = deque()
+        self.waiting: deque[SequenceState] = deque()
         self.budget_blocks = budget_blocks
         self.batch = Batch(
             cast(RowGraph, self.graph),
@@ -111,12 +111,12 @@ class PretendBatch:
     def ask(
         self, prompt: Sequence[int], count: int = 1, adapter: AdapterVersion | None = None, **sampling: object
     ) -> Listener:
-        """An answer of `count` tokens that waits to come in."""
+        """A sequence of `count` tokens that waits to come in."""
         listener = Listener(lease=CountedLease(adapter) if adapter else None)
         wanted = Sampling(max_tokens=count, **sampling) if sampling else counted(count)  # type: ignore[arg-type]
         listener.request = Request(prompt=prompt, sampling=wanted, on_event=listener, adapter=listener.lease)
         self.waiting.append(
-            Answer(
+            SequenceState(
                 listener.request,
                 self._tokenizer,
                 vocab_size=self._vocab_size,
@@ -137,7 +137,7 @@ class PretendBatch:
     def finish(self, most_steps: int = 5000) -> int:
         """How many steps it takes until everybody has ended; nothing is left then but prefixes."""
         for steps in range(most_steps):
-            if not (self.waiting or self.batch.answers or self.batch.set_back):
+            if not (self.waiting or self.batch.sequences or self.batch.set_back):
                 assert not any(self.kv_cache.blocks)
                 assert not self.graph.adapters.rows.total()
                 return steps

@@ -54,8 +54,8 @@ def test_whatever_is_asked_under_any_budget_every_answer_is_the_one_that_it_woul
         asked.append((batch.ask(prompt, count, adapter), prompt, min(count, limit - len(prompt)), adapter))
         for _ in range(int(random.integers(0, 4))):
             batch.step()
-        if random.random() < 0.1 and batch.batch.answers:
-            batch.batch.end(batch.batch.answers[int(random.integers(0, len(batch.batch.answers)))], "cancelled")
+        if random.random() < 0.1 and batch.batch.sequences:
+            batch.batch.end(batch.batch.sequences[int(random.integers(0, len(batch.batch.sequences)))], "cancelled")
     batch.finish()
     for listener, prompt, count, adapter in asked:
         end = listener.wait()
@@ -140,7 +140,7 @@ def test_a_row_that_had_a_long_answer_keeps_no_memory_for_a_short_one(batches: B
         batch.step()
     batch.ask(prompt_of(180, seed=3))
     batch.step()
-    assert len(batch.batch.answers) == 2
+    assert len(batch.batch.sequences) == 2
     batch.finish()
 
 

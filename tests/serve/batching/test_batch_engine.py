@@ -18,7 +18,7 @@ from fedlora_serve.adapters.version import AdapterVersion
 from fedlora_serve.batching.engine import BatchEngine
 from fedlora_serve.batching.kv_cache import BLOCK_TOKENS, block_bytes
 from fedlora_serve.batching.request import Event, Finished, Piece, Request
-from fedlora_serve.batching.sequence import Answer
+from fedlora_serve.batching.sequence import SequenceState
 from fedlora_serve.errors import BusyError
 from fedlora_serve.local.engine import Engine
 from fedlora_serve.text.sampling import Sampling
@@ -261,7 +261,7 @@ def test_a_mistake_of_our_own_ends_who_is_here_and_not_the_engine(
     engine, mistakes = engines(rows=1), iter([True])
     admit = engine._batch.admit
 
-    def fails_once(waiting: deque[Answer]) -> None:
+    def fails_once(waiting: deque[SequenceState]) -> None:
         admit(waiting)
         assert not next(mistakes, False), "a mistake of our own"
 
