@@ -150,8 +150,8 @@ class BatchEngine:
         while True:
             try:
                 with self._changed:
-                    self._waiting.extendleft(self._batch.set_back)
-                    self._batch.set_back.clear()
+                    self._waiting.extendleft(self._batch.preempted)
+                    self._batch.preempted.clear()
                     if not (self._waiting or self._batch.sequences):
                         self._cancelled.clear()  # of sequences that had ended
                         if self._is_closing:

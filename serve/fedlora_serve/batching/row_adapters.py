@@ -64,7 +64,7 @@ class CopiedAdapters:
 
     def __init__(self, modules: Mapping[str, tuple[int, int]]) -> None:
         self._modules = modules
-        # Of the last rows of each kind: where prompts are read, those of the prompts and those that go on take turns.
+        # Of the last rows of each kind: where prompts are read, those of the prompts and those that decode take turns.
         self._kept: OrderedDict[tuple[str, ...], Mapping[str, NDArray[np.float32]]] = OrderedDict()
 
     def join(self, adapter: AdapterVersion) -> None:

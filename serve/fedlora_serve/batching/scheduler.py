@@ -2,10 +2,10 @@
 
 A step reads a part of the prompts that are here, then one token of every sequence that decodes, so that a long prompt
 delays the others by one part at a time. The oldest prompt and the shortest take turns: a long one holds up no short ones,
-and short ones do not hold up a long one. Rows that go on stand wherever they are: those between them read nothing.
+and short ones do not hold up a long one. Rows that decode stand wherever they are: those between them read nothing.
 
-Memory is counted in blocks of tokens. Prefixes that nobody needs just now go first; where that does not suffice, the sequence
-that joined last is set back: it waits, and reads what it had again.
+Memory is counted in blocks of tokens. Prefixes that nobody needs just now go first; where that does not suffice, the
+sequence that joined last is preempted: it waits, and reads what it had again.
 """
 
 from __future__ import annotations
@@ -34,9 +34,8 @@ class Batch:
         self, graph: RowGraph, kv_cache: KVCache, *, rows: int, budget_blocks: int, prefill_tokens: int
     ) -> None:
         self.sequences: list[SequenceState] = []
-        self.set_back: list[
-            SequenceState
-        ] = []  # who had to leave, and has to come back before others: the newest first
+        # Who had to leave, and has to come back before others: the newest first.
+        self.preempted: list[SequenceState] = []
         self.prefixes = PrefixCache()
         self._graph, self._kv_cache = graph, kv_cache
         self._rows, self._budget_blocks, self._prefill_tokens = rows, budget_blocks, prefill_tokens
@@ -51,7 +50,7 @@ class Batch:
     def admit(self, waiting: deque[SequenceState]) -> None:
         """Let those in who came first, as long as there is a row and memory for what they have to read.
 
-        Every sequence that is here has a block to grow by, lest who comes in is set back at once.
+        Every sequence that is here has a block to grow by, lest who comes in is preempted at once.
         """
         while waiting and len(self.sequences) < self._rows:
             sequence, row = waiting[0], len(self.sequences)
@@ -70,8 +69,8 @@ class Batch:
 
     def step(self) -> None:
         """Read a part of some prompts, and take every sequence that decodes one token further."""
-        self._read_prompts()
-        self._go_on()
+        self._prefill()
+        self._decode()
 
     def end(self, sequence: SequenceState, reason: FinishReason, message: str = "") -> None:
         """End a sequence of the batch, and free its row."""
@@ -89,13 +88,15 @@ class Batch:
                 self._graph.adapters.leave(sequence.adapter)
             sequence.end("error", message)
 
-    def _read_prompts(self) -> None:
+    def _prefill(self) -> None:
         rows = self._rows_to_read()
         if not rows:
             return
-        is_alone = not any(sequence.is_going_on for sequence in self.sequences)
+        is_alone = not any(sequence.is_decoding for sequence in self.sequences)
         most = max(_ALONE_TOKENS, self._prefill_tokens) if is_alone else self._prefill_tokens
-        first = rows[0] if next(self._oldest_first) else min(rows, key=lambda row: self.sequences[row].missing)
+        first = (
+            rows[0] if next(self._oldest_first) else min(rows, key=lambda row: self.sequences[row].uncomputed_tokens)
+        )
         parts: list[Part] = []
         width, capacity = 0, self._kv_cache.capacity  # every part is filled up to the widest, which must fit its row
         for row in range(first, len(self.sequences)):
@@ -103,7 +104,7 @@ class Batch:
             room = min(most // (len(parts) + 1), capacity - max([sequence.length, *(part.length for part in parts)]))
             if row not in rows or room < max(width, 1):
                 break
-            end = sequence.length + min(sequence.missing, room)
+            end = sequence.length + min(sequence.uncomputed_tokens, room)
             parts.append(Part(sequence.tokens[sequence.length : end], sequence.length, sequence.adapter))
             width = max(width, end - sequence.length)
         self._run(first, parts)
@@ -113,28 +114,28 @@ class Batch:
 
         Who begins like an older one begins later: it finds what that one is about to read.
         """
-        unread = [row for row, sequence in enumerate(self.sequences) if not sequence.is_going_on]
+        unread = [row for row, sequence in enumerate(self.sequences) if not sequence.is_decoding]
         unread.sort(key=lambda row: self.sequences[row].number)
         for place, row in enumerate(unread):
             sequence = self.sequences[row]
             if not (sequence.has_begun or any(_reads_for(self.sequences[older], sequence) for older in unread[:place])):
                 self._use_prefix(row, sequence)
-        return [row for row in unread if self.sequences[row].has_begun and not self.sequences[row].is_going_on]
+        return [row for row in unread if self.sequences[row].has_begun and not self.sequences[row].is_decoding]
 
-    def _go_on(self) -> None:
+    def _decode(self) -> None:
         while any(
-            sequence.is_going_on and not self._grow(row, sequence.length + 1)
+            sequence.is_decoding and not self._grow(row, sequence.length + 1)
             for row, sequence in enumerate(self.sequences)
         ):
             newest = max(self.sequences, key=lambda sequence: sequence.number)
             self._leave(newest)
             newest.length, newest.has_begun = 0, False
-            self.set_back.append(newest)
-        last = max((row for row, sequence in enumerate(self.sequences) if sequence.is_going_on), default=-1)
+            self.preempted.append(newest)
+        last = max((row for row, sequence in enumerate(self.sequences) if sequence.is_decoding), default=-1)
         self._run(
             0,
             [
-                Part(sequence.tokens[-1:] if sequence.is_going_on else (), sequence.length, sequence.adapter)
+                Part(sequence.tokens[-1:] if sequence.is_decoding else (), sequence.length, sequence.adapter)
                 for sequence in self.sequences[: last + 1]
             ],
         )
@@ -160,7 +161,7 @@ class Batch:
             sequence.length += len(part.tokens)
             if part.tokens and sequence.is_prompt_only:
                 self._keep_prefix(sequence)
-            if part.tokens and not sequence.missing:
+            if part.tokens and not sequence.uncomputed_tokens:
                 reason, message = self._taken(sequence, scores[row])
                 if reason:
                     ended.append((sequence, reason, message))
@@ -228,13 +229,13 @@ class Batch:
     def _next_rows(self, hole: int) -> list[int]:
         """Who moves up when a row is free, each to the place of the one before: at last the last one.
 
-        Those that go on stay side by side, and the oldest prompt next to them: who stands between costs every step a token.
+        Those that decode stay side by side, and the oldest prompt next to them: who stands between costs every step a token.
         """
         last = len(self.sequences) - 1
-        going_on = max((row for row in range(hole + 1, last + 1) if self.sequences[row].is_going_on), default=hole)
-        prompts = range(going_on + 1, last + 1)
-        oldest = min(prompts, key=lambda row: self.sequences[row].number, default=going_on)
-        return [row for row, before in ((going_on, hole), (oldest, going_on), (last, oldest)) if row > before]
+        decoding = max((row for row in range(hole + 1, last + 1) if self.sequences[row].is_decoding), default=hole)
+        prompts = range(decoding + 1, last + 1)
+        oldest = min(prompts, key=lambda row: self.sequences[row].number, default=decoding)
+        return [row for row, before in ((decoding, hole), (oldest, decoding), (last, oldest)) if row > before]
 
 
 def _reads_for(older: SequenceState, sequence: SequenceState) -> bool:

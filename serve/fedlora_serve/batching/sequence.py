@@ -51,14 +51,14 @@ class SequenceState:
         return self.adapter.digest if self.adapter else ""
 
     @property
-    def missing(self) -> int:
-        """Tokens that have to be read before the next one can be chosen: one where it is going on."""
+    def uncomputed_tokens(self) -> int:
+        """Tokens that have to be read before the next one can be chosen: one where it decodes."""
         return len(self.tokens) - self.length
 
     @property
-    def is_going_on(self) -> bool:
+    def is_decoding(self) -> bool:
         """Whether its prompt was read, so that it takes part in every step."""
-        return self.missing == 1 and self.length > 0
+        return self.uncomputed_tokens == 1 and self.length > 0
 
     @property
     def is_prompt_only(self) -> bool:

@@ -128,8 +128,8 @@ class PretendBatch:
 
     def step(self) -> None:
         """Let those in for whom there is room, and go one step further."""
-        self.waiting.extendleft(self.batch.set_back)
-        self.batch.set_back.clear()
+        self.waiting.extendleft(self.batch.preempted)
+        self.batch.preempted.clear()
         self.batch.admit(self.waiting)
         self.batch.step()
         assert self.batch.blocks <= self.budget_blocks
@@ -137,7 +137,7 @@ class PretendBatch:
     def finish(self, most_steps: int = 5000) -> int:
         """How many steps it takes until everybody has ended; nothing is left then but prefixes."""
         for steps in range(most_steps):
-            if not (self.waiting or self.batch.sequences or self.batch.set_back):
+            if not (self.waiting or self.batch.sequences or self.batch.preempted):
                 assert not any(self.kv_cache.blocks)
                 assert not self.graph.adapters.rows.total()
                 return steps

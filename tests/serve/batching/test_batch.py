@@ -144,7 +144,7 @@ def test_a_row_that_had_a_long_answer_keeps_no_memory_for_a_short_one(batches: B
     batch.finish()
 
 
-def test_who_comes_in_is_not_set_back_by_the_next_token_of_another(batches: Batches) -> None:
+def test_who_comes_in_is_not_preempted_by_the_next_token_of_another(batches: Batches) -> None:
     batch = batches(rows=2, budget_blocks=8)
     batch.ask(prompt_of(16), 30)
     batch.step()
