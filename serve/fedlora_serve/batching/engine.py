@@ -14,7 +14,7 @@ from fedlora_serve.batching.kv_cache import BLOCK_TOKENS, KVCache, block_bytes, 
 from fedlora_serve.batching.request import EngineStats, Request
 from fedlora_serve.batching.row_graph import RowGraph
 from fedlora_serve.batching.row_session import open_rows
-from fedlora_serve.batching.scheduler import Batch
+from fedlora_serve.batching.scheduler import Scheduler
 from fedlora_serve.batching.sequence import SequenceState, failure_message
 from fedlora_serve.errors import BusyError
 from fedlora_serve.text.tokenizer import open_tokenizer
@@ -59,7 +59,7 @@ class BatchEngine:
         kv_cache = KVCache(shape, rows, min(blocks_of(shape.max_positions), self._budget_blocks))
         self._limit = min(kv_cache.capacity, shape.max_positions)
         self._waiting: deque[SequenceState] = deque()
-        self._batch = Batch(
+        self._scheduler = Scheduler(
             RowGraph(opened.session, shape, kv_cache, opened.adapters),
             kv_cache,
             rows=rows,
@@ -105,15 +105,15 @@ class BatchEngine:
     def stats(self) -> EngineStats:
         with self._changed:
             waiting = Counter(sequence.adapter.name for sequence in self._waiting if sequence.adapter)
-            running = list(self._batch.sequences)
+            running = list(self._scheduler.sequences)
             return EngineStats(
                 running=len(running),
                 waiting=len(self._waiting),
                 rows=self._rows,
-                cache_bytes=self._batch.blocks * self._block_bytes,
+                cache_bytes=self._scheduler.blocks.used_blocks * self._block_bytes,
                 cache_budget_bytes=self._budget_blocks * self._block_bytes,
-                prefix_lookups=self._batch.prefixes.lookups,
-                prefix_hits=self._batch.prefixes.hits,
+                prefix_lookups=self._scheduler.blocks.prefixes.lookups,
+                prefix_hits=self._scheduler.blocks.prefixes.hits,
                 running_adapters=dict(Counter(sequence.adapter.name for sequence in running if sequence.adapter)),
                 waiting_adapters=dict(waiting),
             )
@@ -150,25 +150,25 @@ class BatchEngine:
         while True:
             try:
                 with self._changed:
-                    self._waiting.extendleft(self._batch.preempted)
-                    self._batch.preempted.clear()
-                    if not (self._waiting or self._batch.sequences):
+                    self._waiting.extendleft(self._scheduler.preempted)
+                    self._scheduler.preempted.clear()
+                    if not (self._waiting or self._scheduler.sequences):
                         self._cancelled.clear()  # of sequences that had ended
                         if self._is_closing:
                             return
                         self._changed.wait()
                     self._end_cancelled()
-                    self._batch.admit(self._waiting)
-                self._batch.step()
+                    self._scheduler.admit(self._waiting)
+                self._scheduler.step()
             except Exception as error:  # our own bug: whoever is here is told, and the others go on
-                self._batch.end_all(failure_message(error))
+                self._scheduler.end_all(failure_message(error))
 
     def _end_cancelled(self) -> None:
         if not (self._cancelled or self._is_over):
             return
-        for sequence in self._batch.sequences[::-1]:
+        for sequence in self._scheduler.sequences[::-1]:
             if self._is_over or sequence.request in self._cancelled:
-                self._batch.end(sequence, "cancelled")
+                self._scheduler.end(sequence, "cancelled")
         for sequence in list(self._waiting):
             if self._is_over or sequence.request in self._cancelled:
                 self._waiting.remove(sequence)

@@ -46,8 +46,10 @@ class PrefixCache:
         self.hits += len(found) * BLOCK_TOKENS
         return [block for _, block in found]
 
-    def keep(self, digest: str, tokens: Sequence[int], read: Callable[[int], Block], room: Callable[[], bool]) -> None:
-        """Keep the whole blocks of `tokens` that are not there yet: `read(i)` copies block i, while there is `room()`."""
+    def keep(
+        self, digest: str, tokens: Sequence[int], read_block: Callable[[int], Block], make_room: Callable[[], bool]
+    ) -> None:
+        """Keep the whole blocks of `tokens` that are not there yet, read by `read_block`, while `make_room()` is true."""
         keys = list(_keys(digest, tokens))
         self._kept = frozenset(keys)
         for key in keys:
@@ -55,9 +57,9 @@ class PrefixCache:
                 self._blocks.move_to_end(key)
         for number, key in enumerate(keys):
             if key not in self._blocks:
-                if not room():
+                if not make_room():
                     break
-                self._blocks[key] = read(number)
+                self._blocks[key] = read_block(number)
         for key in reversed(keys):
             if key in self._blocks:
                 self._blocks.move_to_end(key)

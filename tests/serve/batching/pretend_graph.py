@@ -16,7 +16,7 @@ from fedlora_serve.adapters.version import AdapterVersion
 from fedlora_serve.batching.kv_cache import KVCache, blocks_of
 from fedlora_serve.batching.request import Request
 from fedlora_serve.batching.row_graph import Part, RowGraph
-from fedlora_serve.batching.scheduler import Batch
+from fedlora_serve.batching.scheduler import Scheduler
 from fedlora_serve.batching.sequence import SequenceState
 from fedlora_serve.text.sampling import Sampling
 from numpy.typing import NDArray
@@ -99,7 +99,7 @@ class PretendBatch:
         self.graph = PretendGraph(self.kv_cache, shape.vocab_size)
         self.waiting: deque[SequenceState] = deque()
         self.budget_blocks = budget_blocks
-        self.batch = Batch(
+        self.scheduler = Scheduler(
             cast(RowGraph, self.graph),
             self.kv_cache,
             rows=rows,
@@ -128,16 +128,16 @@ class PretendBatch:
 
     def step(self) -> None:
         """Let those in for whom there is room, and go one step further."""
-        self.waiting.extendleft(self.batch.preempted)
-        self.batch.preempted.clear()
-        self.batch.admit(self.waiting)
-        self.batch.step()
-        assert self.batch.blocks <= self.budget_blocks
+        self.waiting.extendleft(self.scheduler.preempted)
+        self.scheduler.preempted.clear()
+        self.scheduler.admit(self.waiting)
+        self.scheduler.step()
+        assert self.scheduler.blocks.used_blocks <= self.budget_blocks
 
     def finish(self, most_steps: int = 5000) -> int:
         """How many steps it takes until everybody has ended; nothing is left then but prefixes."""
         for steps in range(most_steps):
-            if not (self.waiting or self.batch.sequences or self.batch.preempted):
+            if not (self.waiting or self.scheduler.sequences or self.scheduler.preempted):
                 assert not any(self.kv_cache.blocks)
                 assert not self.graph.adapters.rows.total()
                 return steps

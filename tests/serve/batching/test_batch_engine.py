@@ -259,13 +259,13 @@ def test_a_mistake_of_our_own_ends_who_is_here_and_not_the_engine(
     engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, mistakes = engines(rows=1), iter([True])
-    admit = engine._batch.admit
+    admit = engine._scheduler.admit
 
     def fails_once(waiting: deque[SequenceState]) -> None:
         admit(waiting)
         assert not next(mistakes, False), "a mistake of our own"
 
-    monkeypatch.setattr(engine._batch, "admit", fails_once)
+    monkeypatch.setattr(engine._scheduler, "admit", fails_once)
     first, second = ask(engine, [1, 2], counted(3)), ask(engine, [1, 2], counted(3))
     assert first.wait().reason == "error"
     assert "AssertionError" in first.wait().message

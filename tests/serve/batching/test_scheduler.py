@@ -54,8 +54,10 @@ def test_whatever_is_asked_under_any_budget_every_answer_is_the_one_that_it_woul
         asked.append((batch.ask(prompt, count, adapter), prompt, min(count, limit - len(prompt)), adapter))
         for _ in range(int(random.integers(0, 4))):
             batch.step()
-        if random.random() < 0.1 and batch.batch.sequences:
-            batch.batch.end(batch.batch.sequences[int(random.integers(0, len(batch.batch.sequences)))], "cancelled")
+        if random.random() < 0.1 and batch.scheduler.sequences:
+            batch.scheduler.end(
+                batch.scheduler.sequences[int(random.integers(0, len(batch.scheduler.sequences)))], "cancelled"
+            )
     batch.finish()
     for listener, prompt, count, adapter in asked:
         end = listener.wait()
@@ -127,7 +129,7 @@ def test_a_prompt_that_has_to_wait_for_memory_costs_nobody_the_prefixes_that_are
     waits = batch.ask(prompt_of(200, seed=2))
     batch.step()
     assert not waits.ended.is_set()
-    assert len(batch.batch.prefixes.find("", [*system, 1])) == 3
+    assert len(batch.scheduler.blocks.prefixes.find("", [*system, 1])) == 3
     batch.finish()
     assert running.wait().reason == "length"
 
@@ -140,7 +142,7 @@ def test_a_row_that_had_a_long_answer_keeps_no_memory_for_a_short_one(batches: B
         batch.step()
     batch.ask(prompt_of(180, seed=3))
     batch.step()
-    assert len(batch.batch.sequences) == 2
+    assert len(batch.scheduler.sequences) == 2
     batch.finish()
 
 
@@ -178,7 +180,7 @@ def test_tokens_are_looked_for_once_however_long_a_prompt_waits_behind_others(ba
     for n in range(3):
         batch.ask(prompt_of(100, seed=n), 5)
     batch.finish()
-    assert batch.batch.prefixes.lookups == 3 * 99
+    assert batch.scheduler.blocks.prefixes.lookups == 3 * 99
 
 
 def test_a_sampler_that_fails_ends_its_own_answer_only(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
