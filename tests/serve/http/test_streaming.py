@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fedlora.base.pack import BasePack
 from fedlora_serve.batching.request import Finished, Piece, Request
-from fedlora_serve.http.answers import event_stream as sse
+from fedlora_serve.http.generation import event_stream as sse
 
 from tests.serve.http.fake_engine import FakeEngine, endless, failing, words
 from tests.serve.http.services import BASE, Client, events, refusal, service, tokens

@@ -15,7 +15,7 @@ from fedlora.base.pack import BasePack
 from fedlora.peft.directory import PeftDirectory, write_peft
 from fedlora_serve.adapters.store import AdapterStore
 from fedlora_serve.http.access.keys import ApiKey, Keys, key_digest
-from fedlora_serve.http.answers import event_stream as sse
+from fedlora_serve.http.generation import event_stream as sse
 from fedlora_serve.http.service.adapter_folder import AdapterFolder
 from fedlora_serve.http.service.metrics import Metrics
 from fedlora_serve.http.service.state import ServiceState

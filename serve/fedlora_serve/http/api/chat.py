@@ -10,14 +10,13 @@ from fedlora.data.examples import ChatMessage
 
 from fedlora_serve.batching.request import Finished
 from fedlora_serve.errors import ApiError
-from fedlora_serve.http.answers.answers import Answers
-from fedlora_serve.http.answers.event_stream import EventStream
-from fedlora_serve.http.answers.logprobs import chat_logprobs
-from fedlora_serve.http.answers.prompts import chat_prompt, engine_of
-from fedlora_serve.http.answers.served_model import new_head, served_model
-from fedlora_serve.http.answers.wanted import check_stream_options, wanted_answers
-from fedlora_serve.http.answers.whole_answers import FinishReason, WholeAnswer, finish_reason, whole_answers
 from fedlora_serve.http.api.guarded_route import described, guarded_router
+from fedlora_serve.http.generation.choices import Choices
+from fedlora_serve.http.generation.event_stream import EventStream
+from fedlora_serve.http.generation.logprobs import chat_logprobs
+from fedlora_serve.http.generation.prompts import chat_prompt, engine_of
+from fedlora_serve.http.generation.requested_choices import check_stream_options, requested_choices
+from fedlora_serve.http.generation.whole_choices import FinishReason, WholeChoice, finish_reason, whole_choices
 from fedlora_serve.http.protocol.chat import (
     ChatAnswer,
     ChatBody,
@@ -29,6 +28,7 @@ from fedlora_serve.http.protocol.chat import (
     ChatLogprobs,
 )
 from fedlora_serve.http.protocol.envelope import HeadFields, Usage
+from fedlora_serve.http.service.served_model import new_head, served_model
 from fedlora_serve.http.service.state import ServiceState, caller_of, service_of
 from fedlora_serve.text.sampling import ChosenToken
 
@@ -40,22 +40,22 @@ async def create_chat_completion(body: ChatBody, request: Request) -> Response:
     """The assistant's answer to a chat, whole or as a stream of chunks."""
     state, caller = service_of(request), caller_of(request)
     asked, param = _asked(body)
-    n = body.answers_per_prompt
+    n = body.choices_per_prompt
     async with served_model(state, caller, body.model) as model:
         engine = engine_of(state)
         messages = [ChatMessage(message.role, message.content) for message in body.messages]
-        prompt = await chat_prompt(state, messages, answers=n)
+        prompt = await chat_prompt(state, messages, choices=n)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
-        wanted = wanted_answers(
+        requested = requested_choices(
             state, engine, body, [prompt], asked=asked, default=None, logprobs=logprobs, param=param
         )
         caller.take(len(prompt))
-        answers = Answers(state, engine, caller, model, wanted, answers_per_prompt=n)
+        choices = Choices(state, engine, caller, model, requested, choices_per_prompt=n)
     writer = _Writer(state, body, new_head(model, "chatcmpl"))
     if body.stream:
-        return EventStream(answers, writer.chunks(answers), model.headers)
-    whole = await whole_answers(request, answers, n)
-    content = await asyncio.to_thread(writer.written, whole, answers.usage)
+        return EventStream(choices, writer.chunks(choices), model.headers)
+    whole = await whole_choices(request, choices, n)
+    content = await asyncio.to_thread(writer.written, whole, choices.usage)
     return Response(content, media_type="application/json", headers=model.headers)
 
 
@@ -76,45 +76,45 @@ def _asked(body: ChatBody) -> tuple[int | None, str]:
 
 
 class _Writer:
-    """Writes the answers of one request."""
+    """Writes the choices of one request."""
 
     def __init__(self, state: ServiceState, body: ChatBody, head: HeadFields) -> None:
         self._state, self._body, self._head = state, body, head
 
-    def written(self, whole: Sequence[WholeAnswer], usage: Usage) -> str:
-        """All answers, as JSON. Log-probabilities may take a second: not for the event loop."""
+    def written(self, whole: Sequence[WholeChoice], usage: Usage) -> str:
+        """All choices, as JSON. Log-probabilities may take a second: not for the event loop."""
         choices = [
             ChatChoice(
                 index=index,
-                message=ChatAnswer(role="assistant", content=answer.text, refusal=None),
-                logprobs=self._logprobs(answer.tokens),
-                finish_reason=answer.finish_reason,
+                message=ChatAnswer(role="assistant", content=choice.text, refusal=None),
+                logprobs=self._logprobs(choice.tokens),
+                finish_reason=choice.finish_reason,
             )
-            for index, answer in enumerate(whole)
+            for index, choice in enumerate(whole)
         ]
         completion = ChatCompletion(**self._head, object="chat.completion", choices=choices, usage=usage)
         return completion.model_dump_json()
 
-    async def chunks(self, answers: Answers) -> AsyncIterator[ChatChunk]:
-        """The role of each answer, their text as it comes, then their usage, where that is asked for."""
-        for answer in range(self._body.answers_per_prompt):
-            yield self._chunk(answer, ChatDelta(role="assistant", content=""))
-        async for answer, event in answers.events():
+    async def chunks(self, choices: Choices) -> AsyncIterator[ChatChunk]:
+        """The role of each choice, their text as it comes, then their usage, where that is asked for."""
+        for index in range(self._body.choices_per_prompt):
+            yield self._chunk(index, ChatDelta(role="assistant", content=""))
+        async for index, event in choices.events():
             if isinstance(event, Finished):
-                yield self._chunk(answer, ChatDelta(), reason=finish_reason(event))
+                yield self._chunk(index, ChatDelta(), reason=finish_reason(event))
             else:
-                yield self._chunk(answer, ChatDelta(content=event.text), self._logprobs(event.tokens))
+                yield self._chunk(index, ChatDelta(content=event.text), self._logprobs(event.tokens))
         if self._body.includes_usage:
-            yield self._with_usage([], answers.usage)
+            yield self._with_usage([], choices.usage)
 
     def _logprobs(self, tokens: Sequence[ChosenToken]) -> ChatLogprobs | None:
         return chat_logprobs(self._state.token_strings, tokens) if self._body.logprobs else None
 
     def _chunk(
-        self, answer: int, delta: ChatDelta, logprobs: ChatLogprobs | None = None, reason: FinishReason | None = None
+        self, index: int, delta: ChatDelta, logprobs: ChatLogprobs | None = None, reason: FinishReason | None = None
     ) -> ChatChunk:
         """`usage` is null in every chunk but the last one, or absent where it is not asked for."""
-        choices = [ChatChunkChoice(index=answer, delta=delta, logprobs=logprobs, finish_reason=reason)]
+        choices = [ChatChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=reason)]
         if self._body.includes_usage:
             return self._with_usage(choices, None)
         return ChatChunk(**self._head, object="chat.completion.chunk", choices=choices)

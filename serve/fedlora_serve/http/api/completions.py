@@ -9,16 +9,16 @@ from fastapi import Request, Response
 
 from fedlora_serve.batching.request import Finished
 from fedlora_serve.errors import ApiError
-from fedlora_serve.http.answers.answers import Answers
-from fedlora_serve.http.answers.event_stream import EventStream
-from fedlora_serve.http.answers.logprobs import completion_logprobs
-from fedlora_serve.http.answers.prompts import completion_prompts, engine_of
-from fedlora_serve.http.answers.served_model import new_head, served_model
-from fedlora_serve.http.answers.wanted import check_stream_options, wanted_answers
-from fedlora_serve.http.answers.whole_answers import FinishReason, WholeAnswer, finish_reason, whole_answers
 from fedlora_serve.http.api.guarded_route import described, guarded_router
+from fedlora_serve.http.generation.choices import Choices
+from fedlora_serve.http.generation.event_stream import EventStream
+from fedlora_serve.http.generation.logprobs import completion_logprobs
+from fedlora_serve.http.generation.prompts import completion_prompts, engine_of
+from fedlora_serve.http.generation.requested_choices import check_stream_options, requested_choices
+from fedlora_serve.http.generation.whole_choices import FinishReason, WholeChoice, finish_reason, whole_choices
 from fedlora_serve.http.protocol.completions import Completion, CompletionBody, CompletionChoice
 from fedlora_serve.http.protocol.envelope import HeadFields, Usage
+from fedlora_serve.http.service.served_model import new_head, served_model
 from fedlora_serve.http.service.state import ServiceState, caller_of, service_of
 from fedlora_serve.text.sampling import ChosenToken
 
@@ -32,29 +32,29 @@ async def create_completion(body: CompletionBody, request: Request) -> Response:
     """What follows each prompt, whole or as a stream of chunks."""
     state, caller = service_of(request), caller_of(request)
     _check(body)
-    n = body.answers_per_prompt
+    n = body.choices_per_prompt
     async with served_model(state, caller, body.model) as model:
         engine = engine_of(state)
-        prompts = await completion_prompts(state, body.prompt, answers=n)
-        wanted = wanted_answers(
+        prompts = await completion_prompts(state, body.prompt, choices=n)
+        requested = requested_choices(
             state, engine, body, prompts, asked=body.max_tokens, default=_DEFAULT_TOKENS, logprobs=body.logprobs,
             param="max_tokens",
         )  # fmt: skip
         writer = _Writer(state, body, new_head(model, "cmpl"), prompts)
         caller.take(sum(map(len, prompts)))
-        answers = Answers(state, engine, caller, model, wanted, answers_per_prompt=n)
+        choices = Choices(state, engine, caller, model, requested, choices_per_prompt=n)
     if body.stream:
-        return EventStream(answers, writer.chunks(answers), model.headers)
-    whole = await whole_answers(request, answers, len(wanted))
-    content = await asyncio.to_thread(writer.written, whole, answers.usage)
+        return EventStream(choices, writer.chunks(choices), model.headers)
+    whole = await whole_choices(request, choices, len(requested))
+    content = await asyncio.to_thread(writer.written, whole, choices.usage)
     return Response(content, media_type="application/json", headers=model.headers)
 
 
 def _check(body: CompletionBody) -> None:
     check_stream_options(body)
-    if body.best_of not in (None, body.answers_per_prompt):
+    if body.best_of not in (None, body.choices_per_prompt):
         raise ApiError(
-            400, f"best_of: expected n ({body.answers_per_prompt}), got {body.best_of}; no answer is thrown away here",
+            400, f"best_of: expected n ({body.choices_per_prompt}), got {body.best_of}; no answer is thrown away here",
             param="best_of",
         )  # fmt: skip
     if body.echo and body.logprobs is not None:
@@ -65,49 +65,49 @@ def _check(body: CompletionBody) -> None:
 
 
 class _Writer:
-    """Writes the answers of one request. A choice's first text begins with its prompt, where that is asked for."""
+    """Writes the choices of one request. A choice's first text begins with its prompt, where that is asked for."""
 
     def __init__(
         self, state: ServiceState, body: CompletionBody, head: HeadFields, prompts: Sequence[tuple[int, ...]]
     ) -> None:
         self._state, self._body, self._head = state, body, head
-        self._echo: dict[int, str] = {}  # {answer: what stands before it, until it is written}
+        self._echo: dict[int, str] = {}  # {index: what stands before it, until it is written}
         if body.echo:
-            n = body.answers_per_prompt
+            n = body.choices_per_prompt
             texts = [self._text(given, tokens) for given, tokens in zip(body.prompt, prompts, strict=True)]
             self._echo = {index * n + number: text for index, text in enumerate(texts) for number in range(n)}
-        self._offsets: dict[int, int] = {}  # {answer: characters that were written}
+        self._offsets: dict[int, int] = {}  # {index: characters that were written}
 
     def choice(
-        self, answer: int, text: str, tokens: Sequence[ChosenToken], *, reason: FinishReason | None = None
+        self, index: int, text: str, tokens: Sequence[ChosenToken], *, reason: FinishReason | None = None
     ) -> CompletionChoice:
-        """The next part of an answer, with what `logprobs` asks for."""
-        logprobs, wanted = None, self._body.logprobs
-        if wanted is not None and tokens:
-            offset = self._offsets.get(answer, 0)
-            logprobs = completion_logprobs(self._state.token_strings, tokens, offset=offset, top=wanted > 0)
-            self._offsets[answer] = offset + sum(map(len, logprobs.tokens))
-        text = self._echo.pop(answer, "") + text
-        return CompletionChoice(index=answer, text=text, logprobs=logprobs, finish_reason=reason)
+        """The next part of a choice, with what `logprobs` asks for."""
+        logprobs, likeliest = None, self._body.logprobs
+        if likeliest is not None and tokens:
+            offset = self._offsets.get(index, 0)
+            logprobs = completion_logprobs(self._state.token_strings, tokens, offset=offset, top=likeliest > 0)
+            self._offsets[index] = offset + sum(map(len, logprobs.tokens))
+        text = self._echo.pop(index, "") + text
+        return CompletionChoice(index=index, text=text, logprobs=logprobs, finish_reason=reason)
 
     def completion(self, choices: list[CompletionChoice], usage: Usage | None = None) -> Completion:
         return Completion(**self._head, object="text_completion", choices=choices, usage=usage)
 
-    def written(self, whole: Sequence[WholeAnswer], usage: Usage) -> str:
-        """All answers, as JSON. Log-probabilities may take a second: not for the event loop."""
+    def written(self, whole: Sequence[WholeChoice], usage: Usage) -> str:
+        """All choices, as JSON. Log-probabilities may take a second: not for the event loop."""
         choices = [self.choice(i, one.text, one.tokens, reason=one.finish_reason) for i, one in enumerate(whole)]
         return self.completion(choices, usage).model_dump_json()
 
-    async def chunks(self, answers: Answers) -> AsyncIterator[Completion]:
-        """The answers as they come, then their usage, where that is asked for."""
-        async for answer, event in answers.events():
+    async def chunks(self, choices: Choices) -> AsyncIterator[Completion]:
+        """The choices as they come, then their usage, where that is asked for."""
+        async for index, event in choices.events():
             if isinstance(event, Finished):
-                choice = self.choice(answer, "", (), reason=finish_reason(event))
+                choice = self.choice(index, "", (), reason=finish_reason(event))
             else:
-                choice = self.choice(answer, event.text, event.tokens)
+                choice = self.choice(index, event.text, event.tokens)
             yield self._chunk([choice])
         if self._body.includes_usage:
-            yield self.completion([], answers.usage)
+            yield self.completion([], choices.usage)
 
     def _chunk(self, choices: list[CompletionChoice]) -> Completion:
         """`usage` is null in every chunk but the last one, or absent where it is not asked for."""

@@ -10,9 +10,9 @@ from fedlora.family import DecoderShape
 from pydantic import BaseModel
 
 from fedlora_serve.adapters.version import AdapterStatus
-from fedlora_serve.http.answers.served_model import unknown_model
 from fedlora_serve.http.api.guarded_route import guarded_router, listed
 from fedlora_serve.http.protocol.field_types import DIGEST_HEADER
+from fedlora_serve.http.service.served_model import unknown_model
 from fedlora_serve.http.service.state import ServiceState, caller_of, service_of
 
 router = guarded_router()

@@ -69,7 +69,7 @@ class GenerationBody(Body):
     use_beam_search: NotSupported = None
 
     @property
-    def answers_per_prompt(self) -> int:
+    def choices_per_prompt(self) -> int:
         return self.n or 1
 
     @property

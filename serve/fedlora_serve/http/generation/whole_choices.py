@@ -1,4 +1,4 @@
-"""Answers that are sent when all of them have ended."""
+"""Choices that are sent when all of them have ended."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 from fastapi import Request
 
 from fedlora_serve.batching.request import Finished
-from fedlora_serve.http.answers.answers import Answers
+from fedlora_serve.http.generation.choices import Choices
 from fedlora_serve.http.transport.client_connection import while_connected
 from fedlora_serve.text.sampling import ChosenToken
 
@@ -16,37 +16,37 @@ FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WholeAnswer:
-    """One answer."""
+class WholeChoice:
+    """One choice."""
 
     text: str
     tokens: tuple[ChosenToken, ...]
     finish_reason: FinishReason
 
 
-async def whole_answers(request: Request, answers: Answers, count: int) -> list[WholeAnswer]:
-    """All answers, in order. Those of a client that leaves are cancelled, and ClientLeftError is raised."""
+async def whole_choices(request: Request, choices: Choices, count: int) -> list[WholeChoice]:
+    """All choices, in order. Those of a client that leaves are cancelled, and ClientLeftError is raised."""
     try:
-        return await while_connected(request.receive, _collected(answers, count))
+        return await while_connected(request.receive, _collected(choices, count))
     finally:
-        answers.cancel()
+        choices.cancel()
 
 
 def finish_reason(ended: Finished) -> FinishReason:
-    """Why an answer that was not cancelled ended."""
+    """Why a choice that was not cancelled ended."""
     return "length" if ended.reason == "length" else "stop"
 
 
-async def _collected(answers: Answers, count: int) -> list[WholeAnswer]:
+async def _collected(choices: Choices, count: int) -> list[WholeChoice]:
     texts: list[list[str]] = [[] for _ in range(count)]
     tokens: list[list[ChosenToken]] = [[] for _ in range(count)]
     reasons: dict[int, FinishReason] = {}
-    async for index, event in answers.events():
+    async for index, event in choices.events():
         if isinstance(event, Finished):
             reasons[index] = finish_reason(event)
         else:
             texts[index].append(event.text)
             tokens[index].extend(event.tokens)
     return [
-        WholeAnswer(text="".join(texts[i]), tokens=tuple(tokens[i]), finish_reason=reasons[i]) for i in range(count)
+        WholeChoice(text="".join(texts[i]), tokens=tuple(tokens[i]), finish_reason=reasons[i]) for i in range(count)
     ]

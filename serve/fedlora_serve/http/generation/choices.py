@@ -1,32 +1,23 @@
-"""The answers of one HTTP request: submitted all or none, counted, and cancelled when nobody wants them any more."""
+"""The choices of one HTTP request: submitted all or none, counted, and cancelled when nobody wants them any more."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 
 from fedlora_serve.batching.request import Event, Finished, Piece, Request, TextEngine
 from fedlora_serve.errors import SERVER, ApiError
 from fedlora_serve.http.access.keys import Caller
-from fedlora_serve.http.answers.inbox import Inbox
-from fedlora_serve.http.answers.served_model import ServedModel
+from fedlora_serve.http.generation.inbox import Inbox
+from fedlora_serve.http.generation.requested_choices import RequestedChoice
 from fedlora_serve.http.protocol.envelope import PromptTokensDetails, Usage
+from fedlora_serve.http.service.served_model import ServedModel
 from fedlora_serve.http.service.state import ServiceState, without_folders
-from fedlora_serve.text.sampling import Sampling
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """One answer that is wanted."""
-
-    prompt: tuple[int, ...]
-    sampling: Sampling
-
-
-class Answers:
-    """Answers 0, 1, ... of one model, from their submission to their ends."""
+class Choices:
+    """Choices 0, 1, ... of one model, from their submission to their ends."""
 
     def __init__(
         self,
@@ -34,30 +25,30 @@ class Answers:
         engine: TextEngine,
         caller: Caller,
         model: ServedModel,
-        wanted: Sequence[Wanted],
+        requested: Sequence[RequestedChoice],
         *,
-        answers_per_prompt: int,  # answers i * n to i * n + n - 1 are of prompt i
+        choices_per_prompt: int,  # choices i * n to i * n + n - 1 are of prompt i
     ) -> None:
         """Submit all of them; what is raised for one takes back those before it."""
         self.model, self._caller, self._engine, self._metrics = model, caller, engine, state.metrics
-        self._wanted, self._per_prompt = wanted, answers_per_prompt
+        self._requested, self._per_prompt = requested, choices_per_prompt
         self._folders = [state.base.directory, *([model.version.source.parent] if model.version else [])]
         self._started_at = time.perf_counter()
-        self._last_at: dict[int, float] = {}  # when the last token of an answer came
+        self._last_at: dict[int, float] = {}  # when the last token of a choice came
         self._deadline = asyncio.get_running_loop().time() + state.limits.request_timeout_s
         self._timeout_s = state.limits.request_timeout_s
         self._inbox = Inbox(self._observe)
         self._requests: list[Request] = []
         self._ended: dict[int, Finished] = {}
         try:
-            for index, one in enumerate(wanted):
+            for index, one in enumerate(requested):
                 self._submit(index, one)
         except BaseException:
             self.cancel()
             raise
 
     async def events(self) -> AsyncIterator[tuple[int, Event]]:
-        """What comes, (answer, event), until all have ended. Raises ApiError where one fails or the time is over."""
+        """What comes, (index, event), until all have ended. Raises ApiError where one fails or the time is over."""
         ended = 0
         while ended < len(self._requests):
             try:
@@ -66,11 +57,11 @@ class Answers:
             except TimeoutError:
                 message = f"the answer was not there within {self._timeout_s:g} s; ask for fewer tokens, or later"
                 raise ApiError(503, message, SERVER, "request_timeout", headers={"Retry-After": "5"}) from None
-            for answer, event in taken:
+            for index, event in taken:
                 if isinstance(event, Finished):
                     ended += 1
                     self._check(event)
-                yield answer, event
+                yield index, event
 
     def cancel(self) -> None:
         """Nobody wants what has not come yet."""
@@ -80,9 +71,9 @@ class Answers:
 
     @property
     def usage(self) -> Usage:
-        """What the answers took, once all have ended; a prompt counts once."""
-        firsts = range(0, len(self._wanted), self._per_prompt)
-        prompt_tokens = sum(len(self._wanted[index].prompt) for index in firsts)
+        """What the choices took, once all have ended; a prompt counts once."""
+        firsts = range(0, len(self._requested), self._per_prompt)
+        prompt_tokens = sum(len(self._requested[index].prompt) for index in firsts)
         completion_tokens = sum(ended.completion_tokens for ended in self._ended.values())
         cached = sum(self._ended[index].cached_tokens for index in firsts if index in self._ended)
         return Usage(
@@ -92,10 +83,10 @@ class Answers:
             prompt_tokens_details=PromptTokensDetails(cached_tokens=cached),
         )
 
-    def _submit(self, index: int, wanted: Wanted) -> None:
+    def _submit(self, index: int, requested: RequestedChoice) -> None:
         request = Request(
-            prompt=wanted.prompt,
-            sampling=wanted.sampling,
+            prompt=requested.prompt,
+            sampling=requested.sampling,
             on_event=self._inbox.receiver(index),
             adapter=self.model.lease(),
         )
@@ -115,7 +106,7 @@ class Answers:
             return
         self._ended[index] = event
         self._caller.spend(event.completion_tokens)
-        prompt_tokens = len(self._wanted[index].prompt)
+        prompt_tokens = len(self._requested[index].prompt)
         seconds = at - self._started_at
         self._metrics.request_finished(name, event.reason, seconds, prompt_tokens, event.completion_tokens)
 

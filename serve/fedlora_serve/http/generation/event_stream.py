@@ -1,4 +1,4 @@
-"""An answer as server-sent events, one chunk each (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+"""Choices as server-sent events, one chunk each (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from fedlora_serve.errors import ApiError, api_error, error_json
-from fedlora_serve.http.answers.answers import Answers
+from fedlora_serve.http.generation.choices import Choices
 from fedlora_serve.http.transport.client_connection import ClientGoneError, while_connected
 
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # nothing between us and the client may collect
 _COMMENT = b": waiting\n\n"
-QUIET_S = 15.0  # proxies cut a connection that is silent for long, and an answer may wait for others
+QUIET_S = 15.0  # proxies cut a connection that is silent for long, and a choice may wait for others
 _logger = logging.getLogger(__name__)
 
 
 class EventStream(Response):
-    """Chunks as they come, then [DONE]; or an error, which is the last event. The answers of a client that leaves are
+    """Chunks as they come, then [DONE]; or an error, which is the last event. The choices of a client that leaves are
     cancelled."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, answers: Answers, chunks: AsyncIterator[BaseModel], headers: Mapping[str, str]) -> None:
+    def __init__(self, choices: Choices, chunks: AsyncIterator[BaseModel], headers: Mapping[str, str]) -> None:
         super().__init__(headers={**_HEADERS, **headers})
         del self.headers["content-length"]  # nobody knows it
-        self._answers, self._chunks = answers, chunks
+        self._choices, self._chunks = choices, chunks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -38,7 +38,7 @@ class EventStream(Response):
         except ClientGoneError:
             pass
         finally:
-            self._answers.cancel()
+            self._choices.cancel()
 
     async def _send_all(self, send: Send) -> None:
         async for event in with_signs_of_life(self._events(), QUIET_S):

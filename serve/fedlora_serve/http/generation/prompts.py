@@ -28,20 +28,20 @@ def engine_of(state: ServiceState) -> TextEngine:
 
 
 async def completion_prompts(
-    state: ServiceState, prompts: Sequence[str | tuple[int, ...]], *, answers: int
+    state: ServiceState, prompts: Sequence[str | tuple[int, ...]], *, choices: int
 ) -> list[tuple[int, ...]]:
     """The tokens of each prompt; a text begins as every document that the model was trained on did.
 
-    `answers` is how many each prompt gets.
+    `choices` is how many each prompt gets.
     """
-    _check_number(state, len(prompts), answers)
+    _check_number(state, len(prompts), choices)
     tokens = await asyncio.to_thread(lambda: [_completion_tokens(state, prompt) for prompt in prompts])
     for prompt in tokens:
         _check_tokens(state, prompt, "prompt")
     return tokens
 
 
-async def chat_prompt(state: ServiceState, messages: Sequence[ChatMessage], *, answers: int) -> tuple[int, ...]:
+async def chat_prompt(state: ServiceState, messages: Sequence[ChatMessage], *, choices: int) -> tuple[int, ...]:
     """The tokens of a chat, written by the base's template. Raises ApiError where it has none, or refuses the messages."""
     template = state.template
     if template is None:
@@ -52,7 +52,7 @@ async def chat_prompt(state: ServiceState, messages: Sequence[ChatMessage], *, a
             code="no_chat_template",
             param="model",
         )
-    _check_number(state, 1, answers)
+    _check_number(state, 1, choices)
 
     def rendered() -> tuple[int, ...]:
         text = template.text(messages, "messages", add_generation_prompt=True)
@@ -69,12 +69,12 @@ def _completion_tokens(state: ServiceState, prompt: str | tuple[int, ...]) -> tu
     return tuple(prompt_tokens(state.tokenizer, prompt, state.base.shape.bos_token_id))
 
 
-def _check_number(state: ServiceState, prompts: int, answers: int) -> None:
+def _check_number(state: ServiceState, prompts: int, choices: int) -> None:
     limits = state.limits
     for param, got, most in (
         ("prompt", prompts, limits.max_batch_prompts),
-        ("n", answers, limits.max_n),
-        ("n", prompts * answers, limits.max_answers),
+        ("n", choices, limits.max_n),
+        ("n", prompts * choices, limits.max_answers),
     ):
         if got > most:
             what = {"prompt": "prompts", "n": "answers"}[param]

@@ -1,17 +1,26 @@
-"""The answers that one request wants: their prompts, their lengths, and how each is chosen."""
+"""The choices that one request wants: their prompts, their lengths, and how the tokens of each are chosen."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from fedlora_serve.batching.request import TextEngine
 from fedlora_serve.errors import ApiError
-from fedlora_serve.http.answers.answers import Wanted
 from fedlora_serve.http.protocol.generation_body import GenerationBody
 from fedlora_serve.http.service.state import ServiceState
+from fedlora_serve.text.sampling import Sampling
 
 
-def wanted_answers(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestedChoice:
+    """One choice that is wanted."""
+
+    prompt: tuple[int, ...]
+    sampling: Sampling
+
+
+def requested_choices(
     state: ServiceState,
     engine: TextEngine,
     body: GenerationBody,
@@ -21,17 +30,19 @@ def wanted_answers(
     default: int | None,
     logprobs: int | None,
     param: str,
-) -> list[Wanted]:
-    """n answers to each prompt, side by side, each with a seed of its own.
+) -> list[RequestedChoice]:
+    """n choices for each prompt, side by side, each with a seed of its own.
 
     `asked` is their length, by the name `param`; `default` stands for it where it is None, as far as there is room.
     Raises ApiError.
     """
-    n = body.answers_per_prompt
+    n = body.choices_per_prompt
     lengths = [_max_tokens(state, engine, prompt, asked, default, param) for prompt in prompts]
     _check_logprobs(state, n * sum(lengths), logprobs, param)
     return [
-        Wanted(prompt=prompt, sampling=body.sampling(max_tokens=length, logprobs=logprobs, index=index * n + number))
+        RequestedChoice(
+            prompt=prompt, sampling=body.sampling(max_tokens=length, logprobs=logprobs, index=index * n + number)
+        )
         for index, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
         for number in range(n)
     ]
@@ -45,12 +56,12 @@ def check_stream_options(body: GenerationBody) -> None:
 
 def _check_logprobs(state: ServiceState, tokens: int, logprobs: int | None, param: str) -> None:
     """They are kept until they are sent, and take a hundred times the memory of their tokens."""
-    most, wanted = state.limits.max_logprobs, 0 if logprobs is None else tokens * (logprobs + 1)
-    if wanted > most:
+    most, may_come = state.limits.max_logprobs, 0 if logprobs is None else tokens * (logprobs + 1)
+    if may_come > most:
         raise ApiError(
             400,
-            f"logprobs: {tokens} tokens may come, with {wanted} log-probabilities; expected at most {most}; ask for fewer "
-            f"of them, set {param} lower, or send several requests",
+            f"logprobs: {tokens} tokens may come, with {may_come} log-probabilities; expected at most {most}; ask for "
+            f"fewer of them, set {param} lower, or send several requests",
             param="logprobs",
         )
 
