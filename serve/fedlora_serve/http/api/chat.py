@@ -11,12 +11,12 @@ from fedlora.data.examples import ChatMessage
 from fedlora_serve.batching.request import Finished
 from fedlora_serve.errors import ApiError
 from fedlora_serve.http.api.guarded_route import described, guarded_router
-from fedlora_serve.http.generation.choices import Choices
+from fedlora_serve.http.generation.choices import Choices, FinishReason, finish_reason
 from fedlora_serve.http.generation.event_stream import EventStream
 from fedlora_serve.http.generation.logprobs import chat_logprobs
 from fedlora_serve.http.generation.prompts import chat_prompt, engine_of
 from fedlora_serve.http.generation.requested_choices import check_stream_options, requested_choices
-from fedlora_serve.http.generation.whole_choices import FinishReason, WholeChoice, finish_reason, whole_choices
+from fedlora_serve.http.generation.whole_choices import WholeChoice, whole_choices
 from fedlora_serve.http.protocol.chat import (
     ChatAnswer,
     ChatBody,

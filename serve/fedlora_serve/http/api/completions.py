@@ -10,12 +10,12 @@ from fastapi import Request, Response
 from fedlora_serve.batching.request import Finished
 from fedlora_serve.errors import ApiError
 from fedlora_serve.http.api.guarded_route import described, guarded_router
-from fedlora_serve.http.generation.choices import Choices
+from fedlora_serve.http.generation.choices import Choices, FinishReason, finish_reason
 from fedlora_serve.http.generation.event_stream import EventStream
 from fedlora_serve.http.generation.logprobs import completion_logprobs
 from fedlora_serve.http.generation.prompts import completion_prompts, engine_of
 from fedlora_serve.http.generation.requested_choices import check_stream_options, requested_choices
-from fedlora_serve.http.generation.whole_choices import FinishReason, WholeChoice, finish_reason, whole_choices
+from fedlora_serve.http.generation.whole_choices import WholeChoice, whole_choices
 from fedlora_serve.http.protocol.completions import Completion, CompletionBody, CompletionChoice
 from fedlora_serve.http.protocol.envelope import HeadFields, Usage
 from fedlora_serve.http.service.served_model import new_head, served_model

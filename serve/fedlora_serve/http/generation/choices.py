@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
+from typing import Literal
 
 from fedlora_serve.batching.request import Event, Finished, Piece, Request, TextEngine
 from fedlora_serve.errors import SERVER, ApiError
@@ -14,6 +15,8 @@ from fedlora_serve.http.generation.requested_choices import RequestedChoice
 from fedlora_serve.http.protocol.envelope import PromptTokensDetails, Usage
 from fedlora_serve.http.service.served_model import ServedModel
 from fedlora_serve.http.service.state import ServiceState, without_folders
+
+FinishReason = Literal["stop", "length"]
 
 
 class Choices:
@@ -117,3 +120,8 @@ class Choices:
         if ended.reason == "error":
             message = without_folders(ended.message or "the answer could not be computed", *self._folders)
             raise ApiError(500, message, SERVER, "generation_failed")
+
+
+def finish_reason(ended: Finished) -> FinishReason:
+    """Why a choice that was not cancelled ended."""
+    return "length" if ended.reason == "length" else "stop"

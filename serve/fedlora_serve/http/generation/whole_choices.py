@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from fastapi import Request
 
 from fedlora_serve.batching.request import Finished
-from fedlora_serve.http.generation.choices import Choices
+from fedlora_serve.http.generation.choices import Choices, FinishReason, finish_reason
 from fedlora_serve.http.transport.client_connection import while_connected
 from fedlora_serve.text.sampling import ChosenToken
-
-FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +27,6 @@ async def whole_choices(request: Request, choices: Choices, count: int) -> list[
         return await while_connected(request.receive, _collected(choices, count))
     finally:
         choices.cancel()
-
-
-def finish_reason(ended: Finished) -> FinishReason:
-    """Why a choice that was not cancelled ended."""
-    return "length" if ended.reason == "length" else "stop"
 
 
 async def _collected(choices: Choices, count: int) -> list[WholeChoice]:
