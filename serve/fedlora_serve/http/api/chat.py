@@ -27,8 +27,8 @@ from fedlora_serve.http.protocol.chat import (
     ChatDelta,
     ChatLogprobs,
 )
-from fedlora_serve.http.protocol.envelope import HeadFields, Usage
-from fedlora_serve.http.service.served_model import new_head, served_model
+from fedlora_serve.http.protocol.envelope import EnvelopeFields, Usage
+from fedlora_serve.http.service.served_model import new_envelope, served_model
 from fedlora_serve.http.service.state import ServiceState, caller_of, service_of
 from fedlora_serve.text.sampling import ChosenToken
 
@@ -51,7 +51,7 @@ async def create_chat_completion(body: ChatBody, request: Request) -> Response:
         )
         caller.take(len(prompt))
         choices = Choices(state, engine, caller, model, requested, choices_per_prompt=n)
-    writer = _Writer(state, body, new_head(model, "chatcmpl"))
+    writer = _Writer(state, body, new_envelope(model, "chatcmpl"))
     if body.stream:
         return EventStream(choices, writer.chunks(choices), model.headers)
     whole = await whole_choices(request, choices, n)
@@ -78,8 +78,8 @@ def _asked(body: ChatBody) -> tuple[int | None, str]:
 class _Writer:
     """Writes the choices of one request."""
 
-    def __init__(self, state: ServiceState, body: ChatBody, head: HeadFields) -> None:
-        self._state, self._body, self._head = state, body, head
+    def __init__(self, state: ServiceState, body: ChatBody, envelope: EnvelopeFields) -> None:
+        self._state, self._body, self._envelope = state, body, envelope
 
     def written(self, whole: Sequence[WholeChoice], usage: Usage) -> str:
         """All choices, as JSON. Log-probabilities may take a second: not for the event loop."""
@@ -92,7 +92,7 @@ class _Writer:
             )
             for index, choice in enumerate(whole)
         ]
-        completion = ChatCompletion(**self._head, object="chat.completion", choices=choices, usage=usage)
+        completion = ChatCompletion(**self._envelope, object="chat.completion", choices=choices, usage=usage)
         return completion.model_dump_json()
 
     async def chunks(self, choices: Choices) -> AsyncIterator[ChatChunk]:
@@ -117,7 +117,7 @@ class _Writer:
         choices = [ChatChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=reason)]
         if self._body.includes_usage:
             return self._with_usage(choices, None)
-        return ChatChunk(**self._head, object="chat.completion.chunk", choices=choices)
+        return ChatChunk(**self._envelope, object="chat.completion.chunk", choices=choices)
 
     def _with_usage(self, choices: list[ChatChunkChoice], usage: Usage | None) -> ChatChunk:
-        return ChatChunk(**self._head, object="chat.completion.chunk", choices=choices, usage=usage)
+        return ChatChunk(**self._envelope, object="chat.completion.chunk", choices=choices, usage=usage)

@@ -17,8 +17,8 @@ from fedlora_serve.http.generation.prompts import completion_prompts, engine_of
 from fedlora_serve.http.generation.requested_choices import check_stream_options, requested_choices
 from fedlora_serve.http.generation.whole_choices import WholeChoice, whole_choices
 from fedlora_serve.http.protocol.completions import Completion, CompletionBody, CompletionChoice
-from fedlora_serve.http.protocol.envelope import HeadFields, Usage
-from fedlora_serve.http.service.served_model import new_head, served_model
+from fedlora_serve.http.protocol.envelope import EnvelopeFields, Usage
+from fedlora_serve.http.service.served_model import new_envelope, served_model
 from fedlora_serve.http.service.state import ServiceState, caller_of, service_of
 from fedlora_serve.text.sampling import ChosenToken
 
@@ -40,7 +40,7 @@ async def create_completion(body: CompletionBody, request: Request) -> Response:
             state, engine, body, prompts, asked=body.max_tokens, default=_DEFAULT_TOKENS, logprobs=body.logprobs,
             param="max_tokens",
         )  # fmt: skip
-        writer = _Writer(state, body, new_head(model, "cmpl"), prompts)
+        writer = _Writer(state, body, new_envelope(model, "cmpl"), prompts)
         caller.take(sum(map(len, prompts)))
         choices = Choices(state, engine, caller, model, requested, choices_per_prompt=n)
     if body.stream:
@@ -68,9 +68,9 @@ class _Writer:
     """Writes the choices of one request. A choice's first text begins with its prompt, where that is asked for."""
 
     def __init__(
-        self, state: ServiceState, body: CompletionBody, head: HeadFields, prompts: Sequence[tuple[int, ...]]
+        self, state: ServiceState, body: CompletionBody, envelope: EnvelopeFields, prompts: Sequence[tuple[int, ...]]
     ) -> None:
-        self._state, self._body, self._head = state, body, head
+        self._state, self._body, self._envelope = state, body, envelope
         self._echo: dict[int, str] = {}  # {index: what stands before it, until it is written}
         if body.echo:
             n = body.choices_per_prompt
@@ -91,7 +91,7 @@ class _Writer:
         return CompletionChoice(index=index, text=text, logprobs=logprobs, finish_reason=reason)
 
     def completion(self, choices: list[CompletionChoice], usage: Usage | None = None) -> Completion:
-        return Completion(**self._head, object="text_completion", choices=choices, usage=usage)
+        return Completion(**self._envelope, object="text_completion", choices=choices, usage=usage)
 
     def written(self, whole: Sequence[WholeChoice], usage: Usage) -> str:
         """All choices, as JSON. Log-probabilities may take a second: not for the event loop."""
@@ -113,7 +113,7 @@ class _Writer:
         """`usage` is null in every chunk but the last one, or absent where it is not asked for."""
         if self._body.includes_usage:
             return self.completion(choices)
-        return Completion(**self._head, object="text_completion", choices=choices)
+        return Completion(**self._envelope, object="text_completion", choices=choices)
 
     def _text(self, given: str | tuple[int, ...], tokens: Sequence[int]) -> str:
         return given if isinstance(given, str) else str(self._state.tokenizer.decode(tokens, skip_special_tokens=False))

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, PlainValidator, WithJsonSchema
 
-from fedlora_serve.http.protocol.envelope import Head, Usage
+from fedlora_serve.http.protocol.envelope import Envelope, Usage
 from fedlora_serve.http.protocol.field_types import Body, Count, NotSupported, Text, TopCount, unicode_text
 from fedlora_serve.http.protocol.generation_body import GenerationBody
 
@@ -126,7 +126,7 @@ class ChatChoice(BaseModel):
     finish_reason: Literal["stop", "length"]
 
 
-class ChatCompletion(Head):
+class ChatCompletion(Envelope):
     """The answers."""
 
     object: Literal["chat.completion"]
@@ -150,7 +150,7 @@ class ChatChunkChoice(BaseModel):
     finish_reason: Literal["stop", "length"] | None = None
 
 
-class ChatChunk(Head):
+class ChatChunk(Envelope):
     """The next part of one answer, or the usage after all of them."""
 
     object: Literal["chat.completion.chunk"]

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from fedlora_serve.http.protocol.envelope import Head, Usage
+from fedlora_serve.http.protocol.envelope import Envelope, Usage
 from fedlora_serve.http.protocol.field_types import Count, NotSupported, TextsOrTokens, TopCount
 from fedlora_serve.http.protocol.generation_body import GenerationBody
 
@@ -43,7 +43,7 @@ class CompletionChoice(BaseModel):
     finish_reason: Literal["stop", "length"] | None = None
 
 
-class Completion(Head):
+class Completion(Envelope):
     """The answers, or the next part of one."""
 
     object: Literal["text_completion"]

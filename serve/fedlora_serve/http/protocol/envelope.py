@@ -7,7 +7,7 @@ from typing import TypedDict
 from pydantic import BaseModel
 
 
-class Head(BaseModel):
+class Envelope(BaseModel):
     """One request's answers: all of their chunks have the same."""
 
     id: str
@@ -16,8 +16,8 @@ class Head(BaseModel):
     system_fingerprint: str  # of the base, and of the adapter
 
 
-class HeadFields(TypedDict):
-    """The fields of a head, for a constructor."""
+class EnvelopeFields(TypedDict):
+    """The fields of an envelope, for a constructor."""
 
     id: str
     created: int

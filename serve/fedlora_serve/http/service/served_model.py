@@ -17,7 +17,7 @@ from fedlora.errors import AdapterError, AdapterStoreFullError, UnknownAdapterEr
 from fedlora_serve.adapters.version import AdapterVersion, Lease
 from fedlora_serve.errors import SERVER, ApiError
 from fedlora_serve.http.access.keys import Caller
-from fedlora_serve.http.protocol.envelope import HeadFields
+from fedlora_serve.http.protocol.envelope import EnvelopeFields
 from fedlora_serve.http.protocol.field_types import DIGEST_HEADER
 from fedlora_serve.http.service.state import ServiceState
 
@@ -150,8 +150,8 @@ async def unknown_model(state: ServiceState, caller: Caller, name: str) -> ApiEr
     return ApiError(404, f"the model {name!r:.140} does not exist; {hint}", code="model_not_found", param="model")
 
 
-def new_head(model: ServedModel, prefix: str) -> HeadFields:
-    """The fields of the answers of `model`, with an id of their own."""
+def new_envelope(model: ServedModel, prefix: str) -> EnvelopeFields:
+    """What the response of `model` begins with, with an id of its own."""
     return {
         "id": f"{prefix}-{uuid.uuid4().hex}",
         "created": int(time.time()),
