@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from fedlora.base.pack import BasePack
 from fedlora.data.examples import ChatMessage
-from fedlora_serve.errors import ApiError
 from fedlora_serve.http.api import chat, completions
 from fedlora_serve.http.generation.prompts import chat_prompt, completion_prompts
+from fedlora_serve.http.protocol.errors import ApiError
 
 from tests.models import BOS
 from tests.serve.http.fake_engine import FakeEngine, failing, words

@@ -6,9 +6,9 @@ import hmac
 import inspect
 
 import pytest
-from fedlora_serve.errors import ApiError
 from fedlora_serve.http.access.keys import ApiKey, Keys, key_digest
 from fedlora_serve.http.access.token_bucket import TokenBucket
+from fedlora_serve.http.protocol.errors import ApiError
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Protocol
 
-from fedlora_serve.errors import ApiError
 from fedlora_serve.http.access.token_bucket import Clock, TokenBucket
+from fedlora_serve.http.protocol.errors import ApiError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,9 +11,9 @@ import hmac
 import time
 from collections.abc import Sequence
 
-from fedlora_serve.errors import ApiError
 from fedlora_serve.http.access.callers import Anyone, ApiKey, Caller, KeyHolder
 from fedlora_serve.http.access.token_bucket import Clock
+from fedlora_serve.http.protocol.errors import ApiError
 
 __all__ = ["ApiKey", "Caller", "Keys", "key_digest"]
 

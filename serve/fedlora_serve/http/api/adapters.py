@@ -15,8 +15,8 @@ from fastapi.responses import PlainTextResponse
 from fedlora.errors import AdapterError, AdapterExistsError, AdapterStoreFullError, UnknownAdapterError
 from pydantic import BaseModel
 
-from fedlora_serve.errors import ApiError
 from fedlora_serve.http.api.guarded_route import admin_router, guarded_router, listed
+from fedlora_serve.http.protocol.errors import ApiError
 from fedlora_serve.http.service.adapter_folder import AdapterFolder, NoSuchAdapterError
 from fedlora_serve.http.service.state import ServiceState, caller_of, service_of
 

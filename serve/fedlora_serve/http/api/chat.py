@@ -9,7 +9,6 @@ from fastapi import Request, Response
 from fedlora.data.examples import ChatMessage
 
 from fedlora_serve.batching.request import Finished
-from fedlora_serve.errors import ApiError
 from fedlora_serve.http.api.guarded_route import described, guarded_router
 from fedlora_serve.http.generation.choices import Choices, FinishReason, finish_reason
 from fedlora_serve.http.generation.event_stream import EventStream
@@ -28,6 +27,7 @@ from fedlora_serve.http.protocol.chat import (
     ChatLogprobs,
 )
 from fedlora_serve.http.protocol.envelope import EnvelopeFields, Usage
+from fedlora_serve.http.protocol.errors import ApiError
 from fedlora_serve.http.service.served_model import new_envelope, served_model
 from fedlora_serve.http.service.state import ServiceState, caller_of, service_of
 from fedlora_serve.text.sampling import ChosenToken

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Sequence
 from fastapi import Request, Response
 
 from fedlora_serve.batching.request import Finished
-from fedlora_serve.errors import ApiError
 from fedlora_serve.http.api.guarded_route import described, guarded_router
 from fedlora_serve.http.generation.choices import Choices, FinishReason, finish_reason
 from fedlora_serve.http.generation.event_stream import EventStream
@@ -18,6 +17,7 @@ from fedlora_serve.http.generation.requested_choices import check_stream_options
 from fedlora_serve.http.generation.whole_choices import WholeChoice, whole_choices
 from fedlora_serve.http.protocol.completions import Completion, CompletionBody, CompletionChoice
 from fedlora_serve.http.protocol.envelope import EnvelopeFields, Usage
+from fedlora_serve.http.protocol.errors import ApiError
 from fedlora_serve.http.service.served_model import new_envelope, served_model
 from fedlora_serve.http.service.state import ServiceState, caller_of, service_of
 from fedlora_serve.text.sampling import ChosenToken

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fedlora.errors import FedloraError
 from starlette.exceptions import HTTPException
 
-from fedlora_serve.errors import ApiError, ErrorResponse, api_error
+from fedlora_serve.http.protocol.errors import ApiError, ErrorResponse, api_error
 from fedlora_serve.http.service.state import service_of, without_folders
 from fedlora_serve.http.transport.client_connection import ClientLeftError
 

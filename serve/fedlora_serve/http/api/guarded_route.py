@@ -9,8 +9,8 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 
-from fedlora_serve.errors import ErrorBody
 from fedlora_serve.http.access.keys import Keys
+from fedlora_serve.http.protocol.errors import ErrorBody
 from fedlora_serve.http.protocol.field_types import DIGEST_HEADER
 from fedlora_serve.http.service.state import service_of
 

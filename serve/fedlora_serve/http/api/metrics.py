@@ -11,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from pydantic import BaseModel
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fedlora_serve.errors import ErrorBody
+from fedlora_serve.http.protocol.errors import ErrorBody
 from fedlora_serve.http.service.metrics import Metrics
 from fedlora_serve.http.service.state import service_of
 

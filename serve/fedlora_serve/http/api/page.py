@@ -9,7 +9,7 @@ from importlib.resources import files
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from fedlora_serve.errors import ApiError
+from fedlora_serve.http.protocol.errors import ApiError
 from fedlora_serve.http.service.state import service_of
 
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}

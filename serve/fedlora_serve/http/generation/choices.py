@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Literal
 
 from fedlora_serve.batching.request import Event, Finished, Piece, Request, TextEngine
-from fedlora_serve.errors import SERVER, ApiError
 from fedlora_serve.http.access.keys import Caller
 from fedlora_serve.http.generation.inbox import Inbox
 from fedlora_serve.http.generation.requested_choices import RequestedChoice
 from fedlora_serve.http.protocol.envelope import PromptTokensDetails, Usage
+from fedlora_serve.http.protocol.errors import SERVER, ApiError
 from fedlora_serve.http.service.served_model import ServedModel
 from fedlora_serve.http.service.state import ServiceState, without_folders
 

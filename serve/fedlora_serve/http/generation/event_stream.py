@@ -10,8 +10,8 @@ from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from fedlora_serve.errors import ApiError, api_error, error_json
 from fedlora_serve.http.generation.choices import Choices
+from fedlora_serve.http.protocol.errors import ApiError, api_error, error_json
 from fedlora_serve.http.transport.client_connection import ClientGoneError, while_connected
 
 _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # nothing between us and the client may collect

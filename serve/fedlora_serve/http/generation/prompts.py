@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fedlora.data.examples import ChatMessage
 
 from fedlora_serve.batching.request import TextEngine
-from fedlora_serve.errors import ApiError
+from fedlora_serve.http.protocol.errors import ApiError
 from fedlora_serve.http.service.state import ServiceState
 from fedlora_serve.text.tokenizer import prompt_tokens, tokens_of
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedlora_serve.batching.request import TextEngine
-from fedlora_serve.errors import ApiError
+from fedlora_serve.http.protocol.errors import ApiError
 from fedlora_serve.http.protocol.generation_body import GenerationBody
 from fedlora_serve.http.service.state import ServiceState
 from fedlora_serve.text.sampling import Sampling

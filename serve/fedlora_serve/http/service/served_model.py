@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from fedlora.errors import AdapterError, AdapterStoreFullError, UnknownAdapterError
 
 from fedlora_serve.adapters.version import AdapterVersion, Lease
-from fedlora_serve.errors import SERVER, ApiError
 from fedlora_serve.http.access.keys import Caller
 from fedlora_serve.http.protocol.envelope import EnvelopeFields
+from fedlora_serve.http.protocol.errors import SERVER, ApiError
 from fedlora_serve.http.protocol.field_types import DIGEST_HEADER
 from fedlora_serve.http.service.state import ServiceState
 

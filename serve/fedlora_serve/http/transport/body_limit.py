@@ -11,7 +11,7 @@ import asyncio
 from fastapi import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fedlora_serve.errors import ApiError, ErrorResponse
+from fedlora_serve.http.protocol.errors import ApiError, ErrorResponse
 from fedlora_serve.limits import Limits
 
 _CLOSE = {"Connection": "close"}  # the rest of the body is not read

@@ -10,7 +10,7 @@ import ipaddress
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from fedlora_serve.errors import ApiError, ErrorResponse
+from fedlora_serve.http.protocol.errors import ApiError, ErrorResponse
 
 
 def is_loopback(host: str) -> bool:
