@@ -11,6 +11,8 @@ from fedlora.family import DecoderShape, model_shape
 from fedlora.files.documents import read_object
 
 from fedlora_serve.adapters.store import AdapterStore
+from fedlora_serve.batching.engine import BatchEngine
+from fedlora_serve.embedding import Embedder
 from fedlora_serve.http.access.keys import Keys
 from fedlora_serve.http.service.adapter_folder import AdapterFolder
 from fedlora_serve.http.service.config import ServeConfig
@@ -43,8 +45,6 @@ def open_service(base: str | Path, config: ServeConfig) -> ServiceState:
 
 
 def _decoder(directory: Path, config: ServeConfig, base_name: str) -> ServiceState:
-    from fedlora_serve.batching.engine import BatchEngine
-
     engine = BatchEngine(
         directory,
         rows=config.rows,
@@ -74,8 +74,6 @@ def _decoder(directory: Path, config: ServeConfig, base_name: str) -> ServiceSta
 
 
 def _encoder(directory: Path, config: ServeConfig, base_name: str) -> ServiceState:
-    from fedlora_serve.embedding import Embedder
-
     if config.layout != "float32":
         raise ConfigError(
             f"adapter_dtype is {config.layout}, and {directory} is an encoder, which takes float32 alone; leave "

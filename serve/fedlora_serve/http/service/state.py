@@ -7,23 +7,20 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fastapi import Request
 from fedlora.base.pack import BasePack
 from fedlora.data.chat_template import ChatTemplate
 from tokenizers import Tokenizer
 
+from fedlora_serve.adapters.store import AdapterStore
 from fedlora_serve.batching.request import TextEngine
+from fedlora_serve.embedding import Embedder
+from fedlora_serve.http.access.keys import Caller, Keys
+from fedlora_serve.http.service.adapter_folder import AdapterFolder
+from fedlora_serve.http.service.metrics import Metrics
 from fedlora_serve.http.service.token_strings import TokenStrings
-
-if TYPE_CHECKING:  # a process that only describes the interface loads no engine
-    from fedlora_serve.adapters.store import AdapterStore
-    from fedlora_serve.embedding import Embedder
-    from fedlora_serve.http.access.keys import Caller, Keys
-    from fedlora_serve.http.service.adapter_folder import AdapterFolder
-    from fedlora_serve.http.service.metrics import Metrics
-    from fedlora_serve.limits import Limits
+from fedlora_serve.limits import Limits
 
 
 def _one_thread() -> ThreadPoolExecutor:
