@@ -19,15 +19,15 @@ requests_per_minute = 600
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, get_type_hints
 
 from fedlora.errors import ConfigError
 from fedlora.files.documents import read_toml
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, ValidationInfo, create_model
 
 from fedlora_serve.http.access.key_source import KEY_SOURCES, digest_from
 from fedlora_serve.http.access.keys import ApiKey
@@ -37,12 +37,71 @@ from fedlora_serve.limits import Limits
 ADMIN_ENV = "FEDLORA_ADMIN_KEY"
 
 _ADMIN = {f"admin_{source}": source for source in KEY_SOURCES}
-_KEY_FIELDS = ("name", "models", "requests_per_minute", "tokens_per_minute")
-_SECTIONS = ("adapters", "limits", "keys")
-_FIELDS = {f.name for f in dataclasses.fields(ServeConfig)} - {*_SECTIONS, "admin"}
 _NO_FILE = "the command line"
+_STRICT = ConfigDict(strict=True, extra="forbid")  # "5" is no number, and true is not 1
+# What is said otherwise than pydantic says it, by its type of error.
+_PROBLEMS = {
+    "dict_type": "must be a table",
+    "list_type": "must be a list of tables, each written below [[keys]]",
+    "missing": "is missing",
+    "model_type": "must be a table",
+}
 
-T = TypeVar("T")
+
+def _below_folder(value: object, info: ValidationInfo[Path]) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("must be a path")
+    return str(info.context / value)
+
+
+def _printable(value: object) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= 64 or not value.isprintable():
+        raise ValueError("must be 1 to 64 printable characters")
+    return value
+
+
+def _names(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
+        raise ValueError("must be a list of names, such as ['tone', 'team-*']")
+    return tuple(value)
+
+
+_Path = Annotated[str, PlainValidator(_below_folder)]
+_Rate = Annotated[int, Field(ge=0, lt=1 << 40)]
+
+
+class _Key(BaseModel):
+    """One of [[keys]]; where its key comes from is for `digest_from` to check, which tells nothing of it."""
+
+    model_config = _STRICT
+
+    name: Annotated[str, PlainValidator(_printable)]
+    models: Annotated[tuple[str, ...], PlainValidator(_names)] = ()
+    requests_per_minute: _Rate = 0
+    tokens_per_minute: _Rate = 0
+    key: object = None
+    key_sha256: object = None
+    key_file: object = None
+    key_env: object = None
+
+
+def _table_of(kind: type, **changed: Any) -> type[BaseModel]:
+    """A table whose keys are the fields of a dataclass, some `changed` or, by None, left out; a file need set none."""
+    fields: dict[str, Any] = {name: (type_, None) for name, type_ in (get_type_hints(kind) | changed).items() if type_}
+    return create_model(kind.__name__, __config__=_STRICT, **fields)
+
+
+_LIMITS = _table_of(Limits)
+_FILE = _table_of(
+    ServeConfig,
+    adapter_folder=_Path,
+    adapters=dict[str, _Path],
+    limits=_LIMITS,
+    keys=list[_Key],
+    admin=None,
+    **dict.fromkeys(_ADMIN, object),
+)
+_TABLES: dict[str, type[BaseModel]] = {"limits": _LIMITS, "keys": _Key}
 
 
 def read_config(
@@ -53,25 +112,51 @@ def read_config(
 
     Raises ConfigError, naming the file and the key.
     """
-    content = read_toml(path) if path else {}
     where, folder = str(path or _NO_FILE), path.resolve().parent if path else Path()
-    _check_names(content, [*_FIELDS, *_SECTIONS, *_ADMIN], where)
-    values = {name: content[name] for name in _FIELDS & content.keys()}
-    if "adapter_folder" in values:
-        values["adapter_folder"] = _below(folder, values["adapter_folder"], f"{where}: adapter_folder")
-    adapters = _table(content.get("adapters", {}), f"{where}: adapters")
-    values["adapters"] = {name: _below(folder, path_, f"{where}: adapters.{name}") for name, path_ in adapters.items()}
-    limits = {**_table(content.get("limits", {}), f"{where}: limits"), **options.get("limits", {})}
-    values["limits"] = _built(Limits, limits, f"{where}: limits")
-    values["keys"] = tuple(_keys(content.get("keys", []), folder, where, environment))
-    values["admin"] = _admin(content, folder, where, environment)
-    values["adapters"] |= options.get("adapters", {})
-    changed = {name: value for name, value in options.items() if name not in _SECTIONS}
-    return _built(ServeConfig, {**values, **changed}, where)
+    values = _validated(read_toml(path), where, folder) if path else {}
+    admin = {source: values.pop(name) for name, source in _ADMIN.items() if name in values}
+    keys = tuple(_keys(values.pop("keys", ()), folder, where, environment))
+    adapters = {**values.pop("adapters", {}), **options.get("adapters", {})}
+    limits = {**values.pop("limits", {}), **options.get("limits", {})}
+    operator = _operator(admin, folder, where, environment)
+    fields = {**values, **options, "adapters": adapters, "keys": keys, "admin": operator}
+    try:
+        return ServeConfig(**{**fields, "limits": Limits(**limits)})
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
-def _admin(content: Mapping[str, Any], folder: Path, where: str, environment: Mapping[str, str]) -> bytes | None:
-    given = {source: content[name] for name, source in _ADMIN.items() if name in content}
+def _validated(content: Mapping[str, Any], where: str, folder: Path) -> dict[str, Any]:
+    """What a file sets, of the types that the configuration has."""
+    try:
+        return _FILE.model_validate(content, context=folder).model_dump(exclude_unset=True)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+    unknown = [problem for problem in problems if problem["type"] == "extra_forbidden"]
+    problem = (unknown or problems)[0]
+    *parents, name = place = problem["loc"]
+    if unknown:
+        known = (_TABLES[str(parents[0])] if parents else _FILE).model_fields
+        near = difflib.get_close_matches(str(name), known, 1, 0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
+        raise ConfigError(": ".join([where, *filter(None, [_shown(parents)]), f"unknown key {name}; {hint}"]))
+    told = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    # No message holds what may be a key.
+    may_hold_keys = problem["type"] == "missing" or (place[0] == "keys" and len(place) < 3)
+    got = "" if may_hold_keys else f", got {problem['input']!r:.80}"
+    raise ConfigError(f"{where}: {_shown(place)} {_PROBLEMS.get(problem['type'], told)}{got}")
+
+
+def _shown(place: Sequence[str | int]) -> str:
+    """`keys, number 1: name` of ("keys", 0, "name")."""
+    text = ""
+    for part in place:
+        text += f", number {part + 1}" if isinstance(part, int) else f": {part}" if text else part
+    return text
+
+
+def _operator(given: Mapping[str, object], folder: Path, where: str, environment: Mapping[str, str]) -> bytes | None:
+    """The sha256 of the admin key; None where there is none."""
     if environment.get(ADMIN_ENV):
         if given:
             raise ConfigError(f"the admin key is set by {ADMIN_ENV} and in {where}; leave one of them")
@@ -79,64 +164,10 @@ def _admin(content: Mapping[str, Any], folder: Path, where: str, environment: Ma
     return digest_from(given, folder, f"{where}: the admin key", environment) if given else None
 
 
-def _keys(entries: Any, folder: Path, where: str, environment: Mapping[str, str]) -> Iterable[ApiKey]:
-    if not isinstance(entries, list):
-        raise ConfigError(f"{where}: keys must be a list of tables, each written below [[keys]]")
+def _keys(
+    entries: Iterable[dict[str, Any]], folder: Path, where: str, environment: Mapping[str, str]
+) -> Iterable[ApiKey]:
     for number, entry in enumerate(entries, 1):
-        place = f"{where}: keys, number {number}"
-        entry = _table(entry, place)
-        _check_names(entry, [*_KEY_FIELDS, *KEY_SOURCES], place)
-        name, models = entry.get("name"), entry.get("models", [])
-        if not isinstance(name, str) or not 0 < len(name) <= 64 or not name.isprintable():
-            raise ConfigError(f"{place}: name must be 1 to 64 printable characters, got {name!r:.80}")
-        if "models" in entry and not (isinstance(models, list) and models and all(isinstance(m, str) for m in models)):
-            raise ConfigError(
-                f"{place}: models must be a list of names, such as ['tone', 'team-*'], got {models!r:.80}"
-            )
-        rates = {rate: entry.get(rate, 0) for rate in _KEY_FIELDS[2:]}
-        for rate, value in rates.items():
-            if type(value) is not int or not 0 <= value < 1 << 40:
-                raise ConfigError(f"{place}: {rate} must be a whole number, 0 for any, got {value!r:.80}")
-        sources = {source: entry[source] for source in KEY_SOURCES if source in entry}
-        digest = digest_from(sources, folder, f"{place} ({name})", environment)
-        yield ApiKey(name=name, digest=digest, models=tuple(models), **rates)
-
-
-def _built(kind: type[T], values: Mapping[str, Any], where: str) -> T:
-    """A configuration of `kind` from values of the types that its defaults have."""
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    _check_names(values, fields, where)
-    checked = {}
-    for name, value in values.items():
-        default = fields[name].default
-        wanted = type(default)
-        if wanted is float and type(value) is int and abs(value) < 1 << 53:
-            value = float(value)
-        if wanted in (bool, int, float, str) and type(value) is not wanted:
-            raise ConfigError(f"{where}: {name} must be of type {wanted.__name__}, got {value!r:.40}")
-        checked[name] = value
-    try:
-        return kind(**checked)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
-
-
-def _check_names(values: Iterable[str], known: Iterable[str], where: str) -> None:
-    known = list(known)
-    for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1, 0.5)
-            hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
-            raise ConfigError(f"{where}: unknown key {name}; {hint}")
-
-
-def _table(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ConfigError(f"{where} must be a table, got {value!r:.80}")
-    return value
-
-
-def _below(folder: Path, path: Any, where: str) -> str:
-    if not isinstance(path, str) or not path or "\0" in path:
-        raise ConfigError(f"{where} must be a path, got {path!r:.80}")
-    return str(folder / path)
+        source = {name: entry.pop(name) for name in KEY_SOURCES if name in entry}
+        place = f"{where}: keys, number {number} ({entry['name']})"
+        yield ApiKey(digest=digest_from(source, folder, place, environment), **entry)
