@@ -2,7 +2,7 @@
 
     penalties, biases -> temperature -> min-p -> top-k -> top-p -> a draw
 
-Each definition is cited where it is computed: `penalties`, `floors`. Min-p and top-k are both floors, so their order does
+Each definition is cited where it is computed: `penalties`, `filters`. Min-p and top-k are both floors, so their order does
 not matter; top-p is a share of what they have left.
 
 It runs between two steps of the model, for every row of the batch. So what cannot matter is left out before anything is

@@ -71,12 +71,12 @@ def _max_tokens(
 ) -> int:
     """What is asked for is given or refused; a default is cut to what there is room for, and None takes all of it."""
     context, most = engine.max_tokens, state.limits.max_tokens
-    room = context - len(prompt)
+    left = context - len(prompt)
     if asked is not None and asked > most:
         raise ApiError(
             400, f"{param}: expected at most {most}, which is this service's limit, got {asked}", param=param
         )
-    if room < (asked or 1):
+    if left < (asked or 1):
         answer, hint = (f"{param} is {asked}", " or ask for fewer") if asked else ("an answer needs 1", "")
         raise ApiError(
             400,
@@ -85,4 +85,4 @@ def _max_tokens(
             code="context_length_exceeded",
             param=param if asked else None,
         )
-    return asked or min(default or room, room, most)
+    return asked or min(default or left, left, most)

@@ -1,4 +1,4 @@
-"""Bodies that are none, routes that are not there, and the description of it all."""
+"""Routes that are not there, what an error tells and what it does not, and the description of it all."""
 
 from __future__ import annotations
 
@@ -16,59 +16,10 @@ from fedlora_serve.http.access.keys import ApiKey, key_digest
 from tests.serve.http.fake_engine import FakeEngine, failing
 from tests.serve.http.services import BASE, Client, refusal, service
 
-JSON = {"content-type": "application/json"}
-
 
 @pytest.fixture
 def client(base: BasePack) -> Client:
     return Client(service(base, FakeEngine()))
-
-
-def send(client: Client, content: bytes, headers: dict[str, str] | None = None) -> Any:
-    return client.request("POST", "/v1/completions", content=content, headers=JSON if headers is None else headers)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"{",
-        b"null",
-        b"[]",
-        b'"text"',
-        b"\xff\xfe",
-        b'{"model": "tiny", "prompt": "\xc3\x28"}',
-        b"[" * 100_000,
-        b'{"a":' * 100_000,
-        b'{"model": "tiny", "prompt": ' + b"[" * 900 + b"]" * 900 + b"}",
-        b'{"model": "tiny", "prompt": "x", "max_tokens": ' + b"9" * 5000 + b"}",
-        b'{"model": "tiny", "prompt": "x", "temperature": 1e999}',
-        b'{"model": "tiny", "prompt": "x", "temperature": NaN}',
-        b'{"model": "tiny", "prompt": "x", "temperature": ' + b"9" * 400 + b"}",
-        b'{"model": "tiny", "prompt": "x", "logit_bias": {"1": -Infinity}}',
-        b'{"model": "tiny", "prompt": [' + b"9" * 400 + b"]}",
-        b'{"model": "tiny", "prompt": "x"} and more',
-        json.dumps({"model": "x" * 300, "prompt": "x"}).encode(),
-    ],
-    ids=lambda content: repr(content[:40]),
-)
-def test_what_is_no_sensible_body_is_400(client: Client, content: bytes) -> None:
-    assert refusal(send(client, content))["type"] == "invalid_request_error"
-
-
-def test_a_deep_value_that_nobody_asked_for_does_no_harm(client: Client) -> None:
-    deep = b'{"model": "tiny", "prompt": "x", "more": ' + b"[" * 500 + b"]" * 500 + b"}"
-    assert send(client, deep).status_code == 200
-
-
-def test_nul_is_a_character_like_others(client: Client) -> None:
-    assert send(client, json.dumps({"model": BASE, "prompt": "a\0b"}).encode()).status_code == 200
-
-
-@pytest.mark.parametrize("headers", [{}, {"content-type": "text/plain"}, {"content-type": "application/xml"}])
-def test_a_body_that_is_not_announced_as_json_is_415(client: Client, headers: dict[str, str]) -> None:
-    error = refusal(send(client, b'{"model": "tiny", "prompt": "x"}', headers), 415)
-    assert "application/json" in error["message"]
 
 
 def test_routes_that_are_not_there_are_404_in_the_same_shape(client: Client) -> None:
@@ -80,12 +31,6 @@ def test_methods_that_are_not_there_are_405_and_say_which_are(client: Client) ->
     response = client.get("/v1/completions")
     assert "POST" in refusal(response, 405)["message"]
     assert response.headers["Allow"] == "POST"
-
-
-def test_many_wrong_fields_are_told_in_one_short_sentence(client: Client) -> None:
-    wrong = {field: ["no"] for field in ("n", "top_p", "top_k", "min_p", "seed", "user")}
-    message = refusal(client.post("/v1/completions", {"model": BASE, "prompt": "x", **wrong}))["message"]
-    assert "and 2 more" in message
 
 
 def test_an_error_tells_no_folder_of_this_machine(base: BasePack) -> None:

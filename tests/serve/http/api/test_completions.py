@@ -330,9 +330,9 @@ def test_a_long_text_is_cut_into_tokens_while_others_are_answered(base: BasePack
     async def turns() -> int:
         coming: asyncio.Task[Any]
         if route == "chat":
-            coming = asyncio.create_task(chat_prompt(state, [ChatMessage("user", text)], answers=1))
+            coming = asyncio.create_task(chat_prompt(state, [ChatMessage("user", text)], choices=1))
         else:
-            coming = asyncio.create_task(completion_prompts(state, [text], answers=1))
+            coming = asyncio.create_task(completion_prompts(state, [text], choices=1))
         count = 0
         while not coming.done():
             await asyncio.sleep(0.001)
