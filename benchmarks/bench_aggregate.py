@@ -3,7 +3,7 @@
     python benchmarks/bench_aggregate.py
 
 Three routes over the same random adapters of rank 16, at the shapes of a 135M and of a 1B model, for 10, 100 and 1000
-clients: ours (bytes in, decoded, checked, folded, the round's error and result out), flwr's `FedAvg.aggregate_train`
+clients: ours (bytes in, decoded, checked, added, the round's error and result out), flwr's `FedAvg.aggregate_train`
 (messages in, arrays out), and the dense reference of `svd` (form each product, add, `numpy.linalg.svd` of each sum). The
 time is that of aggregating; making the clients is not counted, and they come one at a time where the route lets them. A
 peak is what Python's allocations (tracemalloc) reached above the start, in adapters, with the replies that are there at a
@@ -103,7 +103,7 @@ def svd_table(counts: list[int]) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Folded:
+class Aggregated:
     """What a route took, and what it made."""
 
     seconds: float
@@ -129,7 +129,7 @@ class Clock:
         self.seconds += time.perf_counter() - self._started
 
 
-def ours(clients: Clients, method: str, replies: Iterable[bytes]) -> Folded:
+def ours(clients: Clients, method: str, replies: Iterable[bytes]) -> Aggregated:
     """What the server does with the replies of a round."""
     clock = Clock()
     with clock:
@@ -145,7 +145,7 @@ def ours(clients: Clients, method: str, replies: Iterable[bytes]) -> Folded:
     with clock:
         committed = aggregation.committed(this.result())
         this.error(committed)
-    return Folded(clock.seconds, committed)
+    return Aggregated(clock.seconds, committed)
 
 
 def flowers(messages: list[Message]) -> float:

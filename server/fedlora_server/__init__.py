@@ -7,13 +7,13 @@ from fedlora.face import lazy_face
 if TYPE_CHECKING:
     from fedlora_server.aggregation.aggregation import Aggregation
     from fedlora_server.methods import find_method
-    from fedlora_server.methods.method import Fold, Global, Method
+    from fedlora_server.methods.method import Aggregator, Global, Method
     from fedlora_server.rounds import Rounds
     from fedlora_server.run.run_directory import RunDirectory, open_run, read_metrics
 
 __all__ = [
     "Aggregation",
-    "Fold",
+    "Aggregator",
     "Global",
     "Method",
     "Rounds",
@@ -27,7 +27,7 @@ __getattr__, __dir__ = lazy_face(
     __name__,
     {
         "Aggregation": "aggregation.aggregation",
-        "Fold": "methods.method",
+        "Aggregator": "methods.method",
         "Global": "methods.method",
         "Method": "methods.method",
         "Rounds": "rounds",

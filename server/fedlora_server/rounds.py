@@ -1,4 +1,4 @@
-"""The rounds of a run: sample, ask, check, fold, commit, measure.
+"""The rounds of a run: sample, ask, check, aggregate, commit, measure.
 
 Each round begins from what the round before committed, as it is read back from there: a run that was stopped and goes on,
 and one that never was, are one and the same.
@@ -98,8 +98,8 @@ class Rounds:
         """One round of training, committed. One that came to nothing has its line too."""
         record, began = RoundRecord(server_round), time.monotonic()
         try:
-            adapter, moments = self._folded(record, nodes)
-            record.seconds = folded_s = time.monotonic() - began  # what the committed record can tell
+            adapter, moments = self._aggregated(record, nodes)
+            record.seconds = aggregated_s = time.monotonic() - began  # what the committed record can tell
             directory.commit(adapter, moments, record)
         except FedloraError:
             record.seconds = time.monotonic() - began
@@ -107,11 +107,11 @@ class Rounds:
                 directory.add_metrics(record)
             raise
         record.seconds = time.monotonic() - began
-        record.server_s += record.seconds - folded_s
+        record.server_s += record.seconds - aggregated_s
         return record
 
-    def _folded(self, record: RoundRecord, nodes: list[int]) -> tuple[Adapter, Moments]:
-        """What the answers of `nodes` make, folded as they arrive."""
+    def _aggregated(self, record: RoundRecord, nodes: list[int]) -> tuple[Adapter, Moments]:
+        """What the answers of `nodes` make, aggregated as they arrive."""
         server, this = self._config.server, self._aggregation.round(self._state, record.round)
         down = self._message(record.round, this.down, this.task, self._aggregation.factors_down)
         expectation = Expectation(

@@ -222,7 +222,7 @@ def peak_bytes(case: Case, count: int) -> int:
 
 
 @pytest.mark.parametrize("method", ONE_ADAPTER + AT_MOST_DENSE)
-def test_the_memory_of_a_fold_does_not_grow_with_the_number_of_devices(
+def test_the_memory_of_an_aggregator_does_not_grow_with_the_number_of_devices(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedlora_server.means.parallel_modules.cores", lambda: 1)  # each works on a module of its own

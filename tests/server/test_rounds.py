@@ -153,7 +153,7 @@ def test_several_bad_devices_are_counted_by_their_reasons(play: Player) -> None:
 
 @pytest.mark.parametrize("value", [1e6, 1e15, 1e18])
 @pytest.mark.parametrize("method", METHOD_NAMES)
-def test_an_update_of_large_numbers_is_counted_out_or_folded_but_does_not_end_the_run(
+def test_an_update_of_large_numbers_is_counted_out_or_aggregated_but_does_not_end_the_run(
     play: Player, method: str, value: float
 ) -> None:
     large = replying(lambda update: dataclasses.replace(filled(update, value), num_examples=10**9))

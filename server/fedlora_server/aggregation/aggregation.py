@@ -13,11 +13,11 @@ from fedlora.lora.adapter import Adapter
 from fedlora.lora.algebra import inner_product
 from fedlora.wire.task import FactorSet
 
-from fedlora_server.aggregation.error_sketch import ErrorSketch, SketchedFold
+from fedlora_server.aggregation.error_sketch import ErrorSketch, SketchedAggregator
 from fedlora_server.aggregation.optimizers import Moments, optimized
-from fedlora_server.aggregation.robust_fold import MedianFold, WeighingFold
+from fedlora_server.aggregation.robust_aggregator import MedianAggregator, WeighingAggregator
 from fedlora_server.methods import find_method
-from fedlora_server.methods.method import Fold, Global, Method
+from fedlora_server.methods.method import Aggregator, Global, Method
 
 log = logging.getLogger("fedlora.server")
 
@@ -88,7 +88,7 @@ class Aggregation:
 
 
 class Round:
-    """One round: what goes down, the fold of what comes up, and what that made."""
+    """One round: what goes down, the aggregator of what comes up, and what that made."""
 
     def __init__(self, method: Method, config: RunConfig, state: State, server_round: int) -> None:
         self._method, self._settings, self._state = method, config.aggregation, state
@@ -97,17 +97,17 @@ class Round:
         generator = np.random.default_rng([config.seed, server_round, _SKETCH])
         has_error = method.measures_error and self._settings.robust != "median"  # a median is no mean
         self._sketch = ErrorSketch(self.down.adapter, generator) if has_error else None
-        fold = method.fold(self.down, server_round)
-        self._fold = self._robust(SketchedFold(fold, self._sketch) if self._sketch else fold)
+        aggregator = method.aggregator(self.down, server_round)
+        self._aggregator = self._robust(SketchedAggregator(aggregator, self._sketch) if self._sketch else aggregator)
 
     def add(self, adapter: Adapter, num_examples: int) -> None:
         """Take one device's sound adapter, and let it go."""
         weight = num_examples if self._settings.weights == "examples" else 1
-        self._fold.add(adapter, weight)
+        self._aggregator.add(adapter, weight)
 
     def result(self) -> State:
-        """What the round made; its fold is used up. Raises RunError where nothing was added."""
-        now, moments = self._fold.result(), self._state.moments
+        """What the round made; its aggregator is used up. Raises RunError where nothing was added."""
+        now, moments = self._aggregator.result(), self._state.moments
         if self._settings.optimizer != "none":
             adapter, moments = optimized(
                 self.down.adapter, now.adapter, moments, self._settings, self.task.sends,
@@ -123,12 +123,12 @@ class Round:
         """
         return self._sketch.relative_error(committed, self.down.frozen) if self._sketch else None
 
-    def _robust(self, fold: Fold) -> Fold:
+    def _robust(self, aggregator: Aggregator) -> Aggregator:
         if self._settings.robust == "none":
-            return fold
+            return aggregator
         if self._settings.robust == "median":
-            return MedianFold(self._method.lora)
-        return WeighingFold(fold, self.down.adapter, self._settings)
+            return MedianAggregator(self._method.lora)
+        return WeighingAggregator(aggregator, self.down.adapter, self._settings)
 
 
 def unused(method: str, settings: AggregationConfig) -> list[str]:

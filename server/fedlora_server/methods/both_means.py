@@ -10,7 +10,7 @@ from fedlora_server.methods.method import Global
 
 
 class BothMeans:
-    """The part of a fold that adds. Memory: one adapter and the exact mean's."""
+    """The part of an aggregator that adds. Memory: one adapter and the exact mean's."""
 
     def __init__(self, down: Global) -> None:
         self._factors, self._products = FactorMean(down.adapter), ExactMean()

@@ -16,18 +16,18 @@ from fedlora.lora.adapter import Adapter
 from fedlora.wire.task import FactorSet
 
 from fedlora_server.means.weighted_sum import FactorMean
-from fedlora_server.methods.method import LED_ASTRAY, Fold, Global, Method
+from fedlora_server.methods.method import LED_ASTRAY, Aggregator, Global, Method
 
 
 class FedAvg(Method):
     refuses_mixed_ranks = "a mean of factors wants factors of one rank; use svd, stack, hetlora or raflora"
     refuses_robust = LED_ASTRAY
 
-    def fold(self, down: Global, server_round: int) -> Fold:
-        return MeanFold(down, self.task(server_round).sends)
+    def aggregator(self, down: Global, server_round: int) -> Aggregator:
+        return MeanAggregator(down, self.task(server_round).sends)
 
 
-class MeanFold:
+class MeanAggregator:
     """The mean of the factors that were sent; the other one is what went down."""
 
     def __init__(self, down: Global, factors: FactorSet) -> None:

@@ -18,7 +18,7 @@ from fedlora.lora.ranks import parted, with_ranks
 
 from fedlora_server.means.parallel_modules import by_module
 from fedlora_server.methods.both_means import BothMeans
-from fedlora_server.methods.method import LED_ASTRAY, Fold, Global, Method
+from fedlora_server.methods.method import LED_ASTRAY, Aggregator, Global, Method
 from fedlora_server.methods.svd import as_pair
 
 
@@ -42,11 +42,11 @@ class FedEx(Method):
     def restored(self, committed: Adapter, first: Adapter) -> Global:
         return Global(*parted(committed, self.lora))
 
-    def fold(self, down: Global, server_round: int) -> Fold:
-        return FedExFold(down, self.lora, self.settings.max_rank)
+    def aggregator(self, down: Global, server_round: int) -> Aggregator:
+        return FedExAggregator(down, self.lora, self.settings.max_rank)
 
 
-class FedExFold(BothMeans):
+class FedExAggregator(BothMeans):
     def __init__(self, down: Global, lora: LoraConfig, max_rank: int) -> None:
         super().__init__(down)
         self._frozen, self._lora, self._max_rank = down.frozen, lora, max_rank

@@ -17,15 +17,15 @@ from fedlora.lora.adapter import Adapter, LoraPair
 
 from fedlora_server.means.weighted_sum import FactorMean
 from fedlora_server.methods.fedavg import FedAvg
-from fedlora_server.methods.method import Fold, Global
+from fedlora_server.methods.method import Aggregator, Global
 
 
 class FedRot(FedAvg):
-    def fold(self, down: Global, server_round: int) -> Fold:
-        return FedRotFold(down)
+    def aggregator(self, down: Global, server_round: int) -> Aggregator:
+        return FedRotAggregator(down)
 
 
-class FedRotFold:
+class FedRotAggregator:
     def __init__(self, down: Global) -> None:
         self._mean, self._target = FactorMean(down.adapter), down.adapter
 

@@ -16,8 +16,8 @@ from fedlora.lora.adapter import Adapter, LoraPair
 from fedlora.wire.task import Task
 
 from fedlora_server.means.parallel_modules import by_module
-from fedlora_server.methods.fedavg import FedAvg, MeanFold
-from fedlora_server.methods.method import Fold, Global
+from fedlora_server.methods.fedavg import FedAvg, MeanAggregator
+from fedlora_server.methods.method import Aggregator, Global
 
 
 class FedSvd(FedAvg):
@@ -36,11 +36,11 @@ class FedSvd(FedAvg):
     def task(self, server_round: int) -> Task:
         return Task(trains="B", sends="B")
 
-    def fold(self, down: Global, server_round: int) -> Fold:
-        return RefactoredFold(down, "B")
+    def aggregator(self, down: Global, server_round: int) -> Aggregator:
+        return RefactoredAggregator(down, "B")
 
 
-class RefactoredFold(MeanFold):
+class RefactoredAggregator(MeanAggregator):
     def result(self) -> Global:
         return Global(refactored(super().result().adapter))
 

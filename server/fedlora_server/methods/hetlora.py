@@ -16,7 +16,7 @@ from fedlora.lora.adapter import Adapter
 from fedlora.lora.algebra import inner_product
 
 from fedlora_server.means.weighted_sum import FactorMean, positive
-from fedlora_server.methods.method import LED_ASTRAY, Fold, Global, Method
+from fedlora_server.methods.method import LED_ASTRAY, Aggregator, Global, Method
 
 _LEAST_NORM = 1e-12  # so that updates that change nothing have a mean too
 
@@ -24,11 +24,11 @@ _LEAST_NORM = 1e-12  # so that updates that change nothing have a mean too
 class HetLora(Method):
     refuses_robust = LED_ASTRAY
 
-    def fold(self, down: Global, server_round: int) -> Fold:
-        return HetLoraFold(down)
+    def aggregator(self, down: Global, server_round: int) -> Aggregator:
+        return HetLoraAggregator(down)
 
 
-class HetLoraFold:
+class HetLoraAggregator:
     def __init__(self, down: Global) -> None:
         self._mean = FactorMean(down.adapter)
 

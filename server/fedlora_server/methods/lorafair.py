@@ -22,15 +22,15 @@ from fedlora.lora.algebra import Product
 from fedlora_server.means.parallel_modules import by_module
 from fedlora_server.methods.both_means import BothMeans
 from fedlora_server.methods.fedavg import FedAvg
-from fedlora_server.methods.method import Fold, Global
+from fedlora_server.methods.method import Aggregator, Global
 
 
 class LoraFair(FedAvg):
-    def fold(self, down: Global, server_round: int) -> Fold:
-        return LoraFairFold(down, self.settings.lorafair_lambda)
+    def aggregator(self, down: Global, server_round: int) -> Aggregator:
+        return LoraFairAggregator(down, self.settings.lorafair_lambda)
 
 
-class LoraFairFold(BothMeans):
+class LoraFairAggregator(BothMeans):
     def __init__(self, down: Global, weight_of_correction: float) -> None:
         super().__init__(down)
         self._lambda = weight_of_correction

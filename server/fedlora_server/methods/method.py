@@ -1,7 +1,7 @@
 """What a method is: a rule by which the updates of a round become the next adapter.
 
-A method is a value without state. What a run carries from round to round is a `Global`; a round is a fold over the sound
-updates of its devices.
+A method is a value without state. What a run carries from round to round is a `Global`; an `Aggregator` takes the sound
+updates of one round.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Global:
     frozen: Adapter | None = None
 
 
-class Fold(Protocol):
+class Aggregator(Protocol):
     """One round of one method. The order of `add` changes nothing but rounding."""
 
     def add(self, adapter: Adapter, weight: float) -> None:
@@ -37,7 +37,7 @@ class Fold(Protocol):
         """
 
     def result(self) -> Global:
-        """What the round made. The fold is used up. Raises RunError where nothing was added."""
+        """What the round made. The aggregator is used up. Raises RunError where nothing was added."""
 
 
 class Method:
@@ -82,6 +82,6 @@ class Method:
         """The factors that every device makes itself from the run's seed, and which therefore do not go down."""
         return ""
 
-    def fold(self, down: Global, server_round: int) -> Fold:
+    def aggregator(self, down: Global, server_round: int) -> Aggregator:
         """A new round, for what went down."""
         raise NotImplementedError

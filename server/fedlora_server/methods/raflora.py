@@ -21,7 +21,7 @@ from fedlora.lora.config import LoraConfig
 
 from fedlora_server.means.parallel_modules import by_module
 from fedlora_server.means.weighted_sum import NO_UPDATES, positive
-from fedlora_server.methods.method import Fold, Global, Method
+from fedlora_server.methods.method import Aggregator, Global, Method
 from fedlora_server.methods.svd import as_pair
 
 
@@ -29,11 +29,11 @@ class RaFlora(Method):
     refuses_adaptive = "it goes element by element, and the factors are others in every round; use fedavgm"
     keeps_components = False
 
-    def fold(self, down: Global, server_round: int) -> Fold:
-        return RaFloraFold(self.lora)
+    def aggregator(self, down: Global, server_round: int) -> Aggregator:
+        return RaFloraAggregator(self.lora)
 
 
-class RaFloraFold:
+class RaFloraAggregator:
     def __init__(self, lora: LoraConfig) -> None:
         self._lora = lora
         self._held: list[tuple[Adapter, float]] = []

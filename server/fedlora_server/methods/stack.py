@@ -21,7 +21,7 @@ from fedlora.lora.ranks import with_ranks
 
 from fedlora_server.means.exact_mean import ExactMean
 from fedlora_server.means.parallel_modules import by_module
-from fedlora_server.methods.method import Fold, Global, Method
+from fedlora_server.methods.method import Aggregator, Global, Method
 from fedlora_server.methods.svd import as_pair
 
 
@@ -52,11 +52,11 @@ class Stack(Method):
         new = initial_adapter(self.lora, shapes, np.random.default_rng([self.seed, server_round, 1]))
         return Global(new, state.frozen)
 
-    def fold(self, down: Global, server_round: int) -> Fold:
-        return StackFold(down, self.lora, self.settings.max_rank)
+    def aggregator(self, down: Global, server_round: int) -> Aggregator:
+        return StackAggregator(down, self.lora, self.settings.max_rank)
 
 
-class StackFold:
+class StackAggregator:
     def __init__(self, down: Global, lora: LoraConfig, max_rank: int) -> None:
         self._down, self._lora, self._max_rank = down, lora, max_rank
         self._mean = ExactMean()

@@ -18,7 +18,7 @@ from fedlora.lora.config import LoraConfig
 
 from fedlora_server.means.exact_mean import ExactMean
 from fedlora_server.means.parallel_modules import by_module
-from fedlora_server.methods.method import Fold, Global, Method
+from fedlora_server.methods.method import Aggregator, Global, Method
 
 
 class Svd(Method):
@@ -26,11 +26,11 @@ class Svd(Method):
     keeps_components = False
     takes_products = True
 
-    def fold(self, down: Global, server_round: int) -> Fold:
-        return SvdFold(self.lora)
+    def aggregator(self, down: Global, server_round: int) -> Aggregator:
+        return SvdAggregator(self.lora)
 
 
-class SvdFold:
+class SvdAggregator:
     def __init__(self, lora: LoraConfig) -> None:
         self._lora, self._mean = lora, ExactMean()
 

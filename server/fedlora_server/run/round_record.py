@@ -24,7 +24,7 @@ class RoundRecord:
     bytes_up: int = 0
     aggregation_error: float | None = None  # relative, against the weighted mean of B A
     norms: dict[str, float] = field(default_factory=dict)  # of the committed gamma B A, by module
-    server_s: float = 0.0  # of checking, folding and committing
+    server_s: float = 0.0  # of checking, aggregating and committing
     train_loss: dict[str, float] = field(default_factory=dict)  # by device, nats per token
     loss: dict[str, float] = field(default_factory=dict)  # held-out, by device
     nodes: dict[str, int] = field(default_factory=dict)  # by device: those that were heard for the first time

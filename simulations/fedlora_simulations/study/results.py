@@ -28,7 +28,7 @@ class Result:
     bytes_down: float | None = None  # of a device's training message, the mean over devices and rounds
     bytes_up: float | None = None
     aggregation_error: float | None = None  # the mean over the rounds
-    server_s: float | None = None  # of checking, folding and committing, the mean over the rounds
+    server_s: float | None = None  # of checking, aggregating and committing, the mean over the rounds
     excluded: dict[str, int] = field(default_factory=dict)  # answers that were refused or did not come, by reason
     seconds: float = 0.0  # that the run took
     machine: str = ""

@@ -40,8 +40,8 @@ a device takes in all rounds, each on a batch as large as those of all devices t
 round, whatever the setting), with one AdamW all along. kB: of one device's training message, the mean over devices and
 rounds; messages that only measure are not counted. Error: the distance of what the server commits from the weighted
 mean of the products B A, relative to that mean, averaged over the rounds; empty where the server cannot know it, and
-with an optimizer of the server it holds the step that this one takes on purpose. Server s: checking, folding and
-committing, per round, on the cores on which the devices train meanwhile. The best method of each column is bold."""
+with an optimizer of the server it holds the step that this one takes on purpose. Server s: checking, aggregating
+and committing, per round, on the cores on which the devices train meanwhile. The best method of each column is bold."""
 
 
 def console_tables(study: Study, results: Results) -> list[Table]:

@@ -1,4 +1,4 @@
-"""The folds of the robust rules: they keep the factored updates of a round, and weigh them at its end."""
+"""The aggregators of the robust rules: they keep the factored updates of a round, and weigh them at its end."""
 
 # N updates, O out features, I in features
 
@@ -15,14 +15,14 @@ from fedlora.lora.low_rank import Matrix
 from fedlora_server.aggregation.robust import RULES, gram_of_changes
 from fedlora_server.means.parallel_modules import by_module
 from fedlora_server.means.weighted_sum import NO_UPDATES, positive
-from fedlora_server.methods.method import Fold, Global
+from fedlora_server.methods.method import Aggregator, Global
 from fedlora_server.methods.svd import as_pair
 
 _BLOCK_BYTES = 1 << 26  # of the products that are in memory at a time
 
 
 class _Holding:
-    """The part of a fold that adds: the adapters of the round, all of which count alike."""
+    """The part of an aggregator that adds: the adapters of the round, all of which count alike."""
 
     def __init__(self) -> None:
         self._adapters: list[Adapter] = []
@@ -37,10 +37,10 @@ class _Holding:
         return self._adapters
 
 
-class WeighingFold(_Holding):
+class WeighingAggregator(_Holding):
     """`inner` gets each update with the weight that the rule gives it. Memory: N adapters, beside inner's."""
 
-    def __init__(self, inner: Fold, down: Adapter, settings: AggregationConfig) -> None:
+    def __init__(self, inner: Aggregator, down: Adapter, settings: AggregationConfig) -> None:
         super().__init__()
         self._inner, self._down, self._settings = inner, down, settings
 
@@ -53,7 +53,7 @@ class WeighingFold(_Holding):
         return self._inner.result()
 
 
-class MedianFold(_Holding):
+class MedianAggregator(_Holding):
     """The best adapter for the coordinate-wise median of the products gamma B_k A_k.
 
     Yin et al., "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates", 2018 (arXiv:1803.01498), on the
