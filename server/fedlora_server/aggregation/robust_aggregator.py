@@ -13,7 +13,7 @@ from fedlora.lora.config import LoraConfig
 from fedlora.lora.low_rank import Matrix
 
 from fedlora_server.aggregation.robust import RULES, gram_of_changes
-from fedlora_server.means.parallel_modules import by_module
+from fedlora_server.means.parallel_modules import parallel_modules
 from fedlora_server.means.weighted_sum import NO_UPDATES, positive
 from fedlora_server.methods.method import Aggregator, Global
 from fedlora_server.methods.svd import as_pair
@@ -66,7 +66,7 @@ class MedianAggregator(_Holding):
         self._lora = lora
 
     def result(self) -> Global:
-        return Global(Adapter(self._lora, by_module(self._best, self._held()[0].pairs)))
+        return Global(Adapter(self._lora, parallel_modules(self._best, self._held()[0].pairs)))
 
     def _best(self, module: str) -> LoraPair:
         best = truncated(Dense(self._median(module)), self._lora.rank_of(module))

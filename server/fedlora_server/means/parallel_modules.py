@@ -13,7 +13,7 @@ from threadpoolctl import ThreadpoolController
 T = TypeVar("T")
 
 
-def by_module(work: Callable[[str], T], modules: Iterable[str]) -> dict[str, T]:
+def parallel_modules(work: Callable[[str], T], modules: Iterable[str]) -> dict[str, T]:
     """{module: work(module)}, a thread per core, in the order of `modules`.
 
     BLAS has one thread meanwhile: the matrices of a module are too small for several, which would wait for each other.

@@ -16,7 +16,7 @@ from fedlora.lora.algebra import Product, concatenate, truncated
 from fedlora.lora.config import LoraConfig
 from fedlora.lora.ranks import parted, with_ranks
 
-from fedlora_server.means.parallel_modules import by_module
+from fedlora_server.means.parallel_modules import parallel_modules
 from fedlora_server.methods.both_means import BothMeans
 from fedlora_server.methods.method import LED_ASTRAY, Aggregator, Global, Method
 from fedlora_server.methods.svd import as_pair
@@ -59,7 +59,7 @@ class FedExAggregator(BothMeans):
             total = concatenate([frozen.product(module), *residual] if frozen else residual)
             return as_pair(self._bounded(total, module), self._lora.scaling_of(module))
 
-        pairs = by_module(beside, self._products.modules)
+        pairs = parallel_modules(beside, self._products.modules)
         return Global(mean, Adapter(with_ranks(self._lora, {m: pair.rank for m, pair in pairs.items()}), pairs))
 
     def _bounded(self, total: Product, module: str) -> Product:

@@ -15,7 +15,7 @@ from fedlora.errors import ConfigError
 from fedlora.lora.adapter import Adapter, LoraPair
 from fedlora.wire.task import Task
 
-from fedlora_server.means.parallel_modules import by_module
+from fedlora_server.means.parallel_modules import parallel_modules
 from fedlora_server.methods.fedavg import FedAvg, MeanAggregator
 from fedlora_server.methods.method import Aggregator, Global
 
@@ -54,4 +54,4 @@ def refactored(adapter: Adapter) -> Adapter:
         u, s, vt = np.linalg.svd(pair.lora_B.astype(np.float64) @ r.T, full_matrices=False)
         return LoraPair((vt @ q.T).astype(np.float32), (u * s).astype(np.float32))
 
-    return Adapter(adapter.config, by_module(factors, adapter.pairs))
+    return Adapter(adapter.config, parallel_modules(factors, adapter.pairs))

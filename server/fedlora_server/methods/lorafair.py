@@ -19,7 +19,7 @@ import numpy as np
 from fedlora.lora.adapter import Adapter, LoraPair
 from fedlora.lora.algebra import Product
 
-from fedlora_server.means.parallel_modules import by_module
+from fedlora_server.means.parallel_modules import parallel_modules
 from fedlora_server.methods.both_means import BothMeans
 from fedlora_server.methods.fedavg import FedAvg
 from fedlora_server.methods.method import Aggregator, Global
@@ -42,7 +42,7 @@ class LoraFairAggregator(BothMeans):
             product = self._products.mean(module).scaled(1 / mean.config.scaling_of(module))
             return corrected(mean.pairs[module], product, self._lambda)
 
-        return Global(Adapter(mean.config, by_module(closer, self._products.modules)))
+        return Global(Adapter(mean.config, parallel_modules(closer, self._products.modules)))
 
 
 def corrected(pair: LoraPair, mean: Product, weight_of_correction: float) -> LoraPair:

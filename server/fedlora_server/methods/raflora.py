@@ -19,7 +19,7 @@ from fedlora.lora.adapter import Adapter, LoraPair
 from fedlora.lora.algebra import Product, concatenate, truncated
 from fedlora.lora.config import LoraConfig
 
-from fedlora_server.means.parallel_modules import by_module
+from fedlora_server.means.parallel_modules import parallel_modules
 from fedlora_server.means.weighted_sum import NO_UPDATES, positive
 from fedlora_server.methods.method import Aggregator, Global, Method
 from fedlora_server.methods.svd import as_pair
@@ -44,7 +44,7 @@ class RaFloraAggregator:
     def result(self) -> Global:
         if not self._held:
             raise RunError(NO_UPDATES)
-        return Global(Adapter(self._lora, by_module(self._best, self._held[0][0].pairs)))
+        return Global(Adapter(self._lora, parallel_modules(self._best, self._held[0][0].pairs)))
 
     def _best(self, module: str) -> LoraPair:
         own = [(adapter.pairs[module], weight) for adapter, weight in self._held]

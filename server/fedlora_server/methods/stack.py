@@ -20,7 +20,7 @@ from fedlora.lora.config import LoraConfig
 from fedlora.lora.ranks import with_ranks
 
 from fedlora_server.means.exact_mean import ExactMean
-from fedlora_server.means.parallel_modules import by_module
+from fedlora_server.means.parallel_modules import parallel_modules
 from fedlora_server.methods.method import Aggregator, Global, Method
 from fedlora_server.methods.svd import as_pair
 
@@ -72,7 +72,7 @@ class StackAggregator:
             total = mean if frozen is None else concatenate([frozen.product(module), mean])
             return as_pair(self._bounded(total), self._lora.scaling_of(module))
 
-        pairs = by_module(total, self._mean.modules)
+        pairs = parallel_modules(total, self._mean.modules)
         ranks = {module: pair.rank for module, pair in pairs.items()}
         return Global(self._down.adapter, Adapter(with_ranks(self._lora, ranks), pairs))
 

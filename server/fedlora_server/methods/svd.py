@@ -17,7 +17,7 @@ from fedlora.lora.algebra import Product, truncated
 from fedlora.lora.config import LoraConfig
 
 from fedlora_server.means.exact_mean import ExactMean
-from fedlora_server.means.parallel_modules import by_module
+from fedlora_server.means.parallel_modules import parallel_modules
 from fedlora_server.methods.method import Aggregator, Global, Method
 
 
@@ -42,7 +42,7 @@ class SvdAggregator:
             mean = self._mean.mean(module)
             return as_pair(truncated(mean, self._lora.rank_of(module)), self._lora.scaling_of(module))
 
-        return Global(Adapter(self._lora, by_module(best, self._mean.modules)))
+        return Global(Adapter(self._lora, parallel_modules(best, self._mean.modules)))
 
 
 def as_pair(product: Product, scaling: float) -> LoraPair:
