@@ -1,4 +1,4 @@
-"""A tiny base, devices that answer by a function, and a Flower Grid in memory that carries their answers."""
+"""A tiny base, devices that reply by a function, and a Flower Grid in memory that carries their replies."""
 
 from __future__ import annotations
 
@@ -77,14 +77,14 @@ def trained(node: int, down: Update) -> Update:
 
 
 def training_reply(message: Message, data: bytes, name: str) -> Message:
-    """A device's answer to a training message, as the ClientApp builds it."""
+    """A device's reply to a training message, as the ClientApp builds it."""
     array = Array(dtype="uint8", shape=(len(data),), stype="fedlora.update", data=data)
     content = RecordDict({"update": ArrayRecord({"update": array}), "device": ConfigRecord({"device": name})})
     return Message(content, reply_to=message)
 
 
 def evaluation_reply(message: Message, loss: float, name: str) -> Message:
-    """A device's answer to an evaluation message, as the ClientApp builds it."""
+    """A device's reply to an evaluation message, as the ClientApp builds it."""
     content = RecordDict({"metrics": MetricRecord({"loss": loss}), "device": ConfigRecord({"device": name})})
     return Message(content, reply_to=message)
 
@@ -110,7 +110,7 @@ class Honest:
 
 
 class FakeGrid(Grid):
-    """Devices answer at once, one message a pull in the order of pushing unless `order` says otherwise.
+    """Devices reply at once, one message a pull in the order of pushing unless `order` says otherwise.
 
     Like Flower's own: a device that raises becomes an error from the SuperLink's node, a node in `lost` takes no message
     and None stands in for its message's id, and an id that is not text is refused.

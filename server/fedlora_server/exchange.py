@@ -18,7 +18,7 @@ _LONGEST_TEXT = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """One device's answer: `data` and `metrics` where it did what was asked, `error` where it did not.
+    """What one device replied: `data` and `metrics` where it did what was asked, `error` where it did not.
 
     Its texts are fit for a log.
     """
@@ -48,9 +48,9 @@ def connected_nodes(grid: Grid, at_least: int, timeout_s: float) -> list[int]:
 def ask(
     grid: Grid, nodes: Sequence[int], kind: str, data: bytes, server_round: int, timeout_s: float
 ) -> Iterator[Reply]:
-    """Send `data` to each node and yield every answer once, as it arrives, until all came or `timeout_s` passed.
+    """Send `data` to each node and yield every reply once, as it arrives, until all came or `timeout_s` passed.
 
-    `kind` is Flower's message type, "train" or "evaluate". No more than a few answers are held at a
+    `kind` is Flower's message type, "train" or "evaluate". No more than a few replies are held at a
     time, however many nodes there are.
     """
     array = Array(dtype="uint8", shape=(len(data),), stype="fedlora.update", data=data)
@@ -59,7 +59,7 @@ def ask(
         content = RecordDict({"update": ArrayRecord({"update": array})})
         message = Message(content, node, kind, ttl=timeout_s, group_id=str(server_round))
         for message_id in grid.push_messages([message]):
-            if message_id:  # Flower gives None for what it could not take: that node does not answer
+            if message_id:  # Flower gives None for what it could not take: that node does not reply
                 waiting[message_id] = node
     deadline, pause = time.monotonic() + timeout_s, _POLL_S
     while waiting and (began := time.monotonic()) < deadline:
@@ -67,9 +67,9 @@ def ask(
         for asked in _slices(list(waiting)):
             for message in grid.pull_messages(asked):
                 # A lost node's error carries the wrong source: what it replies to is what tells the node.
-                answered = message.metadata.reply_to_message_id
-                if answered in waiting:
-                    yield _reply(message, waiting.pop(answered))
+                replied_to = message.metadata.reply_to_message_id
+                if replied_to in waiting:
+                    yield _reply(message, waiting.pop(replied_to))
         pause = _POLL_S if len(waiting) < before else min(2 * pause, _LONGEST_POLL_S)
         if len(waiting) == before:
             time.sleep(max(0.0, pause - (time.monotonic() - began)))
@@ -114,7 +114,7 @@ class DeviceNames:
     """The name that a device gives itself, with its node's number where another device has that name already."""
 
     def __init__(self) -> None:
-        self._by_node: dict[int, str] = {}  # in the order in which they first answered
+        self._by_node: dict[int, str] = {}  # in the order in which they first replied
 
     def restore(self, nodes: Mapping[str, int], connected: Container[int]) -> None:
         """Know those of `nodes` again that are `connected`: the others' names are free, as for a node that came anew."""

@@ -111,7 +111,7 @@ class Rounds:
         return record
 
     def _aggregated(self, record: RoundRecord, nodes: list[int]) -> tuple[Adapter, Moments]:
-        """What the answers of `nodes` make, aggregated as they arrive."""
+        """What the replies of `nodes` make, aggregated as they arrive."""
         server, this = self._config.server, self._aggregation.round(self._state, record.round)
         down = self._message(record.round, this.down, this.task, self._aggregation.factors_down)
         expectation = Expectation(

@@ -49,7 +49,7 @@ class InProcessGrid(Grid):
     ) -> None:
         """`nodes` are the node configurations of the devices 1..n.
 
-        `on_push` and `on_done` are told of each message that goes to a device and that it has been answered.
+        `on_push` and `on_done` are told of each message that goes to a device and of its reply.
         """
         self._app = client_app
         self._run = Run.create_empty(run_id=run_id)
@@ -66,8 +66,8 @@ class InProcessGrid(Grid):
         }
         # What a device keeps in its context must not be used by two messages at once.
         self._busy = {node: threading.Lock() for node in self._contexts}
-        self._answers: dict[str, ProtoMessage] = {}
-        self._answered = threading.Condition()
+        self._replies: dict[str, ProtoMessage] = {}
+        self._arrived = threading.Condition()
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, SUPERLINK_NODE_ID
         self._pool = ThreadPoolExecutor(workers, "device", initializer=torch.set_num_threads, initargs=(1,))
 
@@ -102,10 +102,10 @@ class InProcessGrid(Grid):
         return message_ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """What has been answered; waits a moment while nothing has, so that a caller who polls loses no time."""
-        with self._answered:
-            self._answered.wait_for(lambda: self._answers, timeout=_LONGEST_WAIT_S)
-            ready = [self._answers.pop(i) for i in message_ids if i in self._answers]
+        """The replies that are there; waits a moment while none is, so that a caller who polls loses no time."""
+        with self._arrived:
+            self._arrived.wait_for(lambda: self._replies, timeout=_LONGEST_WAIT_S)
+            ready = [self._replies.pop(i) for i in message_ids if i in self._replies]
         return [message_from_proto(proto) for proto in ready]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
@@ -119,7 +119,7 @@ class InProcessGrid(Grid):
         return replies
 
     def _work(self, sent: Message) -> None:
-        """Let the device answer; nobody waits any more for what is past its time to live."""
+        """Let the device reply; nobody waits any more for what is past its time to live."""
         if _expired(sent):
             return
         message = message_from_proto(message_to_proto(sent))
@@ -128,15 +128,15 @@ class InProcessGrid(Grid):
             with self._busy[node]:
                 reply = self._app(message, self._contexts[node])
             reply.metadata.__dict__["_message_id"] = str(uuid.uuid4())
-            answer = message_to_proto(reply)
-        except Exception as error:  # whatever a device raises, or returns instead of an answer, is its own failure
+            packed = message_to_proto(reply)
+        except Exception as error:  # whatever a device raises, or returns instead of a reply, is its own failure
             log.exception("device %d failed", node)
             reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, repr(error)), reply_to=message)
-            answer = message_to_proto(reply)
+            packed = message_to_proto(reply)
         if not _expired(sent):
-            with self._answered:
-                self._answers[message.metadata.message_id] = answer
-                self._answered.notify_all()
+            with self._arrived:
+                self._replies[message.metadata.message_id] = packed
+                self._arrived.notify_all()
         self._on_done(message)
 
 

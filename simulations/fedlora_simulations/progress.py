@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 
 class RunProgress:
-    """The bar of the present round's training or measuring: devices that answered, of those that were asked."""
+    """The bar of the present round's training or measuring: devices that replied, of those that were asked."""
 
     def __init__(self, progress: Progress, rounds: int) -> None:
         self._progress, self._rounds = progress, rounds

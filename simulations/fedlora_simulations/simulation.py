@@ -91,7 +91,7 @@ def check_devices(config: RunConfig) -> None:
 
 
 def check_ranks(config: RunConfig) -> None:
-    """Raise ConfigError for devices that train less than the run takes: they would answer every round with an error."""
+    """Raise ConfigError for devices that train less than the run takes: they would reply to every round with an error."""
     ranks = [rank for rank in map(config.simulation.rank_of, range(config.simulation.devices)) if rank]
     if not ranks:
         return

@@ -1,4 +1,4 @@
-"""Messages go out once to each node; every answer comes back once, until all came or the time is up."""
+"""Messages go out once to each node; every reply comes back once, until all came or the time is up."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def content_of(**records: ArrayRecord | ConfigRecord | MetricRecord) -> RecordDi
     return RecordDict(dict(records))
 
 
-def test_ask_yields_the_answer_of_every_node_once() -> None:
+def test_ask_yields_the_reply_of_every_node_once() -> None:
     grid = FakeGrid(dict.fromkeys((3, 5, 8), echo))
     replies = list(ask(grid, [3, 5, 8], TRAIN, b"data", 1, 30))
     assert {reply.node: reply.data for reply in replies} == {3: b"3:data", 5: b"5:data", 8: b"8:data"}
@@ -47,7 +47,7 @@ def test_ask_of_no_nodes_yields_nothing() -> None:
     assert list(ask(FakeGrid({1: echo}), [], TRAIN, b"data", 1, 30)) == []
 
 
-def test_ask_yields_answers_as_they_arrive_in_any_order() -> None:
+def test_ask_yields_replies_as_they_arrive_in_any_order() -> None:
     nodes = list(range(1, 21))
     grid = FakeGrid(dict.fromkeys(nodes, echo), order=lambda replies: random.Random(2).sample(replies, len(replies)))
     arrived = [reply.node for reply in ask(grid, nodes, TRAIN, b"data", 1, 30)]
@@ -55,7 +55,7 @@ def test_ask_yields_answers_as_they_arrive_in_any_order() -> None:
     assert arrived != nodes
 
 
-def test_ask_yields_the_first_of_two_answers_to_one_message() -> None:
+def test_ask_yields_the_first_of_two_replies_to_one_message() -> None:
     def twice(message: Message) -> Sequence[Message]:
         return [training_reply(message, b"first", "a"), training_reply(message, b"second", "a")]
 
@@ -63,36 +63,36 @@ def test_ask_yields_the_first_of_two_answers_to_one_message() -> None:
     assert [reply.data for reply in replies] == [b"first", b"2:data"]
 
 
-def test_ask_stops_at_its_deadline_with_the_answers_that_came() -> None:
+def test_ask_stops_at_its_deadline_with_the_replies_that_came() -> None:
     grid = FakeGrid({1: echo, 2: silent, 3: echo})
     assert [reply.node for reply in ask(grid, [1, 2, 3], TRAIN, b"data", 1, 0.2)] == [1, 3]
 
 
-def test_ask_after_its_deadline_takes_no_answer_to_an_earlier_message() -> None:
+def test_ask_after_its_deadline_takes_no_reply_to_an_earlier_message() -> None:
     held: list[Message] = []
 
     def late(message: Message) -> Sequence[Message]:
-        """Answer only when the next message comes, and then the earlier one too."""
-        held.append(training_reply(message, f"answer {len(held)}".encode(), "late"))
+        """Reply only when the next message comes, and then the earlier one too."""
+        held.append(training_reply(message, f"reply {len(held)}".encode(), "late"))
         return held if len(held) > 1 else []
 
     grid = FakeGrid({1: late})
     assert list(ask(grid, [1], TRAIN, b"data", 1, 0.1)) == []
-    assert [reply.data for reply in ask(grid, [1], TRAIN, b"data", 2, 30)] == [b"answer 1"]
+    assert [reply.data for reply in ask(grid, [1], TRAIN, b"data", 2, 30)] == [b"reply 1"]
 
 
-def test_ask_takes_no_second_answer_to_an_earlier_message() -> None:
+def test_ask_takes_no_second_reply_to_an_earlier_message() -> None:
     sent: list[Message] = []
 
     def repeating(message: Message) -> Sequence[Message]:
-        """Answer, and repeat the answers to all earlier messages."""
-        sent.append(training_reply(message, f"answer {len(sent)}".encode(), "twice"))
+        """Reply, and repeat the replies to all earlier messages."""
+        sent.append(training_reply(message, f"reply {len(sent)}".encode(), "twice"))
         return sent
 
     grid = FakeGrid({1: repeating})
     for server_round in (1, 2, 3):
         replies = list(ask(grid, [1], TRAIN, b"data", server_round, 30))
-        assert [reply.data for reply in replies] == [f"answer {server_round - 1}".encode()]
+        assert [reply.data for reply in replies] == [f"reply {server_round - 1}".encode()]
 
 
 def test_what_a_device_says_of_itself_is_fit_for_a_log() -> None:
@@ -113,7 +113,7 @@ def test_a_node_that_takes_no_message_costs_only_itself() -> None:
     assert sorted(reply.node for reply in ask(grid, [1, 2, 3], TRAIN, b"data", 1, 0.3) if not reply.error) == [1, 3]
 
 
-def test_an_error_is_told_by_the_message_that_it_answers_not_by_its_source() -> None:
+def test_an_error_is_told_by_the_message_that_it_replies_to_not_by_its_source() -> None:
     def broken(message: Message) -> Sequence[Message]:
         raise ValueError("no disk")
 
@@ -127,7 +127,7 @@ def test_an_error_without_a_reason_gives_its_code() -> None:
     assert reply.error == "error 3"
 
 
-def test_the_answer_to_an_evaluation_is_its_metrics() -> None:
+def test_the_reply_to_an_evaluation_is_its_metrics() -> None:
     grid = FakeGrid({1: lambda message: [evaluation_reply(message, 1.5, "kitchen")]})
     (reply,) = ask(grid, [1], EVALUATE, b"data", 1, 30)
     assert (reply.device, reply.metrics, reply.error) == ("kitchen", {"loss": 1.5}, "")
@@ -148,7 +148,7 @@ def test_a_device_that_gives_itself_an_endless_name_gets_its_beginning() -> None
 
 ARRAY = ArrayRecord({"update": Array(dtype="uint8", shape=(1,), stype="fedlora.update", data=b"x")})
 NAME = ConfigRecord({"device": "kitchen"})
-NO_ANSWERS = {
+NO_REPLIES = {
     "nothing": (TRAIN, content_of()),
     "no name": (TRAIN, content_of(update=ARRAY)),
     "no array": (TRAIN, content_of(device=NAME)),
@@ -158,8 +158,8 @@ NO_ANSWERS = {
 }
 
 
-@pytest.mark.parametrize(("kind", "content"), NO_ANSWERS.values(), ids=list(NO_ANSWERS))
-def test_records_that_are_not_an_answer_are_an_error(kind: str, content: RecordDict) -> None:
+@pytest.mark.parametrize(("kind", "content"), NO_REPLIES.values(), ids=list(NO_REPLIES))
+def test_records_that_are_not_a_reply_are_an_error(kind: str, content: RecordDict) -> None:
     grid = FakeGrid({4: lambda message: [Message(content, reply_to=message)]})
     (reply,) = ask(grid, [4], kind, b"data", 1, 30)
     assert reply.error.startswith(f"not an answer to {kind}")
@@ -184,7 +184,7 @@ def test_connected_nodes_waits_for_nodes_that_come_later() -> None:
     assert connected_nodes(Growing({1: echo}), 3, 30) == [1, 2, 3]
 
 
-def test_however_many_answers_wait_only_a_few_are_pulled_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_however_many_replies_wait_only_a_few_are_pulled_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     grid = FakeGrid(dict.fromkeys(range(1, 41), echo))
     pull = grid.pull_messages
     sizes: list[int] = []

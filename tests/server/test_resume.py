@@ -345,8 +345,8 @@ def test_the_rounds_that_a_person_removes_are_done_again(runs: Runs) -> None:
     assert left(again.path) == left(runs.whole().path)
 
 
-def test_an_answer_to_the_server_that_was_killed_does_not_count(runs: Runs, play: Player) -> None:
-    """A device trained for the killed server; its answer comes to the one that goes on, which has another run's number."""
+def test_a_reply_to_the_server_that_was_killed_does_not_count(runs: Runs, play: Player) -> None:
+    """A device trained for the killed server; its reply comes to the one that goes on, which has another run's number."""
     stopped = runs.stopped(RunDirectory, "add_metrics", 3)
 
     def late(message: Message, update: Update) -> Sequence[Message]:

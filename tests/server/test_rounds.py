@@ -92,7 +92,7 @@ BAD: dict[str, tuple[str, Callable[[Message, Update], Sequence[Message]]]] = {
     ),
     "sends another run's": ("wrong-run", replying(lambda update: dataclasses.replace(update, run="other"))),
     "claims 10^12 examples": ("bad-weight", replying(lambda u: dataclasses.replace(u, num_examples=10**12))),
-    "never answers": ("no-answer", lambda message, update: []),
+    "never replies": ("no-answer", lambda message, update: []),
 }
 
 
@@ -102,7 +102,7 @@ def test_a_run_is_as_if_the_device_were_not_there_that(
     play: Player, method: str, reason: str, change: Callable[[Message, Update], Sequence[Message]]
 ) -> None:
     devices = honest(1, 2, 3, 4) | {3: Honest(3, change)}
-    # Only a device that never answers makes the server wait.
+    # Only a device that never replies makes the server wait.
     timeout_s = 0.2 if reason == "no-answer" else 30
     played = play.soundly(devices, method=method, min_devices=3, round_timeout_s=timeout_s)
     without = play.soundly(honest(1, 2, 4), method=method)
@@ -113,7 +113,7 @@ def test_a_run_is_as_if_the_device_were_not_there_that(
         assert record["train_loss"] == {"device-1": 2.0, "device-2": 3.0, "device-4": 5.0}
 
 
-def test_a_device_that_answers_twice_counts_once_with_its_first_answer(play: Player) -> None:
+def test_a_device_that_replies_twice_counts_once_with_its_first_reply(play: Player) -> None:
     def twice(message: Message, update: Update) -> Sequence[Message]:
         other = dataclasses.replace(filled(update, 1.0), num_examples=10**6)
         first, second = (training_reply(message, encode_update(u), "device-3") for u in (update, other))
@@ -182,7 +182,7 @@ def test_below_the_least_devices_the_run_ends_with_the_numbers_and_the_last_adap
     assert played.metrics[2]["aggregation_error"] is None
 
 
-def test_a_first_round_without_a_sound_answer_commits_nothing(play: Player) -> None:
+def test_a_first_round_without_a_sound_reply_commits_nothing(play: Player) -> None:
     played = play({1: Honest(1, BAD["sends garbage"][1])})
     assert isinstance(played.error, RunError)
     assert "0 of 1 devices" in str(played.error)

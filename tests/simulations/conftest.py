@@ -34,7 +34,7 @@ devices = 2
 
 
 class Simulator:
-    """Runs `fedlora simulate` in this process, one device at a time, so that answers arrive in one order."""
+    """Runs `fedlora simulate` in this process, one device at a time, so that replies arrive in one order."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

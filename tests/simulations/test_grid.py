@@ -36,7 +36,7 @@ def text_of(message: Message) -> str:
 
 
 def echo(message: Message, context: Context) -> Message:
-    """Answer with the device's number and what it was sent."""
+    """Reply with the device's number and what it was sent."""
     return Message(content(f"{context.node_id}: {text_of(message)}"), reply_to=message)
 
 
@@ -59,13 +59,13 @@ def test_the_nodes_are_numbered_from_1() -> None:
         assert grid.run.run_id == 7
 
 
-def test_each_message_is_answered_by_the_node_that_it_was_sent_to() -> None:
+def test_each_message_is_replied_to_by_the_node_that_it_was_sent_to() -> None:
     with grid_of(echo) as grid:
         replies = list(grid.send_and_receive([to(3, "c"), to(1, "a"), to(2, "b")], timeout=WAIT_S))
     assert sorted(text_of(reply) for reply in replies) == ["1: a", "2: b", "3: c"]
 
 
-def test_a_reply_names_the_message_that_it_answers() -> None:
+def test_a_reply_names_the_message_that_it_replies_to() -> None:
     with grid_of(echo) as grid:
         ids = list(grid.push_messages([to(1), to(2)]))
         replies = pulled(grid, ids)
@@ -245,7 +245,7 @@ def test_devices_work_side_by_side() -> None:
 
 
 @pytest.mark.parametrize("raises", [False, True])
-def test_the_listeners_are_told_of_every_message_and_every_answer(raises: bool) -> None:
+def test_the_listeners_are_told_of_every_message_and_every_reply(raises: bool) -> None:
     pushed: list[int] = []
     done: list[int] = []
 

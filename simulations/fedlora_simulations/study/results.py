@@ -29,7 +29,7 @@ class Result:
     bytes_up: float | None = None
     aggregation_error: float | None = None  # the mean over the rounds
     server_s: float | None = None  # of checking, aggregating and committing, the mean over the rounds
-    excluded: dict[str, int] = field(default_factory=dict)  # answers that were refused or did not come, by reason
+    excluded: dict[str, int] = field(default_factory=dict)  # replies that were refused or did not come, by reason
     seconds: float = 0.0  # that the run took
     machine: str = ""
     config: dict[str, Any] = field(default_factory=dict)
