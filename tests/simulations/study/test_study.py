@@ -335,7 +335,7 @@ def test_a_study_runs_from_its_file_to_its_table_and_does_nothing_the_second_tim
         assert (output / "results.jsonl").read_text(encoding="utf-8").splitlines() == written_lines
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).resolve().parents[2] / "simulations/studies").glob("*.toml")))
+@pytest.mark.parametrize("path", sorted((Path(__file__).resolve().parents[3] / "simulations/studies").glob("*.toml")))
 @pytest.mark.parametrize("long", [False, True])
 def test_a_study_that_comes_with_fedlora_can_be_read(path: Path, long: bool) -> None:
     study = read_study(path, long=long)
