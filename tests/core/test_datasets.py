@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib.metadata import EntryPoint
 
 import pytest
-from fedlora.data import datasets
-from fedlora.data.datasets import DeviceData, find_dataset, split_lines
+from fedlora import plugins
+from fedlora.data.datasets import DATASETS, DeviceData, find_dataset, split_lines
 from fedlora.errors import ConfigError, MissingExtraError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,8 +18,8 @@ def test_an_unknown_data_set_is_refused_with_those_there_are() -> None:
 
 
 def test_a_data_set_whose_part_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    point = EntryPoint("far", "fedlora_not_there.far:far", datasets.GROUP)
-    monkeypatch.setattr(datasets, "entry_points", lambda group: [point])
+    point = EntryPoint("far", "fedlora_not_there.far:far", DATASETS.group)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [point])
     with pytest.raises(MissingExtraError, match=r"data set 'far' needs a part that is not installed: .*not_there"):
         find_dataset("far")
 

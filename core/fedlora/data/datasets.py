@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from typing import cast
 
 from fedlora.config.run import DataConfig, Scalar
 from fedlora.data.examples import Example, Labelled, size_bytes
-from fedlora.errors import ConfigError, DataError, MissingExtraError
+from fedlora.errors import DataError
+from fedlora.plugins import Plugins
 
-GROUP = "fedlora.datasets"
+DATASETS = Plugins(group="fedlora.datasets", noun="data set", key="data.name")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +36,7 @@ Dataset = Callable[[DataConfig, Mapping[str, Scalar]], DeviceData]
 
 def find_dataset(name: str) -> Dataset:
     """Raises ConfigError for an unknown name, MissingExtraError where its part is not installed."""
-    found = {point.name: point for point in entry_points(group=GROUP)}
-    if name not in found:
-        raise ConfigError(f"data.name: no data set {name!r}; there is {', '.join(sorted(found))}")
-    try:
-        return cast(Dataset, found[name].load())
-    except ImportError as error:
-        raise MissingExtraError(f"data set {name!r} needs a part that is not installed: {error}") from None
+    return cast(Dataset, DATASETS.load(name))
 
 
 def partition_of(node: Mapping[str, Scalar], count: int, what: str) -> int:

@@ -1,0 +1,46 @@
+"""What packages add to fedlora, one entry-point group for each kind of thing; fedlora's own come in the same way."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+
+from fedlora.errors import ConfigError, MissingExtraError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plugins:
+    """The things of one kind, found by the names under which installed packages offer them."""
+
+    group: str
+    noun: str
+    key: str  # of the configuration: its value is one of the names
+
+    def names(self) -> list[str]:
+        """The names of all that are installed, in order. Nothing is imported."""
+        return sorted({point.name for point in entry_points(group=self.group)})
+
+    def load(self, name: str) -> object:
+        """What a name stands for. Raises ConfigError unless one package offers it, MissingExtraError where a part lacks."""
+        points = [point for point in entry_points(group=self.group) if point.name == name]
+        if not points:
+            near = difflib.get_close_matches(name, self.names(), 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(self.names())}"
+            raise ConfigError(f"{self.key}: no {self.noun} {name!r}; {hint}")
+        if len(points) > 1:
+            raise ConfigError(
+                f"{self.key}: more than one package offers the {self.noun} {name!r}: "
+                f"{', '.join(map(_package, points))}; uninstall all but one"
+            )
+        what = f"{self.noun} {name!r}" + (f" of the package {_package(points[0])}" if points[0].dist else "")
+        try:
+            return points[0].load()
+        except ImportError as error:
+            raise MissingExtraError(f"{what} needs a part that is not installed: {error}") from None
+        except AttributeError as error:
+            raise ConfigError(f"{self.key}: {what} is not where its entry point says: {error}; mend it there") from None
+
+
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else point.value

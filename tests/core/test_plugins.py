@@ -1,0 +1,69 @@
+"""What packages add to fedlora is found by name, and what is wrong with it names the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fedlora.errors import ConfigError, MissingExtraError
+from fedlora.plugins import Plugins
+
+from tests.installed_package import install
+
+THINGS = Plugins(group="fedlora.things", noun="thing", key="a.thing")
+
+
+def offer(folder: Path, package: str, code: str = "", **points: str) -> None:
+    """Install a package with entry points of the group: {name: what of its module}."""
+    lines = [f"{name} = '{package}:{what}'" for name, what in points.items()]
+    project = [f"[project]\nname = '{package}'\nversion = '1.0'", f"[project.entry-points.'{THINGS.group}']", *lines]
+    install(folder, "\n".join(project), {f"{package}.py": code})
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_a_thing_of_a_package_is_found_by_its_name(folder: Path) -> None:
+    offer(folder, "things_found", "ONE = 1\n", one="ONE")
+    assert THINGS.names() == ["one"]
+    assert THINGS.load("one") == 1
+
+
+def test_names_are_told_without_an_import(folder: Path) -> None:
+    offer(folder, "things_raising", "raise RuntimeError\n", b="B", a="A")
+    assert THINGS.names() == ["a", "b"]
+
+
+@pytest.mark.parametrize(("name", "hint"), [("tree", "did you mean 'three'?"), ("?", "there is one, three")])
+def test_an_unknown_name_is_refused_with_a_hint(folder: Path, name: str, hint: str) -> None:
+    offer(folder, "things_known", one="ONE", three="THREE")
+    with pytest.raises(ConfigError) as caught:
+        THINGS.load(name)
+    assert str(caught.value) == f"a.thing: no thing {name!r}; {hint}"
+
+
+def test_a_name_that_two_packages_offer_is_refused_with_both(folder: Path) -> None:
+    offer(folder, "things_first", "ONE = 1\n", one="ONE")
+    offer(folder, "things_second", "ONE = 2\n", one="ONE")
+    assert THINGS.names() == ["one"]
+    with pytest.raises(
+        ConfigError, match=r"'one': things_(first|second), things_(first|second); uninstall all but one"
+    ):
+        THINGS.load("one")
+
+
+def test_a_thing_that_needs_what_is_not_installed_names_its_package(folder: Path) -> None:
+    offer(folder, "things_far", "import fedlora_not_there\n", far="FAR")
+    with pytest.raises(MissingExtraError, match=r"thing 'far' of the package things_far needs .*fedlora_not_there"):
+        THINGS.load("far")
+
+
+def test_a_thing_that_is_not_where_its_entry_point_says_names_its_package(folder: Path) -> None:
+    offer(folder, "things_lost", "FOUND = 1\n", lost="LOST")
+    with pytest.raises(
+        ConfigError, match=r"a\.thing: thing 'lost' of the package things_lost is not where its entry point"
+    ):
+        THINGS.load("lost")
