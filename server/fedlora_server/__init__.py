@@ -6,6 +6,7 @@ from fedlora.face import lazy_face
 
 if TYPE_CHECKING:
     from fedlora_server.aggregation.aggregation import Aggregation
+    from fedlora_server.aggregation.robust_rule import RobustRule
     from fedlora_server.methods import find_method
     from fedlora_server.methods.method import Aggregator, Global, Method
     from fedlora_server.rounds import Rounds
@@ -16,6 +17,7 @@ __all__ = [
     "Aggregator",
     "Global",
     "Method",
+    "RobustRule",
     "Rounds",
     "RunDirectory",
     "find_method",
@@ -30,6 +32,7 @@ __getattr__, __dir__ = lazy_face(
         "Aggregator": "methods.method",
         "Global": "methods.method",
         "Method": "methods.method",
+        "RobustRule": "aggregation.robust_rule",
         "Rounds": "rounds",
         "RunDirectory": "run.run_directory",
         "find_method": "methods",

@@ -34,8 +34,10 @@ def train_alone(config: RunConfig, workers: int, on_done: Callable[[], None]) ->
     steps = config.train.steps * config.server.rounds
     longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
 
+    nodes = node_configs(config)
+
     def work(number: int) -> AloneResult:
-        device = Device(longer, node_configs(config)[number])
+        device = Device(longer, nodes[number])
         start = config.first_adapter(device.model.shape)
         adapter = device.train(start, server_round=1).adapter
         loss, _ = device.evaluate(adapter)

@@ -13,6 +13,8 @@ from fedlora.lora.config import LoraConfig
 from tests.fake_grid import FINGERPRINT, SHAPE, Player
 from tests.server.method_cases import CONFIGS
 
+pytest.register_assert_rewrite("tests.server.method_contract")
+
 
 @pytest.fixture
 def tiny_base(tmp_path: Path) -> BasePack:

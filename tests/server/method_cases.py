@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from fedlora.config.run import AggregationConfig, LoraSection, RunConfig, ServerConfig
@@ -12,6 +13,9 @@ from fedlora.lora.adapter import Adapter, LoraPair, initial_adapter
 from fedlora.lora.config import LoraConfig
 from fedlora.lora.ranks import first_components
 from fedlora_server.aggregation.aggregation import Aggregation, Round, State
+from fedlora_server.aggregation.robust import GeometricMedian, Median, MultiKrum, NormBound
+from fedlora_server.aggregation.robust_rule import RobustRule
+from fedlora_server.methods import find_method
 from numpy.typing import NDArray
 
 Dense = dict[str, NDArray[np.float64]]
@@ -40,7 +44,7 @@ class Case:
     lora: LoraConfig
     settings: AggregationConfig = SETTINGS
 
-    @property
+    @cached_property
     def aggregation(self) -> Aggregation:
         section = LoraSection(rank=self.lora.rank)
         server = ServerConfig(method=self.method)
@@ -204,6 +208,10 @@ REFERENCES: Mapping[str, Reference] = {
     "fedavg": fedavg, "ffa": exact, "rolora": exact, "fedsvd": exact, "svd": svd, "stack": exact, "fedex": exact,
     "hetlora": hetlora, "raflora": raflora, "fedsa": fedavg, "fedrot": fedrot, "lorafair": lorafair,
 }  # fmt: skip
+# Those that fedlora brings, whatever else is installed.
+METHODS = {name: find_method(name) for name in REFERENCES}
+WEIGHING = {"norm-bound": NormBound, "multi-krum": MultiKrum, "geometric-median": GeometricMedian}
+ROBUST: dict[str, type[RobustRule]] = {**WEIGHING, "median": Median}
 
 
 def assert_close(got: Dense, expected: Dense) -> None:

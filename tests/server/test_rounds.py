@@ -17,7 +17,6 @@ from fedlora.lora.adapter import Adapter, LoraPair
 from fedlora.lora.ranks import joined
 from fedlora.peft.directory import read_peft
 from fedlora.wire.update import Update, encode_update
-from fedlora_server.methods import METHODS
 from fedlora_server.run.round_record import RoundRecord
 from fedlora_server.run.run_directory import RunDirectory, default_output, open_run
 from flwr.app import ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
@@ -35,6 +34,7 @@ from tests.fake_grid import (
     training_reply,
     update_of,
 )
+from tests.server.method_cases import METHODS
 
 METHOD_NAMES = sorted(METHODS)
 

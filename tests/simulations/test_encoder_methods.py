@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from fedlora.base.pack import BasePack
 from fedlora.config.run import DataConfig, LoraSection, RunConfig, ServerConfig, SimulationConfig, TrainConfig
-from fedlora.config.sections import AggregationConfig, Robust
+from fedlora.config.sections import AggregationConfig
 from fedlora.peft.directory import read_peft
-from fedlora_server.methods import METHODS
 from fedlora_server.run.run_directory import read_metrics
 from fedlora_simulations.simulation import simulate
 from rich.console import Console
 
 from tests.client.encoder.test_training import records, written
 from tests.encoders import LABELS, save_encoder_pack
+from tests.server.method_cases import METHODS, ROBUST
 
 DEVICES = len(LABELS)
-RULES = [rule for rule in get_args(Robust) if rule != "none"]
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +67,6 @@ def test_labels_are_learned_by_every_method(base: BasePack, unlike: Path, tmp_pa
     check_run(base, unlike, tmp_path / "run", method, AggregationConfig())
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ROBUST)
 def test_labels_are_learned_under_every_robust_rule(base: BasePack, alike: Path, tmp_path: Path, rule: str) -> None:
     check_run(base, alike, tmp_path / "run", "svd", AggregationConfig(robust=rule, weights="uniform"))

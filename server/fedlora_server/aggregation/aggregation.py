@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from fedlora.config.run import AggregationConfig, RunConfig
@@ -14,13 +14,14 @@ from fedlora.lora.algebra import inner_product
 from fedlora.wire.task import FactorSet
 
 from fedlora_server.aggregation.error_sketch import ErrorSketch, SketchedAggregator
-from fedlora_server.aggregation.optimizers import Moments, optimized
-from fedlora_server.aggregation.robust_aggregator import MedianAggregator, WeighingAggregator
+from fedlora_server.aggregation.optimizers import ADAPTIVE, USES, Moments, optimized
+from fedlora_server.aggregation.robust_rule import RobustRule, find_robust_rule
 from fedlora_server.methods import find_method
-from fedlora_server.methods.method import Aggregator, Global, Method
+from fedlora_server.methods.method import Global, Method
 
 log = logging.getLogger("fedlora.server")
 
+_COMMON = frozenset({"weights", "min_rank", "optimizer", "robust"})  # keys that every run uses
 _SKETCH = 2  # which of a round's random numbers: 0 and 1 are the first adapter's and the sampling's
 
 
@@ -39,12 +40,14 @@ class Aggregation:
         """`first` is the adapter that the run begins with. Raises ConfigError for what does not go together."""
         name, settings = config.server.method, config.aggregation
         self.method = find_method(name)(first.config, settings, config.seed)
+        rule = find_robust_rule(settings.robust)
+        self._rule = rule(first.config, settings) if rule else None
         self._config, self._settings, self._first = config, settings, first
         for key, wanted, refusal in (
             ("min_rank", settings.min_rank, self.method.refuses_mixed_ranks),
             ("optimizer", settings.optimizer != "none", self.method.refuses_optimizer),
-            ("optimizer", settings.optimizer in ("fedadam", "fedyogi"), self.method.refuses_adaptive),
-            ("robust", settings.robust != "none", self.method.refuses_robust),
+            ("optimizer", settings.optimizer in ADAPTIVE, self.method.refuses_adaptive),
+            ("robust", self._rule is not None, self.method.refuses_robust),
         ):
             if wanted and refusal:
                 raise ConfigError(
@@ -52,17 +55,18 @@ class Aggregation:
                 )
         if settings.min_rank > config.lora.rank:
             raise ConfigError(f"aggregation.min_rank is {settings.min_rank}, above lora.rank, {config.lora.rank}")
-        if settings.robust != "none" and (settings.min_rank or settings.weights != "uniform"):
+        if self._rule and (settings.min_rank or settings.weights != "uniform"):
             key, value = ("min_rank", 0) if settings.min_rank else ("weights", "uniform")
             raise ConfigError(
                 f"aggregation.robust is {settings.robust}, aggregation.{key} {getattr(settings, key)}: a robust rule "
                 f"compares whole updates of devices that count alike; set aggregation.{key} to {value}"
             )
-        if settings.robust == "median" and not self.method.takes_products:
+        if self._rule and self._rule.replaces_mean and not self.method.takes_products:
             raise ConfigError(
-                f"aggregation.robust is median, which takes the place of a mean of products: {name} has none; use svd"
+                f"aggregation.robust is {settings.robust}, which takes the place of a mean of products: {name} has none; "
+                "use svd"
             )
-        for key in unused(name, settings):
+        for key in unused(settings, self.method.uses | (self._rule.uses if self._rule else frozenset())):
             log.warning("aggregation.%s is %s, and nothing in this run uses it", key, getattr(settings, key))
 
     @property
@@ -84,21 +88,25 @@ class Aggregation:
 
     def round(self, state: State, server_round: int) -> Round:
         """A new round from `state`."""
-        return Round(self.method, self._config, state, server_round)
+        return Round(self.method, self._rule, self._config, state, server_round)
 
 
 class Round:
     """One round: what goes down, the aggregator of what comes up, and what that made."""
 
-    def __init__(self, method: Method, config: RunConfig, state: State, server_round: int) -> None:
+    def __init__(
+        self, method: Method, rule: RobustRule | None, config: RunConfig, state: State, server_round: int
+    ) -> None:
         self._method, self._settings, self._state = method, config.aggregation, state
         self.down = method.down(state.now, server_round)
         self.task = method.task(server_round)
         generator = np.random.default_rng([config.seed, server_round, _SKETCH])
-        has_error = method.measures_error and self._settings.robust != "median"  # a median is no mean
+        has_error = method.measures_error and not (rule and rule.replaces_mean)
         self._sketch = ErrorSketch(self.down.adapter, generator) if has_error else None
         aggregator = method.aggregator(self.down, server_round)
-        self._aggregator = self._robust(SketchedAggregator(aggregator, self._sketch) if self._sketch else aggregator)
+        if self._sketch:
+            aggregator = SketchedAggregator(aggregator, self._sketch)
+        self._aggregator = rule.aggregator(aggregator, self.down.adapter) if rule else aggregator
 
     def add(self, adapter: Adapter, num_examples: int) -> None:
         """Take one device's sound adapter, and let it go."""
@@ -123,28 +131,13 @@ class Round:
         """
         return self._sketch.relative_error(committed, self.down.frozen) if self._sketch else None
 
-    def _robust(self, aggregator: Aggregator) -> Aggregator:
-        if self._settings.robust == "none":
-            return aggregator
-        if self._settings.robust == "median":
-            return MedianAggregator(self._method.lora)
-        return WeighingAggregator(aggregator, self.down.adapter, self._settings)
 
-
-def unused(method: str, settings: AggregationConfig) -> list[str]:
-    """The keys that are set, and change nothing in a run of this method with these settings."""
-    is_used = {
-        "lr": settings.optimizer != "none",
-        "beta1": settings.optimizer != "none",
-        "beta2": settings.optimizer in ("fedadam", "fedyogi"),
-        "tau": settings.optimizer in ("fedadam", "fedyogi"),
-        "byzantine_share": settings.robust == "multi-krum",
-        "norm_bound": settings.robust == "norm-bound",
-        "max_rank": method in ("stack", "fedex"),
-        "lorafair_lambda": method == "lorafair",
-    }
+def unused(settings: AggregationConfig, uses: frozenset[str]) -> list[str]:
+    """The keys that are set, and change nothing in a run whose method and robust rule use these."""
+    used = _COMMON | USES[settings.optimizer] | uses
     defaults = AggregationConfig()
-    return [key for key, used in is_used.items() if not used and getattr(settings, key) != getattr(defaults, key)]
+    keys = [part.name for part in fields(settings) if part.name not in used]
+    return [key for key in keys if getattr(settings, key) != getattr(defaults, key)]
 
 
 def norms(adapter: Adapter) -> dict[str, float]:

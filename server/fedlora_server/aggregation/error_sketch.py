@@ -17,7 +17,6 @@ from fedlora.lora.adapter import Adapter
 from numpy.typing import NDArray
 
 from fedlora_server.means.weighted_sum import NO_UPDATES
-from fedlora_server.methods.fedavg import MeanAggregator
 from fedlora_server.methods.method import Aggregator, Global
 
 EXACT, DIRECTIONS = 16, 8  # all of I up to 16; else 8: a quarter off for one module, about 3% for 48 together
@@ -75,23 +74,15 @@ class ErrorSketch:
         return pair.lora_B @ inner
 
 
-class SketchedAggregator:
+class SketchedAggregator(Aggregator):
     """An aggregator, and the sketch of what goes into it."""
 
     def __init__(self, aggregator: Aggregator, sketch: ErrorSketch) -> None:
         self._aggregator, self._sketch = aggregator, sketch
 
     def add(self, adapter: Adapter, weight: float) -> None:
-        if isinstance(
-            self._aggregator, MeanAggregator
-        ):  # both read all of the adapter and compute little: once is enough
-            self._aggregator.add_and_show(
-                adapter, weight, lambda module: self._sketch.add_module(adapter, module, weight)
-            )
-            self._sketch.count(weight)
-        else:
-            self._aggregator.add(adapter, weight)
-            self._sketch.add(adapter, weight)
+        self._aggregator.add_and_show(adapter, weight, lambda module: self._sketch.add_module(adapter, module, weight))
+        self._sketch.count(weight)
 
     def result(self) -> Global:
         return self._aggregator.result()

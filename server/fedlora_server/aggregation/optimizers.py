@@ -16,6 +16,7 @@ approximation of twice the rank.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 from fedlora.config.run import AggregationConfig
@@ -27,6 +28,15 @@ from numpy.typing import NDArray
 from fedlora_server.methods.svd import as_pair
 
 Array = NDArray[np.float32]
+USES: Mapping[str, frozenset[str]] = MappingProxyType(  # the keys of the section `aggregation` that each one uses
+    {
+        "none": frozenset(),
+        "fedavgm": frozenset({"lr", "beta1"}),
+        "fedadam": frozenset({"lr", "beta1", "beta2", "tau"}),
+        "fedyogi": frozenset({"lr", "beta1", "beta2", "tau"}),
+    }
+)
+ADAPTIVE = ("fedadam", "fedyogi")  # those that go element by element
 Moments = dict[str, Array]  # "m MODULE A": the shape of that factor, or [2 R, I] for a product
 
 

@@ -4,24 +4,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
-from fedlora.config.run import AggregationConfig
 from fedlora.errors import RunError
 from fedlora.lora.adapter import Adapter, LoraPair
 from fedlora.lora.algebra import Dense, truncated
 from fedlora.lora.config import LoraConfig
 from fedlora.lora.low_rank import Matrix
+from numpy.typing import NDArray
 
-from fedlora_server.aggregation.robust import RULES, gram_of_changes
+from fedlora_server.aggregation.gram import Gram, gram_of_changes
 from fedlora_server.means.parallel_modules import parallel_modules
 from fedlora_server.means.weighted_sum import NO_UPDATES, positive
 from fedlora_server.methods.method import Aggregator, Global
 from fedlora_server.methods.svd import as_pair
 
+Weights = NDArray[np.float64]  # [N], 0 for an update that does not count
+
 _BLOCK_BYTES = 1 << 26  # of the products that are in memory at a time
 
 
-class _Holding:
+class _Holding(Aggregator):
     """The part of an aggregator that adds: the adapters of the round, all of which count alike."""
 
     def __init__(self) -> None:
@@ -38,15 +42,15 @@ class _Holding:
 
 
 class WeighingAggregator(_Holding):
-    """`inner` gets each update with the weight that the rule gives it. Memory: N adapters, beside inner's."""
+    """`inner` gets each update with the weight that a rule gives it. Memory: N adapters, beside inner's."""
 
-    def __init__(self, inner: Aggregator, down: Adapter, settings: AggregationConfig) -> None:
+    def __init__(self, inner: Aggregator, down: Adapter, weights: Callable[[Gram], Weights]) -> None:
         super().__init__()
-        self._inner, self._down, self._settings = inner, down, settings
+        self._inner, self._down, self._weights = inner, down, weights
 
     def result(self) -> Global:
         adapters = self._held()
-        weights = RULES[self._settings.robust](gram_of_changes(adapters, self._down), self._settings)
+        weights = self._weights(gram_of_changes(adapters, self._down))
         for adapter, weight in zip(adapters, weights, strict=True):
             if weight > 0:
                 self._inner.add(adapter, float(weight))

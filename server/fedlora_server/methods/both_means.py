@@ -6,10 +6,10 @@ from fedlora.lora.adapter import Adapter
 
 from fedlora_server.means.exact_mean import ExactMean
 from fedlora_server.means.weighted_sum import FactorMean
-from fedlora_server.methods.method import Global
+from fedlora_server.methods.method import Aggregator, Global
 
 
-class BothMeans:
+class BothMeans(Aggregator):
     """The part of an aggregator that adds. Memory: one adapter and the exact mean's."""
 
     def __init__(self, down: Global) -> None:

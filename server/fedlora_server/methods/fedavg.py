@@ -27,7 +27,7 @@ class FedAvg(Method):
         return MeanAggregator(down, self.task(server_round).sends)
 
 
-class MeanAggregator:
+class MeanAggregator(Aggregator):
     """The mean of the factors that were sent; the other one is what went down."""
 
     def __init__(self, down: Global, factors: FactorSet) -> None:
@@ -36,9 +36,8 @@ class MeanAggregator:
     def add(self, adapter: Adapter, weight: float) -> None:
         self._mean.add(adapter, weight)
 
-    def add_and_show(self, adapter: Adapter, weight: float, then: Callable[[str], None]) -> None:
-        """`add`, and tell `then` of each module."""
-        self._mean.add(adapter, weight, then)
+    def add_and_show(self, adapter: Adapter, weight: float, show: Callable[[str], None]) -> None:
+        self._mean.add(adapter, weight, show)
 
     def result(self) -> Global:
         return Global(self._mean.mean(), self._frozen)

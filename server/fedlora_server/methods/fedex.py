@@ -23,6 +23,7 @@ from fedlora_server.methods.svd import as_pair
 
 
 class FedEx(Method):
+    uses = frozenset({"max_rank"})
     refuses_mixed_ranks = "its residual belongs to a mean of factors of one rank; use svd, stack, hetlora or raflora"
     refuses_optimizer = (
         "its frozen adapter makes the mean exact, and a server optimizer moves away from the mean; use svd"

@@ -25,7 +25,7 @@ class FedRot(FedAvg):
         return FedRotAggregator(down)
 
 
-class FedRotAggregator:
+class FedRotAggregator(Aggregator):
     def __init__(self, down: Global) -> None:
         self._mean, self._target = FactorMean(down.adapter), down.adapter
 

@@ -28,7 +28,7 @@ class HetLora(Method):
         return HetLoraAggregator(down)
 
 
-class HetLoraAggregator:
+class HetLoraAggregator(Aggregator):
     def __init__(self, down: Global) -> None:
         self._mean = FactorMean(down.adapter)
 

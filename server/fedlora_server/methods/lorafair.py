@@ -26,6 +26,8 @@ from fedlora_server.methods.method import Aggregator, Global
 
 
 class LoraFair(FedAvg):
+    uses = frozenset({"lorafair_lambda"})
+
     def aggregator(self, down: Global, server_round: int) -> Aggregator:
         return LoraFairAggregator(down, self.settings.lorafair_lambda)
 

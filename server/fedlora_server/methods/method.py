@@ -6,8 +6,10 @@ updates of one round.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from fedlora.config.run import AggregationConfig
 from fedlora.lora.adapter import Adapter
@@ -27,15 +29,23 @@ class Global:
     frozen: Adapter | None = None
 
 
-class Aggregator(Protocol):
+class Aggregator(ABC):
     """One round of one method. The order of `add` changes nothing but rounding."""
 
+    @abstractmethod
     def add(self, adapter: Adapter, weight: float) -> None:
         """Take one device's adapter; nothing of it is kept but what the method must.
 
         Raises RunError unless `weight` is positive and finite.
         """
 
+    def add_and_show(self, adapter: Adapter, weight: float, show: Callable[[str], None]) -> None:
+        """`add`, and tell `show` of each module: one that goes through them does so while the cache has the module."""
+        self.add(adapter, weight)
+        for module in adapter.pairs:
+            show(module)
+
+    @abstractmethod
     def result(self) -> Global:
         """What the round made. The aggregator is used up. Raises RunError where nothing was added."""
 
@@ -43,6 +53,7 @@ class Aggregator(Protocol):
 class Method:
     """A rule. One that does not override a default shares it; a reason is empty where the combination is possible."""
 
+    uses: ClassVar[frozenset[str]] = frozenset()  # of the section `aggregation`: the keys that only some methods use
     refuses_mixed_ranks: ClassVar[str] = ""
     refuses_optimizer: ClassVar[str] = ""
     refuses_adaptive: ClassVar[str] = ""  # optimizers that go element by element

@@ -33,7 +33,7 @@ class RaFlora(Method):
         return RaFloraAggregator(self.lora)
 
 
-class RaFloraAggregator:
+class RaFloraAggregator(Aggregator):
     def __init__(self, lora: LoraConfig) -> None:
         self._lora = lora
         self._held: list[tuple[Adapter, float]] = []

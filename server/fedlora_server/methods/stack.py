@@ -26,6 +26,7 @@ from fedlora_server.methods.svd import as_pair
 
 
 class Stack(Method):
+    uses = frozenset({"max_rank"})
     refuses_optimizer = (
         "the components of its adapter are others in every round: moments have nothing to belong to; use svd"
     )
@@ -56,7 +57,7 @@ class Stack(Method):
         return StackAggregator(down, self.lora, self.settings.max_rank)
 
 
-class StackAggregator:
+class StackAggregator(Aggregator):
     def __init__(self, down: Global, lora: LoraConfig, max_rank: int) -> None:
         self._down, self._lora, self._max_rank = down, lora, max_rank
         self._mean = ExactMean()

@@ -30,7 +30,7 @@ class Svd(Method):
         return SvdAggregator(self.lora)
 
 
-class SvdAggregator:
+class SvdAggregator(Aggregator):
     def __init__(self, lora: LoraConfig) -> None:
         self._lora, self._mean = lora, ExactMean()
 

@@ -35,6 +35,7 @@ from typing import Any
 from fedlora.config.run import Scalar
 from fedlora.errors import ConfigError
 from fedlora.files.documents import read_toml
+from fedlora_server.aggregation.robust_rule import find_robust_rule
 from fedlora_server.methods import find_method
 
 from fedlora_simulations.study.definition import POOLED, Changes, Study, Tuning
@@ -61,7 +62,9 @@ def read_study(path: Path, *, long: bool = False) -> Study:
     for row in study.rows:
         configs = [study.run(row, setting, study.seeds[0], study.tuning.lr[0]).config for setting in study.settings]
         try:
-            find_method(configs[0].server.method)
+            for config in configs:
+                find_method(config.server.method)
+                find_robust_rule(config.aggregation.robust)
         except ConfigError as error:
             raise ConfigError(f"{path}: methods: {row}: {error}") from None
     return study

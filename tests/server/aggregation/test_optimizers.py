@@ -8,9 +8,8 @@ from fedlora.config.run import AggregationConfig
 from fedlora.errors import ConfigError
 from fedlora.lora.config import LoraConfig
 from fedlora_server.aggregation.optimizers import Moments, optimized
-from fedlora_server.methods import METHODS
 
-from tests.server.method_cases import SHAPES, Case, Dense, assert_close, best, dense, device, devices
+from tests.server.method_cases import METHODS, SHAPES, Case, Dense, assert_close, best, dense, device, devices
 
 LORA = LoraConfig(rank=3, alpha=6.0)
 OPTIMIZERS = ("fedavgm", "fedadam", "fedyogi")

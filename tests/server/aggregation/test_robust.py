@@ -10,11 +10,16 @@ from fedlora.config.run import AggregationConfig
 from fedlora.errors import ConfigError, RunError
 from fedlora.lora.adapter import Adapter, LoraPair
 from fedlora.lora.config import LoraConfig
-from fedlora_server.aggregation.robust import RULES, Rule, geometric_median, gram_of_changes, multi_krum, norm_bound
-from fedlora_server.methods import METHODS
+from fedlora_server.aggregation.gram import Gram, gram_of_changes
+from fedlora_server.aggregation.robust import GeometricMedian, MultiKrum, NormBound
+from fedlora_server.aggregation.robust_aggregator import Weights
+from fedlora_server.aggregation.robust_rule import RobustRule, find_robust_rule
 
 from tests.server.method_cases import (
+    METHODS,
+    ROBUST,
     SHAPES,
+    WEIGHING,
     Case,
     Dense,
     Weighted,
@@ -25,7 +30,6 @@ from tests.server.method_cases import (
     in_another_gauge,
 )
 
-ROBUST = [*RULES, "median"]
 LORA = LoraConfig(rank=4, alpha=8.0)
 SETTINGS = AggregationConfig()
 GAUGES = {"its own": 0, "a rotation each": 1, "another rotation each": 2, "an invertible matrix each": 3}
@@ -105,7 +109,7 @@ def test_a_robust_rule_is_indifferent_to_the_gauge(robust: str) -> None:
 
 
 @pytest.mark.parametrize("method", sorted(name for name in METHODS if METHODS[name].refuses_robust))
-@pytest.mark.parametrize("robust", [*RULES])
+@pytest.mark.parametrize("robust", WEIGHING)
 def test_a_method_that_a_choice_of_factors_leads_astray_takes_no_robust_rule(robust: str, method: str) -> None:
     with pytest.raises(ConfigError, match=f"robust is {robust}, which {method} does not take: .*; use "):
         robustly(robust, method).round()
@@ -116,7 +120,7 @@ def takes_any_factors(method: str) -> bool:
 
 
 @pytest.mark.parametrize("method", sorted(filter(takes_any_factors, METHODS)))
-@pytest.mark.parametrize("robust", [*RULES])
+@pytest.mark.parametrize("robust", WEIGHING)
 def test_no_choice_of_factors_for_an_honest_product_leads_a_method_astray(robust: str, method: str) -> None:
     adapters = honest_devices(10)
     first = adapters[0].pairs.items()
@@ -149,7 +153,7 @@ def test_devices_of_several_ranks_are_not_compared(robust: str) -> None:
         Case("svd", LORA, AggregationConfig(robust=robust, weights="uniform", min_rank=2)).round()
 
 
-@pytest.mark.parametrize("robust", [*RULES])
+@pytest.mark.parametrize("robust", WEIGHING)
 def test_the_error_of_a_robust_round_is_that_against_the_updates_that_count(robust: str) -> None:
     adapters, _ = attacked()
     this = robustly(robust).round()
@@ -161,7 +165,7 @@ def test_the_error_of_a_robust_round_is_that_against_the_updates_that_count(robu
 
 
 @pytest.mark.parametrize("method", sorted(name for name in METHODS if not METHODS[name].refuses_robust))
-@pytest.mark.parametrize("robust", [*RULES])
+@pytest.mark.parametrize("robust", WEIGHING)
 def test_a_rule_that_weighs_goes_with_every_method_of_products_and_of_one_factor(robust: str, method: str) -> None:
     case = robustly(robust, method)
     this = case.round()
@@ -221,28 +225,30 @@ def points(*rows: list[float]) -> np.ndarray:
     return result
 
 
+def weights(rule: type[RobustRule], gram: Gram, settings: AggregationConfig = SETTINGS) -> Weights:
+    return rule(LORA, settings).weights(gram)
+
+
 def test_the_norm_bound_leaves_out_what_is_more_than_three_times_the_median() -> None:
     gram = points([1, 0], [0, 1], [0, -1.1], [2.9, 0], [0, 3.5])
-    np.testing.assert_array_equal(norm_bound(gram, SETTINGS), [1, 1, 1, 1, 0])
+    np.testing.assert_array_equal(weights(NormBound, gram), [1, 1, 1, 1, 0])
 
 
 def test_multi_krum_keeps_the_cluster() -> None:
     gram = points([1, 0], [1.1, 0], [0.9, 0], [1, 0.1], [-5, 0])
-    np.testing.assert_array_equal(multi_krum(gram, SETTINGS), [1, 1, 1, 1, 0])
+    np.testing.assert_array_equal(weights(MultiKrum, gram), [1, 1, 1, 1, 0])
 
 
 @pytest.mark.parametrize("share", [0.3, 0.45, 0.49])
 def test_multi_krum_is_not_led_by_three_equal_liars_of_ten(share: float) -> None:
     gram = points(*([1 + 0.1 * k, (-1.0) ** k] for k in range(7)), *([-5.0, 5.0] for _ in range(3)))
-    kept = multi_krum(gram, AggregationConfig(byzantine_share=share))
+    kept = weights(MultiKrum, gram, AggregationConfig(byzantine_share=share))
     np.testing.assert_array_equal(kept, [1] * 7 + [0] * 3)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_multi_krum_of_too_few_to_tell_keeps_all(count: int) -> None:
-    np.testing.assert_array_equal(
-        multi_krum(points(*([float(k), 0.0] for k in range(count))), SETTINGS), np.ones(count)
-    )
+    np.testing.assert_array_equal(weights(MultiKrum, points(*([float(k), 0.0] for k in range(count)))), np.ones(count))
 
 
 @pytest.mark.parametrize(("count", "share", "kept"), [(25, 0.28, 18), (100, 0.07, 93), (10, 0.21, 7)])
@@ -250,13 +256,13 @@ def test_multi_krum_rounds_the_number_of_liars_up_and_no_rounding_error_with_it(
     count: int, share: float, kept: int
 ) -> None:
     gram = points(*([float(k), 1.0] for k in range(count)))
-    assert multi_krum(gram, AggregationConfig(byzantine_share=share)).sum() == kept
+    assert weights(MultiKrum, gram, AggregationConfig(byzantine_share=share)).sum() == kept
 
 
 @pytest.mark.parametrize("size", [1, 1e4, 1e8])
 def test_the_geometric_median_is_the_point_with_the_least_sum_of_distances(size: float) -> None:
     where = np.array([[0, 0], [1, 0], [0, 1], [0.2, 0.7], [10 * size, 10.0 * size]])
-    beta = geometric_median(where @ where.T, SETTINGS)
+    beta = weights(GeometricMedian, where @ where.T)
     assert beta.sum() == pytest.approx(1)
     median = beta @ where
 
@@ -268,9 +274,21 @@ def test_the_geometric_median_is_the_point_with_the_least_sum_of_distances(size:
     assert all(cost(median) <= cost(median + step) + 1e-6 * size for step in steps)
 
 
-@pytest.mark.parametrize("rule", RULES.values(), ids=list(RULES))
-def test_equal_updates_count_alike(rule: Rule) -> None:
-    weights = rule(points(*([3.0, 4.0] for _ in range(5))), SETTINGS)
-    counting = weights[weights > 0]
+@pytest.mark.parametrize("rule", WEIGHING.values(), ids=list(WEIGHING))
+def test_equal_updates_count_alike(rule: type[RobustRule]) -> None:
+    given = weights(rule, points(*([3.0, 4.0] for _ in range(5))))
+    counting = given[given > 0]
     assert len(counting) >= 4
     np.testing.assert_allclose(counting, counting[0])
+
+
+@pytest.mark.parametrize("robust", ROBUST)
+def test_a_rule_is_found_by_its_name(robust: str) -> None:
+    assert find_robust_rule(robust) is ROBUST[robust]
+
+
+@pytest.mark.parametrize("robust", ["", "mean", "multi_krum"])
+def test_an_unknown_rule_is_refused_with_those_that_there_are(robust: str) -> None:
+    known = r"none, .*geometric-median.*median.*multi-krum.*norm-bound.*"
+    with pytest.raises(ConfigError, match=rf"^aggregation\.robust must be one of {known}, got '{robust}'$"):
+        robustly(robust).round()

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import gc
-import math
 import tracemalloc
+from importlib.metadata import EntryPoint, entry_points
 
 import numpy as np
 import pytest
 from fedlora.config.run import AggregationConfig
-from fedlora.errors import ConfigError, RunError
+from fedlora.errors import ConfigError
 from fedlora.lora.config import LoraConfig
-from fedlora_server.methods import METHODS, find_method
+from fedlora_server.methods import METHODS as OFFERED
+from fedlora_server.methods import find_method
 
 from tests.server.method_cases import (
     CONFIGS,
+    METHODS,
     REFERENCES,
     SHAPES,
     TOLERANCE,
     Case,
+    Reference,
     assert_close,
     dense,
     dense_mean,
@@ -27,6 +30,7 @@ from tests.server.method_cases import (
     in_another_gauge,
     with_side,
 )
+from tests.server.method_contract import MethodContract
 
 METHOD_NAMES = sorted(METHODS)
 EXACT = ("ffa", "rolora", "fedsvd", "stack", "fedex")
@@ -41,22 +45,13 @@ def case(request: pytest.FixtureRequest, lora: LoraConfig) -> Case:
     return Case(request.param, lora)
 
 
-def test_a_method_equals_its_dense_reference(case: Case, number: int) -> None:
-    state = case.before(number)
-    this, updates = case.round(number, state), devices(case.round(number, state))
-    assert_close(case.dense(case.round(number, state), updates), REFERENCES[case.method](case, this, updates))
+@pytest.fixture
+def reference(case: Case) -> Reference:
+    return REFERENCES[case.method]
 
 
-def test_a_method_with_one_client_returns_that_clients_product(case: Case, number: int) -> None:
-    this = case.round(number, case.before(number))
-    only = device(this, 0)
-    assert_close(case.dense(this, [(only, 17)]), with_side(this, dense(only)))
-
-
-def test_a_method_with_equal_clients_returns_their_product(case: Case) -> None:
-    this = case.round()
-    only = device(this, 0)
-    assert_close(case.dense(this, [(only, 3), (only, 5), (only, 1)]), dense(only))
+class TestEveryMethod(MethodContract):
+    """Of those that fedlora brings."""
 
 
 @pytest.mark.parametrize("method", EXACT)
@@ -70,85 +65,6 @@ def test_a_method_that_claims_to_be_exact_commits_the_mean_of_the_products(metho
     error = this.error(committed)
     assert error is not None
     assert error < TOLERANCE["float32"]
-
-
-def test_a_method_does_not_depend_on_the_order_of_arrival(case: Case) -> None:
-    state = case.later()
-    updates = devices(case.round(2, state))
-    forward = case.dense(case.round(2, state), updates)
-    for order in ([4, 2, 0, 3, 1], [4, 3, 2, 1, 0]):
-        assert_close(case.dense(case.round(2, state), [updates[i] for i in order]), forward)
-
-
-@pytest.mark.parametrize("factor", [3, 10**6])
-def test_a_method_does_not_depend_on_the_scale_of_the_weights(case: Case, factor: int) -> None:
-    updates = devices(case.round())
-    scaled = [(adapter, weight * factor) for adapter, weight in updates]
-    assert_close(case.dense(case.round(), scaled), case.dense(case.round(), updates))
-
-
-def test_a_client_of_weight_two_counts_as_two_clients_of_weight_one(case: Case) -> None:
-    first, second = device(case.round(), 0), device(case.round(), 1)
-    heavy = case.dense(case.round(), [(first, 2), (second, 1)])
-    assert_close(heavy, case.dense(case.round(), [(first, 1), (second, 1), (first, 1)]))
-
-
-def test_with_uniform_weights_every_device_counts_the_same(case: Case) -> None:
-    uniform = Case(case.method, case.lora, AggregationConfig(weights="uniform"))
-    updates = devices(uniform.round())
-    equal = [(adapter, 1) for adapter, _ in updates]
-    assert_close(uniform.dense(uniform.round(), updates), case.dense(case.round(), equal))
-
-
-def test_the_adapter_to_train_has_the_runs_configuration_and_shapes_in_float32(case: Case, number: int) -> None:
-    state = case.played(case.round(number, case.before(number)), devices(case.round(number)))
-    trained = case.round(number + 1, state).down.adapter
-    assert [trained.config.scaling_of(m) for m in SHAPES] == [case.lora.scaling_of(m) for m in SHAPES]
-    committed = case.aggregation.committed(state)
-    for module, shape in SHAPES.items():
-        pair = trained.pairs[module]
-        assert (pair.shape, pair.rank) == (shape, case.lora.rank_of(module))
-        assert committed.config.scaling_of(module) == pytest.approx(case.lora.scaling_of(module), rel=1e-12)
-        for array in (pair.lora_A, pair.lora_B, committed.pairs[module].lora_A, committed.pairs[module].lora_B):
-            assert array.dtype == np.float32
-
-
-def test_a_method_changes_none_of_its_inputs(case: Case) -> None:
-    state = case.later()
-    this = case.round(2, state)
-    updates = devices(this)
-    inputs = (
-        [adapter for adapter, _ in updates] + [state.now.adapter] + ([state.now.frozen] if state.now.frozen else [])
-    )
-    before = [(p.lora_A.copy(), p.lora_B.copy()) for adapter in inputs for p in adapter.pairs.values()]
-    case.played(this, updates)
-    after = [(p.lora_A, p.lora_B) for adapter in inputs for p in adapter.pairs.values()]
-    for (a, b), (later_a, later_b) in zip(before, after, strict=True):
-        np.testing.assert_array_equal(a, later_a)
-        np.testing.assert_array_equal(b, later_b)
-
-
-def test_updates_that_change_nothing_give_an_adapter_that_changes_nothing_and_can_still_be_trained(case: Case) -> None:
-    this = case.round()
-    state = case.played(this, [(this.down.adapter, 1), (this.down.adapter, 2)])
-    committed = case.aggregation.committed(state)
-    assert all(not matrix.any() for matrix in dense(committed).values())
-    assert this.error(committed) in (0, None)
-    for pair in case.round(2, state).down.adapter.pairs.values():
-        assert np.abs(pair.lora_A).max(axis=1).all(), "a row of A at zero beside a B at zero gets no gradient any more"
-
-
-def test_a_method_of_no_updates_raises(case: Case) -> None:
-    with pytest.raises(RunError, match="mean of no updates is not defined"):
-        case.round().result()
-
-
-@pytest.mark.parametrize("weight", [0, -1, -0.5, math.nan, math.inf])
-def test_a_method_of_a_weight_that_is_not_positive_and_finite_raises(case: Case, weight: float) -> None:
-    this = case.round()
-    this.add(device(this, 0), 1)
-    with pytest.raises(RunError, match=f"weight of an update must be positive, got {weight}"):
-        this.add(device(this, 1), weight)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", GAUGE_FREE)
@@ -237,15 +153,15 @@ def test_the_memory_of_an_aggregator_does_not_grow_with_the_number_of_devices(
         assert peak_bytes(case, many) <= 5 * dense_bytes
 
 
-@pytest.mark.parametrize("name", METHOD_NAMES)
-def test_every_method_has_a_reference_here_and_is_found_by_its_name(name: str) -> None:
-    assert name in REFERENCES
-    assert find_method(name) is METHODS[name]
+@pytest.mark.parametrize("point", entry_points(group=OFFERED.group), ids=lambda point: point.name)
+def test_every_method_of_fedlora_has_a_reference_here_and_is_found_by_its_name(point: EntryPoint) -> None:
+    assert point.name in REFERENCES or not point.value.startswith("fedlora_server.")
+    assert find_method(point.name) is point.load()
 
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("svdd", "did you mean 'svd'"), ("FedAvg", "did you mean 'fedavg'"), ("?", "there is fedavg, ffa, ")],
+    [("svdd", "did you mean 'svd'"), ("FedAvg", "did you mean 'fedavg'"), ("?", "there is fedavg, fedex, ")],
 )
 def test_an_unknown_method_is_refused_with_a_hint(name: str, hint: str) -> None:
     with pytest.raises(ConfigError) as caught:

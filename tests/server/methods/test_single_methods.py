@@ -199,5 +199,5 @@ def test_what_is_set_and_used_by_nothing_is_warned_of(caplog: pytest.LogCaptureF
     Case("svd", CONFIGS["rsLoRA"], settings).round()
     told = [record.getMessage() for record in caplog.records]
     assert [message.split(" ")[0] for message in told] == [
-        f"aggregation.{key}" for key in ("beta2", "norm_bound", "max_rank", "lorafair_lambda")
+        f"aggregation.{key}" for key in ("max_rank", "lorafair_lambda", "beta2", "norm_bound")
     ]

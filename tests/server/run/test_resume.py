@@ -15,7 +15,6 @@ from fedlora.errors import AdapterError, ConfigError, RunError
 from fedlora.wire.update import Update, encode_update
 from fedlora_server.aggregation.aggregation import Aggregation, Round, State
 from fedlora_server.app import app
-from fedlora_server.methods import METHODS
 from fedlora_server.methods.method import Global
 from fedlora_server.rounds import Rounds
 from fedlora_server.run import metrics_file
@@ -30,6 +29,7 @@ from numpy.typing import NDArray
 
 from tests.builders import tree
 from tests.fake_grid import Device, FakeGrid, Honest, Played, Player, training_reply
+from tests.server.method_cases import METHODS
 
 ROUNDS = 3
 TIMES = ("seconds", "server_s")

@@ -1,0 +1,37 @@
+"""The Gram matrix of the changes that updates make: what robust rules see of a round, whatever factors a device chose."""
+
+# N updates, P_k the change that update k makes to the product that went down
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from fedlora.lora.adapter import Adapter
+from numpy.typing import NDArray
+
+Gram = NDArray[np.float64]  # [N, N], G_kl = <P_k, P_l>
+
+
+def gram_of_changes(adapters: Sequence[Adapter], down: Adapter) -> Gram:
+    """<P_k, P_l> of what each adapter changed about `down`, all modules together."""
+    count = len(adapters) + 1
+    gram = np.zeros((count, count))
+    for module in down.pairs:
+        products = [adapter.product(module) for adapter in (*adapters, down)]
+        B, A = (
+            np.concatenate(parts).astype(np.float64) for parts in zip(*((p.B.T, p.A) for p in products), strict=True)
+        )
+        begins = np.cumsum([0, *(product.inner for product in products[:-1])])
+        for k, (begin, product) in enumerate(zip(begins, products, strict=True)):
+            mine = slice(begin, begin + product.inner)
+            gram[k] += np.add.reduceat(((B[mine] @ B.T) * (A[mine] @ A.T)).sum(0), begins)
+    gram = (gram + gram.T) / 2
+    centred: Gram = gram[:-1, :-1] - gram[:-1, -1:] - gram[-1:, :-1] + gram[-1, -1]
+    return centred
+
+
+def squared_distances(gram: Gram) -> Gram:
+    """||P_k - P_l||_F^2"""
+    norms = np.diag(gram)
+    return np.maximum(norms[:, None] + norms[None] - 2 * gram, 0)
