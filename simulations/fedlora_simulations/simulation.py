@@ -15,8 +15,10 @@ from fedlora.config.run import RunConfig
 from fedlora.data.datasets import find_dataset
 from fedlora.data.examples import text_of
 from fedlora.errors import ConfigError, DataError
+from fedlora.threads import cores
 from fedlora_client.ops.compute import choose_compute
 from fedlora_client.ops.native_ops import NativeOps
+from fedlora_server.aggregation.robust_rule import find_robust_rule
 from fedlora_server.run.run_directory import read_metrics
 from rich.console import Console
 from rich.logging import RichHandler
@@ -30,11 +32,16 @@ from fedlora_simulations.report import write_report
 Engine = Literal["in-process", "flower"]
 
 
-def simulate(config: RunConfig, engine: Engine, workers: int, console: Console) -> Path:
+def simulate(
+    config: RunConfig, engine: Engine = "in-process", workers: int | None = None, console: Console | None = None
+) -> Path:
     """Run `config`, or go on with it where it says `server.resume`; write the report; return the run's directory.
 
+    `workers` devices work at a time, one for each core unless told; progress goes to `console`, standard error unless told.
     Raises FedloraError.
     """
+    workers, console = workers or cores(), console or Console(stderr=True)
+    find_robust_rule(config.aggregation.robust)
     check_devices(config)
     check_ranks(config)
     needed, devices = config.server.min_devices, config.simulation.devices

@@ -50,9 +50,9 @@ def read_config(run: Path) -> RunConfig:
     return RunConfig.from_flat(read_object(path, ConfigError, "the configuration of a run"), str(path))
 
 
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl."""
-    return read_lines(run / METRICS)
+def read_metrics(run: Path | str) -> list[dict[str, Any]]:
+    """The lines of the metrics.jsonl in the directory of a run."""
+    return read_lines(Path(run) / METRICS)
 
 
 def last_round(run: Path) -> int:

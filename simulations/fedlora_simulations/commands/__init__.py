@@ -1,1 +1,1 @@
-"""`fedlora simulate` and `fedlora demo`."""
+"""`fedlora simulate`, `resume`, `study` and `demo`."""

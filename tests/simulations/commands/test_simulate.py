@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,12 @@ import pytest
 from click.testing import Result
 from fedlora import open_pack, read_peft
 from fedlora.cli import main
-from fedlora.config.run import RunConfig
+from fedlora.config.run import RunConfig, read_scenario
 from fedlora.errors import ConfigError, DataError
-from fedlora_server.methods import METHODS
 from fedlora_server.run.run_directory import read_metrics
+from fedlora_simulations import simulate
+
+from tests.server.method_cases import METHODS
 
 if TYPE_CHECKING:
     from tests.simulations.conftest import Simulator
@@ -171,12 +174,25 @@ def failed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
     return caught.value.code, capsys.readouterr().err
 
 
+def test_a_configuration_is_simulated_from_python_as_by_the_command(
+    simulator: Simulator, tiny_run: tuple[Path, Result], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(read_scenario(simulator.scenario), output=str(tmp_path / "run"))
+    run = simulate(config)
+    assert run == tmp_path / "run"
+    assert capsys.readouterr().out == ""
+    told = [[record["loss"].keys() for record in read_metrics(where)] for where in (str(run), tiny_run[0])]
+    assert told[0] == told[1]
+    assert (run / "report.html").is_file()
+
+
 WRONG = {
     "an unknown key": ("server.metod=svd", "unknown key server.metod; did you mean server.method?"),
     "a value of another type": ("server.rounds=many", "server.rounds must be of type int"),
     "a value out of range": ("server.rounds=0", "server.rounds must be at least 1"),
     "a change without a value": ("server.rounds", "expected KEY=VALUE"),
     "an unknown method": ("server.method=svdd", "did you mean 'svd'?"),
+    "an unknown robust rule": ("aggregation.robust=multikrum", "aggregation.robust must be one of none, "),
     "an unknown data set": ("data.name=wikipedia", "no data set 'wikipedia'"),
     "a target that the base lacks": ("lora.target_modules=qkv_proj", "the base has no qkv_proj"),
     "a base that is missing": ("base=/nowhere", "/nowhere: no base.json: not a base pack"),
