@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # The folders with code: what is formatted, linted and type-checked.
-CODE := core client server export serve simulations tests benchmarks
+CODE := core client server export serve simulations tests benchmarks tools
 
 .PHONY: setup demo test check format integration slow page clean
 

@@ -2,7 +2,7 @@
 
     python benchmarks/bench_accuracy.py        # about a minute
 
-fedlora-nano on the held-out text of its own corpus (core/nano), nats per token, by the exported graph at both accuracies.
+fedlora-nano on the held-out text of its own corpus (tools/nano), nats per token, by the exported graph at both accuracies.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from fedlora_export.checks.check import open_session
 from fedlora_export.export import export_base
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
 from numpy.typing import NDArray
-from record import record
+
+from harness.record import record
 
 PROJECT = Path(__file__).resolve().parents[1]
 _ROWS = 8  # windows that are read at a time
@@ -28,7 +29,7 @@ _WINDOWS = 200
 
 
 def main() -> None:
-    sys.path.append(str(PROJECT / "core" / "nano"))
+    sys.path.append(str(PROJECT / "tools" / "nano"))
     from corpus import WINDOW, documents, tokens_of
 
     base = open_pack("nano")

@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from aggregate_clients import BASE, RANK, RUN, SHAPES, Clients
 from fedlora.lora.adapter import Adapter
 from fedlora.wire.update import decode_update
 from fedlora_server.aggregation.aggregation import Aggregation
@@ -33,7 +32,9 @@ from fedlora_server.checks import Expectation
 from flwr.app import Message
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
-from record import record
+
+from aggregate.clients import BASE, RANK, RUN, SHAPES, Clients
+from harness.record import record
 
 COUNTS = (10, 100, 1000)
 REPEATS = {10: 5, 100: 3, 1000: 1}

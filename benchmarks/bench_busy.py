@@ -24,7 +24,8 @@ import time
 from pathlib import Path
 
 from fedlora.threads import cores
-from record import record
+
+from harness.record import record
 
 PROJECT = Path(__file__).resolve().parents[1]
 _BUSY = (0, 1, 2)

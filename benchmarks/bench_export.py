@@ -15,7 +15,7 @@ The peers live in an environment of their own, PEERS. What of it is missing is s
 
 One checkpoint with random weights is exported by all: ours from a pack as `fedlora pack` makes it (4 bits, the largest
 block that fits, embedding and head of 8 bits) and from one with a head of 4 bits, as genai has it; genai's builder at int4
-as it is and tuned, with our block (BUILDS in export_artifacts.py), Olive's adapter inputs on a graph of the builder,
+as it is and tuned, with our block (BUILDS in export/artifacts.py), Olive's adapter inputs on a graph of the builder,
 llama.cpp's Q4_0, torch.onnx in float32. Graphs run in plain sessions; genai's in its own loop too. In every round each
 route has a fresh process, which decodes after 16 and 1024 tokens and reads prompts of 128 and 1024. The processes of a
 round stand side by side and take turns, one thing after the other; the rounds begin with another route each, and ratios
@@ -27,7 +27,7 @@ adapter the graph `fast` speaks for us, or `compat` where it is not made. Above 
 what a step takes longer when its adapter was changed just before, `load_ms` the reading and checking of the file.
 `export_extra_mb` is the peak of `fedlora export` less the pack's size. `share_of_limit` is the time in which base and
 adapter of rank 16 can be read over that of a step. Figures of the larger model end in _1b, those of more threads in _2t.
-One thread's time is the processor's, see export_worker.py.
+One thread's time is the processor's, see export/worker.py.
 """
 
 from __future__ import annotations
@@ -40,14 +40,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from export_artifacts import SHAPES, Artifacts, make_base, make_genai, make_llamacpp, make_ours, make_torch
-from export_process import Worker, WorkerError, peer_versions
-from export_routes import OURS, PEERS, Route
-from export_table import Row, Rows, print_table, ratios
 from fedlora.exported.inputs import input_values
 from fedlora.peft.directory import read_peft
-from read_limit import bytes_per_step, read_bandwidth
-from record import record
+
+from export.artifacts import SHAPES, Artifacts, make_base, make_genai, make_llamacpp, make_ours, make_torch
+from export.routes import OURS, PEERS, Route
+from export.table import Row, Rows, print_table, ratios
+from harness.bandwidth import bytes_per_step, read_bandwidth
+from harness.process import Worker, WorkerError, peer_versions
+from harness.record import record
 
 _MAKERS = {"genai": make_genai, "llamacpp": make_llamacpp, "torch": make_torch}
 _SWAP_RANK, _LOADS = 16, 5
@@ -144,7 +145,7 @@ def _round(rows: Rows, artifacts: Artifacts, threads: int, options: argparse.Nam
     try:
         for name, row in rows.items():
             python = options.peer_python if row.route.is_peers else sys.executable
-            workers[name] = Worker(row.route.job(artifacts, threads), python)
+            workers[name] = Worker(row.route.job(artifacts, threads), python, "export.worker")
             each(_load, {name: row})  # before the next one starts
         each(lambda row, worker: row.add("decode@16", worker.ask("decode", context=16, steps=options.steps)))
         each(lambda row, worker: row.add("prefill@128", worker.ask("prefill", length=128, repeats=3)))

@@ -17,7 +17,8 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 from fedlora.base.quantize import quantize
-from record import record
+
+from harness.record import record
 
 REPEATS, WARM_UP = {1: 400, 64: 20}, 3  # by tokens
 SHAPES = {"up": (8192, 2048), "down": (2048, 8192)}  # (O, I)

@@ -16,10 +16,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from checkpoints import CONFIGS, make_checkpoint
 from fedlora.base.pack import WEIGHTS
 from fedlora.family import decoder_shape
-from record import record
+
+from harness.checkpoints import CONFIGS, make_checkpoint
+from harness.record import record
 
 REPEATS = 3
 SHAPE = "135M"

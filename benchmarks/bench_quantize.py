@@ -6,7 +6,7 @@ The relative Frobenius error of the linear weights, |W - dequantized| / |W|, and
 model with those weights and an 8-bit embedding of the same layout, as a pack holds them. Models:
 
     stories260K    ../shared/models/stories260K, beside the repository, on 400 stories of ../shared/data/tinystories-1k
-    fedlora-nano   the checkpoint that `python core/nano/pretrain.py -o build/nano` writes, on its held-out documents
+    fedlora-nano   the checkpoint that `python tools/nano/pretrain.py -o build/nano` writes, on its held-out documents
     normal, t(5)   independent numbers, normal or of Student's t with 5 degrees of freedom: no text, no loss
 
 What is not there is left out, and that is said. NF4 is the reference below: 4 bits, 16 quantiles of the normal distribution
@@ -34,10 +34,11 @@ from fedlora.base.quantize import QuantizedMatrix, dequantize, quantize
 from fedlora.base.scales import SCALE_RULES, ScaleRule
 from fedlora.family import decoder_shape
 from numpy.typing import NDArray
-from record import record
 from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from harness.record import record
 
 PROJECT = Path(__file__).resolve().parents[1]
 SHARED = PROJECT.parent / "shared"
@@ -106,7 +107,7 @@ def subjects(nano: Path) -> Iterator[Subject]:
         yield model_subject("fedlora-nano", nano, held_out_windows(nano))
     else:
         print(
-            f"fedlora-nano is left out: {nano} is not there; make it: python core/nano/pretrain.py -o {nano}",
+            f"fedlora-nano is left out: {nano} is not there; make it: python tools/nano/pretrain.py -o {nano}",
             flush=True,
         )
     generator, shape = np.random.default_rng(0), (1024, 1024)
@@ -256,7 +257,7 @@ def story_windows(model: Path, texts: Path) -> torch.Tensor:
 
 def held_out_windows(model: Path) -> torch.Tensor:
     """[M, 256]: the documents that fedlora-nano was not trained on, in a row."""
-    sys.path.append(str(PROJECT / "core" / "nano"))
+    sys.path.append(str(PROJECT / "tools" / "nano"))
     from corpus import WINDOW, documents, tokens_of
 
     row = torch.from_numpy(tokens_of(documents()[1], Tokenizer.from_file(str(model / "tokenizer.json"))))

@@ -68,15 +68,15 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from export_artifacts import Artifacts
-from export_process import peer_versions
-from read_limit import bytes_per_step, read_bandwidth
-from record import record
-from serve_artifacts import MODELS, RANKS, STORIES, make_base, make_peers, make_resident
-from serve_rounds import Processes, check, measure_answers, measure_steps, rows_of
-from serve_routes import ANSWERS, PROCESSES, SLACK, STEPS
-from serve_table import Figures, answer_figures, print_rows, step_figures
-from serve_waits import load_figures, resident_figures, service_figures, swap_figures
+from export.artifacts import Artifacts
+from harness.bandwidth import bytes_per_step, read_bandwidth
+from harness.process import peer_versions
+from harness.record import record
+from serve.artifacts import MODELS, RANKS, STORIES, make_base, make_peers, make_resident
+from serve.rounds import Processes, check, measure_answers, measure_steps, rows_of
+from serve.routes import ANSWERS, PROCESSES, SLACK, STEPS
+from serve.table import Figures, answer_figures, print_rows, step_figures
+from serve.waits import load_figures, resident_figures, service_figures, swap_figures
 
 _PEERS = ("genai", "llamacpp")
 _LIMIT_ROUTE = "kernel 16 r16"

@@ -8,21 +8,20 @@
 
 A step is forward, backward and AdamW on 4 x 256 tokens, LoRA of rank 16 on all seven linear layers, over Llama models with
 random weights. Every route has a fresh process, the same weights, tokens and first adapter; seconds are medians of the
-steps after the warm-up. The peers are described in train_peers.py, ours run through the public trainer. Of a route that
+steps after the warm-up. The peers are described in train/peers.py, ours run through the public trainer. Of a route that
 fails, a line above the table says why.
 
 The last line is one JSON object. Where speed and memory would name two routes of ours, one is taken for both: the
 recomputing one for `torch_*` and `kernel_*`; the other, which keeps its activations, has `torch_save_*` and
 `kernel_save_*`. `bnb` is the faster of `bnb-nf4` and `bnb-nf4-fp32`. Speed is tokens per CPU second, memory the peak of the
 whole process, all at 135M but `peak_mb_0_5b` (kernels-recompute). `share_of_limit` is the faster kernels route over
-the products alone, at 4 FLOP per weight and token (train_limit.py).
+the products alone, at 4 FLOP per weight and token (train/limit.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -33,15 +32,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from checkpoints import CONFIGS, make_checkpoint
 from fedlora.base.packing import make_pack
 from fedlora.base.quantize import Quantization
-from record import record
-from train_curve import curve
-from train_job import LENGTH, SEQUENCES, TrainJob
-from train_routes import COMPILED, OURS, ROUTES
 
-_FOLDER = Path(__file__).resolve().parent
+from harness.checkpoints import CONFIGS, make_checkpoint
+from harness.process import module_command, module_environment
+from harness.record import record
+from train.curve import curve
+from train.job import LENGTH, SEQUENCES, TrainJob
+from train.routes import COMPILED, OURS, ROUTES
+
 _WARM_UP, _COMPILED_WARM_UP = 1, 2  # steps
 _TOKENS = SEQUENCES * LENGTH
 
@@ -112,7 +112,7 @@ def _measure(name: str, folder: Path, options: argparse.Namespace) -> tuple[Rows
     checkpoint, pack = folder / name, folder / f"{name}-pack"
     make_checkpoint(checkpoint, CONFIGS[name])
     make_pack(str(checkpoint), pack, Quantization())
-    environment = os.environ | {
+    environment = module_environment() | {
         "OMP_NUM_THREADS": str(options.threads),
         "HF_HUB_OFFLINE": "1",
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),  # the first step of the compiled route compiles
@@ -125,20 +125,20 @@ def _measure(name: str, folder: Path, options: argparse.Namespace) -> tuple[Rows
         job = TrainJob(
             checkpoint=str(checkpoint), pack=str(pack), steps=options.steps + compiled, threads=options.threads
         )
-        result = _child("train_routes.py", [route, json.dumps(asdict(job))], environment, options.seconds)
+        result = _child("train.routes", [route, json.dumps(asdict(job))], environment, options.seconds)
         if isinstance(result, str):
             print(f"{name} {route}: {result}", flush=True)
         else:
             result["losses"] = result["losses"][: options.steps]  # the same last step for all
             rows[route] = _row(result, _COMPILED_WARM_UP if compiled else _WARM_UP)
             print(f"{name} {route}: {rows[route].tokens_per_cpu_s:.1f} tokens per CPU second", flush=True)
-    limit = _child("train_limit.py", [str(checkpoint), str(options.threads)], environment, options.seconds)
+    limit = _child("train.limit", [str(checkpoint), str(options.threads)], environment, options.seconds)
     return rows, {} if isinstance(limit, str) else limit
 
 
-def _child(script: str, arguments: list[str], environment: dict[str, str], timeout_s: float) -> dict[str, Any] | str:
-    """What the script printed as its last line, or in a word why there is nothing."""
-    command = [sys.executable, str(_FOLDER / script), *arguments]
+def _child(module: str, arguments: list[str], environment: dict[str, str], timeout_s: float) -> dict[str, Any] | str:
+    """What the module printed as its last line, or in a word why there is nothing."""
+    command = module_command(sys.executable, module, *arguments)
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:

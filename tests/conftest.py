@@ -11,7 +11,7 @@ import pytest
 if TYPE_CHECKING:
     from fedlora.base.pack import BasePack
 
-    from tests.models import Packs
+    from tests.tiny.llamas import Packs
 
 # Tests run side by side with whatever else a machine does: one thread each is steady, and nothing here is large.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -31,7 +31,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def packs(tmp_path_factory: pytest.TempPathFactory) -> Packs:
     """The pack of a variant: for reading, it is shared."""
-    from tests.models import made_once  # with torch, which not all tests need
+    from tests.tiny.llamas import made_once  # with torch, which not all tests need
 
     return made_once(tmp_path_factory.mktemp("models"))
 
@@ -39,6 +39,6 @@ def packs(tmp_path_factory: pytest.TempPathFactory) -> Packs:
 @pytest.fixture(scope="session")
 def base(packs: Packs) -> BasePack:
     """One tiny pack."""
-    from tests.models import DEFAULT
+    from tests.tiny.llamas import DEFAULT
 
     return packs(DEFAULT)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from serve_rounds import Row, least_correlation
-from serve_routes import Route
-from serve_table import answer_figures, speed_ratio, step_figures
+
+from serve.rounds import Row, least_correlation
+from serve.routes import Route
+from serve.table import answer_figures, speed_ratio, step_figures
 
 
 def _row(**speeds: list[float]) -> Row:

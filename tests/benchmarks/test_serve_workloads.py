@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from serve_engine import ROWS, ServeJob, adapters_of, row_prompts
-from serve_popularity import WORKLOADS, uniform, zipf
+
+from harness.popularity import WORKLOADS, uniform, zipf
+from serve.engine import ROWS, ServeJob, adapters_of, row_prompts
 
 
 @pytest.mark.parametrize("name", WORKLOADS)

@@ -30,8 +30,8 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.supercore.task_identity import TaskIdentity
 
-from tests.models import Variant, assert_close, byte_tokenizer, changed, random_adapter, save_pack
-from tests.train_cases import assert_equal_bits
+from tests.client.train_cases import assert_equal_bits
+from tests.tiny.llamas import Variant, assert_close, byte_tokenizer, changed, random_adapter, save_pack
 
 TEXT = "".join(f"line {number}: the quick brown fox jumps over the lazy dog\n" for number in range(20))
 LORA = LoraConfig(rank=2, alpha=8.0)

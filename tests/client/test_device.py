@@ -19,8 +19,8 @@ from fedlora_client.device import Device
 from fedlora_client.training.trainer import Saving
 from fedlora_client.training.training import Training
 
-from tests.models import ALL_RANKS, random_adapter
-from tests.train_cases import assert_equal_bits
+from tests.client.train_cases import assert_equal_bits
+from tests.tiny.llamas import ALL_RANKS, random_adapter
 
 TEXT = "".join(f"line {number}: the quick brown fox jumps over the lazy dog\n" for number in range(20))
 ADAPTER = LoraConfig(rank=2, alpha=8.0)

@@ -16,8 +16,8 @@ from fedlora_client.encoder.encoder import Encoder
 from fedlora_client.model import Model, open_model
 from fedlora_client.ops.compute import Compute
 
-from tests.encoders import save_encoder_pack
-from tests.models import DEFAULT, Variant, save_pack
+from tests.tiny.encoders import save_encoder_pack
+from tests.tiny.llamas import DEFAULT, Variant, save_pack
 
 KINDS = {"decoder": Decoder, "encoder": Encoder}
 EXAMPLES = [Labelled("one text", 0), Labelled("and another", 1)]

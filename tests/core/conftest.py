@@ -1,4 +1,4 @@
-"""Fixtures of the core's tests; `tests.builders` makes what they hold."""
+"""Fixtures of the core's tests; `tests.tiny.checkpoints` makes what they hold."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
 from hypothesis import settings
 
-from tests.builders import llama_shape, random_adapter, tiny_pack, write_checkpoint
+from tests.tiny.checkpoints import llama_shape, random_adapter, tiny_pack, write_checkpoint
 
 # The same examples on every run, and no deadline: a busy machine fails no test.
 settings.register_profile("core", deadline=None, derandomize=True, database=None)

@@ -8,8 +8,8 @@ from fedlora.errors import AdapterError, AdapterMismatchError
 from fedlora.lora.adapter import Adapter, LoraPair, initial_adapter
 from fedlora.lora.config import LoraConfig
 
-from tests.builders import llama_shape, random_adapter
-from tests.tolerances import TOLERANCE
+from tests.reference.tolerances import TOLERANCE
+from tests.tiny.checkpoints import llama_shape, random_adapter
 
 MODULES = llama_shape().linear_modules()
 UP = "model.layers.0.mlp.up_proj"

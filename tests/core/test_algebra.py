@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tests.tolerances import TOLERANCE
+from tests.reference.tolerances import TOLERANCE
 
 Sizes = tuple[int, int, int]  # O, I, K
 SIZES = st.tuples(st.integers(1, 12), st.integers(1, 12), st.integers(1, 16))

@@ -9,7 +9,7 @@ import pytest
 from fedlora.errors import ConfigError
 from fedlora.files.atomic import whole_directory, whole_file, write_text
 
-from tests.builders import tree
+from tests.tiny.checkpoints import tree
 
 
 class Crash(Exception):  # noqa: N818

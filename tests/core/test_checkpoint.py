@@ -11,7 +11,7 @@ from fedlora.base.checkpoint import Checkpoint, find_checkpoint
 from fedlora.errors import CheckpointError
 from fedlora.files.tensor_file import Dtype
 
-from tests.builders import LLAMA, random_weights, write_checkpoint
+from tests.tiny.checkpoints import LLAMA, random_weights, write_checkpoint
 
 NAME = "model.layers.0.mlp.down_proj.weight"
 

@@ -12,7 +12,7 @@ from fedlora import cli
 from fedlora.base.pack import open_pack
 from fedlora.version import __version__
 
-from tests.builders import tree
+from tests.tiny.checkpoints import tree
 
 Run = tuple[int, str, str]  # exit code, standard output, standard error
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.fuzz_targets import Target, fuzz_targets
+from tests.fuzz.targets import Target, fuzz_targets
 
 TARGETS = [
     "pack as it is", "pack, signed again", "config.json of any family", "PEFT directory", "adapter file",

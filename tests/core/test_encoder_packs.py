@@ -17,7 +17,7 @@ from fedlora.data.examples import Example, Labelled, TextRecord, size_bytes, tex
 from fedlora.errors import CheckpointError, DataError, PackError
 from fedlora.family import EncoderShape, ModelShape, decoder_shape, model_shape
 
-from tests.encoders import EVERY, LABELS, Packs, encoders_made_once, shape_of
+from tests.tiny.encoders import EVERY, LABELS, Packs, encoders_made_once, shape_of
 
 _BERT: dict[str, Any] = {
     "architectures": ["BertForSequenceClassification"], "model_type": "bert", "hidden_size": 64, "intermediate_size": 96,

@@ -10,7 +10,7 @@ import pytest
 from fedlora.errors import CheckpointError
 from fedlora.family import LINEAR_MODULES, EncoderShape, decoder_shape, model_shape
 
-from tests.builders import LLAMA, llama_config, llama_shape
+from tests.tiny.checkpoints import LLAMA, llama_config, llama_shape
 
 
 def test_the_sizes_are_those_of_the_config() -> None:

@@ -6,8 +6,8 @@ import numpy as np
 from fedlora.exported.inputs import input_names, input_shapes, input_values, model_version
 from fedlora.lora.adapter import Adapter
 
-from tests.builders import llama_shape
-from tests.tolerances import TOLERANCE
+from tests.reference.tolerances import TOLERANCE
+from tests.tiny.checkpoints import llama_shape
 
 MODULES = llama_shape().linear_modules()
 

@@ -18,7 +18,7 @@ from fedlora.exported.sidecar import sidecar_of
 from fedlora.lora.config import MAX_RANK, LoraConfig
 from fedlora_export.adapter_export import write_onnx_adapter
 
-from tests.builders import random_adapter
+from tests.tiny.checkpoints import random_adapter
 
 UP = "model.layers.0.mlp.up_proj"
 CONFIG = LoraConfig(rank=4, alpha=8.0, rank_pattern={UP: 2}, target_modules=("up_proj", "q_proj"))

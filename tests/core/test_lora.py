@@ -9,7 +9,7 @@ import pytest
 from fedlora.errors import ConfigError
 from fedlora.lora.config import MAX_RANK, LoraConfig
 
-from tests.builders import llama_shape
+from tests.tiny.checkpoints import llama_shape
 
 MODULES = llama_shape().linear_modules()
 UP = "model.layers.0.mlp.up_proj"

@@ -20,7 +20,7 @@ from fedlora.exported.sidecar import sidecar_of
 from fedlora.lora.config import LoraConfig
 from fedlora_export.adapter_export import write_onnx_adapter
 
-from tests.builders import random_adapter, tree
+from tests.tiny.checkpoints import random_adapter, tree
 
 UP = "model.layers.0.mlp.up_proj"
 CONFIG = LoraConfig(

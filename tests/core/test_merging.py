@@ -14,7 +14,7 @@ from fedlora.errors import AdapterMismatchError
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
 
-from tests.builders import random_adapter, tiny_quantization, write_checkpoint
+from tests.tiny.checkpoints import random_adapter, tiny_quantization, write_checkpoint
 
 
 def pack(folder: Path, symmetric: bool = True) -> BasePack:

@@ -25,7 +25,7 @@ from fedlora.files.tensor_file import TensorFile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.builders import llama_config, tiny_quantization, write_checkpoint
+from tests.tiny.checkpoints import llama_config, tiny_quantization, write_checkpoint
 
 FILES = ["base.json", "config.json", "model.safetensors", "tokenizer.json"]
 

@@ -17,7 +17,7 @@ from fedlora.base.scales import SCALE_RULES, ScaleRule
 from fedlora.errors import CheckpointError, ConfigError, FedloraError
 from fedlora.files.tensor_file import Dtype
 
-from tests.builders import (
+from tests.tiny.checkpoints import (
     LLAMA,
     llama_config,
     llama_shape,

@@ -20,7 +20,7 @@ from fedlora.lora.adapter import Adapter, LoraPair
 from fedlora.lora.config import LoraConfig
 from fedlora.peft.directory import PeftDirectory, read_peft, write_peft
 
-from tests.builders import LLAMA, llama_shape, random_adapter, tree
+from tests.tiny.checkpoints import LLAMA, llama_shape, random_adapter, tree
 
 POSITIVE = ["peft-bert-seqcls", "peft-gpt2-causal-tigrinya", "peft-opt125m-dpo"]
 NEGATIVE = "negative-peft-distilbert-classifier-target"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from tests.tolerances import TOLERANCE
+from tests.reference.tolerances import TOLERANCE
 
 RULES = pytest.mark.parametrize("rule", SCALE_RULES)
 LAYOUTS = pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tests.builders import llama_shape, random_adapter
-from tests.tolerances import TOLERANCE
+from tests.reference.tolerances import TOLERANCE
+from tests.tiny.checkpoints import llama_shape, random_adapter
 
 MODULES = llama_shape(num_hidden_layers=1).linear_modules()
 UP, DOWN, Q = (f"model.layers.0.{name}" for name in ("mlp.up_proj", "mlp.down_proj", "self_attn.q_proj"))

@@ -6,7 +6,7 @@ import numpy as np
 from fedlora.exported.inputs import input_values, row_values
 from fedlora.lora.config import LoraConfig
 
-from tests.builders import llama_shape, random_adapter
+from tests.tiny.checkpoints import llama_shape, random_adapter
 
 MODULES = llama_shape().linear_modules()
 

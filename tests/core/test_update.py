@@ -18,7 +18,7 @@ from fedlora.wire.update import Update, config_values, decode_update, encode_upd
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.builders import llama_shape, random_adapter
+from tests.tiny.checkpoints import llama_shape, random_adapter
 
 SHAPE = llama_shape(num_hidden_layers=1)
 UP = "model.layers.0.mlp.up_proj"

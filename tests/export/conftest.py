@@ -15,7 +15,7 @@ from fedlora_export.adapter_export import write_onnx_adapter
 from fedlora_export.export import export_base
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 
-from tests.models import DEFAULT, Packs, Variant, open_session, random_adapter
+from tests.tiny.llamas import DEFAULT, Packs, Variant, open_session, random_adapter
 
 
 @pytest.fixture(scope="session")

@@ -22,8 +22,8 @@ from fedlora_export.commands.export_adapter import export_adapter
 from fedlora_export.export import export_base
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 
-from tests.encoders import EVERY, encoder_adapter, save_encoder_pack
-from tests.models import DEFAULT, LORAS, Variant, assert_close, open_session, random_adapter, random_tokens
+from tests.tiny.encoders import EVERY, encoder_adapter, save_encoder_pack
+from tests.tiny.llamas import DEFAULT, LORAS, Variant, assert_close, open_session, random_adapter, random_tokens
 
 _LOADED: list[Any] = []  # the options of a run do not keep an adapter alive
 

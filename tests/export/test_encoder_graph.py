@@ -26,9 +26,17 @@ from fedlora_export.export import export_base
 from fedlora_export.graph.encoder import build_encoder
 from numpy.typing import NDArray
 
-from tests.encoders import EVERY, Packs, encoder_adapter, encoder_oracle, encoders_made_once, random_texts, shape_of
-from tests.models import DEFAULT as DECODER
-from tests.models import assert_close, open_session, save_pack
+from tests.tiny.encoders import (
+    EVERY,
+    Packs,
+    encoder_adapter,
+    encoder_oracle,
+    encoders_made_once,
+    random_texts,
+    shape_of,
+)
+from tests.tiny.llamas import DEFAULT as DECODER
+from tests.tiny.llamas import assert_close, open_session, save_pack
 
 LENGTHS = (9, 17, 2, 1)
 Sessions = Callable[[str, Profile], Any]

@@ -24,8 +24,8 @@ from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 from fedlora_serve.local.onnx_adapter import load_onnx_adapter
 from numpy.typing import NDArray
 
-from tests.encoders import ENCODERS, LABELS, encoder_oracle, peft_encoder, save_encoder_pack
-from tests.models import assert_close, open_session
+from tests.tiny.encoders import ENCODERS, LABELS, encoder_oracle, peft_encoder, save_encoder_pack
+from tests.tiny.llamas import assert_close, open_session
 
 WORDS = (("rain", "mud", "fog"), ("sun", "calm", "blue"), ("road", "map", "mile"))  # of each label
 

@@ -21,9 +21,9 @@ from fedlora_export.export import export_base
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 from fedlora_serve.local.engine import Engine, LoadedAdapter
 
-from tests.families import FAMILIES, family_pack
-from tests.greedy import NEW_TOKENS, generator_of, rest_of, torch_tokens
-from tests.models import byte_tokenizer
+from tests.reference.greedy import NEW_TOKENS, generator_of, rest_of, torch_tokens
+from tests.tiny.families import FAMILIES, family_pack
+from tests.tiny.llamas import byte_tokenizer
 
 TEXT = "the same words again and again, the same words again and again, the same words again and again"
 

@@ -21,7 +21,7 @@ from fedlora_export.adapter_export import write_onnx_adapter
 from fedlora_export.commands.export import export
 from fedlora_export.commands.export_adapter import export_adapter
 
-from tests.models import (
+from tests.tiny.llamas import (
     DEFAULT,
     LORAS,
     Packs,

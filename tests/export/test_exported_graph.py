@@ -22,7 +22,7 @@ from fedlora_export.checks.torch_logits import torch_logits as expected_logits
 from fedlora_export.export import export_base
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
 
-from tests.models import (
+from tests.tiny.llamas import (
     DEFAULT,
     LORAS,
     VARIANTS,

@@ -22,7 +22,7 @@ from fedlora_client.reference import logits as torch_logits
 from fedlora_serve.local.engine import Engine
 from numpy.typing import NDArray
 
-from tests.models import (
+from tests.tiny.llamas import (
     DEFAULT,
     VARIANTS,
     Variant,

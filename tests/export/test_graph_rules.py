@@ -20,9 +20,9 @@ from fedlora_export.checks.verify import verify_folder
 from fedlora_export.export import build_graph, export_base
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
-from tests.encoders import EVERY, encoder_adapter, save_encoder_pack
-from tests.families import FAMILIES, family_pack
-from tests.models import VARIANTS, Packs
+from tests.tiny.encoders import EVERY, encoder_adapter, save_encoder_pack
+from tests.tiny.families import FAMILIES, family_pack
+from tests.tiny.llamas import VARIANTS, Packs
 
 Model = Any  # an onnx.ModelProto: its fields are made when it runs
 SLOT = "model.layers.0.self_attn.q_proj.lora_A.weight"

@@ -16,7 +16,7 @@ from fedlora_export.export import export_base
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 from fedlora_export.merge import MergeLoss, export_merged, merge_loss
 
-from tests.models import VARIANTS, Packs, graph_logits, open_session, random_adapter, random_tokens
+from tests.tiny.llamas import VARIANTS, Packs, graph_logits, open_session, random_adapter, random_tokens
 
 EIGHT_BITS = VARIANTS["8-bit-symmetric-untied-mqa-head32"]
 

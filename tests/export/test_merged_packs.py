@@ -19,8 +19,8 @@ from fedlora_export.export import export_base
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 from fedlora_export.merge import MergeDifference, MergeLoss, export_merged, merge_loss
 
-from tests.encoders import ENCODERS, encoder_adapter, encoder_oracle, leaves_of, random_texts, save_encoder
-from tests.models import (
+from tests.tiny.encoders import ENCODERS, encoder_adapter, encoder_oracle, leaves_of, random_texts, save_encoder
+from tests.tiny.llamas import (
     DEFAULT,
     VARIANTS,
     Packs,

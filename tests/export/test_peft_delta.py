@@ -19,8 +19,8 @@ from fedlora.exported.inputs import input_names
 from fedlora.peft.directory import read_peft, write_peft
 from fedlora_export.adapter_export import export_peft
 
-from tests.encoders import BARE, ENCODERS, encoder_adapter, peft_encoder, save_encoder_pack
-from tests.models import assert_close, oracle
+from tests.tiny.encoders import BARE, ENCODERS, encoder_adapter, peft_encoder, save_encoder_pack
+from tests.tiny.llamas import assert_close, oracle
 
 _TARGETS = ["q_proj", "up_proj", "down_proj"]
 # Every option that changes which modules have an adapter, or how large its update is; and those that must not.

@@ -24,8 +24,6 @@ from fedlora_export.graph.encoder_layers import mean_over_text
 from fedlora_export.graph.sequences import Sequences, sequences_of_rows
 from numpy.typing import NDArray
 
-from tests.encoders import Packs as EncoderPacks
-from tests.encoders import encoders_made_once
 from tests.export.sabotage import (
     Patch,
     Sabotage,
@@ -37,8 +35,10 @@ from tests.export.sabotage import (
     swap_modules,
     swap_parts,
 )
-from tests.families import family_pack
-from tests.models import DEFAULT, Packs
+from tests.tiny.encoders import Packs as EncoderPacks
+from tests.tiny.encoders import encoders_made_once
+from tests.tiny.families import family_pack
+from tests.tiny.llamas import DEFAULT, Packs
 
 RANK = 4  # of the adapter that the check feeds
 InputShapes = Mapping[str, NDArray[np.float32]]

@@ -24,8 +24,8 @@ from fedlora_export.export import export_base
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
 from numpy.typing import NDArray
 
-from tests.families import FAMILIES, family_oracle, family_pack
-from tests.models import assert_close, graph_logits, open_session, random_adapter, random_tokens
+from tests.tiny.families import FAMILIES, family_oracle, family_pack
+from tests.tiny.llamas import assert_close, graph_logits, open_session, random_adapter, random_tokens
 
 TOKENS = 15  # more than the window of those that have one
 

@@ -12,8 +12,8 @@ from fedlora_export.export import export_base
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 from fedlora_serve.local.engine import Engine
 
-from tests.models import Packs
 from tests.serve.speakers import LONG, RANKS, ROW_PROFILES, Speaker, speaker
+from tests.tiny.llamas import Packs
 
 
 @pytest.fixture(scope="session")

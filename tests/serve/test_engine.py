@@ -15,7 +15,7 @@ from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 from fedlora_export.merge import export_merged
 from fedlora_serve.local.engine import Engine, LoadedAdapter
 
-from tests.models import (
+from tests.tiny.llamas import (
     ALL_RANKS,
     LORAS,
     VARIANTS,

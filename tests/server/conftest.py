@@ -10,7 +10,7 @@ from fedlora.base.quantize import Quantization
 from fedlora.files.tensor_file import TensorFile, write_tensor_file
 from fedlora.lora.config import LoraConfig
 
-from tests.fake_grid import FINGERPRINT, SHAPE, Player
+from tests.server.fake_grid import FINGERPRINT, SHAPE, Player
 from tests.server.method_cases import CONFIGS
 
 pytest.register_assert_rewrite("tests.server.method_contract")

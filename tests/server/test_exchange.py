@@ -10,7 +10,7 @@ from fedlora.errors import RunError
 from fedlora_server.exchange import EVALUATE, TRAIN, ask, connected_nodes
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from tests.fake_grid import FakeGrid, evaluation_reply, training_reply
+from tests.server.fake_grid import FakeGrid, evaluation_reply, training_reply
 
 
 def echo(message: Message) -> Sequence[Message]:

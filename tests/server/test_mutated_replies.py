@@ -15,7 +15,7 @@ from fedlora.lora.ranks import with_ranks
 from fedlora.wire.update import Update, encode_update
 from flwr.app import Message
 
-from tests.fake_grid import Device, Honest, Player, training_reply
+from tests.server.fake_grid import Device, Honest, Player, training_reply
 from tests.server.method_cases import METHODS
 
 QUERY, DOWN = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj"

@@ -21,8 +21,8 @@ from fedlora_server.run.round_record import RoundRecord
 from fedlora_server.run.run_directory import RunDirectory, default_output, open_run
 from flwr.app import ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 
-from tests.builders import tree
-from tests.fake_grid import (
+from tests.tiny.checkpoints import tree
+from tests.server.fake_grid import (
     FINGERPRINT,
     Device,
     FakeGrid,

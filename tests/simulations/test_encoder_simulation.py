@@ -11,7 +11,7 @@ from fedlora_simulations.simulation import simulate
 from rich.console import Console
 
 from tests.client.encoder.test_training import records, written
-from tests.encoders import LABELS, save_encoder_pack
+from tests.tiny.encoders import LABELS, save_encoder_pack
 
 
 def test_labels_are_learned_in_a_simulation(tmp_path: Path) -> None:

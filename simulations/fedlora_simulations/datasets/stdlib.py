@@ -2,7 +2,7 @@
 
 `HELD_OUT` packages belong to devices: one package, one device; with more devices, the files of the largest packages are
 dealt out to several. Everything else is what `fedlora-nano` was pre-trained
-on (`core/nano/pretrain.py`), so that a device's text is new to the base it adapts.
+on (`tools/nano/pretrain.py`), so that a device's text is new to the base it adapts.
 """
 
 from __future__ import annotations

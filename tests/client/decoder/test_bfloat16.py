@@ -18,10 +18,10 @@ from fedlora_client.ops.compute import Compute
 from fedlora_client.ops.ops import Ops
 from torch import Tensor
 
-from tests.dense_reference import Gradients, Problem, random_problem, reference_gradients, relative_error
-from tests.families import family_pack
-from tests.models import ALL_RANKS, VARIANTS, Packs, Variant, oracle, peft_oracle, random_adapter
-from tests.tolerances import TIMES_OWN_ERROR, TIMES_PEFTS_ERROR
+from tests.reference.dense import Gradients, Problem, random_problem, reference_gradients, relative_error
+from tests.reference.tolerances import TIMES_OWN_ERROR, TIMES_PEFTS_ERROR
+from tests.tiny.families import family_pack
+from tests.tiny.llamas import ALL_RANKS, VARIANTS, Packs, Variant, oracle, peft_oracle, random_adapter
 
 SEEDS = range(3)
 NOTHING_KEPT = MemoryPlan()

@@ -27,10 +27,10 @@ from fedlora_client.ops.plain_ops import PlainOps
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.builders import llama_shape
-from tests.dense_reference import random_problem
-from tests.families import family_pack
-from tests.models import Packs, Variant, random_adapter, save_pack
+from tests.reference.dense import random_problem
+from tests.tiny.checkpoints import llama_shape
+from tests.tiny.families import family_pack
+from tests.tiny.llamas import Packs, Variant, random_adapter, save_pack
 
 CPU = torch.device("cpu")
 PLAIN = Compute(CPU, torch.float32, PlainOps())

@@ -25,11 +25,11 @@ from fedlora_client.ops.ops import Ops
 from fedlora_client.training.trainer import train
 from torch import Tensor
 
-from tests import dense_reference
-from tests.dense_reference import Problem, random_problem, reference_gradients
-from tests.families import FAMILIES, WINDOW, family_oracle, family_pack
-from tests.models import assert_close, peft_oracle, random_adapter
-from tests.train_cases import windows_of
+from tests.client.train_cases import windows_of
+from tests.reference import dense as dense_reference
+from tests.reference.dense import Problem, random_problem, reference_gradients
+from tests.tiny.families import FAMILIES, WINDOW, family_oracle, family_pack
+from tests.tiny.llamas import assert_close, peft_oracle, random_adapter
 
 PLAIN_ROTARY = {size: Rotary(tuple(10000.0 ** (-i / size) for i in range(0, size, 2))) for size in (8, 16)}
 each_family = pytest.mark.parametrize("family", FAMILIES)

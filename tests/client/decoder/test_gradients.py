@@ -23,8 +23,8 @@ from fedlora_client.ops.ops import Ops
 from fedlora_client.ops.workspace import Workspace
 from torch import Tensor
 
-from tests.dense_reference import Gradients, Problem, random_problem, reference_gradients
-from tests.models import ALL_RANKS, LORAS, VARIANTS, Packs, Variant, assert_close, random_adapter
+from tests.reference.dense import Gradients, Problem, random_problem, reference_gradients
+from tests.tiny.llamas import ALL_RANKS, LORAS, VARIANTS, Packs, Variant, assert_close, random_adapter
 
 # Smaller than every other adapter somewhere, larger somewhere else.
 STACK = (ALL_RANKS, LoraConfig(rank=2, alpha=9.0, use_rslora=True), LoraConfig(rank=9, alpha=4.0))

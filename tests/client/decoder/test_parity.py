@@ -16,9 +16,9 @@ from fedlora_client.ops.compute import Compute
 from fedlora_client.ops.ops import Ops
 from fedlora_client.reference import logits as reference_logits
 
-from tests import dense_reference
-from tests.dense_reference import random_problem
-from tests.models import (
+from tests.reference import dense as dense_reference
+from tests.reference.dense import random_problem
+from tests.tiny.llamas import (
     LORAS,
     VARIANTS,
     Packs,

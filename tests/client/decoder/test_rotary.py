@@ -17,8 +17,8 @@ from fedlora_client.decoder.dense_decoder import dense_logits
 from fedlora_client.decoder.rotary import ropes_of
 from fedlora_client.ops.compute import Compute
 
-from tests.dense_reference import dense_weights, random_problem
-from tests.families import family_pack
+from tests.reference.dense import dense_weights, random_problem
+from tests.tiny.families import family_pack
 
 TWO_ROTATIONS = "gemma3"  # one of the layers with a window, one of the others
 LENGTH = 11

@@ -22,7 +22,7 @@ from fedlora_client.layers.step_plan import Memory, StepPlan
 from fedlora_client.ops.compute import Compute
 from fedlora_client.ops.plain_ops import PlainOps
 
-from tests.encoders import save_encoder_pack
+from tests.tiny.encoders import save_encoder_pack
 
 PLAIN = Compute(torch.device("cpu"), torch.float32, PlainOps())
 PLENTY = 10**12

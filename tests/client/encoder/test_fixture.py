@@ -12,8 +12,8 @@ import torch
 from fedlora.peft.directory import read_peft
 from fedlora_client.reference import logits
 
-from tests.encoders import encoder_oracle, random_texts, save_encoder_pack, shape_of
-from tests.models import assert_close
+from tests.tiny.encoders import encoder_oracle, random_texts, save_encoder_pack, shape_of
+from tests.tiny.llamas import assert_close
 
 _BERT_BASE: dict[str, Any] = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,

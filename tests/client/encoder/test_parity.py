@@ -19,7 +19,7 @@ from fedlora_client.reference import logits as reference_logits
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tests.encoders import (
+from tests.tiny.encoders import (
     BARE,
     ENCODERS,
     Packs,
@@ -29,7 +29,7 @@ from tests.encoders import (
     peft_encoder,
     random_texts,
 )
-from tests.models import assert_close
+from tests.tiny.llamas import assert_close
 
 LENGTHS = (9, 17, 2, 1)
 

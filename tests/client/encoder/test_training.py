@@ -28,10 +28,10 @@ from fedlora_client.encoder.encoder import Encoder
 from fedlora_client.local_training import LocalRun, LocalTraining
 from fedlora_client.training.trainer import Saving, TrainResult, Watcher, evaluate, train
 
-from tests.encoders import LABELS, Packs, encoder_adapter, encoders_made_once, shape_of
-from tests.models import BOS, EOS, byte_tokenizer, save_pack
-from tests.models import DEFAULT as DECODER
-from tests.train_cases import assert_equal_bits
+from tests.client.train_cases import assert_equal_bits
+from tests.tiny.encoders import LABELS, Packs, encoder_adapter, encoders_made_once, shape_of
+from tests.tiny.llamas import BOS, EOS, byte_tokenizer, save_pack
+from tests.tiny.llamas import DEFAULT as DECODER
 
 WORDS = {
     "sad": ("bad", "poor", "grim", "dull"), "glad": ("good", "fine", "warm", "kind"),

@@ -19,7 +19,7 @@ from fedlora_client.ops.native_ops import NativeOps
 from fedlora_client.ops.plain_ops import PlainOps
 from fedlora_client.ops.self_check import disagreement
 
-from tests.models import Packs, Variant
+from tests.tiny.llamas import Packs, Variant
 
 # What a fast build needs: the sabotaged ones are only asked whether they are wrong.
 QUICK = ("-O0", "-std=gnu11", "-fPIC")

@@ -17,7 +17,7 @@ from fedlora_client.ops.ops import Ops
 from fedlora_client.ops.packed import PackedMatrix
 from torch import Tensor
 
-from tests.tolerances import ONE_OPERATION
+from tests.reference.tolerances import ONE_OPERATION
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 EPS = 1e-3

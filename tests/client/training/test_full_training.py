@@ -13,8 +13,8 @@ from fedlora_client.training.full_training import FullTraining
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tests.families import family_pack
-from tests.train_cases import TEXT
+from tests.client.train_cases import TEXT
+from tests.tiny.families import family_pack
 
 each_kind = pytest.mark.parametrize("family", ["llama-biases", "qwen3", "phi3", "gemma2", "gemma3"])
 

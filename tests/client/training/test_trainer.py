@@ -24,8 +24,8 @@ from fedlora_client.training.trainer import Watcher, evaluate, train
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tests.models import ALL_RANKS, VARIANTS, Packs, assert_close, peft_oracle, random_adapter
-from tests.train_cases import TEXT, assert_equal_bits, factors_of, windows_of
+from tests.client.train_cases import TEXT, assert_equal_bits, factors_of, windows_of
+from tests.tiny.llamas import ALL_RANKS, VARIANTS, Packs, assert_close, peft_oracle, random_adapter
 
 CONFIG = TrainConfig(steps=4, batch_size=3, sequence_length=12, lr=3e-3, max_grad_norm=0.0)
 

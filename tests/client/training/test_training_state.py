@@ -22,8 +22,8 @@ from fedlora_client.training.trainer import Evaluation, Saving, TrainResult, Wat
 from fedlora_client.training.training import Span
 from numpy.typing import NDArray
 
-from tests.models import ALL_RANKS, Packs, Variant, assert_close, changed, random_adapter
-from tests.train_cases import TEXT, assert_equal_bits, windows_of
+from tests.client.train_cases import TEXT, assert_equal_bits, windows_of
+from tests.tiny.llamas import ALL_RANKS, Packs, Variant, assert_close, changed, random_adapter
 
 STEPS = 6
 NOBODY = Watcher()

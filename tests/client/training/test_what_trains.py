@@ -30,7 +30,8 @@ from fedlora_client.training.trainer import Saving, evaluate, train
 from fedlora_client.training.training import Span, Training
 from torch import Tensor
 
-from tests.dense_reference import (
+from tests.client.train_cases import assert_equal_bits, factors_of, windows_of
+from tests.reference.dense import (
     Gradients,
     Problem,
     dense_weights,
@@ -39,9 +40,8 @@ from tests.dense_reference import (
     reference_logits,
     relative_error,
 )
-from tests.models import ALL_RANKS, LORAS, assert_close, random_adapter
-from tests.tolerances import TIMES_OWN_ERROR
-from tests.train_cases import assert_equal_bits, factors_of, windows_of
+from tests.reference.tolerances import TIMES_OWN_ERROR
+from tests.tiny.llamas import ALL_RANKS, LORAS, assert_close, random_adapter
 
 CONFIG = TrainConfig(steps=3, batch_size=100, sequence_length=12, lr=0.02, weight_decay=0.5, max_grad_norm=0.5)
 FROZEN_LORA = LoraConfig(rank=3, alpha=10.0, rank_pattern={"model.layers.1.mlp.gate_proj": 9}, use_rslora=True)
@@ -197,7 +197,7 @@ def test_gradients_beside_a_frozen_adapter_are_those_over_weights_that_it_is_fol
     frozen = random_adapter(base, dataclasses.replace(FROZEN_LORA, target_modules=adapter.config.target_modules), 8)
     got = gradients_of(decoder, problem, adapter, frozen)
     weights = folded(base, frozen)
-    monkeypatch.setattr("tests.dense_reference.dense_weights", lambda base: dict(weights))
+    monkeypatch.setattr("tests.reference.dense.dense_weights", lambda base: dict(weights))
     _, expected = reference_gradients(base, problem, adapter)
     assert_gradients_close(got, expected)
     monkeypatch.undo()
@@ -231,7 +231,7 @@ def test_a_training_beside_a_frozen_adapter_is_that_over_weights_that_it_is_fold
     assert result.adapter.config == adapter.config
     without = by_autograd(base, adapter, windows, config)
     weights = folded(base, frozen)
-    monkeypatch.setattr("tests.dense_reference.dense_weights", lambda base: dict(weights))
+    monkeypatch.setattr("tests.reference.dense.dense_weights", lambda base: dict(weights))
     assert share_off(result.adapter, by_autograd(base, adapter, windows, config), config.lr) < BY_CHANCE
     assert share_off(result.adapter, without, config.lr) > 0.3
 

@@ -18,10 +18,10 @@ from fedlora_export.adapter_export import export_peft, write_onnx_adapter
 from fedlora_serve.adapters import source as source_module
 from fedlora_serve.adapters.source import AdapterContent, digest_of, read_adapter
 
-from tests.encoders import encoder_adapter, save_encoder_pack
-from tests.families import family_pack
-from tests.models import ALL_RANKS, LORAS, Variant, changed, random_adapter, save_pack
 from tests.serve.adapters.fake_source import inputs_of
+from tests.tiny.encoders import encoder_adapter, save_encoder_pack
+from tests.tiny.families import family_pack
+from tests.tiny.llamas import ALL_RANKS, LORAS, Variant, changed, random_adapter, save_pack
 
 
 def save(adapter: Adapter, directory: Path, fingerprint: str | None, dtype: Dtype = "F32") -> Path:

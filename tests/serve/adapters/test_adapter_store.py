@@ -21,7 +21,6 @@ from fedlora_export.adapter_export import export_peft
 from fedlora_serve.adapters.store import AdapterStore
 from fedlora_serve.adapters.version import AdapterStatus
 
-from tests.models import random_adapter
 from tests.serve.adapters.fake_source import (
     NO_BASE,
     UNIT,
@@ -34,6 +33,7 @@ from tests.serve.adapters.fake_source import (
     status_of,
     store_of,
 )
+from tests.tiny.llamas import random_adapter
 
 
 def test_what_is_loaded_is_leased_as_it_was_read(base: BasePack, tmp_path: Path) -> None:

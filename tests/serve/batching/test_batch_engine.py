@@ -23,10 +23,10 @@ from fedlora_serve.errors import BusyError
 from fedlora_serve.local.engine import Engine
 from fedlora_serve.text.sampling import Sampling
 
-from tests.models import EOS
 from tests.serve.batching.conftest import Engines
 from tests.serve.batching.listening import CountedLease, Listener, ask, counted
 from tests.serve.speakers import Speaker, greedy, random_prompt, speaker
+from tests.tiny.llamas import EOS
 
 
 @pytest.fixture

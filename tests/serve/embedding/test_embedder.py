@@ -23,8 +23,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tests.encoders import BARE, Packs, encoder_adapter, encoder_oracle, encoders_made_once, random_texts
-from tests.models import BOS, DEFAULT, EOS, assert_close, save_pack
+from tests.tiny.encoders import BARE, Packs, encoder_adapter, encoder_oracle, encoders_made_once, random_texts
+from tests.tiny.llamas import BOS, DEFAULT, EOS, assert_close, save_pack
 
 LENGTHS = (9, 17, 2, 1, 30)
 

@@ -10,8 +10,8 @@ from fedlora.base.pack import BasePack
 from fedlora.peft.directory import PeftDirectory, write_peft
 from fedlora_export.export import export_base
 
-from tests.encoders import save_encoder_pack
 from tests.serve.speakers import Speaker
+from tests.tiny.encoders import save_encoder_pack
 
 
 @pytest.fixture(scope="session")

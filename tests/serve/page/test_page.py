@@ -21,10 +21,10 @@ from fedlora_serve.http.service.metrics import Metrics
 from fedlora_serve.http.service.state import ServiceState
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from tests.models import random_adapter
 from tests.serve.http.fake_engine import FakeEngine, endless, words
 from tests.serve.http.own_server import served
 from tests.serve.http.services import service
+from tests.tiny.llamas import random_adapter
 
 pytestmark = pytest.mark.browser
 

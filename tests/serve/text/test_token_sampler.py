@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tests.reference.tolerances import TOLERANCE
 from tests.serve.text.sampling_reference import drawn, penalized, probabilities, softmax
-from tests.tolerances import TOLERANCE
 
 SCORES = np.array([2.0, -1.0, 0.5, 2.5, -30.0, 1.0, 0.0, 1.5], np.float32)
 

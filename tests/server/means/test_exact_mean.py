@@ -15,9 +15,9 @@ from fedlora.lora.algebra import Dense, concatenate, inner_product, squared_dist
 from fedlora.lora.config import LoraConfig
 from fedlora_server.means.exact_mean import ExactMean
 
-from tests.builders import random_adapter
 from tests.server.method_cases import CONFIGS, SHAPES, TARGETS, TOLERANCE, Weighted, assert_close, dense, dense_mean
 from tests.server.method_cases import Dense as Matrices
+from tests.tiny.checkpoints import random_adapter
 
 
 def client(lora: LoraConfig, seed: int) -> Adapter:

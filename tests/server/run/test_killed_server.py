@@ -24,8 +24,8 @@ from fedlora_server.run.metrics_file import METRICS
 from fedlora_server.run.run_directory import RunDirectory, open_run
 from flwr.app import Message, MessageType
 
-from tests.builders import tree
-from tests.fake_grid import FINGERPRINT, LORA, SHAPE, FakeGrid, Honest, update_of
+from tests.server.fake_grid import FINGERPRINT, LORA, SHAPE, FakeGrid, Honest, update_of
+from tests.tiny.checkpoints import tree
 
 ROUNDS = 3
 TIMES = ("seconds", "server_s")

@@ -19,7 +19,7 @@ from fedlora.cli import commands
 from fedlora.errors import ConfigError
 from fedlora_server.run.run_directory import RunDirectory, last_round, read_metrics
 
-from tests.builders import tree
+from tests.tiny.checkpoints import tree
 
 if TYPE_CHECKING:
     from tests.simulations.conftest import Simulator

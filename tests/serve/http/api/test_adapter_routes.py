@@ -16,8 +16,8 @@ from fedlora_serve.http.access.keys import ApiKey, Keys, key_digest
 from fedlora_serve.http.service.adapter_folder import AdapterFolder
 from fedlora_serve.http.service.state import ServiceState
 
-from tests.models import random_adapter
 from tests.serve.http.services import BASE, Client, service
+from tests.tiny.llamas import random_adapter
 
 ADMIN, WEB = "admin-key-0123456789", "web-key-0123456789"
 

@@ -15,9 +15,9 @@ from fedlora_serve.http.api import chat, completions
 from fedlora_serve.http.generation.prompts import chat_prompt, completion_prompts
 from fedlora_serve.http.protocol.errors import ApiError
 
-from tests.models import BOS
 from tests.serve.http.fake_engine import FakeEngine, failing, words
 from tests.serve.http.services import BASE, Client, refusal, service, tokens
+from tests.tiny.llamas import BOS
 
 Post = Callable[..., Any]
 

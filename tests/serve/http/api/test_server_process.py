@@ -18,8 +18,8 @@ from fedlora.peft.directory import PeftDirectory, write_peft
 from fedlora_export.export import export_base
 from fedlora_serve.commands.serve import serve
 
-from tests.models import random_adapter
 from tests.serve.serving_process import ADMIN, COMMAND, Serving, serving
+from tests.tiny.llamas import random_adapter
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""What `bench_aggregate.py` is made of."""

@@ -1,0 +1,1 @@
+"""What `bench_export.py` is made of; the peers' interpreters run its workers."""

@@ -1,0 +1,1 @@
+"""Tiny random models, packs, adapters and texts, as the tests make them."""
