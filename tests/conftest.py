@@ -29,11 +29,11 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def packs(tmp_path_factory: pytest.TempPathFactory) -> Packs:
+def packs() -> Packs:
     """The pack of a variant: for reading, it is shared."""
-    from tests.tiny.llamas import made_once  # with torch, which not all tests need
+    from tests.tiny.llamas import llama_pack  # with torch, which not all tests need
 
-    return made_once(tmp_path_factory.mktemp("models"))
+    return llama_pack
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,10 @@ from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.supercore.task_identity import TaskIdentity
 
 from tests.client.train_cases import assert_equal_bits
-from tests.tiny.llamas import Variant, assert_close, byte_tokenizer, changed, random_adapter, save_pack
+from tests.reference.agreement import assert_close
+from tests.tiny.adapters import changed, random_adapter
+from tests.tiny.llamas import Variant, save_pack
+from tests.tiny.tokenizer import byte_tokenizer
 
 TEXT = "".join(f"line {number}: the quick brown fox jumps over the lazy dog\n" for number in range(20))
 LORA = LoraConfig(rank=2, alpha=8.0)

@@ -20,7 +20,7 @@ from fedlora_client.training.trainer import Saving
 from fedlora_client.training.training import Training
 
 from tests.client.train_cases import assert_equal_bits
-from tests.tiny.llamas import ALL_RANKS, random_adapter
+from tests.tiny.adapters import ALL_RANKS, random_adapter
 
 TEXT = "".join(f"line {number}: the quick brown fox jumps over the lazy dog\n" for number in range(20))
 ADAPTER = LoraConfig(rank=2, alpha=8.0)

@@ -21,7 +21,7 @@ from fedlora_client.training.trainer import TrainResult
 from numpy.typing import NDArray
 
 from tests.client.train_cases import assert_equal_bits, factors_of
-from tests.tiny.llamas import changed, random_adapter
+from tests.tiny.adapters import changed, random_adapter
 
 TEXT = "".join(f"line {number}: the quick brown fox jumps over the lazy dog\n" for number in range(20))
 LORA = LoraConfig(rank=2, alpha=8.0)

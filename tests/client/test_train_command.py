@@ -20,7 +20,10 @@ from fedlora_client.decoder.decoder import Decoder
 from fedlora_client.ops.compute import choose_compute
 from fedlora_client.training.training import Training
 
-from tests.tiny.llamas import VARIANTS, Packs, assert_close, random_tokens, read_by_peft
+from tests.reference.agreement import assert_close
+from tests.reference.oracles import read_by_peft
+from tests.tiny.llamas import VARIANTS, Packs
+from tests.tiny.tokens import random_tokens
 
 LINES = "".join(f"line {number}: the quick brown fox jumps over the lazy dog\n" for number in range(60))
 FLOAT32 = ("--set", "train.compute=float32")

@@ -8,7 +8,7 @@ from fedlora.lora.adapter import Adapter
 from fedlora_client.data.windows import Windows, make_windows
 from numpy.typing import NDArray
 
-from tests.tiny.llamas import byte_tokenizer
+from tests.tiny.tokenizer import byte_tokenizer
 
 TEXT = "the quick brown fox jumps over the lazy dog. "
 

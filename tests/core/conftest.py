@@ -10,7 +10,8 @@ from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
 from hypothesis import settings
 
-from tests.tiny.checkpoints import llama_shape, random_adapter, tiny_pack, write_checkpoint
+from tests.tiny.adapters import adapter_on
+from tests.tiny.checkpoints import llama_shape, tiny_pack, write_checkpoint
 
 # The same examples on every run, and no deadline: a busy machine fails no test.
 settings.register_profile("core", deadline=None, derandomize=True, database=None)
@@ -33,4 +34,4 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> BasePack:
 @pytest.fixture
 def adapter() -> Adapter:
     """A random adapter of rank 4 on every linear module of the tiny model."""
-    return random_adapter(LoraConfig(rank=4, alpha=8.0), llama_shape().linear_modules())
+    return adapter_on(LoraConfig(rank=4, alpha=8.0), llama_shape().linear_modules())

@@ -9,7 +9,8 @@ from fedlora.lora.adapter import Adapter, LoraPair, initial_adapter
 from fedlora.lora.config import LoraConfig
 
 from tests.reference.tolerances import TOLERANCE
-from tests.tiny.checkpoints import llama_shape, random_adapter
+from tests.tiny.adapters import adapter_on
+from tests.tiny.checkpoints import llama_shape
 
 MODULES = llama_shape().linear_modules()
 UP = "model.layers.0.mlp.up_proj"
@@ -70,7 +71,7 @@ def test_size_bytes_counts_four_bytes_a_number(adapter: Adapter) -> None:
 @pytest.mark.parametrize("use_rslora", [False, True])
 def test_a_modules_product_is_the_dense_update(use_rslora: bool) -> None:
     config = LoraConfig(rank=3, alpha=6.0, use_rslora=use_rslora, rank_pattern={UP: 2}, alpha_pattern={UP: 5.0})
-    adapter = random_adapter(config, MODULES)
+    adapter = adapter_on(config, MODULES)
     for module, pair in adapter.pairs.items():
         dense = config.scaling_of(module) * pair.lora_B.astype(float) @ pair.lora_A.astype(float)
         np.testing.assert_allclose(adapter.product(module).dense(), dense, **TOLERANCE["float32"])

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from tests.tiny.llamas import byte_tokenizer
+from tests.tiny.tokenizer import byte_tokenizer
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 

@@ -17,7 +17,7 @@ from fedlora.data.examples import Example, Labelled, TextRecord, size_bytes, tex
 from fedlora.errors import CheckpointError, DataError, PackError
 from fedlora.family import EncoderShape, ModelShape, decoder_shape, model_shape
 
-from tests.tiny.encoders import EVERY, LABELS, Packs, encoders_made_once, shape_of
+from tests.tiny.encoders import EVERY, LABELS, encoder_pack, shape_of
 
 _BERT: dict[str, Any] = {
     "architectures": ["BertForSequenceClassification"], "model_type": "bert", "hidden_size": 64, "intermediate_size": 96,
@@ -29,11 +29,6 @@ _DISTILBERT: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def packs(tmp_path_factory: pytest.TempPathFactory) -> Packs:
-    return encoders_made_once(tmp_path_factory.mktemp("encoders"))
-
-
 def shape(config: dict[str, Any], **changes: Any) -> EncoderShape:
     found: ModelShape = model_shape({**config, **changes}, "dir/config.json")
     assert isinstance(found, EncoderShape)
@@ -41,8 +36,8 @@ def shape(config: dict[str, Any], **changes: Any) -> EncoderShape:
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_a_pack_holds_every_weight_that_the_model_uses(packs: Packs, name: str) -> None:
-    base = packs(name)
+def test_a_pack_holds_every_weight_that_the_model_uses(name: str) -> None:
+    base = encoder_pack(name)
     model, checkpoint = shape_of(base), Checkpoint(base.directory.with_name("pack-checkpoint"))
     assert model.labels == (() if name.startswith("bare") else LABELS)
     for tensor, size in model.float_tensors().items():
@@ -108,8 +103,8 @@ def test_labels_that_are_not_named_have_transformers_default_names() -> None:
     assert shape(_BERT, id2label={"1": "b", "0": "a", "2": "c"}).labels == ("a", "b", "c")
 
 
-def test_who_needs_a_decoder_refuses_an_encoder(packs: Packs) -> None:
-    base: BasePack = packs("bert")
+def test_who_needs_a_decoder_refuses_an_encoder() -> None:
+    base: BasePack = encoder_pack("bert")
     with pytest.raises(PackError, match=r"an encoder \(bert\); this needs a model that generates"):
         _ = base.shape
     with pytest.raises(CheckpointError, match="BertForSequenceClassification is an encoder"):
@@ -121,13 +116,13 @@ def shown(path: Path) -> dict[str, str]:
     return {line[2:24].strip(): line[24:] for line in lines}
 
 
-def test_a_pack_is_shown_with_its_labels(packs: Packs) -> None:
-    facts = shown(packs("bert").directory)
+def test_a_pack_is_shown_with_its_labels() -> None:
+    facts = shown(encoder_pack("bert").directory)
     assert facts["model"] == "bert, an encoder"
     assert facts["labels"] == "3: sad, glad, neither"
     assert (facts["heads"], facts["context"], facts["vocabulary"]) == ("4 of 16", "40", "260")
-    assert shown(packs("bare roberta").directory)["labels"] == "none: it gives embeddings"
-    assert shown(packs("bare roberta").directory)["context"] == "38"
+    assert shown(encoder_pack("bare roberta").directory)["labels"] == "none: it gives embeddings"
+    assert shown(encoder_pack("bare roberta").directory)["context"] == "38"
 
 
 def test_a_labelled_example_is_as_long_as_its_text() -> None:

@@ -18,7 +18,7 @@ from fedlora.exported.sidecar import sidecar_of
 from fedlora.lora.config import MAX_RANK, LoraConfig
 from fedlora_export.adapter_export import write_onnx_adapter
 
-from tests.tiny.checkpoints import random_adapter
+from tests.tiny.adapters import adapter_on
 
 UP = "model.layers.0.mlp.up_proj"
 CONFIG = LoraConfig(rank=4, alpha=8.0, rank_pattern={UP: 2}, target_modules=("up_proj", "q_proj"))
@@ -29,7 +29,7 @@ Change = Callable[[dict[str, Any]], object]
 def joined_path(pack: BasePack, tmp_path: Path) -> Path:
     """An adapter file for the profile fast, with its manifest."""
     path = tmp_path / "joined.onnx_adapter"
-    adapter = random_adapter(CONFIG, pack.model.linear_modules())
+    adapter = adapter_on(CONFIG, pack.model.linear_modules())
     write_onnx_adapter(adapter, pack.fingerprint, path, joined_for=pack.model)
     return path
 
@@ -40,7 +40,7 @@ def load(pack: BasePack, path: Path, profile: Profile = "fast") -> Any:
 
 
 def test_a_joined_file_is_loaded_for_a_graph_of_its_profile_and_no_other(pack: BasePack, joined_path: Path) -> None:
-    verified, adapter = load(pack, joined_path), random_adapter(CONFIG, pack.model.linear_modules())
+    verified, adapter = load(pack, joined_path), adapter_on(CONFIG, pack.model.linear_modules())
     expected = joined_values(input_values(adapter), pack.model.linear_modules(), pack.model.linear_groups())
     assert verified.values.keys() == expected.keys()
     assert all(np.array_equal(verified.values[name], expected[name]) for name in expected)
@@ -59,7 +59,7 @@ def test_a_joined_file_is_loaded_for_a_graph_of_its_profile_and_no_other(pack: B
 
 def test_a_file_of_single_modules_is_refused_for_the_profile_fast(pack: BasePack, tmp_path: Path) -> None:
     path = tmp_path / "single.onnx_adapter"
-    write_onnx_adapter(random_adapter(CONFIG, pack.model.linear_modules()), pack.fingerprint, path)
+    write_onnx_adapter(adapter_on(CONFIG, pack.model.linear_modules()), pack.fingerprint, path)
     with pytest.raises(AdapterMismatchError, match="made for profile compat, this graph is fast") as caught:
         load(pack, path)
     assert "fedlora export-adapter --profile fast" in str(caught.value)
@@ -89,7 +89,7 @@ def test_ranks_that_do_not_sum_up_to_the_joined_inputs_are_refused(
 def test_a_joined_input_may_be_as_wide_as_all_its_modules_at_their_largest(pack: BasePack, tmp_path: Path) -> None:
     modules, path = pack.model.linear_modules(), tmp_path / "wide.onnx_adapter"
     config = LoraConfig(rank=MAX_RANK, alpha=8.0, target_modules=("gate_proj", "up_proj"))
-    write_onnx_adapter(random_adapter(config, modules), pack.fingerprint, path, joined_for=pack.model)
+    write_onnx_adapter(adapter_on(config, modules), pack.fingerprint, path, joined_for=pack.model)
     group = joined_name([UP.replace("up_proj", "gate_proj"), UP])
     assert load(pack, path).values[f"{group}.lora_A.weight"].shape[1] == 2 * MAX_RANK
 

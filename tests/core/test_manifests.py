@@ -20,7 +20,8 @@ from fedlora.exported.sidecar import sidecar_of
 from fedlora.lora.config import LoraConfig
 from fedlora_export.adapter_export import write_onnx_adapter
 
-from tests.tiny.checkpoints import random_adapter, tree
+from tests.tiny.adapters import adapter_on
+from tests.tiny.checkpoints import tree
 
 UP = "model.layers.0.mlp.up_proj"
 CONFIG = LoraConfig(
@@ -33,7 +34,7 @@ Change = Callable[[dict[str, Any]], object]
 def adapter_path(pack: BasePack, tmp_path: Path) -> Path:
     """A sound adapter file with its manifest, alone in their folder."""
     path = tmp_path / "a.onnx_adapter"
-    write_onnx_adapter(random_adapter(CONFIG, pack.model.linear_modules()), pack.fingerprint, path, source="first")
+    write_onnx_adapter(adapter_on(CONFIG, pack.model.linear_modules()), pack.fingerprint, path, source="first")
     return path
 
 
@@ -64,7 +65,7 @@ def rewrite(path: Path, change: Change) -> None:
 
 
 def test_an_adapter_file_is_loaded_with_what_its_manifest_tells(pack: BasePack, adapter_path: Path) -> None:
-    verified, expected = load(pack, adapter_path), random_adapter(CONFIG, pack.model.linear_modules())
+    verified, expected = load(pack, adapter_path), adapter_on(CONFIG, pack.model.linear_modules())
     values = input_values(expected)
     assert verified.values.keys() == values.keys()
     assert all(np.array_equal(verified.values[name], values[name]) for name in values)
@@ -108,7 +109,7 @@ def test_a_flipped_bit_in_an_adapter_file_is_refused_by_its_digest(pack: BasePac
 
 
 def test_an_adapter_file_that_is_written_again_brings_its_own_manifest(pack: BasePack, adapter_path: Path) -> None:
-    again = random_adapter(LoraConfig(rank=1, target_modules=("v_proj",)), pack.model.linear_modules())
+    again = adapter_on(LoraConfig(rank=1, target_modules=("v_proj",)), pack.model.linear_modules())
     write_onnx_adapter(again, pack.fingerprint, adapter_path)
     assert load(pack, adapter_path).values.keys() == input_values(again).keys()
     assert tree(adapter_path.parent).keys() == {"a.onnx_adapter", "a.onnx_adapter.json"}
@@ -116,7 +117,7 @@ def test_an_adapter_file_that_is_written_again_brings_its_own_manifest(pack: Bas
 
 def test_a_writer_that_dies_between_the_two_files_leaves_what_is_refused(pack: BasePack, adapter_path: Path) -> None:
     old = sidecar_of(adapter_path).read_bytes()
-    write_onnx_adapter(random_adapter(CONFIG, pack.model.linear_modules(), seed=9), pack.fingerprint, adapter_path)
+    write_onnx_adapter(adapter_on(CONFIG, pack.model.linear_modules(), seed=9), pack.fingerprint, adapter_path)
     sidecar_of(adapter_path).write_bytes(old)
     with pytest.raises(AdapterError, match="copy both again"):
         load(pack, adapter_path)

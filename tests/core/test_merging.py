@@ -14,7 +14,8 @@ from fedlora.errors import AdapterMismatchError
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
 
-from tests.tiny.checkpoints import random_adapter, tiny_quantization, write_checkpoint
+from tests.tiny.adapters import adapter_on
+from tests.tiny.checkpoints import tiny_quantization, write_checkpoint
 
 
 def pack(folder: Path, symmetric: bool = True) -> BasePack:
@@ -25,7 +26,7 @@ def pack(folder: Path, symmetric: bool = True) -> BasePack:
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_every_matrix_is_the_bases_plus_its_update_quantized_once_more(tmp_path: Path, symmetric: bool) -> None:
     base = pack(tmp_path, symmetric)
-    whole = random_adapter(LoraConfig(rank=3, alpha=6.0), base.shape.linear_modules())
+    whole = adapter_on(LoraConfig(rank=3, alpha=6.0), base.shape.linear_modules())
     adapter = Adapter(whole.config, {m: pair for m, pair in whole.pairs.items() if not m.endswith("k_proj")})
     (tmp_path / "merged").mkdir()
     write_merged(base, adapter, tmp_path / "merged")
@@ -55,7 +56,7 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AdapterMismatchError, match=r"the adapter to merge: the base has no module model\.other"):
         write_merged(
             base,
-            random_adapter(LoraConfig(rank=3, target_modules=("q_proj",)), {"model.other.q_proj": (8, 8)}),
+            adapter_on(LoraConfig(rank=3, target_modules=("q_proj",)), {"model.other.q_proj": (8, 8)}),
             tmp_path / "merged",
         )
     assert not list((tmp_path / "merged").iterdir())

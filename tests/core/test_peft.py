@@ -20,7 +20,8 @@ from fedlora.lora.adapter import Adapter, LoraPair
 from fedlora.lora.config import LoraConfig
 from fedlora.peft.directory import PeftDirectory, read_peft, write_peft
 
-from tests.tiny.checkpoints import LLAMA, llama_shape, random_adapter, tree
+from tests.tiny.adapters import adapter_on
+from tests.tiny.checkpoints import LLAMA, llama_shape, tree
 
 POSITIVE = ["peft-bert-seqcls", "peft-gpt2-causal-tigrinya", "peft-opt125m-dpo"]
 NEGATIVE = "negative-peft-distilbert-classifier-target"
@@ -96,7 +97,7 @@ def test_the_malformed_directory_is_refused_with_file_and_tensor(shared: Path) -
 def test_what_is_written_is_read_back_rounded_to_the_stored_dtype(
     tmp_path: Path, config: LoraConfig, dtype: Dtype
 ) -> None:
-    adapter = random_adapter(config, MODULES)
+    adapter = adapter_on(config, MODULES)
     write_peft(tmp_path / "a", PeftDirectory(adapter=adapter, dtype=dtype, base_fingerprint="f" * 64))
     back = read_peft(tmp_path / "a")
     torch_dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[dtype]
@@ -114,7 +115,7 @@ def test_what_is_written_is_read_back_rounded_to_the_stored_dtype(
 
 
 def test_the_configuration_that_is_read_back_equals_the_one_that_was_written(tmp_path: Path) -> None:
-    write_peft(tmp_path / "a", PeftDirectory(adapter=random_adapter(PATTERNED, MODULES)))
+    write_peft(tmp_path / "a", PeftDirectory(adapter=adapter_on(PATTERNED, MODULES)))
     back = read_peft(tmp_path / "a").adapter.config
     assert set(back.target_modules) == set(PATTERNED.target_modules)
     assert replace(back, target_modules=PATTERNED.target_modules) == PATTERNED
@@ -123,7 +124,7 @@ def test_the_configuration_that_is_read_back_equals_the_one_that_was_written(tmp
 def test_an_adapter_that_was_changed_after_reading_is_written_with_its_own_configuration(
     tmp_path: Path, directory: Path
 ) -> None:
-    changed = random_adapter(LoraConfig(rank=2, alpha=5.0, use_rslora=True), MODULES)
+    changed = adapter_on(LoraConfig(rank=2, alpha=5.0, use_rslora=True), MODULES)
     write_peft(tmp_path / "changed", replace(read_peft(directory), adapter=changed))
     _assert_equal(read_peft(tmp_path / "changed").adapter, changed)
 
@@ -135,7 +136,7 @@ def test_peft_loads_what_we_write_and_computes_the_same_update(tmp_path: Path, u
     import transformers
 
     config = replace(PATTERNED, use_rslora=use_rslora)
-    adapter = random_adapter(config, MODULES)
+    adapter = adapter_on(config, MODULES)
     write_peft(tmp_path / "a", PeftDirectory(adapter=adapter), base_name="tiny")
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**LLAMA))
     loaded = peft.PeftModel.from_pretrained(model, str(tmp_path / "a"))
@@ -190,7 +191,7 @@ def test_we_read_what_peft_saves_with_its_patterns(tmp_path: Path, use_rslora: b
 def test_a_rank_of_layer_1_is_not_that_of_layer_11(tmp_path: Path) -> None:
     modules = llama_shape(num_hidden_layers=12).linear_modules()
     config = LoraConfig(rank=4, target_modules=("q_proj",), rank_pattern={"model.layers.1.self_attn.q_proj": 2})
-    write_peft(tmp_path / "a", PeftDirectory(adapter=random_adapter(config, modules)))
+    write_peft(tmp_path / "a", PeftDirectory(adapter=adapter_on(config, modules)))
     ranks = {module: pair.rank for module, pair in read_peft(tmp_path / "a").adapter.pairs.items()}
     assert {module for module, rank in ranks.items() if rank == 2} == {"model.layers.1.self_attn.q_proj"}
 

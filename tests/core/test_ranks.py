@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.reference.tolerances import TOLERANCE
-from tests.tiny.checkpoints import llama_shape, random_adapter
+from tests.tiny.adapters import adapter_on
+from tests.tiny.checkpoints import llama_shape
 
 MODULES = llama_shape(num_hidden_layers=1).linear_modules()
 UP, DOWN, Q = (f"model.layers.0.{name}" for name in ("mlp.up_proj", "mlp.down_proj", "self_attn.q_proj"))
@@ -39,7 +40,7 @@ def dense(adapter: Adapter, module: str, components: slice = slice(None)) -> NDA
 
 
 def adapter_of(config: str, seed: int = 0) -> Adapter:
-    return random_adapter(CONFIGS[config], MODULES, seed)
+    return adapter_on(CONFIGS[config], MODULES, seed)
 
 
 def assert_equal_bits(one: Adapter, other: Adapter) -> None:
@@ -108,7 +109,7 @@ def test_an_adapter_of_no_more_components_than_its_configuration_has_no_second_p
 
 
 def test_a_module_without_a_second_part_gets_a_component_of_zeros_there() -> None:
-    few = random_adapter(LoraConfig(rank=2, alpha=8.0, rank_pattern={UP: 5}), MODULES)
+    few = adapter_on(LoraConfig(rank=2, alpha=8.0, rank_pattern={UP: 5}), MODULES)
     mine, rest = parted(few, LoraConfig(rank=2, alpha=8.0))
     assert rest is not None
     assert {module: pair.rank for module, pair in rest.pairs.items() if pair.lora_B.any()} == {UP: 3}
@@ -148,7 +149,7 @@ def test_joining_changes_neither_of_the_two() -> None:
 
 
 def test_a_frozen_adapter_of_the_same_scaling_keeps_its_bits() -> None:
-    one, other = adapter_of("plain", 1), random_adapter(dataclasses.replace(CONFIGS["plain"]), MODULES, 2)
+    one, other = adapter_of("plain", 1), adapter_on(dataclasses.replace(CONFIGS["plain"]), MODULES, 2)
     _, rest = parted(joined(one, other), one.config)
     assert rest is not None
     assert_equal_bits(rest, other)

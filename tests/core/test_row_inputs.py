@@ -6,13 +6,14 @@ import numpy as np
 from fedlora.exported.inputs import input_values, row_values
 from fedlora.lora.config import LoraConfig
 
-from tests.tiny.checkpoints import llama_shape, random_adapter
+from tests.tiny.adapters import adapter_on
+from tests.tiny.checkpoints import llama_shape
 
 MODULES = llama_shape().linear_modules()
 
 
 def test_each_row_holds_its_own_factors_and_zeros_up_to_the_largest_rank() -> None:
-    large, small = (input_values(random_adapter(LoraConfig(rank=rank), MODULES, rank)) for rank in (5, 2))
+    large, small = (input_values(adapter_on(LoraConfig(rank=rank), MODULES, rank)) for rank in (5, 2))
     values = row_values([large, {}, small], MODULES)
     assert values.keys() == large.keys()
     for name, value in values.items():

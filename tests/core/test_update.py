@@ -18,7 +18,8 @@ from fedlora.wire.update import Update, config_values, decode_update, encode_upd
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.tiny.checkpoints import llama_shape, random_adapter
+from tests.tiny.adapters import adapter_on
+from tests.tiny.checkpoints import llama_shape
 
 SHAPE = llama_shape(num_hidden_layers=1)
 UP = "model.layers.0.mlp.up_proj"
@@ -26,7 +27,7 @@ PREAMBLE = 9
 
 
 def _update(config: LoraConfig | None = None, **changes: Any) -> Update:
-    adapter = random_adapter(config or LoraConfig(rank=2, target_modules=("q_proj", "up_proj")), SHAPE.linear_modules())
+    adapter = adapter_on(config or LoraConfig(rank=2, target_modules=("q_proj", "up_proj")), SHAPE.linear_modules())
     values: dict[str, Any] = {
         "adapter": adapter,
         "run": "a run",
@@ -41,12 +42,12 @@ def _update(config: LoraConfig | None = None, **changes: Any) -> Update:
 def _known(config: LoraConfig | None = None) -> Adapter:
     """What a receiver has: the adapter of another seed, in which a factor that came is told from its own."""
     config = config or LoraConfig(rank=2, target_modules=("q_proj", "up_proj"))
-    return random_adapter(config, SHAPE.linear_modules(), seed=5)
+    return adapter_on(config, SHAPE.linear_modules(), seed=5)
 
 
 def _down(**changes: Any) -> Update:
     """An update with everything that one may have."""
-    frozen = random_adapter(LoraConfig(rank=1, alpha=3.0, target_modules=("q_proj", "up_proj")), SHAPE.linear_modules())
+    frozen = adapter_on(LoraConfig(rank=1, alpha=3.0, target_modules=("q_proj", "up_proj")), SHAPE.linear_modules())
     return _update(**{"factors": "B", "frozen": frozen, "task": Task(trains="AB", sends="B"), **changes})
 
 

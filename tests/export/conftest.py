@@ -15,7 +15,9 @@ from fedlora_export.adapter_export import write_onnx_adapter
 from fedlora_export.export import export_base
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 
-from tests.tiny.llamas import DEFAULT, Packs, Variant, open_session, random_adapter
+from tests.export.graph_runs import open_session
+from tests.tiny.adapters import random_adapter
+from tests.tiny.llamas import DEFAULT, Packs, Variant
 
 
 @pytest.fixture(scope="session")

@@ -22,8 +22,12 @@ from fedlora_export.commands.export_adapter import export_adapter
 from fedlora_export.export import export_base
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 
-from tests.tiny.encoders import EVERY, encoder_adapter, save_encoder_pack
-from tests.tiny.llamas import DEFAULT, LORAS, Variant, assert_close, open_session, random_adapter, random_tokens
+from tests.export.graph_runs import open_session
+from tests.reference.agreement import assert_close
+from tests.tiny.adapters import LORAS, random_adapter
+from tests.tiny.encoders import EVERY, save_encoder_pack
+from tests.tiny.llamas import DEFAULT, Variant
+from tests.tiny.tokens import random_tokens
 
 _LOADED: list[Any] = []  # the options of a run do not keep an adapter alive
 
@@ -89,7 +93,7 @@ def test_an_encoder_takes_a_file_for_the_profile_fast(tmp_path: Path, name: str)
         accuracy_level=FLOAT_ACCURACY,
     )
     base = open_pack(tmp_path / "model")
-    adapter, path, results = encoder_adapter(base), tmp_path / "model" / "a.onnx_adapter", []
+    adapter, path, results = random_adapter(base), tmp_path / "model" / "a.onnx_adapter", []
     tokens = np.random.default_rng(3).integers(5, 50, (2, 6))
     for profile in FILE_PROFILES:
         write_onnx_adapter(adapter, base.fingerprint, path, joined_for=base.model if profile == "fast" else None)

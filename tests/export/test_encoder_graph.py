@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -26,36 +27,29 @@ from fedlora_export.export import export_base
 from fedlora_export.graph.encoder import build_encoder
 from numpy.typing import NDArray
 
-from tests.tiny.encoders import (
-    EVERY,
-    Packs,
-    encoder_adapter,
-    encoder_oracle,
-    encoders_made_once,
-    random_texts,
-    shape_of,
-)
+from tests.export.graph_runs import open_session
+from tests.reference.agreement import assert_close
+from tests.reference.oracles import oracle
+from tests.tiny.adapters import random_adapter
+from tests.tiny.encoders import EVERY, encoder_pack, shape_of
 from tests.tiny.llamas import DEFAULT as DECODER
-from tests.tiny.llamas import assert_close, open_session, save_pack
+from tests.tiny.llamas import save_pack
+from tests.tiny.tokens import random_texts
 
 LENGTHS = (9, 17, 2, 1)
 Sessions = Callable[[str, Profile], Any]
 
 
 @pytest.fixture(scope="session")
-def encoder_packs(tmp_path_factory: pytest.TempPathFactory) -> Packs:
-    """The pack of an encoder by its name: only graphs are written beside it."""
-    return encoders_made_once(tmp_path_factory.mktemp("encoders"))
-
-
-@pytest.fixture(scope="session")
-def sessions(encoder_packs: Packs) -> Sessions:
+def sessions(tmp_path_factory: pytest.TempPathFactory) -> Sessions:
     """A session on the graph of an encoder in a profile."""
 
     @cache
     def session(name: str, profile: Profile) -> Any:
-        base = encoder_packs(name)
-        graph = base.directory / graph_name(base.model, profile)
+        base = encoder_pack(name)
+        folder = tmp_path_factory.mktemp("graph") / "model"
+        shutil.copytree(base.directory, folder)
+        graph = folder / graph_name(base.model, profile)
         ir.save(build_encoder(base, profile), graph)
         return open_session(graph)
 
@@ -73,12 +67,10 @@ def outputs(
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_the_graph_of_every_encoder_agrees_with_torch_on_a_padded_batch(
-    encoder_packs: Packs, sessions: Sessions, name: str
-) -> None:
-    base, session = encoder_packs(name), sessions(name, "compat")
+def test_the_graph_of_every_encoder_agrees_with_torch_on_a_padded_batch(sessions: Sessions, name: str) -> None:
+    base, session = encoder_pack(name), sessions(name, "compat")
     tokens, mask = random_texts(base, LENGTHS)
-    for adapter in (None, encoder_adapter(base)):
+    for adapter in (None, random_adapter(base)):
         expected = torch_scores(base, tokens, adapter, mask)
         assert_close(outputs(session, tokens, mask, input_values(adapter) if adapter else None), expected)
     size = len(shape_of(base).labels) or shape_of(base).hidden_size
@@ -89,12 +81,10 @@ def test_the_graph_of_every_encoder_agrees_with_torch_on_a_padded_batch(
 
 @pytest.mark.parametrize("profile", ["base", "fast", "rows", "kernel"])
 @pytest.mark.parametrize("name", ["bert", "bare distilbert"])
-def test_the_graph_of_every_profile_agrees_with_torch(
-    encoder_packs: Packs, sessions: Sessions, name: str, profile: Profile
-) -> None:
-    base = encoder_packs(name)
+def test_the_graph_of_every_profile_agrees_with_torch(sessions: Sessions, name: str, profile: Profile) -> None:
+    base = encoder_pack(name)
     tokens, mask = random_texts(base, LENGTHS)
-    first, second = encoder_adapter(base), encoder_adapter(base, seed=7)
+    first, second = random_adapter(base), random_adapter(base, seed=7)
     rows: dict[str, list[Adapter | None]] = {
         "base": [None] * 4,
         "fast": [first] * 4,
@@ -110,8 +100,8 @@ def test_the_graph_of_every_profile_agrees_with_torch(
 
 
 @pytest.mark.parametrize("name", ["bert", "bare roberta"])
-def test_padding_changes_nothing(encoder_packs: Packs, sessions: Sessions, name: str) -> None:
-    base, session = encoder_packs(name), sessions(name, "compat")
+def test_padding_changes_nothing(sessions: Sessions, name: str) -> None:
+    base, session = encoder_pack(name), sessions(name, "compat")
     tokens, mask = random_texts(base, LENGTHS)
     together = outputs(session, tokens, mask)
     other = np.where(mask == 1, tokens, 77)
@@ -121,38 +111,36 @@ def test_padding_changes_nothing(encoder_packs: Packs, sessions: Sessions, name:
         assert_close(alone, together[row : row + 1])
 
 
-def test_a_text_as_long_as_the_context_agrees_with_torch(encoder_packs: Packs, sessions: Sessions) -> None:
-    base = encoder_packs("roberta")
+def test_a_text_as_long_as_the_context_agrees_with_torch(sessions: Sessions) -> None:
+    base = encoder_pack("roberta")
     tokens, mask = random_texts(base, (shape_of(base).max_positions,))
     assert_close(outputs(sessions("roberta", "compat"), tokens, mask), torch_scores(base, tokens, None, mask))
 
 
-def test_token_types_are_those_of_transformers_where_they_are_fed(encoder_packs: Packs, sessions: Sessions) -> None:
-    base, session = encoder_packs("bert"), sessions("bert", "compat")
+def test_token_types_are_those_of_transformers_where_they_are_fed(sessions: Sessions) -> None:
+    base, session = encoder_pack("bert"), sessions("bert", "compat")
     tokens, mask = random_texts(base, LENGTHS)
     types = (np.arange(tokens.shape[1]) >= 4).astype(np.int64) * mask
     with torch.no_grad():
         given = (torch.from_numpy(part) for part in (tokens, mask, types))
-        expected = encoder_oracle(base, "bert")(*given).logits
+        expected = oracle(base)(*given).logits
     got = outputs(session, tokens, mask, {"token_type_ids": types})
     assert_close(got, expected)
     assert np.abs(got - outputs(session, tokens, mask)).max() > 0.05
 
 
-def test_without_an_adapter_the_scores_are_those_of_rank_0_bit_for_bit(
-    encoder_packs: Packs, sessions: Sessions
-) -> None:
-    base, session = encoder_packs("bert"), sessions("bert", "compat")
+def test_without_an_adapter_the_scores_are_those_of_rank_0_bit_for_bit(sessions: Sessions) -> None:
+    base, session = encoder_pack("bert"), sessions("bert", "compat")
     tokens, mask = random_texts(base, LENGTHS)
     shapes = input_shapes(shape_of(base).linear_modules())
     zeros = {name: np.zeros([0 if n == -1 else n for n in shape], np.float32) for name, shape in shapes.items()}
     assert np.array_equal(outputs(session, tokens, mask, zeros), outputs(session, tokens, mask))
 
 
-def test_every_single_input_acts_on_its_own_module(encoder_packs: Packs, sessions: Sessions) -> None:
-    base, session = encoder_packs("distilbert"), sessions("distilbert", "compat")
+def test_every_single_input_acts_on_its_own_module(sessions: Sessions) -> None:
+    base, session = encoder_pack("distilbert"), sessions("distilbert", "compat")
     tokens, mask = random_texts(base, LENGTHS)
-    whole, plain = encoder_adapter(base), outputs(session, tokens, mask)
+    whole, plain = random_adapter(base), outputs(session, tokens, mask)
     for module in shape_of(base).linear_modules():
         single = Adapter(whole.config, {module: whole.pairs[module]})
         got = outputs(session, tokens, mask, input_values(single))
@@ -160,9 +148,9 @@ def test_every_single_input_acts_on_its_own_module(encoder_packs: Packs, session
         assert not np.allclose(got, plain, atol=1e-4), module
 
 
-def test_the_graph_reads_every_tensor_of_the_pack_and_names_its_base(encoder_packs: Packs, sessions: Sessions) -> None:
+def test_the_graph_reads_every_tensor_of_the_pack_and_names_its_base(sessions: Sessions) -> None:
     for name in ("bert", "roberta", "distilbert"):
-        base = encoder_packs(name)
+        base = encoder_pack(name)
         sessions(name, "compat")
         model = onnx.load(base.directory / "encoder.onnx", load_external_data=False)
         assert {entry.key: entry.value for entry in model.metadata_props} == {BASE_PROPERTY: base.fingerprint}
@@ -183,8 +171,8 @@ def test_a_decoder_is_refused(tmp_path: Path) -> None:
         build_encoder(save_pack(DECODER, tmp_path / "pack"))
 
 
-def test_every_profile_is_exported_and_keeps_the_rules_of_a_graph(encoder_packs: Packs, tmp_path: Path) -> None:
-    written = export_base(encoder_packs("bert"), tmp_path / "out", profiles=PROFILES)
+def test_every_profile_is_exported_and_keeps_the_rules_of_a_graph(tmp_path: Path) -> None:
+    written = export_base(encoder_pack("bert"), tmp_path / "out", profiles=PROFILES)
     base = open_pack(tmp_path / "out")
     names = {graph.profile: graph.path.name for graph in written}
     assert names == {profile: graph_name(base.model, profile) for profile in PROFILES}

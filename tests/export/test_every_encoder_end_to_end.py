@@ -24,8 +24,10 @@ from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 from fedlora_serve.local.onnx_adapter import load_onnx_adapter
 from numpy.typing import NDArray
 
-from tests.tiny.encoders import ENCODERS, LABELS, encoder_oracle, peft_encoder, save_encoder_pack
-from tests.tiny.llamas import assert_close, open_session
+from tests.export.graph_runs import open_session
+from tests.reference.agreement import assert_close
+from tests.reference.oracles import oracle, peft_encoder
+from tests.tiny.encoders import ENCODERS, LABELS, save_encoder_pack
 
 WORDS = (("rain", "mud", "fog"), ("sun", "calm", "blue"), ("road", "map", "mile"))  # of each label
 
@@ -101,9 +103,9 @@ def test_torch_and_onnxruntime_give_the_same_scores(trained: Trained) -> None:
 
 def test_the_scores_are_those_of_transformers_and_of_peft(trained: Trained) -> None:
     given = [torch.from_numpy(part) for part in (trained.tokens, trained.mask)]
-    model, _ = peft_encoder(trained.base, trained.name, trained.adapter)
+    model, _ = peft_encoder(trained.base, trained.adapter)
     with torch.no_grad():
-        plain, adapted = encoder_oracle(trained.base, trained.name)(*given).logits, model(*given).logits
+        plain, adapted = oracle(trained.base)(*given).logits, model(*given).logits
     assert_close(graph_scores(trained, None), plain)
     assert_close(graph_scores(trained, trained.file), adapted)
 

@@ -23,7 +23,7 @@ from fedlora_serve.local.engine import Engine, LoadedAdapter
 
 from tests.reference.greedy import NEW_TOKENS, generator_of, rest_of, torch_tokens
 from tests.tiny.families import FAMILIES, family_pack
-from tests.tiny.llamas import byte_tokenizer
+from tests.tiny.tokenizer import byte_tokenizer
 
 TEXT = "the same words again and again, the same words again and again, the same words again and again"
 

@@ -21,19 +21,12 @@ from fedlora_export.adapter_export import write_onnx_adapter
 from fedlora_export.commands.export import export
 from fedlora_export.commands.export_adapter import export_adapter
 
-from tests.tiny.llamas import (
-    DEFAULT,
-    LORAS,
-    Packs,
-    Variant,
-    assert_close,
-    changed,
-    graph_logits,
-    oracle,
-    peft_oracle,
-    random_adapter,
-    random_tokens,
-)
+from tests.export.graph_runs import graph_logits
+from tests.reference.agreement import assert_close
+from tests.reference.oracles import oracle, peft_oracle
+from tests.tiny.adapters import LORAS, changed, random_adapter
+from tests.tiny.llamas import DEFAULT, Packs, Variant
+from tests.tiny.tokens import random_tokens
 
 
 def run(*arguments: object) -> Result:

@@ -22,19 +22,11 @@ from fedlora_export.checks.torch_logits import torch_logits as expected_logits
 from fedlora_export.export import export_base
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
 
-from tests.tiny.llamas import (
-    DEFAULT,
-    LORAS,
-    VARIANTS,
-    Packs,
-    Variant,
-    assert_close,
-    graph_logits,
-    open_session,
-    random_adapter,
-    random_tokens,
-    save_pack,
-)
+from tests.export.graph_runs import graph_logits, open_session
+from tests.reference.agreement import assert_close
+from tests.tiny.adapters import LORAS, random_adapter
+from tests.tiny.llamas import DEFAULT, VARIANTS, Packs, Variant, save_pack
+from tests.tiny.tokens import random_tokens
 
 Graphs = Callable[[Variant], BasePack]
 

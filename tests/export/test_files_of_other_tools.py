@@ -22,17 +22,12 @@ from fedlora_client.reference import logits as torch_logits
 from fedlora_serve.local.engine import Engine
 from numpy.typing import NDArray
 
-from tests.tiny.llamas import (
-    DEFAULT,
-    VARIANTS,
-    Variant,
-    assert_close,
-    graph_logits,
-    open_session,
-    peft_oracle,
-    random_adapter,
-    random_tokens,
-)
+from tests.export.graph_runs import graph_logits, open_session
+from tests.reference.agreement import assert_close
+from tests.reference.oracles import peft_oracle
+from tests.tiny.adapters import random_adapter
+from tests.tiny.llamas import DEFAULT, VARIANTS, Variant
+from tests.tiny.tokens import random_tokens
 
 Graphs = Callable[[Variant], BasePack]
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

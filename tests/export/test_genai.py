@@ -21,10 +21,13 @@ from fedlora_export.export import export_base
 from fedlora_export.genai import genai_config, write_genai
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 
+from tests.reference.agreement import assert_close
 from tests.reference.greedy import NEW_TOKENS, generator_of, prompt_of, ranks_8_and_16, rest_of, torch_tokens
+from tests.tiny.adapters import random_adapter
 from tests.tiny.checkpoints import llama_config, llama_shape
 from tests.tiny.families import FAMILIES, family_pack
-from tests.tiny.llamas import BOS, EOS, assert_close, byte_tokenizer, random_adapter, random_tokens
+from tests.tiny.tokenizer import BOS, EOS, byte_tokenizer
+from tests.tiny.tokens import random_tokens
 
 # As the runtime's own exporter names them.
 GENAI_TYPES = {"llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text"}

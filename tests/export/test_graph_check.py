@@ -22,7 +22,8 @@ from fedlora_export.graph.adapter_inputs import ModuleInputs
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 
 from tests.export.sabotage import Patch, Sabotage, change_nodes, set_attribute, swap_inputs, swap_modules
-from tests.tiny.llamas import DEFAULT, VARIANTS, Packs, Variant, changed
+from tests.tiny.adapters import changed
+from tests.tiny.llamas import DEFAULT, VARIANTS, Packs, Variant
 
 FUSED_ROTARY = VARIANTS["4-bit-asymmetric-untied-mha-head16"]
 

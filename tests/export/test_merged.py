@@ -16,7 +16,10 @@ from fedlora_export.export import export_base
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 from fedlora_export.merge import MergeLoss, export_merged, merge_loss
 
-from tests.tiny.llamas import VARIANTS, Packs, graph_logits, open_session, random_adapter, random_tokens
+from tests.export.graph_runs import graph_logits, open_session
+from tests.tiny.adapters import random_adapter
+from tests.tiny.llamas import VARIANTS, Packs
+from tests.tiny.tokens import random_tokens
 
 EIGHT_BITS = VARIANTS["8-bit-symmetric-untied-mqa-head32"]
 

@@ -19,18 +19,13 @@ from fedlora_export.export import export_base
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 from fedlora_export.merge import MergeDifference, MergeLoss, export_merged, merge_loss
 
-from tests.tiny.encoders import ENCODERS, encoder_adapter, encoder_oracle, leaves_of, random_texts, save_encoder
-from tests.tiny.llamas import (
-    DEFAULT,
-    VARIANTS,
-    Packs,
-    assert_close,
-    graph_logits,
-    open_session,
-    oracle,
-    random_adapter,
-    random_tokens,
-)
+from tests.export.graph_runs import graph_logits, open_session
+from tests.reference.agreement import assert_close
+from tests.reference.oracles import oracle
+from tests.tiny.adapters import leaves_of, random_adapter
+from tests.tiny.encoders import ENCODERS, save_encoder
+from tests.tiny.llamas import DEFAULT, VARIANTS, Packs
+from tests.tiny.tokens import random_texts, random_tokens
 
 FOUR_BITS = {
     "symmetric": DEFAULT,
@@ -89,7 +84,7 @@ def test_an_encoder_scores_as_its_rounded_sum_and_nearer_to_the_adapter_than_the
     how = Quantization(bits=bits, embedding_bits=8, block_size=32, symmetric=symmetric)
     make_pack(str(tmp_path / "checkpoint"), tmp_path / "pack", how)
     base = open_pack(tmp_path / "pack")
-    adapter = encoder_adapter(base, LoraConfig(rank=4, alpha=24.0, target_modules=leaves_of(base)))
+    adapter = random_adapter(base, LoraConfig(rank=4, alpha=24.0, target_modules=leaves_of(base)))
     graph, cost = export_merged(base, adapter, tmp_path / "merged", accuracy_level=FLOAT_ACCURACY)
     assert isinstance(cost, MergeDifference)  # an encoder writes no text
     assert 0 < cost.merged < cost.adapter
@@ -99,7 +94,7 @@ def test_an_encoder_scores_as_its_rounded_sum_and_nearer_to_the_adapter_than_the
     tokens, mask = random_texts(base, (9, 17, 2, 5))
     (scores,) = open_session(graph.path).run(None, {"input_ids": tokens, "attention_mask": mask})
     with torch.no_grad():
-        assert_close(scores, encoder_oracle(merged, name)(torch.from_numpy(tokens), torch.from_numpy(mask)).logits)
+        assert_close(scores, oracle(merged)(torch.from_numpy(tokens), torch.from_numpy(mask)).logits)
     with_adapter, without = (torch_logits(base, tokens, given, mask) for given in (adapter, None))
     assert np.linalg.norm(scores - with_adapter) < share * np.linalg.norm(without - with_adapter)
     assert list(verify_folder(tmp_path / "merged"))

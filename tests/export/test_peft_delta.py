@@ -19,8 +19,10 @@ from fedlora.exported.inputs import input_names
 from fedlora.peft.directory import read_peft, write_peft
 from fedlora_export.adapter_export import export_peft
 
-from tests.tiny.encoders import BARE, ENCODERS, encoder_adapter, peft_encoder, save_encoder_pack
-from tests.tiny.llamas import assert_close, oracle
+from tests.reference.agreement import assert_close
+from tests.reference.oracles import oracle, peft_encoder
+from tests.tiny.adapters import random_adapter
+from tests.tiny.encoders import BARE, ENCODERS, save_encoder_pack
 
 _TARGETS = ["q_proj", "up_proj", "down_proj"]
 # Every option that changes which modules have an adapter, or how large its update is; and those that must not.
@@ -116,7 +118,7 @@ def test_factors_of_16_bits_give_the_update_of_their_own_values(
 @pytest.mark.parametrize("name", BARE)
 def test_an_adapter_of_an_encoder_holds_the_update_that_peft_computes(tmp_path: Path, name: str) -> None:
     base = save_encoder_pack(name, tmp_path / "pack")
-    model, _ = peft_encoder(base, name, encoder_adapter(base))
+    model, _ = peft_encoder(base, random_adapter(base))
     model.save_pretrained(tmp_path / "peft")
     export_peft(tmp_path / "peft", tmp_path / "a.onnx_adapter", base)
     assert_file_holds(tmp_path / "a.onnx_adapter", deltas(model))
@@ -125,7 +127,7 @@ def test_an_adapter_of_an_encoder_holds_the_update_that_peft_computes(tmp_path: 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_a_classifiers_head_that_peft_saves_is_said_to_be_more_than_a_file_can_carry(tmp_path: Path, name: str) -> None:
     base = save_encoder_pack(name, tmp_path / "pack")
-    model, _ = peft_encoder(base, name, encoder_adapter(base))
+    model, _ = peft_encoder(base, random_adapter(base))
     model.save_pretrained(tmp_path / "peft")
     with pytest.raises(AdapterMismatchError, match=r"also replaces base_model\.model\.classifier\..*cannot carry"):
         export_peft(tmp_path / "peft", tmp_path / "a.onnx_adapter", base)

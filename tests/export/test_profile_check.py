@@ -35,8 +35,7 @@ from tests.export.sabotage import (
     swap_modules,
     swap_parts,
 )
-from tests.tiny.encoders import Packs as EncoderPacks
-from tests.tiny.encoders import encoders_made_once
+from tests.tiny.encoders import encoder_pack
 from tests.tiny.families import family_pack
 from tests.tiny.llamas import DEFAULT, Packs
 
@@ -182,17 +181,12 @@ CASES: dict[str, Wrong] = {
 }
 
 
-@pytest.fixture(scope="module")
-def encoder_packs(tmp_path_factory: pytest.TempPathFactory) -> EncoderPacks:
-    return encoders_made_once(tmp_path_factory.mktemp("encoders"))
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_a_wrong_graph_of_every_profile_is_caught_and_leaves_no_file(
-    packs: Packs, encoder_packs: EncoderPacks, tmp_path: Path, monkeypatch: Patch, name: str
+    packs: Packs, tmp_path: Path, monkeypatch: Patch, name: str
 ) -> None:
     wrong = CASES[name]
-    base = base_of(wrong, packs, encoder_packs)
+    base = base_of(wrong, packs)
     (good,) = export_base(base, tmp_path / "good", profiles=[wrong.profile])
     assert good.exact is not None
     wrong.sabotage(monkeypatch)
@@ -202,7 +196,7 @@ def test_a_wrong_graph_of_every_profile_is_caught_and_leaves_no_file(
     assert [path.name for path in tmp_path.iterdir()] == ["good"]
 
 
-def base_of(wrong: Wrong, packs: Packs, encoder_packs: EncoderPacks) -> BasePack:
+def base_of(wrong: Wrong, packs: Packs) -> BasePack:
     if wrong.encoder:
-        return encoder_packs(wrong.encoder)
+        return encoder_pack(wrong.encoder)
     return family_pack(wrong.family) if wrong.family else packs(DEFAULT)

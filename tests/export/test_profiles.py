@@ -24,8 +24,12 @@ from fedlora_export.export import export_base
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
 from numpy.typing import NDArray
 
-from tests.tiny.families import FAMILIES, family_oracle, family_pack
-from tests.tiny.llamas import assert_close, graph_logits, open_session, random_adapter, random_tokens
+from tests.export.graph_runs import graph_logits, open_session
+from tests.reference.agreement import assert_close
+from tests.reference.oracles import oracle
+from tests.tiny.adapters import random_adapter
+from tests.tiny.families import FAMILIES, family_pack
+from tests.tiny.tokens import random_tokens
 
 TOKENS = 15  # more than the window of those that have one
 
@@ -39,7 +43,7 @@ def adapter_of(pack: BasePack, rank: int = 4, seed: int = 1) -> Adapter:
 def expected(family: str, seed: int | None) -> NDArray[np.float32]:  # [2, T, V]
     """transformers' logits over the dequantized weights, W + scaling B A where there is an adapter."""
     pack = family_pack(family)
-    model = family_oracle(pack)
+    model = oracle(pack)
     with torch.no_grad():
         if seed is not None:
             adapter = adapter_of(pack, seed=seed)

@@ -19,7 +19,7 @@ from fedlora_export.checks.verify import verify_folder
 from fedlora_export.commands.verify import verify
 from fedlora_export.genai import GENAI_CONFIG, TOKENIZER_CONFIG, write_genai
 
-from tests.tiny.llamas import random_adapter
+from tests.tiny.adapters import random_adapter
 
 
 def test_an_exported_folder_passes_with_a_line_for_each_thing(exported_folder: Path) -> None:

@@ -36,7 +36,8 @@ from fedlora_export.checks.graph_rules import check_graph_rules
 from fedlora_export.export import build_graph
 
 from tests.fuzz.mutations import damaged_bytes, damaged_json, damaged_text
-from tests.tiny.checkpoints import random_adapter, tiny_pack, write_checkpoint
+from tests.tiny.adapters import adapter_on
+from tests.tiny.checkpoints import tiny_pack, write_checkpoint
 
 Target = Callable[[random.Random], bool]
 _ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -153,7 +154,7 @@ def _peft(folder: Path, base: BasePack) -> Target:
     modules = base.model.linear_modules()
     config = LoraConfig(rank=2, alpha=4.0, target_modules=("q_proj", "up_proj"), rank_pattern={next(iter(modules)): 3})
     write_peft(
-        folder / "adapter", PeftDirectory(adapter=random_adapter(config, modules), base_fingerprint=base.fingerprint)
+        folder / "adapter", PeftDirectory(adapter=adapter_on(config, modules), base_fingerprint=base.fingerprint)
     )
     sound = {path.name: path.read_bytes() for path in (folder / "adapter").iterdir()}
 
@@ -184,7 +185,7 @@ def _peft(folder: Path, base: BasePack) -> Target:
 def _adapter_file(folder: Path, base: BasePack, *, with_manifest: bool) -> Target:
     modules = base.model.linear_modules()
     path = folder / f"{with_manifest}.onnx_adapter"
-    adapter = random_adapter(LoraConfig(rank=2, alpha=4.0, target_modules=("k_proj", "down_proj")), modules)
+    adapter = adapter_on(LoraConfig(rank=2, alpha=4.0, target_modules=("k_proj", "down_proj")), modules)
     write_onnx_adapter(adapter, base.fingerprint, path)
     sound, manifest = path.read_bytes(), json.loads(sidecar_of(path).read_text())
     values, adapter_inputs = input_values(adapter), input_shapes(modules)

@@ -11,7 +11,9 @@ from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
 from fedlora_client.reference import logits as torch_logits
 
-from tests.tiny.llamas import BOS, random_adapter, random_tokens
+from tests.tiny.adapters import random_adapter
+from tests.tiny.tokenizer import BOS
+from tests.tiny.tokens import random_tokens
 
 NEW_TOKENS = 12
 

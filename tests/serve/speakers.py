@@ -18,7 +18,8 @@ from fedlora_serve.adapters.version import AdapterValues, AdapterVersion
 from fedlora_serve.local.engine import Engine, LoadedAdapter
 from onnxruntime import OrtValue
 
-from tests.tiny.llamas import Variant, changed, random_adapter
+from tests.tiny.adapters import changed, random_adapter
+from tests.tiny.llamas import Variant
 
 LONG = Variant(context=256, heads=4, kv_heads=2, head_dim=16)  # room for prompts of many blocks
 RANKS = (1, 2, 3, 8, 16, 21, 40, 64)

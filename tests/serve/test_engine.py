@@ -15,18 +15,10 @@ from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 from fedlora_export.merge import export_merged
 from fedlora_serve.local.engine import Engine, LoadedAdapter
 
-from tests.tiny.llamas import (
-    ALL_RANKS,
-    LORAS,
-    VARIANTS,
-    Packs,
-    Variant,
-    assert_close,
-    changed,
-    random_adapter,
-    random_tokens,
-    save_pack,
-)
+from tests.reference.agreement import assert_close
+from tests.tiny.adapters import ALL_RANKS, LORAS, changed, random_adapter
+from tests.tiny.llamas import VARIANTS, Packs, Variant, save_pack
+from tests.tiny.tokens import random_tokens
 
 
 def loaded(engine: Engine, path: Path, seed: int = 1, config: str = "one-rank") -> LoadedAdapter:

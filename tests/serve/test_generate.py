@@ -30,7 +30,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tests.tiny.llamas import BOS, DEFAULT, EOS, byte_tokenizer, random_adapter, save_pack
+from tests.tiny.adapters import random_adapter
+from tests.tiny.llamas import DEFAULT, save_pack
+from tests.tiny.tokenizer import BOS, EOS, byte_tokenizer
 
 # karpathy/llama2.c, doc/stories260K.md: what the model says first, at temperature 0.
 STORY = (

@@ -18,7 +18,9 @@ from fedlora_export.adapter_export import write_onnx_adapter
 from fedlora_serve.local.engine import Engine
 from numpy.typing import NDArray
 
-from tests.tiny.llamas import ALL_RANKS, Variant, open_session, random_adapter, save_pack
+from tests.export.graph_runs import open_session
+from tests.tiny.adapters import ALL_RANKS, random_adapter
+from tests.tiny.llamas import Variant, save_pack
 
 MODULE = "model.layers.1.self_attn.v_proj"
 Values = dict[str, NDArray[Any]]

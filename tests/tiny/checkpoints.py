@@ -1,4 +1,4 @@
-"""Small random models and adapters, made with fedlora's own writers in a few milliseconds."""
+"""Tiny random Llama checkpoints, made with fedlora's own writers in a few milliseconds, without torch."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fedlora.base.pack import BasePack, open_pack
-from fedlora.base.packing import make_pack
+from fedlora.base.pack import BasePack
 from fedlora.base.quantize import Quantization
 from fedlora.family import DecoderShape, decoder_shape
 from fedlora.files.tensor_file import Dtype, TensorPlan, from_float32, write_tensor_file
-from fedlora.lora.adapter import Adapter, LoraPair
-from fedlora.lora.config import LoraConfig
 from numpy.typing import NDArray
+
+from tests.tiny.packs import packed
 
 LLAMA: Mapping[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -148,22 +147,7 @@ def tiny_quantization(
 
 def tiny_pack(directory: Path, checkpoint: Path, quantization: Quantization | None = None) -> BasePack:
     """The pack of a checkpoint, made and opened."""
-    make_pack(str(checkpoint), directory, quantization or tiny_quantization())
-    return open_pack(directory)
-
-
-def random_adapter(config: LoraConfig, modules: Mapping[str, tuple[int, int]], seed: int = 0) -> Adapter:
-    """An adapter whose A and B are both random: unlike a new one it changes the model."""
-    generator = np.random.default_rng(seed)
-    pairs = {}
-    for module in config.targets(modules):
-        rows, columns = modules[module]
-        rank = config.rank_of(module)
-        pairs[module] = LoraPair(
-            generator.normal(size=(rank, columns)).astype(np.float32),
-            generator.normal(size=(rows, rank)).astype(np.float32),
-        )
-    return Adapter(config, pairs)
+    return packed(checkpoint, directory, quantization or tiny_quantization())
 
 
 def tree(directory: Path) -> dict[str, bytes | None]:

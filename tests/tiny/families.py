@@ -1,25 +1,19 @@
-"""Tiny random checkpoints of every decoder family, as transformers itself saves them, and packs of them."""
+"""Tiny random models of every decoder family."""
 
 from __future__ import annotations
 
-import atexit
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-from fedlora.base.pack import BasePack, open_pack
-from fedlora.base.packing import make_pack
+from fedlora.base.pack import BasePack
 from fedlora.base.quantize import Quantization
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
-from tests.tiny.llamas import BOS, EOS, byte_tokenizer
-from tests.tiny.llamas import oracle as family_oracle
-
-__all__ = ["FAMILIES", "WINDOW", "Family", "family_oracle", "family_pack", "save_family_checkpoint"]
+from tests.tiny.decoders import save_decoder
+from tests.tiny.packs import checkpoint_of, made_once, packed
+from tests.tiny.tokenizer import BOS, EOS
 
 WINDOW = 5  # keys that a query sees in a layer with a window: fewer than the tokens of a test
 # What all of them share, by the names of config.json. A head size of 8, and a context of 64, where nothing else is said.
@@ -141,36 +135,12 @@ FAMILIES: Mapping[str, Family] = {
 }  # fmt: skip
 
 
-def save_family_checkpoint(name: str, directory: Path) -> None:
-    """A checkpoint of FAMILIES[name] with a tokenizer; every weight is large enough to count."""
+def save_family_pack(name: str, directory: Path) -> BasePack:
+    """The pack of FAMILIES[name] in `directory`, and its checkpoint beside it."""
     family = FAMILIES[name]
     config = AutoConfig.for_model(family.model_type, **{**_COMMON, **family.fields})
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    generator = torch.Generator().manual_seed(family.seed)
-    with torch.no_grad():
-        for tensor, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if tensor.endswith(".bias"):
-                parameter.copy_(0.5 * noise)
-            elif parameter.ndim == 1:
-                parameter.copy_(1 - family.norm_offset + 0.2 * noise)
-            else:
-                parameter.copy_(1.5 * noise / parameter.shape[1] ** 0.5)
-    model.save_pretrained(directory)
-    byte_tokenizer().save(str(directory / "tokenizer.json"))
+    save_decoder(config, checkpoint_of(directory), seed=family.seed, norm_offset=family.norm_offset)
+    return packed(checkpoint_of(directory), directory, family.quantization)
 
 
-@cache
-def family_pack(name: str) -> BasePack:
-    """The pack of FAMILIES[name], made when it is first asked for and gone with the process: for reading, it is shared."""
-    directory = _folder() / name
-    save_family_checkpoint(name, directory / "checkpoint")
-    make_pack(str(directory / "checkpoint"), directory / "pack", FAMILIES[name].quantization)
-    return open_pack(directory / "pack")
-
-
-@cache
-def _folder() -> Path:
-    folder = tempfile.TemporaryDirectory(prefix="families-")
-    atexit.register(folder.cleanup)
-    return Path(folder.name)
+family_pack = made_once(save_family_pack)

@@ -14,7 +14,9 @@ from fedlora.config.run import DataConfig, RunConfig, TrainConfig
 from fedlora.errors import DataError
 from fedlora_client.device import Device
 
-from tests.tiny.llamas import DEFAULT, EOS, random_adapter, save_checkpoint
+from tests.tiny.adapters import random_adapter
+from tests.tiny.llamas import DEFAULT, save_checkpoint
+from tests.tiny.tokenizer import EOS
 
 TEMPLATE = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
 PROMPT = "{% if add_generation_prompt %}[assistant]{% endif %}"

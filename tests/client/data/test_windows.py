@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, normalizers
 from tokenizers.models import BPE
 
-from tests.tiny.llamas import BOS, EOS, byte_tokenizer
+from tests.tiny.tokenizer import BOS, EOS, byte_tokenizer
 
 TEXTS = ["To be, or not to be", "é", "", "that is the question"]
 CHATML = (

@@ -19,9 +19,11 @@ from fedlora_client.ops.ops import Ops
 from torch import Tensor
 
 from tests.reference.dense import Gradients, Problem, random_problem, reference_gradients, relative_error
+from tests.reference.oracles import oracle, peft_oracle
 from tests.reference.tolerances import TIMES_OWN_ERROR, TIMES_PEFTS_ERROR
+from tests.tiny.adapters import ALL_RANKS, random_adapter
 from tests.tiny.families import family_pack
-from tests.tiny.llamas import ALL_RANKS, VARIANTS, Packs, Variant, oracle, peft_oracle, random_adapter
+from tests.tiny.llamas import VARIANTS, Packs, Variant
 
 SEEDS = range(3)
 NOTHING_KEPT = MemoryPlan()

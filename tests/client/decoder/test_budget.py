@@ -28,9 +28,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.reference.dense import random_problem
+from tests.tiny.adapters import random_adapter
 from tests.tiny.checkpoints import llama_shape
 from tests.tiny.families import family_pack
-from tests.tiny.llamas import Packs, Variant, random_adapter, save_pack
+from tests.tiny.llamas import Packs, Variant, save_pack
 
 CPU = torch.device("cpu")
 PLAIN = Compute(CPU, torch.float32, PlainOps())

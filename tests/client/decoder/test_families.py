@@ -27,9 +27,11 @@ from torch import Tensor
 
 from tests.client.train_cases import windows_of
 from tests.reference import dense as dense_reference
+from tests.reference.agreement import assert_close
 from tests.reference.dense import Problem, random_problem, reference_gradients
-from tests.tiny.families import FAMILIES, WINDOW, family_oracle, family_pack
-from tests.tiny.llamas import assert_close, peft_oracle, random_adapter
+from tests.reference.oracles import oracle, peft_oracle
+from tests.tiny.adapters import random_adapter
+from tests.tiny.families import FAMILIES, WINDOW, family_pack
 
 PLAIN_ROTARY = {size: Rotary(tuple(10000.0 ** (-i / size) for i in range(0, size, 2))) for size in (8, 16)}
 each_family = pytest.mark.parametrize("family", FAMILIES)
@@ -90,7 +92,7 @@ def test_logits_of_packed_examples_equal_those_of_transformers_one_by_one(family
     base = family_pack(family)
     problem = problem_of(base)
     with torch.no_grad():
-        expected = logits_of(family_oracle(base), problem)
+        expected = logits_of(oracle(base), problem)
     assert_close(Decoder(base, computed(ops)).logits(problem.tokens, starts=problem.starts), expected)
 
 
@@ -99,7 +101,7 @@ def test_the_dense_reference_equals_transformers(family: str) -> None:
     base = family_pack(family)
     problem = problem_of(base)
     with torch.no_grad():
-        expected = logits_of(family_oracle(base), problem)
+        expected = logits_of(oracle(base), problem)
     assert_close(dense_reference.reference_logits(base, problem, None)[0], expected)
 
 

@@ -23,8 +23,10 @@ from fedlora_client.ops.ops import Ops
 from fedlora_client.ops.workspace import Workspace
 from torch import Tensor
 
+from tests.reference.agreement import assert_close
 from tests.reference.dense import Gradients, Problem, random_problem, reference_gradients
-from tests.tiny.llamas import ALL_RANKS, LORAS, VARIANTS, Packs, Variant, assert_close, random_adapter
+from tests.tiny.adapters import ALL_RANKS, LORAS, random_adapter
+from tests.tiny.llamas import VARIANTS, Packs, Variant
 
 # Smaller than every other adapter somewhere, larger somewhere else.
 STACK = (ALL_RANKS, LoraConfig(rank=2, alpha=9.0, use_rslora=True), LoraConfig(rank=9, alpha=4.0))

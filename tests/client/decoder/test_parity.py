@@ -17,20 +17,12 @@ from fedlora_client.ops.ops import Ops
 from fedlora_client.reference import logits as reference_logits
 
 from tests.reference import dense as dense_reference
+from tests.reference.agreement import assert_close
 from tests.reference.dense import random_problem
-from tests.tiny.llamas import (
-    LORAS,
-    VARIANTS,
-    Packs,
-    Variant,
-    assert_close,
-    changed,
-    oracle,
-    peft_oracle,
-    random_adapter,
-    random_tokens,
-    read_by_peft,
-)
+from tests.reference.oracles import oracle, peft_oracle, read_by_peft
+from tests.tiny.adapters import LORAS, changed, random_adapter
+from tests.tiny.llamas import VARIANTS, Packs, Variant
+from tests.tiny.tokens import random_tokens
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -25,9 +25,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tests.client.train_cases import assert_equal_bits, windows_of
+from tests.reference.agreement import assert_close
 from tests.reference.dense import Problem, dense_weights, random_problem, reference_gradients
+from tests.tiny.adapters import random_adapter
 from tests.tiny.families import family_pack
-from tests.tiny.llamas import DEFAULT, Packs, Variant, assert_close, random_adapter
+from tests.tiny.llamas import DEFAULT, Packs, Variant
 
 CONFIG = TrainConfig(steps=4, batch_size=3, sequence_length=12, lr=3e-3)
 VARIANTS = {"tied": DEFAULT, "untied": Variant(tied=False, symmetric=False)}

@@ -12,8 +12,10 @@ import torch
 from fedlora.peft.directory import read_peft
 from fedlora_client.reference import logits
 
-from tests.tiny.encoders import encoder_oracle, random_texts, save_encoder_pack, shape_of
-from tests.tiny.llamas import assert_close
+from tests.reference.agreement import assert_close
+from tests.reference.oracles import oracle
+from tests.tiny.encoders import save_encoder_pack, shape_of
+from tests.tiny.tokens import random_texts
 
 _BERT_BASE: dict[str, Any] = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
@@ -35,13 +37,13 @@ def test_scores_with_an_adapter_from_the_wild_equal_pefts_with_the_bases_own_cla
     assert {name.removeprefix("base_model.model.") for name in content.saved_modules} == {
         "classifier.weight", "classifier.bias"
     }  # fmt: skip
-    oracle = encoder_oracle(base, "bert")
+    bert = oracle(base)
     tokens, mask = random_texts(base, (24, 9))
     given = {"input_ids": torch.from_numpy(tokens), "attention_mask": torch.from_numpy(mask)}
     with torch.no_grad(), warnings.catch_warnings():
-        plain = oracle(**given).logits
+        plain = bert(**given).logits
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        model = peft.PeftModel.from_pretrained(oracle, str(folder)).eval()
+        model = peft.PeftModel.from_pretrained(bert, str(folder)).eval()
         head = model.base_model.model.classifier
         head.modules_to_save["default"].load_state_dict(head.original_module.state_dict())
         expected = model(**given).logits

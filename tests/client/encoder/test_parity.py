@@ -19,30 +19,18 @@ from fedlora_client.reference import logits as reference_logits
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tests.tiny.encoders import (
-    BARE,
-    ENCODERS,
-    Packs,
-    encoder_adapter,
-    encoder_oracle,
-    encoders_made_once,
-    peft_encoder,
-    random_texts,
-)
-from tests.tiny.llamas import assert_close
+from tests.reference.agreement import assert_close
+from tests.reference.oracles import oracle, peft_encoder
+from tests.tiny.adapters import random_adapter
+from tests.tiny.encoders import BARE, ENCODERS, encoder_pack
+from tests.tiny.tokens import random_texts
 
 LENGTHS = (9, 17, 2, 1)
 
 
 @pytest.fixture(scope="session")
-def encoder_packs(tmp_path_factory: pytest.TempPathFactory) -> Packs:
-    """The pack of an encoder by its name: for reading, it is shared."""
-    return encoders_made_once(tmp_path_factory.mktemp("encoders"))
-
-
-@pytest.fixture(scope="session")
-def bert(encoder_packs: Packs, compute: Compute) -> Encoder:
-    return Encoder(encoder_packs("bert"), compute)
+def bert(compute: Compute) -> Encoder:
+    return Encoder(encoder_pack("bert"), compute)
 
 
 def starts_of(mask: NDArray[np.int64]) -> Tensor:
@@ -59,33 +47,31 @@ def problem_of(base: BasePack, lengths: tuple[int, ...] = LENGTHS) -> tuple[Tens
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_scores_equal_transformers(encoder_packs: Packs, compute: Compute, name: str) -> None:
-    base = encoder_packs(name)
+def test_scores_equal_transformers(compute: Compute, name: str) -> None:
+    base = encoder_pack(name)
     tokens, mask = (torch.from_numpy(part) for part in random_texts(base, LENGTHS))
     with torch.no_grad():
-        expected = encoder_oracle(base, name)(tokens, attention_mask=mask).logits
+        expected = oracle(base)(tokens, attention_mask=mask).logits
     assert_close(Encoder(base, compute).logits(tokens, starts=starts_of(mask.numpy())), expected)
     assert float(expected.std(0).min()) > 0.1  # and texts differ
 
 
 @pytest.mark.parametrize("name", BARE)
-def test_embeddings_are_the_mean_of_transformers_last_states_over_the_text(
-    encoder_packs: Packs, compute: Compute, name: str
-) -> None:
-    base = encoder_packs(name)
+def test_embeddings_are_the_mean_of_transformers_last_states_over_the_text(compute: Compute, name: str) -> None:
+    base = encoder_pack(name)
     tokens, mask = (torch.from_numpy(part) for part in random_texts(base, LENGTHS))
     with torch.no_grad():
-        states = encoder_oracle(base, name)(tokens, attention_mask=mask).last_hidden_state
+        states = oracle(base)(tokens, attention_mask=mask).last_hidden_state
     expected = torch.stack([state[:length].mean(0) for state, length in zip(states, LENGTHS, strict=True)])
     assert_close(Encoder(base, compute).logits(tokens, starts=starts_of(mask.numpy())), expected)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_scores_losses_and_every_gradient_equal_pefts(encoder_packs: Packs, compute: Compute, name: str) -> None:
-    base = encoder_packs(name)
-    encoder, adapter = Encoder(base, compute), encoder_adapter(base)
+def test_scores_losses_and_every_gradient_equal_pefts(compute: Compute, name: str) -> None:
+    base = encoder_pack(name)
+    encoder, adapter = Encoder(base, compute), random_adapter(base)
     tokens, targets, starts = problem_of(base)
-    model, parameters = peft_encoder(base, name, adapter)
+    model, parameters = peft_encoder(base, adapter)
     out = model(input_ids=tokens, attention_mask=(starts == 0).long())
     weights = torch.tensor([0.1, 0.4, 0.2, 0.3])
     expected = torch.nn.functional.cross_entropy(out.logits, targets[:, 0], reduction="none")
@@ -106,7 +92,7 @@ def test_scores_losses_and_every_gradient_equal_pefts(encoder_packs: Packs, comp
 
 
 def test_padding_changes_neither_scores_nor_losses_nor_gradients(bert: Encoder) -> None:
-    adapter = encoder_adapter(bert.base)
+    adapter = random_adapter(bert.base)
     tokens, targets, starts = problem_of(bert.base)
     more = torch.arange(17, 22).expand(len(tokens), -1)
     wider = (
@@ -138,7 +124,7 @@ def test_padding_that_is_not_at_the_end_and_a_row_without_text_are_refused(bert:
 @pytest.mark.parametrize("starts", [[0, 1, 0, 0], [1, 1, 2, 3]])
 def test_text_after_padding_is_refused_wherever_it_is_computed(bert: Encoder, starts: list[int]) -> None:
     tokens, wrong, targets = torch.full((1, 4), 7), torch.tensor([starts]), torch.tensor([[1, -100, -100, -100]])
-    lora = bert.lora(encoder_adapter(bert.base))
+    lora = bert.lora(random_adapter(bert.base))
     with pytest.raises(DataError, match="text 1 of 1: expected a mask of 1s"):
         bert.logits(tokens, starts=wrong)
     with pytest.raises(DataError, match="text 1 of 1: expected a mask of 1s"):
@@ -153,7 +139,7 @@ def test_texts_of_a_batch_do_not_see_each_other(bert: Encoder) -> None:
 
 
 def test_kept_blocks_change_no_bit(bert: Encoder) -> None:
-    problem, adapter = problem_of(bert.base), encoder_adapter(bert.base)
+    problem, adapter = problem_of(bert.base), random_adapter(bert.base)
     dropout = SeededDropout(0.3, (5,), bert.compute).of(0, 0)
     results = []
     for kept in (0, 1):
@@ -168,7 +154,7 @@ def test_kept_blocks_change_no_bit(bert: Encoder) -> None:
 
 def test_each_adapter_of_a_stack_gets_the_gradients_that_it_gets_alone(bert: Encoder) -> None:
     problem = problem_of(bert.base)
-    adapters = [encoder_adapter(bert.base), encoder_adapter(bert.base, seed=3)]
+    adapters = [random_adapter(bert.base), random_adapter(bert.base, seed=3)]
     scale = torch.full(problem[0].shape, 0.25)
     both = bert.lora(*adapters)
     losses = bert.add_gradients(*problem, scale, both, bert.workspace())
@@ -183,7 +169,7 @@ def test_each_adapter_of_a_stack_gets_the_gradients_that_it_gets_alone(bert: Enc
 
 
 def test_a_frozen_adapter_acts_and_gets_no_gradient(bert: Encoder) -> None:
-    problem, adapter, frozen = problem_of(bert.base), encoder_adapter(bert.base), encoder_adapter(bert.base, seed=3)
+    problem, adapter, frozen = problem_of(bert.base), random_adapter(bert.base), random_adapter(bert.base, seed=3)
     lora = bert.lora(adapter, trains="B", frozen=frozen)
     losses = bert.add_gradients(*problem, torch.ones(problem[0].shape), lora, bert.workspace())
     assert not torch.allclose(losses, bert.losses(*problem, bert.lora(adapter), bert.workspace()))
@@ -191,9 +177,9 @@ def test_a_frozen_adapter_acts_and_gets_no_gradient(bert: Encoder) -> None:
     assert all(not grad_A.any() and grad_B.any() for grad_A, grad_B in lora.gradients().values())
 
 
-def test_in_bfloat16_scores_and_gradients_are_near_those_of_float32(encoder_packs: Packs, bert: Encoder) -> None:
-    half = Encoder(encoder_packs("bert"), choose_compute("bfloat16", "on", "cpu"))
-    problem, adapter = problem_of(bert.base), encoder_adapter(bert.base)
+def test_in_bfloat16_scores_and_gradients_are_near_those_of_float32(bert: Encoder) -> None:
+    half = Encoder(encoder_pack("bert"), choose_compute("bfloat16", "on", "cpu"))
+    problem, adapter = problem_of(bert.base), random_adapter(bert.base)
     got, expected = half.lora(adapter), bert.lora(adapter)
     for encoder, lora in ((half, got), (bert, expected)):
         encoder.add_gradients(*problem, torch.ones(problem[0].shape), lora, encoder.workspace())
@@ -206,7 +192,7 @@ def test_in_bfloat16_scores_and_gradients_are_near_those_of_float32(encoder_pack
 
 def test_an_adapter_on_some_modules_leaves_the_others_as_they_are(bert: Encoder) -> None:
     config = LoraConfig(rank=3, alpha=6.0, target_modules=("query", "value"))
-    lora, problem = bert.lora(encoder_adapter(bert.base, config)), problem_of(bert.base)
+    lora, problem = bert.lora(random_adapter(bert.base, config)), problem_of(bert.base)
     bert.add_gradients(*problem, torch.ones(problem[0].shape), lora, bert.workspace())
     assert len(lora.gradients()) == 4
     assert all(gradient.any() for pair in lora.gradients().values() for gradient in pair)

@@ -29,9 +29,11 @@ from fedlora_client.local_training import LocalRun, LocalTraining
 from fedlora_client.training.trainer import Saving, TrainResult, Watcher, evaluate, train
 
 from tests.client.train_cases import assert_equal_bits
-from tests.tiny.encoders import LABELS, Packs, encoder_adapter, encoders_made_once, shape_of
-from tests.tiny.llamas import BOS, EOS, byte_tokenizer, save_pack
+from tests.tiny.adapters import random_adapter
+from tests.tiny.encoders import LABELS, encoder_pack, shape_of
 from tests.tiny.llamas import DEFAULT as DECODER
+from tests.tiny.llamas import save_pack
+from tests.tiny.tokenizer import BOS, EOS, byte_tokenizer
 
 WORDS = {
     "sad": ("bad", "poor", "grim", "dull"), "glad": ("good", "fine", "warm", "kind"),
@@ -41,13 +43,8 @@ TRAIN = TrainConfig(steps=40, batch_size=8, sequence_length=24, lr=0.01, compute
 
 
 @pytest.fixture(scope="module")
-def encoder_packs(tmp_path_factory: pytest.TempPathFactory) -> Packs:
-    return encoders_made_once(tmp_path_factory.mktemp("encoders"))
-
-
-@pytest.fixture(scope="module")
-def base(encoder_packs: Packs) -> BasePack:
-    return encoder_packs("bert")
+def base() -> BasePack:
+    return encoder_pack("bert")
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +125,8 @@ def mean(adapters: Sequence[Adapter]) -> Adapter:
 
 
 @pytest.mark.parametrize("name", ["roberta", "distilbert"])
-def test_every_family_is_trained_on_its_linear_modules(encoder_packs: Packs, tmp_path: Path, name: str) -> None:
-    device = device_of(encoder_packs(name), written(tmp_path / "notes.jsonl", records(30)), steps=12)
+def test_every_family_is_trained_on_its_linear_modules(tmp_path: Path, name: str) -> None:
+    device = device_of(encoder_pack(name), written(tmp_path / "notes.jsonl", records(30)), steps=12)
     first = device.first_adapter()
     assert len(first.pairs) == 12
     result = device.train(first, 1)
@@ -139,7 +136,7 @@ def test_every_family_is_trained_on_its_linear_modules(encoder_packs: Packs, tmp
 
 def test_a_batch_in_parts_is_the_batch_as_a_whole(base: BasePack, tmp_path: Path) -> None:
     device = device_of(base, written(tmp_path / "notes.jsonl", records(30)), steps=3)
-    windows, adapter = device.train_windows(), encoder_adapter(base)
+    windows, adapter = device.train_windows(), random_adapter(base)
 
     def trained(sequence_length: int) -> TrainResult:
         # A plan counts on texts of this length: the longer, the fewer at a time.
@@ -229,8 +226,8 @@ def test_what_no_encoder_could_learn_of_a_label_is_nothing_to_a_decoder(
     assert torch.equal(labelled.targets, plain.targets)
 
 
-def test_an_encoder_without_a_head_learns_nothing(encoder_packs: Packs, tmp_path: Path) -> None:
-    device = device_of(encoder_packs("bare bert"), written(tmp_path / "notes.jsonl", records(4)))
+def test_an_encoder_without_a_head_learns_nothing(tmp_path: Path) -> None:
+    device = device_of(encoder_pack("bare bert"), written(tmp_path / "notes.jsonl", records(4)))
     with pytest.raises(ConfigError, match=r"has no classification head, .* ForSequenceClassification"):
         device.train_windows()
 
@@ -291,7 +288,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_bits(base: BasePack, tm
 
 
 def test_evaluation_is_the_mean_loss_of_the_texts_however_they_are_cut(base: BasePack, tmp_path: Path) -> None:
-    device, adapter = device_of(base, written(tmp_path / "notes.jsonl", records(60))), encoder_adapter(base)
+    device, adapter = device_of(base, written(tmp_path / "notes.jsonl", records(60))), random_adapter(base)
     windows = device.train_windows()
     loss, texts = evaluate(device.model, adapter, windows)
     frugal, _ = evaluate(device.model, adapter, windows, memory_mb=5)
@@ -324,7 +321,7 @@ def test_a_text_is_cut_as_its_tokenizer_cuts_it_and_the_tokenizer_stays_as_it_wa
 def test_accuracy_keeps_to_the_memory_that_a_measurement_may_take(
     base: BasePack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    device, adapter = device_of(base, written(tmp_path / "notes.jsonl", records(60))), encoder_adapter(base)
+    device, adapter = device_of(base, written(tmp_path / "notes.jsonl", records(60))), random_adapter(base)
     encoder, windows = encoder_of(device), device.train_windows()
     sizes: list[int] = []
     logits = Encoder.logits

@@ -10,7 +10,7 @@ from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
 from fedlora_client.layers.lora import LoraTensors
 
-from tests.tiny.llamas import ALL_RANKS, LORAS, random_adapter
+from tests.tiny.adapters import ALL_RANKS, LORAS, random_adapter
 
 CPU = torch.device("cpu")
 CONFIGS = [LORAS["rslora-with-patterns"], ALL_RANKS, LoraConfig(rank=5, alpha=1.0)]

@@ -20,7 +20,8 @@ from fedlora_client.ops.plain_ops import embedding_rows
 from fedlora_client.ops.workspace import Workspace
 from numpy.typing import NDArray
 
-from tests.tiny.llamas import VARIANTS, Packs, assert_close
+from tests.reference.agreement import assert_close
+from tests.tiny.llamas import VARIANTS, Packs
 
 CPU = torch.device("cpu")
 

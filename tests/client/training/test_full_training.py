@@ -21,7 +21,7 @@ each_kind = pytest.mark.parametrize("family", ["llama-biases", "qwen3", "phi3", 
 
 def training_of(family: str, folder: Path, steps: int = 1) -> FullTraining:
     (folder / "text.txt").write_text((TEXT + "\n") * 20)
-    base = str(family_pack(family).directory.with_name("checkpoint"))
+    base = str(family_pack(family).directory.with_name("pack-checkpoint"))
     train = TrainConfig(steps=steps, batch_size=4, sequence_length=16, lr=3e-3)
     return FullTraining(RunConfig(base=base, data=DataConfig(name="files"), train=train), folder / "text.txt")
 

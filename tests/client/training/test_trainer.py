@@ -25,7 +25,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tests.client.train_cases import TEXT, assert_equal_bits, factors_of, windows_of
-from tests.tiny.llamas import ALL_RANKS, VARIANTS, Packs, assert_close, peft_oracle, random_adapter
+from tests.reference.agreement import assert_close
+from tests.reference.oracles import peft_oracle
+from tests.tiny.adapters import ALL_RANKS, random_adapter
+from tests.tiny.llamas import VARIANTS, Packs
 
 CONFIG = TrainConfig(steps=4, batch_size=3, sequence_length=12, lr=3e-3, max_grad_norm=0.0)
 

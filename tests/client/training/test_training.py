@@ -20,7 +20,8 @@ from fedlora_client.training.trainer import TrainResult, train
 from fedlora_client.training.training import Span, Training
 
 from tests.client.train_cases import TEXT, assert_equal_bits, factors_of, windows_of
-from tests.tiny.llamas import ALL_RANKS, assert_close, random_adapter
+from tests.reference.agreement import assert_close
+from tests.tiny.adapters import ALL_RANKS, random_adapter
 
 CONFIG = TrainConfig(steps=3, batch_size=5, sequence_length=12, lr=3e-3)
 SPAN = Span(0, 3)

@@ -23,7 +23,9 @@ from fedlora_client.training.training import Span
 from numpy.typing import NDArray
 
 from tests.client.train_cases import TEXT, assert_equal_bits, windows_of
-from tests.tiny.llamas import ALL_RANKS, Packs, Variant, assert_close, changed, random_adapter
+from tests.reference.agreement import assert_close
+from tests.tiny.adapters import ALL_RANKS, changed, random_adapter
+from tests.tiny.llamas import Packs, Variant
 
 STEPS = 6
 NOBODY = Watcher()

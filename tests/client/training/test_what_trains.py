@@ -31,6 +31,7 @@ from fedlora_client.training.training import Span, Training
 from torch import Tensor
 
 from tests.client.train_cases import assert_equal_bits, factors_of, windows_of
+from tests.reference.agreement import assert_close
 from tests.reference.dense import (
     Gradients,
     Problem,
@@ -41,7 +42,7 @@ from tests.reference.dense import (
     relative_error,
 )
 from tests.reference.tolerances import TIMES_OWN_ERROR
-from tests.tiny.llamas import ALL_RANKS, LORAS, assert_close, random_adapter
+from tests.tiny.adapters import ALL_RANKS, LORAS, random_adapter
 
 CONFIG = TrainConfig(steps=3, batch_size=100, sequence_length=12, lr=0.02, weight_decay=0.5, max_grad_norm=0.5)
 FROZEN_LORA = LoraConfig(rank=3, alpha=10.0, rank_pattern={"model.layers.1.mlp.gate_proj": 9}, use_rslora=True)

@@ -19,9 +19,10 @@ from fedlora_serve.adapters import source as source_module
 from fedlora_serve.adapters.source import AdapterContent, digest_of, read_adapter
 
 from tests.serve.adapters.fake_source import inputs_of
-from tests.tiny.encoders import encoder_adapter, save_encoder_pack
+from tests.tiny.adapters import ALL_RANKS, LORAS, changed, random_adapter
+from tests.tiny.encoders import save_encoder_pack
 from tests.tiny.families import family_pack
-from tests.tiny.llamas import ALL_RANKS, LORAS, Variant, changed, random_adapter, save_pack
+from tests.tiny.llamas import Variant, save_pack
 
 
 def save(adapter: Adapter, directory: Path, fingerprint: str | None, dtype: Dtype = "F32") -> Path:
@@ -71,7 +72,7 @@ def test_factors_that_are_stored_in_half_precision_are_one_content_too(
 
 def test_an_adapter_of_an_encoder_is_read(tmp_path: Path) -> None:
     encoder = save_encoder_pack("bare bert", tmp_path / "pack")
-    adapter = encoder_adapter(encoder)
+    adapter = random_adapter(encoder)
     directory = save(adapter, tmp_path / "adapter", encoder.fingerprint)
     export_peft(directory, tmp_path / "a.onnx_adapter")
     for path in (directory, tmp_path / "a.onnx_adapter"):

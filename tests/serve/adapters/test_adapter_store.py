@@ -33,7 +33,7 @@ from tests.serve.adapters.fake_source import (
     status_of,
     store_of,
 )
-from tests.tiny.llamas import random_adapter
+from tests.tiny.adapters import random_adapter
 
 
 def test_what_is_loaded_is_leased_as_it_was_read(base: BasePack, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from fedlora_serve.text.sampling import Sampling
 from tests.serve.batching.conftest import Engines
 from tests.serve.batching.listening import CountedLease, Listener, ask, counted
 from tests.serve.speakers import Speaker, greedy, random_prompt, speaker
-from tests.tiny.llamas import EOS
+from tests.tiny.tokenizer import EOS
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from fedlora_serve.batching.row_graph import Part, RowGraph
 from fedlora_serve.batching.row_session import open_rows
 from fedlora_serve.local.engine import Engine
 
+from tests.reference.agreement import assert_close
 from tests.serve.speakers import Speaker, random_prompt
-from tests.tiny.llamas import assert_close
 
 
 @pytest.fixture

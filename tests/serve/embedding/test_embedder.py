@@ -23,22 +23,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tests.tiny.encoders import BARE, Packs, encoder_adapter, encoder_oracle, encoders_made_once, random_texts
-from tests.tiny.llamas import BOS, DEFAULT, EOS, assert_close, save_pack
+from tests.reference.agreement import assert_close
+from tests.reference.oracles import oracle
+from tests.tiny.adapters import random_adapter
+from tests.tiny.encoders import BARE, encoder_pack
+from tests.tiny.llamas import DEFAULT, save_pack
+from tests.tiny.tokenizer import BOS, EOS
+from tests.tiny.tokens import random_texts
 
 LENGTHS = (9, 17, 2, 1, 30)
 
 
 @pytest.fixture(scope="module")
-def encoder_packs(tmp_path_factory: pytest.TempPathFactory) -> Packs:
-    return encoders_made_once(tmp_path_factory.mktemp("encoders"))
-
-
-@pytest.fixture(scope="module")
-def served(encoder_packs: Packs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of one encoder with its graph: for reading, it is shared."""
     folder = tmp_path_factory.mktemp("served") / "encoder"
-    export_base(encoder_packs("bare bert"), folder, accuracy_level=FLOAT_ACCURACY)
+    export_base(encoder_pack("bare bert"), folder, accuracy_level=FLOAT_ACCURACY)
     return folder
 
 
@@ -74,19 +74,17 @@ def counted(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> list[tuple[i
 
 
 @pytest.mark.parametrize("name", BARE)
-def test_embeddings_of_every_encoder_agree_with_torch_with_an_adapter_and_without(
-    encoder_packs: Packs, tmp_path: Path, name: str
-) -> None:
-    export_base(encoder_packs(name), tmp_path / "model", accuracy_level=FLOAT_ACCURACY)
+def test_embeddings_of_every_encoder_agree_with_torch_with_an_adapter_and_without(tmp_path: Path, name: str) -> None:
+    export_base(encoder_pack(name), tmp_path / "model", accuracy_level=FLOAT_ACCURACY)
     embedder = Embedder(tmp_path / "model", threads=1)
     tokens, mask = random_texts(embedder.base, LENGTHS)
-    for adapter in (None, encoder_adapter(embedder.base)):
+    for adapter in (None, random_adapter(embedder.base)):
         got = embedder.embed(rows_of(tokens, mask), version(adapter) if adapter else None)
         assert got.dtype == np.float32
         assert_close(got, torch_scores(embedder.base, tokens, adapter, mask))
     # The mean over each text of transformers' own last states.
     with torch.no_grad():
-        states = encoder_oracle(embedder.base, name)(torch.from_numpy(tokens), torch.from_numpy(mask))[0].numpy()
+        states = oracle(embedder.base)(torch.from_numpy(tokens), torch.from_numpy(mask))[0].numpy()
     expected = [row[:length].mean(0) for row, length in zip(states, LENGTHS, strict=True)]
     assert_close(embedder.embed(rows_of(tokens, mask)), np.stack(expected))
 
@@ -142,7 +140,7 @@ def test_a_token_that_the_base_lacks_is_refused(embedder: Embedder, token: int) 
 
 
 def test_an_embedding_that_is_not_finite_is_refused_by_the_adapters_name(embedder: Embedder) -> None:
-    values = input_values(encoder_adapter(embedder.base))
+    values = input_values(random_adapter(embedder.base))
     huge = version_of({name: value * np.float32(1e18) for name, value in values.items()})
     with pytest.raises(AdapterError, match=r"^mine \(here\): with it an embedding is not finite"):
         embedder.embed([[1, 2]], huge)
@@ -150,31 +148,31 @@ def test_an_embedding_that_is_not_finite_is_refused_by_the_adapters_name(embedde
 
 
 def test_what_onnx_runtime_refuses_to_run_is_an_error_of_the_graph(embedder: Embedder) -> None:
-    flat = version_of(dict.fromkeys(input_values(encoder_adapter(embedder.base)), np.zeros(3, np.float32)))
+    flat = version_of(dict.fromkeys(input_values(random_adapter(embedder.base)), np.zeros(3, np.float32)))
     with pytest.raises(GraphError, match=r"encoder\.onnx: ONNX Runtime does not run it: .*; export it again"):
         embedder.embed([[1]], flat)
 
 
-def test_a_graph_without_adapter_inputs_takes_no_adapter(encoder_packs: Packs, tmp_path: Path) -> None:
-    base = encoder_packs("bare distilbert")
+def test_a_graph_without_adapter_inputs_takes_no_adapter(tmp_path: Path) -> None:
+    base = encoder_pack("bare distilbert")
     export_base(base, tmp_path / "model", profiles=("base",), accuracy_level=FLOAT_ACCURACY)
     embedder = Embedder(tmp_path / "model", threads=1)
     assert_close(
         embedder.embed([[5, 6, 7]]), torch_scores(base, np.array([[5, 6, 7]]), None, np.ones((1, 3), np.int64))
     )
     with pytest.raises(AdapterMismatchError, match=r"encoder\.base\.onnx is of profile base, which takes no adapter"):
-        embedder.embed([[5]], version(encoder_adapter(base)))
+        embedder.embed([[5]], version(random_adapter(base)))
 
 
 def test_an_adapter_that_is_laid_out_for_another_graph_is_refused(embedder: Embedder) -> None:
-    adapter = encoder_adapter(embedder.base)
+    adapter = random_adapter(embedder.base)
     layout = adapter_layout(input_values(adapter), embedder.base.model.linear_modules())
     with pytest.raises(AdapterMismatchError, match="mine: laid out for the graph kernel; an encoder's graph takes"):
         embedder.embed([[5]], replace(version(adapter), values=layout))
 
 
-def test_an_encoder_with_a_classification_head_is_refused_with_what_to_pack(encoder_packs: Packs) -> None:
-    base: BasePack = encoder_packs("bert")
+def test_an_encoder_with_a_classification_head_is_refused_with_what_to_pack() -> None:
+    base: BasePack = encoder_pack("bert")
     with pytest.raises(
         PackError, match=r"scores of 3 labels; for embeddings pack one without: BertModel, RobertaModel"
     ):

@@ -31,7 +31,7 @@ from fedlora_serve.limits import Limits
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from tests.tiny.llamas import byte_tokenizer
+from tests.tiny.tokenizer import byte_tokenizer
 
 BASE = "tiny"
 TEMPLATE = (

@@ -24,7 +24,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 from tests.serve.http.fake_engine import FakeEngine, endless, words
 from tests.serve.http.own_server import served
 from tests.serve.http.services import service
-from tests.tiny.llamas import random_adapter
+from tests.tiny.adapters import random_adapter
 
 pytestmark = pytest.mark.browser
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from tests.tiny.llamas import BOS, EOS, byte_tokenizer
+from tests.tiny.tokenizer import BOS, EOS, byte_tokenizer
 
 HALF = "\ufffd"
 BYTES = byte_tokenizer()

@@ -17,11 +17,11 @@ from fedlora_server.means.exact_mean import ExactMean
 
 from tests.server.method_cases import CONFIGS, SHAPES, TARGETS, TOLERANCE, Weighted, assert_close, dense, dense_mean
 from tests.server.method_cases import Dense as Matrices
-from tests.tiny.checkpoints import random_adapter
+from tests.tiny.adapters import adapter_on
 
 
 def client(lora: LoraConfig, seed: int) -> Adapter:
-    return random_adapter(replace(lora, target_modules=TARGETS), SHAPES, seed)
+    return adapter_on(replace(lora, target_modules=TARGETS), SHAPES, seed)
 
 
 def clients(lora: LoraConfig, count: int) -> list[Weighted]:

@@ -17,7 +17,7 @@ from fedlora_serve.http.service.adapter_folder import AdapterFolder
 from fedlora_serve.http.service.state import ServiceState
 
 from tests.serve.http.services import BASE, Client, service
-from tests.tiny.llamas import random_adapter
+from tests.tiny.adapters import random_adapter
 
 ADMIN, WEB = "admin-key-0123456789", "web-key-0123456789"
 

@@ -17,7 +17,7 @@ from fedlora_serve.http.protocol.errors import ApiError
 
 from tests.serve.http.fake_engine import FakeEngine, failing, words
 from tests.serve.http.services import BASE, Client, refusal, service, tokens
-from tests.tiny.llamas import BOS
+from tests.tiny.tokenizer import BOS
 
 Post = Callable[..., Any]
 

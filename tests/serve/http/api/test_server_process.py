@@ -19,7 +19,7 @@ from fedlora_export.export import export_base
 from fedlora_serve.commands.serve import serve
 
 from tests.serve.serving_process import ADMIN, COMMAND, Serving, serving
-from tests.tiny.llamas import random_adapter
+from tests.tiny.adapters import random_adapter
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from fedlora_serve.http.service.token_strings import TokenStrings
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 
-from tests.tiny.llamas import EOS, byte_tokenizer
+from tests.tiny.tokenizer import EOS, byte_tokenizer
 
 
 def fallback_tokenizer() -> Tokenizer:
