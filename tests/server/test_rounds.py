@@ -21,7 +21,6 @@ from fedlora_server.run.round_record import RoundRecord
 from fedlora_server.run.run_directory import RunDirectory, default_output, open_run
 from flwr.app import ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 
-from tests.tiny.checkpoints import tree
 from tests.server.fake_grid import (
     FINGERPRINT,
     Device,
@@ -35,6 +34,7 @@ from tests.server.fake_grid import (
     update_of,
 )
 from tests.server.method_cases import METHODS
+from tests.tiny.checkpoints import tree
 
 METHOD_NAMES = sorted(METHODS)
 

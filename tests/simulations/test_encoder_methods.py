@@ -15,8 +15,8 @@ from fedlora_simulations.simulation import simulate
 from rich.console import Console
 
 from tests.client.encoder.test_training import records, written
-from tests.tiny.encoders import LABELS, save_encoder_pack
 from tests.server.method_cases import METHODS, ROBUST
+from tests.tiny.encoders import LABELS, save_encoder_pack
 
 DEVICES = len(LABELS)
 

@@ -27,9 +27,9 @@ from flwr.app import Context, Message, RecordDict
 from flwr.app.user_config import UserConfig
 from numpy.typing import NDArray
 
-from tests.tiny.checkpoints import tree
 from tests.server.fake_grid import Device, FakeGrid, Honest, Played, Player, training_reply
 from tests.server.method_cases import METHODS
+from tests.tiny.checkpoints import tree
 
 ROUNDS = 3
 TIMES = ("seconds", "server_s")
