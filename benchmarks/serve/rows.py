@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 from fedlora.base.pack import open_pack
-from fedlora_serve.adapters.source import read_adapter
-from fedlora_serve.adapters.version import AdapterVersion
+from fedlora_serve.adapters.loading import load_adapter
+from fedlora_serve.adapters.status import AdapterVersion
 from fedlora_serve.batching.kv_cache import KVCache, blocks_of
 from fedlora_serve.batching.row_graph import Part, RowGraph
 from fedlora_serve.batching.row_session import open_rows
@@ -70,7 +70,7 @@ class RowsEngine:
         return self._scores
 
     def _read_version(self, path: str, dtype: Dtype) -> AdapterVersion:
-        content = read_adapter(Path(path), self.base, layout=dtype if self.lays_out_adapters else None)
+        content = load_adapter(Path(path), self.base, layout=dtype if self.lays_out_adapters else None)
         return AdapterVersion(
             name=Path(path).name,
             digest=f"{content.digest}-{dtype}",

@@ -12,7 +12,7 @@ from fedlora.base.pack import BasePack
 from fedlora.exported.inputs import input_values
 from fedlora.peft.directory import WEIGHTS, adapter_of
 from fedlora.row_lora.layout import adapter_layout
-from fedlora_serve.adapters.source import digest_of, read_adapter
+from fedlora_serve.adapters.loading import digest_of, load_adapter
 from fedlora_serve.adapters.store import AdapterStore
 
 from serve.rows import RowsEngine
@@ -68,7 +68,7 @@ def load_times(base: BasePack, path: Path, *, lays_out: bool, repeats: int) -> d
         "scale and transpose": lambda: input_values(adapter),
         "digest": lambda: digest_of(adapter_inputs),
         "lay out": lambda: adapter_layout(adapter_inputs, modules) if lays_out else None,
-        "load": lambda: read_adapter(path, base, layout="float32" if lays_out else None),
+        "load": lambda: load_adapter(path, base, layout="float32" if lays_out else None),
     }
     found: dict[str, list[float]] = {part: [] for part in parts}
     for _ in range(repeats):

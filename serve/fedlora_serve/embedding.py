@@ -14,7 +14,7 @@ from fedlora.exported.profiles import DEFAULT, Profile, graph_name
 from fedlora.family import EncoderShape
 from numpy.typing import NDArray
 
-from fedlora_serve.adapters.version import AdapterVersion
+from fedlora_serve.adapters.status import AdapterVersion
 from fedlora_serve.session import open_graph
 from fedlora_serve.text.tokenizer import open_tokenizer, tokens_of
 

@@ -13,8 +13,8 @@ from fedlora.exported.profiles import Profile
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
 from fedlora.row_lora.layout import adapter_layout
-from fedlora_serve.adapters.source import digest_of
-from fedlora_serve.adapters.version import AdapterValues, AdapterVersion
+from fedlora_serve.adapters.loading import digest_of
+from fedlora_serve.adapters.status import AdapterValues, AdapterVersion
 from fedlora_serve.local.engine import Engine, LoadedAdapter
 from onnxruntime import OrtValue
 

@@ -7,16 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedlora_serve.adapters.contents import Content
-from fedlora_serve.adapters.version import AdapterStatus, AdapterVersion
+from fedlora_serve.adapters.cache import CachedAdapter
+from fedlora_serve.adapters.status import AdapterStatus, AdapterVersion
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Named:
+class Entry:
     """What a name stands for, from its first load until it is unloaded."""
 
     name: str
-    content: Content
+    cached: CachedAdapter
     number: int
     source: Path
     loaded_at: float
@@ -27,19 +27,19 @@ class Named:
     @property
     def is_resident(self) -> bool:
         """Its values are in memory."""
-        return self.content.values is not None
+        return self.cached.values is not None
 
     def status(self) -> AdapterStatus:
         """What there is to tell of it now."""
-        content = self.content
+        cached = self.cached
         return AdapterStatus(
             name=self.name,
             number=self.number,
-            digest=content.digest,
-            rank=content.rank,
-            size_bytes=content.size_bytes,
+            digest=cached.digest,
+            rank=cached.rank,
+            size_bytes=cached.size_bytes,
             source=self.source,
-            pinned=self.name in content.pinned,
+            pinned=self.name in cached.pinned,
             resident=self.is_resident,
             users=self.users,
             loaded_at=self.loaded_at,
@@ -48,19 +48,19 @@ class Named:
 
     def version(self) -> AdapterVersion:
         """The version that the name has now, of a content in memory; made once, and kept with the content."""
-        content = self.content
-        known = content.versions.get(self.name)
+        cached = self.cached
+        known = cached.versions.get(self.name)
         if known is not None:
             return known
-        if content.values is None:
+        if cached.values is None:
             raise AssertionError(f"{self.name}: its values are not in memory")
-        version = content.versions[self.name] = AdapterVersion(
+        version = cached.versions[self.name] = AdapterVersion(
             name=self.name,
-            digest=content.digest,
+            digest=cached.digest,
             number=self.number,
-            values=content.values,
-            rank=content.rank,
-            size_bytes=content.size_bytes,
+            values=cached.values,
+            rank=cached.rank,
+            size_bytes=cached.size_bytes,
             source=self.source,
         )
         return version
@@ -69,10 +69,10 @@ class Named:
 class StoreLease:
     """The lease of a store: `give_back` takes it, and does nothing with one that it has had."""
 
-    __slots__ = ("_give_back", "content", "is_released", "named", "version")
+    __slots__ = ("_give_back", "cached", "entry", "is_released", "version")
 
-    def __init__(self, named: Named, give_back: Callable[[StoreLease], None]) -> None:
-        self.named, self.content, self.version = named, named.content, named.version()
+    def __init__(self, entry: Entry, give_back: Callable[[StoreLease], None]) -> None:
+        self.entry, self.cached, self.version = entry, entry.cached, entry.version()
         self.is_released = False
         self._give_back = give_back
 
@@ -84,8 +84,8 @@ class StoreLease:
 class Unloading:
     """A name that was taken away, whose last requests may still run."""
 
-    def __init__(self, unused: threading.Condition, named: Named) -> None:
-        self._unused, self._named = unused, named
+    def __init__(self, unused: threading.Condition, entry: Entry) -> None:
+        self._unused, self._named = unused, entry
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """No request uses it any more; False where some still do after `timeout_s`."""

@@ -20,11 +20,11 @@ from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterExistsError, AdapterStoreFullError, ConfigError, UnknownAdapterError
 from fedlora.row_lora.layout import LayoutDtype
 
-from fedlora_serve.adapters.contents import Contents
-from fedlora_serve.adapters.leases import Named, StoreLease, Unloading
+from fedlora_serve.adapters.cache import AdapterCache
+from fedlora_serve.adapters.leases import Entry, StoreLease, Unloading
+from fedlora_serve.adapters.loading import AdapterLoader, LoadedAdapter, load_adapter
 from fedlora_serve.adapters.single_flight import SingleFlight
-from fedlora_serve.adapters.source import AdapterContent, ReadAdapter, read_adapter
-from fedlora_serve.adapters.version import AdapterStatus, AdapterVersion, Lease, StoreStats, check_adapter_name
+from fedlora_serve.adapters.status import AdapterStatus, AdapterVersion, Lease, StoreStats, check_adapter_name
 
 __all__ = ["AdapterStatus", "AdapterStore", "StoreStats", "Unloading"]
 
@@ -42,7 +42,7 @@ class AdapterStore:
         max_adapters: int = 10_000,  # names, those among them whose values were evicted
         layout: LayoutDtype | None = None,  # for the graph `kernel`; None: inputs, for all others
         clock: Callable[[], float] = time.time,
-        read: ReadAdapter = read_adapter,
+        read: AdapterLoader = load_adapter,
     ) -> None:
         for field, value in (("budget_bytes", budget_bytes), ("max_adapters", max_adapters)):
             if value < 1:
@@ -51,9 +51,9 @@ class AdapterStore:
         self._read = partial(read, base=base, max_bytes=budget_bytes, layout=layout)
         self._lock = threading.Lock()
         self._unused = threading.Condition(self._lock)  # a name that was unloaded has no users any more
-        self._names: dict[str, Named] = {}
-        self._contents = Contents(budget_bytes)
-        self._readings: SingleFlight[AdapterContent] = SingleFlight()
+        self._names: dict[str, Entry] = {}
+        self._cache = AdapterCache(budget_bytes)
+        self._readings: SingleFlight[LoadedAdapter] = SingleFlight()
         self._hits = self._lookups = 0
 
     def load(self, name: str, path: Path, *, replace: bool = True, pin: bool = False) -> AdapterVersion:
@@ -72,46 +72,46 @@ class AdapterStore:
         read = self._read(source)
         with self._lock:
             self._check_place(name, replace)
-            named = self._names.get(name)
-            old = named.content if named else None
+            entry = self._names.get(name)
+            old = entry.cached if entry else None
             pinned = pin or (old is not None and name in old.pinned)
-            content = self._contents.assign(name, read, old=old, pinned=pinned)
-            if named is None:
-                named = Named(name=name, content=content, number=0, source=source, loaded_at=0.0)
-                self._names[name] = named
-            if content is not old:
-                named.content, named.number, named.loaded_at = content, named.number + 1, self._clock()
-            named.source = source
-            content.versions.pop(name, None)  # it may name another source
-            return named.version()
+            cached = self._cache.assign(name, read, old=old, pinned=pinned)
+            if entry is None:
+                entry = Entry(name=name, cached=cached, number=0, source=source, loaded_at=0.0)
+                self._names[name] = entry
+            if cached is not old:
+                entry.cached, entry.number, entry.loaded_at = cached, entry.number + 1, self._clock()
+            entry.source = source
+            cached.versions.pop(name, None)  # it may name another source
+            return entry.version()
 
     def unload(self, name: str) -> Unloading:
         """Take a name away at once, pinned or not. What requests have leased stays until they release it.
 
         A name that is loaded again later begins at number 1. Raises UnknownAdapterError.
         """
-        with self._known(name) as named:
+        with self._known(name) as entry:
             del self._names[name]
-            named.is_unloaded = True
-            self._contents.unassign(name, named.content)
-            return Unloading(self._unused, named)
+            entry.is_unloaded = True
+            self._cache.unassign(name, entry.cached)
+            return Unloading(self._unused, entry)
 
     def pin(self, name: str) -> None:
         """Keep an adapter, and each that replaces it, in memory; one that was evicted is read again. Raises as `lease`."""
         while True:
             lease = self.lease(name)
             try:
-                with self._known(name) as named:
-                    if named.is_resident:  # a newer version may have been evicted meanwhile
-                        self._contents.pin(name, named.content, True)
+                with self._known(name) as entry:
+                    if entry.is_resident:  # a newer version may have been evicted meanwhile
+                        self._cache.pin(name, entry.cached, True)
                         return
             finally:
                 lease.release()
 
     def unpin(self, name: str) -> None:
         """Let an adapter be evicted again. Raises UnknownAdapterError."""
-        with self._known(name) as named:
-            self._contents.pin(name, named.content, False)
+        with self._known(name) as entry:
+            self._cache.pin(name, entry.cached, False)
 
     def lease(self, name: str) -> Lease:
         """The newest version of an adapter, to be used until it is released.
@@ -119,57 +119,57 @@ class AdapterStore:
         One that was evicted is read from its source again, once for all who ask for it meanwhile. Raises
         UnknownAdapterError; AdapterError where the source has changed or is gone; AdapterStoreFullError.
         """
-        with self._known(name) as named:
+        with self._known(name) as entry:
             self._lookups += 1
-            if named.is_resident:
+            if entry.is_resident:
                 self._hits += 1
-                return self._leased(named)
+                return self._leased(entry)
         return self._lease_evicted(name)
 
     def status(self, name: str) -> AdapterStatus | None:
         """What there is to tell of a name; None where there is none such."""
         with self._lock:
-            named = self._names.get(name)
-            return named.status() if named else None
+            entry = self._names.get(name)
+            return entry.status() if entry else None
 
     def list(self) -> tuple[AdapterStatus, ...]:
         """Every name, in alphabetical order."""
         with self._lock:
-            found = [named.status() for named in self._names.values()]
+            found = [entry.status() for entry in self._names.values()]
         return tuple(sorted(found, key=lambda status: status.name))
 
     def stats(self) -> StoreStats:
         with self._lock:
             return StoreStats(
                 loaded=len(self._names),
-                resident=self._contents.resident,
-                resident_bytes=self._contents.size_bytes,
-                budget_bytes=self._contents.budget_bytes,
+                resident=self._cache.resident,
+                resident_bytes=self._cache.size_bytes,
+                budget_bytes=self._cache.budget_bytes,
                 lookups=self._lookups,
                 hits=self._hits,
-                evictions=self._contents.evictions,
+                evictions=self._cache.evictions,
             )
 
     def _lease_evicted(self, name: str) -> Lease:
         while True:
-            with self._known(name) as named:
-                if named.is_resident:
-                    return self._leased(named)
-                digest, source = named.content.digest, named.source
+            with self._known(name) as entry:
+                if entry.is_resident:
+                    return self._leased(entry)
+                digest, source = entry.cached.digest, entry.source
             try:
                 read = self._readings.do((digest, source), partial(self._read_again, source, digest))
             except AdapterError:
-                with self._known(name) as named:
-                    if (named.content.digest, named.source) == (digest, source) and not named.is_resident:
+                with self._known(name) as entry:
+                    if (entry.cached.digest, entry.source) == (digest, source) and not entry.is_resident:
                         raise
                 continue  # it was loaded anew meanwhile, from a source that can be read
-            with self._known(name) as named:
-                if named.content.digest == digest:
-                    if not named.is_resident:
-                        self._contents.restore(named.content, read)
-                    return self._leased(named)
+            with self._known(name) as entry:
+                if entry.cached.digest == digest:
+                    if not entry.is_resident:
+                        self._cache.restore(entry.cached, read)
+                    return self._leased(entry)
 
-    def _read_again(self, source: Path, digest: str) -> AdapterContent:
+    def _read_again(self, source: Path, digest: str) -> LoadedAdapter:
         try:
             read = self._read(source)
         except AdapterError as error:
@@ -181,22 +181,22 @@ class AdapterStore:
             )
         return read
 
-    def _leased(self, named: Named) -> Lease:
-        named.users += 1
-        named.last_used_at = self._clock()
-        self._contents.hold(named.content)
-        return StoreLease(named, self._give_back)
+    def _leased(self, entry: Entry) -> Lease:
+        entry.users += 1
+        entry.last_used_at = self._clock()
+        self._cache.hold(entry.cached)
+        return StoreLease(entry, self._give_back)
 
     def _give_back(self, lease: StoreLease) -> None:
         with self._lock:
             if lease.is_released:
                 return
             lease.is_released = True
-            named = lease.named
-            named.users -= 1
-            named.last_used_at = self._clock()
-            self._contents.let_go(lease.content)
-            if named.is_unloaded and not named.users:
+            entry = lease.entry
+            entry.users -= 1
+            entry.last_used_at = self._clock()
+            self._cache.let_go(lease.cached)
+            if entry.is_unloaded and not entry.users:
                 self._unused.notify_all()
 
     def _check_place(self, name: str, replace: bool) -> None:
@@ -209,12 +209,12 @@ class AdapterStore:
             )
 
     @contextmanager
-    def _known(self, name: str) -> Iterator[Named]:
+    def _known(self, name: str) -> Iterator[Entry]:
         """Hold the lock, and give what the name stands for. Raises UnknownAdapterError."""
         with self._lock:
-            named = self._names.get(name)
-            if named is not None:
-                yield named
+            entry = self._names.get(name)
+            if entry is not None:
+                yield entry
                 return
             names = list(self._names)
         near = difflib.get_close_matches(name[:200], names[:_MAX_COMPARED])

@@ -13,7 +13,7 @@ from fedlora.row_lora.layout import AdapterLayout
 from fedlora.row_lora.library import RowLora
 from numpy.typing import NDArray
 
-from fedlora_serve.adapters.version import AdapterVersion
+from fedlora_serve.adapters.status import AdapterVersion
 
 _KEPT = 2  # sets of copies
 

@@ -14,7 +14,7 @@ from fedlora.errors import GraphError
 from fedlora.family import DecoderShape
 from numpy.typing import NDArray
 
-from fedlora_serve.adapters.version import AdapterVersion
+from fedlora_serve.adapters.status import AdapterVersion
 from fedlora_serve.batching.kv_cache import KVCache
 from fedlora_serve.batching.row_adapters import RowAdapters
 

@@ -10,7 +10,7 @@ from fedlora.errors import FedloraError
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from fedlora_serve.adapters.version import AdapterVersion
+from fedlora_serve.adapters.status import AdapterVersion
 from fedlora_serve.batching.request import Event, Finished, FinishReason, Piece, Request
 from fedlora_serve.text.sampling import ChosenToken
 from fedlora_serve.text.text_stream import TextStream

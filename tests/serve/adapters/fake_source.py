@@ -13,16 +13,16 @@ import numpy as np
 from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterStoreFullError
 from fedlora.row_lora.layout import LayoutDtype
-from fedlora_serve.adapters.source import AdapterContent, digest_of
+from fedlora_serve.adapters.loading import LoadedAdapter, digest_of
+from fedlora_serve.adapters.status import AdapterStatus, AdapterValues, AdapterVersion
 from fedlora_serve.adapters.store import AdapterStore
-from fedlora_serve.adapters.version import AdapterStatus, AdapterValues, AdapterVersion
 from numpy.typing import NDArray
 
 UNIT = 800  # bytes of an adapter of size 1
 NO_BASE = cast(BasePack, None)  # a table needs none
 
 
-def content_of(seed: int, size: int = 1) -> AdapterContent:
+def content_of(seed: int, size: int = 1) -> LoadedAdapter:
     """An adapter that is known by its seed, of `size` times UNIT bytes."""
     values = {
         "m.lora_A.weight": np.full((50 * size, 2), seed, np.float32),
@@ -30,7 +30,7 @@ def content_of(seed: int, size: int = 1) -> AdapterContent:
     }
     for value in values.values():
         value.flags.writeable = False
-    return AdapterContent(values=MappingProxyType(values), digest=digest_of(values), rank=2, size_bytes=UNIT * size)
+    return LoadedAdapter(values=MappingProxyType(values), digest=digest_of(values), rank=2, size_bytes=UNIT * size)
 
 
 def inputs_of(values: AdapterValues) -> Mapping[str, NDArray[np.float32]]:
@@ -48,7 +48,7 @@ class FakeSource:
     """{file name: what is read from it}, and how often it was; `before` runs in each reading."""
 
     def __init__(self) -> None:
-        self.table: dict[str, AdapterContent] = {}
+        self.table: dict[str, LoadedAdapter] = {}
         self.reads: Counter[str] = Counter()
         self.before: Callable[[str], None] = lambda _: None
         self._lock = threading.Lock()
@@ -57,7 +57,7 @@ class FakeSource:
         self.table[file] = content_of(seed, size)
         return Path("/adapters") / file
 
-    def __call__(self, path: Path, base: BasePack, *, max_bytes: int, layout: LayoutDtype | None) -> AdapterContent:
+    def __call__(self, path: Path, base: BasePack, *, max_bytes: int, layout: LayoutDtype | None) -> LoadedAdapter:
         with self._lock:
             self.reads[path.name] += 1
         content = self.table.get(path.name)

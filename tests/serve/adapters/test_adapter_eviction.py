@@ -14,8 +14,8 @@ from fedlora.errors import (
     UnknownAdapterError,
 )
 from fedlora.row_lora.layout import LayoutDtype
-from fedlora_serve.adapters.contents import Content
-from fedlora_serve.adapters.source import AdapterContent
+from fedlora_serve.adapters.cache import CachedAdapter
+from fedlora_serve.adapters.loading import LoadedAdapter
 from fedlora_serve.adapters.store import AdapterStore
 
 from tests.serve.adapters.fake_source import (
@@ -199,7 +199,7 @@ def test_what_is_evicted_and_unloaded_is_forgotten(source: FakeSource) -> None:
 def test_values_that_are_evicted_replaced_or_unloaded_leave_the_memory() -> None:
     alive: list[weakref.ref[object]] = []
 
-    def read(path: Path, base: BasePack, *, max_bytes: int, layout: LayoutDtype | None) -> AdapterContent:
+    def read(path: Path, base: BasePack, *, max_bytes: int, layout: LayoutDtype | None) -> LoadedAdapter:
         content = content_of(int(path.name))
         alive.extend(weakref.ref(value) for value in inputs_of(content.values).values())
         return content
@@ -208,7 +208,7 @@ def test_values_that_are_evicted_replaced_or_unloaded_leave_the_memory() -> None
         return sum(ref() is not None for ref in alive) // 2  # an A and a B each
 
     def records() -> int:
-        return sum(type(each) is Content for each in gc.get_objects())
+        return sum(type(each) is CachedAdapter for each in gc.get_objects())
 
     before = records()
     store = AdapterStore(NO_BASE, budget_bytes=2 * UNIT, read=read)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fedlora_serve.adapters.version import AdapterVersion
+from fedlora_serve.adapters.status import AdapterVersion
 from fedlora_serve.batching.request import Event, Finished, Piece, Request, TextEngine
 from fedlora_serve.text.sampling import Sampling
 

@@ -12,7 +12,7 @@ from zlib import crc32
 import numpy as np
 from fedlora.errors import GraphError
 from fedlora.family import DecoderShape
-from fedlora_serve.adapters.version import AdapterVersion
+from fedlora_serve.adapters.status import AdapterVersion
 from fedlora_serve.batching.kv_cache import KVCache, blocks_of
 from fedlora_serve.batching.request import Request
 from fedlora_serve.batching.row_graph import Part, RowGraph

@@ -14,7 +14,7 @@ from fedlora.base.pack import BasePack
 from fedlora.errors import ConfigError, GraphError
 from fedlora.exported.profiles import Profile
 from fedlora.lora.config import LoraConfig
-from fedlora_serve.adapters.version import AdapterVersion
+from fedlora_serve.adapters.status import AdapterVersion
 from fedlora_serve.batching.engine import BatchEngine
 from fedlora_serve.batching.kv_cache import BLOCK_TOKENS, block_bytes
 from fedlora_serve.batching.request import Event, Finished, Piece, Request

@@ -11,7 +11,7 @@ import pytest
 from fedlora.base.pack import open_pack
 from fedlora.errors import GraphError
 from fedlora.exported.profiles import Profile
-from fedlora_serve.adapters.version import AdapterVersion
+from fedlora_serve.adapters.status import AdapterVersion
 from fedlora_serve.batching.kv_cache import KVCache
 from fedlora_serve.batching.row_graph import Part, RowGraph
 from fedlora_serve.batching.row_session import open_rows

@@ -17,7 +17,7 @@ from fedlora.row_lora.layout import adapter_layout
 from fedlora_client.reference import logits as torch_scores
 from fedlora_export.export import export_base
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
-from fedlora_serve.adapters.version import AdapterVersion
+from fedlora_serve.adapters.status import AdapterVersion
 from fedlora_serve.embedding import Embedder, batches_by_length
 from hypothesis import given
 from hypothesis import strategies as st

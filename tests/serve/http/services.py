@@ -18,9 +18,9 @@ import pytest
 import uvicorn
 from fedlora.base.pack import BasePack
 from fedlora.data.chat_template import ChatTemplate
-from fedlora_serve.adapters.source import AdapterContent
+from fedlora_serve.adapters.loading import LoadedAdapter
+from fedlora_serve.adapters.status import AdapterVersion
 from fedlora_serve.adapters.store import AdapterStore
-from fedlora_serve.adapters.version import AdapterVersion
 from fedlora_serve.batching.request import TextEngine
 from fedlora_serve.http.access.keys import ApiKey, Keys
 from fedlora_serve.http.api.app import create_app
@@ -68,10 +68,10 @@ def service(
     )
 
 
-def fake_adapter(path: Path, base: BasePack, **bounds: Any) -> AdapterContent:
+def fake_adapter(path: Path, base: BasePack, **bounds: Any) -> LoadedAdapter:
     """What stands for the adapter of a path: its digest is the path's."""
     digest = hashlib.sha256(path.name.encode()).hexdigest()
-    return AdapterContent(values={}, digest=digest, rank=1, size_bytes=100)
+    return LoadedAdapter(values={}, digest=digest, rank=1, size_bytes=100)
 
 
 class FakeEmbedder:

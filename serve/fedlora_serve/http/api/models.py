@@ -9,7 +9,7 @@ from fastapi import Request, Response
 from fedlora.family import DecoderShape
 from pydantic import BaseModel
 
-from fedlora_serve.adapters.version import AdapterStatus
+from fedlora_serve.adapters.status import AdapterStatus
 from fedlora_serve.http.api.guarded_route import guarded_router, listed
 from fedlora_serve.http.protocol.field_types import DIGEST_HEADER
 from fedlora_serve.http.service.served_model import unknown_model

@@ -10,7 +10,7 @@ from typing import cast, get_args
 from fedlora.errors import ConfigError
 from fedlora.row_lora.layout import LayoutDtype
 
-from fedlora_serve.adapters.version import check_adapter_name
+from fedlora_serve.adapters.status import check_adapter_name
 from fedlora_serve.http.access.keys import ApiKey
 from fedlora_serve.http.transport.host_check import is_loopback
 from fedlora_serve.limits import Limits

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from fedlora.errors import AdapterError, AdapterStoreFullError, UnknownAdapterError
 
-from fedlora_serve.adapters.version import AdapterVersion, Lease
+from fedlora_serve.adapters.status import AdapterVersion, Lease
 from fedlora_serve.http.access.keys import Caller
 from fedlora_serve.http.protocol.envelope import EnvelopeFields
 from fedlora_serve.http.protocol.errors import SERVER, ApiError

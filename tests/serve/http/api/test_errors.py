@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fedlora.base.pack import BasePack
 from fedlora.data.chat_template import ChatTemplate
-from fedlora_serve.adapters.source import AdapterContent
+from fedlora_serve.adapters.loading import LoadedAdapter
 from fedlora_serve.adapters.store import AdapterStore
 from fedlora_serve.http.access.keys import ApiKey, key_digest
 
@@ -80,8 +80,8 @@ def test_an_adapter_that_cannot_be_read_again_is_the_services_fault_and_tells_no
     state = service(base, FakeEngine())
     digests = iter("abc")  # somebody changes the file
 
-    def read(path: Path, *_: Any, **__: Any) -> AdapterContent:
-        return AdapterContent(values={}, digest=next(digests), rank=1, size_bytes=60)
+    def read(path: Path, *_: Any, **__: Any) -> LoadedAdapter:
+        return LoadedAdapter(values={}, digest=next(digests), rank=1, size_bytes=60)
 
     state.store = AdapterStore(base, budget_bytes=100, read=read)  # there is room for one
     for name in ("poet", "cook"):

@@ -24,13 +24,13 @@ from fedlora.peft.directory import CONFIG, WEIGHTS, adapter_of
 from fedlora.row_lora.layout import AdapterLayout, LayoutDtype, adapter_layout
 from numpy.typing import NDArray
 
-from fedlora_serve.adapters.version import AdapterValues
+from fedlora_serve.adapters.status import AdapterValues
 
 _OVERHEAD_BYTES = 8 << 20  # of a file, at most: its header and its tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class AdapterContent:
+class LoadedAdapter:
     """The values of an adapter, verified for one base, and the digest that they have in whatever layout."""
 
     values: AdapterValues
@@ -39,13 +39,13 @@ class AdapterContent:
     size_bytes: int
 
 
-class ReadAdapter(Protocol):
-    """What reads an adapter: `read_adapter`."""
+class AdapterLoader(Protocol):
+    """What reads an adapter: `load_adapter`."""
 
-    def __call__(self, path: Path, base: BasePack, *, max_bytes: int, layout: LayoutDtype | None) -> AdapterContent: ...
+    def __call__(self, path: Path, base: BasePack, *, max_bytes: int, layout: LayoutDtype | None) -> LoadedAdapter: ...
 
 
-def read_adapter(
+def load_adapter(
     path: Path,
     base: BasePack,
     *,
@@ -53,7 +53,7 @@ def read_adapter(
     layout: LayoutDtype
     | None = None,  # for the graph `kernel`; None: the adapter_inputs of the graphs `compat` and `rows`
     allow_unnamed_base: bool = False,
-) -> AdapterContent:
+) -> LoadedAdapter:
     """The adapter of a PEFT directory, or of a .onnx_adapter file of profile compat.
 
     A PEFT directory that records no base, as PEFT's own do not, is taken where its names and shapes fit; an adapter file
@@ -76,11 +76,11 @@ def read_adapter(
     if layout is not None:
         laid_out = _laid_out(path, adapter_inputs, base, layout)
         _check_size(path, laid_out.size_bytes, max_bytes)
-        return AdapterContent(values=laid_out, digest=digest, rank=rank, size_bytes=laid_out.size_bytes)
+        return LoadedAdapter(values=laid_out, digest=digest, rank=rank, size_bytes=laid_out.size_bytes)
     size_bytes = sum(value.nbytes for value in adapter_inputs.values())
     _check_size(path, size_bytes, max_bytes)
     own = MappingProxyType({name: _own(value) for name, value in adapter_inputs.items()})
-    return AdapterContent(values=own, digest=digest, rank=rank, size_bytes=size_bytes)
+    return LoadedAdapter(values=own, digest=digest, rank=rank, size_bytes=size_bytes)
 
 
 def _peft_values(directory: Path, base: BasePack) -> dict[str, NDArray[np.float32]]:

@@ -15,8 +15,8 @@ from fedlora.lora.adapter import Adapter
 from fedlora.peft.directory import WEIGHTS, PeftDirectory, write_peft
 from fedlora.row_lora.layout import AdapterLayout, LayoutDtype, adapter_layout
 from fedlora_export.adapter_export import export_peft, write_onnx_adapter
-from fedlora_serve.adapters import source as source_module
-from fedlora_serve.adapters.source import AdapterContent, digest_of, read_adapter
+from fedlora_serve.adapters import loading
+from fedlora_serve.adapters.loading import LoadedAdapter, digest_of, load_adapter
 
 from tests.serve.adapters.fake_source import inputs_of
 from tests.tiny.adapters import ALL_RANKS, LORAS, changed, random_adapter
@@ -43,7 +43,7 @@ def exported(base: BasePack, saved: Path, tmp_path: Path) -> Path:
     return tmp_path / "a.onnx_adapter"
 
 
-def assert_holds(content: AdapterContent, adapter: Adapter) -> None:
+def assert_holds(content: LoadedAdapter, adapter: Adapter) -> None:
     expected = input_values(adapter)
     assert inputs_of(content.values).keys() == expected.keys()
     assert all(np.array_equal(inputs_of(content.values)[name], expected[name]) for name in expected)
@@ -58,7 +58,7 @@ def test_a_directory_and_the_file_made_of_it_are_one_content(base: BasePack, tmp
     directory = save(adapter, tmp_path / "adapter", base.fingerprint)
     export_peft(directory, tmp_path / "a.onnx_adapter")
     for path in (directory, tmp_path / "a.onnx_adapter"):
-        assert_holds(read_adapter(path, base), adapter)
+        assert_holds(load_adapter(path, base), adapter)
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
@@ -67,7 +67,7 @@ def test_factors_that_are_stored_in_half_precision_are_one_content_too(
 ) -> None:
     directory = save(random_adapter(base), tmp_path / "adapter", base.fingerprint, dtype)
     export_peft(directory, tmp_path / "a.onnx_adapter")
-    assert read_adapter(directory, base).digest == read_adapter(tmp_path / "a.onnx_adapter", base).digest
+    assert load_adapter(directory, base).digest == load_adapter(tmp_path / "a.onnx_adapter", base).digest
 
 
 def test_an_adapter_of_an_encoder_is_read(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_an_adapter_of_an_encoder_is_read(tmp_path: Path) -> None:
     directory = save(adapter, tmp_path / "adapter", encoder.fingerprint)
     export_peft(directory, tmp_path / "a.onnx_adapter")
     for path in (directory, tmp_path / "a.onnx_adapter"):
-        assert_holds(read_adapter(path, encoder), adapter)
+        assert_holds(load_adapter(path, encoder), adapter)
 
 
 def test_an_adapter_of_a_family_that_joins_its_modules_is_read(tmp_path: Path) -> None:
@@ -85,12 +85,12 @@ def test_an_adapter_of_a_family_that_joins_its_modules_is_read(tmp_path: Path) -
     directory = save(adapter, tmp_path / "adapter", base.fingerprint)
     export_peft(directory, tmp_path / "a.onnx_adapter")
     for path in (directory, tmp_path / "a.onnx_adapter"):
-        assert_holds(read_adapter(path, base), adapter)
+        assert_holds(load_adapter(path, base), adapter)
 
 
 def test_values_are_copies_that_nobody_can_change(base: BasePack, saved: Path, exported: Path) -> None:
     for path in (saved, exported):
-        content = read_adapter(path, base)
+        content = load_adapter(path, base)
         (path / WEIGHTS if path.is_dir() else path).write_bytes(b"")  # a mapped file would end the process below
         values = inputs_of(content.values)
         assert digest_of(values) == content.digest
@@ -111,17 +111,17 @@ def test_a_foreign_fingerprint_is_refused_whatever_the_kind(base: BasePack, tmp_
     export_peft(directory, tmp_path / "a.onnx_adapter")
     for path in (directory, tmp_path / "a.onnx_adapter"):
         with pytest.raises(AdapterMismatchError) as caught:
-            read_adapter(path, base)
+            load_adapter(path, base)
         assert other.fingerprint[:16] in str(caught.value)
         assert base.fingerprint[:16] in str(caught.value)
 
 
 def test_a_directory_that_records_no_base_is_taken_where_it_fits(base: BasePack, tmp_path: Path) -> None:
     adapter = random_adapter(base)
-    assert_holds(read_adapter(save(adapter, tmp_path / "adapter", None), base), adapter)
+    assert_holds(load_adapter(save(adapter, tmp_path / "adapter", None), base), adapter)
     other = random_adapter(save_pack(Variant(inner=96), tmp_path / "other"))
     with pytest.raises(AdapterMismatchError, match=r"\(made for theirs\): .* updates a weight"):
-        read_adapter(save(other, tmp_path / "misfit", None), base)
+        load_adapter(save(other, tmp_path / "misfit", None), base)
 
 
 def test_a_file_of_another_tool_is_taken_where_the_caller_says_so(base: BasePack, tmp_path: Path) -> None:
@@ -129,8 +129,8 @@ def test_a_file_of_another_tool_is_taken_where_the_caller_says_so(base: BasePack
     write_onnx_adapter(random_adapter(base), "0" * 64, path)  # which reads as version 0: it names no base
     sidecar_of(path).unlink()
     with pytest.raises(AdapterMismatchError, match="names no base"):
-        read_adapter(path, base)
-    assert_holds(read_adapter(path, base, allow_unnamed_base=True), random_adapter(base))
+        load_adapter(path, base)
+    assert_holds(load_adapter(path, base, allow_unnamed_base=True), random_adapter(base))
 
 
 @pytest.mark.parametrize("has_manifest", [True, False])
@@ -142,18 +142,18 @@ def test_a_file_of_profile_fast_is_refused_with_the_command_that_helps(
     if not has_manifest:
         sidecar_of(path).unlink()
     with pytest.raises(AdapterMismatchError, match=r"profile fast.*with: fedlora export-adapter --profile compat"):
-        read_adapter(path, base)
+        load_adapter(path, base)
 
 
 def test_what_is_not_there_or_no_adapter_is_refused(base: BasePack, tmp_path: Path, exported: Path) -> None:
     with pytest.raises(AdapterError, match=r"nowhere: no such file"):
-        read_adapter(tmp_path / "nowhere", base)
+        load_adapter(tmp_path / "nowhere", base)
     (tmp_path / "empty").mkdir()
     with pytest.raises(AdapterError, match=r"adapter_config\.json: cannot be read"):
-        read_adapter(tmp_path / "empty", base)
+        load_adapter(tmp_path / "empty", base)
     exported.write_bytes(exported.read_bytes()[:-1] + b"\xff")
     with pytest.raises(AdapterError, match="the file is damaged"):
-        read_adapter(exported, base)
+        load_adapter(exported, base)
 
 
 def test_a_file_that_may_not_be_read_is_refused(
@@ -164,28 +164,28 @@ def test_a_file_that_may_not_be_read_is_refused(
 
     monkeypatch.setattr(Path, "read_bytes", forbidden)
     with pytest.raises(AdapterError, match=r"a\.onnx_adapter: cannot be read: Permission denied"):
-        read_adapter(exported, base)
+        load_adapter(exported, base)
 
 
 def test_an_adapter_larger_than_it_may_be_is_refused(
     base: BasePack, saved: Path, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    size = read_adapter(saved, base).size_bytes
+    size = load_adapter(saved, base).size_bytes
     for path in (saved, exported):
-        assert read_adapter(path, base, max_bytes=size).size_bytes == size
+        assert load_adapter(path, base, max_bytes=size).size_bytes == size
         with pytest.raises(AdapterStoreFullError, match=rf"{size} bytes or more, .* may have {size - 1};"):
-            read_adapter(path, base, max_bytes=size - 1)
+            load_adapter(path, base, max_bytes=size - 1)
     # What is far too large is not even read.
-    monkeypatch.setattr(source_module, "_OVERHEAD_BYTES", 0)
-    monkeypatch.setattr(source_module, "_peft_values", None)
+    monkeypatch.setattr(loading, "_OVERHEAD_BYTES", 0)
+    monkeypatch.setattr(loading, "_peft_values", None)
     with pytest.raises(AdapterStoreFullError):
-        read_adapter(saved, base, max_bytes=10)
+        load_adapter(saved, base, max_bytes=10)
 
 
 def test_a_directory_that_is_replaced_while_it_is_read_is_refused(
     base: BasePack, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = source_module._peft_values
+    read = loading._peft_values
     other = save(random_adapter(base, ALL_RANKS, seed=3), tmp_path / "other", base.fingerprint)
 
     def read_and_replace(directory: Path, base: BasePack) -> object:
@@ -193,9 +193,9 @@ def test_a_directory_that_is_replaced_while_it_is_read_is_refused(
         (other / WEIGHTS).replace(directory / WEIGHTS)
         return values
 
-    monkeypatch.setattr(source_module, "_peft_values", read_and_replace)
+    monkeypatch.setattr(loading, "_peft_values", read_and_replace)
     with pytest.raises(AdapterError, match="changed while it was read; load it again"):
-        read_adapter(saved, base)
+        load_adapter(saved, base)
 
 
 @pytest.mark.parametrize("layout", ["float32", "float16"])
@@ -204,13 +204,13 @@ def test_an_adapter_is_laid_out_for_the_kernel_from_a_directory_as_from_a_file(
 ) -> None:
     expected = adapter_layout(input_values(random_adapter(base, ALL_RANKS)), base.model.linear_modules(), layout)
     for path in (saved, exported):
-        content = read_adapter(path, base, layout=layout)
+        content = load_adapter(path, base, layout=layout)
         assert isinstance(content.values, AdapterLayout)
         assert np.array_equal(content.values.values, expected.values)
-        assert content.digest == read_adapter(path, base).digest
+        assert content.digest == load_adapter(path, base).digest
         assert content.size_bytes == expected.size_bytes
         with pytest.raises(AdapterStoreFullError):
-            read_adapter(path, base, layout=layout, max_bytes=expected.size_bytes - 1)
+            load_adapter(path, base, layout=layout, max_bytes=expected.size_bytes - 1)
 
 
 @pytest.mark.parametrize(("value", "words"), [(1e5, "beyond float16's 65504"), (3e38, "not finite in float32")])
@@ -220,4 +220,4 @@ def test_values_too_large_for_a_number_are_refused_with_the_path(
     adapter = changed(random_adapter(base), lambda _, a, b: (a, np.full_like(b, value)))  # scaled by 2
     directory = save(adapter, tmp_path / "adapter", base.fingerprint)
     with pytest.raises(AdapterError, match=rf"adapter: .*{words}"):
-        read_adapter(directory, base, layout="float16")
+        load_adapter(directory, base, layout="float16")

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 
 from fedlora.errors import AdapterStoreFullError
 
-from fedlora_serve.adapters.source import AdapterContent
-from fedlora_serve.adapters.version import AdapterValues, AdapterVersion
+from fedlora_serve.adapters.loading import LoadedAdapter
+from fedlora_serve.adapters.status import AdapterValues, AdapterVersion
 
 _SHOWN = 8  # names in a message
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Content:
+class CachedAdapter:
     """What has one digest. It is known while it has a name or a user, in memory or not."""
 
     digest: str
@@ -40,78 +40,78 @@ class Content:
         return self.users > 0 or not self.pinned <= {name}
 
 
-class Contents:
+class AdapterCache:
     """Every content that a store knows. `size_bytes`, of those in memory, is never above `budget_bytes`."""
 
     def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
         self.size_bytes = self.resident = self.evictions = 0
-        self._by_digest: dict[str, Content] = {}
-        self._idle: OrderedDict[Content, None] = OrderedDict()  # the least recently used first
+        self._by_digest: dict[str, CachedAdapter] = {}
+        self._idle: OrderedDict[CachedAdapter, None] = OrderedDict()  # the least recently used first
         self._idle_bytes = 0
 
-    def assign(self, name: str, read: AdapterContent, *, old: Content | None, pinned: bool) -> Content:
+    def assign(self, name: str, read: LoadedAdapter, *, old: CachedAdapter | None, pinned: bool) -> CachedAdapter:
         """What was read, in memory and under `name`, which had `old`. Raises AdapterStoreFullError, and changes nothing."""
-        content = self._by_digest.get(read.digest)
-        if content is None:
-            content = Content(digest=read.digest, rank=read.rank, size_bytes=read.size_bytes)
-        other = old if old is not content else None
-        if content.values is None:
+        cached = self._by_digest.get(read.digest)
+        if cached is None:
+            cached = CachedAdapter(digest=read.digest, rank=read.rank, size_bytes=read.size_bytes)
+        other = old if old is not cached else None
+        if cached.values is None:
             leaving = other if other is not None and not other.is_busy_without(name) else None
-            self._check_room(content.size_bytes, leaving)
+            self._check_room(cached.size_bytes, leaving)
         if other is not None:
             self.unassign(name, other)  # before others are evicted in its place
-        if content.values is None:
-            self._bring_in(content, read.values)
-        content.names.add(name)
-        self._by_digest[content.digest] = content
-        self.pin(name, content, pinned)
-        return content
+        if cached.values is None:
+            self._bring_in(cached, read.values)
+        cached.names.add(name)
+        self._by_digest[cached.digest] = cached
+        self.pin(name, cached, pinned)
+        return cached
 
-    def unassign(self, name: str, content: Content) -> None:
+    def unassign(self, name: str, cached: CachedAdapter) -> None:
         """Take a name away; what has neither name nor user is forgotten."""
-        content.names.remove(name)
-        content.pinned.discard(name)
-        content.versions.pop(name, None)
-        self._settle(content)
+        cached.names.remove(name)
+        cached.pinned.discard(name)
+        cached.versions.pop(name, None)
+        self._settle(cached)
 
-    def restore(self, content: Content, read: AdapterContent) -> None:
+    def restore(self, cached: CachedAdapter, read: LoadedAdapter) -> None:
         """Bring an evicted content back. Raises AdapterStoreFullError."""
-        self._check_room(content.size_bytes)
-        self._bring_in(content, read.values)
-        self._settle(content)
+        self._check_room(cached.size_bytes)
+        self._bring_in(cached, read.values)
+        self._settle(cached)
 
-    def hold(self, content: Content) -> None:
+    def hold(self, cached: CachedAdapter) -> None:
         """One more user."""
-        content.users += 1
-        if content.users == 1:
-            self._settle(content)
+        cached.users += 1
+        if cached.users == 1:
+            self._settle(cached)
 
-    def let_go(self, content: Content) -> None:
+    def let_go(self, cached: CachedAdapter) -> None:
         """One user less."""
-        content.users -= 1
-        if not content.users:
-            self._settle(content)
+        cached.users -= 1
+        if not cached.users:
+            self._settle(cached)
 
-    def pin(self, name: str, content: Content, pinned: bool) -> None:
+    def pin(self, name: str, cached: CachedAdapter, pinned: bool) -> None:
         """Keep a content in memory for the sake of `name`, or no longer."""
-        (content.pinned.add if pinned else content.pinned.discard)(name)
-        self._settle(content)
+        (cached.pinned.add if pinned else cached.pinned.discard)(name)
+        self._settle(cached)
 
-    def _settle(self, content: Content) -> None:
+    def _settle(self, cached: CachedAdapter) -> None:
         """Put a content where its users, pins and names say that it belongs."""
-        if content in self._idle:
-            del self._idle[content]
-            self._idle_bytes -= content.size_bytes
-        if content.names or content.users:
-            if content.values is not None and not content.is_busy:
-                self._idle[content] = None  # last: it was used just now
-                self._idle_bytes += content.size_bytes
+        if cached in self._idle:
+            del self._idle[cached]
+            self._idle_bytes -= cached.size_bytes
+        if cached.names or cached.users:
+            if cached.values is not None and not cached.is_busy:
+                self._idle[cached] = None  # last: it was used just now
+                self._idle_bytes += cached.size_bytes
         else:
-            self._take_out(content)
-            self._by_digest.pop(content.digest, None)
+            self._take_out(cached)
+            self._by_digest.pop(cached.digest, None)
 
-    def _check_room(self, size_bytes: int, leaving: Content | None = None) -> None:
+    def _check_room(self, size_bytes: int, leaving: CachedAdapter | None = None) -> None:
         """Raise AdapterStoreFullError unless `size_bytes` fit beside what must stay when `leaving` need not."""
         kept = self.size_bytes - self._idle_bytes
         if leaving is not None and leaving.values is not None and leaving not in self._idle:
@@ -119,30 +119,30 @@ class Contents:
         if size_bytes > self.budget_bytes - kept:
             raise AdapterStoreFullError(self._full(size_bytes, kept))
 
-    def _bring_in(self, content: Content, values: AdapterValues) -> None:
+    def _bring_in(self, cached: CachedAdapter, values: AdapterValues) -> None:
         """Put a content in memory, for which there is room once others are evicted."""
-        while self.size_bytes + content.size_bytes > self.budget_bytes:
+        while self.size_bytes + cached.size_bytes > self.budget_bytes:
             self._take_out(next(iter(self._idle)))
             self.evictions += 1
-        content.values = values
-        self.size_bytes += content.size_bytes
+        cached.values = values
+        self.size_bytes += cached.size_bytes
         self.resident += 1
 
-    def _take_out(self, content: Content) -> None:
-        if content in self._idle:
-            del self._idle[content]
-            self._idle_bytes -= content.size_bytes
-        if content.values is not None:
-            content.values = None
-            content.versions.clear()
-            self.size_bytes -= content.size_bytes
+    def _take_out(self, cached: CachedAdapter) -> None:
+        if cached in self._idle:
+            del self._idle[cached]
+            self._idle_bytes -= cached.size_bytes
+        if cached.values is not None:
+            cached.values = None
+            cached.versions.clear()
+            self.size_bytes -= cached.size_bytes
             self.resident -= 1
 
     def _full(self, size_bytes: int, kept: int) -> str:
-        busy = [content for content in self._by_digest.values() if content.values is not None and content.is_busy]
-        pinned = sorted(name for content in busy for name in content.pinned)
+        busy = [cached for cached in self._by_digest.values() if cached.values is not None and cached.is_busy]
+        pinned = sorted(name for cached in busy for name in cached.pinned)
         used = sorted(
-            name for content in busy if content.users for name in content.names or {"(a version without a name)"}
+            name for cached in busy if cached.users for name in cached.names or {"(a version without a name)"}
         )
         return (
             f"an adapter of {size_bytes} bytes does not fit: of the budget of {self.budget_bytes} bytes {kept} must stay, "
