@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from fedlora.errors import AdapterStoreFullError
 from fedlora.row_lora.layout import LayoutDtype
-from fedlora_serve.adapters.status import Lease
+from fedlora_serve.adapters.leases import Lease
 from fedlora_serve.adapters.store import AdapterStore
 from fedlora_serve.batching.engine import BatchEngine
 from fedlora_serve.batching.request import Event, Finished, Piece, Request

@@ -5,13 +5,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from fedlora.base.pack import open_pack
-from fedlora_serve.adapters.loading import load_adapter
-from fedlora_serve.adapters.status import AdapterVersion
+from fedlora_serve.adapters.loading import LoadedAdapter, load_adapter
 from fedlora_serve.batching.kv_cache import KVCache, blocks_of
 from fedlora_serve.batching.row_graph import Part, RowGraph
 from fedlora_serve.batching.row_session import open_rows
@@ -39,7 +39,7 @@ class RowsEngine:
         self.graph = RowGraph(opened.session, self.base.shape, kv_cache, opened.adapters)
         self.lays_out_adapters = opened.lays_out_adapters
         self._version = cache(self._read_version)
-        self.adapters: list[AdapterVersion | None] = []
+        self.adapters: list[LoadedAdapter | None] = []
         self._length, self._tokens = 0, np.zeros(0, np.int64)
 
     def use(self, adapters: Sequence[str], dtype: Dtype) -> None:
@@ -69,17 +69,9 @@ class RowsEngine:
     def scores(self) -> NDArray[np.float32]:
         return self._scores
 
-    def _read_version(self, path: str, dtype: Dtype) -> AdapterVersion:
-        content = load_adapter(Path(path), self.base, layout=dtype if self.lays_out_adapters else None)
-        return AdapterVersion(
-            name=Path(path).name,
-            digest=f"{content.digest}-{dtype}",
-            number=1,
-            values=content.values,
-            rank=content.rank,
-            size_bytes=content.size_bytes,
-            source=Path(path),
-        )
+    def _read_version(self, path: str, dtype: Dtype) -> LoadedAdapter:
+        adapter = load_adapter(Path(path), self.base, layout=dtype if self.lays_out_adapters else None)
+        return replace(adapter, digest=f"{adapter.digest}-{dtype}")
 
     def _read(self, tokens: NDArray[np.int64]) -> None:
         parts = [Part(row, self._length, adapter) for row, adapter in zip(tokens.tolist(), self.adapters, strict=True)]

@@ -14,7 +14,7 @@ from fedlora.exported.profiles import DEFAULT, Profile, graph_name
 from fedlora.family import EncoderShape
 from numpy.typing import NDArray
 
-from fedlora_serve.adapters.status import AdapterVersion
+from fedlora_serve.adapters.loading import LoadedAdapter
 from fedlora_serve.session import open_graph
 from fedlora_serve.text.tokenizer import open_tokenizer, tokens_of
 
@@ -25,7 +25,7 @@ _MAX_TOKENS = 2048  # of a run, with padding: the attention of 12 heads over tex
 class Embedder:
     """The exported encoder of one folder. It may be called from several threads."""
 
-    def __init__(self, directory: Path, *, threads: int = 0, max_tokens: int = _MAX_TOKENS) -> None:
+    def __init__(self, directory: str | Path, *, threads: int = 0, max_tokens: int = _MAX_TOKENS) -> None:
         """Verify the pack and the graph (compat, or else base), and build the session.
 
         `threads` 0 leaves the choice to ONNX Runtime; a run has at most `max_tokens` tokens, unless one text is longer.
@@ -54,7 +54,7 @@ class Embedder:
         return tokens_of(self.tokenizer, text, add_special_tokens=True)
 
     def embed(
-        self, rows: Sequence[Sequence[int]], adapter: AdapterVersion | None = None
+        self, rows: Sequence[Sequence[int]], adapter: LoadedAdapter | None = None
     ) -> NDArray[np.float32]:  # [S, H]
         """The mean of the last states over the tokens of each text, as it is: not scaled to length 1.
 
@@ -69,7 +69,7 @@ class Embedder:
             result[batch] = self._run([rows[number] for number in batch], adapter_inputs, adapter)
         return result
 
-    def _adapter_inputs(self, adapter: AdapterVersion | None) -> Mapping[str, NDArray[np.float32]]:
+    def _adapter_inputs(self, adapter: LoadedAdapter | None) -> Mapping[str, NDArray[np.float32]]:
         """The adapter inputs of the graph."""
         if adapter is None:
             return {}
@@ -78,18 +78,13 @@ class Embedder:
                 f"{adapter.name}: {self.graph_manifest.graph} is of profile base, which takes no adapter; write a graph "
                 f"that does with: fedlora export {self.base.directory} --profile {DEFAULT}"
             )
-        if not isinstance(adapter.values, Mapping):
-            raise AdapterMismatchError(
-                f"{adapter.name}: laid out for the graph kernel; an encoder's graph takes the values of single modules: "
-                "load the adapter without a layout"
-            )
-        return adapter.values
+        return adapter.inputs
 
     def _run(
         self,
         rows: Sequence[Sequence[int]],
         adapter_inputs: Mapping[str, NDArray[np.float32]],
-        adapter: AdapterVersion | None,  # whose adapter_inputs they are
+        adapter: LoadedAdapter | None,  # whose adapter_inputs they are
     ) -> NDArray[np.float32]:  # [S, H]
         lengths = np.array([len(tokens) for tokens in rows])
         mask = np.arange(lengths.max()) < lengths[:, None]  # [S, T]

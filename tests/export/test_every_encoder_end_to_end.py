@@ -21,7 +21,7 @@ from fedlora_export.adapter_export import write_onnx_adapter
 from fedlora_export.checks.graph_runs import run_graph
 from fedlora_export.export import export_base
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
-from fedlora_serve.local.onnx_adapter import load_onnx_adapter
+from fedlora_serve.adapters.loading import load_adapter
 from numpy.typing import NDArray
 
 from tests.export.graph_runs import open_session
@@ -84,7 +84,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def graph_scores(trained: Trained, file: Path | None) -> NDArray[np.float32]:  # [S, L]
     """What ONNX Runtime gives, with the values of an adapter file."""
     session = open_session(trained.base.directory / graph_name(trained.base.model, "compat"))
-    adapter_inputs = load_onnx_adapter(file, trained.base).values if file else {}
+    adapter_inputs = load_adapter(file, trained.base).inputs if file else {}
     scores: NDArray[np.float32]
     (scores,) = session.run(None, {"input_ids": trained.tokens, "attention_mask": trained.mask, **adapter_inputs})
     return scores

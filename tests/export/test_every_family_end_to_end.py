@@ -19,7 +19,8 @@ from fedlora_client.training.trainer import train
 from fedlora_export.adapter_export import write_onnx_adapter
 from fedlora_export.export import export_base
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
-from fedlora_serve.local.engine import Engine, LoadedAdapter
+from fedlora_serve.adapters.loading import LoadedAdapter
+from fedlora_serve.local.engine import Engine
 
 from tests.reference.greedy import NEW_TOKENS, generator_of, rest_of, torch_tokens
 from tests.tiny.families import FAMILIES, family_pack

@@ -13,10 +13,8 @@ from fedlora.exported.profiles import Profile
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
 from fedlora.row_lora.layout import adapter_layout
-from fedlora_serve.adapters.loading import digest_of
-from fedlora_serve.adapters.status import AdapterValues, AdapterVersion
-from fedlora_serve.local.engine import Engine, LoadedAdapter
-from onnxruntime import OrtValue
+from fedlora_serve.adapters.loading import AdapterValues, LoadedAdapter, digest_of
+from fedlora_serve.local.engine import Engine
 
 from tests.tiny.adapters import changed, random_adapter
 from tests.tiny.llamas import Variant
@@ -32,23 +30,17 @@ class Speaker:
 
     rank: int
     adapter: Adapter
-    version: AdapterVersion  # with adapter_inputs
-    laid_out: AdapterVersion
-    loaded: LoadedAdapter
+    version: LoadedAdapter  # with adapter_inputs
+    laid_out: LoadedAdapter
 
 
 def speaker(base: BasePack, config: LoraConfig, seed: int, size: float = 1.0) -> Speaker:
     """A random adapter whose B is so much larger."""
     adapter = changed(random_adapter(base, config, seed=seed), lambda _, a, b: (a, b * np.float32(size)))
     adapter_inputs = input_values(adapter)
-    loaded = LoadedAdapter(
-        path=Path("none"),
-        values=adapter_inputs,
-        inputs={name: OrtValue.ortvalue_from_numpy(value) for name, value in adapter_inputs.items()},
-    )
 
-    def version(values: AdapterValues) -> AdapterVersion:
-        return AdapterVersion(
+    def version(values: AdapterValues) -> LoadedAdapter:
+        return LoadedAdapter(
             name=f"rank-{config.rank}",
             digest=digest_of(adapter_inputs),
             number=1,
@@ -59,12 +51,12 @@ def speaker(base: BasePack, config: LoraConfig, seed: int, size: float = 1.0) ->
         )
 
     layout = adapter_layout(adapter_inputs, base.shape.linear_modules())
-    return Speaker(config.rank, adapter, version(adapter_inputs), version(layout), loaded)
+    return Speaker(config.rank, adapter, version(adapter_inputs), version(layout))
 
 
 def greedy(engine: Engine, prompt: Sequence[int], speaker: Speaker | None, count: int) -> list[int]:
     """The likeliest tokens after a prompt, one sequence at a time, without an end."""
-    decoding, tokens = engine.start(speaker.loaded if speaker else None), list(prompt)
+    decoding, tokens = engine.start(speaker.version if speaker else None), list(prompt)
     read: Sequence[int] = prompt
     while len(tokens) < len(prompt) + count:
         tokens.append(int(decoding.step(read).argmax()))

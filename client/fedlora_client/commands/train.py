@@ -27,7 +27,13 @@ _FULL_KEYS = {
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The adapter's directory.")
-@click.option("--base", default="nano", show_default=True, help="A base pack; with --full a checkpoint or a hub id.")
+@click.option(
+    "--base",
+    default="nano",
+    metavar="BASE",
+    show_default=True,
+    help="A base pack; with --full a checkpoint or a hub id.",
+)
 @click.option("--steps", type=click.IntRange(min=1), help="How long to train.  [default: 20, or as --epochs says]")
 @click.option("--epochs", type=click.FloatRange(min=0, min_open=True), help="How long, in passes over the data.")
 @click.option("--rank", type=int, help="Of the adapter.  [default: 16]")

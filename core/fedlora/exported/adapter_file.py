@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora.errors import AdapterError
+from fedlora.exported.adapter_manifest import AdapterManifest
 from fedlora.exported.flat_buffer import FlatTable, root_table
 from fedlora.files.tensor_file import MAX_TENSORS
 
@@ -42,6 +43,7 @@ class AdapterFile:
     adapter_version: int
     model_version: int
     values: Mapping[str, NDArray[np.float32]]  # {input name: value}
+    manifest: AdapterManifest | None = None  # what stands beside the file, where that was read too
 
 
 def parse_adapter_file(data: bytes, where: str) -> AdapterFile:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fedlora.errors import AdapterError, AdapterMismatchError
 from fedlora.exported.adapter_file import AdapterFile, parse_adapter_file
-from fedlora.exported.adapter_manifest import AdapterManifest, read_adapter_manifest
+from fedlora.exported.adapter_manifest import read_adapter_manifest
 from fedlora.exported.flat_buffer import MAX_BYTES
 from fedlora.exported.inputs import model_version, modules_of
 from fedlora.exported.profiles import DEFAULT, Profile
@@ -29,14 +29,6 @@ UNNAMED_VERSIONS = (0, 1)  # of files whose writer names no base
 _OVERHEAD_BYTES = 1 << 10  # of a parameter: its name, sizes and tables
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerifiedAdapter:
-    """The values of an adapter file that fits its base, and its manifest where it has one."""
-
-    values: Mapping[str, NDArray[np.float32]]  # {input name: value}
-    manifest: AdapterManifest | None
-
-
 def load_adapter_file(
     path: Path,
     *,
@@ -44,8 +36,8 @@ def load_adapter_file(
     inputs: InputShapes,  # of the graph that it is for: fedlora.exported.profiles.graph_inputs
     profile: Profile = DEFAULT,  # of that graph
     allow_unnamed_base: bool = False,
-) -> VerifiedAdapter:
-    """Read a .onnx_adapter file whole.
+) -> AdapterFile:
+    """Read a .onnx_adapter file whole, with its manifest where it has one.
 
     Raises AdapterError where it is damaged, AdapterMismatchError where it is for another base or profile.
     """
@@ -76,7 +68,7 @@ def load_adapter_file(
     check_inputs(file.values, inputs, str(path))
     if manifest and {name: value.shape for name, value in file.values.items()} != manifest.inputs:
         raise AdapterError(f"{sidecar_of(path)}: slots are not those of the file; export the adapter again")
-    return VerifiedAdapter(values=file.values, manifest=manifest)
+    return replace(file, manifest=manifest)
 
 
 def check_inputs(values: Mapping[str, NDArray[np.float32]], inputs: InputShapes, where: str) -> None:

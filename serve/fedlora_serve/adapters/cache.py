@@ -12,23 +12,22 @@ from dataclasses import dataclass, field
 from fedlora.errors import AdapterStoreFullError
 
 from fedlora_serve.adapters.loading import LoadedAdapter
-from fedlora_serve.adapters.status import AdapterValues, AdapterVersion
 
 _SHOWN = 8  # names in a message
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class CachedAdapter:
-    """What has one digest. It is known while it has a name or a user, in memory or not."""
+    """The adapter that has one digest. It is known while it has a name or a user, in memory or not."""
 
     digest: str
     rank: int
     size_bytes: int
-    values: AdapterValues | None = None  # None: evicted
+    adapter: LoadedAdapter | None = None  # under whatever name it was read; None: evicted
     names: set[str] = field(default_factory=set)
     pinned: set[str] = field(default_factory=set)  # those of the names that keep it in memory
     users: int = 0
-    versions: dict[str, AdapterVersion] = field(default_factory=dict)  # {name: what is leased}; empty where evicted
+    versions: dict[str, LoadedAdapter] = field(default_factory=dict)  # {name: what is leased}; empty where evicted
 
     @property
     def is_busy(self) -> bool:
@@ -36,12 +35,12 @@ class CachedAdapter:
         return self.users > 0 or bool(self.pinned)
 
     def is_busy_without(self, name: str) -> bool:
-        """It must stay once `name` has another content, too."""
+        """It must stay once `name` stands for another adapter, too."""
         return self.users > 0 or not self.pinned <= {name}
 
 
 class AdapterCache:
-    """Every content that a store knows. `size_bytes`, of those in memory, is never above `budget_bytes`."""
+    """Every adapter that a store knows. `size_bytes`, of those in memory, is never above `budget_bytes`."""
 
     def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
@@ -56,13 +55,13 @@ class AdapterCache:
         if cached is None:
             cached = CachedAdapter(digest=read.digest, rank=read.rank, size_bytes=read.size_bytes)
         other = old if old is not cached else None
-        if cached.values is None:
+        if cached.adapter is None:
             leaving = other if other is not None and not other.is_busy_without(name) else None
             self._check_room(cached.size_bytes, leaving)
         if other is not None:
             self.unassign(name, other)  # before others are evicted in its place
-        if cached.values is None:
-            self._bring_in(cached, read.values)
+        if cached.adapter is None:
+            self._bring_in(cached, read)
         cached.names.add(name)
         self._by_digest[cached.digest] = cached
         self.pin(name, cached, pinned)
@@ -76,9 +75,9 @@ class AdapterCache:
         self._settle(cached)
 
     def restore(self, cached: CachedAdapter, read: LoadedAdapter) -> None:
-        """Bring an evicted content back. Raises AdapterStoreFullError."""
+        """Bring an evicted adapter back. Raises AdapterStoreFullError."""
         self._check_room(cached.size_bytes)
-        self._bring_in(cached, read.values)
+        self._bring_in(cached, read)
         self._settle(cached)
 
     def hold(self, cached: CachedAdapter) -> None:
@@ -94,17 +93,17 @@ class AdapterCache:
             self._settle(cached)
 
     def pin(self, name: str, cached: CachedAdapter, pinned: bool) -> None:
-        """Keep a content in memory for the sake of `name`, or no longer."""
+        """Keep an adapter in memory for the sake of `name`, or no longer."""
         (cached.pinned.add if pinned else cached.pinned.discard)(name)
         self._settle(cached)
 
     def _settle(self, cached: CachedAdapter) -> None:
-        """Put a content where its users, pins and names say that it belongs."""
+        """Put an adapter where its users, pins and names say that it belongs."""
         if cached in self._idle:
             del self._idle[cached]
             self._idle_bytes -= cached.size_bytes
         if cached.names or cached.users:
-            if cached.values is not None and not cached.is_busy:
+            if cached.adapter is not None and not cached.is_busy:
                 self._idle[cached] = None  # last: it was used just now
                 self._idle_bytes += cached.size_bytes
         else:
@@ -114,17 +113,17 @@ class AdapterCache:
     def _check_room(self, size_bytes: int, leaving: CachedAdapter | None = None) -> None:
         """Raise AdapterStoreFullError unless `size_bytes` fit beside what must stay when `leaving` need not."""
         kept = self.size_bytes - self._idle_bytes
-        if leaving is not None and leaving.values is not None and leaving not in self._idle:
+        if leaving is not None and leaving.adapter is not None and leaving not in self._idle:
             kept -= leaving.size_bytes
         if size_bytes > self.budget_bytes - kept:
             raise AdapterStoreFullError(self._full(size_bytes, kept))
 
-    def _bring_in(self, cached: CachedAdapter, values: AdapterValues) -> None:
-        """Put a content in memory, for which there is room once others are evicted."""
+    def _bring_in(self, cached: CachedAdapter, read: LoadedAdapter) -> None:
+        """Put an adapter in memory, for which there is room once others are evicted."""
         while self.size_bytes + cached.size_bytes > self.budget_bytes:
             self._take_out(next(iter(self._idle)))
             self.evictions += 1
-        cached.values = values
+        cached.adapter = read
         self.size_bytes += cached.size_bytes
         self.resident += 1
 
@@ -132,14 +131,14 @@ class AdapterCache:
         if cached in self._idle:
             del self._idle[cached]
             self._idle_bytes -= cached.size_bytes
-        if cached.values is not None:
-            cached.values = None
+        if cached.adapter is not None:
+            cached.adapter = None
             cached.versions.clear()
             self.size_bytes -= cached.size_bytes
             self.resident -= 1
 
     def _full(self, size_bytes: int, kept: int) -> str:
-        busy = [cached for cached in self._by_digest.values() if cached.values is not None and cached.is_busy]
+        busy = [cached for cached in self._by_digest.values() if cached.adapter is not None and cached.is_busy]
         pinned = sorted(name for cached in busy for name in cached.pinned)
         used = sorted(
             name for cached in busy if cached.users for name in cached.names or {"(a version without a name)"}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedlora_serve.adapters.cache import CachedAdapter
-from fedlora_serve.adapters.status import AdapterStatus, AdapterVersion
+from fedlora_serve.adapters.loading import LoadedAdapter
+from fedlora_serve.adapters.status import AdapterStatus
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -27,7 +28,7 @@ class Entry:
     @property
     def is_resident(self) -> bool:
         """Its values are in memory."""
-        return self.cached.values is not None
+        return self.cached.adapter is not None
 
     def status(self) -> AdapterStatus:
         """What there is to tell of it now."""
@@ -46,48 +47,58 @@ class Entry:
             last_used_at=self.last_used_at,
         )
 
-    def version(self) -> AdapterVersion:
-        """The version that the name has now, of a content in memory; made once, and kept with the content."""
+    def version(self) -> LoadedAdapter:
+        """The version that the name has now, of an adapter in memory; made once, and kept with the values."""
         cached = self.cached
         known = cached.versions.get(self.name)
         if known is not None:
             return known
-        if cached.values is None:
+        if cached.adapter is None:
             raise AssertionError(f"{self.name}: its values are not in memory")
-        version = cached.versions[self.name] = AdapterVersion(
-            name=self.name,
-            digest=cached.digest,
-            number=self.number,
-            values=cached.values,
-            rank=cached.rank,
-            size_bytes=cached.size_bytes,
-            source=self.source,
-        )
+        version = replace(cached.adapter, name=self.name, number=self.number, source=self.source)
+        cached.versions[self.name] = version
         return version
 
 
-class StoreLease:
-    """The lease of a store: `give_back` takes it, and does nothing with one that it has had."""
+class Lease:
+    """A version of an adapter in use: it stays in memory, as it is, until everyone who holds the lease released it."""
 
-    __slots__ = ("_give_back", "cached", "entry", "is_released", "version")
+    __slots__ = ("_give_back", "_holders", "_is_released", "_lock", "version")
 
-    def __init__(self, entry: Entry, give_back: Callable[[StoreLease], None]) -> None:
-        self.entry, self.cached, self.version = entry, entry.cached, entry.version()
-        self.is_released = False
-        self._give_back = give_back
+    def __init__(self, version: LoadedAdapter, give_back: Callable[[], object]) -> None:
+        """`give_back` is called once, by the last to release it."""
+        self.version = version
+        self._give_back, self._holders, self._is_released = give_back, 1, False
+        self._lock = threading.Lock()
+
+    def share(self) -> Lease:
+        """A part of this lease, which is released by itself; to the store both are one user."""
+        with self._lock:
+            self._holders += 1
+        return Lease(self.version, self._let_go)
 
     def release(self) -> None:
         """Done with it. A second time does nothing."""
-        self._give_back(self)
+        with self._lock:
+            was_released, self._is_released = self._is_released, True
+        if not was_released:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        with self._lock:
+            self._holders -= 1
+            is_last = not self._holders
+        if is_last:
+            self._give_back()
 
 
 class Unloading:
     """A name that was taken away, whose last requests may still run."""
 
     def __init__(self, unused: threading.Condition, entry: Entry) -> None:
-        self._unused, self._named = unused, entry
+        self._unused, self._entry = unused, entry
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """No request uses it any more; False where some still do after `timeout_s`."""
         with self._unused:
-            return self._unused.wait_for(lambda: not self._named.users, timeout_s)
+            return self._unused.wait_for(lambda: not self._entry.users, timeout_s)

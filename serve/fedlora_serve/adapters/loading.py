@@ -1,6 +1,7 @@
 """An adapter read from where it is kept: a PEFT directory, or a file that `fedlora export-adapter` made.
 
-What comes out is verified for the base and lies in memory of its own: no file can change it, or take it away, later.
+What comes out is verified for the base and lies in memory of its own: no file can change it, or take it away, later. The
+loader of ONNX Runtime accepts a NaN or a flipped bit, and maps the file: one that is truncated later ends the process.
 """
 
 from __future__ import annotations
@@ -24,19 +25,32 @@ from fedlora.peft.directory import CONFIG, WEIGHTS, adapter_of
 from fedlora.row_lora.layout import AdapterLayout, LayoutDtype, adapter_layout
 from numpy.typing import NDArray
 
-from fedlora_serve.adapters.status import AdapterValues
-
+# {adapter input of the graph `compat`: value}, read-only; or laid out for the graph `kernel`
+AdapterValues = Mapping[str, NDArray[np.float32]] | AdapterLayout
 _OVERHEAD_BYTES = 8 << 20  # of a file, at most: its header and its tables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LoadedAdapter:
-    """The values of an adapter, verified for one base, and the digest that they have in whatever layout."""
+    """An adapter in memory, verified for one base. Whatever is computed with it is known by its digest, never its name."""
 
+    name: str  # in a store, what it is leased by; else what its file or directory is called
+    number: int = 1  # of the version: 1 for the first that was loaded under its name, and one more each time
+    source: Path
+    digest: str  # of its values, however they were stored: `digest_of`
     values: AdapterValues
-    digest: str
     rank: int  # the largest of its modules
     size_bytes: int
+
+    @property
+    def inputs(self) -> Mapping[str, NDArray[np.float32]]:
+        """{adapter input: value}, for a graph that takes them. Raises AdapterMismatchError where they are laid out."""
+        if isinstance(self.values, AdapterLayout):
+            raise AdapterMismatchError(
+                f"{self.name}: laid out for the graph kernel; this graph takes the values of single modules: load the "
+                "adapter without a layout"
+            )
+        return self.values
 
 
 class AdapterLoader(Protocol):
@@ -50,8 +64,7 @@ def load_adapter(
     base: BasePack,
     *,
     max_bytes: int | None = None,
-    layout: LayoutDtype
-    | None = None,  # for the graph `kernel`; None: the adapter_inputs of the graphs `compat` and `rows`
+    layout: LayoutDtype | None = None,  # for the graph `kernel`; None: inputs, for all others
     allow_unnamed_base: bool = False,
 ) -> LoadedAdapter:
     """The adapter of a PEFT directory, or of a .onnx_adapter file of profile compat.
@@ -60,6 +73,8 @@ def load_adapter(
     that names none only with `allow_unnamed_base`. Raises AdapterError where it is damaged or changes while it is read,
     AdapterMismatchError where it is for another base or profile, AdapterTooLargeError past `max_bytes`.
     """
+    if path.name in (CONFIG, WEIGHTS):
+        raise AdapterError(f"{path}: a file of a PEFT directory; name the directory: {path.parent}")
     try:
         before = list(_stamps(path))
         for size, *_ in before[:1]:  # no dtype of a file is wider than float32
@@ -71,16 +86,24 @@ def load_adapter(
         raise AdapterError(
             f"{path}: cannot be read: {error.strerror}; expected a PEFT directory or a .onnx_adapter file"
         ) from None
-    rank = max(value.shape[1] for name, value in adapter_inputs.items() if name.endswith(".lora_A.weight"))
     digest = digest_of(adapter_inputs)
-    if layout is not None:
-        laid_out = _laid_out(path, adapter_inputs, base, layout)
-        _check_size(path, laid_out.size_bytes, max_bytes)
-        return LoadedAdapter(values=laid_out, digest=digest, rank=rank, size_bytes=laid_out.size_bytes)
-    size_bytes = sum(value.nbytes for value in adapter_inputs.values())
-    _check_size(path, size_bytes, max_bytes)
-    own = MappingProxyType({name: _own(value) for name, value in adapter_inputs.items()})
-    return LoadedAdapter(values=own, digest=digest, rank=rank, size_bytes=size_bytes)
+    values: AdapterValues
+    if layout is None:
+        size_bytes = sum(value.nbytes for value in adapter_inputs.values())
+        _check_size(path, size_bytes, max_bytes)
+        values = MappingProxyType({name: _own(value) for name, value in adapter_inputs.items()})
+    else:
+        values = _laid_out(path, adapter_inputs, base, layout)
+        size_bytes = values.size_bytes
+        _check_size(path, size_bytes, max_bytes)
+    return LoadedAdapter(
+        name=path.name,
+        source=path,
+        digest=digest,
+        values=values,
+        rank=max(value.shape[1] for name, value in adapter_inputs.items() if name.endswith(".lora_A.weight")),
+        size_bytes=size_bytes,
+    )
 
 
 def _peft_values(directory: Path, base: BasePack) -> dict[str, NDArray[np.float32]]:
@@ -93,15 +116,14 @@ def _peft_values(directory: Path, base: BasePack) -> dict[str, NDArray[np.float3
 
 def _file_values(path: Path, base: BasePack, allow_unnamed_base: bool) -> dict[str, NDArray[np.float32]]:
     def values(profile: Profile) -> dict[str, NDArray[np.float32]]:
-        adapter_inputs = graph_inputs(base.model, profile)
-        verified = load_adapter_file(
+        file = load_adapter_file(
             path,
             base_fingerprint=base.fingerprint,
-            inputs=adapter_inputs,
+            inputs=graph_inputs(base.model, profile),
             profile=profile,
             allow_unnamed_base=allow_unnamed_base,
         )
-        return dict(verified.values)
+        return dict(file.values)
 
     try:
         return values("compat")
@@ -112,8 +134,8 @@ def _file_values(path: Path, base: BasePack, allow_unnamed_base: bool) -> dict[s
             pass
         else:
             raise AdapterMismatchError(
-                f"{path}: an adapter file of profile fast, whose modules are joined; a service takes "
-                "those of profile compat: export the adapter again with: fedlora export-adapter --profile compat"
+                f"{path}: an adapter file of profile fast, whose modules are joined; expected profile compat: export the "
+                "adapter again with: fedlora export-adapter --profile compat"
             ) from None
         raise
 

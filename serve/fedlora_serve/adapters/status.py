@@ -1,20 +1,13 @@
-"""What an adapter is called, one version of it, and the right to use that for a while."""
+"""What an adapter may be called, and what there is to tell of one and of all."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
 from fedlora.errors import ConfigError
-from fedlora.row_lora.layout import AdapterLayout
-from numpy.typing import NDArray
 
-# {adapter input of the graph `compat`: value}, read-only; or laid out for the graph `kernel`
-AdapterValues = Mapping[str, NDArray[np.float32]] | AdapterLayout
 _NAME = re.compile(r"(?!.*(\.\.|//))[A-Za-z0-9]([A-Za-z0-9._:/-]{0,126}[A-Za-z0-9._:-])?")
 
 
@@ -55,27 +48,3 @@ class StoreStats:
     lookups: int  # leases that were asked for, of names that are known
     hits: int  # of these, whose adapter was in memory
     evictions: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterVersion:
-    """The values of one adapter, under its name. Whatever is computed with it is known by its digest, never its name."""
-
-    name: str
-    digest: str  # of its values, however they were stored: `digest_of`
-    number: int  # 1 for the first that was loaded under its name, and one more each time
-    values: AdapterValues
-    rank: int  # the largest of its modules
-    size_bytes: int
-    source: Path
-
-
-class Lease(Protocol):
-    """An adapter in use: it stays in memory, as it is, until it is released."""
-
-    @property
-    def version(self) -> AdapterVersion: ...
-
-    def release(self) -> None:
-        """Done with it. A second time does nothing."""
-        ...

@@ -1,6 +1,6 @@
 """The adapters of a service, by name: loaded, leased to requests, replaced under load, evicted and read again.
 
-    name --> one version at a time --> a content, by its digest --> values in memory, or a source to read them from again
+    name --> one version at a time --> an adapter, by its digest --> in memory, or a source to read it from again
 
 A request leases the newest version, and keeps it, as it is, until it is released. Safe to call from any thread: the lock is
 held for the bookkeeping only, never while a file is read or hashed.
@@ -20,11 +20,11 @@ from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterExistsError, AdapterStoreFullError, ConfigError, UnknownAdapterError
 from fedlora.row_lora.layout import LayoutDtype
 
-from fedlora_serve.adapters.cache import AdapterCache
-from fedlora_serve.adapters.leases import Entry, StoreLease, Unloading
+from fedlora_serve.adapters.cache import AdapterCache, CachedAdapter
+from fedlora_serve.adapters.leases import Entry, Lease, Unloading
 from fedlora_serve.adapters.loading import AdapterLoader, LoadedAdapter, load_adapter
 from fedlora_serve.adapters.single_flight import SingleFlight
-from fedlora_serve.adapters.status import AdapterStatus, AdapterVersion, Lease, StoreStats, check_adapter_name
+from fedlora_serve.adapters.status import AdapterStatus, StoreStats, check_adapter_name
 
 __all__ = ["AdapterStatus", "AdapterStore", "StoreStats", "Unloading"]
 
@@ -56,11 +56,11 @@ class AdapterStore:
         self._readings: SingleFlight[LoadedAdapter] = SingleFlight()
         self._hits = self._lookups = 0
 
-    def load(self, name: str, path: Path, *, replace: bool = True, pin: bool = False) -> AdapterVersion:
+    def load(self, name: str, path: str | Path, *, replace: bool = True, pin: bool = False) -> LoadedAdapter:
         """Read and verify an adapter; from then on `name` stands for it, and for its leases to come.
 
-        The content that the name has already is no new version: it keeps its number, and is read again from `path` from
-        now on. Of two loads at a time the one that ends last has the name. A name that is pinned stays so.
+        An adapter of the digest that the name has already is no new version: it keeps its number, and is read again from
+        `path` from now on. Of two loads at a time the one that ends last has the name. A name that is pinned stays so.
 
         Raises ConfigError for a name that cannot be, AdapterExistsError for one that is there unless `replace`,
         AdapterError where the adapter cannot be used, AdapterStoreFullError; all of these change nothing.
@@ -68,7 +68,7 @@ class AdapterStore:
         check_adapter_name(name)
         with self._lock:
             self._check_place(name, replace)
-        source = path.resolve()  # a link may show elsewhere when this version is read again
+        source = Path(path).resolve()  # a link may show elsewhere when this version is read again
         read = self._read(source)
         with self._lock:
             self._check_place(name, replace)
@@ -185,17 +185,13 @@ class AdapterStore:
         entry.users += 1
         entry.last_used_at = self._clock()
         self._cache.hold(entry.cached)
-        return StoreLease(entry, self._give_back)
+        return Lease(entry.version(), partial(self._give_back, entry, entry.cached))
 
-    def _give_back(self, lease: StoreLease) -> None:
+    def _give_back(self, entry: Entry, cached: CachedAdapter) -> None:
         with self._lock:
-            if lease.is_released:
-                return
-            lease.is_released = True
-            entry = lease.entry
             entry.users -= 1
             entry.last_used_at = self._clock()
-            self._cache.let_go(lease.cached)
+            self._cache.let_go(cached)
             if entry.is_unloaded and not entry.users:
                 self._unused.notify_all()
 

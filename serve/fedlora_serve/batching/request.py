@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from fedlora_serve.adapters.status import Lease
+from fedlora_serve.adapters.leases import Lease
 from fedlora_serve.text.sampling import ChosenToken, Sampling
 
 

@@ -14,7 +14,7 @@ from fedlora.errors import GraphError
 from fedlora.family import DecoderShape
 from numpy.typing import NDArray
 
-from fedlora_serve.adapters.status import AdapterVersion
+from fedlora_serve.adapters.loading import LoadedAdapter
 from fedlora_serve.batching.kv_cache import KVCache
 from fedlora_serve.batching.row_adapters import RowAdapters
 
@@ -25,7 +25,7 @@ class Part:
 
     tokens: Sequence[int]
     length: int
-    adapter: AdapterVersion | None
+    adapter: LoadedAdapter | None
 
 
 class RowGraph:

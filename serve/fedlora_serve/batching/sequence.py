@@ -10,7 +10,7 @@ from fedlora.errors import FedloraError
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from fedlora_serve.adapters.status import AdapterVersion
+from fedlora_serve.adapters.loading import LoadedAdapter
 from fedlora_serve.batching.request import Event, Finished, FinishReason, Piece, Request
 from fedlora_serve.text.sampling import ChosenToken
 from fedlora_serve.text.text_stream import TextStream
@@ -42,7 +42,7 @@ class SequenceState:
         self._is_heard = True
 
     @property
-    def adapter(self) -> AdapterVersion | None:
+    def adapter(self) -> LoadedAdapter | None:
         return self.request.adapter.version if self.request.adapter else None
 
     @property

@@ -12,8 +12,13 @@ from fedlora_serve.text.sampling import Sampling
 
 
 @click.command()
-@click.option("--model", required=True, type=click.Path(path_type=Path), help="A base pack's folder with its graph.")
-@click.option("--adapter", type=click.Path(path_type=Path), help="A .onnx_adapter file; without it the base speaks.")
+@click.argument("base", required=False)
+@click.option("--model", metavar="BASE", help="BASE may be given so, too.")
+@click.option(
+    "--adapter",
+    type=click.Path(path_type=Path),
+    help="A PEFT directory or a .onnx_adapter file; without it the base speaks.",
+)
 @click.option(
     "--allow-unnamed-base",
     is_flag=True,
@@ -38,7 +43,8 @@ from fedlora_serve.text.sampling import Sampling
 )
 @click.option("--threads", type=click.IntRange(min=0), default=0, show_default=True, help="0: ONNX Runtime chooses.")
 def generate(
-    model: Path,
+    base: str | None,
+    model: str | None,
     adapter: Path | None,
     allow_unnamed_base: bool,
     prompt: str,
@@ -52,7 +58,13 @@ def generate(
     seed: int,
     threads: int,
 ) -> None:
-    """Print the prompt and what follows it, as it comes."""
+    """Print the prompt and what follows it, as it comes.
+
+    BASE is the folder of a base pack with its graph.
+    """
+    if (base is None) == (model is None):
+        given = "neither" if base is None else f"{base} and --model {model}"
+        raise click.UsageError(f"expected one BASE, as fedlora generate BASE or as --model BASE; got {given}")
     sampling = Sampling(
         temperature=temperature,
         top_k=top_k,
@@ -63,7 +75,7 @@ def generate(
         max_tokens=max_tokens,
         stop=stop,
     )
-    engine = Engine(model, threads=threads)
+    engine = Engine(base or model or "", threads=threads)
     loaded = engine.load_adapter(adapter, allow_unnamed_base=allow_unnamed_base) if adapter else None
     pieces = generate_text(engine, prompt, sampling, adapter=loaded)
     first = next(pieces, "")  # an error comes before the first output

@@ -18,7 +18,7 @@ from fedlora_serve.http.service.state import ServiceState
 
 
 @click.command(epilog=f"The admin key comes from {ADMIN_ENV} in the environment, or from the file of --config.")
-@click.argument("base", metavar="DIR")
+@click.argument("base")
 @click.option(
     "--config", "config_path", type=click.Path(path_type=Path), help="A TOML file with keys, limits and the rest."
 )
@@ -52,7 +52,7 @@ def serve(
 ) -> None:
     """Serve a base and its adapters over HTTP, as OpenAI's interface.
 
-    DIR is a base pack with a graph `kernel` or `rows`, or an encoder's.
+    BASE is the folder of a base pack with a graph `kernel` or `rows`, or an encoder's.
     """
     options: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
     options["adapters"] = _by_name(adapters)

@@ -12,11 +12,9 @@ from fedlora.errors import AdapterError, AdapterMismatchError, ConfigError, Grap
 from fedlora.exported.profiles import DEFAULT, Profile, graph_name
 from numpy.typing import NDArray
 
-from fedlora_serve.local.onnx_adapter import LoadedAdapter, load_onnx_adapter
+from fedlora_serve.adapters.loading import LoadedAdapter, load_adapter
 from fedlora_serve.session import open_graph
 from fedlora_serve.text.tokenizer import open_tokenizer
-
-__all__ = ["Decoding", "Engine", "LoadedAdapter"]
 
 _PROFILES: tuple[Profile, ...] = (DEFAULT, "base")  # what a merged base has is the latter alone
 _KEEP = "logits_to_keep"
@@ -26,7 +24,7 @@ _LAST_TOKEN = np.ones(1, np.int64)  # what an OrtValue points to must outlive it
 class Engine:
     """The exported model of one folder."""
 
-    def __init__(self, directory: Path, *, threads: int = 0) -> None:
+    def __init__(self, directory: str | Path, *, threads: int = 0) -> None:
         """Verify the pack and the graph (compat, or else base), and build the session.
 
         `threads` 0 leaves the choice to ONNX Runtime.
@@ -38,18 +36,17 @@ class Engine:
         self.graph_manifest, self._session = open_graph(self.base, names, threads=threads)
         self.tokenizer = open_tokenizer(self.base.directory)
 
-    def load_adapter(self, path: Path, *, allow_unnamed_base: bool = False) -> LoadedAdapter:
-        """Read and verify a .onnx_adapter file. Raises AdapterError.
+    def load_adapter(self, path: str | Path, *, allow_unnamed_base: bool = False) -> LoadedAdapter:
+        """Read and verify a PEFT directory or a .onnx_adapter file. Raises AdapterError.
 
         `allow_unnamed_base` takes a file of another tool, which names no base, where its names and shapes fit.
         """
-        profile = self.graph_manifest.profile
-        if profile == "base":
+        if self.graph_manifest.profile == "base":
             raise AdapterMismatchError(
                 f"{path}: {self.graph_manifest.graph} is of profile base, which takes no adapter; write a graph that does "
                 f"with: fedlora export {self.base.directory} --profile {DEFAULT}"
             )
-        return load_onnx_adapter(path, self.base, profile=profile, allow_unnamed_base=allow_unnamed_base)
+        return load_adapter(Path(path), self.base, allow_unnamed_base=allow_unnamed_base)
 
     def start(self, adapter: LoadedAdapter | None = None) -> Decoding:
         """An empty sequence that speaks with `adapter`."""
@@ -63,7 +60,9 @@ class Decoding:
         shape = engine.base.shape
         self._session, self._shape = session, shape
         self._graph = engine.base.directory / engine.graph_manifest.graph
-        self._adapter = adapter
+        self._adapter = adapter  # an OrtValue owns no memory: it points to the adapter's
+        inputs = adapter.inputs if adapter else {}
+        self._inputs = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in inputs.items()}
         optional = {value.name for value in session.get_overridable_initializers()}
         self._constant = {_KEEP: ort.OrtValue.ortvalue_from_numpy(_LAST_TOKEN)} if _KEEP in optional else {}
         self._outputs = [output.name for output in session.get_outputs()]
@@ -85,13 +84,13 @@ class Decoding:
             raise ConfigError(
                 f"{length} tokens are more than the base's context of {self._shape.max_positions}; shorten the prompt"
             )
-        ids, mask = np.array([tokens], np.int64), np.ones((1, length), np.int64)  # an OrtValue owns no memory
+        ids, mask = np.array([tokens], np.int64), np.ones((1, length), np.int64)
         feeds = {
             "input_ids": ort.OrtValue.ortvalue_from_numpy(ids),
             "attention_mask": ort.OrtValue.ortvalue_from_numpy(mask),
             **self._constant,
             **self._past,
-            **(self._adapter.inputs if self._adapter else {}),
+            **self._inputs,
         }
         try:
             logits, *present = self._session.run_with_ort_values(self._outputs, feeds)
@@ -107,7 +106,7 @@ class Decoding:
             return
         if self._adapter:
             raise AdapterError(
-                f"{self._adapter.path}: with it the scores of the next token are not finite: its values are too large; "
+                f"{self._adapter.source}: with it the scores of the next token are not finite: its values are too large; "
                 "use another adapter"
             )
         raise GraphError(f"{self._graph}: the scores of the next token are not finite; export it again")

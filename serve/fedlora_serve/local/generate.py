@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fedlora_serve.local.engine import Engine, LoadedAdapter
+from fedlora_serve.adapters.loading import LoadedAdapter
+from fedlora_serve.local.engine import Engine
 from fedlora_serve.text.sampling import Sampling
 from fedlora_serve.text.text_stream import TextStream
 from fedlora_serve.text.token_sampler import TokenSampler

@@ -13,8 +13,8 @@ import numpy as np
 from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterStoreFullError
 from fedlora.row_lora.layout import LayoutDtype
-from fedlora_serve.adapters.loading import LoadedAdapter, digest_of
-from fedlora_serve.adapters.status import AdapterStatus, AdapterValues, AdapterVersion
+from fedlora_serve.adapters.loading import AdapterValues, LoadedAdapter, digest_of
+from fedlora_serve.adapters.status import AdapterStatus
 from fedlora_serve.adapters.store import AdapterStore
 from numpy.typing import NDArray
 
@@ -30,7 +30,14 @@ def content_of(seed: int, size: int = 1) -> LoadedAdapter:
     }
     for value in values.values():
         value.flags.writeable = False
-    return LoadedAdapter(values=MappingProxyType(values), digest=digest_of(values), rank=2, size_bytes=UNIT * size)
+    return LoadedAdapter(
+        name=str(seed),
+        source=Path(str(seed)),
+        digest=digest_of(values),
+        values=MappingProxyType(values),
+        rank=2,
+        size_bytes=UNIT * size,
+    )
 
 
 def inputs_of(values: AdapterValues) -> Mapping[str, NDArray[np.float32]]:
@@ -39,7 +46,7 @@ def inputs_of(values: AdapterValues) -> Mapping[str, NDArray[np.float32]]:
     return values
 
 
-def seed_of(version: AdapterVersion) -> float:
+def seed_of(version: LoadedAdapter) -> float:
     """By which `content_of` knows it."""
     return float(inputs_of(version.values)["m.lora_A.weight"][0, 0])
 

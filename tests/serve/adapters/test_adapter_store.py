@@ -168,6 +168,22 @@ def test_a_lease_that_is_released_twice_counts_once(source: FakeSource) -> None:
     assert status_of(store, "a").users == 0
 
 
+def test_a_lease_that_is_shared_is_one_user_until_the_last_part_is_released(source: FakeSource) -> None:
+    store = filled(source, "a", budget=1)
+    lease = store.lease("a")
+    one, other = lease.share(), lease.share()
+    assert one.version is lease.version
+    lease.release()
+    one.release()
+    one.release()
+    assert status_of(store, "a").users == 1
+    part = other.share()
+    other.release()
+    assert status_of(store, "a").users == 1
+    part.release()
+    assert status_of(store, "a").users == 0
+
+
 def test_an_unknown_name_is_refused_with_those_that_are_like_it(source: FakeSource) -> None:
     store = store_of(source, budget=1)
     store.load("billing-v1", source.put("1", 1))

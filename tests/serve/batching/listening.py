@@ -6,20 +6,24 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fedlora_serve.adapters.status import AdapterVersion
+from fedlora_serve.adapters.leases import Lease
+from fedlora_serve.adapters.loading import LoadedAdapter
 from fedlora_serve.batching.request import Event, Finished, Piece, Request, TextEngine
 from fedlora_serve.text.sampling import Sampling
 
 WAIT_S = 60
 
 
-@dataclass(slots=True)
-class CountedLease:
-    version: AdapterVersion
-    released: int = 0
+class CountedLease(Lease):
+    """How often it was released, a second time too."""
+
+    def __init__(self, version: LoadedAdapter) -> None:
+        super().__init__(version, lambda: None)
+        self.released = 0
 
     def release(self) -> None:
         self.released += 1
+        super().release()
 
 
 @dataclass(slots=True)
@@ -55,7 +59,7 @@ class Listener:
 
 
 def ask(
-    engine: TextEngine, prompt: Sequence[int], sampling: Sampling, adapter: AdapterVersion | None = None
+    engine: TextEngine, prompt: Sequence[int], sampling: Sampling, adapter: LoadedAdapter | None = None
 ) -> Listener:
     """Submit a request, and listen."""
     listener = Listener(lease=CountedLease(adapter) if adapter else None)

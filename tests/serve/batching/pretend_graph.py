@@ -12,7 +12,7 @@ from zlib import crc32
 import numpy as np
 from fedlora.errors import GraphError
 from fedlora.family import DecoderShape
-from fedlora_serve.adapters.status import AdapterVersion
+from fedlora_serve.adapters.loading import LoadedAdapter
 from fedlora_serve.batching.kv_cache import KVCache, blocks_of
 from fedlora_serve.batching.request import Request
 from fedlora_serve.batching.row_graph import Part, RowGraph
@@ -27,7 +27,7 @@ from tests.serve.batching.listening import CountedLease, Listener, counted
 SAID = 256  # tokens that it says
 
 
-def said(prompt: Sequence[int], count: int, adapter: AdapterVersion | None = None) -> list[int]:
+def said(prompt: Sequence[int], count: int, adapter: LoadedAdapter | None = None) -> list[int]:
     """What a row says that has read all of its tokens, each in its place."""
     tokens = list(prompt)
     for _ in range(count):
@@ -35,13 +35,13 @@ def said(prompt: Sequence[int], count: int, adapter: AdapterVersion | None = Non
     return tokens[len(prompt) :]
 
 
-def _next(tokens: Sequence[int], adapter: AdapterVersion | None) -> int:
+def _next(tokens: Sequence[int], adapter: LoadedAdapter | None) -> int:
     content = np.asarray(tokens, np.float32).tobytes() + (adapter.digest.encode() if adapter else b"")
     return crc32(content) % SAID
 
 
-def adapter_of(digest: str) -> AdapterVersion:
-    return AdapterVersion(name=digest, digest=digest, number=1, values={}, rank=1, size_bytes=1, source=Path("none"))
+def adapter_of(digest: str) -> LoadedAdapter:
+    return LoadedAdapter(name=digest, digest=digest, number=1, values={}, rank=1, size_bytes=1, source=Path("none"))
 
 
 class JoinedAdapters:
@@ -50,11 +50,11 @@ class JoinedAdapters:
     def __init__(self) -> None:
         self.rows: Counter[str] = Counter()
 
-    def join(self, adapter: AdapterVersion) -> None:
+    def join(self, adapter: LoadedAdapter) -> None:
         assert adapter.digest != "broken", "a mistake of our own"
         self.rows[adapter.digest] += 1
 
-    def leave(self, adapter: AdapterVersion) -> None:
+    def leave(self, adapter: LoadedAdapter) -> None:
         assert self.rows[adapter.digest] > 0
         self.rows[adapter.digest] -= 1
 
@@ -109,7 +109,7 @@ class PretendBatch:
         self._tokenizer, self._vocab_size = tokenizer, shape.vocab_size
 
     def ask(
-        self, prompt: Sequence[int], count: int = 1, adapter: AdapterVersion | None = None, **sampling: object
+        self, prompt: Sequence[int], count: int = 1, adapter: LoadedAdapter | None = None, **sampling: object
     ) -> Listener:
         """A sequence of `count` tokens that waits to come in."""
         listener = Listener(lease=CountedLease(adapter) if adapter else None)

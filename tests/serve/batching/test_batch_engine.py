@@ -14,7 +14,7 @@ from fedlora.base.pack import BasePack
 from fedlora.errors import ConfigError, GraphError
 from fedlora.exported.profiles import Profile
 from fedlora.lora.config import LoraConfig
-from fedlora_serve.adapters.status import AdapterVersion
+from fedlora_serve.adapters.loading import LoadedAdapter
 from fedlora_serve.batching.engine import BatchEngine
 from fedlora_serve.batching.kv_cache import BLOCK_TOKENS, block_bytes
 from fedlora_serve.batching.request import Event, Finished, Piece, Request
@@ -30,7 +30,7 @@ from tests.tiny.tokenizer import EOS
 
 
 @pytest.fixture
-def version(profile: Profile) -> Callable[[Speaker], AdapterVersion]:
+def version(profile: Profile) -> Callable[[Speaker], LoadedAdapter]:
     return lambda speaker: speaker.laid_out if profile == "kernel" else speaker.version
 
 
@@ -38,7 +38,7 @@ def ask_many(
     engine: BatchEngine,
     single: Engine,
     speakers: list[Speaker],
-    version: Callable[[Speaker], AdapterVersion],
+    version: Callable[[Speaker], LoadedAdapter],
     *,
     requests: int,
     seed: int,
@@ -60,7 +60,7 @@ def ask_many(
 @pytest.mark.parametrize("rows", [1, 3, 8])
 def test_answers_of_different_adapters_in_one_batch_are_those_of_single_sequences(
     engines: Engines,
-    version: Callable[[Speaker], AdapterVersion],
+    version: Callable[[Speaker], LoadedAdapter],
     single: Engine,
     speakers: list[Speaker],
     rows: int,
@@ -70,7 +70,7 @@ def test_answers_of_different_adapters_in_one_batch_are_those_of_single_sequence
 
 def test_a_budget_for_fewer_tokens_than_are_asked_for_makes_answers_wait_and_changes_none(
     engines: Engines,
-    version: Callable[[Speaker], AdapterVersion],
+    version: Callable[[Speaker], LoadedAdapter],
     single: Engine,
     speakers: list[Speaker],
     long_base: BasePack,
@@ -93,7 +93,7 @@ def test_a_budget_for_fewer_tokens_than_are_asked_for_makes_answers_wait_and_cha
 
 
 def test_a_prompt_that_begins_like_an_earlier_one_of_its_adapter_reads_only_the_rest(
-    engines: Engines, version: Callable[[Speaker], AdapterVersion], single: Engine, speakers: list[Speaker]
+    engines: Engines, version: Callable[[Speaker], LoadedAdapter], single: Engine, speakers: list[Speaker]
 ) -> None:
     engine, random = engines(rows=4), np.random.default_rng(1)
     prompt, tail = random_prompt(random, 70), random_prompt(random, 9)
@@ -149,7 +149,7 @@ def test_what_the_model_ends_and_stop_strings_end_an_answer(
 
 
 def test_the_same_seed_gives_the_same_answer_whatever_else_is_in_the_batch(
-    engines: Engines, version: Callable[[Speaker], AdapterVersion], speakers: list[Speaker]
+    engines: Engines, version: Callable[[Speaker], LoadedAdapter], speakers: list[Speaker]
 ) -> None:
     engine = engines(rows=8)
     sampling = Sampling(temperature=1.5, seed=7, max_tokens=20, logprobs=2)
@@ -165,7 +165,7 @@ def test_the_same_seed_gives_the_same_answer_whatever_else_is_in_the_batch(
 
 
 def test_a_cancelled_answer_ends_and_lets_its_adapter_go(
-    engines: Engines, version: Callable[[Speaker], AdapterVersion], speakers: list[Speaker]
+    engines: Engines, version: Callable[[Speaker], LoadedAdapter], speakers: list[Speaker]
 ) -> None:
     engine = engines(rows=1)
     running = ask(engine, [1, 2], counted(250), version(speakers[0]))
@@ -180,7 +180,7 @@ def test_a_cancelled_answer_ends_and_lets_its_adapter_go(
 
 def test_an_adapter_whose_values_are_too_large_ends_its_own_answer_only(
     engines: Engines,
-    version: Callable[[Speaker], AdapterVersion],
+    version: Callable[[Speaker], LoadedAdapter],
     single: Engine,
     speakers: list[Speaker],
     long_base: BasePack,
@@ -198,7 +198,7 @@ def test_an_adapter_whose_values_are_too_large_ends_its_own_answer_only(
 
 
 def test_a_full_queue_is_busy_and_a_request_that_cannot_be_is_refused(
-    engines: Engines, version: Callable[[Speaker], AdapterVersion], speakers: list[Speaker]
+    engines: Engines, version: Callable[[Speaker], LoadedAdapter], speakers: list[Speaker]
 ) -> None:
     engine = engines(rows=1, queue=2)
     lease = CountedLease(version(speakers[0]))

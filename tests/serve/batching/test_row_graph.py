@@ -11,7 +11,7 @@ import pytest
 from fedlora.base.pack import open_pack
 from fedlora.errors import GraphError
 from fedlora.exported.profiles import Profile
-from fedlora_serve.adapters.status import AdapterVersion
+from fedlora_serve.adapters.loading import LoadedAdapter
 from fedlora_serve.batching.kv_cache import KVCache
 from fedlora_serve.batching.row_graph import Part, RowGraph
 from fedlora_serve.batching.row_session import open_rows
@@ -31,7 +31,7 @@ def graph(folders: dict[Profile, Path], profile: Profile) -> RowGraph:
 
 
 @contextmanager
-def joined(graph: RowGraph, versions: Sequence[AdapterVersion | None]) -> Iterator[None]:
+def joined(graph: RowGraph, versions: Sequence[LoadedAdapter | None]) -> Iterator[None]:
     """The process has one table of adapters, which other tests find empty."""
     adapters = [version for version in versions if version]
     for version in adapters:
@@ -41,7 +41,7 @@ def joined(graph: RowGraph, versions: Sequence[AdapterVersion | None]) -> Iterat
         graph.adapters.leave(version)
 
 
-def version_for(speaker: Speaker, profile: Profile) -> AdapterVersion:
+def version_for(speaker: Speaker, profile: Profile) -> LoadedAdapter:
     return speaker.laid_out if profile == "kernel" else speaker.version
 
 
@@ -53,7 +53,7 @@ def test_rows_of_any_adapters_and_lengths_have_the_scores_of_single_sequences(
     count = int(random.integers(1, 9))
     chosen = [speakers[i] if i < len(speakers) else None for i in random.integers(0, len(speakers) + 2, count)]
     versions = [version_for(speaker, profile) if speaker else None for speaker in chosen]
-    singles = [single.start(speaker.loaded if speaker else None) for speaker in chosen]
+    singles = [single.start(speaker.version if speaker else None) for speaker in chosen]
     with joined(graph, versions):
         for _ in range(4):  # parts of prompts, single tokens and nothing, side by side
             reads = [random_prompt(random, int(n)) for n in random.choice([0, 1, 1, 5, 17], count)]
@@ -75,7 +75,7 @@ def test_a_step_of_some_rows_leaves_the_others_as_they_are(
     with joined(graph, [version]):
         graph.step(0, [Part(first, 0, version), Part(first, 0, None)])
         graph.step(1, [Part(other, 0, None)])  # takes the second row anew
-        expected = single.start(speakers[4].loaded)
+        expected = single.start(speakers[4].version)
         expected.step(first)
         scores = graph.step(0, [Part([7], 9, version)])
         assert_close(scores[0], expected.step([7]))

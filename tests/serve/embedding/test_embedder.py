@@ -17,7 +17,7 @@ from fedlora.row_lora.layout import adapter_layout
 from fedlora_client.reference import logits as torch_scores
 from fedlora_export.export import export_base
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
-from fedlora_serve.adapters.status import AdapterVersion
+from fedlora_serve.adapters.loading import LoadedAdapter
 from fedlora_serve.embedding import Embedder, batches_by_length
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,12 +47,12 @@ def embedder(served: Path) -> Embedder:
     return Embedder(served, threads=1)
 
 
-def version(adapter: Adapter) -> AdapterVersion:
+def version(adapter: Adapter) -> LoadedAdapter:
     return version_of(input_values(adapter))
 
 
-def version_of(values: Mapping[str, NDArray[np.float32]]) -> AdapterVersion:
-    return AdapterVersion(name="mine", digest="d", number=1, values=values, rank=4, size_bytes=1, source=Path("here"))
+def version_of(values: Mapping[str, NDArray[np.float32]]) -> LoadedAdapter:
+    return LoadedAdapter(name="mine", digest="d", number=1, values=values, rank=4, size_bytes=1, source=Path("here"))
 
 
 def rows_of(tokens: NDArray[np.int64], mask: NDArray[np.int64]) -> list[list[int]]:
@@ -167,7 +167,7 @@ def test_a_graph_without_adapter_inputs_takes_no_adapter(tmp_path: Path) -> None
 def test_an_adapter_that_is_laid_out_for_another_graph_is_refused(embedder: Embedder) -> None:
     adapter = random_adapter(embedder.base)
     layout = adapter_layout(input_values(adapter), embedder.base.model.linear_modules())
-    with pytest.raises(AdapterMismatchError, match="mine: laid out for the graph kernel; an encoder's graph takes"):
+    with pytest.raises(AdapterMismatchError, match="mine: laid out for the graph kernel; this graph takes"):
         embedder.embed([[5]], replace(version(adapter), values=layout))
 
 

@@ -19,7 +19,6 @@ import uvicorn
 from fedlora.base.pack import BasePack
 from fedlora.data.chat_template import ChatTemplate
 from fedlora_serve.adapters.loading import LoadedAdapter
-from fedlora_serve.adapters.status import AdapterVersion
 from fedlora_serve.adapters.store import AdapterStore
 from fedlora_serve.batching.request import TextEngine
 from fedlora_serve.http.access.keys import ApiKey, Keys
@@ -71,7 +70,7 @@ def service(
 def fake_adapter(path: Path, base: BasePack, **bounds: Any) -> LoadedAdapter:
     """What stands for the adapter of a path: its digest is the path's."""
     digest = hashlib.sha256(path.name.encode()).hexdigest()
-    return LoadedAdapter(values={}, digest=digest, rank=1, size_bytes=100)
+    return LoadedAdapter(name=path.name, source=path, digest=digest, values={}, rank=1, size_bytes=100)
 
 
 class FakeEmbedder:
@@ -82,7 +81,7 @@ class FakeEmbedder:
     def tokens(self, text: str) -> list[int]:
         return list(text.encode())
 
-    def embed(self, rows: Sequence[Sequence[int]], adapter: AdapterVersion | None = None) -> NDArray[np.float32]:
+    def embed(self, rows: Sequence[Sequence[int]], adapter: LoadedAdapter | None = None) -> NDArray[np.float32]:
         vectors = np.array([[len(row), row[0]] for row in rows], np.float32)
         return vectors[:, ::-1] if adapter else vectors
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import difflib
 import logging
-import threading
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -14,7 +13,8 @@ from dataclasses import dataclass
 
 from fedlora.errors import AdapterError, AdapterStoreFullError, UnknownAdapterError
 
-from fedlora_serve.adapters.status import AdapterVersion, Lease
+from fedlora_serve.adapters.leases import Lease
+from fedlora_serve.adapters.loading import LoadedAdapter
 from fedlora_serve.http.access.keys import Caller
 from fedlora_serve.http.protocol.envelope import EnvelopeFields
 from fedlora_serve.http.protocol.errors import SERVER, ApiError
@@ -25,54 +25,17 @@ _logger = logging.getLogger(__name__)
 _MAX_COMPARED = 1000  # names that an unknown one is compared with
 
 
-class SharedLease:
-    """One lease for several answers of one request: all speak with the same version. The last one to go releases it."""
-
-    def __init__(self, lease: Lease) -> None:
-        self._lease, self._users, self._lock = lease, 0, threading.Lock()
-        self.version = lease.version
-
-    def share(self) -> Lease:
-        with self._lock:
-            self._users += 1
-        return _Share(self)
-
-    def give_back(self) -> None:
-        with self._lock:
-            self._users -= 1
-            is_last = self._users == 0
-        if is_last:
-            self._lease.release()
-
-
-class _Share:
-    """One user's part of a shared lease."""
-
-    def __init__(self, shared: SharedLease) -> None:
-        self._shared, self._is_released, self._lock = shared, False, threading.Lock()
-
-    @property
-    def version(self) -> AdapterVersion:
-        return self._shared.version
-
-    def release(self) -> None:
-        with self._lock:
-            was_released, self._is_released = self._is_released, True
-        if not was_released:
-            self._shared.give_back()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
     """Who answers."""
 
     name: str
     base_fingerprint: str
-    shared: SharedLease | None = None  # None: the base
+    held: Lease | None = None  # None: the base
 
     @property
-    def version(self) -> AdapterVersion | None:
-        return self.shared.version if self.shared else None
+    def version(self) -> LoadedAdapter | None:
+        return self.held.version if self.held else None
 
     @property
     def system_fingerprint(self) -> str:
@@ -86,7 +49,7 @@ class ServedModel:
 
     def lease(self) -> Lease | None:
         """A part of the lease, for one answer."""
-        return self.shared.share() if self.shared else None
+        return self.held.share() if self.held else None
 
 
 @asynccontextmanager
@@ -102,7 +65,7 @@ async def served_model(state: ServiceState, caller: Caller, name: str) -> AsyncI
         yield ServedModel(name=name, base_fingerprint=fingerprint)
         return
     try:
-        shared = SharedLease(await _leased(state, name))
+        held = await _leased(state, name)
     except UnknownAdapterError:
         raise await unknown_model(state, caller, name) from None
     except AdapterStoreFullError:
@@ -111,11 +74,10 @@ async def served_model(state: ServiceState, caller: Caller, name: str) -> AsyncI
         _logger.warning("%s: %s", name, error)
         message = f"the adapter {name} was evicted and cannot be read again; the service's log says why"
         raise ApiError(500, message, SERVER, "adapter_unreadable") from None
-    own = shared.share()
     try:
-        yield ServedModel(name=name, base_fingerprint=fingerprint, shared=shared)
+        yield ServedModel(name=name, base_fingerprint=fingerprint, held=held)
     finally:
-        own.release()
+        held.release()
 
 
 def model_names(state: ServiceState, caller: Caller) -> list[str]:

@@ -81,7 +81,7 @@ def test_an_adapter_that_cannot_be_read_again_is_the_services_fault_and_tells_no
     digests = iter("abc")  # somebody changes the file
 
     def read(path: Path, *_: Any, **__: Any) -> LoadedAdapter:
-        return LoadedAdapter(values={}, digest=next(digests), rank=1, size_bytes=60)
+        return LoadedAdapter(name=path.name, source=path, digest=next(digests), values={}, rank=1, size_bytes=60)
 
     state.store = AdapterStore(base, budget_bytes=100, read=read)  # there is room for one
     for name in ("poet", "cook"):

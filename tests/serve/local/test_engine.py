@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from fedlora_export.adapter_export import write_onnx_adapter
 from fedlora_export.export import export_base
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 from fedlora_export.merge import export_merged
-from fedlora_serve.local.engine import Engine, LoadedAdapter
+from fedlora_serve.adapters.loading import LoadedAdapter, load_adapter
+from fedlora_serve.local.engine import Engine
 
 from tests.reference.agreement import assert_close
 from tests.tiny.adapters import ALL_RANKS, LORAS, changed, random_adapter
@@ -154,8 +156,7 @@ def test_scores_that_an_adapter_makes_infinite_are_refused_by_its_file(engine: E
 def test_what_onnx_runtime_refuses_to_run_is_an_error_of_the_graph(engine: Engine, tmp_path: Path) -> None:
     adapter = loaded(engine, tmp_path / "a")
     flat = np.zeros(3, np.float32)
-    inputs = {name: ort.OrtValue.ortvalue_from_numpy(flat) for name in adapter.inputs}
-    decoding = engine.start(LoadedAdapter(path=adapter.path, values={}, inputs=inputs))
+    decoding = engine.start(replace(adapter, values=dict.fromkeys(adapter.inputs, flat)))
     with pytest.raises(GraphError, match=r"decoder\.onnx: ONNX Runtime does not run it: .*; export it again"):
         decoding.step([1])
     assert decoding.length == 0
@@ -177,8 +178,15 @@ def test_a_merged_base_speaks_and_takes_no_adapter(packs: Packs, tmp_path: Path)
 def test_an_adapter_file_for_the_profile_fast_is_refused_by_name(engine: Engine, tmp_path: Path) -> None:
     base = engine.base
     write_onnx_adapter(random_adapter(base), base.fingerprint, tmp_path / "joined", joined_for=base.model)
-    with pytest.raises(AdapterMismatchError, match="made for profile fast, this graph is compat; export the adapter"):
+    with pytest.raises(AdapterMismatchError, match=r"of profile fast, .*; expected profile compat: export the adapter"):
         engine.load_adapter(tmp_path / "joined")
+
+
+def test_an_adapter_that_is_laid_out_for_another_graph_is_refused(engine: Engine, tmp_path: Path) -> None:
+    write_onnx_adapter(random_adapter(engine.base), engine.base.fingerprint, tmp_path / "mine")
+    laid_out = load_adapter(tmp_path / "mine", engine.base, layout="float32")
+    with pytest.raises(AdapterMismatchError, match="mine: laid out for the graph kernel; this graph takes the values"):
+        engine.start(laid_out)
 
 
 def copied(model: Path, target: Path) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import fedlora_serve
 import numpy as np
 import pytest
 import torch
@@ -17,12 +18,14 @@ from fedlora.base.packing import make_pack
 from fedlora.base.quantize import Quantization
 from fedlora.cli import main
 from fedlora.errors import ConfigError
+from fedlora.peft.directory import PeftDirectory, write_peft
 from fedlora_client.data.tokenizer import load_tokenizer
 from fedlora_client.decoder.decoder import Decoder
-from fedlora_export.adapter_export import write_onnx_adapter
+from fedlora_export.adapter_export import export_peft, write_onnx_adapter
 from fedlora_export.export import export_base
+from fedlora_serve.adapters.loading import LoadedAdapter
 from fedlora_serve.commands.generate import generate as generate_command
-from fedlora_serve.local.engine import Engine, LoadedAdapter
+from fedlora_serve.local.engine import Engine
 from fedlora_serve.local.generate import generate
 from fedlora_serve.text.sampling import Sampling
 from fedlora_serve.text.tokenizer import open_tokenizer, tokens_of
@@ -150,6 +153,57 @@ def test_the_command_speaks_with_an_adapter(
     adapter = engine.load_adapter(path)
     expected = "".join(generate(engine, "ab", Sampling(max_tokens=12), adapter=adapter))
     assert texts[1] == f"ab{expected}\n"
+
+
+def test_the_command_takes_the_base_as_an_argument_or_an_option_and_a_peft_directory_as_well_as_a_file(
+    model: Path, tmp_path: Path, engine: Engine
+) -> None:
+    peft = PeftDirectory(adapter=random_adapter(engine.base), base_fingerprint=engine.base.fingerprint)
+    write_peft(tmp_path / "mine", peft)
+    export_peft(tmp_path / "mine", tmp_path / "mine.onnx_adapter")
+    expected = "".join(generate(engine, "ab", Sampling(max_tokens=12), adapter=engine.load_adapter(tmp_path / "mine")))
+    assert expected != "".join(generate(engine, "ab", Sampling(max_tokens=12)))
+    for base in ([str(model)], ["--model", str(model)]):
+        for adapter in ("mine", "mine.onnx_adapter"):
+            options = ["--prompt", "ab", "--max-tokens", "12", "--adapter", str(tmp_path / adapter)]
+            assert CliRunner().invoke(generate_command, [*base, *options]).output == f"ab{expected}\n"
+
+
+def test_the_command_wants_one_base(model: Path) -> None:
+    for arguments, got in (([], "neither"), (["a", "--model", "b"], "a and --model b")):
+        result = CliRunner().invoke(generate_command, [*arguments, "--prompt", "x"])
+        assert result.exit_code == 2
+        assert f"expected one BASE, as fedlora generate BASE or as --model BASE; got {got}" in result.output
+
+
+def test_an_adapter_that_is_neither_a_directory_of_peft_nor_an_adapter_file_is_refused_with_what_was_expected(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text").write_text("hello")
+    for name, message in {
+        "folder": "expected a PEFT directory with adapter_config.json and adapter_model.safetensors",
+        "text": "not a file of ONNX Runtime's adapter format",
+        "nowhere": "no such file; make one with: fedlora export-adapter",
+        "folder/adapter_config.json": f"name the directory: {tmp_path / 'folder'}",
+    }.items():
+        arguments = ["generate", str(model), "--prompt", "x", "--adapter", str(tmp_path / name)]
+        monkeypatch.setattr(sys, "argv", ["fedlora", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfd.readouterr()
+        assert (ended.value.code, out, err.count("\n")) == (1, "", 1)
+        assert err.startswith(f"error: {tmp_path / name}")
+        assert message in err
+
+
+def test_a_few_lines_of_python_say_what_the_command_says(model: Path, tmp_path: Path, base: BasePack) -> None:
+    write_peft(tmp_path / "mine", PeftDirectory(adapter=random_adapter(base), base_fingerprint=base.fingerprint))
+    engine = fedlora_serve.Engine(str(model), threads=1)
+    adapter = engine.load_adapter(str(tmp_path / "mine"))
+    text = "".join(fedlora_serve.generate(engine, "ab", fedlora_serve.Sampling(max_tokens=12), adapter=adapter))
+    options = ["--prompt", "ab", "--max-tokens", "12", "--adapter", str(tmp_path / "mine")]
+    assert CliRunner().invoke(generate_command, [str(model), *options]).output == f"ab{text}\n"
 
 
 def test_a_prompt_longer_than_the_context_is_one_line_on_standard_error_and_nothing_on_standard_output(
