@@ -6,6 +6,7 @@ from fedlora.face import lazy_face
 from fedlora.telemetry import silence_telemetry
 
 if TYPE_CHECKING:
+    from fedlora_serve.adapters.loading import LoadedAdapter
     from fedlora_serve.adapters.store import AdapterStore
     from fedlora_serve.batching.engine import BatchEngine
     from fedlora_serve.batching.request import Request
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from fedlora_serve.text.sampling import Sampling
 
 __all__ = [
-    "AdapterStore", "BatchEngine", "Embedder", "Engine", "Request", "Sampling", "ServeConfig", "generate",
-    "open_service",
+    "AdapterStore", "BatchEngine", "Embedder", "Engine", "LoadedAdapter", "Request", "Sampling", "ServeConfig",
+    "generate", "open_service",
 ]  # fmt: skip
 
 __getattr__, __dir__ = lazy_face(
@@ -28,6 +29,7 @@ __getattr__, __dir__ = lazy_face(
         "BatchEngine": "batching.engine",
         "Embedder": "embedding",
         "Engine": "local.engine",
+        "LoadedAdapter": "adapters.loading",
         "Request": "batching.request",
         "Sampling": "text.sampling",
         "ServeConfig": "http.service.config",

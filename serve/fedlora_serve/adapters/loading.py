@@ -73,7 +73,7 @@ def load_adapter(
     that names none only with `allow_unnamed_base`. Raises AdapterError where it is damaged or changes while it is read,
     AdapterMismatchError where it is for another base or profile, AdapterTooLargeError past `max_bytes`.
     """
-    if path.name in (CONFIG, WEIGHTS):
+    if path.name in (CONFIG, WEIGHTS) and path.is_file():
         raise AdapterError(f"{path}: a file of a PEFT directory; name the directory: {path.parent}")
     try:
         before = list(_stamps(path))

@@ -215,8 +215,9 @@ def test_a_missing_file_is_refused_with_the_command_that_makes_one(tmp_path: Pat
         engine.load_adapter(tmp_path / "nowhere")
     with pytest.raises(AdapterError, match=r"adapter_config\.json: .*; expected a PEFT directory with adapter_config"):
         engine.load_adapter(tmp_path)  # a directory
+    (tmp_path / "mine").mkdir()
     with pytest.raises(AdapterError, match=r"a file of a PEFT directory; name the directory: .*/mine$"):
-        engine.load_adapter(tmp_path / "mine" / "adapter_model.safetensors")
+        engine.load_adapter(write_file(tmp_path / "mine" / "adapter_model.safetensors", {}, 0))
 
 
 @pytest.mark.parametrize("version", [0, 1])

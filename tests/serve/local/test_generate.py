@@ -180,12 +180,13 @@ def test_an_adapter_that_is_neither_a_directory_of_peft_nor_an_adapter_file_is_r
     model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "folder").mkdir()
-    (tmp_path / "text").write_text("hello")
+    for name in ("text", "adapter_config.json"):
+        (tmp_path / name).write_text("hello")
     for name, message in {
         "folder": "expected a PEFT directory with adapter_config.json and adapter_model.safetensors",
         "text": "not a file of ONNX Runtime's adapter format",
         "nowhere": "no such file; make one with: fedlora export-adapter",
-        "folder/adapter_config.json": f"name the directory: {tmp_path / 'folder'}",
+        "adapter_config.json": f"a file of a PEFT directory; name the directory: {tmp_path}",
     }.items():
         arguments = ["generate", str(model), "--prompt", "x", "--adapter", str(tmp_path / name)]
         monkeypatch.setattr(sys, "argv", ["fedlora", *arguments])
