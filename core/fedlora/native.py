@@ -1,4 +1,4 @@
-"""A shared library from one C source: compiled with the system's compiler where it runs, once for each source and flags."""
+"""A shared library from one C source: compiled where it runs, once for each source and flags; checked before it is trusted."""
 
 from __future__ import annotations
 
@@ -8,13 +8,23 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fedlora.errors import ConfigError
 from fedlora.files.atomic import whole_file
 
+Library = TypeVar("Library")
+
+_INSTRUCTION_FLAGS = {
+    "avx512": ("-march=x86-64-v4", "-mprefer-vector-width=512"),
+    "avx2": ("-march=x86-64-v3",),
+}
 _TIMEOUT_S = 120
 _NOTHING_UNDEFINED = ("-Wl,--no-undefined",) if sys.platform == "linux" else ()  # elsewhere the linker's default
 
@@ -31,6 +41,16 @@ class Build:
     link_flags: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One result of a library beside the same by arithmetic that is trusted."""
+
+    what: str
+    got: NDArray[Any]
+    expected: NDArray[Any]
+    tolerance: float  # of the largest expected magnitude
+
+
 def compiler() -> list[str] | None:
     """The words of $CC, or the first of cc, gcc and clang that is installed."""
     words = shlex.split(os.environ.get("CC", ""))
@@ -38,6 +58,33 @@ def compiler() -> list[str] | None:
         return words if shutil.which(words[0]) else None
     found = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     return [found] if found else None
+
+
+def instruction_flags(name: str) -> tuple[str, ...]:
+    """The compiler's flags for an instruction set, avx512 or avx2 in any case; none for a machine's baseline."""
+    return _INSTRUCTION_FLAGS.get(name.lower(), ())
+
+
+def loaded_library(built: Callable[[], Path], load: Callable[[Path], Library]) -> Library:
+    """What `load` makes of the library of `built`, which is built again where it was damaged since.
+
+    Raises BuildError, and OSError or AttributeError where the new one does not load either.
+    """
+    library = built()
+    try:
+        return load(library)
+    except (OSError, AttributeError):
+        library.unlink(missing_ok=True)
+        return load(built())
+
+
+def disagreement(comparisons: Iterable[Comparison], reference: str) -> str | None:
+    """The first result that differs by more than its tolerance, and by how much; None where all agree."""
+    for each in comparisons:
+        difference = np.abs(each.got - each.expected).max() / np.abs(each.expected).max()
+        if not difference <= each.tolerance:
+            return f"{each.what} differs from {reference} by {difference:.1e}"
+    return None
 
 
 def cached_library(source: Path, name: str, builds: Sequence[Build], *, headers: Sequence[Path] = ()) -> Path:

@@ -6,12 +6,13 @@ import platform
 
 import click
 import torch
+from fedlora.native import compiler
 from fedlora.threads import cores, waiting
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fedlora_client.ops.build import compiler, instruction_set
+from fedlora_client.ops.build import instruction_set
 from fedlora_client.ops.compute import DTYPES, choose_compute, native_ops, product_gflops
 from fedlora_client.ops.native_ops import NativeOps
 from fedlora_client.training.memory import available_bytes, resident_bytes

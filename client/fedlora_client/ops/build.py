@@ -7,28 +7,24 @@ import re
 from pathlib import Path
 
 import torch
-from fedlora.native import Build, BuildError, cached_library, compiler
-
-__all__ = ["SOURCE", "BuildError", "built_library", "compiler", "instruction_set"]
+from fedlora.native import Build, cached_library, instruction_flags
 
 SOURCE = Path(__file__).with_name("kernels.c")
 _FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast")
-# By what torch itself found this processor to be able to, which ATEN_CPU_CAPABILITY may lower.
-_ISA_FLAGS = {
-    "AVX512": ("-march=x86-64-v4", "-mprefer-vector-width=512"),
-    "AVX2": ("-march=x86-64-v3",),
-}
 
 
 def instruction_set() -> str:
-    """AVX512, AVX2, or the machine's baseline by its name (NEON is that of aarch64)."""
+    """AVX512, AVX2, or the machine's baseline by its name (NEON is that of aarch64).
+
+    By what torch itself found this processor to be able to, which ATEN_CPU_CAPABILITY may lower.
+    """
     found = torch.backends.cpu.get_cpu_capability()
-    return found if found in _ISA_FLAGS else platform.machine()
+    return found if instruction_flags(found) else platform.machine()
 
 
 def built_library() -> Path:
     """The shared library of the kernels, from the cache or compiled now. Raises BuildError."""
-    flags = (*_FLAGS, *_ISA_FLAGS.get(instruction_set(), ()))
+    flags = (*_FLAGS, *instruction_flags(instruction_set()))
     openmp = _openmp_of_torch()
     # Linked against the very library that torch runs on: one pool of threads, not two.
     threaded = Build(compile_flags=(*flags, "-fopenmp"), link_flags=(*([str(openmp)] if openmp else []), "-lm"))

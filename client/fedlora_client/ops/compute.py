@@ -9,9 +9,10 @@ from functools import cache
 
 import torch
 from fedlora.errors import ConfigError
+from fedlora.native import BuildError, loaded_library
 from torch import Tensor
 
-from fedlora_client.ops.build import BuildError, built_library, instruction_set
+from fedlora_client.ops.build import built_library, instruction_set
 from fedlora_client.ops.native_ops import NativeOps
 from fedlora_client.ops.ops import Ops
 from fedlora_client.ops.plain_ops import PlainOps
@@ -93,18 +94,13 @@ def faster_dtype() -> torch.dtype:
 def native_ops() -> NativeOps | str:
     """The compiled kernels, checked against plain torch; or why there are none."""
     try:
-        library = built_library()
         name = f"C kernels ({instruction_set()})"
-        try:
-            ops = NativeOps(library, name)
-        except (OSError, AttributeError):  # damaged since it was compiled
-            library.unlink(missing_ok=True)
-            ops = NativeOps(built_library(), name)
+        ops = loaded_library(built_library, lambda library: NativeOps(library, name))
     except (BuildError, OSError, AttributeError) as error:
         return str(error)
     wrong = disagreement(ops)
     if wrong:
-        warnings.warn(f"{library}: {wrong}; training goes on in plain torch", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"{ops.library}: {wrong}; training goes on in plain torch", RuntimeWarning, stacklevel=2)
         return wrong
     return ops
 

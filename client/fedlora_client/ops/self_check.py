@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
+from fedlora import native
+from fedlora.native import Comparison
 from torch import Tensor
 
 from fedlora_client.ops.ops import Ops
@@ -19,14 +21,20 @@ Run = Callable[[Ops], tuple[Tensor, ...]]
 
 def disagreement(ops: Ops) -> str | None:
     """Which operation differs from plain torch by more than rounding, and by how much; None where all agree."""
+    return native.disagreement(_comparisons(ops), "plain torch")
+
+
+def _comparisons(ops: Ops) -> Iterator[Comparison]:
     plain = PlainOps()
     for dtype, tolerance in _TOLERANCE.items():
         for operation, run in _runs(dtype):
             for got, expected in zip(run(ops), run(plain), strict=True):
-                difference = (got.float() - expected.float()).abs().max() / expected.float().abs().max()
-                if not difference <= tolerance:
-                    return f"{operation} in {dtype} differs from plain torch by {difference:.1e}"
-    return None
+                yield Comparison(
+                    what=f"{operation} in {dtype}",
+                    got=got.float().numpy(),
+                    expected=expected.float().numpy(),
+                    tolerance=tolerance,
+                )
 
 
 def _runs(dtype: torch.dtype) -> Iterator[tuple[str, Run]]:

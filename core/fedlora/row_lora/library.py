@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora.errors import AdapterError, AdapterStoreFullError, UnknownAdapterError
-from fedlora.native import Build, BuildError, cached_library
+from fedlora.native import Build, BuildError, cached_library, instruction_flags, loaded_library
 from fedlora.row_lora.layout import AdapterLayout
 from fedlora.row_lora.self_check import disagreement
 
@@ -22,13 +22,10 @@ DOMAIN, OPERATOR, VERSION = "fedlora", "RowLora", 1
 SOURCE = Path(__file__).with_name("row_lora.c")
 _HEADERS = tuple(SOURCE.with_name(name) for name in ("adapters.h", "update.h", "onnxruntime_op.h"))
 _FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-ffp-contract=fast", "-fno-math-errno", "-Wno-psabi")
-# {name: (what a processor must have, the compiler's flags)}, the best first
-_INSTRUCTION_SETS = {
-    "avx512": (
-        {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
-        ("-march=x86-64-v4", "-mprefer-vector-width=512"),
-    ),
-    "avx2": ({"avx2", "fma", "f16c"}, ("-march=x86-64-v3",)),
+# {instruction set: what Linux must tell of a processor}, the best first
+_NEEDS = {
+    "avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+    "avx2": {"avx2", "fma", "f16c"},
 }
 _NOT_SOUND = -2  # adapters.h
 
@@ -98,12 +95,7 @@ class RowLora:
 def row_lora() -> RowLora:
     """The operator of this process. Raises BuildError where no library can be made, or one that computes wrong numbers."""
     try:
-        library = built_library()
-        try:
-            operator = RowLora(library)
-        except (OSError, AttributeError):  # damaged since it was compiled
-            library.unlink(missing_ok=True)
-            operator = RowLora(built_library())
+        operator = loaded_library(built_library, RowLora)
     except (OSError, AttributeError) as error:
         raise BuildError(f"the operator's library does not load: {error}") from None
     wrong = disagreement(operator)
@@ -115,8 +107,7 @@ def row_lora() -> RowLora:
 def built_library() -> Path:
     """The operator's shared library, from the cache or compiled now. Raises BuildError."""
     name = instruction_set()
-    flags = _INSTRUCTION_SETS[name][1] if name in _INSTRUCTION_SETS else ()
-    build = Build(compile_flags=(*_FLAGS, *flags))
+    build = Build(compile_flags=(*_FLAGS, *instruction_flags(name)))
     return cached_library(SOURCE, f"row-lora-{name}", (build,), headers=_HEADERS)
 
 
@@ -127,4 +118,4 @@ def instruction_set() -> str:
     except OSError:
         lines = []
     has = set(next((line for line in lines if line.startswith("flags")), "").split())
-    return next((name for name, (needs, _) in _INSTRUCTION_SETS.items() if needs <= has), platform.machine())
+    return next((name for name, needs in _NEEDS.items() if needs <= has), platform.machine())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedlora import native
 from fedlora.exported.inputs import input_names
+from fedlora.native import Comparison
 from fedlora.row_lora.layout import AdapterLayout, LayoutDtype, adapter_layout
 
 _TOLERANCE = 1e-5  # of the largest value: sums of fewer than 64 products
@@ -27,6 +30,10 @@ class _Operator(Protocol):
 
 def disagreement(operator: _Operator) -> str | None:
     """Which update differs from numpy's by more than rounding, and by how much; None where all agree."""
+    return native.disagreement(_updates(operator), "numpy's")
+
+
+def _updates(operator: _Operator) -> Iterator[Comparison]:
     generator = np.random.default_rng(0)
     modules = {str(place): (outputs, inputs) for place, (inputs, outputs, _) in enumerate(_MODULES)}
     adapter_inputs = {}
@@ -45,10 +52,11 @@ def disagreement(operator: _Operator) -> str | None:
                     x = generator.normal(size=(tokens, inputs)).astype(np.float32)
                     update = x.astype(np.float64) @ lora_A @ lora_B
                     y = (np.abs(update).max() * generator.normal(size=(tokens, outputs))).astype(np.float32)
-                    expected = y + update
-                    difference = np.abs(operator.apply(number, place, x, y) - expected).max() / np.abs(update).max()
-                    if not difference <= _TOLERANCE:
-                        return f"an update of rank {rank} in {dtype} differs from numpy's by {difference:.1e}"
+                    yield Comparison(
+                        what=f"an update of rank {rank} in {dtype}",
+                        got=operator.apply(number, place, x, y).astype(np.float64) - y,
+                        expected=update,
+                        tolerance=_TOLERANCE,
+                    )
         finally:
             operator.remove(number)
-    return None

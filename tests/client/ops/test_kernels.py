@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from fedlora.errors import ConfigError
+from fedlora.native import BuildError, instruction_flags
 from fedlora_client.decoder.decoder import Decoder
 from fedlora_client.ops import build, compute
-from fedlora_client.ops.build import BuildError, built_library, instruction_set
+from fedlora_client.ops.build import built_library, instruction_set
 from fedlora_client.ops.compute import choose_compute
 from fedlora_client.ops.native_ops import NativeOps
 from fedlora_client.ops.plain_ops import PlainOps
@@ -63,7 +64,7 @@ def sabotage(monkeypatch: pytest.MonkeyPatch, folder: Path, before: str, after: 
     copy = folder / "kernels.c"  # it includes itself by this name
     copy.write_text(source.replace(before, after))
     monkeypatch.setattr(build, "SOURCE", copy)
-    isa = build._ISA_FLAGS.get(instruction_set(), ())
+    isa = instruction_flags(instruction_set())
     monkeypatch.setattr(build, "_FLAGS", (*QUICK, *isa))
 
 
@@ -98,7 +99,7 @@ def test_kernels_are_compiled_once_and_found_again(cache: Path, monkeypatch: pyt
 
 
 def test_another_source_or_other_flags_are_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "_FLAGS", (*QUICK, *build._ISA_FLAGS.get(instruction_set(), ())))
+    monkeypatch.setattr(build, "_FLAGS", (*QUICK, *instruction_flags(instruction_set())))
     first = built_library()
     sabotage(monkeypatch, tmp_path, "/* Everything", "/* Nearly everything")
     second = built_library()
@@ -138,7 +139,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("length", [0, 500])
 def test_a_damaged_library_in_the_cache_is_compiled_again(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
-    monkeypatch.setattr(build, "_FLAGS", (*QUICK, *build._ISA_FLAGS.get(instruction_set(), ())))
+    monkeypatch.setattr(build, "_FLAGS", (*QUICK, *instruction_flags(instruction_set())))
     library = built_library()
     content = library.read_bytes()
     library.unlink()  # never write into a library: it may be mapped
@@ -183,9 +184,10 @@ def test_wrong_kernels_are_told_of_and_training_goes_on_in_plain_torch(
 CHECK = """
 import torch
 from fedlora_client.ops.compute import choose_compute, native_ops
-from fedlora_client.ops.build import _ISA_FLAGS, built_library, instruction_set
+from fedlora.native import instruction_flags
+from fedlora_client.ops.build import built_library, instruction_set
 ops = choose_compute("float32", "on", "cpu").ops
-print(built_library().name, *_ISA_FLAGS.get(instruction_set(), ("baseline",)))
+print(built_library().name, *(instruction_flags(instruction_set()) or ("baseline",)))
 """
 
 
