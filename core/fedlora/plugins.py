@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
 from fedlora.errors import ConfigError, MissingExtraError
+from fedlora.nearest import hint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,9 +25,8 @@ class Plugins:
         """What a name stands for. Raises ConfigError unless one package offers it, MissingExtraError where a part lacks."""
         points = [point for point in entry_points(group=self.group) if point.name == name]
         if not points:
-            near = difflib.get_close_matches(name, self.names(), 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(self.names())}"
-            raise ConfigError(f"{self.key}: no {self.noun} {name!r}; {hint}")
+            near = hint(name, self.names(), f"there is {', '.join(self.names())}", shown=repr)
+            raise ConfigError(f"{self.key}: no {self.noun} {name!r}; {near}")
         if len(points) > 1:
             raise ConfigError(
                 f"{self.key}: more than one package offers the {self.noun} {name!r}: "

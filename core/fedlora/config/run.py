@@ -9,7 +9,6 @@ Flower carries scalars only, so a list travels as text with commas. Unknown keys
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import re
 import tomllib
@@ -32,8 +31,9 @@ from fedlora.config.sections import (
 )
 from fedlora.errors import ConfigError
 from fedlora.family import ModelShape
-from fedlora.files.documents import read_toml
+from fedlora.files.documents import flattened, read_toml
 from fedlora.lora.adapter import Adapter, initial_adapter
+from fedlora.nearest import unknown_key
 
 __all__ = [
     "AggregationConfig", "DataConfig", "LoraSection", "RunConfig", "Scalar", "ServerConfig", "SimulationConfig",
@@ -79,9 +79,7 @@ class RunConfig:
         parts: dict[str, dict[str, Any]] = {"": {}}
         for key, value in values.items():
             if key not in known:
-                near = difflib.get_close_matches(key, known, 1, 0.5)
-                hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
-                raise ConfigError(f"{where}: unknown key {key}; {hint}")
+                raise unknown_key(key, known, where)
             section, _, leaf = key.rpartition(".")
             parts.setdefault(section, {})[leaf] = _converted(value, known[key], f"{where}: {key}")
         try:
@@ -111,7 +109,7 @@ def changed(config: RunConfig, changes: Iterable[str], where: str = "--set") -> 
 
 def read_scenario(path: Path) -> RunConfig:
     """Read a scenario's TOML file. A relative `base`, `data.path` or `output` counts from the file. Raises ConfigError."""
-    config = RunConfig.from_flat(dict(_flattened(read_toml(path))), str(path))
+    config = RunConfig.from_flat(flattened(read_toml(path)), str(path))
     source, folder = str(path), path.resolve().parent
     base, data = config.base, config.data
     if base != EMBEDDED:
@@ -127,13 +125,6 @@ def _from(folder: Path, path: str, where: str) -> str:
         return os.path.normpath(folder / Path(path).expanduser())
     except RuntimeError as error:
         raise ConfigError(f"{where}: {path}: {error}") from None
-
-
-def _flattened(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    result = []
-    for key, value in content.items():
-        result += _flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
-    return result
 
 
 def _leaves(config: Any, prefix: str = "") -> list[tuple[str, Any]]:

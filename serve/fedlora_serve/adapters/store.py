@@ -8,7 +8,6 @@ held for the bookkeeping only, never while a file is read or hashed.
 
 from __future__ import annotations
 
-import difflib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterExistsError, AdapterStoreFullError, ConfigError, UnknownAdapterError
+from fedlora.nearest import hint
 from fedlora.row_lora.layout import LayoutDtype
 
 from fedlora_serve.adapters.cache import AdapterCache, CachedAdapter
@@ -27,8 +27,6 @@ from fedlora_serve.adapters.single_flight import SingleFlight
 from fedlora_serve.adapters.status import AdapterStatus, StoreStats, check_adapter_name
 
 __all__ = ["AdapterStatus", "AdapterStore", "StoreStats", "Unloading"]
-
-_MAX_COMPARED = 1000  # names that an unknown one is compared with
 
 
 class AdapterStore:
@@ -213,8 +211,5 @@ class AdapterStore:
                 yield entry
                 return
             names = list(self._names)
-        near = difflib.get_close_matches(name[:200], names[:_MAX_COMPARED])
-        raise UnknownAdapterError(
-            f"no adapter is called {name!r:.140}; "
-            + (f"did you mean {', '.join(near)}?" if near else f"{len(names)} are loaded, none with a name like it")
-        )
+        near = hint(name, names, f"{len(names)} are loaded, none with a name like it", most=3)
+        raise UnknownAdapterError(f"no adapter is called {name!r:.140}; {near}")

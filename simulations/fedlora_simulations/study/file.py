@@ -27,14 +27,14 @@ A path in it counts from the file.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fedlora.config.run import Scalar
 from fedlora.errors import ConfigError
-from fedlora.files.documents import read_toml
+from fedlora.files.documents import flattened, read_toml
+from fedlora.nearest import unknown_key
 from fedlora_server.aggregation.robust_rule import find_robust_rule
 from fedlora_server.methods import find_method
 
@@ -106,9 +106,7 @@ def _study(content: Mapping[str, Any], path: Path) -> Study:
 def _known(content: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
     for key in content:
         if key not in keys:
-            near = difflib.get_close_matches(key, keys, 1, 0.5)
-            hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(keys)}"
-            raise ConfigError(f"{where}: unknown key {key}; {hint}")
+            raise unknown_key(key, keys, where)
 
 
 def _table(content: Mapping[str, Any], key: str, path: Path, *, needed: bool = True) -> dict[str, Any]:
@@ -130,12 +128,10 @@ def _list(
     return list(value)
 
 
-def _flat(changes: Mapping[str, Any], where: str, prefix: str = "") -> dict[str, Scalar | list[Any]]:
+def _flat(changes: Mapping[str, Any], where: str) -> dict[str, Scalar | list[Any]]:
     """{dotted key: value}. Raises ConfigError for a key that the study sets itself."""
-    result: dict[str, Scalar | list[Any]] = {}
-    for key, value in changes.items():
-        result |= _flat(value, where, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    for key in result.keys() & _AXES.keys() if not prefix else ():
+    result = flattened(changes)
+    for key in result.keys() & _AXES.keys():
         raise ConfigError(f"{where}: {key} is not a study's to set here: {_AXES[key]}; take it out")
     return result
 

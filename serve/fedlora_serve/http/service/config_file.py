@@ -19,7 +19,6 @@ requests_per_minute = 600
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import Annotated, Any, get_type_hints
 
 from fedlora.errors import ConfigError
 from fedlora.files.documents import read_toml
+from fedlora.nearest import unknown_key
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, ValidationInfo, create_model
 
 from fedlora_serve.http.access.key_source import KEY_SOURCES, digest_from
@@ -137,9 +137,7 @@ def _validated(content: Mapping[str, Any], where: str, folder: Path) -> dict[str
     *parents, name = place = problem["loc"]
     if unknown:
         known = (_TABLES[str(parents[0])] if parents else _FILE).model_fields
-        near = difflib.get_close_matches(str(name), known, 1, 0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
-        raise ConfigError(": ".join([where, *filter(None, [_shown(parents)]), f"unknown key {name}; {hint}"]))
+        raise unknown_key(str(name), sorted(known), ": ".join([where, *filter(None, [_shown(parents)])]))
     told = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     # No message holds what may be a key.
     may_hold_keys = problem["type"] == "missing" or (place[0] == "keys" and len(place) < 3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import logging
 import time
 import uuid
@@ -12,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from fedlora.errors import AdapterError, AdapterStoreFullError, UnknownAdapterError
+from fedlora.nearest import hint
 
 from fedlora_serve.adapters.leases import Lease
 from fedlora_serve.adapters.loading import LoadedAdapter
@@ -22,7 +22,6 @@ from fedlora_serve.http.protocol.field_types import DIGEST_HEADER
 from fedlora_serve.http.service.state import ServiceState
 
 _logger = logging.getLogger(__name__)
-_MAX_COMPARED = 1000  # names that an unknown one is compared with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,12 +103,12 @@ def _release(reading: asyncio.Future[Lease]) -> None:
 async def unknown_model(state: ServiceState, caller: Caller, name: str) -> ApiError:
     """404 that tells names like it, of those that exist for the caller."""
 
-    def near() -> list[str]:
-        return difflib.get_close_matches(name, model_names(state, caller)[:_MAX_COMPARED])
+    def near() -> str:
+        otherwise = "GET /v1/models lists those that there are"
+        return hint(name, model_names(state, caller), otherwise, most=3)
 
-    names = await asyncio.to_thread(near)
-    hint = f"did you mean {', '.join(names)}?" if names else "GET /v1/models lists those that there are"
-    return ApiError(404, f"the model {name!r:.140} does not exist; {hint}", code="model_not_found", param="model")
+    told = await asyncio.to_thread(near)
+    return ApiError(404, f"the model {name!r:.140} does not exist; {told}", code="model_not_found", param="model")
 
 
 def new_envelope(model: ServedModel, prefix: str) -> EnvelopeFields:
