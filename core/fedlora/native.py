@@ -1,4 +1,4 @@
-"""A shared library from one C source: compiled where it runs, once for each source and flags; checked before it is trusted."""
+"""A shared library from one C source: compiled where it runs, once for each source and flags; checked before trusted."""
 
 from __future__ import annotations
 
