@@ -50,6 +50,13 @@ def test_the_first_pattern_that_fits_counts_as_it_does_to_peft() -> None:
     assert by_module(patterns, NAMES) == {name: patterns[get_pattern_key(list(patterns), name)] for name in NAMES}
 
 
+@pytest.mark.parametrize("pattern", ["a{99}", "(" * 40 + "a" + ")" * 40, "(?P<leaf>q|k)_proj", r"\\Q", r"\W[^\d]\S"])
+def test_what_is_long_or_rare_is_matched_as_python_matches_it(pattern: str) -> None:
+    compiled = NamePattern(pattern)
+    for name in ("a", "a" * 98, "a" * 99, "x." + "a" * 99, "x.q_proj", "\\Q", ".ab"):
+        assert compiled.matches(name) == fits(pattern, name), name
+
+
 PIECES = st.sampled_from(
     ["a", "b", ".", r"\.", "[ab]", "[^a]", r"\w", r"\d", "1", "_", "(a|b)", "(?:ab)", "(a*)", "(|b.)"]
 )
@@ -83,9 +90,12 @@ def test_what_is_understood_is_a_pattern_to_python_too(pattern: str, name: str) 
 @pytest.mark.parametrize(
     ("pattern", "why"),
     [
-        ("(?=a)", "lookaround"), ("(?i)a", "flags"), ("a(", "does not close"), ("a)", "did not open"), ("*a", "nothing"),
-        (r"(a)\1", "is not known"), ("[a", "ends too early"), ("\\", "ends too early"), ("a{99}", "more than 64 times"),
-        ("a{3,2}", "less than its least"), ("(" * 40 + ")" * 40, "more than 32 brackets"), ("a" * 513, "longer than 512"),
+        ("(?=a)", "lookaround"), ("(?i)a", "flags"), ("(?<n>a)", "lookaround"), (r"(a)\1", r"\\1 is not known"),
+        (r"\Qa\E", r"\\Q is not known"), ("[[:alpha:]]", r"\[: is not known"), ("a{,3}", r"\{,3\} is not known"),
+        ("a(", r"missing \)"), ("a)", r"unexpected \)"), ("a)|(b", r"unexpected \)"), ("*a", "no argument for repetition"),
+        ("[a", r"missing \]"), ("\\", "trailing"), ("a**", "bad repetition operator"), ("a{1}+", "bad repetition operator"),
+        ("a{3,2}", "invalid repetition size"), ("a{1001}", "invalid repetition size"), ("(a{99}){99}", "repetition size"),
+        ("a" * 513, "longer than 512"),
     ],
 )  # fmt: skip
 def test_what_is_not_understood_is_refused_by_name(pattern: str, why: str) -> None:
@@ -94,10 +104,29 @@ def test_what_is_not_understood_is_refused_by_name(pattern: str, why: str) -> No
 
 
 def test_a_pattern_that_takes_too_long_is_refused_after_a_bounded_number_of_steps() -> None:
-    nested = NamePattern("((((.*)*)*)*)*" * 8 + "x")
-    with pytest.raises(ConfigError, match="too many steps"):
-        for number in range(10_000):
-            nested.matches("a." * 200 + str(number))
+    nested = NamePattern("((((.*)*)*)*)*" * 8 + "x")  # Python's own matcher would not end
+    assert not any(nested.matches("a." * 200 + str(number)) for number in range(1_000))
+    for pattern in ("(a|.){30}" * 10 + "b", "(a?){500}(a){500}"):  # the slowest known: many parts, none left out
+        slow, begun = NamePattern(pattern), 0
+        with pytest.raises(ConfigError, match="too many steps"):
+            for begun in range(10_000):  # noqa: B007
+                slow.matches("a." * 200)
+        assert 10 < begun < 2_000
+
+
+def test_a_pattern_that_would_take_much_memory_is_refused() -> None:
+    with pytest.raises(ConfigError, match="pattern too large"):
+        NamePattern("((.?.?.?.?.?.?.?.?.?.?.?.?){99}){10}")
+
+
+def test_nothing_is_printed_about_a_pattern_that_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError):
+        NamePattern("a(")
+    NamePattern("(a?){500}(a){500}").matches("a." * 200)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_expressions_of_an_adapter_are_few() -> None:
     with pytest.raises(ConfigError, match="17 expressions; at most 16"):
         by_module({f"a{number}*": 1 for number in range(17)}, ["a"])
 
