@@ -24,7 +24,7 @@ PACKAGES = {
 MAY_IMPORT = {package: {package, "fedlora"} for package in PACKAGES} | {"fedlora_simulations": set(PACKAGES)}
 
 FORBIDDEN = {
-    "fedlora": {"torch", "flwr", "onnx", "onnx_ir", "onnxruntime", "transformers", "tokenizers", "safetensors", "peft"},
+    "fedlora": {"torch", "flwr", "onnx", "onnx_ir", "onnxruntime", "transformers", "tokenizers", "peft"},
     "fedlora_client": {"transformers", "peft", "onnx", "onnx_ir", "onnxruntime"},
     "fedlora_server": {"torch", "transformers", "peft", "onnx", "onnx_ir", "onnxruntime"},
     "fedlora_export": {"torch", "flwr", "transformers", "peft"},

@@ -10,7 +10,6 @@ same device, data and base left goes when a new one keeps its first.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from typing import Any
 import numpy as np
 from fedlora.errors import ConfigError, TensorFileError
 from fedlora.files.atomic import whole_file
-from fedlora.files.tensor_file import TensorFile, TensorPlan, write_tensor_file
+from fedlora.files.tensor_dictionary import write_tensors
+from fedlora.files.tensor_file import TensorFile
 from fedlora.lora.adapter import Adapter, LoraPair
 from numpy.typing import NDArray
 
@@ -62,16 +62,11 @@ class KeptFactors:
         """Store the factor as `server_round` left it. Raises ConfigError where that cannot be."""
         before = self._last(server_round - 1)
         arrays = {self._name(module): self._of(pair) for module, pair in adapter.pairs.items()}
-        plans = [TensorPlan(name=name, dtype="F32", shape=array.shape) for name, array in arrays.items()]
-
-        def fill(plan: TensorPlan) -> Iterator[NDArray[Any]]:
-            yield arrays[plan.name]
-
         path = self.folder / f"{self._stem}{server_round:04d}.safetensors"
         try:
             with whole_file(path) as aside:
                 metadata = {"format": _FORMAT, "whose": self._digest, "run": self.run}
-                write_tensor_file(aside, plans, fill, metadata)
+                write_tensors(aside, arrays, metadata)
         except OSError as error:
             raise ConfigError(f"{path}: cannot be written: {error.strerror}; name another state-path") from None
         for other in self._files():

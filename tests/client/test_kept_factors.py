@@ -198,7 +198,7 @@ def test_a_factor_that_cannot_be_stored_costs_the_round_and_leaves_the_last_one(
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fedlora_client.kept_factors.write_tensor_file", full)
+    monkeypatch.setattr("fedlora_client.kept_factors.write_tensors", full)
     with pytest.raises(
         ConfigError, match=r"kept-.*: cannot be written: No space left on device; name another state-path"
     ):

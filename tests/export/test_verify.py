@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from fedlora.base.pack import open_pack
@@ -13,9 +14,10 @@ from fedlora.errors import AdapterError, FedloraError, GraphError, PackError
 from fedlora.exported.adapter_manifest import read_adapter_manifest
 from fedlora.exported.profiles import Profile
 from fedlora.exported.sidecar import sidecar_of
+from fedlora.files.tensor_file import TensorFile, write_in_order
 from fedlora_export.adapter_export import write_onnx_adapter
 from fedlora_export.checks.folder_files import check_folder_files
-from fedlora_export.checks.verify import verify_folder
+from fedlora_export.checks.verify import check_second_reader, verify_folder
 from fedlora_export.commands.verify import verify
 from fedlora_export.genai import GENAI_CONFIG, TOKENIZER_CONFIG, write_genai
 
@@ -166,3 +168,24 @@ def test_a_manifest_may_say_more_in_a_later_version_only(own_folder: Path) -> No
     path.write_text(json.dumps({**json.loads(path.read_text()), "extra": 1}))
     with pytest.raises(GraphError, match="expected the fields format, version, base"):
         list(verify_folder(own_folder))
+
+
+def test_a_file_of_tensors_that_the_safetensors_library_does_not_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    write_in_order(path, {"a": ("F32", np.zeros(4, np.float32))})
+    check_second_reader(TensorFile(path))
+    content = path.read_bytes()
+    path.write_bytes(content[:8] + content[8:].replace(b"{", b" {", 1).replace(b"}} ", b"}}", 1))
+    with pytest.raises(PackError, match=r"x\.safetensors: the safetensors library does not read it: .*; pack the base"):
+        check_second_reader(TensorFile(path))
+
+
+def test_a_tensor_that_the_safetensors_library_reads_otherwise_is_told_with_both_readings(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    write_in_order(path, {"a": ("F32", np.zeros(4, np.float32))})
+    ours = TensorFile(path)
+    write_in_order(path, {"a": ("F32", np.zeros((2, 2), np.float32))})
+    with pytest.raises(
+        PackError, match=r"a is \('F32', \(4,\)\) to fedlora and \('F32', \(2, 2\)\) to the safetensors"
+    ):
+        check_second_reader(ours)

@@ -450,7 +450,7 @@ def test_a_commit_that_fails_leaves_no_round(play: Player, monkeypatch: pytest.M
     def full(*arguments: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fedlora.peft.directory.write_tensor_file", full)
+    monkeypatch.setattr("fedlora.peft.directory.write_in_order", full)
     played = play(honest(1), rounds=1)
     assert isinstance(played.error, RunError)
     for part in ("round 1 cannot be committed: No space left on device", "round 0 stands", "server.resume = true"):

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +22,7 @@ from fedlora.data.datasets import find_dataset
 from fedlora.errors import ConfigError, DataError
 from fedlora.family import decoder_shape
 from fedlora.files.atomic import whole_directory
-from fedlora.files.tensor_file import TensorPlan, write_tensor_file
-from numpy.typing import NDArray
+from fedlora.files.tensor_dictionary import write_tensors
 from torch import Tensor
 
 from fedlora_client.data.windows import IGNORED, Windows, parts, read_windows
@@ -104,16 +102,12 @@ class FullTraining:
 
     def write(self, output: Path, *, replace: bool) -> None:
         """The weights as a checkpoint like the one that was read, in float32."""
-        plans = [TensorPlan(name=name, dtype="F32", shape=tuple(w.shape)) for name, w in self.weights.items()]
-
-        def fill(plan: TensorPlan) -> Iterator[NDArray[Any]]:
-            yield self.weights[plan.name].detach().numpy()
-
+        arrays = {name: weight.detach().numpy() for name, weight in self.weights.items()}
         with whole_directory(output, replace=CONFIG if replace else None) as aside:
             copy_texts(self.directory, aside)
             config = json.loads((self.directory / CONFIG).read_text(encoding="utf-8"))
             (aside / CONFIG).write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
-            write_tensor_file(aside / WEIGHTS, plans, fill, {"format": "pt"})
+            write_tensors(aside / WEIGHTS, arrays, {"format": "pt"})
 
     def _loss(self, windows: Windows) -> Tensor:
         """The sum over all targets."""

@@ -57,7 +57,7 @@ def write_state(path: Path, identity: str, training: Training, progress: Progres
         "progress": json.dumps({"step": training.step, **numbers}),
     }  # fmt: skip
 
-    def fill(plan: TensorPlan) -> Iterator[NDArray[Any]]:
+    def fill(plan: TensorPlan) -> Iterator[NDArray[Any]]:  # row by row: three adapters more would not fit a device
         for part in parts[plan.name]:
             yield part.cpu().numpy()
 

@@ -24,13 +24,17 @@ def whole_file(path: Path) -> Iterator[Path]:
     aside = Path(name)
     try:
         yield aside
-        # mkstemp makes files for their owner alone; a result is for whoever the directory is for.
-        aside.chmod(0o666 & ~_umask())
+        give_usual_mode(aside)
         _sync(aside)
         aside.replace(path)
         _sync(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def give_usual_mode(file: Path) -> None:
+    """mkstemp makes files for their owner alone; a result is for whoever the directory is for."""
+    file.chmod(0o666 & ~_umask())
 
 
 def write_text(path: Path, text: str) -> None:

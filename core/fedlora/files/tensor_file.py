@@ -1,9 +1,12 @@
 """safetensors files, read by mapping and written as a stream.
 
-The format is a uint64 (little endian) N, N bytes of JSON, then the tensors' bytes. The `safetensors` library accepts
-duplicate names and headers of any size and does not tell where a tensor lies in the file; an adapter from a stranger
-needs the first refused, and an ONNX graph that points into the file needs the second told. The library is the oracle of
-the tests. Source: https://huggingface.co/docs/safetensors (format).
+The format is a uint64 (little endian) N, N bytes of JSON, then the tensors' bytes. Plain dictionaries of tensors are
+written by its own library (`tensor_dictionary`). What this is for is what the library cannot tell or refuses to hold:
+where a tensor lies in the file, for an ONNX graph that points into it; the order of a base pack's tensors, which begin at
+a multiple of 64 bytes; tensors that are written as they are made, never all in memory; bytes that are the same each time,
+where the library sorts tensors, and puts metadata in another order in every process; bfloat16 in numpy. And the library
+accepts what nobody should: duplicate names, and headers of any size. It is the oracle of the tests, and the second reader
+of `fedlora verify`. Source: https://huggingface.co/docs/safetensors (format).
 """
 
 from __future__ import annotations
@@ -134,6 +137,14 @@ def write_tensor_file(
                 _write_array(file, part, plan)
             if file.tell() - begin != plan.size_bytes:
                 raise AssertionError(f"{plan.name}: planned {plan.size_bytes} bytes, wrote {file.tell() - begin}")
+
+
+def write_in_order(
+    path: Path, tensors: Mapping[str, tuple[Dtype, NDArray[Any]]], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors that are in memory, in their order, so that the same ones always give the same bytes."""
+    plans = [TensorPlan(name=name, dtype=dtype, shape=array.shape) for name, (dtype, array) in tensors.items()]
+    write_tensor_file(path, plans, lambda plan: [tensors[plan.name][1]], metadata)
 
 
 def _write_array(file: BinaryIO, array: NDArray[Any], plan: TensorPlan) -> None:

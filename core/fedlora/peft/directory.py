@@ -20,7 +20,7 @@ from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterMismatchError, ConfigError, TensorFileError
 from fedlora.files.atomic import whole_directory
 from fedlora.files.documents import read_object
-from fedlora.files.tensor_file import Dtype, TensorFile, TensorPlan, from_float32, write_tensor_file
+from fedlora.files.tensor_file import Dtype, TensorFile, from_float32, write_in_order
 from fedlora.lora.adapter import Adapter, LoraPair
 from fedlora.lora.config import LoraConfig
 from fedlora.peft.patterns import by_module, untargeted
@@ -117,19 +117,16 @@ def write_peft(
     adapter = content.adapter
     config = _config_to_write(content, base_name)
     arrays = dict(_named_factors(adapter, content.dtype)) | dict(content.saved_modules)
-    plans = [TensorPlan(name=name, dtype=dtype, shape=array.shape) for name, (dtype, array) in arrays.items()]
     metadata = {"format": "pt"}
     if content.base_fingerprint:
         metadata[_BASE_KEY] = content.base_fingerprint
-
-    def fill(plan: TensorPlan) -> Iterator[NDArray[Any]]:
-        yield arrays[plan.name][1]
 
     with whole_directory(directory, replace=CONFIG if replace else None) as aside:
         for name, text in (texts or {}).items():
             (aside / name).write_text(text, encoding="utf-8")
         (aside / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        write_tensor_file(aside / WEIGHTS, plans, fill, metadata)
+        # Not by the safetensors library: an adapter has a digest, and two entries of metadata have no order there.
+        write_in_order(aside / WEIGHTS, arrays, metadata)
 
 
 def _named_factors(adapter: Adapter, dtype: Dtype) -> Iterator[tuple[str, tuple[Dtype, NDArray[Any]]]]:

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedlora.base.pack import MANIFEST, BasePack, open_pack, read_manifest
-from fedlora.errors import AdapterError, GraphError
+from fedlora.errors import AdapterError, GraphError, PackError
 from fedlora.exported.adapter_loading import load_adapter_file
 from fedlora.exported.adapter_manifest import read_adapter_manifest
 from fedlora.exported.graph_manifest import check_graph_file
 from fedlora.exported.profiles import DEFAULT, graph_inputs
+from fedlora.files.tensor_file import TensorFile
+from safetensors import SafetensorError, safe_open
 
 from fedlora_export.checks.folder_files import ADAPTER, GRAPH, check_folder_files
 from fedlora_export.checks.graph_rules import check_graph_rules
@@ -22,6 +24,7 @@ def verify_folder(directory: Path, *, allow_unnamed_base: bool = False) -> Itera
     Raises PackError, GraphError or AdapterError at the first thing that is wrong.
     """
     base = open_pack(directory)
+    check_second_reader(base.weights)
     files = read_manifest(base.directory)["files"]
     yield f"{MANIFEST}: base {base.fingerprint}; {len(files)} files with the digests that it tells"
     graphs = sorted(base.directory.glob(f"*{GRAPH}"))
@@ -33,6 +36,25 @@ def verify_folder(directory: Path, *, allow_unnamed_base: bool = False) -> Itera
         yield verify_adapter(adapter, base, allow_unnamed_base=allow_unnamed_base)
     count = check_folder_files(base, listed=files)
     yield f"{base.directory}: {count} files, all of them known"
+
+
+def check_second_reader(weights: TensorFile) -> None:
+    """Raise PackError unless the safetensors library finds the same tensors in the file as our own reader."""
+    try:
+        with safe_open(weights.path, "np") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+            theirs = {name: (each.get_dtype(), tuple(each.get_shape())) for name, each in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise PackError(
+            f"{weights.path}: the safetensors library does not read it: {error}; pack the base again"
+        ) from None
+    ours = {name: (entry.dtype, entry.shape) for name, entry in weights.entries.items()}
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            raise PackError(
+                f"{weights.path}: {name} is {ours.get(name)} to fedlora and {theirs.get(name)} to the safetensors library; "
+                "expected the same: pack the base again"
+            )
 
 
 def verify_graph(graph: Path, base: BasePack) -> Iterator[str]:

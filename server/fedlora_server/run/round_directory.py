@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from fedlora.base.pack import BasePack, file_digest
 from fedlora.errors import AdapterMismatchError, RunError, TensorFileError
 from fedlora.files.atomic import whole_directory
 from fedlora.files.documents import read_object
-from fedlora.files.tensor_file import TensorFile, TensorPlan, write_tensor_file
+from fedlora.files.tensor_file import TensorFile, write_in_order
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.ranks import with_ranks
 from fedlora.peft.directory import PeftDirectory, read_peft, write_peft
-from numpy.typing import NDArray
 
 from fedlora_server.aggregation.optimizers import Moments
 from fedlora_server.run.round_record import RoundRecord
@@ -76,10 +73,8 @@ def _as_committed(adapter: Adapter, first: Adapter, where: Path) -> Adapter:
 
 
 def _write_moments(path: Path, moments: Moments) -> None:
-    def fill(plan: TensorPlan) -> Iterator[NDArray[Any]]:
-        yield moments[plan.name]
-
-    write_tensor_file(path, [TensorPlan(name=n, dtype="F32", shape=a.shape) for n, a in moments.items()], fill)
+    """In their order, which the safetensors library would not keep: what is read back is what was written."""
+    write_in_order(path, {name: ("F32", array) for name, array in moments.items()})
 
 
 def _read_moments(path: Path) -> Moments:
