@@ -20,7 +20,9 @@ from fedlora.peft.directory import adapter_of
 _ADAPTER_VERSION = 1
 
 
-def export_peft(directory: Path, output: Path, base: BasePack | None = None, *, profile: Profile = DEFAULT) -> None:
+def export_peft(
+    directory: str | Path, output: str | Path, base: BasePack | None = None, *, profile: Profile = DEFAULT
+) -> None:
     """Write the LoRA adapter of a PEFT directory as `output` and its manifest, for the graph of `profile`.
 
     Raises as `adapter_of` and `write_onnx_adapter`; ConfigError for `fast` without a base.
@@ -30,6 +32,7 @@ def export_peft(directory: Path, output: Path, base: BasePack | None = None, *, 
             "profile fast joins the modules that read the same input, and which those are is the base's to say; "
             "pass --base PACK"
         )
+    directory, output = Path(directory), Path(output)
     adapter, fingerprint = adapter_of(directory, base)
     joined_for = base.model if base and profile == "fast" else None
     write_onnx_adapter(adapter, fingerprint, output, source=directory.resolve().name, joined_for=joined_for)

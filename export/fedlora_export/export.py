@@ -42,7 +42,7 @@ class ExportedGraph:
 
 def export_base(
     base: BasePack,
-    output: Path | None = None,
+    output: str | Path | None = None,
     *,
     profiles: Sequence[Profile] = ("compat",),
     accuracy_level: int = INT8_ACCURACY,
@@ -55,13 +55,14 @@ def export_base(
     """
     if "kernel" in profiles:
         _check_operator()
-    if output is None or is_folder_of(base, output):
+    folder = base.directory if output is None else Path(output)
+    if is_folder_of(base, folder):
         return write_graphs(base, profiles, accuracy_level)
-    with whole_directory(output, replace=MANIFEST if replace else None) as aside:
+    with whole_directory(folder, replace=MANIFEST if replace else None) as aside:
         for name in (MANIFEST, *read_manifest(base.directory)["files"]):
             shutil.copyfile(base.directory / name, aside / name)
         written = write_graphs(open_pack(aside), profiles, accuracy_level)
-    return [graph.moved_to(output) for graph in written]
+    return [graph.moved_to(folder) for graph in written]
 
 
 def _check_operator() -> None:

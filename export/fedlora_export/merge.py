@@ -113,13 +113,14 @@ def _log_softmax(scores: Floats) -> NDArray[np.float64]:
 
 
 def export_merged(
-    base: BasePack, adapter: Adapter, output: Path, *, accuracy_level: int = INT8_ACCURACY, replace: bool = False
+    base: BasePack, adapter: Adapter, output: str | Path, *, accuracy_level: int = INT8_ACCURACY, replace: bool = False
 ) -> tuple[ExportedGraph, MergeLoss | MergeDifference]:
     """Write the pack of `base` with `adapter` folded into it, and its graph, into a new folder `output`.
 
     The second value is what it costs against the base with the adapter apart; an encoder writes no text: its scores differ.
     Raises GraphError, ConfigError, AdapterError where the merged weights are not finite, AdapterMismatchError.
     """
+    output = Path(output)
     if is_folder_of(base, output):
         raise ConfigError(f"{output}: the base's own folder, which a merged base would replace; name another output")
     with whole_directory(output, replace=MANIFEST if replace else None) as aside:

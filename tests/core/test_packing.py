@@ -321,3 +321,10 @@ def test_packing_never_holds_the_largest_tensor(tmp_path: Path) -> None:
     )
     # Less than the float tensor alone: neither it nor the weights file is ever whole in memory.
     assert int(done.stdout) < largest
+
+
+def test_a_path_may_be_a_text(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "checkpoint")
+    make_pack(str(tmp_path / "checkpoint"), str(tmp_path / "a"), Quantization(block_size=32))
+    make_pack(tmp_path / "checkpoint", tmp_path / "b", Quantization(block_size=32))
+    assert open_pack(str(tmp_path / "a")).fingerprint == open_pack(tmp_path / "b").fingerprint

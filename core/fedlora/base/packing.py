@@ -25,8 +25,8 @@ _TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_te
 
 
 def make_pack(
-    source: str,
-    output: Path,
+    source: str | Path,
+    output: str | Path,
     quantization: Quantization,
     *,
     scale_rule: ScaleRule = "mse",
@@ -41,6 +41,7 @@ def make_pack(
     """
     if scale_rule not in SCALE_RULES:
         raise ConfigError(f"scales must be {' or '.join(SCALE_RULES)}, got {scale_rule}")
+    source, output = str(source), Path(output)
     directory = find_checkpoint(source)
     name = directory.resolve().name if Path(source).is_dir() else source
     checkpoint = Checkpoint(directory)

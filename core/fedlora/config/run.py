@@ -107,8 +107,9 @@ def changed(config: RunConfig, changes: Iterable[str], where: str = "--set") -> 
     return RunConfig.from_flat(values, where)
 
 
-def read_scenario(path: Path) -> RunConfig:
+def read_scenario(path: str | Path) -> RunConfig:
     """Read a scenario's TOML file. A relative `base`, `data.path` or `output` counts from the file. Raises ConfigError."""
+    path = Path(path)
     config = RunConfig.from_flat(flattened(read_toml(path)), str(path))
     source, folder = str(path), path.resolve().parent
     base, data = config.base, config.data

@@ -60,8 +60,9 @@ class PeftDirectory:
     saved_modules: Mapping[str, tuple[Dtype, NDArray[Any]]] = field(default_factory=dict)  # of `modules_to_save`
 
 
-def read_peft(directory: Path) -> PeftDirectory:
+def read_peft(directory: str | Path) -> PeftDirectory:
     """Read an adapter. Raises AdapterError, naming the file and what is wrong, unless it is sound and plain LoRA."""
+    directory = Path(directory)
     config = _read_config(directory / CONFIG)
     path = directory / WEIGHTS
     if path.is_file() and path.stat().st_size > _MAX_WEIGHTS_BYTES:
@@ -107,7 +108,7 @@ def read_peft(directory: Path) -> PeftDirectory:
 
 
 def write_peft(
-    directory: Path, content: PeftDirectory, *, base_name: str | None = None, texts: Mapping[str, str] | None = None,
+    directory: str | Path, content: PeftDirectory, *, base_name: str | None = None, texts: Mapping[str, str] | None = None,
     replace: bool = False,
 ) -> None:  # fmt: skip
     """Write an adapter so that PEFT, and `read_peft`, read it back equal. The directory appears whole or not at all.
@@ -121,7 +122,7 @@ def write_peft(
     if content.base_fingerprint:
         metadata[_BASE_KEY] = content.base_fingerprint
 
-    with whole_directory(directory, replace=CONFIG if replace else None) as aside:
+    with whole_directory(Path(directory), replace=CONFIG if replace else None) as aside:
         for name, text in (texts or {}).items():
             (aside / name).write_text(text, encoding="utf-8")
         (aside / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -248,7 +249,7 @@ def _config_of(adapter: Adapter, base_name: str | None) -> dict[str, Any]:
     }
 
 
-def adapter_of(directory: Path, base: BasePack | None) -> tuple[Adapter, str]:
+def adapter_of(directory: str | Path, base: BasePack | None) -> tuple[Adapter, str]:
     """(the adapter of a PEFT directory, the fingerprint of its base)
 
     `base` is needed where the adapter does not record its own, and checks names and shapes. Raises AdapterError for what is
@@ -260,7 +261,7 @@ def adapter_of(directory: Path, base: BasePack | None) -> tuple[Adapter, str]:
             f"{directory}: also replaces {', '.join(sorted(content.saved_modules))} (modules_to_save), which an adapter "
             "file cannot carry, nor can a merged base or a service; save an adapter of A and B only"
         )
-    return content.adapter, _base_of(content, base, _named(directory, content))
+    return content.adapter, _base_of(content, base, _named(Path(directory), content))
 
 
 def _base_of(content: PeftDirectory, base: BasePack | None, where: str) -> str:

@@ -18,7 +18,7 @@ from fedlora_export.checks.folder_files import ADAPTER, GRAPH, check_folder_file
 from fedlora_export.checks.graph_rules import check_graph_rules
 
 
-def verify_folder(directory: Path, *, allow_unnamed_base: bool = False) -> Iterator[str]:
+def verify_folder(directory: str | Path, *, allow_unnamed_base: bool = False) -> Iterator[str]:
     """A sentence on the pack, each graph and each adapter of a folder, and on what else is there, once it was checked.
 
     Raises PackError, GraphError or AdapterError at the first thing that is wrong.
