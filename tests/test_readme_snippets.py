@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fedlora import PeftDirectory, open_pack, write_peft
 
-from tests.models import random_adapter
+from tests.tiny.adapters import random_adapter
 
 ROOT = Path(__file__).parents[1]
 

@@ -18,7 +18,7 @@ from fedlora_serve.local.engine import Engine
 from fedlora_server.run.run_directory import last_round, read_metrics
 from numpy.typing import NDArray
 
-from tests.tolerances import TOLERANCE
+from tests.reference.tolerances import TOLERANCE
 
 BEFORE = Path(__file__).parent
 FINGERPRINT = "e00377962d7abdddd2bc2d3e98db9c06df541c56c0dd5392607d8fb15252ac10"
