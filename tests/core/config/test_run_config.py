@@ -336,6 +336,6 @@ def test_the_home_of_nobody_is_refused_by_file(tmp_path: Path) -> None:
         read_scenario(_scenario(tmp_path, 'base = "~no-such-user-here/pack"'))
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "simulations" / "scenarios").glob("*.toml")))
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[3] / "simulations" / "scenarios").glob("*.toml")))
 def test_every_scenario_of_the_project_is_read(path: Path) -> None:
     assert read_scenario(path).name == path.stem

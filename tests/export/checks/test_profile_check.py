@@ -24,7 +24,7 @@ from fedlora_export.graph.encoder_layers import mean_over_text
 from fedlora_export.graph.sequences import Sequences, sequences_of_rows
 from numpy.typing import NDArray
 
-from tests.export.sabotage import (
+from tests.export.checks.sabotage import (
     Patch,
     Sabotage,
     change_model,

@@ -21,7 +21,7 @@ from fedlora_export.export import export_base
 from fedlora_export.graph.adapter_inputs import ModuleInputs
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 
-from tests.export.sabotage import Patch, Sabotage, change_nodes, set_attribute, swap_inputs, swap_modules
+from tests.export.checks.sabotage import Patch, Sabotage, change_nodes, set_attribute, swap_inputs, swap_modules
 from tests.tiny.adapters import changed
 from tests.tiny.llamas import DEFAULT, VARIANTS, Packs, Variant
 
