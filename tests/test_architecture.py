@@ -1,14 +1,15 @@
-"""The rule of the house: who may import whom, and what stays out of a process that does not need it."""
+"""The rule of the house: who may import whom, what a package promises, and what a process does not load unasked."""
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+from tests.import_graph import circle_in, graph_of, imports_in, modules_of, out_of_order
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,45 +34,75 @@ FORBIDDEN = {
 }
 
 
-def modules_of(package: str) -> list[Path]:
-    return sorted((ROOT / PACKAGES[package] / package).rglob("*.py"))
+# The rooms of each package, lowest first: a room imports itself and those before it. The package's face stands above all.
+ROOMS = {
+    "fedlora": (
+        "errors", "version", "threads", "telemetry", "face", "plugins", "files", "family", "lora", "base", "native", "wire",
+        "peft", "config", "data", "exported", "row_lora", "commands", "cli",
+    ),
+    "fedlora_client": (
+        "data", "ops", "kept_factors", "layers", "decoder", "encoder", "model", "training", "reference", "opened",
+        "device", "local_training", "app", "commands",
+    ),
+    "fedlora_server": (
+        "exchange", "checks", "means", "methods", "aggregation", "run", "rounds", "app",
+    ),
+    "fedlora_export": (
+        "graph", "adapter_export", "genai", "checks", "export", "merge", "commands",
+    ),
+    "fedlora_serve": (
+        "errors", "limits", "session", "text", "adapters", "local", "embedding", "batching", "http.protocol",
+        "http.transport", "http.access", "http.service", "http.generation", "http.api", "commands",
+    ),
+    "fedlora_simulations": (
+        "datasets", "nodes", "grid", "progress", "report", "engines", "alone", "simulation", "study", "commands",
+    ),
+}  # fmt: skip
+
+# What a package promises whoever imports it.
+FACES = {
+    "fedlora": (
+        "Adapter", "BasePack", "FedloraError", "LoraConfig", "LoraPair", "PeftDirectory", "RunConfig", "Update",
+        "__version__", "decode_update", "encode_update", "initial_adapter", "make_pack", "open_pack", "read_peft",
+        "read_scenario", "write_peft",
+    ),
+    "fedlora_client": (
+        "Device", "LocalRun", "LocalTraining", "Model", "TrainResult", "Watcher", "choose_compute", "evaluate",
+        "open_model", "train",
+    ),
+    "fedlora_server": (
+        "Aggregation", "Aggregator", "Global", "Method", "RobustRule", "Rounds", "RunDirectory", "find_method", "open_run",
+        "read_metrics",
+    ),
+    "fedlora_export": (
+        "export_base", "export_merged", "export_peft", "verify_folder",
+    ),
+    "fedlora_serve": (
+        "AdapterStore", "BatchEngine", "Embedder", "Engine", "Request", "Sampling", "ServeConfig", "generate",
+        "open_service",
+    ),
+    "fedlora_simulations": (
+        "Results", "Study", "read_study", "rounds_table", "run_study", "simulate", "write_report",
+    ),
+}  # fmt: skip
 
 
-def imported(source: str, package: str) -> Iterator[tuple[int, str]]:
-    """(line, top-level name) of every import of a module, those inside functions too; a relative one is of `package`."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield node.lineno, alias.name.split(".")[0]
-        elif isinstance(node, ast.ImportFrom):
-            yield node.lineno, package if node.level else str(node.module).split(".")[0]
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("import_module", "importlib.import_module"):
-            name = node.args[0]
-            if isinstance(name, ast.Constant):
-                yield node.lineno, str(name.value).split(".")[0]
+def folder_of(package: str) -> Path:
+    return ROOT / PACKAGES[package] / package
 
 
 def imports_of(package: str) -> list[tuple[str, str]]:
     """("file:line", top-level name) of every import in a package."""
     return [
-        (f"{path.relative_to(ROOT)}:{line}", name)
-        for path in modules_of(package)
-        for line, name in imported(path.read_text(encoding="utf-8"), package)
+        (f"{path.relative_to(ROOT)}:{found.line}", found.name.split(".")[0])
+        for path in modules_of(folder_of(package)).values()
+        for found in imports_in(path.read_text(encoding="utf-8"), package)
     ]
-
-
-def test_the_reader_of_imports_sees_every_kind() -> None:
-    source = (
-        "import torch.nn as nn, os\nfrom flwr.app import Message\nfrom . import x\n"
-        "def f():\n    import onnx\n    importlib.import_module('ray.data')\n"
-    )
-    names = {name for _, name in imported(source, "here")}
-    assert names == {"torch", "os", "flwr", "here", "onnx", "ray"}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_role_imports_only_itself_and_the_core(package: str) -> None:
-    assert modules_of(package), f"{package} was not found"
+    assert modules_of(folder_of(package)), f"{package} was not found"
     wrong = [(where, name) for where, name in imports_of(package) if name in PACKAGES.keys() - MAY_IMPORT[package]]
     assert wrong == []
 
@@ -86,6 +117,29 @@ def test_a_role_imports_no_tests_and_no_benchmarks(package: str) -> None:
     assert [(where, name) for where, name in imports_of(package) if name in ("tests", "benchmarks", "pytest")] == []
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_room_imports_itself_and_the_rooms_below_it(package: str) -> None:
+    assert out_of_order(graph_of(folder_of(package)), ROOMS[package]) == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_room_is_there(package: str) -> None:
+    assert [room for room in ROOMS[package] if f"{package}.{room}" not in modules_of(folder_of(package))] == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_modules_import_each_other_in_a_circle(package: str) -> None:
+    assert circle_in(graph_of(folder_of(package))) == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_has_the_face_that_it_promises(package: str) -> None:
+    face = import_module(package)
+    assert sorted(face.__all__) == sorted(FACES[package])
+    assert [name for name in face.__all__ if getattr(face, name, None) is None] == []
+    assert set(face.__all__) <= set(dir(face))
+
+
 def loaded_by(statement: str) -> set[str]:
     """The top-level modules of a fresh process after `statement`."""
     code = f"{statement}\nimport sys\nprint(*sorted({{name.split('.')[0] for name in sys.modules}}))"
@@ -97,7 +151,7 @@ def loaded_by(statement: str) -> set[str]:
 @pytest.mark.parametrize(
     ("statement", "absent"),
     [
-        ("import fedlora", {"torch", "flwr", "onnx", "onnxruntime"}),
+        *((f"import {package}", {"torch", "flwr", "onnx", "onnxruntime", "fastapi"}) for package in PACKAGES),
         ("import fedlora.cli", {"torch", "flwr", "onnx", "onnxruntime"}),
         ("import fedlora, fedlora_serve.local.engine", {"torch", "flwr", "transformers"}),
         ("import fedlora_serve.commands.generate", {"torch", "flwr", "transformers"}),
