@@ -37,8 +37,8 @@ FORBIDDEN = {
 # The rooms of each package, lowest first: a room imports itself and those before it. The package's face stands above all.
 ROOMS = {
     "fedlora": (
-        "errors", "version", "threads", "telemetry", "face", "plugins", "files", "family", "lora", "base", "native", "wire",
-        "peft", "config", "data", "exported", "row_lora", "commands", "cli",
+        "errors", "version", "threads", "telemetry", "face", "plugins", "files", "family", "lora", "base", "native",
+        "wire", "peft", "config", "data", "exported", "row_lora", "commands", "cli",
     ),
     "fedlora_client": (
         "data", "ops", "kept_factors", "layers", "decoder", "encoder", "model", "training", "reference", "opened",
@@ -78,8 +78,8 @@ FACES = {
         "export_base", "export_merged", "export_peft", "verify_folder",
     ),
     "fedlora_serve": (
-        "AdapterStore", "BatchEngine", "Embedder", "Engine", "Request", "Sampling", "ServeConfig", "generate",
-        "open_service",
+        "AdapterStore", "BatchEngine", "Embedder", "Engine", "LoadedAdapter", "Request", "Sampling", "ServeConfig",
+        "generate", "open_service",
     ),
     "fedlora_simulations": (
         "Results", "Study", "read_study", "rounds_table", "run_study", "simulate", "write_report",
