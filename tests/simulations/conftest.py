@@ -55,6 +55,12 @@ def simulator(tmp_path_factory: pytest.TempPathFactory) -> Simulator:
     return Simulator(tmp_path_factory.mktemp("simulate"))
 
 
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For runs of which nobody looks at the report: its pictures take as long as the training."""
+    monkeypatch.setattr("fedlora_simulations.simulation.write_report", lambda run: None)
+
+
 @pytest.fixture(scope="session")
 def tiny_run(simulator: Simulator) -> tuple[Path, Result]:
     """One finished run of the tiny scenario."""

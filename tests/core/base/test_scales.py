@@ -36,19 +36,23 @@ def _squared_errors(
 def _least_squared_error(block: NDArray[np.float32], bits: int, symmetric: bool) -> float:
     """Of one block, over a thousand scales (both signs) and every zero point that leaves no code unused."""
     levels, best = 2**bits, np.inf
-    weights = block.astype(np.float64)
+    weights = block.astype(np.float64)  # [B]
     span = np.abs(weights).max() if symmetric else np.maximum(weights, 0).max() - np.minimum(weights, 0).min()
     full = span / (levels // 2) if symmetric else span / (levels - 1)
     # A finer grid of codes leaves less to gain by clipping.
     low, high = (0.3, 1.3) if bits == 4 else (0.95, 1.05)
-    for scale in np.linspace(low, high, 1001) * full:
-        steps = np.rint(weights / scale)
-        zeros = {-steps.min(), levels - 1 - steps.max()} if not symmetric else {levels // 2}
-        first, last = int(min(zeros)), int(max(zeros))
-        for zero in range(max(0, min(first, levels - 1)), max(0, min(last, levels - 1)) + 1):
-            for sign in (1, -1) if symmetric else (1,):
-                kept = np.clip(sign * steps, -zero, levels - 1 - zero) * sign * scale
-                best = min(best, float(np.square(kept - weights).sum()))
+    scales = (np.linspace(low, high, 1001) * full)[:, None]  # [S, 1], and so all below
+    steps = np.rint(weights / scales)  # [S, B]
+    if symmetric:
+        first = last = np.full_like(scales, levels // 2)
+    else:
+        ends = -steps.min(1, keepdims=True), levels - 1 - steps.max(1, keepdims=True)
+        first, last = np.clip(np.minimum(*ends), 0, levels - 1), np.clip(np.maximum(*ends), 0, levels - 1)
+    for beyond in range(int((last - first).max()) + 1):
+        zero = np.minimum(first + beyond, last)
+        for sign in (1, -1) if symmetric else (1,):
+            kept = np.clip(sign * steps, -zero, levels - 1 - zero) * sign * scales
+            best = min(best, float(np.square(kept - weights).sum(1).min()))
     return best
 
 

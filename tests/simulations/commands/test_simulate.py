@@ -103,6 +103,7 @@ def test_the_report_of_a_run_shows_three_plots_and_every_device(tiny_run: tuple[
     ), "the report loads nothing"
 
 
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_the_same_scenario_twice_gives_the_same_adapters_bit_for_bit(simulator: Simulator, method: str) -> None:
     first, _ = simulator(f"{method}-1", f"server.method={method}", "data.max_bytes=1500")
@@ -115,6 +116,7 @@ def test_the_same_scenario_twice_gives_the_same_adapters_bit_for_bit(simulator: 
     assert set(last["loss"]) == set(base["loss"])
 
 
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("method", ["svd", "stack", "hetlora", "raflora"])
 def test_devices_of_several_ranks_train_together(simulator: Simulator, method: str) -> None:
     changes = ("simulation.ranks=1,4", "lora.rank=4", "aggregation.min_rank=1", f"server.method={method}")
