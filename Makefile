@@ -19,8 +19,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/fedlora demo simulations/scenarios/demo.toml
 
+# A process per core, each with a share of the tests; `pytest PATH` runs some of them in one.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 check: setup
 	$(BIN)/ruff format --check $(CODE)
