@@ -1,0 +1,38 @@
+"""docs/house.md names every folder with code, and no folder that is not there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+CODE = (".py", ".c", ".h", ".toml", ".html", ".js")
+
+
+def folders_with_code() -> set[str]:
+    """The folders of the files of code that git knows, but the project's own."""
+    listed = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip(f"{PROJECT} is no checkout of git: {listed.stderr.strip()}")
+    folders = {str(Path(file).parent) for file in listed.stdout.splitlines() if file.endswith(CODE)}
+    return folders - {"."}
+
+
+def named_folders() -> list[str]:
+    """What the first column of each table names."""
+    text = (PROJECT / "docs" / "house.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[^|]*`) \|", text, re.MULTILINE)
+    return [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+
+
+def test_every_folder_with_code_is_named() -> None:
+    assert sorted(folders_with_code() - set(named_folders())) == []
+
+
+def test_every_folder_that_is_named_is_there_and_named_once() -> None:
+    named = named_folders()
+    assert [name for name in named if not (PROJECT / name).is_dir()] == []
+    assert len(named) == len(set(named))
