@@ -1,4 +1,4 @@
-"""docs/house.md names every folder with code, and no folder that is not there."""
+"""docs/house.md names every folder with code, and what the documents name and link is there."""
 
 from __future__ import annotations
 
@@ -43,3 +43,20 @@ def test_every_folder_that_is_named_is_there_and_named_once() -> None:
     named = named_folders()
     assert [name for name in named if not (PROJECT / name).is_dir()] == []
     assert len(named) == len(set(named))
+
+
+TOP = ("core", "client", "server", "export", "serve", "simulations", "tests", "benchmarks", "docs", "tools")
+DOCUMENTS = [
+    *PROJECT.glob("*.md"),
+    *PROJECT.glob("docs/*.md"),
+    *(r for top in TOP for r in PROJECT.glob(f"{top}/**/README.md")),
+]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(PROJECT)))
+def test_files_that_a_document_names_or_links_are_there(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    named = re.findall(rf"(?<![\w./])(?:{'|'.join(TOP)})/[\w./-]*\w", text)
+    linked = re.findall(r"\]\((?!http|#)([^)#]+)", text)
+    missing = [name for name in named if not (PROJECT / name).exists()]
+    assert missing + [link for link in linked if not (document.parent / link).exists()] == []
