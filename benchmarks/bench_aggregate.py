@@ -185,7 +185,7 @@ def dense(clients: Clients, count: int) -> Reference:
 
 
 def distance(adapter: Adapter, reference: Reference) -> float:
-    """Of the adapter's products from the means, over all modules."""
+    """The Frobenius distance of the adapter's products from the means, over all modules."""
     squares = [
         np.sum(np.square(adapter.product(m).dense() - mean, dtype=np.float64)) for m, mean in reference.means.items()
     ]
@@ -209,7 +209,7 @@ def medians(clients: Clients, count: int, repeats: int) -> dict[str, float]:
 
 
 def peaks_bytes(clients: Clients, count: int) -> tuple[int, int]:
-    """Of ours and of flwr's: what is allocated while aggregating, and the replies that are there at a time."""
+    """(ours, flwr's): the bytes allocated while aggregating, and those of the replies held at a time."""
     few = min(count, 10)
     replies, messages = list(clients.updates(few)), clients.messages(few)
     own = allocated_bytes(lambda: ours(clients, "fedavg", replies)) + clients.adapter_bytes

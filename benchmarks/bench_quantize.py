@@ -59,7 +59,7 @@ class Layout:
 
     @property
     def stored_bits(self) -> float:
-        """Of one weight, with its part of a float32 scale and of a zero point."""
+        """The bits of one weight, with its share of a float32 scale and of a zero point."""
         return self.bits + (32 + (0 if self.symmetric else self.bits)) / self.block_size
 
     def __str__(self) -> str:

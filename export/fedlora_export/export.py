@@ -81,7 +81,7 @@ def is_folder_of(base: BasePack, folder: Path) -> bool:
 
 
 def write_graphs(base: BasePack, profiles: Sequence[Profile], accuracy_level: int) -> list[ExportedGraph]:
-    """The same, beside the pack."""
+    """Write a graph for each profile beside the pack; what `export_base` writes into the pack's folder."""
     expected = torch_logits(base)
     written = [_write_graph(base, profile, accuracy_level, expected) for profile in profiles]
     alone = [profile for profile in profiles if profile not in ROW_PROFILES]

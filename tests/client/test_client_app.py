@@ -83,7 +83,7 @@ def call(config: RunConfig, data: bytes, kind: str = MessageType.TRAIN, record: 
 
 
 def device_of(config: RunConfig) -> Device:
-    """The same device without Flower."""
+    """A device of the run, without Flower."""
     return Device(config, {"partition-id": 0, "data-path": config.data.path})
 
 

@@ -107,7 +107,7 @@ def make_windows(
 
 
 def parts(windows: Sequence[Windows], micro_batch: int) -> Iterator[list[Windows]]:
-    """The same `micro_batch` rows of each at a time."""
+    """`micro_batch` rows at a time, the same ones of each of `windows`."""
     for rows in torch.split(torch.arange(len(windows[0])), micro_batch):
         yield [each.batch(rows) for each in windows]
 

@@ -1,4 +1,4 @@
-"""The same decoder over dense weights, in plain autograd: for full fine-tuning, and the slow reference of the tests.
+"""A decoder over dense weights, in plain autograd: for full fine-tuning, and the slow reference of the tests.
 
 Any tensor may stand for a weight, so W + gamma B A makes it a LoRA model, by the definition.
 """

@@ -119,7 +119,7 @@ def _largest_file(inputs: InputShapes) -> int:
 
 
 def _largest_rank(module: str) -> int:
-    """Of a module, or of a group of modules: the sum of theirs."""
+    """The largest rank of a module; of a group of modules, the sum of theirs."""
     return MAX_RANK * len(modules_of(module))
 
 

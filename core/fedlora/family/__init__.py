@@ -43,7 +43,7 @@ def model_shape(config: Mapping[str, Any], where: str) -> ModelShape:
 
 
 def decoder_shape(config: Mapping[str, Any], where: str) -> DecoderShape:
-    """The same for a decoder; an encoder is refused."""
+    """Read the `config.json` of a decoder. Raises CheckpointError for an encoder too."""
     shape = model_shape(config, where)
     if not isinstance(shape, DecoderShape):
         raise CheckpointError(f"{where}: {_architecture(config, where)} is an encoder; expected {', '.join(DECODERS)}")

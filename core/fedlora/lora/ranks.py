@@ -35,7 +35,7 @@ def with_ranks(config: LoraConfig, ranks: Mapping[str, int]) -> LoraConfig:
 
 
 def first_components(adapter: Adapter, rank: int) -> Adapter:
-    """Of each module at most the first `rank` components, as views."""
+    """`adapter` with at most the first `rank` components of each module, as views."""
     pairs = {module: LoraPair(pair.lora_A[:rank], pair.lora_B[:, :rank]) for module, pair in adapter.pairs.items()}
     return Adapter(with_ranks(adapter.config, {module: pair.rank for module, pair in pairs.items()}), pairs)
 

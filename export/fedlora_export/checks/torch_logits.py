@@ -81,7 +81,7 @@ def find_reference() -> Reference | None:
 
 
 def computed_logits(base: BasePack) -> Expected | None:
-    """The same, in this process."""
+    """What `torch_logits` gives, computed in this process."""
     reference = find_reference()
     if reference is None:
         return None

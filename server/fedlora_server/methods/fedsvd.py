@@ -46,7 +46,7 @@ class RefactoredAggregator(MeanAggregator):
 
 
 def refactored(adapter: Adapter) -> Adapter:
-    """The same products with A's rows orthonormal: A^T = Q R, B R^T = U S V^T, and so B A = (U S) (V^T Q^T)."""
+    """Equal products B A with orthonormal rows in A: A^T = Q R, B R^T = U S V^T, B A = (U S) (V^T Q^T)."""
 
     def factors(module: str) -> LoraPair:
         pair = adapter.pairs[module]

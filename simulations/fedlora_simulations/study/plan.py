@@ -69,7 +69,7 @@ def _edge(lr: float, grid: tuple[float, ...]) -> Literal["", "lowest", "highest"
 
 
 def _once(runs: Iterable[Run]) -> list[Run]:
-    """Of runs that are the same, the first: the pooled run is that of every setting with the same devices."""
+    """The first of each group of equal runs: settings with the same devices share one pooled run."""
     found: dict[str, Run] = {}
     for run in runs:
         found.setdefault(run.digest, run)

@@ -34,7 +34,7 @@ def _squared_errors(
 
 
 def _least_squared_error(block: NDArray[np.float32], bits: int, symmetric: bool) -> float:
-    """Of one block, over a thousand scales (both signs) and every zero point that leaves no code unused."""
+    """The least squared error of a block, over 1,001 scales of both signs and all zero points that leave no code unused."""
     levels, best = 2**bits, np.inf
     weights = block.astype(np.float64)  # [B]
     span = np.abs(weights).max() if symmetric else np.maximum(weights, 0).max() - np.minimum(weights, 0).min()

@@ -131,7 +131,7 @@ def failing(message: str, *, after: str = "") -> Script:
 
 
 def endless(piece: str = "again ") -> Script:
-    """The same piece, until it is cancelled."""
+    """A script that repeats one piece until it is cancelled."""
 
     def script(request: Request) -> Iterator[Event]:
         while True:
