@@ -42,7 +42,7 @@ def with_fields(**fields: object) -> Mutation:
 
 
 def with_config(**fields: object) -> Mutation:
-    """The same factors under another configuration."""
+    """Puts the factors of an update under another configuration."""
 
     def mutate(update: Update) -> Update:
         config = dataclasses.replace(update.adapter.config, **fields)  # type: ignore[arg-type]

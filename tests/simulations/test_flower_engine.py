@@ -1,4 +1,4 @@
-"""The same scenario on Flower's own simulation runtime."""
+"""A scenario on Flower's own simulation runtime."""
 
 from __future__ import annotations
 

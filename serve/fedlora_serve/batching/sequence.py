@@ -47,7 +47,7 @@ class SequenceState:
 
     @property
     def digest(self) -> str:
-        """Of its adapter; empty for the base."""
+        """The digest of its adapter; empty for the base."""
         return self.adapter.digest if self.adapter else ""
 
     @property

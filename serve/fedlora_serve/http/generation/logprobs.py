@@ -15,8 +15,8 @@ _LEAST = -9999.0  # JSON has no infinity
 def completion_logprobs(
     strings: TokenStrings, tokens: Sequence[ChosenToken], *, offset: int, top: bool
 ) -> CompletionLogprobs:
-    """Of tokens whose text begins at character `offset`; with the likeliest ones of each place, and the chosen one among
-    them, where `top`."""
+    """The log-probabilities of tokens whose text begins at character `offset`; where `top`, also those of the likeliest
+    tokens of each place, the chosen one among them."""
     texts = [strings.text_and_bytes(token.token)[0] for token in tokens]
     offsets = []
     for text in texts:
