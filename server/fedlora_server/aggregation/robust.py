@@ -30,7 +30,7 @@ class NormBound(RobustRule):
 
 
 class MultiKrum(RobustRule):
-    """Of N updates keep the N - f with the least score: the sum of squared distances to the N - f - 2 nearest others.
+    """Keep the N - f of N updates with the least score: the sum of squared distances to the N - f - 2 nearest others.
 
     Blanchard et al., "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent", 2017 (arXiv:1703.02757),
     with f = byzantine_share N, rounded up, but never more than (N - 3) / 2: the rule holds for N > 2 f + 2 only.

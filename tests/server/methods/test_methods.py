@@ -51,7 +51,7 @@ def reference(case: Case) -> Reference:
 
 
 class TestEveryMethod(MethodContract):
-    """Of those that fedlora brings."""
+    """The contract, for the methods that fedlora brings."""
 
 
 @pytest.mark.parametrize("method", EXACT)
