@@ -164,7 +164,7 @@ def test_the_graph_reads_every_tensor_of_the_pack_and_names_its_base(tmp_path: P
         assert read == set(base.weights.entries)
         inline = sum(len(t.raw_data) for t in model.graph.initializer if t.data_location != onnx.TensorProto.EXTERNAL)
         assert inline < 500
-        onnx.checker.check_model(str(base.directory / "encoder.onnx"))
+        onnx.checker.check_model(str(folder / "encoder.onnx"))
 
 
 def test_a_decoder_is_refused(tmp_path: Path) -> None:
