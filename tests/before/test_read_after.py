@@ -160,6 +160,12 @@ def test_an_exported_folder_says_what_it_said(adapter: str) -> None:
 
 
 def test_a_study_knows_what_ran_already(folder: Path) -> None:
-    table = (folder / "study" / "table.md").read_text()
+    before = rows_of(folder / "study" / "table.md")
+    assert len(before) > 10
     fedlora("study", "small.toml", "-o", "study", "--table")
-    assert (folder / "study" / "table.md").read_text() == table
+    assert rows_of(folder / "study" / "table.md") == before
+
+
+def rows_of(table: Path) -> list[str]:
+    """Names and numbers; the sentences around them may be written anew."""
+    return [line for line in table.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
