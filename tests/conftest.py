@@ -17,12 +17,6 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # some tests import it before our packages do
 
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What follows a document step by step takes longest, and goes first: no process is left alone with it at the end."""
-    items.sort(key=lambda item: not item.path.name.startswith(("test_readme", "test_docs")))
-
-
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -48,3 +42,8 @@ def base(packs: Packs) -> BasePack:
     from tests.tiny.llamas import DEFAULT
 
     return packs(DEFAULT)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What follows a document step by step takes longest, and goes first: no process is left alone with it at the end."""
+    items.sort(key=lambda item: not item.path.name.startswith(("test_readme", "test_docs")))

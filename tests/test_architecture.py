@@ -37,7 +37,7 @@ FORBIDDEN = {
 # The rooms of each package, lowest first: a room imports itself and those before it. The package's face stands above all.
 ROOMS = {
     "fedlora": (
-        "errors", "version", "threads", "telemetry", "face", "plugins", "files", "family", "lora", "base", "native",
+        "errors", "nearest", "version", "threads", "telemetry", "face", "plugins", "files", "family", "lora", "base", "native",
         "wire", "peft", "config", "data", "exported", "row_lora", "commands", "cli",
     ),
     "fedlora_client": (
