@@ -360,9 +360,12 @@ def test_files_refuses_a_folder_without_text_files(tmp_path: Path) -> None:
         files(DataConfig(name="files"), {"data-path": str(tmp_path)})
 
 
-def test_an_unknown_data_set_is_refused_with_the_known_ones(config: RunConfig) -> None:
-    wrong = dataclasses.replace(config, data=DataConfig(name="flies"))
-    with pytest.raises(ConfigError, match=r"no data set 'flies'; there is .*files"):
+@pytest.mark.parametrize(
+    ("name", "told"), [("photographs", r"there is .*files.*stdlib"), ("flies", r"did you mean 'files'\?")]
+)
+def test_an_unknown_data_set_is_refused_with_the_known_ones(config: RunConfig, name: str, told: str) -> None:
+    wrong = dataclasses.replace(config, data=DataConfig(name=name))
+    with pytest.raises(ConfigError, match=rf"no data set '{name}'; {told}"):
         Device(wrong, {})
 
 
