@@ -37,8 +37,8 @@ FORBIDDEN = {
 # The rooms of each package, lowest first: a room imports itself and those before it. The package's face stands above all.
 ROOMS = {
     "fedlora": (
-        "errors", "nearest", "version", "threads", "telemetry", "face", "plugins", "files", "family", "lora", "base", "native",
-        "wire", "peft", "config", "data", "exported", "row_lora", "commands", "cli",
+        "errors", "nearest", "version", "threads", "telemetry", "face", "plugins", "files", "family", "lora", "base",
+        "native", "wire", "peft", "config", "data", "exported", "row_lora", "commands", "cli",
     ),
     "fedlora_client": (
         "data", "ops", "kept_factors", "layers", "decoder", "encoder", "model", "training", "reference", "opened",
