@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 from fedlora.base.pack import open_pack
 from fedlora.exported.profiles import graph_name
-from fedlora_client.data.tokenizer import load_tokenizer
+from fedlora_client.data.tokenizer import open_tokenizer
 from fedlora_export.checks.check import open_session
 from fedlora_export.export import export_base
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
@@ -33,7 +33,7 @@ def main() -> None:
     from corpus import WINDOW, documents, tokens_of
 
     base = open_pack("nano")
-    held_out = tokens_of(documents()[1], load_tokenizer(base.directory))
+    held_out = tokens_of(documents()[1], open_tokenizer(base.directory))
     windows = held_out[: len(held_out) // WINDOW * WINDOW].reshape(-1, WINDOW)[:_WINDOWS]
     figures = {"tokens": float(windows[:, 1:].size)}
     for name, level in (("float32", FLOAT_ACCURACY), ("int8", INT8_ACCURACY)):

@@ -68,7 +68,7 @@ def curve() -> tuple[dict[str, object], dict[str, float]]:
 
 def _text_ids(base: BasePack) -> NDArray[np.int64]:
     """[M, T + 1]: each window with the token that follows it; the last _HELD_OUT are not trained on."""
-    tokenizer = import_module("fedlora_client.data.tokenizer").load_tokenizer(base.directory)
+    tokenizer = import_module("fedlora_client.data.tokenizer").open_tokenizer(base.directory)
     with gzip.open(_TEXT, "rt", encoding="utf-8") as file:
         ids = np.array(tokenizer.encode(file.read(), add_special_tokens=False).ids)
     count = min(_STEPS * SEQUENCES + _HELD_OUT, (len(ids) - 1) // LENGTH)

@@ -12,7 +12,7 @@ import sys
 
 import torch
 from fedlora.base.pack import open_pack
-from fedlora_client.data.tokenizer import load_tokenizer
+from fedlora_client.data.tokenizer import open_tokenizer
 from fedlora_client.data.windows import Windows
 from fedlora_client.decoder.decoder import Decoder
 from fedlora_client.ops.compute import choose_compute
@@ -23,7 +23,7 @@ from corpus import WINDOW, documents, ngram_losses, tokens_of
 
 def main() -> None:
     base = open_pack(sys.argv[1] if len(sys.argv) > 1 else "nano")
-    tokenizer = load_tokenizer(base.directory)
+    tokenizer = open_tokenizer(base.directory)
     train, held_out = (tokens_of(part, tokenizer) for part in documents())
     unigram, bigram = ngram_losses(train, held_out)
     whole = torch.from_numpy(held_out[: len(held_out) // WINDOW * WINDOW]).view(-1, WINDOW)

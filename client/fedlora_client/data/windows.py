@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fedlora_client.data.best_fit import best_fit_decreasing
 from fedlora_client.data.encoding import IGNORED, ExampleEncoder, Pairs
-from fedlora_client.data.tokenizer import load_tokenizer
+from fedlora_client.data.tokenizer import open_tokenizer
 
 __all__ = ["IGNORED", "Windows", "make_windows", "parts", "read_windows"]
 
@@ -61,7 +61,7 @@ def read_windows(examples: Sequence[Example], directory: Path, shape: DecoderSha
     # A template is read by those who have chats: a damaged one is nobody else's error.
     chats = any(isinstance(example, Chat) for example in examples)
     template = load_chat_template(directory) if chats else None
-    return make_windows(examples, load_tokenizer(directory), shape, length, where, chat_template=template)
+    return make_windows(examples, open_tokenizer(directory), shape, length, where, chat_template=template)
 
 
 def make_windows(

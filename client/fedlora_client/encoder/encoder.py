@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlora_client.data.encoder_windows import label_windows
-from fedlora_client.data.tokenizer import load_tokenizer
+from fedlora_client.data.tokenizer import open_tokenizer
 from fedlora_client.data.windows import Windows, parts
 from fedlora_client.encoder import budget
 from fedlora_client.encoder.block import EncoderBlock, LayerNorm, TextBatch
@@ -73,7 +73,7 @@ class Encoder:
 
     def windows(self, examples: Sequence[Example], length: int, where: str) -> Windows:
         """A window of `length` tokens for each text and its label: see `label_windows`."""
-        return label_windows(examples, load_tokenizer(self.base.directory), self.shape, length, where)
+        return label_windows(examples, open_tokenizer(self.base.directory), self.shape, length, where)
 
     def plan_step(self, config: TrainConfig, rank: int, memory: Memory, adapters: int = 1) -> StepPlan:
         """How a step is cut. Raises ConfigError where memory does not suffice."""

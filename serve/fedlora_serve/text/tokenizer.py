@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedlora.base.pack import TOKENIZER
-from fedlora.errors import ConfigError, PackError
+from fedlora.base.tokenizer import plain_tokenizer
+from fedlora.errors import ConfigError
 from tokenizers import Tokenizer
 
 
 def open_tokenizer(directory: Path) -> Tokenizer:
-    """It cuts and fills no text, whatever its file says. Raises PackError where the file is damaged."""
-    try:
-        tokenizer = Tokenizer.from_file(str(directory / TOKENIZER))
-    except Exception as error:  # the library raises bare Exception
-        raise PackError(f"{directory / TOKENIZER}: not a tokenizer: {error}") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+    """The tokenizer of a base pack. Raises PackError where its file is damaged."""
+    return plain_tokenizer(Tokenizer.from_file, directory)
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str, bos_token_id: int | None) -> list[int]:

@@ -17,7 +17,7 @@ from fedlora.data.examples import Chat, ChatMessage, Completion, Example, Labell
 from fedlora.errors import ConfigError, DataError, PackError
 from fedlora_client.data.device_data import _cut
 from fedlora_client.data.encoding import IGNORED, ExampleEncoder
-from fedlora_client.data.tokenizer import load_tokenizer
+from fedlora_client.data.tokenizer import open_tokenizer
 from fedlora_client.data.windows import Windows, make_windows
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -302,13 +302,13 @@ def test_no_text_is_refused_by_the_name_of_the_place(base: BasePack, texts: list
 def test_a_damaged_tokenizer_is_refused_by_the_name_of_its_file(tmp_path: Path, content: str) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(PackError, match=r"tokenizer\.json: not a tokenizer"):
-        load_tokenizer(tmp_path)
+        open_tokenizer(tmp_path)
 
 
 def test_the_tokenizer_of_a_pack_is_the_one_that_was_packed(base: BasePack) -> None:
     text = "a é \N{GRINNING FACE}\n"
     expected = byte_tokenizer().encode(text, add_special_tokens=False).ids
-    assert load_tokenizer(base.directory).encode(text, add_special_tokens=False).ids == expected
+    assert open_tokenizer(base.directory).encode(text, add_special_tokens=False).ids == expected
 
 
 def test_a_tokenizer_that_would_cut_or_fill_texts_does_neither(tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ def test_a_tokenizer_that_would_cut_or_fill_texts_does_neither(tmp_path: Path) -
     tokenizer.enable_truncation(4)
     tokenizer.enable_padding(length=16, pad_token="<s>", pad_id=BOS)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    assert load_tokenizer(tmp_path).encode("six by", add_special_tokens=False).ids == ids_of("six by")
+    assert open_tokenizer(tmp_path).encode("six by", add_special_tokens=False).ids == ids_of("six by")
 
 
 def test_another_models_tokenizer_is_refused_by_the_token(base: BasePack) -> None:
@@ -347,7 +347,7 @@ def test_a_limit_in_bytes_cuts_texts_and_leaves_records_whole(
 
 def test_real_questions_and_answers_fill_their_windows(shared: Path) -> None:
     base = open_pack("nano")
-    tokenizer = load_tokenizer(base.directory)
+    tokenizer = open_tokenizer(base.directory)
     examples: list[Example] = []
     with gzip.open(shared / "data" / "gsm8k" / "test.jsonl.gz", "rt", encoding="utf-8") as file:
         for line in file:
@@ -369,7 +369,7 @@ def test_real_questions_and_answers_fill_their_windows(shared: Path) -> None:
 
 def test_real_instructions_keep_context_and_response_apart(shared: Path) -> None:
     base = open_pack("nano")
-    tokenizer = load_tokenizer(base.directory)
+    tokenizer = open_tokenizer(base.directory)
     template = ChatTemplate(CHATML, "chat_template.jinja", {})
     with gzip.open(shared / "data" / "dolly-clients" / "global_test.jsonl.gz", "rt", encoding="utf-8") as file:
         records = [json.loads(line) for line in file]

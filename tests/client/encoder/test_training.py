@@ -21,7 +21,7 @@ from fedlora.peft.directory import read_peft
 from fedlora_client import local_training
 from fedlora_client.commands.train import train as train_command
 from fedlora_client.data.encoder_windows import label_windows
-from fedlora_client.data.tokenizer import load_tokenizer
+from fedlora_client.data.tokenizer import open_tokenizer
 from fedlora_client.data.windows import IGNORED, read_windows
 from fedlora_client.device import Device
 from fedlora_client.encoder.encoder import Encoder
@@ -164,7 +164,7 @@ def test_too_little_memory_is_refused_with_what_would_do(base: BasePack, tmp_pat
 
 def test_windows_hold_the_tokenizers_special_tokens_and_a_label_each(base: BasePack) -> None:
     examples = [Labelled("ab", "glad"), Labelled("a text that is too long for it", 2)]
-    windows = label_windows(examples, load_tokenizer(base.directory), shape_of(base), 6, "here")
+    windows = label_windows(examples, open_tokenizer(base.directory), shape_of(base), 6, "here")
     assert (windows.examples, windows.truncated, windows.skipped) == (2, 1, 0)
     ids = byte_tokenizer().encode("ab", add_special_tokens=False).ids
     assert windows.inputs[0].tolist() == [BOS, *ids, EOS, 0, 0]
@@ -297,7 +297,7 @@ def test_evaluation_is_the_mean_loss_of_the_texts_however_they_are_cut(base: Bas
 
 
 def test_windows_without_room_for_a_text_are_refused(base: BasePack) -> None:
-    examples, tokenizer = [Labelled("ab", 0)], load_tokenizer(base.directory)
+    examples, tokenizer = [Labelled("ab", 0)], open_tokenizer(base.directory)
     for length in (1, 2):
         with pytest.raises(ConfigError, match=f"sequence_length is {length}; .* adds 2 special tokens .* 3 or more"):
             label_windows(examples, tokenizer, shape_of(base), length, "here")
@@ -309,7 +309,7 @@ def test_windows_without_room_for_a_text_are_refused(base: BasePack) -> None:
 @pytest.mark.parametrize("length", [5, 9, 40])
 def test_a_text_is_cut_as_its_tokenizer_cuts_it_and_the_tokenizer_stays_as_it_was(base: BasePack, length: int) -> None:
     texts = ["a", "a text of some length", "é", "another, of about the same"]
-    tokenizer, cutting = load_tokenizer(base.directory), load_tokenizer(base.directory)
+    tokenizer, cutting = open_tokenizer(base.directory), open_tokenizer(base.directory)
     windows = label_windows([Labelled(text, 0) for text in texts], tokenizer, shape_of(base), length, "here")
     cutting.enable_truncation(length)
     for row, text in enumerate(texts):

@@ -19,7 +19,6 @@ from fedlora.base.quantize import Quantization
 from fedlora.cli import main
 from fedlora.errors import ConfigError
 from fedlora.peft.directory import PeftDirectory, write_peft
-from fedlora_client.data.tokenizer import load_tokenizer
 from fedlora_client.decoder.decoder import Decoder
 from fedlora_export.adapter_export import export_peft, write_onnx_adapter
 from fedlora_export.export import export_base
@@ -93,7 +92,7 @@ def stories(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> BasePack:
 
 
 def test_torch_on_the_packed_base_tells_the_story_of_stories260k(stories: BasePack) -> None:
-    decoder, tokenizer = Decoder(stories), load_tokenizer(stories.directory)
+    decoder, tokenizer = Decoder(stories), open_tokenizer(stories.directory)
     tokens = [1]
     while len(tokens) < 80 and not tokenizer.decode(tokens).strip().startswith(STORY):
         with torch.no_grad():
