@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import struct
@@ -72,11 +73,11 @@ def damaged_bytes(data: bytes, chance: random.Random) -> bytes:
 
 def damaged_json(value: Any, chance: random.Random) -> Any:
     """`value` with something in it replaced, taken away, doubled or renamed; it is not changed itself."""
-    copy = json.loads(json.dumps(value))
+    damaged = json.loads(json.dumps(value))
     for _ in range(chance.choice((1, 1, 1, 2, 4))):
-        places = list(_places(copy))
+        places = list(_places(damaged))
         if not places:
-            return chance.choice(_ODD)
+            return copy.deepcopy(chance.choice(_ODD))
         holder, key = chance.choice(places)
         kind = chance.randrange(6)
         if kind == 0:
@@ -93,8 +94,8 @@ def damaged_json(value: Any, chance: random.Random) -> Any:
             letters[chance.randrange(len(letters))] = chance.choice("0f.*/\\\0\ud800é(")
             holder[key] = "".join(letters)
         else:
-            holder[key] = chance.choice(_ODD)
-    return copy
+            holder[key] = copy.deepcopy(chance.choice(_ODD))  # it may be damaged itself
+    return damaged
 
 
 def damaged_text(value: Any, chance: random.Random) -> bytes:

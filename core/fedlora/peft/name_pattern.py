@@ -33,6 +33,8 @@ class NamePattern:
         self._steps = 0
         if len(pattern) > _MAX_LENGTH:
             raise self._refusal(f"it is longer than {_MAX_LENGTH} characters")
+        if not _is_utf8(pattern):
+            raise self._refusal("it is not UTF-8 text")
         for token in _TOKEN.finditer(pattern):
             escaped = token["escaped"]
             if token["group"]:
@@ -43,10 +45,12 @@ class NamePattern:
             re2.compile(pattern, _OPTIONS)  # by itself: its brackets must not close the ones around it
             self._compiled = re2.compile(rf"(?:.*\.)?(?:{pattern})$", _OPTIONS)
         except re2.error as error:
-            raise self._refusal(error.args[0].decode()) from None
+            raise self._refusal(error.args[0].decode(errors="replace")) from None
 
     def matches(self, name: str) -> bool:
-        """Raises ConfigError once the matching has taken too many steps."""
+        """Raises ConfigError once the matching has taken too many steps, and for a name that is not UTF-8 text."""
+        if not _is_utf8(name):
+            raise ConfigError(f"{name!r:.120} is not UTF-8 text; a module is not called so")
         self._steps += self._compiled.programsize * (len(name) + 1)
         if self._steps > _MAX_STEPS:
             raise self._refusal("it takes too many steps to match; write it more simply")
@@ -54,3 +58,12 @@ class NamePattern:
 
     def _refusal(self, why: str) -> ConfigError:
         return ConfigError(f"{self.pattern!r:.120} in a pattern is not understood: {why}")
+
+
+def _is_utf8(text: str) -> bool:
+    """False where it holds half of a surrogate pair, which JSON can write and RE2 cannot read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -103,6 +103,14 @@ def test_what_is_not_understood_is_refused_by_name(pattern: str, why: str) -> No
         NamePattern(pattern)
 
 
+@pytest.mark.parametrize("half", ["\ud800", "q_proj|\udfff", "[\ud800]"])
+def test_half_a_surrogate_pair_is_refused_in_a_pattern_and_in_a_name(half: str) -> None:
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
+        NamePattern(half)
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
+        NamePattern(".*").matches(half)
+
+
 def test_a_pattern_that_takes_too_long_is_refused_after_a_bounded_number_of_steps() -> None:
     nested = NamePattern("((((.*)*)*)*)*" * 8 + "x")  # Python's own matcher would not end
     assert not any(nested.matches("a." * 200 + str(number)) for number in range(1_000))
