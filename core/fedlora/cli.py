@@ -33,7 +33,7 @@ class RoleCommands(click.Group):
             return None
         try:
             command = point.load()
-        except ImportError as error:
+        except (ImportError, AttributeError) as error:  # the latter: installed before a command moved
             return _unavailable(point, error)
         assert isinstance(command, click.Command)
         return command
@@ -43,7 +43,7 @@ def _points() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
-def _unavailable(point: EntryPoint, error: ImportError) -> click.Command:
+def _unavailable(point: EntryPoint, error: Exception) -> click.Command:
     extra = _EXTRAS.get(point.value.split(".")[0], "all")
     hint = f"needs the extra '{extra}': pip install 'fedlora[{extra}]'"
 

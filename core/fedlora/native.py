@@ -81,7 +81,8 @@ def loaded_library(built: Callable[[], Path], load: Callable[[Path], Library]) -
 def disagreement(comparisons: Iterable[Comparison], reference: str) -> str | None:
     """The first result that differs by more than its tolerance, and by how much; None where all agree."""
     for each in comparisons:
-        difference = np.abs(each.got - each.expected).max() / np.abs(each.expected).max()
+        with np.errstate(invalid="ignore", divide="ignore"):  # NaN is no agreement either
+            difference = np.abs(each.got - each.expected).max() / np.abs(each.expected).max()
         if not difference <= each.tolerance:
             return f"{each.what} differs from {reference} by {difference:.1e}"
     return None

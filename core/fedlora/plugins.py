@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 
 from fedlora.errors import ConfigError, MissingExtraError
@@ -22,10 +23,16 @@ class Plugins:
         return sorted({point.name for point in entry_points(group=self.group)})
 
     def load(self, name: str) -> object:
-        """What a name stands for. Raises ConfigError unless one package offers it, MissingExtraError where a part lacks."""
+        """What a name stands for.
+
+        Raises ConfigError unless one package offers it and it loads, MissingExtraError where that needs another package.
+        """
         points = [point for point in entry_points(group=self.group) if point.name == name]
         if not points:
-            near = hint(name, self.names(), f"there is {', '.join(self.names())}", shown=repr)
+            known = self.names()
+            if not known:
+                raise ConfigError(f"{self.key}: no package offers any {self.noun}; install fedlora again, with pip")
+            near = hint(name, known, f"there is {', '.join(known)}", shown=repr)
             raise ConfigError(f"{self.key}: no {self.noun} {name!r}; {near}")
         if len(points) > 1:
             raise ConfigError(
@@ -34,11 +41,24 @@ class Plugins:
             )
         what = f"{self.noun} {name!r}" + (f" of the package {_package(points[0])}" if points[0].dist else "")
         try:
-            return points[0].load()
-        except ImportError as error:
+            found: object = import_module(points[0].module)
+        except ModuleNotFoundError as error:
+            if f"{points[0].module}.".startswith(
+                f"{error.name}."
+            ):  # it is the entry point that names what is not there
+                raise self._misplaced(what, error) from None
             raise MissingExtraError(f"{what} needs a part that is not installed: {error}") from None
-        except AttributeError as error:
-            raise ConfigError(f"{self.key}: {what} is not where its entry point says: {error}; mend it there") from None
+        except Exception as error:  # whatever somebody else's module raises as it is imported
+            raise ConfigError(f"{self.key}: {what} does not load: {type(error).__name__}: {error}") from error
+        for part in points[0].attr.split("."):
+            try:
+                found = getattr(found, part)
+            except AttributeError as error:
+                raise self._misplaced(what, error) from None
+        return found
+
+    def _misplaced(self, what: str, error: Exception) -> ConfigError:
+        return ConfigError(f"{self.key}: {what} is not where its entry point says: {error}; mend it there")
 
 
 def _package(point: EntryPoint) -> str:

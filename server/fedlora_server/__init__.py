@@ -25,18 +25,19 @@ __all__ = [
     "read_metrics",
 ]
 
-__getattr__, __dir__ = lazy_face(
-    __name__,
-    {
-        "Aggregation": "aggregation.aggregation",
-        "Aggregator": "methods.method",
-        "Global": "methods.method",
-        "Method": "methods.method",
-        "RobustRule": "aggregation.robust_rule",
-        "Rounds": "rounds",
-        "RunDirectory": "run.run_directory",
-        "find_method": "methods",
-        "open_run": "run.run_directory",
-        "read_metrics": "run.run_directory",
-    },
-)
+if not TYPE_CHECKING:  # to a type checker, any name would be there
+    __getattr__, __dir__ = lazy_face(
+        __name__,
+        {
+            "Aggregation": "aggregation.aggregation",
+            "Aggregator": "methods.method",
+            "Global": "methods.method",
+            "Method": "methods.method",
+            "RobustRule": "aggregation.robust_rule",
+            "Rounds": "rounds",
+            "RunDirectory": "run.run_directory",
+            "find_method": "methods",
+            "open_run": "run.run_directory",
+            "read_metrics": "run.run_directory",
+        },
+    )

@@ -15,17 +15,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Results", "Study", "read_study", "rounds_table", "run_study", "simulate", "write_report"]
 
-__getattr__, __dir__ = lazy_face(
-    __name__,
-    {
-        "Results": "study.results",
-        "Study": "study.definition",
-        "read_study": "study.file",
-        "rounds_table": "simulation",
-        "run_study": "study.runs",
-        "simulate": "simulation",
-        "write_report": "report",
-    },
-)
+if not TYPE_CHECKING:  # to a type checker, any name would be there
+    __getattr__, __dir__ = lazy_face(
+        __name__,
+        {
+            "Results": "study.results",
+            "Study": "study.definition",
+            "read_study": "study.file",
+            "rounds_table": "simulation",
+            "run_study": "study.runs",
+            "simulate": "simulation",
+            "write_report": "report",
+        },
+    )
 
 wait_without_spinning()

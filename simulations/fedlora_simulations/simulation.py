@@ -19,6 +19,7 @@ from fedlora.threads import cores
 from fedlora_client.ops.compute import choose_compute
 from fedlora_client.ops.native_ops import NativeOps
 from fedlora_server.aggregation.robust_rule import find_robust_rule
+from fedlora_server.methods import find_method
 from fedlora_server.run.run_directory import read_metrics
 from rich.console import Console
 from rich.logging import RichHandler
@@ -41,6 +42,7 @@ def simulate(
     Raises FedloraError.
     """
     workers, console = workers or cores(), console or Console(stderr=True)
+    find_method(config.server.method)
     find_robust_rule(config.aggregation.robust)
     check_devices(config)
     check_ranks(config)

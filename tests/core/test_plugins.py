@@ -67,3 +67,23 @@ def test_a_thing_that_is_not_where_its_entry_point_says_names_its_package(folder
         ConfigError, match=r"a\.thing: thing 'lost' of the package things_lost is not where its entry point"
     ):
         THINGS.load("lost")
+
+
+def test_an_entry_point_that_names_no_module_is_told_apart_from_a_missing_package(folder: Path) -> None:
+    offer(folder, "things_gone", gone="GONE")
+    (folder / "things_gone.py").unlink()
+    with pytest.raises(ConfigError, match=r"thing 'gone' of the package things_gone is not where its entry point"):
+        THINGS.load("gone")
+
+
+@pytest.mark.parametrize("code", ["raise AttributeError('old')", "from fedlora import Fold", "def ("])
+def test_a_module_that_raises_as_it_is_imported_is_told_as_that(folder: Path, code: str) -> None:
+    package = f"things_broken_{len(code)}"
+    offer(folder, package, f"{code}\n", broken="BROKEN")
+    with pytest.raises(ConfigError, match=rf"thing 'broken' of the package {package} does not load: \w+Error: "):
+        THINGS.load("broken")
+
+
+def test_where_no_package_offers_anything_the_installation_is_the_fault() -> None:
+    with pytest.raises(ConfigError, match=r"no package offers any thing; install fedlora again"):
+        THINGS.load("one")

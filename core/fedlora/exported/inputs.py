@@ -111,7 +111,9 @@ def joined_values(
 
 
 def row_values(
-    rows: Sequence[Mapping[str, NDArray[np.float32]]],  # the inputs of each row's adapter (`inputs`); empty: none
+    rows: Sequence[
+        Mapping[str, NDArray[np.float32]]
+    ],  # of each row's adapter, as `input_values` gives them; empty: none
     modules: Mapping[str, tuple[int, int]],  # {module: (O, I)}
 ) -> dict[str, NDArray[np.float32]]:
     """{input name: value} of every module."""

@@ -24,7 +24,7 @@ def read_sidecar(
 ) -> dict[str, Any]:
     """The content of a sidecar: `format` and `version` as expected, and `fields`, each of its type, and no other.
 
-    Every sidecar has `base`, `sha256`, `size_bytes` and `inputs` too. Raises `error`.
+    Every sidecar has `base`, `sha256`, `size_bytes` and `slots` too. Raises `error`.
     """
     if not path.is_file() or path.stat().st_size > MAX_BYTES:
         raise error(f"{path}: expected a file of at most {MAX_BYTES} bytes; export again")

@@ -25,7 +25,7 @@ def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Map
     one, or is written by `write_tensor_file`.
     """
     # The library reads memory as if it were dense.
-    dense = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    dense = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     try:
         save_file(dense, path, dict(metadata) if metadata else None)
     except SafetensorError as error:

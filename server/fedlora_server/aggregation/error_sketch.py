@@ -36,11 +36,6 @@ class ErrorSketch:
         self._sums = {module: np.zeros_like(self._seen(like, module, 0)) for module in modules}
         self._weight = 0.0
 
-    def add(self, adapter: Adapter, weight: float) -> None:
-        for module in self._sums:
-            self.add_module(adapter, module, weight)
-        self.count(weight)
-
     def add_module(self, adapter: Adapter, module: str, weight: float) -> None:
         """One module of an adapter that counts once: see `count`."""
         if module in self._sums:

@@ -15,6 +15,7 @@ from fedlora.config.run import AggregationConfig
 from fedlora.errors import ConfigError
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
+from fedlora.nearest import hint
 from fedlora.plugins import Plugins
 
 from fedlora_server.aggregation.gram import Gram
@@ -49,7 +50,8 @@ def find_robust_rule(name: str) -> type[RobustRule] | None:
     if name == NONE:
         return None
     if name not in (known := ROBUST.names()):
-        raise ConfigError(f"aggregation.robust must be one of {', '.join([NONE, *known])}, got {name!r}")
+        near = hint(name, [NONE, *known], "choose one of them")
+        raise ConfigError(f"aggregation.robust must be one of {', '.join([NONE, *known])}, got {name!r}; {near}")
     found = ROBUST.load(name)
     if not (isinstance(found, type) and issubclass(found, RobustRule)):
         raise ConfigError(f"aggregation.robust: {name} is {found!r}; expected a subclass of fedlora_server.RobustRule")

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.config.run import Scalar
-from fedlora.errors import ConfigError
+from fedlora.errors import ConfigError, MissingExtraError
 from fedlora.files.documents import flattened, read_toml
 from fedlora.nearest import unknown_key
 from fedlora_server.aggregation.robust_rule import find_robust_rule
@@ -65,8 +65,8 @@ def read_study(path: Path, *, long: bool = False) -> Study:
             for config in configs:
                 find_method(config.server.method)
                 find_robust_rule(config.aggregation.robust)
-        except ConfigError as error:
-            raise ConfigError(f"{path}: methods: {row}: {error}") from None
+        except (ConfigError, MissingExtraError) as error:
+            raise type(error)(f"{path}: methods: {row}: {error}") from None
     return study
 
 

@@ -103,6 +103,14 @@ def test_what_is_not_understood_is_refused_by_name(pattern: str, why: str) -> No
         NamePattern(pattern)
 
 
+@pytest.mark.parametrize("pattern", ["(?P<n>a)(?P<n>b)", "(?P<1>a)", r"[\d-z]"])
+def test_what_python_does_not_compile_is_refused_as_it_is_by_peft(pattern: str) -> None:
+    with pytest.raises(re.error):
+        re.compile(pattern)
+    with pytest.raises(ConfigError, match="is not understood"):
+        NamePattern(pattern)
+
+
 @pytest.mark.parametrize("half", ["\ud800", "q_proj|\udfff", "[\ud800]"])
 def test_half_a_surrogate_pair_is_refused_in_a_pattern_and_in_a_name(half: str) -> None:
     with pytest.raises(ConfigError, match="is not UTF-8 text"):

@@ -43,7 +43,9 @@ def sketched(
 ) -> float:
     sketch = ErrorSketch(committed, np.random.default_rng(seed))
     for adapter, weight in updates:
-        sketch.add(adapter, weight)
+        for module in adapter.pairs:
+            sketch.add_module(adapter, module, weight)
+        sketch.count(weight)
     return sketch.relative_error(committed, frozen)
 
 
