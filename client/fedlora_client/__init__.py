@@ -17,20 +17,21 @@ __all__ = [
     "open_model", "train",
 ]  # fmt: skip
 
-__getattr__, __dir__ = lazy_face(
-    __name__,
-    {
-        "Device": "device",
-        "LocalRun": "local_training",
-        "LocalTraining": "local_training",
-        "Model": "model",
-        "TrainResult": "training.trainer",
-        "Watcher": "training.trainer",
-        "choose_compute": "ops.compute",
-        "evaluate": "training.trainer",
-        "open_model": "model",
-        "train": "training.trainer",
-    },
-)
+if not TYPE_CHECKING:  # to a type checker, any name would be there
+    __getattr__, __dir__ = lazy_face(
+        __name__,
+        {
+            "Device": "device",
+            "LocalRun": "local_training",
+            "LocalTraining": "local_training",
+            "Model": "model",
+            "TrainResult": "training.trainer",
+            "Watcher": "training.trainer",
+            "choose_compute": "ops.compute",
+            "evaluate": "training.trainer",
+            "open_model": "model",
+            "train": "training.trainer",
+        },
+    )
 
 wait_without_spinning()

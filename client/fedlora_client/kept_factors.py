@@ -98,7 +98,7 @@ class KeptFactors:
         return pair.lora_A if self.factor == "A" else pair.lora_B
 
     def _fits(self, kept: NDArray[Any], came: NDArray[np.float32]) -> bool:
-        """Whether the shapes agree, apart from the components, of which `own` may have fewer."""
+        """Whether the shapes agree, apart from the components, of which `kept` may have fewer."""
         components, width = self._axis, 1 - self._axis
         return bool(kept.shape[width] == came.shape[width] and kept.shape[components] <= came.shape[components])
 

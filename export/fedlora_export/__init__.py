@@ -13,14 +13,15 @@ if TYPE_CHECKING:
 
 __all__ = ["export_base", "export_merged", "export_peft", "verify_folder"]
 
-__getattr__, __dir__ = lazy_face(
-    __name__,
-    {
-        "export_base": "export",
-        "export_merged": "merge",
-        "export_peft": "adapter_export",
-        "verify_folder": "checks.verify",
-    },
-)
+if not TYPE_CHECKING:  # to a type checker, any name would be there
+    __getattr__, __dir__ = lazy_face(
+        __name__,
+        {
+            "export_base": "export",
+            "export_merged": "merge",
+            "export_peft": "adapter_export",
+            "verify_folder": "checks.verify",
+        },
+    )
 
 silence_telemetry()

@@ -22,20 +22,21 @@ __all__ = [
     "generate", "open_service",
 ]  # fmt: skip
 
-__getattr__, __dir__ = lazy_face(
-    __name__,
-    {
-        "AdapterStore": "adapters.store",
-        "BatchEngine": "batching.engine",
-        "Embedder": "embedding",
-        "Engine": "local.engine",
-        "LoadedAdapter": "adapters.loading",
-        "Request": "batching.request",
-        "Sampling": "text.sampling",
-        "ServeConfig": "http.service.config",
-        "generate": "local.generate",
-        "open_service": "http.service.open_service",
-    },
-)
+if not TYPE_CHECKING:  # to a type checker, any name would be there
+    __getattr__, __dir__ = lazy_face(
+        __name__,
+        {
+            "AdapterStore": "adapters.store",
+            "BatchEngine": "batching.engine",
+            "Embedder": "embedding",
+            "Engine": "local.engine",
+            "LoadedAdapter": "adapters.loading",
+            "Request": "batching.request",
+            "Sampling": "text.sampling",
+            "ServeConfig": "http.service.config",
+            "generate": "local.generate",
+            "open_service": "http.service.open_service",
+        },
+    )
 
 silence_telemetry()

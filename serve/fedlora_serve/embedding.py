@@ -84,7 +84,7 @@ class Embedder:
         self,
         rows: Sequence[Sequence[int]],
         adapter_inputs: Mapping[str, NDArray[np.float32]],
-        adapter: LoadedAdapter | None,  # whose adapter_inputs they are
+        adapter: LoadedAdapter | None,  # whose inputs they are
     ) -> NDArray[np.float32]:  # [S, H]
         lengths = np.array([len(tokens) for tokens in rows])
         mask = np.arange(lengths.max()) < lengths[:, None]  # [S, T]

@@ -72,8 +72,13 @@ class Lease:
         self._lock = threading.Lock()
 
     def share(self) -> Lease:
-        """A part of this lease, which is released by itself; to the store both are one user."""
+        """A part of this lease, which is released by itself; to the store both are one user.
+
+        Only who holds it may share it: the store may have let go of what was released.
+        """
         with self._lock:
+            if not self._holders:
+                raise AssertionError(f"{self.version.name}: a lease that was released cannot be shared")
             self._holders += 1
         return Lease(self.version, self._let_go)
 

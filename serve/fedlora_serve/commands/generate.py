@@ -62,8 +62,8 @@ def generate(
 
     BASE is the folder of a base pack with its graph.
     """
-    if (base is None) == (model is None):
-        given = "neither" if base is None else f"{base} and --model {model}"
+    if bool(base) == bool(model):
+        given = "neither" if not base else f"{base} and --model {model}"
         raise click.UsageError(f"expected one BASE, as fedlora generate BASE or as --model BASE; got {given}")
     sampling = Sampling(
         temperature=temperature,

@@ -34,7 +34,7 @@ class ServeConfig:
     adapter_memory: str = "1GiB"
     adapter_dtype: str = "float32"  # of adapters in memory; float16 takes half, on the graph `kernel` alone
     queue: int = 256  # requests that wait; one more is answered 503
-    prefill_tokens: int = 64  # of prompts, in one step beside answers that are going on
+    prefill_tokens: int = 64  # of prompts, in one step beside sequences that decode
     access_log: bool = False  # a line for every request
     allow_open: bool = False  # serve others than this machine without keys
     limits: Limits = field(default_factory=Limits)

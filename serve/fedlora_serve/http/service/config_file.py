@@ -108,7 +108,7 @@ def read_config(
     path: Path | None, options: Mapping[str, Any], environment: Mapping[str, str] = os.environ
 ) -> ServeConfig:
     """The configuration of a file, changed by `options`: fields of ServeConfig that the command line sets, some of
-    `adapters` and of `limits` among them.
+    `adapters` and of `limits` among them, which the command line has checked.
 
     Raises ConfigError, naming the file and the key.
     """

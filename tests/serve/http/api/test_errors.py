@@ -89,3 +89,13 @@ def test_an_adapter_that_cannot_be_read_again_is_the_services_fault_and_tells_no
     error = refusal(Client(state).post("/v1/completions", {"model": "poet", "prompt": "x"}), 500)
     assert (error["code"], "/srv/hidden" in error["message"]) == ("adapter_unreadable", False)
     assert "/srv/hidden/poet" in caplog.text
+
+
+def test_a_route_for_the_operator_is_described_with_the_admin_key_alone(base: BasePack) -> None:
+    state = service(base, FakeEngine(), keys=[ApiKey(name="k", digest=key_digest("k"))])
+    paths = Client(state).get("/openapi.json").json()["paths"]
+    keys = {path: operation.get("security") for path, kinds in paths.items() for operation in kinds.values()}
+    admin = {path for path in keys if "lora_adapter" in path or path.endswith("pin")}
+    assert len(admin) == 4
+    for path, asked in keys.items():
+        assert (asked == [{"AdminKey": []}]) == (path in admin), path
