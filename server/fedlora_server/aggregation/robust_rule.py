@@ -15,7 +15,6 @@ from fedlora.config.run import AggregationConfig
 from fedlora.errors import ConfigError
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
-from fedlora.nearest import hint
 from fedlora.plugins import Plugins
 
 from fedlora_server.aggregation.gram import Gram
@@ -50,8 +49,7 @@ def find_robust_rule(name: str) -> type[RobustRule] | None:
     if name == NONE:
         return None
     if name not in (known := ROBUST.names()):
-        near = hint(name, [NONE, *known], "choose one of them")
-        raise ConfigError(f"aggregation.robust must be one of {', '.join([NONE, *known])}, got {name!r}; {near}")
+        raise ConfigError(f"aggregation.robust must be one of {', '.join([NONE, *known])}, got {name!r}")
     found = ROBUST.load(name)
     if not (isinstance(found, type) and issubclass(found, RobustRule)):
         raise ConfigError(f"aggregation.robust: {name} is {found!r}; expected a subclass of fedlora_server.RobustRule")
