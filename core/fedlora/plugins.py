@@ -43,22 +43,15 @@ class Plugins:
         try:
             found: object = import_module(points[0].module)
         except ModuleNotFoundError as error:
-            if f"{points[0].module}.".startswith(
-                f"{error.name}."
-            ):  # it is the entry point that names what is not there
-                raise self._misplaced(what, error) from None
             raise MissingExtraError(f"{what} needs a part that is not installed: {error}") from None
         except Exception as error:  # whatever somebody else's module raises as it is imported
             raise ConfigError(f"{self.key}: {what} does not load: {type(error).__name__}: {error}") from error
-        for part in points[0].attr.split("."):
-            try:
+        try:
+            for part in points[0].attr.split("."):
                 found = getattr(found, part)
-            except AttributeError as error:
-                raise self._misplaced(what, error) from None
+        except AttributeError as error:
+            raise ConfigError(f"{self.key}: {what} is not where its entry point says: {error}; mend it there") from None
         return found
-
-    def _misplaced(self, what: str, error: Exception) -> ConfigError:
-        return ConfigError(f"{self.key}: {what} is not where its entry point says: {error}; mend it there")
 
 
 def _package(point: EntryPoint) -> str:

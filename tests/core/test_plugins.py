@@ -69,10 +69,10 @@ def test_a_thing_that_is_not_where_its_entry_point_says_names_its_package(folder
         THINGS.load("lost")
 
 
-def test_an_entry_point_that_names_no_module_is_told_apart_from_a_missing_package(folder: Path) -> None:
+def test_an_entry_point_that_names_no_module_says_which_is_not_there(folder: Path) -> None:
     offer(folder, "things_gone", gone="GONE")
     (folder / "things_gone.py").unlink()
-    with pytest.raises(ConfigError, match=r"thing 'gone' of the package things_gone is not where its entry point"):
+    with pytest.raises(MissingExtraError, match=r"thing 'gone' of the package things_gone needs .*'things_gone'"):
         THINGS.load("gone")
 
 
