@@ -55,7 +55,8 @@ ROOMS = {
         "http.transport", "http.access", "http.service", "http.generation", "http.api", "commands",
     ),
     "fedlora_simulations": (
-        "datasets", "nodes", "grid", "progress", "report", "engines", "alone", "simulation", "study", "commands",
+        "datasets", "nodes", "device_threads", "grid", "progress", "report", "engines", "alone", "simulation", "study",
+        "commands",
     ),
 }  # fmt: skip
 

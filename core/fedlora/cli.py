@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
 from importlib.metadata import EntryPoint, entry_points
 
 import click
 
 from fedlora.errors import FedloraError
+from fedlora.threads import any_left_behind
 from fedlora.version import __version__
 
 GROUP = "fedlora.commands"
@@ -67,10 +70,18 @@ def commands() -> None:
 def main() -> None:
     """Run the command line; an error of ours is one line on standard error and exit code 1."""
     try:
-        commands(prog_name="fedlora")
+        code = commands(prog_name="fedlora")
+    except SystemExit as ended:
+        code = ended.code
     except FedloraError as error:
         click.echo(f"error: {error}", err=True)
-        sys.exit(1)
+        code = 1
     except OSError as error:  # a full disk, a folder without permission: not ours, and no reason for a traceback
         click.echo(f"error: {error.filename or 'the system says'}: {error.strerror or error}", err=True)
-        sys.exit(1)
+        code = 1
+    if any_left_behind():  # in the middle of a product: they would hold up an orderly end, or crash in it
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+    sys.exit(code)

@@ -1,4 +1,4 @@
-"""How many threads there is room for, and how they wait for each other.
+"""How many threads there is room for, how they wait for each other, and those for which nobody waits.
 
 OpenMP's threads spin while they wait, which costs nothing on an idle machine; where another process wants the core, the
 one that works is not scheduled while the one that waits burns its time, and training falls to a fraction of one thread's.
@@ -6,10 +6,16 @@ one that works is not scheduled while the one that waits burns its time, and tra
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
+import time
+from collections.abc import Iterable
+from threading import Thread
 
 _POLICY = "OMP_WAIT_POLICY"
+_LAST_WAIT_S = 10.0
+_behind: list[Thread] = []
 
 
 def cores() -> int:
@@ -39,3 +45,21 @@ def waiting() -> str:
     if policy:
         return f"spinning ({_POLICY}={policy}): slow beside other work"
     return f"spinning (torch was imported before fedlora): slow beside other work; set {_POLICY}=passive"
+
+
+def leave_behind(threads: Iterable[Thread]) -> None:
+    """Remember daemon threads that still work though nobody needs it: an interpreter must not end under their feet."""
+    if not _behind:
+        atexit.register(_wait_for_those_behind)
+    _behind.extend(threads)
+
+
+def any_left_behind() -> bool:
+    """Whether threads that were left behind are still at work."""
+    return any(thread.is_alive() for thread in _behind)
+
+
+def _wait_for_those_behind() -> None:
+    deadline = time.monotonic() + _LAST_WAIT_S
+    for thread in _behind:
+        thread.join(max(0.0, deadline - time.monotonic()))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import torch
 from fedlora.config.run import RunConfig
 from fedlora.lora.adapter import Adapter
 from fedlora_client.device import Device
 
+from fedlora_simulations.device_threads import DeviceThreads
 from fedlora_simulations.nodes import node_configs
 
 
@@ -44,5 +43,5 @@ def train_alone(config: RunConfig, workers: int, on_done: Callable[[], None]) ->
         on_done()
         return AloneResult(device=device.name, train_bytes=device.data.train_bytes, adapter=adapter, loss=loss)
 
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield from pool.map(work, range(config.simulation.devices))
+    with DeviceThreads(workers) as threads:
+        yield from threads.map(work, range(config.simulation.devices))

@@ -7,11 +7,11 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Self
 
-import torch
 from fedlora.config.run import Scalar
+from fedlora_client.training.wanted import while_wanted
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.app.user_config import UserConfig
 from flwr.clientapp import ClientApp
@@ -21,6 +21,8 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+
+from fedlora_simulations.device_threads import DeviceThreads
 
 log = logging.getLogger("fedlora.simulations")
 
@@ -33,7 +35,8 @@ class InProcessGrid(Grid):
     """Runs `client_app` for devices 1..n in a pool of threads, one core each.
 
     Messages are serialised both ways, as on a network: nothing that a device changes can reach the server or another
-    device. A device that raises becomes an error reply, as with Flower's own engines.
+    device. A device that raises becomes an error reply, as with Flower's own engines. One that is late is left behind: it
+    ends its training early, and the grid that is closed waits for none.
     """
 
     def __init__(
@@ -69,13 +72,13 @@ class InProcessGrid(Grid):
         self._replies: dict[str, ProtoMessage] = {}
         self._arrived = threading.Condition()
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, SUPERLINK_NODE_ID
-        self._pool = ThreadPoolExecutor(workers, "device", initializer=torch.set_num_threads, initargs=(1,))
+        self._threads = DeviceThreads(workers)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        self._threads.close()
 
     def set_run(self, run: Run) -> None:
         self._run = run
@@ -97,7 +100,7 @@ class InProcessGrid(Grid):
         for message in messages:
             message.metadata.__dict__["_message_id"] = str(uuid.uuid4())  # as Flower's own grids set it
             self._on_push(message)
-            self._pool.submit(self._work, message)
+            self._threads.submit(partial(self._work, message))
             message_ids.append(message.metadata.message_id)
         return message_ids
 
@@ -125,7 +128,7 @@ class InProcessGrid(Grid):
         message = message_from_proto(message_to_proto(sent))
         node = message.metadata.dst_node_id
         try:
-            with self._busy[node]:
+            with self._busy[node], while_wanted(lambda: not self._threads.closed and not _expired(sent)):
                 reply = self._app(message, self._contexts[node])
             reply.metadata.__dict__["_message_id"] = str(uuid.uuid4())
             packed = message_to_proto(reply)
@@ -137,7 +140,8 @@ class InProcessGrid(Grid):
             with self._arrived:
                 self._replies[message.metadata.message_id] = packed
                 self._arrived.notify_all()
-        self._on_done(message)
+            if not self._threads.closed:
+                self._on_done(message)
 
 
 def _expired(message: Message) -> bool:

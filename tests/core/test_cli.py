@@ -164,3 +164,27 @@ def test_core_commands_import_no_other_role() -> None:
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_command_ends_with_its_error_while_threads_that_were_left_behind_still_work() -> None:
+    script = """
+import threading, time
+import click
+from fedlora import cli, threads
+from fedlora.errors import RunError
+
+@cli.commands.command()
+def slow():
+    thread = threading.Thread(target=time.sleep, args=(600,), daemon=True)
+    thread.start()
+    threads.leave_behind([thread])
+    print("so far")
+    raise RunError("given up")
+
+import sys
+sys.argv = ["fedlora", "slow"]
+cli.RoleCommands.get_command = lambda self, ctx, name: slow
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "so far\n", "error: given up\n")

@@ -41,10 +41,10 @@ class Simulator:
         self.scenario = folder / "tiny.toml"
         self.scenario.write_text(TINY, encoding="utf-8")
 
-    def __call__(self, name: str, *changes: str) -> tuple[Path, Result]:
+    def __call__(self, name: str, *changes: str, workers: int = 1) -> tuple[Path, Result]:
         """Run into the directory `name`; return it and what the command said. Raises what the command raises."""
         output = self.folder / name
-        arguments = ["simulate", str(self.scenario), "-o", str(output), "--workers", "1"]
+        arguments = ["simulate", str(self.scenario), "-o", str(output), "--workers", str(workers)]
         for change in changes:
             arguments += ["--set", change]
         return output, CliRunner().invoke(commands, arguments, catch_exceptions=False)

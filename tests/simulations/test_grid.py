@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 
 import pytest
+from fedlora.errors import RunError
+from fedlora_client.training.wanted import check_wanted
 from fedlora_simulations.grid import InProcessGrid
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -268,3 +270,58 @@ def test_the_listeners_are_told_of_every_message_and_every_reply(raises: bool) -
         list(grid.send_and_receive([to(node) for node in (1, 2, 3)], timeout=WAIT_S))
     assert pushed == [1, 2, 3]
     assert sorted(done) == [1, 2, 3]
+
+
+def test_a_grid_that_is_closed_waits_for_no_device() -> None:
+    at_work, go = threading.Event(), threading.Event()
+
+    def slow(message: Message, context: Context) -> Message:
+        at_work.set()
+        go.wait(WAIT_S)
+        return echo(message, context)
+
+    done: list[Message] = []
+    app = ClientApp()
+    app.train()(slow)
+    with InProcessGrid(app, {}, run_id=7, nodes=nodes(3), workers=1, on_done=done.append) as grid:
+        ids = list(grid.push_messages([to(1), to(2)]))
+        assert at_work.wait(WAIT_S)
+    (thread,) = (each for each in threading.enumerate() if each.name.startswith("device-"))
+    assert thread.daemon
+    go.set()
+    thread.join(WAIT_S)
+    assert not thread.is_alive(), "it takes up no more work"
+    assert [len(done), len(list(grid.pull_messages(ids[1:])))] == [0, 0]
+
+
+def ended_early(message: Message, context: Context, ended: threading.Event) -> Message:
+    """A device that computes until it is told that nobody waits for it."""
+    deadline = time.monotonic() + WAIT_S
+    try:
+        while time.monotonic() < deadline:
+            check_wanted()
+    except RunError:
+        ended.set()
+        raise
+    return echo(message, context)
+
+
+def test_a_device_ends_its_training_when_the_grid_is_closed() -> None:
+    ended = threading.Event()
+    with grid_of(lambda message, context: ended_early(message, context, ended)) as grid:
+        grid.push_messages([to(1)])
+    assert ended.wait(WAIT_S)
+
+
+def test_a_device_ends_the_training_of_a_round_that_is_over_and_takes_part_in_the_next() -> None:
+    ended = threading.Event()
+
+    def late_once(message: Message, context: Context) -> Message:
+        return echo(message, context) if ended.is_set() else ended_early(message, context, ended)
+
+    with grid_of(late_once, devices=1, workers=1) as grid:
+        message = Message(content("late"), 1, "train", ttl=0.1, group_id="1")
+        (late,) = grid.push_messages([message])
+        (next_one,) = grid.push_messages([to(1, "next")])
+        assert [text_of(reply) for reply in pulled(grid, [next_one])] == ["1: next"]
+        assert list(grid.pull_messages([late])) == []

@@ -27,6 +27,7 @@ from fedlora_client.ops.workspace import Workspace
 from fedlora_client.training.adamw import AdamW
 from fedlora_client.training.learning_rate import learning_rate
 from fedlora_client.training.memory import give_back_freed
+from fedlora_client.training.wanted import check_wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,8 @@ class Training:
     def run_step(self) -> list[Step]:
         """One step of each adapter.
 
-        Raises DataError where a loss or a gradient is not finite; the adapters are then those of the step before.
+        Raises DataError where a loss or a gradient is not finite, RunError where nobody waits for this thread any more; the
+        adapters are then those of the step before.
         """
         drawn = [self._windows[c].batch(next(rows)) for c, rows in enumerate(self._orders)]
         counts = [max(1, int((batch.targets != IGNORED).sum())) for batch in drawn]
@@ -97,6 +99,7 @@ class Training:
             flat.gradient.zero_()
         totals = torch.zeros(len(drawn), dtype=torch.float64)
         for number, part in enumerate(parts(drawn, self.plan.micro_batch)):
+            check_wanted()
             scale = torch.cat([torch.full(w.targets.shape, 1 / n) for w, n in zip(part, counts, strict=True)])
             losses = self._model.add_gradients(
                 torch.cat([w.inputs for w in part]), torch.cat([w.targets for w in part]),
@@ -157,6 +160,7 @@ def mean_loss(
     """(mean nats per token, tokens) over all windows, `micro_batch` of them at a time."""
     total, tokens = 0.0, 0
     for (part,) in parts([windows], micro_batch):
+        check_wanted()
         losses = model.losses(part.inputs, part.targets, part.starts, lora, space, memory_plan)
         total += float(losses.double().sum())
         tokens += part.learned_tokens

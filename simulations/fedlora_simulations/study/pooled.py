@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from statistics import fmean
 
 import numpy as np
@@ -15,6 +14,7 @@ from fedlora_client.data.windows import Windows
 from fedlora_client.device import Device
 from fedlora_client.training.trainer import train
 
+from fedlora_simulations.device_threads import DeviceThreads
 from fedlora_simulations.nodes import node_configs
 
 
@@ -25,10 +25,10 @@ def pooled_loss(config: RunConfig, workers: int) -> float:
     as those of all devices together, drawn from all windows alike. It is one training: the state of AdamW lives on.
     """
     devices = [Device(config, node) for node in node_configs(config)]
-    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(workers,)) as pool:
-        adapter = pool.submit(_trained, config, devices).result()
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        return fmean(loss for loss, _ in pool.map(lambda device: device.evaluate(adapter), devices))
+    with DeviceThreads(1, cores_each=workers) as threads:
+        adapter = threads.submit(lambda: _trained(config, devices)).result()
+    with DeviceThreads(workers) as threads:
+        return fmean(loss for loss, _ in threads.map(lambda device: device.evaluate(adapter), devices))
 
 
 def _trained(config: RunConfig, devices: Sequence[Device]) -> Adapter:

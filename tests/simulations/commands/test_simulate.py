@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -15,7 +18,10 @@ from click.testing import Result
 from fedlora import open_pack, read_peft
 from fedlora.cli import main
 from fedlora.config.run import RunConfig, read_scenario
-from fedlora.errors import ConfigError, DataError
+from fedlora.errors import ConfigError, DataError, RunError
+from fedlora_client import Device, TrainResult
+from fedlora_server import rounds
+from fedlora_server.exchange import Reply, ask
 from fedlora_server.run.run_directory import read_metrics
 from fedlora_simulations import simulate
 
@@ -233,6 +239,41 @@ def test_one_line_says_what_is_wrong_and_no_directory_is_left_with(
     assert message in lines[-1]
     assert not output.exists(), sorted(path.name for path in output.iterdir())
     assert len(lines) == 1
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize("late", [{"dbm"}, {"dbm", "curses"}], ids=["one of two", "all"])
+def test_a_round_ends_in_time_with_what_arrived_whatever_a_device_still_does(
+    simulator: Simulator, monkeypatch: pytest.MonkeyPatch, late: set[str]
+) -> None:
+    train, go, blocked = Device.train, threading.Event(), []
+
+    def slow(device: Device, *arguments: Any, **more: Any) -> TrainResult:
+        if device.name in late:
+            blocked.append(threading.current_thread())
+            go.wait(600)
+        return train(device, *arguments, **more)
+
+    def over_after_those_in_time(*arguments: Any) -> Iterator[Reply]:
+        """A round whose time is over when the replies of the others are there, however slow this machine is."""
+        return islice(ask(*arguments), 2 - len(late))
+
+    monkeypatch.setattr(Device, "train", slow)
+    changes = ["server.rounds=1", "server.evaluate=false"]
+    try:
+        if late == {"dbm", "curses"}:
+            with pytest.raises(RunError, match=r"0 of 2 devices gave a sound answer within 1\.5 s"):
+                simulator("late-all", *changes, "server.round_timeout_s=1.5", workers=2)
+        else:
+            monkeypatch.setattr(rounds, "ask", over_after_those_in_time)
+            run, result = simulator("late-one", *changes, workers=2)
+            assert (result.exit_code, [r["replies"] for r in read_metrics(run)]) == (0, [0, 1])
+            assert read_metrics(run)[1]["excluded"] == {"no-answer": 1}
+        assert all(thread.is_alive() for thread in blocked), "nobody waited for them"
+    finally:
+        go.set()
+        for thread in blocked:
+            thread.join(60)
 
 
 def test_a_scenario_that_is_missing_is_named(
