@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from fedlora_serve.http.api.guarded_route import admin_router, guarded_router, listed
 from fedlora_serve.http.protocol.errors import ApiError
+from fedlora_serve.http.protocol.request_body import NamedFields
 from fedlora_serve.http.service.adapter_folder import AdapterFolder, NoSuchAdapterError
 from fedlora_serve.http.service.state import ServiceState, caller_of, service_of
 
@@ -48,15 +49,15 @@ class AdapterList(BaseModel):
     data: list[AdapterInfo]
 
 
-class LoadAdapter(BaseModel):
-    """vLLM's request to load an adapter; further fields of it are ignored."""
+class LoadAdapter(NamedFields):
+    """vLLM's request to load an adapter."""
 
     lora_name: str
     lora_path: str  # relative to the adapter folder
     load_inplace: bool = False  # replace the adapter of this name
 
 
-class UnloadAdapter(BaseModel):
+class UnloadAdapter(NamedFields):
     """vLLM's request to unload an adapter."""
 
     lora_name: str

@@ -56,12 +56,6 @@ class ChatMessageBody(Body):
     tool_calls: NotSupported = None
 
 
-class TextFormat(Body):
-    """The only format of an answer."""
-
-    type: Literal["text"]
-
-
 class ChatBody(GenerationBody):
     """A chat, to which the assistant answers."""
 
@@ -70,22 +64,17 @@ class ChatBody(GenerationBody):
     max_completion_tokens: Count | None = Field(None, description="The newer name of max_tokens.")
     logprobs: bool | None = False
     top_logprobs: TopCount | None = Field(None, description="Needs logprobs.")
-    response_format: TextFormat | None = None
     tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = Field(None, description="Taken and not used: there are no tools.")
     modalities: Annotated[list[Literal["text"]], Field(max_length=8, fail_fast=True)] | None = None
 
-    audio: NotSupported = None
     chat_template: NotSupported = None
     chat_template_kwargs: NotSupported = None
     continue_final_message: NotSupported = None
     function_call: NotSupported = None
     functions: NotSupported = None
-    prediction: NotSupported = None
     reasoning_effort: NotSupported = None
-    store: NotSupported = None
     tools: NotSupported = None
-    verbosity: NotSupported = None
-    web_search_options: NotSupported = None
 
 
 class TokenLogprob(BaseModel):

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from fedlora_serve.http.protocol.envelope import Envelope, Usage
-from fedlora_serve.http.protocol.field_types import Count, NotSupported, TextsOrTokens, TopCount
+from fedlora_serve.http.protocol.field_types import Count, TextsOrTokens, TopCount
 from fedlora_serve.http.protocol.generation_body import GenerationBody
 
 
@@ -19,10 +19,6 @@ class CompletionBody(GenerationBody):
     best_of: Count | None = Field(None, description="Only as many as n.")
     echo: bool | None = Field(False, description="The prompt's text before the answer; not together with logprobs.")
     logprobs: TopCount | None = Field(None, description="Of the chosen token and of so many likeliest ones.")
-
-    prompt_embeds: NotSupported = None
-    response_format: NotSupported = None
-    suffix: NotSupported = None
 
 
 class CompletionLogprobs(BaseModel):

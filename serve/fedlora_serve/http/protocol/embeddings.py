@@ -7,10 +7,11 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from fedlora_serve.http.protocol.envelope import EmbeddingUsage
-from fedlora_serve.http.protocol.field_types import Body, Count, ModelName, NotSupported, Text, TextsOrTokens
+from fedlora_serve.http.protocol.field_types import Count, ModelName, NotUsedText, TextsOrTokens
+from fedlora_serve.http.protocol.request_body import RequestBody
 
 
-class EmbeddingBody(Body):
+class EmbeddingBody(RequestBody):
     """Texts to embed."""
 
     model: ModelName
@@ -19,9 +20,7 @@ class EmbeddingBody(Body):
         "float", description="base64: of the vector's float32 numbers, little-endian."
     )
     dimensions: Count | None = Field(None, description="Only the size that the base has.")
-    user: Text | None = Field(None, description="Taken and not used.")
-
-    truncate_prompt_tokens: NotSupported = None
+    user: NotUsedText = None
 
 
 class Embedding(BaseModel):

@@ -1,7 +1,6 @@
 """The kinds of values that bodies hold: text that is Unicode, whole numbers, and what is refused rather than ignored.
 
-A field that OpenAI or vLLM know and that this service does not do is declared as `NotSupported`: a request that sets it is
-refused by name. A field that nobody here knows is ignored, as clients send more of them every month.
+A field that is declared as `NotSupported` is refused by name where a request sets it.
 """
 
 from __future__ import annotations
@@ -12,12 +11,13 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
 
+from fedlora_serve.http.protocol.other_fields import EMPTY, is_one_of
+
 DIGEST_HEADER = "X-Adapter-Digest"
 
 
 MAX_STOPS, MAX_STOP_CHARACTERS = 16, 1024
 MAX_BIASES = 1024
-_EMPTY: list[Any] = [None, False, "", [], {}]
 # Before anything is done with them; a service's limits are lower.
 MAX_TEXTS, MAX_TOKENS = 2048, 1 << 20
 
@@ -39,7 +39,7 @@ def unicode_text(text: str) -> str:
 
 def _not_set(value: object) -> None:
     """Clients send empty values for what they do not use."""
-    if value not in _EMPTY:
+    if not is_one_of(value, EMPTY):
         raise ValueError("this service does not support it; leave it out")
 
 
@@ -111,6 +111,8 @@ Text = Annotated[str, AfterValidator(unicode_text)]
 Whole = Annotated[int, BeforeValidator(_whole)]
 Count = Annotated[Whole, Field(ge=1)]
 TopCount = Annotated[Whole, Field(ge=0, le=20)]  # of likeliest tokens
+NotUsedText = Annotated[Text | None, Field(description="Taken and not used.")]
+NotUsedObject = Annotated[dict[str, Any] | None, Field(description="Taken and not used.")]
 Number = Annotated[float, AfterValidator(_finite)]
 ModelName = Annotated[Text, Field(min_length=1, max_length=256, description="The base's name or an adapter's.")]
 Stops = Annotated[
@@ -149,5 +151,5 @@ TextsOrTokens = Annotated[
 NotSupported = Annotated[
     None,
     BeforeValidator(_not_set),
-    WithJsonSchema({"enum": _EMPTY, "description": "Not supported: leave it out."}),
+    WithJsonSchema({"enum": list(EMPTY), "description": "Not supported: leave it out."}),
 ]

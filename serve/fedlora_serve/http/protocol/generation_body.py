@@ -5,34 +5,34 @@ Names and defaults are OpenAI's, and vLLM's for what OpenAI does not have.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from fedlora_serve.http.protocol.field_types import (
     Biases,
-    Body,
     Count,
     ModelName,
-    NotSupported,
+    NotUsedObject,
+    NotUsedText,
     Number,
     Stops,
-    Text,
     Whole,
 )
+from fedlora_serve.http.protocol.request_body import RequestBody
 from fedlora_serve.text.sampling import Sampling
 
 _SEEDS = 1 << 63
 _Penalty = Annotated[Number, Field(ge=-2, le=2)]
 
 
-class StreamOptions(Body):
+class StreamOptions(RequestBody):
     """What a stream tells beside the answer."""
 
     include_usage: bool | None = Field(None, description="One more chunk at the end, with the usage.")
 
 
-class GenerationBody(Body):
+class GenerationBody(RequestBody):
     """The fields of both routes."""
 
     model: ModelName
@@ -50,23 +50,14 @@ class GenerationBody(Body):
     seed: Annotated[Whole, Field(ge=-_SEEDS, le=_SEEDS - 1)] | None = None
     stop: Stops = ()
     ignore_eos: bool | None = False
-    user: Text | None = Field(None, description="Taken and not used.")
 
-    # What would change the answer, and is not done here.
-    allowed_token_ids: NotSupported = None
-    bad_words: NotSupported = None
-    documents: NotSupported = None
-    guided_choice: NotSupported = None
-    guided_grammar: NotSupported = None
-    guided_json: NotSupported = None
-    guided_regex: NotSupported = None
-    logits_processors: NotSupported = None
-    min_tokens: NotSupported = None
-    prompt_logprobs: NotSupported = None
-    stop_token_ids: NotSupported = None
-    structured_outputs: NotSupported = None
-    truncate_prompt_tokens: NotSupported = None
-    use_beam_search: NotSupported = None
+    # What changes no answer here, whoever does it: it is taken and not used.
+    user: NotUsedText = None
+    safety_identifier: NotUsedText = None
+    prompt_cache_key: NotUsedText = None
+    metadata: NotUsedObject = None
+    store: Literal[False] | None = Field(None, description="Nothing is stored.")
+    service_tier: Literal["auto", "default"] | None = Field(None, description="There is one.")
 
     @property
     def choices_per_prompt(self) -> int:

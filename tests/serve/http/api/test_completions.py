@@ -211,8 +211,8 @@ def test_an_empty_value_of_what_cannot_be_done_is_nothing(post: Post) -> None:
     assert post(suffix="", guided_json={}, bad_words=[], use_beam_search=False, min_tokens=0)["choices"]
 
 
-def test_unknown_fields_are_ignored(post: Post) -> None:
-    assert post(something_new={"a": [1]})["choices"]
+def test_an_unknown_field_is_refused_by_its_name(post: Post) -> None:
+    assert refusal(post(something_new={"a": [1]}))["param"] == "something_new"
 
 
 def test_a_prompt_longer_than_the_context_is_refused_with_openais_code(post: Post) -> None:
