@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from fedlora.base.checkpoint import Checkpoint, find_checkpoint
 from fedlora.base.pack import CONFIG, EMBEDDED, MANIFEST, WEIGHTS
-from fedlora.base.packing import copy_texts
+from fedlora.base.packing import TOOL_TEMPLATE, copy_texts
 from fedlora.config.run import RunConfig
 from fedlora.data.datasets import find_dataset
 from fedlora.errors import ConfigError, DataError
@@ -105,6 +106,9 @@ class FullTraining:
         arrays = {name: weight.detach().numpy() for name, weight in self.weights.items()}
         with whole_directory(output, replace=CONFIG if replace else None) as aside:
             copy_texts(self.directory, aside)
+            if (self.directory / TOOL_TEMPLATE).is_file():
+                (aside / TOOL_TEMPLATE).parent.mkdir()
+                shutil.copyfile(self.directory / TOOL_TEMPLATE, aside / TOOL_TEMPLATE)
             config = json.loads((self.directory / CONFIG).read_text(encoding="utf-8"))
             (aside / CONFIG).write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
             write_tensors(aside / WEIGHTS, arrays, {"format": "pt"})

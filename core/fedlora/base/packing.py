@@ -23,6 +23,9 @@ from fedlora.files.tensor_file import Dtype, TensorPlan, write_tensor_file
 _SLICE_ELEMENTS = 1 << 20
 _TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", GENERATION_CONFIG)
 
+# The template of chats with tools: where it lies in a checkpoint, and its name in a pack, which has no folders.
+TOOL_TEMPLATE, TOOL_TEMPLATE_OF_PACKS = "additional_chat_templates/tool_use.jinja", "tool_use.jinja"
+
 
 def make_pack(
     source: str | Path,
@@ -54,6 +57,8 @@ def make_pack(
     with whole_directory(output, replace=MANIFEST if replace else None) as aside:
         (aside / CONFIG).write_text(json.dumps(checkpoint.config, indent=2) + "\n", encoding="utf-8")
         copy_texts(directory, aside)
+        if (directory / TOOL_TEMPLATE).is_file():
+            shutil.copyfile(directory / TOOL_TEMPLATE, aside / TOOL_TEMPLATE_OF_PACKS)
         pending: dict[str, NDArray[Any]] = {}  # scales and zeros, which follow their codes in the file
 
         def fill(plan: TensorPlan) -> Iterator[NDArray[Any]]:

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from functools import cached_property
 from pathlib import Path
 from traceback import walk_tb
 from types import TracebackType
 from typing import Any
 
-from jinja2 import TemplateError, TemplateSyntaxError
+from jinja2 import Template, TemplateError, TemplateSyntaxError
 
 from fedlora.base.pack import MANIFEST, read_manifest
-from fedlora.data.examples import ASSISTANT, Chat, ChatMessage
-from fedlora.data.template_sandbox import BoundedEnvironment, RefusedError
+from fedlora.base.packing import TOOL_TEMPLATE, TOOL_TEMPLATE_OF_PACKS
+from fedlora.data.chat_trace import unused_marks, with_text_after
+from fedlora.data.examples import ASSISTANT, REASONING, Chat, ChatMessage
+from fedlora.data.template_sandbox import FIXED_DAY, BoundedEnvironment, RefusedError
 from fedlora.errors import DataError, FedloraError, PackError
 from fedlora.files.documents import read_object
 
 _TEMPLATE, _SETTINGS, _SPECIAL = "chat_template.jinja", "tokenizer_config.json", "special_tokens_map.json"
+SYSTEM, DEVELOPER = "system", "developer"
 _REMEDY = "give prompt and completion instead, or pack the model with another chat template"
+RESERVED = frozenset(
+    {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,53 +38,122 @@ class RenderedChat:
     spans: tuple[tuple[int, int], ...]
 
 
-def load_chat_template(directory: Path) -> ChatTemplate | None:
-    """The chat template of a base pack or a checkpoint; None where it has none. Raises PackError."""
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a template is given beside the messages."""
+
+    add_generation_prompt: bool = False
+    tools: Sequence[Mapping[str, Any]] | None = None
+    documents: Sequence[Mapping[str, Any]] | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+
+
+def load_chat_template(directory: Path, *, now: Callable[[], date] = lambda: FIXED_DAY) -> ChatTemplate | None:
+    """The chat template of a base pack or a checkpoint; None where it has none. Raises PackError.
+
+    `now` is the clock of templates that ask for the date. Without one it is the same on every day.
+    """
     if (directory / MANIFEST).is_file():  # files that are not under the pack's fingerprint are not the base's
         listed = set(read_manifest(directory)["files"])
     else:
         listed = {file.name for file in directory.iterdir()}
+        listed |= {TOOL_TEMPLATE} if (directory / TOOL_TEMPLATE).is_file() else set()
     objects = {
         name: read_object(directory / name, PackError, "a tokenizer's settings") if name in listed else {}
         for name in (_SETTINGS, _SPECIAL)
     }
     tokens = {key: text for name in (_SPECIAL, _SETTINGS) for key, text in _special_tokens(objects[name]).items()}
-    if _TEMPLATE in listed:
-        path = directory / _TEMPLATE
-        try:
-            return ChatTemplate(path.read_text(encoding="utf-8"), str(path), tokens)
-        except OSError as error:
-            raise PackError(f"{path}: cannot be read: {error.strerror}; copy the pack again") from None
-        except UnicodeDecodeError as error:
-            raise PackError(f"{path}: not UTF-8 text: byte {error.start} is wrong; pack the model again") from None
     place = f"{directory / _SETTINGS}: chat_template"
-    source = _default(objects[_SETTINGS].get("chat_template"), place)
-    return None if source is None else ChatTemplate(source, place, tokens)
+    if _TEMPLATE in listed:
+        source: str | None = _read(directory / _TEMPLATE)
+        place = str(directory / _TEMPLATE)
+        tool_file = next((name for name in (TOOL_TEMPLATE, TOOL_TEMPLATE_OF_PACKS) if name in listed), None)
+        tool_source = None if tool_file is None else _read(directory / tool_file)
+    else:
+        source, tool_source = _sources(objects[_SETTINGS].get("chat_template"), place)
+    return None if source is None else ChatTemplate(source, place, tokens, tool_source=tool_source, now=now)
 
 
 class ChatTemplate:
     """A Jinja template in a sandbox. One thread at a time."""
 
-    def __init__(self, source: str, place: str, tokens: Mapping[str, str]) -> None:
-        """`tokens` are the special tokens by the names that templates use (`bos_token`). Raises PackError."""
-        self._place = place
-        self._tokens = dict(tokens)
-        self._environment = BoundedEnvironment()
-        try:
-            self._template = self._environment.compiled(source, place)
-        except TemplateSyntaxError as error:
-            raise PackError(
-                f"{place}: line {error.lineno}: not a Jinja template: {error.message}; mend it and pack the model again"
-            ) from None
-        except (TemplateError, RecursionError, SyntaxError, ValueError) as error:
-            raise PackError(f"{place}: not a Jinja template: {error}; mend it and pack the model again") from None
+    def __init__(
+        self,
+        source: str,
+        place: str,
+        tokens: Mapping[str, str],
+        *,
+        tool_source: str | None = None,
+        now: Callable[[], date] = lambda: FIXED_DAY,
+    ) -> None:
+        """`tokens` are the special tokens by the names that templates use (`bos_token`). Raises PackError.
 
-    def text(self, messages: Sequence[ChatMessage], where: str, *, add_generation_prompt: bool = False) -> str:
+        `tool_source` is the template of chats with tools, where that is another one.
+        """
+        self.place = place
+        self._tokens = dict(tokens)
+        self._environment = BoundedEnvironment(now)
+        self._source, self._tool_source = source, tool_source
+        self._template = self._compiled(source)
+        self._tool_template = self._template if tool_source is None else self._compiled(tool_source)
+
+    def mentions(self, name: str, *, tools: bool = False) -> bool:
+        """Whether the template's source has this word anywhere."""
+        return name in (self._tool_source if tools and self._tool_source is not None else self._source)
+
+    @cached_property
+    def takes_parts(self) -> bool:
+        """Whether the template goes through the parts of a content, rather than writing a list where it expects text."""
+        [mark] = unused_marks((), 1)
+        probe = ChatMessage("user", [{"type": "text", "text": mark}])
+        try:
+            written = self._rendered([probe.given()], "a content of parts", _Asked())
+        except FedloraError:
+            return False
+        return mark in written and not re.search(r"""\{\s*["']type["']""", written)
+
+    def text(
+        self,
+        messages: Sequence[ChatMessage],
+        where: str,
+        *,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
         """The messages as text, with the beginning of an answer after them where that is asked for.
 
-        Raises DataError where the template refuses the messages, PackError where it fails.
+        With `continue_final_message` the text ends where the last message's content does. `variables` are handed to the
+        template as they are. Raises DataError where the template refuses the messages, PackError where it fails.
         """
-        return self._rendered(messages, where, add_generation_prompt, ("", ""))
+        asked = _Asked(add_generation_prompt, tools, documents, variables or {})
+        if taken := sorted(RESERVED & asked.variables.keys()):
+            raise DataError(
+                f"{where}: {taken[0]} is no variable of a template's own; give it as a field beside messages"
+            )
+        if continue_final_message:
+            return self._continued(messages, where, asked)
+        return self._written(messages, where, asked)
+
+    def _continued(self, messages: Sequence[ChatMessage], where: str, asked: _Asked) -> str:
+        if asked.add_generation_prompt:
+            raise DataError(
+                f"{where}: either the last message is continued or another one is begun; set continue_final_message or "
+                "add_generation_prompt to false"
+            )
+        if not messages or not messages[-1].text:
+            raise DataError(f"{where}: the last message has no content that could be continued")
+        [mark] = unused_marks(messages, 1)
+        # The space tells whether the template keeps what stands at the end of a content.
+        marked = [*messages[:-1], with_text_after(messages[-1], f"{mark} ")]
+        before, found, after = self._written(marked, where, asked).rpartition(mark)
+        if not found:
+            raise DataError(
+                f"{where}: {self.place} does not write the end of the last message's content, so it cannot be continued"
+            )
+        return before if after.startswith(" ") else before.rstrip()
 
     def rendered(self, chat: Chat, where: str) -> RenderedChat:
         """The chat's text and the assistant's parts of it.
@@ -86,10 +162,11 @@ class ChatTemplate:
         is what it adds to messages before i and the beginning of an answer. Raises DataError where the template writes
         earlier messages anew as the chat goes on, so that there is no such part.
         """
-        marks = _unused_marks(chat)
-        marked = self._rendered(chat.messages, where, False, marks)
+        before, after = unused_marks(chat.messages, 2)
+        marks, asked = (before, after), _Asked(False, chat.tools, chat.documents, chat.variables)
+        marked = self._written(chat.messages, where, asked, marks)
         if marks[0] in marked:
-            return _unmarked(marked, marks, self._place)
+            return _unmarked(marked, marks, self.place)
         return RenderedChat(marked, tuple(self._spans(marked, chat.messages, where)))
 
     def _spans(self, whole: str, messages: Sequence[ChatMessage], where: str) -> list[tuple[int, int]]:
@@ -101,7 +178,7 @@ class ChatTemplate:
             after = whole if number + 1 == len(messages) else self.text(messages[: number + 1], where)
             if not (after.startswith(before) and whole.startswith(after)):
                 raise DataError(
-                    f"{where}: {self._place} writes the messages before the assistant's message {number + 1} differently "
+                    f"{where}: {self.place} writes the messages before the assistant's message {number + 1} differently "
                     f"once it is there, and has no {{% generation %}} marks: what the assistant says cannot be told from "
                     f"the rest; {_REMEDY}"
                 )
@@ -115,39 +192,89 @@ class ChatTemplate:
             if messages:
                 raise
             raise DataError(
-                f"{where}: the assistant speaks first, and {self._place} cannot begin an answer to nothing; begin with "
+                f"{where}: the assistant speaks first, and {self.place} cannot begin an answer to nothing; begin with "
                 "a message of the user"
             ) from None
 
+    def _written(
+        self, messages: Sequence[ChatMessage], where: str, asked: _Asked, marks: tuple[str, str] = ("", "")
+    ) -> str:
+        given = [self._given(message, tools=asked.tools is not None) for message in messages]
+        try:
+            return self._rendered(given, where, asked, marks)
+        except PackError:
+            if all("content" in message for message in given):
+                raise
+        # Many templates take a content for granted; what calls a tool alone says "" to them.
+        return self._rendered([{"content": "", **message} for message in given], where, asked, marks)
+
+    def _given(self, message: ChatMessage, *, tools: bool) -> dict[str, Any]:
+        given = message.given()
+        if message.role == DEVELOPER and not self.mentions(DEVELOPER, tools=tools):
+            given["role"] = SYSTEM  # its newer name, which templates that are older take for a stranger
+        if not isinstance(given.get("content", ""), str) and not self.takes_parts:
+            given["content"] = message.text
+        # transformers hands what a model thought under each of its names too: whichever the template reads.
+        if (thought := next((given[name] for name in REASONING if name in given), None)) is not None:
+            given = {"thinking": thought, **given, "reasoning_content": thought}
+        return given
+
     def _rendered(
-        self, messages: Sequence[ChatMessage], where: str, add_generation_prompt: bool, marks: tuple[str, str]
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        where: str,
+        asked: _Asked,
+        marks: tuple[str, str] = ("", ""),
     ) -> str:
         values: dict[str, Any] = {
             **self._tokens,
-            "messages": [asdict(message) for message in messages],
-            "add_generation_prompt": add_generation_prompt,
-            "tools": None,
-            "documents": None,
+            **asked.variables,
+            "messages": messages,
+            "add_generation_prompt": asked.add_generation_prompt,
+            "tools": asked.tools,
+            "documents": asked.documents,
         }
+        template = self._template if asked.tools is None else self._tool_template
         try:
-            return self._environment.rendered(self._template, values, marks)
+            return self._environment.rendered(template, values, marks)
         except RefusedError as error:
-            raise DataError(f"{where}: {self._place} refuses these messages: {error}; change or remove them") from None
+            raise DataError(f"{where}: {self.place} refuses these messages: {error}; change or remove them") from None
         except Exception as error:  # a template can fail in any way that a program can
-            line = _line_of(error.__traceback__, self._place)
+            line = _line_of(error.__traceback__, self.place)
             reason = str(error) or type(error).__name__
-            raise PackError(f"{self._place}: {line}cannot write the messages of {where}: {reason}; {_REMEDY}") from None
+            raise PackError(f"{self.place}: {line}cannot write the messages of {where}: {reason}; {_REMEDY}") from None
+
+    def _compiled(self, source: str) -> Template:
+        place = self.place
+        try:
+            return self._environment.compiled(source, place)
+        except TemplateSyntaxError as error:
+            raise PackError(
+                f"{place}: line {error.lineno}: not a Jinja template: {error.message}; mend it and pack the model again"
+            ) from None
+        except (TemplateError, RecursionError, SyntaxError, ValueError) as error:
+            raise PackError(f"{place}: not a Jinja template: {error}; mend it and pack the model again") from None
 
 
-def _default(value: object, place: str) -> str | None:
-    """The template itself, or the one named `default` of several."""
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise PackError(f"{path}: cannot be read: {error.strerror}; copy the pack again") from None
+    except UnicodeDecodeError as error:
+        raise PackError(f"{path}: not UTF-8 text: byte {error.start} is wrong; pack the model again") from None
+
+
+def _sources(value: object, place: str) -> tuple[str | None, str | None]:
+    """The template itself, or the one named `default` of several; and the one named `tool_use`, where there is one."""
     match value:
         case None | str():
-            return value
+            return value, None
         case list() if all(isinstance(one, dict) for one in value):
             named = {one.get("name"): one.get("template") for one in value}
             if isinstance(template := named.get("default"), str):
-                return template
+                tool_template = named.get("tool_use")
+                return template, tool_template if isinstance(tool_template, str) else None
             names = ", ".join(str(name) for name in named) or "nothing"
             raise PackError(f"{place}: expected a template named default, got {names}; name one of them default")
     raise PackError(f"{place}: expected a template or a list of named ones, got {type(value).__name__}")
@@ -157,13 +284,6 @@ def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
     """{name: text} of the special tokens, each given as its text or as an object with `content`."""
     given = {key: value.get("content") if isinstance(value, dict) else value for key, value in settings.items()}
     return {key: text for key, text in given.items() if key.endswith("_token") and isinstance(text, str)}
-
-
-def _unused_marks(chat: Chat) -> tuple[str, str]:
-    """Two characters for private use that nobody in the chat has used."""
-    used = {character for message in chat.messages for character in message.role + message.content}
-    before, after = islice((mark for mark in map(chr, range(0xF0000, 0x10FFFE)) if mark not in used), 2)
-    return before, after
 
 
 def _unmarked(marked: str, marks: tuple[str, str], place: str) -> RenderedChat:

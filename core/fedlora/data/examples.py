@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from fedlora.errors import DataError
 
 ASSISTANT = "assistant"  # the role whose messages are learned
+# Names under which the datasets and services of this world give what a model thought before it answered.
+REASONING = ("reasoning_content", "thinking", "reasoning")
+SAID = ("content", "tool_calls", "function_call", *REASONING)  # what a message says, in any of its ways
+
+Part = Mapping[str, Any]  # of a content: {"type": "text", "text": "..."}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +41,32 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class ChatMessage:
-    """What one role says: `system`, `user`, `assistant`, or another that the base's chat template knows."""
+    """What one role says: `system`, `user`, `assistant`, or another that the base's chat template knows.
+
+    A content is text, parts of text, or None where the message says nothing in words. `fields` are all others that a
+    message may have (`name`, `tool_calls`, `tool_call_id`, `reasoning_content`, ...), as they came.
+    """
 
     role: str
-    content: str
+    content: str | Sequence[Part] | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    is_learned: bool = True  # an assistant's message; no other is
+
+    @property
+    def text(self) -> str:
+        """Its content alone; parts are lines."""
+        if self.content is None or isinstance(self.content, str):
+            return self.content or ""
+        return "\n".join(str(part["text"]) for part in self.content)
+
+    @property
+    def says_something(self) -> bool:
+        return bool(self.text) or any(self.fields.get(name) for name in SAID)
+
+    def given(self) -> dict[str, Any]:
+        """The message as a template gets it. A field that is null is as one that is not there: templates ask for both."""
+        given = {"role": self.role, "content": self.content, **self.fields}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +74,22 @@ class Chat:
     """What is learned are the assistant's messages, each after those before it."""
 
     messages: tuple[ChatMessage, ...]
+    tools: tuple[Mapping[str, Any], ...] | None = field(default=None, hash=False)  # what the assistant may call
+    documents: tuple[Mapping[str, Any], ...] | None = field(default=None, hash=False)
+    variables: Mapping[str, Any] = field(default_factory=dict, hash=False)  # more that the template is given
 
     def __post_init__(self) -> None:
-        if not any(message.role == ASSISTANT and message.content for message in self.messages):
+        answers = [message for message in self.messages if message.role == ASSISTANT and message.says_something]
+        if not answers:
             roles = ", ".join(dict.fromkeys(message.role for message in self.messages)) or "none"
             raise DataError(
                 f"no message of the role {ASSISTANT!r} with content, so there is nothing to learn (roles: {roles}); "
                 "remove the record or add the answer"
+            )
+        if not any(message.is_learned for message in answers):
+            raise DataError(
+                f"every message of the role {ASSISTANT!r} has weight 0 or train false, so there is nothing to learn; "
+                "remove the record"
             )
 
 
@@ -82,9 +120,26 @@ def text_of(example: Example) -> str:
         case Completion():
             return example.prompt + example.completion
         case Chat():
-            return "".join(message.content for message in example.messages)
+            return "".join(map(_all_text, example.messages))
 
 
 def size_bytes(example: Example) -> int:
     """The length of an example's text in UTF-8."""
     return len(text_of(example).encode())
+
+
+def _all_text(message: ChatMessage) -> str:
+    return message.text + "".join(strings_in([message.fields.get(name) for name in SAID]))
+
+
+def strings_in(value: object) -> Iterator[str]:
+    """All strings in a JSON value, those that name its fields too, however deep it is."""
+    left = [value]
+    while left:
+        match left.pop():
+            case str() as text:
+                yield text
+            case Mapping() as given:
+                left += reversed([one for pair in given.items() for one in pair])
+            case Sequence() as several:
+                left += reversed(several)

@@ -1,7 +1,8 @@
 """Jinja as chat templates expect it, in a sandbox that also ends: a base's template is somebody else's program.
 
 A template reaches no attribute outside Jinja's own sandbox, changes no value that it is given, takes a bounded number of
-steps and makes no text, list or number beyond a bound. What it writes depends on the messages alone: no clock, no chance.
+steps and makes no text, list or number beyond a bound. What it writes depends on what it is given alone: no chance, and no
+clock but the one that it is given.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ MAX_CHARACTERS = 1 << 22  # of what a template writes, and of any text on the wa
 MAX_STEPS = 1_000_000  # passes of loops and calls
 
 # Templates may ask for today's date. The same data must give the same tokens on every day.
-_TODAY = date(2024, 7, 26)
+FIXED_DAY = date(2024, 7, 26)
+_MAX_DATE_FORMAT = 256  # characters: a format's fields can be 256 times as wide as it is long
 _MAX_BITS = 1 << 12  # of a number
 # What chat templates do without: it grows by a number that it is given, or is left to chance.
 _NO_METHODS = frozenset({"center", "expandtabs", "format", "format_map", "ljust", "rjust", "translate", "zfill"})
@@ -42,16 +44,16 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], date] = lambda: FIXED_DAY) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation])
         self.marks = ("", "")  # what stands before and after a {% generation %} block
-        self._steps = 0
+        self._steps, self._now = 0, now
         self.filters |= {"bounded_loop": self._loop, "bounded": _bounded}
         self.filters |= {"indent": _indent, "join": _join, "replace": _replace, "tojson": _tojson}
         for name in _NO_FILTERS:
             del self.filters[name]
         del self.globals["lipsum"]
-        self.globals |= {"raise_exception": _refuse, "strftime_now": _TODAY.strftime}
+        self.globals |= {"raise_exception": _refuse, "strftime_now": self._strftime}
 
     def compiled(self, source: str, filename: str) -> Template:
         """The template of `source`. Raises jinja2.TemplateError."""
@@ -89,6 +91,11 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         return None  # then `format` is an attribute like others, and not a safe one
+
+    def _strftime(self, format: str) -> str:  # noqa: A002  (as templates may name it)
+        if len(format) > _MAX_DATE_FORMAT:
+            raise SecurityError(f"a format of a date is longer than {_MAX_DATE_FORMAT} characters")
+        return self._now().strftime(format)
 
     def _loop(self, iterable: Iterable[Any]) -> Collection[Any]:
         """The iterable itself where its length is known, else its items, after counting them as steps."""

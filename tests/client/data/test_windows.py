@@ -63,7 +63,7 @@ def pairs_of(example: Example) -> Segment:
             targets: list[int] = []
             for message in example.messages:
                 begin = [BOS, *ids_of(f"{message.role}:")]
-                said = [*ids_of(message.content), EOS]
+                said = [*ids_of(message.text), EOS]
                 inputs += begin + said
                 assistant = message.role == "assistant"
                 targets += [IGNORED] * len(begin) + (said if assistant else [IGNORED] * len(said))

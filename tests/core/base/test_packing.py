@@ -14,6 +14,7 @@ from fedlora.base.pack import open_pack, read_manifest
 from fedlora.base.packing import make_pack
 from fedlora.base.quantize import Quantization, dequantize, quantize
 from fedlora.base.scales import SCALE_RULES, ScaleRule
+from fedlora.data.chat_template import load_chat_template
 from fedlora.errors import CheckpointError, ConfigError, FedloraError
 from fedlora.files.tensor_file import Dtype
 
@@ -159,6 +160,22 @@ def test_the_tokenizer_travels_as_it_is_and_the_config_keeps_its_values(tmp_path
         assert (tmp_path / "pack" / name).read_bytes() == (checkpoint / name).read_bytes()
     assert json.loads((tmp_path / "pack" / "config.json").read_text()) == dict(LLAMA)
     assert read_manifest(tmp_path / "pack")["files"].keys() == packed - {"base.json"}
+
+
+def test_the_template_of_chats_with_tools_travels_and_is_under_the_fingerprint(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    (checkpoint / "additional_chat_templates").mkdir()
+    for name in ("tool_use", "rag"):
+        (checkpoint / "additional_chat_templates" / f"{name}.jinja").write_text(name)
+    (checkpoint / "chat_template.jinja").write_text("plain")
+    make_pack(str(checkpoint), tmp_path / "pack", tiny_quantization())
+    assert (tmp_path / "pack" / "tool_use.jinja").read_text() == "tool_use"
+    assert "tool_use.jinja" in read_manifest(tmp_path / "pack")["files"]
+    template = load_chat_template(tmp_path / "pack")
+    assert template is not None
+    assert template.text([], "here") == "plain"
+    assert template.text([], "here", tools=[{"name": "f"}]) == "tool_use"
 
 
 def test_progress_names_every_tensor_of_the_file_in_its_order(tmp_path: Path, checkpoint: Path) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def transformers_oracle(source: str) -> Any:
 
 
 def as_dicts(messages: tuple[ChatMessage, ...]) -> list[dict[str, str]]:
-    return [dataclasses.asdict(message) for message in messages]
+    return [message.given() for message in messages]
 
 
 def template_of(source: str) -> ChatTemplate:
@@ -220,6 +221,11 @@ def test_todays_date_is_the_same_every_day() -> None:
     assert template.text(CHATS["one-turn"].messages, "here") == "26 July 2024"
 
 
+def test_a_template_may_be_given_a_clock() -> None:
+    template = ChatTemplate("{{ strftime_now('%d %B %Y %H:%M') }}", "t", {}, now=lambda: datetime(2031, 5, 6, 7, 8))
+    assert template.text(CHATS["one-turn"].messages, "here") == "06 May 2031 07:08"
+
+
 BROKEN = {
     "unclosed": ("{% for message in messages %}\n{{ message.role }}", 2),
     "no-expression": ("a\nb\n{% if %}", 3),
@@ -272,6 +278,7 @@ HOSTILE = {
     "format": ("{{ '{:>1000000000}'.format(1) }}", ESCAPES),
     "format-by-item": ("{{ '{:>1000000000}'['format'](1) }}", ESCAPES),
     "percent": ("{{ '%1000000000d' % 1 }}", "the operator % is not for chat templates"),
+    "wide-date": ("{{ strftime_now('%999d' * 99) }}", "a format of a date is longer than 256 characters"),
     "power": ("{{ 10 ** 10 ** 10 }}", r"the operator \*\* is not for chat templates"),
     "squares": (DOUBLING.format("3", "{% set ns.x = ns.x * ns.x %}"), "a number has more than 4096 bits"),
     "division": ("{{ 1 // 0 }}", "division"),
@@ -345,6 +352,24 @@ def test_the_template_of_the_settings_may_be_one_or_the_default_of_several(base:
     assert written_by(one) == "one"
     named = [{"name": "rag", "template": "wrong"}, {"name": "default", "template": "right"}]
     assert written_by(pack_with(base, tmp_path / "several", {"tokenizer_config": {"chat_template": named}})) == "right"
+
+
+def test_chats_with_tools_have_the_template_named_for_them_as_in_transformers(base: BasePack, tmp_path: Path) -> None:
+    plain, with_tools = "{{ messages[0].content }}", "{{ messages[0].content }}{{ tools | tojson }}"
+    named = [{"name": "tool_use", "template": with_tools}, {"name": "default", "template": plain}]
+    listed = pack_with(base, tmp_path / "listed", {"tokenizer_config": {"chat_template": named}})
+    apart = pack_with(base, tmp_path / "apart", {"chat_template": plain.encode()})
+    (apart / "additional_chat_templates").mkdir()
+    (apart / "additional_chat_templates" / "tool_use.jinja").write_text(with_tools)
+    (apart / MANIFEST).unlink()  # a checkpoint has no manifest
+    message, tools = ChatMessage("user", "a"), [{"name": "f"}]
+    for directory in (listed, apart):
+        oracle = PreTrainedTokenizerFast.from_pretrained(directory)
+        template = load_chat_template(directory)
+        assert template is not None
+        for some in (None, tools):
+            expected = oracle.apply_chat_template([message.given()], tools=some, tokenize=False)
+            assert template.text([message], "here", tools=some) == expected
 
 
 def test_a_file_of_its_own_goes_before_the_settings(base: BasePack, tmp_path: Path) -> None:

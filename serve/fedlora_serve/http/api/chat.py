@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from fastapi import Request, Response
-from fedlora.data.examples import ChatMessage
 
 from fedlora_serve.batching.request import Finished
 from fedlora_serve.http.api.guarded_route import described, guarded_router
@@ -43,8 +42,7 @@ async def create_chat_completion(body: ChatBody, request: Request) -> Response:
     n = body.choices_per_prompt
     async with served_model(state, caller, body.model) as model:
         engine = engine_of(state)
-        messages = [ChatMessage(message.role, message.content) for message in body.messages]
-        prompt = await chat_prompt(state, messages, choices=n)
+        prompt = await chat_prompt(state, body, choices=n)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         requested = requested_choices(
             state, engine, body, [prompt], asked=asked, default=None, logprobs=logprobs, param=param

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from fedlora.data.examples import ChatMessage
-
 from fedlora_serve.batching.request import TextEngine
+from fedlora_serve.http.generation.chat_text import chat_text
+from fedlora_serve.http.protocol.chat import ChatBody
 from fedlora_serve.http.protocol.errors import ApiError
 from fedlora_serve.http.service.state import ServiceState
 from fedlora_serve.text.tokenizer import prompt_tokens, tokens_of
@@ -41,7 +41,7 @@ async def completion_prompts(
     return tokens
 
 
-async def chat_prompt(state: ServiceState, messages: Sequence[ChatMessage], *, choices: int) -> tuple[int, ...]:
+async def chat_prompt(state: ServiceState, body: ChatBody, *, choices: int) -> tuple[int, ...]:
     """The tokens of a chat, written by the base's template. Raises ApiError where it has none, or refuses the messages."""
     template = state.template
     if template is None:
@@ -55,8 +55,7 @@ async def chat_prompt(state: ServiceState, messages: Sequence[ChatMessage], *, c
     _check_number(state, 1, choices)
 
     def rendered() -> tuple[int, ...]:
-        text = template.text(messages, "messages", add_generation_prompt=True)
-        return tuple(tokens_of(state.tokenizer, text, add_special_tokens=False))
+        return tuple(tokens_of(state.tokenizer, chat_text(template, body), add_special_tokens=False))
 
     tokens = await asyncio.get_running_loop().run_in_executor(state.one_thread, rendered)
     _check_tokens(state, tokens, "messages")

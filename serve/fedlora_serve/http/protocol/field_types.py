@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Any
 
+from fedlora.data.examples import strings_in
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
 
 from fedlora_serve.http.protocol.other_fields import EMPTY, is_one_of
@@ -35,6 +36,12 @@ def unicode_text(text: str) -> str:
     except UnicodeEncodeError as error:
         raise ValueError(f"character {error.start} is half of a surrogate pair, which is no text") from None
     return text
+
+
+def json_value(value: object) -> None:
+    """Raises ValueError where a string anywhere in a JSON value is no text."""
+    for text in strings_in(value):
+        unicode_text(text)
 
 
 def _not_set(value: object) -> None:

@@ -76,7 +76,11 @@ OTHER_FIELDS: dict[str, OtherField] = {
         instead="nothing here constrains the form of an answer",
     ),
     **_unless("json_schema", "", instead="nothing here constrains the form of an answer"),
-    **_fields("response_format", {"type": "text"}, instead="nothing here constrains the form of an answer"),
+    **_fields(
+        "response_format",
+        {"type": "text"},
+        instead="the type text is, and nothing here constrains the form of an answer: ask for JSON in a message or prompt",
+    ),
     **_fields("tools functions tool_prompt guideline"),
     **_fields("tool_choice function_call", "none", "auto"),
     # How tokens are chosen.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 from fedlora.base.pack import CONFIG, find_pack
@@ -69,7 +70,7 @@ def _decoder(directory: Path, config: ServeConfig, base_name: str) -> ServiceSta
         keys=Keys(config.keys, admin=config.admin),
         metrics=Metrics(base_name),
         engine=engine,
-        template=load_chat_template(directory),
+        template=load_chat_template(directory, now=datetime.now),
     )
 
 

@@ -120,7 +120,6 @@ def test_what_clients_send_when_they_mean_nothing_is_taken(post: Post) -> None:
         ({"messages": [{"content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]}, "messages.0.tool_calls"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content"),
-        ({"messages": [*HELLO, {"role": "user", "content": "x", "name": "Ann"}]}, "messages.1.name"),
     ],
 )
 def test_what_cannot_be_done_in_a_chat_is_refused_by_its_field(post: Post, fields: dict[str, Any], param: str) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from fedlora.base.pack import BasePack
-from fedlora.data.examples import ChatMessage
 from fedlora_serve.http.api import chat, completions
 from fedlora_serve.http.generation.prompts import chat_prompt, completion_prompts
+from fedlora_serve.http.protocol.chat import ChatBody
 from fedlora_serve.http.protocol.errors import ApiError
 
 from tests.serve.http.fake_engine import FakeEngine, failing, words
@@ -326,11 +326,12 @@ def test_a_long_text_is_cut_into_tokens_while_others_are_answered(base: BasePack
     """The event loop turns many times meanwhile, which it does not where a thread holds Python's lock."""
     state = service(base, FakeEngine())
     text = "some words " * 100_000
+    body = ChatBody.model_validate({"model": BASE, "messages": [{"role": "user", "content": text}]})
 
     async def turns() -> int:
         coming: asyncio.Task[Any]
         if route == "chat":
-            coming = asyncio.create_task(chat_prompt(state, [ChatMessage("user", text)], choices=1))
+            coming = asyncio.create_task(chat_prompt(state, body, choices=1))
         else:
             coming = asyncio.create_task(completion_prompts(state, [text], choices=1))
         count = 0

@@ -77,6 +77,11 @@ HOW: dict[str, dict[str, str]] = {
         "top_logprobs": "api/test_chat.py::test_logprobs_have_the_bytes_of_each_token",
         "tool_choice": "api/test_chat.py::test_what_cannot_be_done_in_a_chat_is_refused_by_its_field",
         "modalities": "api/test_chat.py::test_what_cannot_be_done_in_a_chat_is_refused_by_its_field",
+        "chat_template_kwargs": "api/test_chat_fields.py::test_the_variables_of_a_request_reach_the_template",
+        "documents": "api/test_chat_fields.py::test_documents_and_tools_are_written_where_the_template_writes_them",
+        "tools": "api/test_chat_fields.py::test_documents_and_tools_are_written_where_the_template_writes_them",
+        "continue_final_message": "api/test_chat_fields.py::test_the_last_message_is_continued_where_it_ends",
+        "add_generation_prompt": "api/test_chat_fields.py::test_an_answer_need_not_be_begun",
     },
     "completions": GENERATING
     | {

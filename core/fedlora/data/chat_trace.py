@@ -1,0 +1,124 @@
+"""What of a chat its template writes: a message, or a field of it, that leaves no trace in the text was not heard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from fedlora.data.examples import SAID, ChatMessage, strings_in
+from fedlora.errors import FedloraError
+
+Write = Callable[[Sequence[ChatMessage]], str]  # raises FedloraError
+
+_PRIVATE_USE = range(0xF0000, 0x10FFFE)  # characters that nobody uses in a text
+_EMPTY: tuple[object, ...] = (None, "", [], {}, ())
+_MAX_TRIALS = 32  # messages that are left out for a trial: each costs a rendering of the whole chat
+
+
+def unused_marks(messages: Sequence[ChatMessage], count: int) -> list[str]:
+    """Up to `count` characters for private use that nobody in the chat has used."""
+    used = set("".join(strings_in([message.given() for message in messages])))
+    marks: list[str] = []
+    for mark in map(chr, _PRIVATE_USE):
+        if len(marks) == count:
+            break
+        if mark not in used:
+            marks.append(mark)
+    return marks
+
+
+def with_text_after(message: ChatMessage, text: str) -> ChatMessage:
+    """The message whose content ends with `text` too: in its last part, where it has parts."""
+    if message.content is None or isinstance(message.content, str):
+        return replace(message, content=(message.content or "") + text)
+    *parts, last = message.content
+    return replace(message, content=[*parts, {**last, "text": last["text"] + text}])
+
+
+class ChatTrace:
+    """What leaves a trace in `text`, which `write` wrote of all the messages."""
+
+    def __init__(self, write: Write, messages: Sequence[ChatMessage], text: str) -> None:
+        self._write, self._messages, self._text = write, tuple(messages), text
+        self._heard = self._marks_in_the_text()
+
+    def silent_message(self) -> int | None:
+        """The index of the first message that says something and changes nothing."""
+        for index in self._silent(lambda message: message.says_something, SAID):
+            if self._same([*self._messages[:index], *self._messages[index + 1 :]]):
+                return index
+        return None
+
+    def silent_field(self, name: str) -> int | None:
+        """The index of the first message whose field of this name says something and changes nothing."""
+        silent = self._silent(lambda message: message.given().get(name) not in _EMPTY, (name,))
+        if name not in SAID:  # a name, a time, the number of a call: a template writes it everywhere or nowhere
+            nowhere = silent and self._same([_without(message, name) for message in self._messages])
+            return silent[0] if nowhere else None
+        for index in silent:
+            trial = list(self._messages)
+            trial[index] = _without(trial[index], name)
+            if self._same(trial):
+                return index
+        return None
+
+    def _silent(self, says: Callable[[ChatMessage], bool], names: Sequence[str]) -> list[int]:
+        """The messages that say something, of whose fields `names` none is certainly heard."""
+        every = enumerate(self._messages)
+        silent = [at for at, message in every if says(message) and self._heard[at].isdisjoint(names)]
+        return silent[:_MAX_TRIALS]
+
+    def _same(self, messages: Sequence[ChatMessage]) -> bool:
+        try:
+            return self._write(messages) == self._text
+        except FedloraError:  # it could not be left out
+            return False
+
+    def _marks_in_the_text(self) -> list[set[str]]:
+        """For each message the fields that certainly leave a trace: a mark at their end is in the text."""
+        marks = iter(unused_marks(self._messages, len(self._messages) * len(SAID)))
+        marked, places = [], []
+        for index, message in enumerate(self._messages):
+            given = message.given()
+            with_marks = message
+            for name in SAID:
+                if given.get(name) and (mark := next(marks, None)) is not None:
+                    with_marks = _marked(with_marks, name, mark)
+                    places.append((mark, index, name))
+            marked.append(with_marks)
+        try:
+            found = set(self._write(marked))
+        except FedloraError:  # a template may look into what is said
+            found = set()
+        heard: list[set[str]] = [set() for _ in self._messages]
+        for mark, index, name in places:
+            if mark in found:
+                heard[index].add(name)
+        return heard
+
+
+def _marked(message: ChatMessage, name: str, mark: str) -> ChatMessage:
+    if name == "content":
+        return with_text_after(message, mark)
+    return replace(message, fields={**message.fields, name: _marked_value(message.fields[name], mark)})
+
+
+def _marked_value(value: Any, mark: str) -> Any:
+    """Text with a mark at its end; calls with one at the end of their names."""
+    match value:
+        case str():
+            return value + mark
+        case list():
+            return [_marked_value(one, mark) for one in value]
+        case {"function": Mapping() as function, **rest}:
+            return {**rest, "function": _marked_value(function, mark)}
+        case {"name": str(name), **rest}:
+            return {**rest, "name": name + mark}
+    return value
+
+
+def _without(message: ChatMessage, name: str) -> ChatMessage:
+    if name == "content":
+        return replace(message, content="")
+    return replace(message, fields={key: value for key, value in message.fields.items() if key != name})
