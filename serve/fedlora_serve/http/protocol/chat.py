@@ -46,7 +46,7 @@ def _part(part: Any) -> Part:
     match part:
         case {"type": "text", "text": str()}:
             json_value(part)
-            return part
+            return dict(part)
         case {"type": str(kind)} if kind != "text":
             raise ValueError(f"a part of type {kind!r:.40} is not supported: this service reads text")
     raise ValueError('expected parts such as {"type": "text", "text": "..."}')
