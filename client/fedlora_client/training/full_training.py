@@ -46,6 +46,7 @@ class FullTraining:
             )
         self.directory = find_checkpoint(config.base)
         checkpoint = Checkpoint(self.directory)
+        self._config = checkpoint.config
         self.shape = decoder_shape(checkpoint.config, str(self.directory / CONFIG))
         matrices = self.shape.linear_modules() | self.shape.vocabulary_modules()
         sizes = {f"{module}.weight": dims for module, dims in matrices.items()} | self.shape.float_tensors()
@@ -109,8 +110,9 @@ class FullTraining:
             if (self.directory / TOOL_TEMPLATE).is_file():
                 (aside / TOOL_TEMPLATE).parent.mkdir()
                 shutil.copyfile(self.directory / TOOL_TEMPLATE, aside / TOOL_TEMPLATE)
-            config = json.loads((self.directory / CONFIG).read_text(encoding="utf-8"))
-            (aside / CONFIG).write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+            (aside / CONFIG).write_text(
+                json.dumps(self._config | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8"
+            )
             write_tensors(aside / WEIGHTS, arrays, {"format": "pt"})
 
     def _loss(self, windows: Windows) -> Tensor:

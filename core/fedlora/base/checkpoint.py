@@ -9,88 +9,69 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora.errors import CheckpointError, MissingExtraError, TensorFileError
-from fedlora.files.documents import read_object
+from fedlora.base.checkpoint_files import find_checkpoint, read_config, weight_files
+from fedlora.base.pack import CONFIG
+from fedlora.base.quantized import quantized_by, quantized_error
+from fedlora.base.tensor_names import alike, candidates, unwrapped
+from fedlora.errors import CheckpointError, TensorFileError
+from fedlora.family import EMBEDDING, HEAD, DecoderShape, model_shape
 from fedlora.files.tensor_file import TensorEntry, TensorFile, read_rows
+
+__all__ = ["Checkpoint", "find_checkpoint"]
 
 # A sharded giant's header may be larger than what is taken from a stranger's adapter.
 _MAX_HEADER_BYTES = 1 << 26
 _MAX_TENSORS = 1 << 17
-
-
-def find_checkpoint(source: str) -> Path:
-    """The directory of `source`: a local path, or a hub id, which is downloaded (needs a network)."""
-    local = Path(source)
-    if local.is_dir():
-        return local
-    # A path cannot be a hub id, and nobody who mistyped a path wants a download.
-    if local.exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise CheckpointError(f"{source}: no such directory; expected one with config.json and model.safetensors")
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError
-    except ImportError:
-        raise MissingExtraError(
-            f"{source}: no such directory, and a hub id needs huggingface_hub; pip install 'fedlora[hub]'"
-        ) from None
-    try:
-        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
-    except (OSError, HfHubHTTPError, ValueError) as error:
-        raise CheckpointError(
-            f"{source}: no local directory, and the hub does not give it: {str(error).splitlines()[0]}; "
-            "pass a directory with config.json and model.safetensors, or check the id and the network"
-        ) from None
+_COMPARED_ELEMENTS = 1 << 20
+_FLOATS = ("F32", "F16", "BF16")
 
 
 class Checkpoint:
-    """An opened checkpoint directory."""
+    """An opened checkpoint directory.
+
+    `config` is its config.json, with what the weights contradict set right; `notes` says so, a sentence each.
+    """
 
     def __init__(self, directory: Path) -> None:
+        """Read the configuration and the headers of the weights. Raises CheckpointError."""
         self.directory = directory
-        self.config: dict[str, Any] = read_object(directory / "config.json", CheckpointError, "a model's config.json")
-        self._tensors: dict[str, tuple[Path, TensorEntry]] = {}
-        for file in self._weight_files():
+        self.notes: list[str] = []
+        self.config: dict[str, Any] = read_config(directory)
+        self.shape = model_shape(self.config, str(directory / CONFIG))
+        stored: dict[str, tuple[Path, TensorEntry]] = {}
+        for file in weight_files(directory):
             try:
                 entries = TensorFile(file, max_header_bytes=_MAX_HEADER_BYTES, max_tensors=_MAX_TENSORS).entries
             except TensorFileError as error:
                 raise CheckpointError(str(error)) from None
-            self._tensors |= {name: (file, entry) for name, entry in entries.items()}
-
-    def _weight_files(self) -> list[Path]:
-        single, index = self.directory / "model.safetensors", self.directory / "model.safetensors.index.json"
-        if single.is_file():
-            return [single]
-        if not index.is_file():
-            raise CheckpointError(
-                f"{self.directory}: no model.safetensors and no model.safetensors.index.json; "
-                "expected a Hugging Face checkpoint in the safetensors format"
-            )
-        weight_map = read_object(index, CheckpointError, "the index of a sharded checkpoint").get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-            raise CheckpointError(f"{index}: weight_map must map tensor names to file names; copy the checkpoint again")
-        names = sorted(set(weight_map.values()))
-        for name in names:
-            if Path(name).name != name or "\0" in name or not (self.directory / name).is_file():
-                raise CheckpointError(f"{index}: shard {name!r} is not a file of {self.directory}; copy it there")
-        return [self.directory / name for name in names]
+            stored |= {name: (file, entry) for name, entry in entries.items()}
+        self._tensors = self._without_wrappers(stored)
+        self._prefix = self.shape.base_prefix
+        self._settle_head()
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Raise CheckpointError unless the checkpoint holds tensor `name` with `shape`."""
-        if name not in self._tensors:
-            raise CheckpointError(f"{self.directory}: tensor {name} is missing; is the checkpoint of another family?")
-        got = self._tensors[name][1]
+        found = self._find(name)
+        if found is None:
+            raise self._refusal(f"tensor {name} is missing; {self._instead(name)}")
+        got = found[1]
+        if got.dtype not in _FLOATS:
+            raise self._refusal(
+                f"{name} has dtype {got.dtype}; expected F32, F16 or BF16: save the model in one of them, with "
+                "model.to(torch.bfloat16).save_pretrained(OTHER)"
+            )
         if got.shape != shape:
-            raise CheckpointError(f"{self.directory}: {name} has shape {got.shape}; config.json implies {shape}")
-        if got.dtype not in ("F32", "F16", "BF16"):
-            raise CheckpointError(f"{self.directory}: {name} has dtype {got.dtype}; expected F32, F16 or BF16")
+            raise self._refusal(
+                f"{name} has shape {got.shape}; config.json implies {shape}: it belongs to other weights, or was edited"
+            )
 
     def columns(self, name: str) -> int:
         """The length of a row."""
-        return self._tensors[name][1].shape[1]
+        return self._tensor(name)[1].shape[1]
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Rows [start, stop) of a tensor; raises CheckpointError where a value is not finite."""
-        file, entry = self._tensors[name]
+        file, entry = self._tensor(name)
         descriptor = os.open(file, os.O_RDONLY)
         try:
             array = read_rows(descriptor, entry, start, stop)
@@ -99,3 +80,86 @@ class Checkpoint:
         if not np.isfinite(array).all():
             raise CheckpointError(f"{file}: {name} holds NaN or infinity in rows {start} to {stop}; it cannot be used")
         return array
+
+    def _find(self, name: str) -> tuple[Path, TensorEntry] | None:
+        found = next((other for other in candidates(name, self._prefix) if other in self._tensors), None)
+        return self._tensors[found] if found is not None else None
+
+    def _tensor(self, name: str) -> tuple[Path, TensorEntry]:
+        found = self._find(name)
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def _without_wrappers(self, stored: dict[str, tuple[Path, TensorEntry]]) -> dict[str, tuple[Path, TensorEntry]]:
+        try:
+            names, taken = unwrapped(stored)
+        except ValueError as error:
+            raise CheckpointError(f"{self.directory}: {error}, without _orig_mod.; save the model once") from None
+        if taken:
+            self.notes.append(f"{taken} is taken off the names of the tensors: a wrapper of torch wrote it")
+        return {name: stored[before] for name, before in names.items()}
+
+    def _settle_head(self) -> None:
+        """Where config.json says that the head is the embedding and the file has both, the file is believed.
+
+        transformers does the same: it ties them where they are equal, and keeps both where they are not.
+        """
+        if not isinstance(self.shape, DecoderShape) or not self.shape.tie_word_embeddings:
+            return
+        embedding, head = (self._find(f"{module}.weight") for module in (EMBEDDING, HEAD))
+        if head is None:
+            return
+        if embedding is None:  # the one that is there stands for both
+            self._tensors[f"{EMBEDDING}.weight"] = head
+            self.notes.append("the weights hold the head alone, which config.json ties to the embedding: it is both")
+        elif not self._are_equal(embedding[1], head[1]):
+            self.config["tie_word_embeddings"] = False
+            self.shape = model_shape(self.config, str(self.directory / CONFIG))
+            self.notes.append(
+                "config.json says tie_word_embeddings, and lm_head.weight is another than the embedding: both are kept, as "
+                "transformers does; the pack's config.json says false"
+            )
+
+    def _are_equal(self, embedding: TensorEntry, head: TensorEntry) -> bool:
+        """Whether the head holds the numbers of the embedding."""
+        if embedding.shape != head.shape:
+            return False
+        if {embedding.dtype, head.dtype} - set(_FLOATS) or len(head.shape) != 2:
+            return True  # refused when the embedding is checked
+        step = max(1, _COMPARED_ELEMENTS // max(head.shape[1], 1))
+        for start in range(0, head.shape[0], step):
+            stop = min(start + step, head.shape[0])
+            of_embedding, of_head = (self.rows(f"{module}.weight", start, stop) for module in (EMBEDDING, HEAD))
+            if not np.array_equal(of_embedding, of_head):
+                return False
+        return True
+
+    def _refusal(self, problem: str) -> CheckpointError:
+        """The weights do not fit the configuration: the tensors may show that another tool has quantized them."""
+        method = quantized_by([entry for _, entry in self._tensors.values()])
+        if method is not None:
+            return quantized_error(self.directory, method, self.config)
+        return CheckpointError(f"{self.directory}: {problem}")
+
+    def _instead(self, name: str) -> str:
+        """What the weights hold where `name` is missing, and what can be done."""
+        names = list(self._tensors)
+        if any(".lora_A." in other or ".base_layer." in other for other in names):
+            return (
+                "the weights are those of a model with an adapter of PEFT in it; save the model with "
+                "merge_and_unload().save_pretrained(OTHER), or pack the model that the adapter was trained on"
+            )
+        if name == f"{HEAD}.weight":
+            return (
+                "config.json says tie_word_embeddings false, and transformers would begin with a random head; if this "
+                "model's head is its embedding, set tie_word_embeddings to true in config.json"
+            )
+        other = alike(name, names)
+        if other is not None:
+            return f"the weights have {other}: save the inner model alone, so that its names begin as transformers' do"
+        shown = ", ".join(names[:3]) or "no tensor"
+        return (
+            f"the weights hold {shown}{', ...' if len(names) > 3 else ''}; config.json of this checkpoint implies others: "
+            "put the weights and the config.json of one model into the directory"
+        )

@@ -11,16 +11,19 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora.base.checkpoint import Checkpoint, find_checkpoint
+from fedlora.base.checkpoint import Checkpoint
+from fedlora.base.checkpoint_files import find_checkpoint, no_tokenizer, read_config
 from fedlora.base.pack import CONFIG, GENERATION_CONFIG, MANIFEST, TOKENIZER, WEIGHTS, manifest_text, tensor_shapes
 from fedlora.base.quantize import BLOCK_SIZES, Quantization, QuantizedMatrix, quantize
 from fedlora.base.scales import SCALE_RULES, ScaleRule
 from fedlora.errors import CheckpointError, ConfigError
 from fedlora.family import ModelShape, model_shape
 from fedlora.files.atomic import whole_directory
+from fedlora.files.documents import read_object
 from fedlora.files.tensor_file import Dtype, TensorPlan, write_tensor_file
 
 _SLICE_ELEMENTS = 1 << 20
+_MAX_TOKENIZER_BYTES = 1 << 28
 _TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", GENERATION_CONFIG)
 
 # The template of chats with tools: where it lies in a checkpoint, and its name in a pack, which has no folders.
@@ -35,12 +38,13 @@ def make_pack(
     scale_rule: ScaleRule = "mse",
     replace: bool = False,
     progress: Callable[[str], None] = lambda tensor: None,
+    tell: Callable[[str], None] = lambda sentence: None,
 ) -> None:
     """Quantize the checkpoint `source` (a directory or a hub id) into the pack `output`.
 
     `output` appears whole or not at all. Peak memory is one quantized tensor and one slice of rows. Calls `progress`
-    with the name of each tensor before it is written. Raises CheckpointError; ConfigError where `output` exists, or there
-    is no such rule.
+    with the name of each tensor before it is written, and `tell` with what was decided where the checkpoint's files
+    contradict each other. Raises CheckpointError; ConfigError where `output` exists, or there is no such rule.
     """
     if scale_rule not in SCALE_RULES:
         raise ConfigError(f"scales must be {' or '.join(SCALE_RULES)}, got {scale_rule}")
@@ -48,8 +52,10 @@ def make_pack(
     directory = find_checkpoint(source)
     name = directory.resolve().name if Path(source).is_dir() else source
     checkpoint = Checkpoint(directory)
-    shape = model_shape(checkpoint.config, str(directory / CONFIG))
+    shape = checkpoint.shape
     _check(checkpoint, shape, quantization)
+    for note in checkpoint.notes:
+        tell(f"{directory}: {note}")
     plans = [
         TensorPlan(name=name, dtype=cast(Dtype, dtype), shape=dims)
         for name, (dtype, dims) in tensor_shapes(shape, quantization).items()
@@ -89,7 +95,8 @@ def largest_block_size(source: str) -> int:
     The smallest one where none divides it, which `make_pack` then refuses.
     """
     directory = find_checkpoint(source)
-    hidden = model_shape(Checkpoint(directory).config, str(directory / CONFIG)).hidden_size
+    config = read_config(directory)
+    hidden = model_shape(config, str(directory / CONFIG)).hidden_size
     return max((block for block in BLOCK_SIZES if hidden % block == 0), default=min(BLOCK_SIZES))
 
 
@@ -110,17 +117,41 @@ def _quantized_slices(
 
 def _check(checkpoint: Checkpoint, shape: ModelShape, quantization: Quantization) -> None:
     """Everything that can be refused is refused before the first byte is written."""
-    if shape.hidden_size % quantization.block_size:
-        raise CheckpointError(
-            f"{checkpoint.directory}: hidden_size {shape.hidden_size} is not a multiple of the block size "
-            f"{quantization.block_size}; pass a smaller --block-size"
-        )
+    _check_blocks(checkpoint.directory, shape.hidden_size, quantization.block_size)
     for module, dims in (shape.vocabulary_modules() | shape.linear_modules()).items():
         checkpoint.check(f"{module}.weight", dims)
     for tensor, size in shape.float_tensors().items():
         checkpoint.check(tensor, size)
-    if not (checkpoint.directory / TOKENIZER).is_file():
-        raise CheckpointError(f"{checkpoint.directory}: no {TOKENIZER}; save the model's fast tokenizer there")
+    _check_tokenizer(checkpoint.directory)
+
+
+def _check_blocks(directory: Path, hidden: int, block: int) -> None:
+    """A graph reads rows of the embedding block by block: the blocks divide them."""
+    if hidden % block == 0:
+        return
+    fitting = [size for size in BLOCK_SIZES if hidden % size == 0]
+    if fitting:
+        raise CheckpointError(
+            f"{directory}: hidden_size {hidden} is not a multiple of the block size {block}; pass a smaller --block-size: "
+            f"{' or '.join(map(str, fitting))}"
+        )
+    raise CheckpointError(
+        f"{directory}: hidden_size {hidden} is a multiple of no block size ({', '.join(map(str, BLOCK_SIZES))}), and "
+        f"fedlora cannot hold its embedding; take a model whose hidden size is a multiple of {min(BLOCK_SIZES)}"
+    )
+
+
+def _check_tokenizer(directory: Path) -> None:
+    """Core has no tokenizer of its own; what is no JSON object with a model would pack, and fail wherever it is used."""
+    path = directory / TOKENIZER
+    if not path.exists():
+        raise no_tokenizer(directory)
+    content = read_object(path, CheckpointError, "the model's fast tokenizer", max_bytes=_MAX_TOKENIZER_BYTES)
+    if not isinstance(content.get("model"), dict):
+        raise CheckpointError(
+            f"{path}: no tokenizer: it has no object `model`; save the model's fast tokenizer there: "
+            "AutoTokenizer.from_pretrained(MODEL-ID).save_pretrained(DIRECTORY)"
+        )
 
 
 def copy_texts(source: Path, target: Path) -> None:

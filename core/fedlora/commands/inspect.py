@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import click
 
+from fedlora.base.checkpoint import Checkpoint
+from fedlora.base.pack import CONFIG as MODEL_CONFIG
 from fedlora.base.pack import MANIFEST, WEIGHTS, BasePack, find_pack, open_pack
 from fedlora.errors import ConfigError, UpdateError
 from fedlora.family import DecoderShape, EncoderShape
+from fedlora.files.file_kind import kind_of
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.algebra import inner_product
 from fedlora.peft.directory import CONFIG, read_peft
@@ -18,7 +21,7 @@ Facts = dict[str, object]
 @click.command()
 @click.argument("path")
 def inspect(path: str) -> None:
-    """Show what PATH holds: a base pack's or a PEFT adapter's directory, or a file with one update."""
+    """Show what PATH holds: the directory of a base pack, a checkpoint or a PEFT adapter, or a file with one update."""
     place = find_pack(path)
     if (place / MANIFEST).is_file():
         _show(f"base pack {place}", _pack_facts(open_pack(place)))
@@ -26,7 +29,12 @@ def inspect(path: str) -> None:
         content = read_peft(place)
         base = content.base_fingerprint or f"not recorded ({content.config.get('base_model_name_or_path')})"
         _show(f"adapter {place}", _adapter_facts(content.adapter) | {"base": base, "stored as": content.dtype})
+    elif (place / MODEL_CONFIG).is_file():
+        _show(f"checkpoint {place}", _checkpoint_facts(Checkpoint(place)))
     elif place.is_file():
+        found = kind_of(place)
+        if found is not None and not found.is_text:
+            raise ConfigError(found.instead_of(place, "a base pack, a checkpoint, a PEFT adapter or an update"))
         try:
             update = decode_update(place.read_bytes())
         except UpdateError as error:
@@ -41,6 +49,20 @@ def inspect(path: str) -> None:
         _show(f"update {place}", facts | _adapter_facts(update.adapter))
     else:
         raise ConfigError(f"{place}: neither a base pack ({MANIFEST}), nor a PEFT adapter ({CONFIG}), nor an update")
+
+
+def _checkpoint_facts(checkpoint: Checkpoint) -> Facts:
+    model = checkpoint.shape
+    facts: Facts = {
+        "model": f"{model.model_type}, {'a decoder' if isinstance(model, DecoderShape) else 'an encoder'}",
+        "layers": model.num_layers,
+        "hidden / inner size": f"{model.hidden_size} / {model.intermediate_size}",
+    }
+    facts |= _decoder_facts(model) if isinstance(model, DecoderShape) else _encoder_facts(model)
+    notes: Facts = {"note": "; ".join(checkpoint.notes)} if checkpoint.notes else {}
+    return (
+        facts | notes | {"not packed yet": f"make a base of it with: fedlora pack {checkpoint.directory} -o DIRECTORY"}
+    )
 
 
 def _pack_facts(pack: BasePack) -> Facts:

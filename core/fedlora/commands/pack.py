@@ -59,6 +59,7 @@ def pack(
             scale_rule=scale_rule,
             replace=force,
             progress=lambda name: status.update(f"packing {name}"),
+            tell=lambda sentence: console.print(sentence, highlight=False, soft_wrap=True, markup=False),
         )
         made = open_pack(output)
     size = (output / WEIGHTS).stat().st_size

@@ -87,6 +87,11 @@ class DecoderShape:
             raise ValueError(f"expected positive, finite constants and no negative cap or window, got {got}")
 
     @property
+    def base_prefix(self) -> str:
+        """What begins the names of all tensors but the head's; a checkpoint of the model without its head lacks it."""
+        return "model"
+
+    @property
     def stop_token_ids(self) -> tuple[int, ...]:
         """The tokens that end a text. A model that was trained on documents in a row ends one by beginning the next."""
         bos = () if self.bos_token_id is None else (self.bos_token_id,)

@@ -52,6 +52,7 @@ class EncoderShape:
     head_activation: Literal["tanh", "relu"]
     names: EncoderNames
     model_type: str
+    base_prefix: str  # of the tensors of a model with a head, which a bare one's lack
 
     @property
     def head_dim(self) -> int:

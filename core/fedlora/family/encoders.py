@@ -107,6 +107,7 @@ def read_encoder(architecture: str, config: Config) -> EncoderShape:
         # A bare model's tensors have no prefix.
         names=_prefixed(family.names, family.prefix if has_head else ""),
         model_type=str(config.get("model_type", "bert")),
+        base_prefix=family.prefix.removesuffix("."),
     )
 
 

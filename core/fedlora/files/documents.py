@@ -9,19 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.errors import ConfigError, FedloraError
+from fedlora.files.file_kind import kind_of
 
 _MAX_BYTES = 1 << 24  # of a JSON file
 
 
-def read_object(path: Path, error: type[FedloraError], expected: str) -> dict[str, Any]:
+def read_object(path: Path, error: type[FedloraError], expected: str, *, max_bytes: int = _MAX_BYTES) -> dict[str, Any]:
     """The JSON object in `path`. Raises `error`, saying what was `expected` there, for anything else."""
     try:
-        if path.is_file() and path.stat().st_size > _MAX_BYTES:
-            raise error(f"{path}: {path.stat().st_size} bytes, more than {_MAX_BYTES}; expected {expected}")
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
+            raise error(f"{path}: not a plain file; expected {expected}")
+        if path.is_file() and path.stat().st_size > max_bytes:
+            raise error(f"{path}: {path.stat().st_size} bytes, more than {max_bytes}; expected {expected}")
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as problem:
         raise error(f"{path}: cannot be read: {problem.strerror}; expected {expected}") from None
     except (ValueError, RecursionError) as problem:
+        found = kind_of(path)
+        if found is not None and not (found.is_text or isinstance(problem, RecursionError)):
+            raise error(found.instead_of(path, expected)) from None
         raise error(f"{path}: not JSON: {problem}; expected {expected}") from None
     if not isinstance(value, dict):
         raise error(f"{path}: expected a JSON object, got {type(value).__name__}; this should be {expected}")

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora.errors import TensorFileError
+from fedlora.files.file_kind import kind_of
 
 MAX_HEADER_BYTES = 1 << 20
 MAX_TENSORS = 4096
@@ -36,7 +37,9 @@ _NUMPY: Mapping[str, np.dtype[Any]] = MappingProxyType(
     {
         "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"),
         "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "I16": np.dtype("<i2"), "I8": np.dtype("i1"),
-        "U8": np.dtype("u1"), "BOOL": np.dtype("?"),
+        "U64": np.dtype("<u8"), "U32": np.dtype("<u4"), "U16": np.dtype("<u2"), "U8": np.dtype("u1"), "BOOL": np.dtype("?"),
+        # Eight bits of a float are read as the byte that holds them.
+        "F8_E4M3": np.dtype("u1"), "F8_E5M2": np.dtype("u1"), "F8_E8M0": np.dtype("u1"),
     }
 )  # fmt: skip
 
@@ -171,6 +174,9 @@ def _read_header(path: Path, max_header_bytes: int, max_tensors: int) -> tuple[d
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise TensorFileError(f"{path}: not a plain file; expected a safetensors file")
         size = path.stat().st_size
+        found = kind_of(path)
+        if found is not None:
+            raise TensorFileError(found.instead_of(path, "a safetensors file"))
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 10 or length > size - 8:
@@ -190,6 +196,8 @@ def _read_header(path: Path, max_header_bytes: int, max_tensors: int) -> tuple[d
         entries = {name: _entry(name, fields, 8 + length) for name, fields in header.items()}
         if not all(isinstance(v, str) for v in metadata.values()):
             raise ValueError("__metadata__ must map strings to strings")
+    except _UnreadDtypeError as error:
+        raise TensorFileError(f"{path}: {error}") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise TensorFileError(f"{path}: not a safetensors file: {error}") from None
     end = 8 + length
@@ -202,6 +210,10 @@ def _read_header(path: Path, max_header_bytes: int, max_tensors: int) -> tuple[d
     return entries, metadata
 
 
+class _UnreadDtypeError(ValueError):
+    """A tensor of a dtype that is not read, in a file that may be sound."""
+
+
 def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
@@ -212,7 +224,7 @@ def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, Any]:
 def _entry(name: str, fields: Mapping[str, Any], data_begin: int) -> TensorEntry:
     dtype, shape, (begin, end) = fields["dtype"], fields["shape"], fields["data_offsets"]
     if dtype not in _NUMPY:
-        raise ValueError(f"{name} has dtype {dtype!r}; expected one of {', '.join(_NUMPY)}")
+        raise _UnreadDtypeError(f"{name} has dtype {dtype!r}; expected one of {', '.join(_NUMPY)}")
     if not all(type(n) is int and 0 <= n < 1 << 48 for n in (*shape, begin, end)):
         raise ValueError(f"{name}: shape and offsets must be non-negative integers")
     if len(shape) > _MAX_DIMENSIONS or math.prod(max(n, 1) for n in shape) >= 1 << 48:

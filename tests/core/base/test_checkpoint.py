@@ -31,14 +31,14 @@ def test_rows_are_the_rows_that_were_written(tmp_path: Path, dtype: Dtype, shard
 
 
 def test_a_tensor_that_is_missing_is_named(checkpoint: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"tiny-llama: tensor model.nothing is missing; is the checkpoint of"):
+    with pytest.raises(CheckpointError, match=r"tiny-llama: tensor model.nothing is missing; the weights hold "):
         Checkpoint(checkpoint).check("model.nothing", (1,))
 
 
 def test_a_tensor_of_another_shape_is_named_with_both_shapes(checkpoint: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         Checkpoint(checkpoint).check(NAME, (32, 80))
-    assert str(caught.value) == f"{checkpoint}: {NAME} has shape (32, 72); config.json implies (32, 80)"
+    assert str(caught.value).startswith(f"{checkpoint}: {NAME} has shape (32, 72); config.json implies (32, 80)")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -117,7 +117,7 @@ def test_a_file_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b").write_text("")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match="a/b: no such directory"):
+    with pytest.raises(CheckpointError, match=r"a/b: .*expected a directory with config.json and model.safetensors"):
         find_checkpoint("a/b")
 
 

@@ -28,6 +28,7 @@ from tests.tiny.checkpoints import (
     write_checkpoint,
 )
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 
 
@@ -211,7 +212,7 @@ def _poisoned(value: float) -> Callable[[Path], None]:
     return poison
 
 
-SPOILED: dict[str, tuple[Callable[[Path], None], str, str]] = {
+SPOILED: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "truncated": (_truncate, "model.safetensors: truncated or extended: expected", "copy the file again"),
     "no weights": (
         lambda d: (d / "model.safetensors").unlink(),
@@ -223,7 +224,11 @@ SPOILED: dict[str, tuple[Callable[[Path], None], str, str]] = {
         "config.json: architecture GPT2LMHeadModel is not supported",
         "expected one of LlamaForCausalLM",
     ),
-    "missing tensor": (lambda d: _remake(d, Q_PROJ, None), f"tiny-llama: tensor {Q_PROJ} is missing", "another family"),
+    "missing tensor": (
+        lambda d: _remake(d, Q_PROJ, None),
+        f"tiny-llama: tensor {Q_PROJ} is missing",
+        "the weights hold",
+    ),
     "missing norm": (lambda d: _remake(d, "model.norm.weight", None), "tensor model.norm.weight is missing", ""),
     "wrong shape": (
         lambda d: _remake(d, Q_PROJ, np.zeros((32, 16))),
@@ -239,6 +244,21 @@ SPOILED: dict[str, tuple[Callable[[Path], None], str, str]] = {
         "",
     ),
     "missing tokenizer": (lambda d: (d / "tokenizer.json").unlink(), "tiny-llama: no tokenizer.json", "fast tokenizer"),
+    "a git-lfs pointer for a tokenizer": (
+        lambda d: (d / "tokenizer.json").write_bytes(POINTER),
+        "tokenizer.json: a git-lfs pointer",
+        "git lfs pull",
+    ),
+    "a tokenizer without a model": (
+        lambda d: (d / "tokenizer.json").write_text("{}"),
+        "tokenizer.json: no tokenizer",
+        "AutoTokenizer.from_pretrained",
+    ),
+    "a web page for a config": (
+        lambda d: (d / "config.json").write_text("<!DOCTYPE html><html>Sign in"),
+        "config.json: a web page, not the file",
+        "expected a model's config.json",
+    ),
     "missing config": (lambda d: (d / "config.json").unlink(), "config.json: cannot be read: No such file", ""),
     "more layers than weights": (_edit_config(num_hidden_layers=3), "model.layers.2.", "is missing"),
     "a head that is not there": (_edit_config(tie_word_embeddings=False), "tensor lm_head.weight is missing", ""),
@@ -282,6 +302,21 @@ def test_a_hidden_size_that_the_block_does_not_divide_is_refused_with_what_to_do
     with pytest.raises(CheckpointError, match="hidden_size 32 is not a multiple of the block size 64; pass a smaller"):
         make_pack(str(checkpoint), out / "pack", tiny_quantization(block_size=64))
     assert tree(out) == {}
+
+
+@pytest.mark.parametrize(
+    ("hidden", "block", "advice"),
+    [
+        (80, 32, "take a model whose hidden size is a multiple of 32"),
+        (96, 64, "pass a smaller --block-size: 32"),
+        (192, 128, "pass a smaller --block-size: 32 or 64"),
+    ],
+)
+def test_the_block_size_that_is_advised_can_be_followed(tmp_path: Path, hidden: int, block: int, advice: str) -> None:
+    source = write_checkpoint(tmp_path / "source", config=llama_config(hidden_size=hidden, num_hidden_layers=1))
+    with pytest.raises(CheckpointError) as caught:
+        make_pack(source, tmp_path / "pack", tiny_quantization(block_size=block))
+    assert str(caught.value).endswith(advice)
 
 
 def test_an_output_that_exists_is_refused_and_left_alone(tmp_path: Path, checkpoint: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from fedlora.errors import AdapterError, ConfigError, FedloraError, PackError, U
 from fedlora.lora.adapter import Adapter
 from fedlora.peft.directory import PeftDirectory, write_peft
 from fedlora.wire.update import Update, encode_update
+
+from tests.tiny.checkpoints import llama_config
 
 
 def _inspect(path: Path) -> Result:
@@ -118,3 +121,20 @@ def test_what_is_nothing_of_ours_is_refused_with_what_could_be_shown(tmp_path: P
     error = _error(tmp_path / name)
     assert isinstance(error, ConfigError)
     assert "neither a base pack (base.json), nor a PEFT adapter (adapter_config.json), nor an update" in str(error)
+
+
+def test_a_checkpoint_is_shown_with_how_to_pack_it(checkpoint: Path) -> None:
+    facts = _facts(checkpoint)
+    assert facts["model"] == "llama, a decoder"
+    assert f"fedlora pack {checkpoint} -o " in facts["not packed yet"]
+
+
+def test_a_checkpoint_that_is_quantized_already_is_refused_by_the_method(checkpoint: Path) -> None:
+    config = llama_config(quantization_config={"quant_method": "gptq", "bits": 4})
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    assert "quantized already, with GPTQ, 4 bits" in str(_error(checkpoint))
+
+
+def test_a_gguf_file_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes(68))
+    assert "m.gguf: a GGUF file" in str(_error(tmp_path / "m.gguf"))
