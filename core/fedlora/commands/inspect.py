@@ -32,13 +32,14 @@ def inspect(path: str) -> None:
     elif (place / MODEL_CONFIG).is_file():
         _show(f"checkpoint {place}", _checkpoint_facts(Checkpoint(place)))
     elif place.is_file():
-        found = kind_of(place)
-        if found is not None and not found.is_text:
-            raise ConfigError(found.instead_of(place, "a base pack, a checkpoint, a PEFT adapter or an update"))
         try:
             update = decode_update(place.read_bytes())
         except UpdateError as error:
-            raise UpdateError(error.reason, f"{place}: {error}") from None
+            found = kind_of(place)
+            told = f"{place}: {error}"
+            if found is not None and not found.is_text:
+                told = found.instead_of(place, "a base pack, a checkpoint, a PEFT adapter or an update")
+            raise UpdateError(error.reason, told) from None
         facts: Facts = {
             "run": update.run,
             "round": update.server_round,
