@@ -8,7 +8,7 @@ from collections.abc import Callable
 from fedlora.config.run import RunConfig
 from fedlora.errors import FedloraError, UpdateError
 from fedlora.wire.update import Update, decode_update, encode_update
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
@@ -25,7 +25,7 @@ def _answer(message: Message, context: Context, work: Callable[[Device, Update],
         if "update" not in records or "update" not in records["update"]:
             raise UpdateError("bad-header", f"device {device.name}: the message has no array record update/update")
         update = decode_update(records["update"]["update"].data, device.first_adapter)
-        device.check(update)
+        device.check(update, trains=message.metadata.message_type == MessageType.TRAIN)
         return Message(work(device, update), reply_to=message)
     except FedloraError as error:
         return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=message)

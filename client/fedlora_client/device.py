@@ -102,8 +102,12 @@ class Device:
     def held_out_windows(self) -> Windows:
         return self._windows("held_out")
 
-    def check(self, update: Update) -> None:
-        """Raise AdapterMismatchError unless the update is for this device's base."""
+    def check(self, update: Update, *, trains: bool = False) -> None:
+        """Raise AdapterMismatchError unless the update is for this device's base, and no larger than its run says.
+
+        Of one that `trains`, the adapter has at most the run's ranks and the round is 1 or later; other adapters are
+        committed ones, which may have aggregation.max_rank.
+        """
         mine = self.model.base
         if update.base_fingerprint != mine.fingerprint:
             raise AdapterMismatchError(
@@ -115,8 +119,23 @@ class Device:
             if adapter is not None:
                 adapter.check_finite(where)
                 adapter.check_fits(mine.model.linear_modules(), where)
+                self._check_ranks(adapter, trained=trains and adapter is update.adapter)
+        if trains and update.server_round < 1:
+            raise AdapterMismatchError(f"{where}: round {update.server_round} trains nothing; expected 1 or more")
         if update.frozen is not None and update.frozen.pairs.keys() != update.adapter.pairs.keys():
             raise AdapterMismatchError(f"{where}: what stands beside the adapter has other modules than the adapter")
+
+    def _check_ranks(self, adapter: Adapter, *, trained: bool) -> None:
+        """Memory and time follow the rank: what comes down may ask for no more of them than the run that was started."""
+        lora = self.config.lora.lora(self.model.shape.linear_modules())
+        for module, pair in adapter.pairs.items():
+            most = lora.rank_of(module) if trained else max(lora.rank_of(module), self.config.aggregation.max_rank)
+            if pair.rank > most:
+                key = "lora.rank" if trained else "aggregation.max_rank"
+                raise AdapterMismatchError(
+                    f"device {self.name}: {module} came with rank {pair.rank}, the run's configuration allows {most}; "
+                    f"raise {key} in it"
+                )
 
     def _first_components(self, adapter: Adapter) -> Adapter:
         """What this device trains of `adapter`. Raises ConfigError where that is less than the run takes."""

@@ -267,6 +267,27 @@ def test_an_adapter_of_other_shapes_is_refused_by_its_module(base: BasePack, con
     assert "model.layers.0.mlp.gate_proj updates a weight [96, 64], the base's is [172, 64]" in reason
 
 
+@pytest.mark.parametrize("server_round", [-1, 0, 10**4000])
+def test_a_round_that_cannot_be_is_an_error_of_ours(base: BasePack, config: RunConfig, server_round: int) -> None:
+    reason = error_of(call(config, encode_update(update_for(base, server_round=server_round))))
+    assert "round" in reason
+    assert len(reason) < 200
+
+
+def test_a_device_trains_no_larger_rank_than_its_run_says(base: BasePack, config: RunConfig) -> None:
+    large = random_adapter(base, LoraConfig(rank=512, alpha=8.0))
+    reason = error_of(call(config, encode_update(update_for(base, large))))
+    assert "q_proj came with rank 512, the run's configuration allows 2; raise lora.rank" in reason
+    for kind, update in (
+        (MessageType.EVALUATE, update_for(base, large)),
+        (MessageType.TRAIN, update_for(base, frozen=large)),
+    ):
+        reason = error_of(call(config, encode_update(update), kind))
+        assert "q_proj came with rank 512, the run's configuration allows 64; raise aggregation.max_rank" in reason
+    committed = random_adapter(base, LoraConfig(rank=64, alpha=8.0))
+    assert not call(config, encode_update(update_for(base, committed)), MessageType.EVALUATE).has_error()
+
+
 @pytest.mark.parametrize("kind", [MessageType.TRAIN, MessageType.EVALUATE])
 def test_bytes_that_are_no_update_are_an_error_reply(base: BasePack, config: RunConfig, kind: str) -> None:
     sound = encode_update(update_for(base))

@@ -24,6 +24,7 @@ _MAGIC, _VERSION = b"FLUP", 2
 _PREAMBLE_BYTES, _ALIGNMENT = 9, 64
 _MAX_HEADER_BYTES = 1 << 20
 _MAX_MODULES = 2048
+MAX_ROUND = (1 << 31) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,10 +86,12 @@ def decode_update(data: bytes | memoryview, known: Callable[[], Adapter] | None 
         task = Task(**header["task"])
         plan = _Plan.read(header, factors)
         frozen_plan = None if header["side"] is None else _Plan.read(header["side"], "AB")
-        metrics = {str(name): float(value) for name, value in header["metrics"].items()}
+        metrics = {name: _number(value, f"metric {name}") for name, value in header["metrics"].items()}
         circumstances = (header["run"], header["round"], header["base"], header["num_examples"])
         if [type(value) for value in circumstances] != [str, int, str, int]:
             raise ValueError("run and base must be strings, round and num_examples integers")
+        if not 0 <= header["round"] <= MAX_ROUND:
+            raise ValueError(f"the round is {header['round']!r:.40}, expected 0 to {MAX_ROUND}")
     except (KeyError, ValueError, TypeError, AttributeError, ConfigError, OverflowError) as error:
         raise UpdateError("bad-header", f"not the header of an update: {type(error).__name__}: {error}") from None
     shapes = [*plan.shapes(), *(frozen_plan.shapes() if frozen_plan else ())]
@@ -126,7 +129,10 @@ class _Plan:
         config = header["lora"]
         targets = config["target_modules"]
         lora = LoraConfig(**{**config, "target_modules": tuple(targets) if isinstance(targets, list) else targets})
-        modules = [(str(name), int(rows), int(columns)) for name, rows, columns in header["modules"]]
+        modules = [(name, rows, columns) for name, rows, columns in header["modules"]]
+        for name, *shape in modules:
+            if type(name) is not str or any(type(size) is not int for size in shape):
+                raise ValueError(f"a module must be its name and two integers, got {[name, *shape]!r:.80}")
         if len(modules) > _MAX_MODULES or len({name for name, _, _ in modules}) != len(modules):
             raise ValueError(f"{len(modules)} modules, at most {_MAX_MODULES} are read, each once")
         if any(not 1 <= size < 1 << 32 for _, rows, columns in modules for size in (rows, columns)):
@@ -171,6 +177,12 @@ def config_values(config: LoraConfig) -> dict[str, Any]:
     """The configuration as plain JSON values."""
     plain = {name: getattr(config, name) for name in LoraConfig.__dataclass_fields__}
     return {name: dict(value) if isinstance(value, Mapping) else value for name, value in plain.items()}
+
+
+def _number(value: object, what: str) -> float:
+    if type(value) not in (int, float):
+        raise ValueError(f"{what} must be a number, got {value!r:.40}")
+    return float(value)  # type: ignore[arg-type]
 
 
 def _split(view: memoryview) -> tuple[dict[str, Any], memoryview]:

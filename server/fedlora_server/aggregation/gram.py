@@ -35,3 +35,8 @@ def squared_distances(gram: Gram) -> Gram:
     """||P_k - P_l||_F^2"""
     norms = np.diag(gram)
     return np.maximum(norms[:, None] + norms[None] - 2 * gram, 0)
+
+
+def seen_from(gram: Gram, origin: int) -> Gram:
+    """<P_k - P_o, P_l - P_o>"""
+    return gram - gram[:, [origin]] - gram[[origin]] + gram[origin, origin]

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import numpy as np
 from fedlora.lora.adapter import Adapter
 
-from fedlora_server.aggregation.gram import Gram, squared_distances
+from fedlora_server.aggregation.gram import Gram, seen_from, squared_distances
 from fedlora_server.aggregation.robust_aggregator import MedianAggregator, Weights
 from fedlora_server.aggregation.robust_rule import RobustRule
 from fedlora_server.methods.method import Aggregator
 
-_WEISZFELD_STEPS, _CLOSE, _SMOOTHING = 1000, 1e-5, 1e-6  # the last two: of the median distance
+log = logging.getLogger("fedlora.server")
+
+_WEISZFELD_STEPS = 5000
+_BALANCED = 1e-6  # of an update's unit vector: what may be left of their sum
+_ON_IT = 1e-9  # of the median distance
 
 
 class NormBound(RobustRule):
@@ -54,25 +59,48 @@ class MultiKrum(RobustRule):
 class GeometricMedian(RobustRule):
     """The weights of the mean that is the geometric median: the point with the least sum of distances.
 
-    Pillutla et al., "Robust Aggregation for Federated Learning" (RFA), 2022 (arXiv:1912.13445): Weiszfeld's iteration with
-    smoothed distances. It begins at the update that is closest to all, and ends when the point moves by less than 1e-5 of
-    the median distance: no liar, however large, has a say in either.
+    Pillutla et al., "Robust Aggregation for Federated Learning" (RFA), 2022 (arXiv:1912.13445). A point y is the median
+    where the unit vectors from it to the updates that lie elsewhere sum to no more than the number of those that lie on it.
+    Of the updates themselves only the one closest to all can be it. Where it is not, Weiszfeld's iteration begins at the
+    mean; where it meets an update it goes on as Vardi and Zhang do, "The multivariate L1-median and associated data depth",
+    2000. It ends where the condition holds, and no liar, however large, has a say in that.
     """
 
     def weights(self, gram: Gram) -> Weights:
-        distances = np.sqrt(squared_distances(gram))
-        first = int(np.argmin(distances.sum(1)))
-        scale = float(np.median(distances[first])) or float(distances[first].max()) or 1.0
-        beta = np.zeros(len(gram))
-        beta[first] = 1
+        count = len(gram)
+        closest = int(np.argmin(np.sqrt(squared_distances(gram)).sum(1)))
+        gram = seen_from(gram, closest)  # so that no digit is lost to what all have in common
+        scale = float(np.median(np.sqrt(np.diag(gram)))) or float(np.sqrt(np.diag(gram).max())) or 1.0
+        beta = np.zeros(count)
+        beta[closest] = 1
+        pull, on_it = _pull(gram, beta, scale)
+        if _length(pull, gram) <= on_it.sum() * (1 + _BALANCED):
+            return on_it / on_it.sum()
+        beta = np.full(count, 1 / count)
         for _ in range(_WEISZFELD_STEPS):
-            squared = np.diag(gram) - 2 * gram @ beta + beta @ gram @ beta
-            closer = 1 / np.maximum(np.sqrt(np.maximum(squared, 0)), _SMOOTHING * scale)
-            closer /= closer.sum()
-            step, beta = closer - beta, closer
-            if step @ gram @ step <= (_CLOSE * scale) ** 2:
-                break
+            pull, on_it = _pull(gram, beta, scale)
+            left = _length(pull, gram) - on_it.sum()
+            if left <= _BALANCED * count:
+                return beta
+            beta = beta + pull * (left / (left + on_it.sum()) / _closeness(gram, beta, scale).sum())
+        log.warning("geometric-median: not at rest after %d steps: %.2g of 1 is left", _WEISZFELD_STEPS, left / count)
         return beta
+
+
+def _closeness(gram: Gram, beta: Weights, scale: float) -> Weights:
+    """1 / ||x_i - y|| for y = sum_k beta_k x_k, and 0 where x_i lies on y."""
+    distances = np.sqrt(np.maximum(np.diag(gram) - 2 * gram @ beta + beta @ gram @ beta, 0))
+    return np.divide(1, distances, out=np.zeros_like(distances), where=distances > _ON_IT * scale)
+
+
+def _pull(gram: Gram, beta: Weights, scale: float) -> tuple[Weights, Weights]:
+    """The sum of the unit vectors from y to the updates elsewhere, in coefficients of the updates; and 1 for those on y."""
+    closeness = _closeness(gram, beta, scale)
+    return closeness - closeness.sum() * beta, (closeness == 0).astype(np.float64)
+
+
+def _length(coefficients: Weights, gram: Gram) -> float:
+    return math.sqrt(max(0.0, float(coefficients @ gram @ coefficients)))
 
 
 class Median(RobustRule):

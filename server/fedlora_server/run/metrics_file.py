@@ -8,15 +8,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedlora.errors import RunError
 from fedlora.files.atomic import write_text
+
+from fedlora_server.run.round_record import wrong_value
 
 METRICS = "metrics.jsonl"
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl as they are there, without a line that is not whole."""
-    lines = path.read_bytes().split(b"\n")
-    return [record for line in lines[:-1] if (record := _record(line)) is not None]
+    """The records of a metrics.jsonl as they are there, without a line that is not whole.
+
+    Raises RunError for a value of another kind than the record's: a server that was killed leaves none.
+    """
+    records = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        if (record := _record(line)) is None:
+            continue
+        if name := wrong_value(record):
+            raise RunError(
+                f"{path}: line {number}: {name} is {record[name]!r:.60}; the file was changed: copy the run again, or "
+                "remove the line"
+            )
+        records.append(record)
+    return records
 
 
 class MetricsFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -52,11 +53,24 @@ def read_record(path: Path) -> RoundRecord:
     if values.keys() != blank.keys():
         wrong = sorted(values.keys() ^ blank.keys())
         raise RunError(f"{path}: not the record of a round: {', '.join(wrong)} missing or unknown; copy the run again")
-    for name, default in blank.items():
-        value = values[name]
-        numbers = [0 if value is None and default is None else value]
-        if isinstance(default, dict):
-            numbers = list(value.values()) if isinstance(value, Mapping) else [value]
-        if any(type(number) not in (int, float) for number in numbers):
-            raise RunError(f"{path}: {name} is {value!r:.60}; the file was changed: copy the run again")
+    if name := wrong_value(values):
+        raise RunError(f"{path}: {name} is {values[name]!r:.60}; the file was changed: copy the run again")
     return RoundRecord(**values | {"excluded": Counter(values["excluded"])})
+
+
+def wrong_value(values: Mapping[str, Any]) -> str:
+    """The first of the record's values here that is of another kind than its own; "" where all are sound."""
+    for name, default in RoundRecord(0).line().items():
+        value = values.get(name, default)
+        if isinstance(default, dict):
+            sound = isinstance(value, Mapping) and all(map(_is_number, value.values()))
+        else:
+            sound = _is_number(value) or (value is None and default is None)
+        if not sound:
+            return name
+    return ""
+
+
+def _is_number(value: object) -> bool:
+    """One that every reader of the record can work with: JSON's integers have no end, and Python's JSON has NaN."""
+    return (type(value) is int and abs(value) <= 1 << 64) or (type(value) is float and math.isfinite(value))

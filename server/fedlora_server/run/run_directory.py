@@ -51,8 +51,8 @@ def read_config(run: Path) -> RunConfig:
 
 
 def read_metrics(run: Path | str) -> list[dict[str, Any]]:
-    """The lines of the metrics.jsonl in the directory of a run."""
-    return read_lines(Path(run) / METRICS)
+    """The lines of the metrics.jsonl in the directory of a run; what a line lacks is as in a record without it."""
+    return [RoundRecord(0).line() | line for line in read_lines(Path(run) / METRICS)]
 
 
 def last_round(run: Path) -> int:

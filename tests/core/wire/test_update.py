@@ -14,7 +14,7 @@ from fedlora.lora.config import LoraConfig
 from fedlora.lora.ranks import first_components
 from fedlora.wire.codec import CODECS
 from fedlora.wire.task import Task
-from fedlora.wire.update import Update, config_values, decode_update, encode_update
+from fedlora.wire.update import MAX_ROUND, Update, config_values, decode_update, encode_update
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -184,7 +184,7 @@ def test_the_numbers_of_an_update_begin_at_a_multiple_of_64_bytes() -> None:
         assert (PREAMBLE + int.from_bytes(data[5:PREAMBLE], "little")) % 64 == 0
 
 
-@given(run=st.text(), server_round=st.integers(), num_examples=st.integers(0, 2**62), metrics=st.dictionaries(
+@given(run=st.text(), server_round=st.integers(0, MAX_ROUND), num_examples=st.integers(0, 2**62), metrics=st.dictionaries(
     st.text(max_size=5), st.floats(allow_nan=False, allow_infinity=False), max_size=3))  # fmt: skip
 def test_the_circumstances_come_back_as_they_were(
     run: str, server_round: int, num_examples: int, metrics: dict[str, float]
@@ -411,9 +411,21 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "another codec": (_changed(codec="f16"), "truncated"),
     "a round of text": (_changed(round="3"), "bad-header"),
     "a round that is true": (_changed(round=True), "bad-header"),
+    "a round before the first": (_changed(round=-1), "bad-header"),
+    "a round that no counter holds": (_changed(round=2**31), "bad-header"),
+    "a round without end": (_changed(round=10**4000), "bad-header"),
+    "a round that JSON itself refuses": (_with_header(b'{"round": ' + b"9" * 5000 + b"}"), "bad-header"),
     "examples in fractions": (_changed(num_examples=1.5), "bad-header"),
     "a run that is null": (_changed(run=None), "bad-header"),
     "metrics of text": (_changed(metrics={"a": "high"}), "bad-header"),
+    "metrics of digits": (_changed(metrics={"a": "1"}), "bad-header"),
+    "metrics of truth": (_changed(metrics={"a": True}), "bad-header"),
+    "a shape of digits": (_changed(modules=[["q", "8", 32]]), "bad-header"),
+    "a shape in fractions": (_changed(modules=[["q", 8.5, 32]]), "bad-header"),
+    "a shape of whole floats": (_changed(modules=[["q", 8.0, 32]]), "bad-header"),
+    "a shape of truth": (_changed(modules=[["q", True, 32]]), "bad-header"),
+    "a module without a name": (_changed(modules=[[7, 8, 32]]), "bad-header"),
+    "a shape of three sizes": (_changed(modules=[["q", 8, 8, 32]]), "bad-header"),
     "metrics of a giant": (_changed(metrics={"a": 10**400}), "bad-header"),
     "metrics that are a list": (_changed(metrics=[1]), "bad-header"),
     "modules that are missing": (_changed(modules=[]), "truncated"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from fedlora_server.run import metrics_file
 from fedlora_server.run.metrics_file import MetricsFile
 from fedlora_server.run.resume import check_goes_on
 from fedlora_server.run.round_record import RoundRecord
-from fedlora_server.run.run_directory import RunDirectory, open_run, read_config
+from fedlora_server.run.run_directory import RunDirectory, open_run, read_config, read_metrics
 from fedlora_server.run.run_lock import locked
 from flwr.app import Context, Message, RecordDict
 from flwr.app.user_config import UserConfig
@@ -490,3 +491,43 @@ def test_a_run_that_goes_on_must_be_named() -> None:
     context = Context(1, 0, UserConfig(), RecordDict(), flat)
     with pytest.raises(ConfigError, match=r"server\.resume is true and output is empty; set output"):
         app(FakeGrid({}), context)
+
+
+def kinds() -> dict[str, tuple[str, object]]:
+    """For every value of a record, and every value in one: something of each other kind."""
+    wrong: dict[str, tuple[str, object]] = {}
+    for key, default in RoundRecord(0).line().items():
+        if key == "round":
+            continue
+        for value in ("5", True, [], [1], math.nan, math.inf, 10**400, {"a": "5"}, {"a": None}, {"a": {"b": 1}}):
+            wrong[f"{key} {value!r:.20}"] = (key, value)
+        if default is not None:
+            wrong[f"{key} null"] = (key, None)
+        wrong[f"{key} 5 or an object"] = (key, 5 if isinstance(default, dict) else {})
+    return wrong
+
+
+def test_a_value_of_another_kind_in_the_metrics_is_refused_by_file_line_and_value(runs: Runs) -> None:
+    played = runs.whole()
+    metrics = played.path / "metrics.jsonl"
+    lines = metrics.read_text().splitlines()
+    for key, value in kinds().values():
+        changed = [*lines]
+        changed[2] = json.dumps(json.loads(lines[2]) | {key: value})
+        metrics.write_text("\n".join(changed) + "\n")
+        with pytest.raises(RunError) as caught:
+            MetricsFile(metrics)
+        assert str(caught.value).startswith(f"{metrics}: line 3: {key} is ")
+        assert len(str(caught.value)) < 400
+    assert str(runs.goes_on(played).error) == str(caught.value)
+    metrics.write_text("\n".join(lines[:2]) + "\n")  # without the wrong line, as the message says
+    assert runs.goes_on(played).error is None
+
+
+def test_a_line_of_the_metrics_without_some_of_its_values_is_read_as_one_that_has_none(runs: Runs) -> None:
+    played = runs.whole()
+    metrics = played.path / "metrics.jsonl"
+    lines = metrics.read_text().splitlines()
+    metrics.write_text("\n".join(['{"round": 0}', *lines[1:]]) + "\n")
+    assert read_metrics(played.path)[0] == RoundRecord(0).line()
+    assert runs.goes_on(played, rounds=ROUNDS + 1).error is None
