@@ -39,4 +39,5 @@ def squared_distances(gram: Gram) -> Gram:
 
 def seen_from(gram: Gram, origin: int) -> Gram:
     """<P_k - P_o, P_l - P_o>"""
-    return gram - gram[:, [origin]] - gram[[origin]] + gram[origin, origin]
+    seen: Gram = gram - gram[:, [origin]] - gram[[origin]] + gram[origin, origin]
+    return seen

@@ -75,7 +75,7 @@ class GeometricMedian(RobustRule):
         beta[closest] = 1
         pull, on_it = _pull(gram, beta, scale)
         if _length(pull, gram) <= on_it.sum() * (1 + _BALANCED):
-            return on_it / on_it.sum()
+            return np.asarray(on_it / on_it.sum())
         beta = np.full(count, 1 / count)
         for _ in range(_WEISZFELD_STEPS):
             pull, on_it = _pull(gram, beta, scale)
