@@ -72,10 +72,10 @@ def loaded_library(built: Callable[[], Path], load: Callable[[Path], Library]) -
     """
     library = built()
     try:
-        return load(library)
+        return load(_kept_open(library))
     except (OSError, AttributeError):
         library.unlink(missing_ok=True)
-        return load(built())
+        return load(_kept_open(built()))
 
 
 def disagreement(comparisons: Iterable[Comparison], reference: str) -> str | None:
@@ -92,14 +92,15 @@ def cached_library(source: Path, name: str, builds: Sequence[Build], *, headers:
     """The shared library NAME-HASH.so of `source`, from the cache or compiled now, by the first build that works.
 
     `headers` are what it includes. Whichever compiler made it, it serves: a machine may lose its compiler and keep its
-    libraries. Raises BuildError.
+    libraries. Raises BuildError, also where somebody else could have put the file there.
     """
     texts = [file.read_bytes() for file in (source, *headers)]
     key = hashlib.sha256(repr((texts, builds)).encode()).hexdigest()[:16]
     library = _cache() / f"{name}-{key}.so"
+    _check_folder(library.parent)
     if not library.is_file():
         _compile(source, library, builds)
-    _check_owner(library)
+    os.close(_opened(library))
     return library
 
 
@@ -137,11 +138,43 @@ def _first_that_works(command: Sequence[str], source: Path, output: Path, builds
         unlinked.unlink(missing_ok=True)
 
 
-def _check_owner(library: Path) -> None:
-    """What is loaded runs as this user: it must be nobody else's to write."""
-    status = library.stat()
-    if hasattr(os, "getuid") and (status.st_uid not in (os.getuid(), 0) or status.st_mode & 0o022):
+def _kept_open(library: Path) -> Path:
+    """The library by its descriptor, where the system has such names: what was checked is what is loaded.
+
+    It stays open, for the loader knows a library by its name, and a number that is free is given again.
+    """
+    descriptor = _opened(library)
+    path = Path(f"/proc/self/fd/{descriptor}")
+    if path.exists():
+        return path
+    os.close(descriptor)
+    return library
+
+
+def _opened(library: Path) -> int:
+    """A descriptor of the file itself, never of one that a link points to. What is loaded runs as this user: it must be
+    nobody else's to write. Raises BuildError."""
+    try:
+        descriptor = os.open(library, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    except OSError as error:
+        raise BuildError(f"{library}: expected a file, got {error.strerror}; remove it") from None
+    if _is_others(os.fstat(descriptor)):
+        os.close(descriptor)
         raise BuildError(f"{library}: others can write it; remove it, or set FEDLORA_CACHE to a folder of your own")
+    return descriptor
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise BuildError for a folder in which somebody else may put another file in the library's place."""
+    if folder.exists() and _is_others(folder.stat()):
+        raise BuildError(
+            f"{folder}: others can write into it; close it with chmod 700, or set FEDLORA_CACHE to a folder of your own"
+        )
+
+
+def _is_others(status: os.stat_result) -> bool:
+    """Whether a file or a folder belongs to another user than this one and root, or others may write it."""
+    return hasattr(os, "getuid") and (status.st_uid not in (os.getuid(), 0) or bool(status.st_mode & 0o022))
 
 
 def _run(*command: str) -> None:

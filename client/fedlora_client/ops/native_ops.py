@@ -39,7 +39,7 @@ class NativeOps:
     rows = 512
 
     def __init__(self, library: Path, name: str) -> None:
-        self.name, self.library = name, library
+        self.name, self.library = name, library.resolve()  # by its own name, where it was opened by another
         loaded = ctypes.CDLL(str(library))
         self._functions = {}
         for function, arguments in _ARGUMENTS.items():

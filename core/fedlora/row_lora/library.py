@@ -35,7 +35,7 @@ class RowLora:
 
     def __init__(self, library: Path) -> None:
         """Raises OSError or AttributeError where the library is damaged."""
-        self.library = library  # for SessionOptions.register_custom_ops_library
+        self.library = library  # for SessionOptions.register_custom_ops_library: as it was opened
         self._layouts: dict[int, AdapterLayout] = {}
         self._lock = threading.Lock()
         loaded = ctypes.CDLL(str(library))
@@ -100,7 +100,7 @@ def row_lora() -> RowLora:
         raise BuildError(f"the operator's library does not load: {error}") from None
     wrong = disagreement(operator)
     if wrong:
-        raise BuildError(f"{operator.library}: {wrong}; remove it, or name another compiler with CC")
+        raise BuildError(f"{operator.library.resolve()}: {wrong}; remove it, or name another compiler with CC")
     return operator
 
 
