@@ -27,6 +27,7 @@ from fedlora_serve.http.service.state import ServiceState
 from fedlora_serve.http.transport.body_limit import BodyLimit
 from fedlora_serve.http.transport.client_connection import SendLimit
 from fedlora_serve.http.transport.connection import bounded_connection
+from fedlora_serve.http.transport.head_limit import HeadLimit
 from fedlora_serve.http.transport.host_check import HostCheck
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -56,8 +57,8 @@ def _cannot_listen(host: str, port: int, error: OSError) -> ConfigError:
 
 
 def guarded_app(service: ServiceState, *, for_this_machine: bool = False) -> ASGIApp:
-    """The application with its bounds of bodies and of sends, its answers counted."""
-    app: ASGIApp = BodyLimit(create_app(service), service.limits)
+    """The application with its bounds of heads, bodies and sends, its answers counted."""
+    app: ASGIApp = HeadLimit(BodyLimit(create_app(service), service.limits), service.limits.max_header_bytes)
     app = CountResponses(HostCheck(app) if for_this_machine else app, service.metrics)
     return SendLimit(app, service.limits.send_timeout_s)
 

@@ -6,7 +6,7 @@ import json
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
@@ -123,6 +123,14 @@ def test_a_head_that_is_too_large_is_refused(serve: Callable[..., Any]) -> None:
         assert answer(address, b"GET /" + b"a" * 4000 + b" HTTP/1.1\r\n")[0] == 400
 
 
+@pytest.mark.parametrize("size", [1200, 3000, 120_000])
+def test_a_head_that_comes_whole_is_bounded_too(serve: Callable[..., Any], size: int) -> None:
+    with serve(max_header_bytes=1000) as address:
+        head = b"GET /health HTTP/1.1\r\nHost: here\r\nConnection: close\r\nX: %s\r\n\r\n"
+        assert answer(address, head % (b"y" * size))[0] == 400
+        assert answer(address, head % b"y")[0] == 200
+
+
 def test_a_connection_that_says_nothing_is_closed(serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "HEAD_TIMEOUT_S", 0.2)
     with serve() as address:
@@ -145,14 +153,50 @@ def test_an_answer_may_take_longer_than_a_head(serve: Callable[..., Any], monkey
         assert answer(address, post(f"Content-Length: {len(text)}") + text)[0] == 200
 
 
-def test_one_connection_too_many_is_503_with_a_time_to_wait(serve: Callable[..., Any]) -> None:
-    with serve(max_connections=2) as address, opened(address), opened(address):
-        time.sleep(0.1)
+def test_one_connection_too_many_is_503_with_a_time_to_wait_where_all_are_answered(serve: Callable[..., Any]) -> None:
+    text = json.dumps({"model": "tiny", "prompt": "a", "stream": True}).encode()
+    with serve(FakeEngine(endless(), pause_s=0.02), max_connections=2) as address, ExitStack() as stack:
+        for _ in range(2):
+            connected = stack.enter_context(opened(address))
+            connected.sendall(post(f"Content-Length: {len(text)}") + text)
+            assert connected.recv(100).startswith(b"HTTP/1.1 200")
         with opened(address) as third:
-            head, _, text = received(third).partition(b"\r\n\r\n")
+            head, _, content = received(third).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 503")
         assert b"Retry-After: 5" in head
-        assert set(json.loads(text)["error"]) == {"message", "type", "param", "code"}
+        assert set(json.loads(content)["error"]) == {"message", "type", "param", "code"}
+
+
+WAITING = {
+    "nothing": b"",
+    "half a head": b"GET /health HTTP/1.1\r\nX: ",
+    "half a body": post("Content-Length: 100") + b"{",
+    "its next request": b"GET /health HTTP/1.1\r\nHost: here\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("sends", WAITING)
+def test_who_asks_takes_the_place_of_one_that_waits(serve: Callable[..., Any], sends: str) -> None:
+    asks = b"GET /health HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n"
+    with serve(max_connections=4) as address, ExitStack() as stack:
+        waiting = [stack.enter_context(opened(address)) for _ in range(4)]
+        for connected in waiting:
+            connected.sendall(WAITING[sends])
+            if sends == "its next request":
+                assert connected.recv(1000).startswith(b"HTTP/1.1 200")
+        assert [answer(address, asks)[0] for _ in range(6)] == [200] * 6
+        assert received(waiting[0])[:12] in (b"HTTP/1.1 503", b""), "the oldest has left"
+
+
+def test_the_peer_with_the_most_that_wait_gives_way() -> None:
+    protocol: Any = connection.bounded_connection(3)
+    made = []
+    for host in ("10.0.0.1", "10.0.0.2", "10.0.0.2"):
+        one = protocol.__new__(protocol)
+        one.client = (host, 1)
+        protocol.waiting[one] = None
+        made.append(one)
+    assert made[0]._who_gives_way() is made[1], "the oldest of the peer that has two"
 
 
 def test_a_server_that_stops_lets_answers_end_and_cancels_what_takes_too_long(base: BasePack) -> None:
