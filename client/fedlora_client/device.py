@@ -159,7 +159,7 @@ class Device:
                 f"device {self.name}: the run's method keeps the factor {task.keeps} of each device on that device, and "
                 "this node's configuration has no state-path; set it to a folder that stays"
             )
-        data, node = self._key
+        data, node = self._saved_by()
         place = [(key, value) for key, value in node if key != "base"]
         whose = (self.name, data, place, self.model.base.fingerprint, self.config.name, self.config.seed)
         return KeptFactors(folder=self._state_path, factor=task.keeps, whose=repr(whose), run=run)
@@ -168,12 +168,17 @@ class Device:
         """Where this round's training is saved; what earlier rounds left is of no use any more."""
         if self._state_path is None:
             return None
-        whose = zlib.crc32(repr(self._key).encode())  # two devices may share a folder
+        whose = zlib.crc32(repr(self._saved_by()).encode())  # two devices may share a folder
         mine = self._state_path / f"{whose:08x}-round-{server_round:04d}.safetensors"
         for other in self._state_path.glob(f"{mine.name[:8]}-round-*.safetensors"):
             if other != mine:
                 other.unlink(missing_ok=True)
         return Saving(file=mine, discards=True)  # a run that ended without us may have left one
+
+    def _saved_by(self) -> tuple[object, tuple[tuple[str, Scalar], ...]]:
+        """What a device finds again by what it saved: what it trains on. Its text must stay as it always was."""
+        data, node = self._key
+        return (data, data.fields) if data.fields.given() else data, node
 
     def _windows(self, part: Part) -> Windows:
         length = self.config.train.sequence_length

@@ -19,6 +19,7 @@ from fedlora.lora.adapter import Adapter
 from fedlora.peft.directory import CONFIG, PeftDirectory, read_peft, saved_name, write_peft
 from numpy.typing import NDArray
 
+from fedlora_client.data.account import by_file, notices
 from fedlora_client.device import Device
 from fedlora_client.training.learning_rate import with_epochs
 from fedlora_client.training.memory import peak_bytes
@@ -31,9 +32,11 @@ BITS_PER_PARAMETER = 2  # what an adapter holds, about; a token asks for 1 (LoRA
 class LocalRun:
     """What to train on, from which adapter, and where the result goes."""
 
-    data: Path | str  # a *.txt, *.jsonl or *.jsonl.gz file, or a folder of them
+    data: Path | str  # a file of text or of records, or a folder of them
     output: Path | str  # the PEFT directory that is made
-    config: RunConfig = field(default_factory=RunConfig)  # its base, seed, data.max_bytes, lora and train count
+    config: RunConfig = field(
+        default_factory=RunConfig
+    )  # its base, seed, data.max_bytes, data.fields, lora and train count
     start: Path | str | None = None  # a PEFT directory to go on from
     epochs: float = 0  # passes over the data, in place of the configuration's steps
     evaluate_every: int = 0  # steps; 0: at the end only
@@ -62,6 +65,12 @@ class LocalTraining:
         self.config = with_epochs(run.config.train, run.epochs, len(self.windows))
         self.adapter, self.head = self._start()
         self._evaluation, self._no_evaluation = self._made_evaluation()
+
+    def data_lines(self) -> list[str]:
+        """What of each file is trained on, held out, cut and left out; and what was not read."""
+        held_out = self._evaluation.windows if self._evaluation else None
+        accounts = by_file(self.device.data, self.windows, held_out)
+        return [*map(str, accounts), *notices(self.device.data)]
 
     def warnings(self) -> list[str]:
         """What a person should know before the first step."""

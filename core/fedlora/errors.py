@@ -14,6 +14,7 @@
     |   +-- UnknownAdapterError    a name without an adapter
     +-- UpdateError          bytes from a device that are refused; `reason` is a short word to count by
     +-- DataError            training text that cannot be used
+    |   +-- NotRecordsError        a sound file that holds something else
     +-- RunError             a federated run that cannot go on
     +-- GraphError           an ONNX graph that is damaged or disagrees with the base
 
@@ -79,6 +80,10 @@ class UpdateError(FedloraError):
 
 class DataError(FedloraError):
     """Training text that cannot be used."""
+
+
+class NotRecordsError(DataError):
+    """A sound file that holds something else than records to learn from."""
 
 
 class RunError(FedloraError):

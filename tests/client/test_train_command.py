@@ -288,9 +288,34 @@ def test_held_out_examples_that_are_too_long_cost_the_measurement_and_no_more(ru
 
 
 def test_a_json_file_is_not_taken_for_text(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "data.json").write_text('{"text": "a"}')
-    with pytest.raises(DataError, match=r"data\.json: neither text nor JSON Lines"):
+    (tmp_path / "data.json").write_text('{"a": "b", "c": [1]}')
+    with pytest.raises(DataError, match=r"data\.json: an object with a, c; expected a list of objects"):
         run(source=tmp_path / "data.json")
+
+
+def test_what_is_read_of_each_file_is_told_before_the_first_step(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    records = [{"text": f"a short one {number}", "id": number} for number in range(20)]
+    (folder / "train.json").write_text(json.dumps(records))
+    (folder / "LICENSE.txt").write_text("All rights reserved.\n" * 20)
+    (folder / "plot.png").write_bytes(b"\x89PNG")
+    told = run(source=folder).stderr
+    assert "train.json: 18 examples to train on, 2 held out" in told
+    assert "train.json: fields that are not learned: id" in told
+    assert "LICENSE.txt: it is about the data, not data" in told
+    assert "plot.png: neither text nor records" in told
+    assert told.index("held out") < told.index("step 1")
+
+
+def test_fields_that_are_called_otherwise_are_named_on_the_command_line(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "qa.csv").write_text("question,answer\n" + "two and two,four\n" * 10)
+    with pytest.raises(
+        DataError, match=r"qa\.csv: the first line must name the columns: .* got question, answer; .*data\.fields"
+    ):
+        run(source=tmp_path / "qa.csv")
+    names = ("--set", "data.fields.prompt=question", "--set", "data.fields.completion=answer")
+    assert "qa.csv: 9 examples to train on, 1 held out" in run(*names, source=tmp_path / "qa.csv").stderr
 
 
 def test_full_fine_tuning_reads_chats_and_keeps_the_template(run: Run, base: BasePack, tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 from pathlib import Path
 
 import click
 from fedlora.base.pack import CONFIG
-from fedlora.config.run import RunConfig, changed
+from fedlora.config.run import FieldNames, RunConfig, changed
 from fedlora.errors import ConfigError, RunError
 from fedlora.files.atomic import check_directory
 from rich.console import Console
@@ -17,7 +18,8 @@ from fedlora_client.local_training import LocalRun, LocalTraining
 from fedlora_client.training.full_training import FullTraining
 from fedlora_client.training.memory import peak_bytes
 
-_OTHER_KEYS = ("seed", "data.max_bytes")
+_FIELDS = tuple(f"data.fields.{field.name}" for field in dataclasses.fields(FieldNames))
+_OTHER_KEYS = ("seed", "data.max_bytes", *_FIELDS)
 _FULL_KEYS = {
     *_OTHER_KEYS, "train.steps", "train.batch_size", "train.sequence_length", "train.lr", "train.schedule",
     "train.warmup_steps", "train.weight_decay", "train.max_grad_norm",
@@ -54,16 +56,19 @@ def train(
     memory_mb: int | None, changes: tuple[str, ...], adapter: Path | None, evaluate_every: int | None,
     patience: int | None, save_every: int | None, resume: bool, full: bool, force: bool,
 ) -> None:  # fmt: skip
-    """Train an adapter on DATA: a *.txt or *.jsonl file, or a folder of them; a tenth is held out.
+    """Train an adapter on DATA: a text file, a file of records (JSON, JSON Lines, CSV, TSV), or a folder of them.
 
-    The result is a PEFT directory. Text, prompt/completion and messages are understood: see client/README.md.
+    A tenth is held out, or what a folder's files called valid or test hold. The result is a PEFT directory. Records are
+    text, prompt/completion, messages, ShareGPT's conversations or Alpaca's instructions: see client/README.md.
     """
     short = {"train.steps": steps, "lora.rank": rank, "train.lr": lr, "train.memory_mb": memory_mb}
     given = [f"{key}={value}" for key, value in short.items() if value is not None]
     keys = {change.partition("=")[0] for change in (*given, *changes)}
     config = changed(replace(RunConfig(), base=base), [*given, *changes])
     for wrong in sorted(key for key in keys if not key.startswith(("lora.", "train.")) and key not in _OTHER_KEYS):
-        raise ConfigError(f"--set {wrong}: one device alone takes lora.*, train.*, {' and '.join(_OTHER_KEYS)} only")
+        raise ConfigError(
+            f"--set {wrong}: one device alone takes lora.*, train.*, seed and data.max_bytes, and data.fields.* only"
+        )
     if epochs and "train.steps" in keys:
         raise ConfigError("--steps and --epochs both say how long to train; give one of them")
     if patience and not evaluate_every:
@@ -87,6 +92,8 @@ def train(
         return
     _check_state(run.state_file, resume=resume)
     training = LocalTraining(run)
+    for line in training.data_lines():
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
     for warning in training.warnings():
         console.print(f"[yellow]warning:[/yellow] {warning}", soft_wrap=True, highlight=False)
     console.print(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 
 from fedlora.config.run import DataConfig, Scalar
-from fedlora.data.datasets import DeviceData, find_dataset
+from fedlora.data.datasets import DataSource, DeviceData, find_dataset
 from fedlora.data.examples import Example, size_bytes
 from fedlora.errors import ConfigError
 
@@ -18,7 +20,18 @@ def device_data(config: DataConfig, node: tuple[tuple[str, Scalar], ...]) -> Dev
         return data
     if not data.train:
         raise ConfigError(f"device {data.name}: no text to cut to data.max_bytes")
-    return DeviceData(name=data.name, train=_cut(data.train, config.max_bytes), held_out=data.held_out)
+    kept = _cut(data.train, config.max_bytes)
+    told = f"data.max_bytes = {config.max_bytes} keeps {len(kept)} of {len(data.train)} examples"
+    notices = (*data.notices, told) if kept != data.train else data.notices
+    return replace(data, train=kept, sources=tuple(_first(data.sources, len(kept))), notices=notices)
+
+
+def _first(sources: Iterable[DataSource], examples: int) -> Iterator[DataSource]:
+    """The sources with so many examples to train on in all, the first ones."""
+    for source in sources:
+        here = min(source.train, examples)
+        examples -= here
+        yield replace(source, train=here)
 
 
 def _cut(examples: tuple[Example, ...], limit_bytes: int) -> tuple[Example, ...]:

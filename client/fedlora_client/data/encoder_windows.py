@@ -9,6 +9,7 @@ starts   |   0   0 0 0 0     5 6 7 |      padding begins at its own place
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -48,7 +49,7 @@ def label_windows(
     size = (len(examples), length)
     inputs, targets = torch.full(size, shape.pad_token_id), torch.full(size, IGNORED)
     starts = torch.arange(length).repeat(len(examples), 1)
-    truncated = 0
+    truncated: list[int] = []
     for row, example in enumerate(examples):
         here = f"{where}: example {row + 1}"
         if not isinstance(example, Labelled):
@@ -60,18 +61,23 @@ def label_windows(
             raise DataError(f"{here}: text_pair is not supported: a label belongs to one text; join the two in text")
         targets[row, 0] = label_number(example.label, shape.labels, here)
         encoding = tokenizer.encode(example.text, add_special_tokens=False)
-        truncated += len(encoding.ids) > length - special
+        if len(encoding.ids) > length - special:
+            truncated.append(row)
         encoding.truncate(length - special)
         ids = checked_ids(tokenizer.post_process(encoding).ids, shape.vocab_size, here)
         if not len(ids):
             raise DataError(f"{here}: its text gives no token; remove the record or give it text")
         inputs[row, : len(ids)], starts[row, : len(ids)] = torch.from_numpy(ids), 0
-    return Windows(inputs, targets, starts, examples=len(examples), truncated=truncated)
+    return Windows(
+        inputs, targets, starts, examples=len(examples), truncated=len(truncated), truncated_at=tuple(truncated)
+    )
 
 
 def label_number(label: object, labels: Sequence[str], where: str) -> int:
     """The number of a label, which is given by its name or its number. Raises DataError where there is none such."""
-    number = labels.index(label) if isinstance(label, str) and label in labels else label
+    number = label
+    if isinstance(label, str):  # a table has text only: a number that is no label's name is a number
+        number = labels.index(label) if label in labels else int(label) if re.fullmatch(r"[0-9]{1,9}", label) else label
     if type(number) is not int or not 0 <= number < len(labels):
         known = ", ".join(map(repr, labels[:20])) + (", ..." if len(labels) > 20 else "")
         raise DataError(

@@ -1,4 +1,4 @@
-"""The data set `files`: a device's own files, plain text or JSON Lines."""
+"""The data set `files`: a device's own files, plain text or records."""
 
 from __future__ import annotations
 
@@ -6,62 +6,64 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fedlora.config.run import DataConfig, Scalar
-from fedlora.data.datasets import DeviceData, split_lines, split_records
+from fedlora.data.datasets import DataSource, DeviceData
 from fedlora.data.examples import Example
-from fedlora.errors import DataError
+from fedlora.errors import DataError, NotRecordsError
 
-from fedlora_client.data.jsonl import SUFFIXES, read_jsonl
+from fedlora_client.data.clients import place_of
+from fedlora_client.data.data_file import FileContent, format_of, read_file
+from fedlora_client.data.folder import Folder, data_files
 
-_NOT_TEXT = (".json", ".csv", ".parquet")  # what a person may take for a data file of ours
-_PATTERNS = ("*.txt", *(f"*{suffix}" for suffix in SUFFIXES))
+_READ_FROM_THE_FIRST = ("text", "lines")  # formats: whatever else a folder holds may be no data
 
 
 def files(config: DataConfig, node: Mapping[str, Scalar]) -> DeviceData:
-    """Every *.txt, *.jsonl and *.jsonl.gz below the device's own `data-path` (a file, or a directory).
+    """What is learned of the device's own `data-path`: a file, or all files of a folder.
 
-    A tenth of each file is held out: the last of a text's lines, the last records of JSON Lines; where every record has
-    a label, a fair part of each label. A simulated device takes `data.path`/PARTITION instead. On a real one the run's
-    configuration names no path: it comes from the server, which must not choose what a device reads. Raises DataError.
+    In a folder, files called train, valid and test are what their names say. Otherwise a tenth of each file is held out:
+    the last of a text's lines, the last records; where every record has a label, a fair part of each label. A simulated
+    device takes its own file or folder in `data.path` instead. On a real one the run's configuration names no path: it
+    comes from the server, which must not choose what a device reads. Raises DataError.
     """
-    if "data-path" in node:
-        place = Path(str(node["data-path"]))
-    elif "partition-id" in node and config.path:
-        place = Path(config.path) / str(node["partition-id"])
-    else:
-        raise DataError("the data set files needs data-path in the device's node configuration (simulated: data.path)")
-    if place.suffix in _NOT_TEXT:
-        raise DataError(f"{place}: neither text nor JSON Lines; a file with a JSON object a line ends in {SUFFIXES[0]}")
-    found = sorted(file for pattern in _PATTERNS for file in place.rglob(pattern)) if place.is_dir() else [place]
-    if not found:
-        raise DataError(f"{place}: no {_PATTERNS[0]} file below it, nor {' or '.join(_PATTERNS[1:])}")
+    place = place_of(config, node)
+    folder = data_files(place.path) if place.path.is_dir() else Folder(train=[place.path], is_named=True)
     train: list[Example] = []
     held_out: list[Example] = []
-    for file in found:
-        first, last = _split(file)
+    sources = []
+    for file in folder.train:
+        content = _content(file, config, folder)
+        if content is None:
+            continue
+        first, last = (content.all, ()) if folder.held_out else content.split
+        sources.append(_source(file, place.path, content, len(first), len(last)))
         train += first
         held_out += last
+    for file in folder.held_out:
+        content = read_file(file, config.fields)
+        sources.append(_source(file, place.path, content, 0, len(content.all)))
+        held_out += content.all
+    notices = (*place.notices, *folder.notices(place.path)) if place.path.is_dir() else place.notices
     if not train:
-        raise DataError(f"{place}: no text in {len(found)} file(s); give this device data, or leave it out of the run")
-    return DeviceData(name=_name(place), train=tuple(train), held_out=tuple(held_out))
+        told = "".join(f"; {notice}" for notice in notices)
+        raise DataError(
+            f"{place.path}: no text in {len(folder.train)} file(s); give this device data, or leave it out of the run{told}"
+        )
+    return DeviceData(
+        name=place.name, train=tuple(train), held_out=tuple(held_out), sources=tuple(sources), notices=notices
+    )
 
 
-def _split(file: Path) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """(train, held-out) of one file."""
-    if file.name.endswith(SUFFIXES):
-        return split_records(read_jsonl(file))
-    first, last = split_lines(_read_text(file))
-    return (first,) if first else (), (last,) if last else ()
-
-
-def _read_text(file: Path) -> str:
+def _content(file: Path, config: DataConfig, folder: Folder) -> FileContent | None:
+    """What a file gives to train on; None where a folder holds something else in it, which is then told."""
     try:
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}; give the path of the data") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not UTF-8 text: byte {error.start} is wrong") from None
+        return read_file(file, config.fields)
+    except NotRecordsError as error:
+        if folder.is_named or config.fields.given() or format_of(file) in _READ_FROM_THE_FIRST:
+            raise
+        folder.left_out[str(error).removeprefix(f"{file}: ")].append(file)
+        return None
 
 
-def _name(place: Path) -> str:
-    """The place's own name, without the suffixes of a file."""
-    return place.stem.removesuffix(".jsonl")
+def _source(file: Path, place: Path, content: FileContent, train: int, held_out: int) -> DataSource:
+    name = str(file.relative_to(place)) if file != place else file.name
+    return DataSource(name=name, train=train, held_out=held_out, left_out=content.left_out, notices=content.notices)

@@ -1,85 +1,100 @@
-"""Training examples in JSON Lines: one object a line.
-
-    {"text": "a document"}
-    {"prompt": "2 + 2 =", "completion": " 4"}
-    {"text": "a review", "label": "good"}
-    {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day."}]}
-
-Other fields are ignored, and so are fields that are null and blank lines.
-"""
+"""Records in JSON: an object a line, or a list of objects; which of them, the file itself says."""
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
-from fedlora.data.examples import Chat, ChatMessage, Completion, Example, Labelled, TextRecord
-from fedlora.errors import DataError
+from fedlora.config.sections import FieldNames
+from fedlora.data.examples import Example
+from fedlora.errors import DataError, NotRecordsError
 
-SUFFIXES = (".jsonl", ".jsonl.gz")
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_FORMS = (("text",), ("prompt", "completion"), ("messages",))
-_EXPECTED = "text, or prompt and completion, or messages"
+from fedlora_client.data.byte_source import BYTE_ORDER_MARK, MAX_LINE_BYTES, opened
+from fedlora_client.data.json_values import kind
+from fedlora_client.data.record_forms import EXPECTED, is_known, parse_record
+from fedlora_client.data.records import Records, collected
+
+Place = tuple[str, Mapping[str, Any]]  # where a record stands, and the record
+_A_LINE = "one JSON object a line"
 
 
 def read_jsonl(path: Path) -> tuple[Example, ...]:
-    """Every example of a file, compressed where its name ends in .gz. Raises DataError with the file and the line."""
-    examples: list[Example] = []
-    try:
-        with _opened(path) as file:
-            for number, line in _lines(file, path):
-                try:
-                    examples.append(parse_example(line))
-                except DataError as error:
-                    raise DataError(f"{path}: line {number}: {error}") from None
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path}: cannot be read: {reason}; copy the file again, or name another place") from None
-    if not examples:
-        raise DataError(f"{path}: no example in it; expected a JSON object a line, with {_EXPECTED}")
-    return tuple(examples)
+    """Every example of a file. Raises DataError with the file and the line."""
+    return read_json(path).examples
 
 
-def parse_example(line: str) -> Example:
-    """The example of one line. Raises DataError."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"not JSON: {error}; expected one JSON object a line") from None
-    if not isinstance(record, dict):
-        raise DataError(f"expected a JSON object with {_EXPECTED}, got {_kind(record)}")
-    given = {name: value for name, value in record.items() if value is not None}
-    match [form for form in _FORMS if given.keys() >= set(form)]:
-        case [("text",)] if "label" in given:
-            return Labelled(_text(given, "text"), given["label"], has_pair="text_pair" in given)
-        case [("text",)]:
-            return TextRecord(_text(given, "text"))
-        case [("prompt", "completion")]:
-            return Completion(_text(given, "prompt"), _text(given, "completion"))
-        case [("messages",)]:
-            return Chat(_messages(given["messages"]))
-        case []:
-            fields = ", ".join(name if name in given else f"{name} (null)" for name in record) or "none"
-            raise DataError(f"expected the fields {_EXPECTED}, got {fields:.200}; rename the file's fields")
-        case several:
-            found = " and ".join("/".join(form) for form in several)
-            raise DataError(f"expected only one of {_EXPECTED}, got {found}; remove what is not to be learned")
+def read_json(path: Path, fields: FieldNames | None = None, *, is_document: bool = False) -> Records:
+    """The records of a file, which with `is_document` is rather one JSON value. Raises DataError with the place."""
+    with opened(path) as file:
+        return collected(path, _records(file, path, is_document), fields or FieldNames())
 
 
-def _opened(path: Path) -> BinaryIO:
-    return cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
+def parse_example(line: str) -> Example | None:
+    """The example of one line; None for one that is not to be learned. Raises DataError."""
+    return parse_record(_object(_value(line))).example
 
 
-def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, str]]:
+def _records(file: BufferedReader[Any], path: Path, is_document: bool) -> Iterator[Place]:
+    if is_document or _begins_with_a_list(file):
+        data = file.read()
+        try:
+            value = json.loads(data.removeprefix(BYTE_ORDER_MARK))
+        except (ValueError, RecursionError) as error:
+            if data.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"["):
+                raise DataError(f"{path}: not JSON: {error}; expected one list of objects, or {_A_LINE}") from None
+            lines: Iterable[bytes] = BytesIO(data)
+        else:
+            yield from _listed(value, path)
+            return
+    else:
+        lines = _bounded_lines(file, path)
+    for number, line in _lines(lines, path):
+        try:
+            record = _object(_value(line))
+        except DataError as error:
+            raise DataError(f"{path}: line {number}: {error}") from None
+        yield f"line {number}", record
+
+
+def _begins_with_a_list(file: BufferedReader[Any]) -> bool:
+    return file.peek(1).removeprefix(BYTE_ORDER_MARK).lstrip(b" \t\r\n").startswith(b"[")
+
+
+def _listed(value: object, path: Path) -> Iterator[Place]:
+    """The records of a whole file: those of a list, of an object that has them in its only list, or the object itself."""
+    if isinstance(value, dict) and not is_known(list(value)):
+        lists = [name for name, part in value.items() if isinstance(part, list)]
+        if lists not in (["data"], ["train"]) and len(value) != 1:
+            raise NotRecordsError(
+                f"{path}: an object with {', '.join(value)!s:.200}; expected a list of objects with {EXPECTED}, an object "
+                "that has them in its list data, or one object a line"
+            )
+        value = value[lists[0]] if lists else value
+    for number, record in enumerate(value if isinstance(value, list) else [value], 1):
+        try:
+            yield f"record {number}", _object(record)
+        except DataError as error:
+            raise DataError(f"{path}: record {number}: {error}") from None
+
+
+def _bounded_lines(file: BufferedReader[Any], path: Path) -> Iterator[bytes]:
+    number = 0
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if len(line) > MAX_LINE_BYTES:
+            raise DataError(f"{path}: line {number} is longer than {MAX_LINE_BYTES >> 20} MiB; expected {_A_LINE}")
+        yield line
+
+
+def _lines(lines: Iterable[bytes], path: Path) -> Iterator[tuple[int, str]]:
     """(number, line) of every line that is not blank."""
     begin = 0
-    for number, line in enumerate(file, 1):
+    for number, line in enumerate(lines, 1):
         try:
-            text = line.removeprefix(_BYTE_ORDER_MARK).decode() if number == 1 else line.decode()
+            text = line.removeprefix(BYTE_ORDER_MARK).decode() if number == 1 else line.decode()
         except UnicodeDecodeError as error:
             place = begin + error.start + len(line) - len(error.object)
             raise DataError(
@@ -90,43 +105,14 @@ def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, str]]:
             yield number, text
 
 
-def _messages(value: object) -> tuple[ChatMessage, ...]:
-    if not isinstance(value, list):
-        raise DataError(f"messages must be a list of objects with role and content, got {_kind(value)}")
-    messages = []
-    for number, message in enumerate(value, 1):
-        where = f"message {number}"
-        if not isinstance(message, dict):
-            raise DataError(f"{where}: expected an object with role and content, got {_kind(message)}")
-        messages.append(ChatMessage(_text(message, "role", where), _text(message, "content", where)))
-    return tuple(messages)
-
-
-def _text(record: Mapping[str, Any], name: str, where: str = "") -> str:
-    prefix = f"{where}: " if where else ""
-    if name not in record:
-        raise DataError(f"{prefix}{name} is missing; expected an object with role and content")
-    value = record[name]
-    if not isinstance(value, str):
-        raise DataError(f"{prefix}{name} must be a string, got {_kind(value)}")
+def _value(line: str) -> object:
     try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        half = f"\\u{ord(value[error.start]):04x}"
-        raise DataError(f"{prefix}{name} is not text: {half} is half of a character; write the whole one") from None
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not JSON: {error}; expected {_A_LINE}") from None
+
+
+def _object(value: object) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(f"expected a JSON object with {EXPECTED}, got {kind(value)}")
     return value
-
-
-def _kind(value: object) -> str:
-    """A JSON value's kind, and its beginning where it is short enough to tell."""
-    match value:
-        case None:
-            return "null"
-        case bool() | int() | float():
-            return f"{value!r:.40}"
-        case str():
-            return f"the string {value[:40]!r}"
-        case list():
-            return f"a list of {len(value)}"
-        case _:
-            return "an object"

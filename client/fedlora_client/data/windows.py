@@ -43,6 +43,8 @@ class Windows:
     examples: int = 0  # that are in the windows
     truncated: int = 0  # of these, completions and chats that were cut to fit
     skipped: int = 0  # completions and chats of which nothing that is learned would have fitted
+    truncated_at: tuple[int, ...] = ()  # which examples, counted from 0
+    skipped_at: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -83,27 +85,32 @@ def make_windows(
     encoder = ExampleEncoder(tokenizer=tokenizer, shape=shape, chat_template=chat_template)
     row: list[Pairs] = []
     whole: list[Pairs] = []
-    truncated = skipped = 0
-    for number, example in enumerate(examples, 1):
-        pairs = encoder.pairs(example, f"{where}: example {number}")
+    truncated: list[int] = []
+    skipped: list[int] = []
+    for number, example in enumerate(examples):
+        pairs = encoder.pairs(example, f"{where}: example {number + 1}")
         if isinstance(example, str | TextRecord | Labelled):
             row += [pairs] if len(pairs) else []
             continue
         fitting = pairs.cut(length)
         if not len(fitting):
-            skipped += 1
+            skipped.append(number)
             continue
-        truncated += len(fitting) < len(pairs.cut(len(pairs)))
+        if len(fitting) < len(pairs.cut(len(pairs))):
+            truncated.append(number)
         whole.append(fitting)
     if skipped and not row and not whole:
         raise DataError(
-            f"{where}: none of the {skipped} examples has anything to learn in its first {length} tokens; raise "
+            f"{where}: none of the {len(skipped)} examples has anything to learn in its first {length} tokens; raise "
             f"train.sequence_length (this base: at most {shape.max_positions}), or shorten the prompts"
         )
     if not row and not whole:
         raise DataError(f"{where}: no text to train or measure on; give this device data, or leave it out of the run")
     inputs, targets, starts = _filled(row, whole, length)
-    return Windows(inputs, targets, starts, examples=len(row) + len(whole), truncated=truncated, skipped=skipped)
+    return Windows(
+        inputs, targets, starts, examples=len(row) + len(whole), truncated=len(truncated), skipped=len(skipped),
+        truncated_at=tuple(truncated), skipped_at=tuple(skipped),
+    )  # fmt: skip
 
 
 def parts(windows: Sequence[Windows], micro_batch: int) -> Iterator[list[Windows]]:

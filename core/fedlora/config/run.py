@@ -12,10 +12,10 @@ import dataclasses
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from fedlora.base.pack import EMBEDDED
 from fedlora.config.sections import (
     AggregationConfig,
     DataConfig,
+    FieldNames,
     LoraSection,
     ServerConfig,
     SimulationConfig,
@@ -36,11 +37,12 @@ from fedlora.lora.adapter import Adapter, initial_adapter
 from fedlora.nearest import unknown_key
 
 __all__ = [
-    "AggregationConfig", "DataConfig", "LoraSection", "RunConfig", "Scalar", "ServerConfig", "SimulationConfig",
-    "TrainConfig", "changed", "read_scenario",
+    "AggregationConfig", "DataConfig", "FieldNames", "LoraSection", "RunConfig", "Scalar", "ServerConfig",
+    "SimulationConfig", "TrainConfig", "changed", "read_scenario",
 ]  # fmt: skip
 
 Scalar = bool | int | float | str
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,16 +78,13 @@ class RunConfig:
     def from_flat(cls, values: Mapping[str, Any], where: str) -> RunConfig:
         """Raises ConfigError for an unknown key, a value of another type, or one out of range; `where` names the source."""
         known = dict(_leaves(cls()))
-        parts: dict[str, dict[str, Any]] = {"": {}}
+        leaves: dict[str, Any] = {}
         for key, value in values.items():
             if key not in known:
                 raise unknown_key(key, known, where)
-            section, _, leaf = key.rpartition(".")
-            parts.setdefault(section, {})[leaf] = _converted(value, known[key], f"{where}: {key}")
+            leaves[key] = _converted(value, known[key], f"{where}: {key}")
         try:
-            types = {f.name: f.default_factory for f in dataclasses.fields(cls)}
-            sections = {name: types[name](**content) for name, content in parts.items() if name}  # type: ignore[operator]
-            return cls(**parts[""], **sections)
+            return _made(cls, leaves)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
 
@@ -126,6 +125,18 @@ def _from(folder: Path, path: str, where: str) -> str:
         return os.path.normpath(folder / Path(path).expanduser())
     except RuntimeError as error:
         raise ConfigError(f"{where}: {path}: {error}") from None
+
+
+def _made(kind: Callable[..., Made], leaves: Mapping[str, Any], prefix: str = "") -> Made:
+    """The dataclass `kind` and those in it, from {dotted key: value}; what has no value has its default."""
+    content: dict[str, Any] = {}
+    for part in dataclasses.fields(kind):  # type: ignore[arg-type]
+        key = prefix + part.name
+        if dataclasses.is_dataclass(part.default_factory):
+            content[part.name] = _made(part.default_factory, leaves, f"{key}.")
+        elif key in leaves:
+            content[part.name] = leaves[key]
+    return kind(**content)
 
 
 def _leaves(config: Any, prefix: str = "") -> list[tuple[str, Any]]:

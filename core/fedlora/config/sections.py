@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal, TypeVar, get_args
 
 from fedlora.errors import ConfigError
@@ -26,12 +26,60 @@ def require(ok: bool, what: str, got: object) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FieldNames:
+    """What the fields of a record are called in the files: prompt = "question"; empty: by their own names.
+
+    Naming a field of one form chooses this form, where a record would be several.
+    """
+
+    text: str = ""
+    label: str = ""
+    prompt: str = ""
+    completion: str = ""
+    messages: str = ""
+    instruction: str = ""
+    input: str = ""
+    output: str = ""
+
+    def __post_init__(self) -> None:
+        named = self.given()
+        forms = {form for form, names in FORMS.items() if named.keys() & set(names)}
+        require(len(forms) <= 1, "data.fields names the fields of one form (" + _forms() + ")", named)
+        require(len(set(named.values())) == len(named), "data.fields must name different fields", named)
+
+    def given(self) -> dict[str, str]:
+        """{field: its name in the files}, of those that have another."""
+        return {field.name: name for field in fields(self) if (name := getattr(self, field.name))}
+
+    @property
+    def form(self) -> str:
+        """The form that they belong to; empty where none is named."""
+        return next((form for form, names in FORMS.items() if self.given().keys() & set(names)), "")
+
+
+# What a record may be, and its fields; those in OPTIONAL need not be there.
+FORMS = {
+    "text": ("text", "label"),
+    "completion": ("prompt", "completion"),
+    "messages": ("messages",),
+    "instruction": ("instruction", "input", "output"),
+}
+OPTIONAL = ("label", "input")
+
+
+def _forms() -> str:
+    return "; ".join(", ".join(names) for names in FORMS.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
     """Which text each device trains on."""
 
     name: str = "stdlib"  # an entry point of the group fedlora.datasets
     path: str = ""  # for data sets that are read from a place
     max_bytes: int = 0  # of each device's text; 0: all of it
+    # Not in its repr, by which devices find what they saved under earlier versions.
+    fields: FieldNames = field(default_factory=FieldNames, repr=False)
 
     def __post_init__(self) -> None:
         require(self.max_bytes >= 0, "data.max_bytes must be 0 (all) or more", self.max_bytes)

@@ -7,7 +7,7 @@ the configuration of the device that asks (in a simulation: `partition-id` and `
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 from fedlora.config.run import DataConfig, Scalar
@@ -19,12 +19,30 @@ DATASETS = Plugins(group="fedlora.datasets", noun="data set", key="data.name")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DataSource:
+    """A file that examples came from, and how many of them: they stand in the order of the files."""
+
+    name: str
+    train: int = 0
+    held_out: int = 0
+    left_out: int = 0  # records that say themselves that they are not to be learned
+    notices: tuple[str, ...] = ()  # what a person should know of it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceData:
     """The examples of one device: those it trains on, and those it only measures on."""
 
     name: str
     train: tuple[Example, ...]
     held_out: tuple[Example, ...]
+    # Where they came from, and what was not read: told before a training, and nothing that it depends on.
+    sources: tuple[DataSource, ...] = field(default=(), compare=False)
+    notices: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def left_out(self) -> int:
+        return sum(source.left_out for source in self.sources)
 
     @property
     def train_bytes(self) -> int:

@@ -102,4 +102,7 @@ class Study:
 
 def _digest(config: RunConfig, *, is_pooled: bool) -> str:
     flat = {key: value for key, value in config.flat().items() if key not in ("name", "output")}
+    flat = {
+        key: value for key, value in flat.items() if value or not key.startswith("data.fields.")
+    }  # which came later
     return hashlib.sha256(json.dumps([is_pooled, flat], sort_keys=True).encode()).hexdigest()[:16]

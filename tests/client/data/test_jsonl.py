@@ -70,7 +70,10 @@ REFUSED = {
     "two-objects": ('{"text": "a"} {"text": "b"}', "not JSON: Extra data"),
     "deep": ("[" * 100_000, "not JSON: "),
     "long-number": ("9" * 10_000, "not JSON: "),
-    "list": ('["a", "b"]', "expected a JSON object with text, or prompt and completion, or messages, got a list of 2"),
+    "list": (
+        '["a", "b"]',
+        "expected a JSON object with text, or prompt and completion, or messages, .*, got a list of 2",
+    ),
     "string": ('"once"', "expected a JSON object .*, got the string 'once'"),
     "number": ("3", "expected a JSON object .*, got 3"),
     "null": ("null", "expected a JSON object .*, got null"),
@@ -225,7 +228,7 @@ def test_files_refuses_a_place_whose_files_are_empty(tmp_path: Path) -> None:
 
 
 def test_files_names_a_folder_without_any_file_of_the_kinds_it_reads(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no \*\.txt file below it, nor \*\.jsonl or \*\.jsonl\.gz"):
+    with pytest.raises(DataError, match=r"no \*\.txt or \*\.jsonl or .* file below it"):
         files(DataConfig(name="files"), own(tmp_path))
 
 

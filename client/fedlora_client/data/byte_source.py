@@ -1,0 +1,153 @@
+"""The bytes of a data file, decompressed where they are compressed: by the file's first bytes, whatever its name says.
+
+What comes out is bounded: a small file that expands without end is refused on the way, and never held.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fedlora.errors import DataError
+
+from fedlora_client.data.containers import HEAD_BYTES, refused
+
+COMPRESSED = (".gz", ".bz2", ".xz")  # the suffixes of what is decompressed here
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+MAX_EXPANDED_BYTES = 1 << 30  # of one compressed file
+MAX_FOLD = 200  # times its size, beyond _FREE_BYTES: text shrinks to a tenth, not to so little
+MAX_LINE_BYTES = 1 << 26  # of one record
+_FREE_BYTES = 1 << 25
+_XZ_MEMORY_BYTES = 1 << 28  # xz -9 needs a quarter; a file may ask for 4 GiB
+_MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ\x00": ".xz"}
+_NAMES = {".gz": "a gzipped", ".bz2": "a bzip2", ".xz": "an xz"}
+_DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[io.BufferedReader[Any]]:
+    """The file's bytes, decompressed. Raises DataError, here and while they are read, for what is no text or damaged."""
+    try:
+        with path.open("rb") as file:
+            head = file.peek(HEAD_BYTES)[:HEAD_BYTES]
+            kind = _compression(head)
+            if what := refused(head, path):
+                raise DataError(f"{path}: it is {what}")
+            if kind is None:
+                if (suffix := path.suffix.lower()) in COMPRESSED:
+                    raise DataError(_unread(path, f"Not {_NAMES[suffix]} file"))
+                yield file
+                return
+            bounded = io.BufferedReader(_Bounded(_expanded(file, kind), path, os.fstat(file.fileno()).st_size))
+            head = bounded.peek(HEAD_BYTES)[:HEAD_BYTES]
+            if (what := refused(head, path)) or _compression(head):
+                raise DataError(
+                    f"{path}: what is compressed in it is {what or 'compressed once more; decompress it first'}"
+                )
+            yield bounded
+    except _DAMAGED as error:
+        raise DataError(_unread(path, getattr(error, "strerror", None) or error)) from None
+
+
+def read_bytes(path: Path) -> bytes:
+    """All of the file's bytes, decompressed. Raises DataError."""
+    with opened(path) as file:
+        return file.read()
+
+
+def read_text(path: Path) -> str:
+    """The file's text, its line ends as one character, without a byte order mark. Raises DataError."""
+    data = read_bytes(path)
+    mark = len(BYTE_ORDER_MARK) if data.startswith(BYTE_ORDER_MARK) else 0
+    try:
+        text = data[mark:].decode()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: not UTF-8 text: byte {mark + error.start} is wrong; convert the file to UTF-8 (iconv -f ENCODING -t "
+            "UTF-8)"
+        ) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def is_compressed_name(name: str) -> bool:
+    return name.lower().endswith(COMPRESSED)
+
+
+def _unread(path: Path, reason: object) -> str:
+    return f"{path}: cannot be read: {reason}; copy the file again, or name another place"
+
+
+def _compression(head: bytes) -> str | None:
+    return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
+
+
+def _expanded(file: BinaryIO, kind: str) -> io.RawIOBase | io.BufferedIOBase:
+    match kind:
+        case ".gz":
+            return gzip.GzipFile(fileobj=file, mode="rb")
+        case ".bz2":
+            return bz2.BZ2File(file, "rb")
+        case _:
+            return _Xz(file)
+
+
+class _Bounded(io.RawIOBase):
+    """Another stream, as far as it is not larger than a data file may be."""
+
+    def __init__(self, inner: io.RawIOBase | io.BufferedIOBase, path: Path, size_bytes: int) -> None:
+        self._inner, self._path, self._taken = inner, path, 0
+        self._limit = min(MAX_EXPANDED_BYTES, max(_FREE_BYTES, MAX_FOLD * size_bytes))
+        self._size = size_bytes
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        data = self._inner.read(len(buffer)) or b""
+        self._taken += len(data)
+        if self._taken > self._limit:
+            raise DataError(
+                f"{self._path}: {self._size} bytes that expand to more than {self._limit} (at most {MAX_FOLD} times the "
+                f"file's size beyond {_FREE_BYTES >> 20} MiB, and {MAX_EXPANDED_BYTES >> 20} MiB in all); decompress the "
+                "file yourself if it is sound, or split it"
+            )
+        buffer[: len(data)] = data
+        return len(data)
+
+
+class _Xz(io.RawIOBase):
+    """The content of an xz file, with a bound on the memory that it may ask for."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._stream, self._left = file, _xz_stream(), b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        while True:
+            if self._stream.eof:
+                self._left = (self._stream.unused_data or self._file.read(io.DEFAULT_BUFFER_SIZE)).lstrip(b"\x00")
+                if not self._left:
+                    return 0
+                self._stream = _xz_stream()  # files that were put one after another
+            if self._stream.needs_input and not self._left:
+                self._left = self._file.read(io.DEFAULT_BUFFER_SIZE)
+                if not self._left:
+                    raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+            data, self._left = self._stream.decompress(self._left, len(buffer)), b""
+            if data:
+                buffer[: len(data)] = data
+                return len(data)
+
+
+def _xz_stream() -> lzma.LZMADecompressor:
+    return lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=_XZ_MEMORY_BYTES)

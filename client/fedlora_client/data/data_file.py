@@ -1,0 +1,90 @@
+"""One file of a device's data: how it is read, by its name; its first bytes have the last word."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fedlora.config.sections import FieldNames
+from fedlora.data.datasets import split_lines, split_records
+from fedlora.data.examples import Example
+from fedlora.errors import DataError
+
+from fedlora_client.data.byte_source import COMPRESSED, read_text
+from fedlora_client.data.jsonl import parse_example, read_json
+from fedlora_client.data.records import Records
+from fedlora_client.data.tables import read_table
+
+Format = Literal["text", "lines", "document", "csv", "tsv"]
+FORMATS: dict[str, Format] = {
+    ".txt": "text", ".jsonl": "lines", ".ndjson": "lines", ".jsonlines": "lines", ".json": "document", ".csv": "csv",
+    ".tsv": "tsv", ".tab": "tsv",
+}  # fmt: skip
+
+Split = tuple[tuple[Example, ...], tuple[Example, ...]]  # train, held-out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileContent:
+    """What a file gives: all of it, and in two parts."""
+
+    all: tuple[Example, ...]
+    split: Split
+    left_out: int = 0
+    notices: tuple[str, ...] = ()
+
+
+def format_of(file: Path) -> Format | None:
+    """How a file of this name is read; None where the name does not tell."""
+    return next((kind for suffix, kind in FORMATS.items() if plain_name(file).endswith(suffix)), None)
+
+
+def plain_name(file: Path) -> str:
+    """The file's name in lower case, as if it were not compressed."""
+    name = file.name.lower()
+    return next((name.removesuffix(suffix) for suffix in COMPRESSED if name.endswith(suffix)), name)
+
+
+def stem(file: Path) -> str:
+    """The file's name without its suffixes, those that tell how it is read."""
+    name = file.name[: len(plain_name(file))]
+    return next((name[: -len(suffix)] for suffix in FORMATS if name.lower().endswith(suffix)), Path(name).stem)
+
+
+def read_file(file: Path, fields: FieldNames) -> FileContent:
+    """Its examples; a file whose name does not tell is text. Raises DataError."""
+    match format_of(file):
+        case "lines":
+            return _content(read_json(file, fields))
+        case "document":
+            return _content(read_json(file, fields, is_document=True))
+        case "csv":
+            return _content(read_table(file, fields))
+        case "tsv":
+            return _content(read_table(file, fields, separator="\t"))
+        case _:
+            text = read_text(file)
+            first, last = split_lines(text)
+            split: Split = ((first,) if first else (), (last,) if last else ())
+            return FileContent(all=(text,) if text else (), split=split, notices=_looks_like_records(text))
+
+
+def _content(records: Records) -> FileContent:
+    return FileContent(
+        all=records.examples,
+        split=split_records(records.examples),
+        left_out=records.left_out,
+        notices=tuple(records.notices()),
+    )
+
+
+def _looks_like_records(text: str) -> tuple[str, ...]:
+    line, _, _ = text.partition("\n")
+    if not line.startswith("{"):
+        return ()
+    try:
+        parse_example(line)
+    except DataError:
+        return ()
+    return ("learned as plain text, though its first line is a record; a file of records ends in .jsonl",)
