@@ -14,7 +14,7 @@ import onnxruntime as ort
 from fedlora.base.pack import open_pack
 from fedlora.exported.inputs import input_values, joined_values
 from fedlora.exported.profiles import Profile, graph_name
-from fedlora.peft.directory import adapter_of
+from fedlora.peft.for_base import adapter_of
 from fedlora_serve.session import open_graph
 from numpy.typing import NDArray
 

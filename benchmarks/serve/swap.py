@@ -10,7 +10,8 @@ from typing import Any
 
 from fedlora.base.pack import BasePack
 from fedlora.exported.inputs import input_values
-from fedlora.peft.directory import WEIGHTS, adapter_of
+from fedlora.peft.directory import WEIGHTS
+from fedlora.peft.for_base import adapter_of
 from fedlora.row_lora.layout import adapter_layout
 from fedlora_serve.adapters.loading import digest_of, load_adapter
 from fedlora_serve.adapters.store import AdapterStore

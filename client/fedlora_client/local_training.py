@@ -17,6 +17,9 @@ from fedlora.files.atomic import check_directory
 from fedlora.files.tensor_file import Dtype, as_float32
 from fedlora.lora.adapter import Adapter
 from fedlora.peft.directory import CONFIG, PeftDirectory, read_peft, saved_name, write_peft
+from fedlora.peft.finding import find_adapter
+from fedlora.peft.for_base import beside_of, check_is_for
+from fedlora.peft.tensors import model_tensor
 from numpy.typing import NDArray
 
 from fedlora_client.data.account import by_file, notices
@@ -127,20 +130,32 @@ class LocalTraining:
             head = self.device.model.trainable_head()
         if self.run.start is None:
             return self.device.first_adapter(), head
-        found, where = read_peft(Path(self.run.start)), str(self.run.start)
+        found, where = read_peft(find_adapter(self.run.start)), str(self.run.start)
         if found.base_fingerprint not in (None, self.base.fingerprint):
             raise AdapterMismatchError(
                 f"{where}: trained on the base {found.base_fingerprint!s:.16}, not on {self.base.fingerprint:.16} "
                 f"({self.base.directory}); give --base the pack that it belongs to"
             )
-        found.adapter.check_fits(self.base.model.linear_modules(), where)
-        for name, (dtype, array) in found.saved_modules.items():
-            if head is None or name != saved_name(HEAD) or array.shape != head.shape:
+        check_is_for(found, self.base, where)
+        kept = dict(found.beside)
+        if head is not None and saved_name(HEAD) in kept:
+            dtype, array = kept.pop(saved_name(HEAD))
+            if array.shape != head.shape:
                 raise AdapterMismatchError(
-                    f"{where}: it has {name} {list(array.shape)} from modules_to_save; only {HEAD} of the base's size is "
-                    f"trained further: pass --set lora.modules_to_save={HEAD}"
+                    f"{where}: its {HEAD} is {list(array.shape)}, the base's is {list(head.shape)}; give --base the pack "
+                    "that it belongs to"
                 )
             head = as_float32(array, dtype, where)
+        for name in beside_of(replace(found, saved_modules=kept, embeddings={}), self.base, where).replaced:
+            if name == saved_name(HEAD):
+                raise AdapterMismatchError(
+                    f"{where}: it has a trained {HEAD} from modules_to_save; to train it further, pass --set "
+                    f"lora.modules_to_save={HEAD}"
+                )
+            raise AdapterMismatchError(
+                f"{where}: it also replaces {model_tensor(name)}, which did train and cannot be trained further: beside A "
+                f"and B only {HEAD} can; start from an adapter without it"
+            )
         return found.adapter, head
 
     def _metrics(self, adapter: Adapter) -> dict[str, float]:

@@ -15,7 +15,8 @@ from fedlora.exported.sidecar import sidecar_of
 from fedlora.family import ModelShape
 from fedlora.files.atomic import whole_file
 from fedlora.lora.adapter import Adapter
-from fedlora.peft.directory import adapter_of
+from fedlora.peft.finding import find_adapter
+from fedlora.peft.for_base import adapter_of
 
 _ADAPTER_VERSION = 1
 
@@ -32,7 +33,7 @@ def export_peft(
             "profile fast joins the modules that read the same input, and which those are is the base's to say; "
             "pass --base PACK"
         )
-    directory, output = Path(directory), Path(output)
+    directory, output = find_adapter(directory), Path(output)
     adapter, fingerprint = adapter_of(directory, base)
     joined_for = base.model if base and profile == "fast" else None
     write_onnx_adapter(adapter, fingerprint, output, source=directory.resolve().name, joined_for=joined_for)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,17 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from fedlora.base.pack import BasePack
+from fedlora.base.quantize import dequantize
 from fedlora.errors import AdapterMismatchError, ConfigError, DataError, RunError
-from fedlora.peft.directory import read_peft, saved_name
+from fedlora.family import EMBEDDING
+from fedlora.files.tensor_file import Dtype
+from fedlora.peft.directory import read_peft, saved_name, write_peft
 from fedlora_client.commands.doctor import doctor
 from fedlora_client.commands.train import train
 from fedlora_client.decoder.decoder import Decoder
 from fedlora_client.ops.compute import choose_compute
 from fedlora_client.training.training import Training
+from numpy.typing import NDArray
 
 from tests.reference.agreement import assert_close
 from tests.reference.oracles import read_by_peft
@@ -328,3 +333,24 @@ def test_full_fine_tuning_reads_chats_and_keeps_the_template(run: Run, base: Bas
     (tmp_path / "chats.jsonl").write_text((json.dumps(chat) + "\n") * 12)
     run("--full", "--base", checkpoint, "--epochs", 1, source=tmp_path / "chats.jsonl")
     assert (tmp_path / "adapter" / "chat_template.jinja").read_text() == template
+
+
+def test_an_adapter_of_peft_with_the_bases_own_embeddings_is_trained_further(
+    run: Run, packs: Packs, tmp_path: Path
+) -> None:
+    base = packs(VARIANTS["4-bit-symmetric-block64-4-bit-untied-head"])
+    run("--base", base.directory, output="first")
+    content = read_peft(tmp_path / "first")
+    own = {f"base_model.model.{module}.weight": dequantize(base.matrix(module)) for module in ("lm_head", EMBEDDING)}
+    stored: dict[str, tuple[Dtype, NDArray[np.float32]]] = {name: ("F32", values) for name, values in own.items()}
+    write_peft(tmp_path / "peft", replace(content, embeddings=stored))
+    run("--base", base.directory, "--adapter", tmp_path / "peft", output="second")
+    assert not read_peft(tmp_path / "second").beside
+    name = f"base_model.model.{EMBEDDING}.weight"
+    trained = replace(content, saved_modules={name: ("F32", own[name] + np.float32(0.1))})
+    write_peft(tmp_path / "trained", trained)
+    for options in ((), ("--set", "lora.modules_to_save=lm_head")):  # no option takes it, and none is named
+        with pytest.raises(
+            AdapterMismatchError, match=r"embed_tokens\.weight, which did train and cannot be trained fur"
+        ):
+            run("--base", base.directory, "--adapter", tmp_path / "trained", *options, output="third")

@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime as ort
 import peft
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterMismatchError, ConfigError, PackError
@@ -230,7 +231,12 @@ def test_the_command_exports_a_base_and_tells_how_far_it_is_from_torch(base: Bas
 def saved_by_peft(base: BasePack, directory: Path, config: peft.PeftConfig) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PEFT, about what these adapters are
-        peft.get_peft_model(oracle(base), config).save_pretrained(directory)
+        model = peft.get_peft_model(oracle(base), config)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "modules_to_save" in name:  # as a step of training would
+                    parameter += 0.1
+        model.save_pretrained(directory)
     return directory
 
 

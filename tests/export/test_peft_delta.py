@@ -128,9 +128,33 @@ def test_an_adapter_of_an_encoder_holds_the_update_that_peft_computes(tmp_path: 
 def test_a_classifiers_head_that_peft_saves_is_said_to_be_more_than_a_file_can_carry(tmp_path: Path, name: str) -> None:
     base = save_encoder_pack(name, tmp_path / "pack")
     model, _ = peft_encoder(base, random_adapter(base))
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if "modules_to_save" in parameter_name:
+                parameter += 0.1
     model.save_pretrained(tmp_path / "peft")
-    with pytest.raises(AdapterMismatchError, match=r"also replaces base_model\.model\.classifier\..*cannot carry"):
+    with pytest.raises(
+        AdapterMismatchError, match=r"also replaces base_model\.model\.classifier\..*cannot carry"
+    ) as told:
         export_peft(tmp_path / "peft", tmp_path / "a.onnx_adapter", base)
+    assert "train with task_type=None, and the head stays the base's" in str(told.value)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_adapter_whose_head_stays_the_bases_is_exported_as_advised(tmp_path: Path, name: str) -> None:
+    base = save_encoder_pack(name, tmp_path / "pack")
+    adapter = random_adapter(base)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = peft.get_peft_model(oracle(base), peft.LoraConfig(task_type=None, target_modules=list(adapter.pairs)))
+    assert all(".lora_" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    model.save_pretrained(tmp_path / "advised")
+    export_peft(tmp_path / "advised", tmp_path / "advised.onnx_adapter", base)
+    # So is one with a head that PEFT saved, but nobody trained.
+    model, _ = peft_encoder(base, adapter)
+    model.save_pretrained(tmp_path / "peft")
+    export_peft(tmp_path / "peft", tmp_path / "a.onnx_adapter", base)
+    assert_file_holds(tmp_path / "a.onnx_adapter", deltas(model))
 
 
 def test_the_published_bert_classifier_is_read_and_refused_for_its_head(shared: Path, tmp_path: Path) -> None:

@@ -26,6 +26,9 @@ from fedlora.errors import ConfigError
 
 Bits = Literal[4, 8]
 BLOCK_SIZES = (32, 64, 128)
+_COMPARED_ROWS = 1024
+_ROUNDED = 1.01 * 2.0**-8  # the largest relative error of a value in bfloat16
+_REPRESENTED = 2.0**-22  # that of the sums here, in float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +108,37 @@ def dequantize(matrix: QuantizedMatrix) -> NDArray[np.float32]:
         zeros = _unpacked(matrix.zeros, matrix.bits)[:, :blocks, None].astype(np.float32)
     weight = (codes - zeros) * matrix.scales[..., None]
     return weight.reshape(rows, -1)[:, : matrix.in_features]
+
+
+def stands_for(matrix: QuantizedMatrix, weight: NDArray[np.float32]) -> bool:
+    """Whether `weight` [rows <= O, I] would be stored as the matrix is: each value lies in its code's cell of the grid.
+
+    The outermost cells have no end. A value that was rounded to bfloat16 meanwhile may lie as far outside as that moved it.
+    """
+    for begin in range(0, len(weight), _COMPARED_ROWS):
+        part = slice(begin, min(begin + _COMPARED_ROWS, len(weight)))
+        stored = QuantizedMatrix(
+            qweight=matrix.qweight[part],
+            scales=matrix.scales[part],
+            zeros=None if matrix.zeros is None else matrix.zeros[part],
+            in_features=matrix.in_features,
+            bits=matrix.bits,
+        )
+        if not _in_cells(stored, weight[part]):
+            return False
+    return True
+
+
+def _in_cells(matrix: QuantizedMatrix, weight: NDArray[np.float32]) -> bool:
+    rows, columns, last = len(matrix.scales), matrix.in_features, (1 << matrix.bits) - 1
+    codes = _unpacked(matrix.qweight, matrix.bits).reshape(rows, -1)[:, :columns]
+    step = np.repeat(matrix.scales, matrix.block_size, axis=1)[:, :columns]
+    if not np.isfinite(weight).all():
+        return False
+    off = (weight - dequantize(matrix)) * np.sign(step)  # towards larger codes
+    is_in_last = (codes == last) & (off > 0) | (codes == 0) & (off < 0)
+    slack = _ROUNDED * np.abs(weight) + _REPRESENTED * np.abs(step) * last
+    return bool(np.all(is_in_last | (np.abs(weight - dequantize(matrix)) <= np.abs(step) / 2 + slack)))
 
 
 def _packed(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:

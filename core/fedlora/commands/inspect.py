@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import click
 
 from fedlora.base.checkpoint import Checkpoint
 from fedlora.base.pack import CONFIG as MODEL_CONFIG
 from fedlora.base.pack import MANIFEST, WEIGHTS, BasePack, find_pack, open_pack
 from fedlora.errors import ConfigError, UpdateError
-from fedlora.family import DecoderShape, EncoderShape
+from fedlora.family import HEAD, DecoderShape, EncoderShape
 from fedlora.files.file_kind import kind_of
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.algebra import inner_product
-from fedlora.peft.directory import CONFIG, read_peft
+from fedlora.peft.directory import CONFIG, PeftDirectory, read_peft
+from fedlora.peft.finding import find_adapter
+from fedlora.peft.layout import HEADS
+from fedlora.peft.missing import told_instead
+from fedlora.peft.tensors import Stored, model_tensor
 from fedlora.wire.update import decode_update
 
 Facts = dict[str, object]
@@ -23,12 +29,15 @@ Facts = dict[str, object]
 def inspect(path: str) -> None:
     """Show what PATH holds: the directory of a base pack, a checkpoint or a PEFT adapter, or a file with one update."""
     place = find_pack(path)
+    if not place.exists():
+        place = find_adapter(path)
     if (place / MANIFEST).is_file():
         _show(f"base pack {place}", _pack_facts(open_pack(place)))
     elif (place / CONFIG).is_file():
         content = read_peft(place)
         base = content.base_fingerprint or f"not recorded ({content.config.get('base_model_name_or_path')})"
-        _show(f"adapter {place}", _adapter_facts(content.adapter) | {"base": base, "stored as": content.dtype})
+        stored: Facts = {"base": base, "stored as": content.dtype}
+        _show(f"adapter {place}", _adapter_facts(content.adapter) | stored | _beside_facts(content))
     elif (place / MODEL_CONFIG).is_file():
         _show(f"checkpoint {place}", _checkpoint_facts(Checkpoint(place)))
     elif place.is_file():
@@ -49,7 +58,10 @@ def inspect(path: str) -> None:
         }
         _show(f"update {place}", facts | _adapter_facts(update.adapter))
     else:
-        raise ConfigError(f"{place}: neither a base pack ({MANIFEST}), nor a PEFT adapter ({CONFIG}), nor an update")
+        raise ConfigError(
+            f"{place}: neither a base pack ({MANIFEST}), nor a PEFT adapter ({CONFIG}), nor an update; "
+            f"{told_instead(place)}"
+        )
 
 
 def _checkpoint_facts(checkpoint: Checkpoint) -> Facts:
@@ -112,6 +124,27 @@ def _adapter_facts(adapter: Adapter) -> Facts:
         "parameters": f"{adapter.size_bytes // 4:,}",
         "norm of B A": f"{sum(_squared_norm(adapter, module) for module in adapter.pairs) ** 0.5:.4g}",
     }
+
+
+def _beside_facts(content: PeftDirectory) -> Facts:
+    """The tensors beside A and B, and what they are for whoever uses the adapter."""
+    facts: Facts = {}
+    if content.saved_modules:
+        facts["also trained"] = f"{_tensors(content.saved_modules)} (modules_to_save), which only training can take"
+    if content.embeddings:
+        facts["also stored"] = (
+            f"{_tensors(content.embeddings)} (save_embedding_layers); with a base, those that did not train are left out; "
+            "save with save_embedding_layers=False to do without them"
+        )
+    unsupported = [module for module in content.adapter.pairs if module.rsplit(".", 1)[-1] in (HEAD, *HEADS)]
+    if unsupported:
+        facts["not supported"] = f"LoRA on {', '.join(unsupported)}: train without it among target_modules"
+    return facts
+
+
+def _tensors(tensors: Mapping[str, Stored]) -> str:
+    by_name = {model_tensor(name): array.shape for name, (_, array) in tensors.items()}
+    return ", ".join(f"{name} [{', '.join(map(str, shape))}]" for name, shape in by_name.items())
 
 
 def _squared_norm(adapter: Adapter, module: str) -> float:

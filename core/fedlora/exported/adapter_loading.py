@@ -24,7 +24,9 @@ from fedlora.exported.inputs import model_version, modules_of
 from fedlora.exported.profiles import DEFAULT, Profile
 from fedlora.exported.sidecar import InputShapes, sidecar_of
 from fedlora.lora.config import MAX_RANK
+from fedlora.peft.missing import told_instead
 
+SUFFIX = ".onnx_adapter"  # of an adapter file
 UNNAMED_VERSIONS = (0, 1)  # of files whose writer names no base
 _OVERHEAD_BYTES = 1 << 10  # of a parameter: its name, sizes and tables
 
@@ -42,7 +44,8 @@ def load_adapter_file(
     Raises AdapterError where it is damaged, AdapterMismatchError where it is for another base or profile.
     """
     if not path.is_file():
-        raise AdapterError(f"{path}: no such file; make one with: fedlora export-adapter ADAPTER -o {path}")
+        made = f"make one with: fedlora export-adapter ADAPTER -o {path}"
+        raise AdapterError(f"{path}: no such file; {made if path.suffix == SUFFIX else told_instead(path)}")
     manifest = read_adapter_manifest(path)
     size, most = path.stat().st_size, _largest_file(inputs)
     if manifest and manifest.base != base_fingerprint:

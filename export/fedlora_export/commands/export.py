@@ -10,7 +10,8 @@ from click.core import ParameterSource
 from fedlora.base.pack import open_pack
 from fedlora.errors import ConfigError
 from fedlora.exported.profiles import DEFAULT, PROFILES, Profile
-from fedlora.peft.directory import adapter_of
+from fedlora.peft.finding import find_adapter
+from fedlora.peft.for_base import adapter_of
 
 from fedlora_export.export import ExportedGraph, export_base
 from fedlora_export.graph.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
@@ -55,7 +56,7 @@ def export(
             raise ConfigError(
                 "--merge writes the profile base alone: its graph has no adapter inputs; leave --profile out"
             )
-        adapter, _ = adapter_of(merge, pack)
+        adapter, _ = adapter_of(find_adapter(merge), pack)
         graph, cost = export_merged(pack, adapter, output, accuracy_level=level, replace=force)
         _show(graph, accuracy)
         click.echo(f"merged: {cost}", err=True)

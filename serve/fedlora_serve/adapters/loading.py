@@ -21,7 +21,9 @@ from fedlora.exported.adapter_loading import load_adapter_file
 from fedlora.exported.inputs import input_values
 from fedlora.exported.profiles import Profile, graph_inputs
 from fedlora.exported.sidecar import sidecar_of
-from fedlora.peft.directory import CONFIG, WEIGHTS, adapter_of
+from fedlora.peft.directory import CONFIG, WEIGHTS
+from fedlora.peft.for_base import adapter_of
+from fedlora.peft.missing import told_of_file
 from fedlora.row_lora.layout import AdapterLayout, LayoutDtype, adapter_layout
 from numpy.typing import NDArray
 
@@ -73,8 +75,8 @@ def load_adapter(
     that names none only with `allow_unnamed_base`. Raises AdapterError where it is damaged or changes while it is read,
     AdapterMismatchError where it is for another base or profile, AdapterTooLargeError past `max_bytes`.
     """
-    if path.name in (CONFIG, WEIGHTS) and path.is_file():
-        raise AdapterError(f"{path}: a file of a PEFT directory; name the directory: {path.parent}")
+    if told := told_of_file(path):
+        raise AdapterError(f"{path}: {told}")
     try:
         before = list(_stamps(path))
         for size, *_ in before[:1]:  # no dtype of a file is wider than float32

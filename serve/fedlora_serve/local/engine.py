@@ -10,6 +10,7 @@ import onnxruntime as ort
 from fedlora.base.pack import open_pack
 from fedlora.errors import AdapterError, AdapterMismatchError, ConfigError, GraphError
 from fedlora.exported.profiles import DEFAULT, Profile, graph_name
+from fedlora.peft.finding import find_adapter
 from numpy.typing import NDArray
 
 from fedlora_serve.adapters.loading import LoadedAdapter, load_adapter
@@ -37,7 +38,7 @@ class Engine:
         self.tokenizer = open_tokenizer(self.base.directory)
 
     def load_adapter(self, path: str | Path, *, allow_unnamed_base: bool = False) -> LoadedAdapter:
-        """Read and verify a PEFT directory or a .onnx_adapter file. Raises AdapterError.
+        """Read and verify a PEFT directory, here or on the hub, or a .onnx_adapter file. Raises AdapterError.
 
         `allow_unnamed_base` takes a file of another tool, which names no base, where its names and shapes fit.
         """
@@ -46,7 +47,7 @@ class Engine:
                 f"{path}: {self.graph_manifest.graph} is of profile base, which takes no adapter; write a graph that does "
                 f"with: fedlora export {self.base.directory} --profile {DEFAULT}"
             )
-        return load_adapter(Path(path), self.base, allow_unnamed_base=allow_unnamed_base)
+        return load_adapter(find_adapter(path), self.base, allow_unnamed_base=allow_unnamed_base)
 
     def start(self, adapter: LoadedAdapter | None = None) -> Decoding:
         """An empty sequence that speaks with `adapter`."""

@@ -6,15 +6,20 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from fedlora.base.pack import BasePack
 from fedlora.commands.inspect import inspect
 from fedlora.errors import AdapterError, ConfigError, FedloraError, PackError, UpdateError
+from fedlora.files.tensor_file import Dtype
 from fedlora.lora.adapter import Adapter
+from fedlora.lora.config import LoraConfig
 from fedlora.peft.directory import PeftDirectory, write_peft
 from fedlora.wire.update import Update, encode_update
+from numpy.typing import NDArray
 
+from tests.tiny.adapters import adapter_on
 from tests.tiny.checkpoints import llama_config
 
 
@@ -138,3 +143,23 @@ def test_a_checkpoint_that_is_quantized_already_is_refused_by_the_method(checkpo
 def test_a_gguf_file_is_called_one(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes(68))
     assert "m.gguf: a GGUF file" in str(_error(tmp_path / "m.gguf"))
+
+
+def test_what_an_adapter_has_beside_its_factors_is_shown(tmp_path: Path, adapter: Adapter) -> None:
+    head: tuple[Dtype, NDArray[np.float32]] = ("F32", np.zeros((264, 32), np.float32))
+    content = PeftDirectory(
+        adapter=adapter,
+        saved_modules={"base_model.model.lm_head.weight": head},
+        embeddings={"base_model.model.model.embed_tokens.weight": head},
+    )
+    write_peft(tmp_path / "a", content)
+    facts = _facts(tmp_path / "a")
+    assert facts["also trained"].startswith("lm_head.weight [264, 32] (modules_to_save)")
+    assert facts["also stored"].startswith("model.embed_tokens.weight [264, 32] (save_embedding_layers)")
+
+
+def test_lora_on_the_head_is_shown_as_what_is_not_supported(tmp_path: Path) -> None:
+    modules = {"model.layers.0.self_attn.q_proj": (32, 32), "lm_head": (264, 32)}
+    adapter = adapter_on(LoraConfig(rank=4, target_modules=("q_proj", "lm_head")), modules)
+    write_peft(tmp_path / "a", PeftDirectory(adapter=adapter))
+    assert _facts(tmp_path / "a")["not supported"] == "LoRA on lm_head: train without it among target_modules"

@@ -89,7 +89,7 @@ def test_the_malformed_directory_is_refused_with_file_and_tensor(shared: Path) -
     with pytest.raises(AdapterError) as caught:
         read_peft(source)
     assert str(caught.value).startswith(f"{source / WEIGHTS}: tensor base_model.model.")
-    assert "save the adapter again with PEFT" in str(caught.value)
+    assert "train with task_type=None and without classifier among target_modules" in str(caught.value)
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
@@ -280,7 +280,7 @@ SPOILED: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "no configuration": (lambda d: (d / CONFIG).unlink(), CONFIG, "expected a PEFT directory with"),
     "no weights": (lambda d: (d / WEIGHTS).unlink(), WEIGHTS, "cannot be read: No such file"),
     "cut": (_cut, WEIGHTS, "truncated"),
-    "no tensors": (_weights(lambda t: t.clear()), WEIGHTS, "expected lora_A and lora_B of one dtype, got none"),
+    "no tensors": (_weights(lambda t: t.clear()), WEIGHTS, "expected lora_A and lora_B of some modules, got none"),
     "missing lora_B": (_weights(lambda t: t.pop(LORA_B)), WEIGHTS, f"{UP} has lora_A only; expected lora_A and lora_B"),
     "missing lora_A": (_weights(lambda t: t.pop(LORA_A)), WEIGHTS, f"{UP} has lora_B only"),
     "NaN": (_weights(lambda t: t[LORA_B][3].fill_(np.nan)), WEIGHTS, f"{UP}.lora_B holds NaN or infinity"),
@@ -296,7 +296,6 @@ SPOILED: dict[str, tuple[Callable[[Path], None], str, str]] = {
         WEIGHTS,
         "has dtype I8; expected F32, F16 or BF16",
     ),
-    "two dtypes": (_weights(lambda t: t.update({LORA_A: t[LORA_A].half()})), WEIGHTS, "of one dtype, got F16, F32"),
     "a magnitude of DoRA": (
         _weights(lambda t: t.update({f"base_model.model.{UP}.lora_magnitude_vector": torch.zeros(72)})),
         WEIGHTS,
@@ -310,12 +309,19 @@ SPOILED: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "a name without PEFT's prefix": (
         _weights(lambda t: t.update({f"{UP}.lora_A.weight": t.pop(LORA_A)})),
         WEIGHTS,
-        "is neither lora_A or lora_B",
+        "does not begin with base_model.model., once: PEFT loads none that is named so",
     ),
-    "an adapter's name in the tensor's": (
-        _weights(lambda t: t.update({LORA_A.replace("weight", "default.weight"): t.pop(LORA_A)})),
+    "two adapters": (
+        _weights(
+            lambda t: t.update({LORA_A.replace("weight", f"{n}.weight"): t[LORA_A].clone() for n in ("one", "two")})
+        ),
         WEIGHTS,
-        "is neither lora_A or lora_B",
+        "holds several adapters (one, two); save each by itself",
+    ),
+    "a factor twice": (
+        _weights(lambda t: t.update({LORA_A.replace("weight", "default.weight"): t[LORA_A].clone()})),
+        WEIGHTS,
+        "lora_A is there twice",
     ),
 }
 

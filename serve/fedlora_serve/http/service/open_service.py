@@ -10,6 +10,7 @@ from fedlora.data.chat_template import load_chat_template
 from fedlora.errors import ConfigError, PackError
 from fedlora.family import DecoderShape, model_shape
 from fedlora.files.documents import read_object
+from fedlora.peft.finding import find_adapter
 
 from fedlora_serve.adapters.store import AdapterStore
 from fedlora_serve.batching.engine import BatchEngine
@@ -36,7 +37,7 @@ def open_service(base: str | Path, config: ServeConfig) -> ServiceState:
     service.adapter_folder = folder
     try:
         for name, path in config.adapters.items():
-            service.store.load(name, Path(path))
+            service.store.load(name, find_adapter(path))
     except BaseException:
         if service.engine is not None:
             service.engine.close(0)

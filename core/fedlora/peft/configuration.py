@@ -1,0 +1,132 @@
+"""adapter_config.json, read and written: what PEFT says of an adapter beside its tensors.
+
+What would change the adapter's meaning unread (DoRA, biases, other methods) is refused by its name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedlora.errors import AdapterError, ConfigError
+from fedlora.files.documents import read_object
+from fedlora.lora.adapter import Adapter
+from fedlora.lora.config import LoraConfig
+from fedlora.peft.layout import CONFIG, WEIGHTS
+from fedlora.peft.patterns import by_module
+
+_MAX_BYTES = 4 << 20
+_DECODER_LAYERS = "model.layers."
+_REFUSED = {
+    "use_dora": "DoRA", "lora_bias": "LoRA biases", "use_qalora": "QA-LoRA", "layer_replication": "layer replication",
+    "alora_invocation_tokens": "activated LoRA", "arrow_config": "Arrow", "kasa_config": "KaSA", "use_bdlora": "BD-LoRA",
+    "bdlora_config": "BD-LoRA", "velora_config": "VeLoRA", "trainable_token_indices": "trainable tokens",
+    "monteclora_config": "MonteCLoRA", "target_parameters": "LoRA on parameters that are no linear module's",
+}  # fmt: skip
+# Every other initialization (PiSSA, OLoRA, CorDA, LoftQ, ...) changes the base too: the adapter alone is not the update.
+_PLAIN_INITIALIZATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
+_CONVERTIBLE = ("pissa", "olora", "corda", "lora_ga")  # what PEFT can save as plain LoRA for the base as it was
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration of plain LoRA in `path`. Raises AdapterError, naming what is none."""
+    if path.exists() and (not path.is_file() or path.stat().st_size > _MAX_BYTES):
+        raise AdapterError(f"{path}: expected a file of at most {_MAX_BYTES} bytes; save the adapter again with PEFT")
+    config = read_object(path, AdapterError, f"a PEFT directory with {CONFIG} and {WEIGHTS}")
+    if config.get("peft_type") != "LORA":
+        raise AdapterError(
+            f"{path}: peft_type is {config.get('peft_type')!r:.80}; only 'LORA' is supported: train an adapter with "
+            "PEFT's LoraConfig"
+        )
+    for key, method in _REFUSED.items():
+        if config.get(key):
+            raise AdapterError(f"{path}: {key} is set; {method} is not supported: train without it")
+    _check_initialization(config.get("init_lora_weights", True), path)
+    if config.get("bias", "none") != "none":
+        raise AdapterError(f"{path}: bias is {config['bias']!r:.80}; only 'none' is supported: train without biases")
+    return config
+
+
+def saved_module_names(config: Mapping[str, Any], where: Path) -> tuple[str, ...]:
+    """The names of `modules_to_save`. Raises AdapterError."""
+    names = config.get("modules_to_save") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise AdapterError(f"{where}: modules_to_save must be a list of names, got {names!r:.80}")
+    return tuple(names)
+
+
+def lora_config(config: Mapping[str, Any], modules: Iterable[str]) -> LoraConfig:
+    """How large the updates of `modules` are. Raises AdapterError, ConfigError."""
+    modules = list(modules)
+    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+    for name, pattern in (("rank_pattern", ranks), ("alpha_pattern", alphas)):
+        if not isinstance(pattern, dict):
+            raise ConfigError(f"{name} must be an object, got {pattern!r:.80}")
+    try:
+        return LoraConfig(
+            rank=config["r"],
+            alpha=config["lora_alpha"],
+            use_rslora=config.get("use_rslora") or False,
+            target_modules=tuple(dict.fromkeys(module.rsplit(".", 1)[-1] for module in modules)),
+            rank_pattern=by_module(ranks, modules),
+            alpha_pattern=by_module(alphas, modules),
+        )
+    except KeyError as error:
+        raise AdapterError(f"{CONFIG}: {error.args[0]} is missing") from None
+
+
+def config_to_write(
+    adapter: Adapter, read: Mapping[str, Any], saved_names: Iterable[str], base_name: str | None
+) -> dict[str, Any]:
+    """The configuration as it was `read`, unless the adapter is no longer the one that it describes."""
+    fresh = _config_of(adapter, base_name)
+    saved = sorted({name.removesuffix(".weight").rsplit(".", 1)[-1] for name in saved_names})
+    if saved:
+        fresh["modules_to_save"] = saved
+    if not read:
+        return fresh
+    described = lora_config(read, adapter.pairs)
+    mine = (adapter.config.use_rslora, {m: (p.rank, adapter.config.scaling_of(m)) for m, p in adapter.pairs.items()})
+    theirs = (described.use_rslora, {m: (described.rank_of(m), described.scaling_of(m)) for m in adapter.pairs})
+    if mine == theirs:
+        return dict(read)
+    changed = ("r", "lora_alpha", "use_rslora", "target_modules", "rank_pattern", "alpha_pattern")
+    return {**read, **{key: fresh[key] for key in changed}}
+
+
+def _config_of(adapter: Adapter, base_name: str | None) -> dict[str, Any]:
+    config = adapter.config
+    is_decoder = all(module.startswith(_DECODER_LAYERS) for module in adapter.pairs)
+    # An encoder's `dense` is a name in its head too: what stands within the layer tells them apart.
+    within = dict.fromkeys(re.sub(r"^.*?\.\d+\.", "", module) for module in adapter.pairs)
+    return {
+        "peft_type": "LORA",
+        # An encoder's has none: PEFT would want the head beside it, which did not train.
+        "task_type": "CAUSAL_LM" if is_decoder else None,
+        "base_model_name_or_path": base_name,
+        "inference_mode": True,
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "use_rslora": config.use_rslora,
+        "target_modules": list(config.target_modules) if is_decoder else list(within),
+        # A name is a regular expression to PEFT: its dots are escaped to mean themselves.
+        "rank_pattern": {re.escape(module): rank for module, rank in config.rank_pattern.items()},
+        "alpha_pattern": {re.escape(module): alpha for module, alpha in config.alpha_pattern.items()},
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+    }
+
+
+def _check_initialization(how: object, path: Path) -> None:
+    if how in _PLAIN_INITIALIZATIONS:
+        return
+    remedy = "train with another init_lora_weights"
+    if isinstance(how, str) and how.lower().startswith(_CONVERTIBLE):
+        remedy = (
+            "have PEFT convert it: model.save_pretrained(DIR, path_initial_model_for_weight_conversion=INITIAL), where "
+            "INITIAL is the adapter as it was saved before the training"
+        )
+    raise AdapterError(f"{path}: init_lora_weights is {how!r:.80}, which changes the base as well; {remedy}")

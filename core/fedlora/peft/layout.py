@@ -1,0 +1,15 @@
+"""What the files and the tensors of a PEFT directory are called."""
+
+from __future__ import annotations
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PICKLED = "adapter_model.bin"  # the weights as PEFT wrote them once; reading them could run whatever they hold
+HEADS = ("classifier", "score")  # what PEFT trains and saves beside A and B with task_type SEQ_CLS
+# What says how to speak with the adapter, where a training saved its tokenizer beside it.
+COMPANIONS = ("chat_template.jinja", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+PREFIX = "base_model.model."  # of every tensor: the model stands within PEFT's own two
+
+
+def saved_name(module: str) -> str:
+    """The tensor of a module of `modules_to_save`."""
+    return f"{PREFIX}{module}.weight"

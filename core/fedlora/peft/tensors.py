@@ -1,0 +1,175 @@
+"""What each tensor of adapter_model.safetensors is, by its name: PEFT's own writers are what this follows.
+
+base_model.model.MODULE.lora_A.weight           a factor; PEFT loads MODULE.lora_A.NAME.weight of its adapter NAME too
+base_model.model.MODULE.weight, .bias           of a module of `modules_to_save`, trained
+base_model.model.EMBEDDING.weight               what `save_embedding_layers` adds: as it was, or trained, or resized
+base_model.model.EMBEDDING.base_layer.weight    the same, of an embedding that has LoRA itself
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlora.errors import AdapterError
+from fedlora.files.tensor_file import Dtype, TensorFile
+from fedlora.lora.adapter import LoraPair
+from fedlora.peft.layout import HEADS, PREFIX, WEIGHTS
+
+Stored = tuple[Dtype, NDArray[Any]]  # values as they lie in the file
+_MAX_NAME = 512
+_FACTOR = re.compile(rf"{re.escape(PREFIX)}(?P<module>.+)\.(?P<factor>lora_[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
+# The copies that PEFT's wrappers hold; a name without them is that of the model's own tensor.
+_WRAPPERS = ("base_layer", "original_module", "modules_to_save")
+_REFUSED = {
+    "lora_embedding_A": "LoRA on an embedding", "lora_embedding_B": "LoRA on an embedding",
+    "lora_magnitude_vector": "DoRA", "trainable_tokens_delta": "trainable tokens",
+}  # fmt: skip
+# What models call their input and output embeddings, which PEFT's save_embedding_layers adds.
+_EMBEDDINGS = frozenset(
+    {
+        "embed_tokens",
+        "lm_head",
+        "word_embeddings",
+        "wte",
+        "embed_in",
+        "embed_out",
+        "tok_embeddings",
+        "shared",
+        "decoder",
+    }
+)
+_DTYPES = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeftTensors:
+    """What a file holds."""
+
+    pairs: Mapping[str, LoraPair]
+    dtype: Dtype  # of the factors; F32 where they have several, which it holds exactly
+    saved_modules: Mapping[str, Stored] = field(default_factory=dict)  # of `modules_to_save`, by the tensors' names
+    embeddings: Mapping[str, Stored] = field(default_factory=dict)  # of `save_embedding_layers`
+
+
+def read_tensors(file: TensorFile, saved_names: Sequence[str]) -> PeftTensors:
+    """The tensors of a file, told apart. `saved_names` are `modules_to_save`.
+
+    Raises AdapterError, naming the tensor, and TensorFileError for a dtype that is not read.
+    """
+    _check_names(file.path, file.entries)
+    factors: dict[str, dict[str, NDArray[np.float32]]] = {}
+    saved: dict[str, Stored] = {}
+    embeddings: dict[str, Stored] = {}
+    dtypes: set[str] = set()
+    for name, entry in file.entries.items():
+        match = _FACTOR.fullmatch(name)
+        if match and not set(_WRAPPERS) & set(match["module"].split(".")):
+            of_module = factors.setdefault(match["module"], {})
+            if match["factor"] in of_module:
+                raise AdapterError(
+                    f"{file.path}: {match['module']}.{match['factor']} is there twice, with an adapter's name in it and "
+                    "without; save the adapter again with PEFT"
+                )
+            of_module[match["factor"]] = _factor(file, name)
+            dtypes.add(entry.dtype)
+        elif _is_saved(name, saved_names):
+            saved[name] = (cast(Dtype, entry.dtype), file.array(name).copy())
+        elif _is_embedding(name):
+            embeddings[name] = (cast(Dtype, entry.dtype), file.array(name).copy())
+        else:
+            raise _stranger(file.path, name, saved_names)
+    if not factors:
+        raise AdapterError(f"{file.path}: expected lora_A and lora_B of some modules, got none")
+    return PeftTensors(
+        pairs={module: _pair(file.path, module, by_name) for module, by_name in factors.items()},
+        dtype=cast(Dtype, dtypes.pop() if len(dtypes) == 1 and dtypes <= set(_DTYPES) else "F32"),
+        saved_modules=saved,
+        embeddings=embeddings,
+    )
+
+
+def model_tensor(name: str) -> str:
+    """What the model itself calls the tensor that an adapter has beside A and B: `lm_head.weight`."""
+    return ".".join(part for part in name.removeprefix(PREFIX).split(".") if part not in _WRAPPERS)
+
+
+def _check_names(path: Path, names: Collection[str]) -> None:
+    """Raise AdapterError for names that say that the file is no adapter as PEFT saves one."""
+    for name in names:
+        if len(name) > _MAX_NAME or not name.isprintable():
+            raise AdapterError(f"{path}: a tensor is named {name!r:.80}; expected the name of a module's tensor")
+    for name in names:
+        for part in _REFUSED.keys() & set(name.split(".")):
+            raise AdapterError(
+                f"{path}: tensor {name} is {_REFUSED[part]}, which is not supported; train LoRA on linear modules alone"
+            )
+    adapters = sorted({match["adapter"] for match in map(_FACTOR.fullmatch, names) if match and match["adapter"]})
+    if len(adapters) > 1:
+        raise AdapterError(
+            f"{path}: holds several adapters ({', '.join(adapters)[:200]}); save each by itself with PEFT: "
+            "model.save_pretrained(DIR, selected_adapters=[NAME])"
+        )
+    misplaced = next((name for name in names if ".lora_" in name and not _starts_once(name)), None)
+    if misplaced is not None:
+        renamed = "k[k.rindex(p):]" if any(PREFIX in name for name in names) else "p + k"
+        raise AdapterError(
+            f"{path}: tensor {misplaced} does not begin with {PREFIX}, once: PEFT loads none that is named so; rename them "
+            f'by running this in {path.parent}: python -c "from safetensors.torch import load_file, save_file; '
+            f"p = '{PREFIX}'; f = '{WEIGHTS}'; "
+            f"save_file({{{renamed}: v for k, v in load_file(f).items()}}, f, metadata={{'format': 'pt'}})\""
+        )
+
+
+def _starts_once(name: str) -> bool:
+    return name.startswith(PREFIX) and not name.startswith(PREFIX + PREFIX)
+
+
+def _factor(file: TensorFile, name: str) -> NDArray[np.float32]:
+    if file.entries[name].dtype == "F64":
+        with np.errstate(over="ignore"):
+            return file.array(name).astype(np.float32)
+    return file.float32(name).copy()
+
+
+def _pair(path: Path, module: str, by_name: Mapping[str, NDArray[np.float32]]) -> LoraPair:
+    if by_name.keys() != {"lora_A", "lora_B"}:
+        raise AdapterError(f"{path}: {module} has {', '.join(by_name)} only; expected lora_A and lora_B")
+    try:
+        return LoraPair(by_name["lora_A"], by_name["lora_B"])
+    except AdapterError as error:
+        raise AdapterError(f"{path}: {module}: {error}") from None
+
+
+def _is_saved(name: str, saved_names: Sequence[str]) -> bool:
+    # PEFT saves every module whose name ends so: `classifier` is DistilBERT's pre_classifier too.
+    return name.startswith(PREFIX) and any(part.endswith(tuple(saved_names)) for part in name.split("."))
+
+
+def _is_embedding(name: str) -> bool:
+    parts = model_tensor(name).split(".")
+    return (
+        name.startswith(PREFIX)
+        and ".lora_" not in name
+        and len(parts) > 1
+        and parts[-2] in _EMBEDDINGS
+        and parts[-1] in ("weight", "bias")
+    )
+
+
+def _stranger(path: Path, name: str, saved_names: Sequence[str]) -> AdapterError:
+    saved = ", ".join(saved_names) or "none"
+    told = f"{path}: tensor {name} is neither lora_A or lora_B of a target module nor part of modules_to_save ({saved})"
+    head = next((part for part in HEADS if part in name), None)
+    if head is not None:
+        return AdapterError(
+            f"{told}: the adapter carries a {head} of its own, as PEFT saves one with task_type SEQ_CLS; train with "
+            f"task_type=None and without {head} among target_modules, so that the {head} stays the base's"
+        )
+    return AdapterError(f"{told}; save the adapter with PEFT's save_pretrained, which writes no other tensor")
