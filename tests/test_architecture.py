@@ -55,7 +55,8 @@ ROOMS = {
         "http.transport", "http.access", "http.service", "http.generation", "http.api", "commands",
     ),
     "fedlora_simulations": (
-        "datasets", "nodes", "device_threads", "grid", "progress", "report", "engines", "alone", "simulation", "study",
+        "datasets", "nodes", "checks", "device_threads", "grid", "progress", "report", "engines", "alone", "simulation",
+        "study",
         "commands",
     ),
 }  # fmt: skip
@@ -159,6 +160,14 @@ def loaded_by(statement: str) -> set[str]:
         ("import fedlora_serve.http.api.app", {"torch", "flwr", "transformers", "onnx"}),
         ("import fedlora_export.commands.export", {"torch", "flwr", "transformers"}),
         ("import fedlora_server.app", {"torch", "onnxruntime", "transformers"}),
+        *(
+            (f"import fedlora_{role}.commands.{name}", {"torch", "flwr", "onnxruntime"})
+            for role, names in (
+                ("simulations", ("simulate", "resume", "study", "demo")),
+                ("client", ("train", "doctor")),
+            )
+            for name in names
+        ),
         ("import fedlora_client.app", {"onnxruntime", "transformers", "peft"}),
     ],
 )

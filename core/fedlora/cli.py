@@ -1,4 +1,7 @@
-"""The command `fedlora`: its subcommands come from the entry-point group `fedlora.commands`, one set per role."""
+"""The command `fedlora`: its subcommands come from the entry-point group `fedlora.commands`, one set per role.
+
+`completion` is the command line's own.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,16 @@ from contextlib import suppress
 from importlib.metadata import EntryPoint, entry_points
 
 import click
+from click.shell_completion import CompletionItem
 
+from fedlora.commands.completion import completion
 from fedlora.errors import FedloraError
+from fedlora.nearest import hint
 from fedlora.threads import any_left_behind
 from fedlora.version import __version__
 
 GROUP = "fedlora.commands"
+_WHOLE = 10_000  # characters of a summary: click would cut it off at the end of its line
 # The extra that a role's package belongs to; an import that fails names it.
 _EXTRAS = {
     "fedlora_client": "client",
@@ -28,18 +35,38 @@ class RoleCommands(click.Group):
     """A group that imports the subcommand that runs, and no other (--help asks each for its summary)."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(_points())
+        return sorted({*_points(), *super().list_commands(ctx)})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         point = _points().get(cmd_name)
         if point is None:
-            return None
+            return super().get_command(ctx, cmd_name)
         try:
             command = point.load()
         except (ImportError, AttributeError) as error:  # the latter: installed before a command moved
             return _unavailable(point, error)
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, known = args[0], self.list_commands(ctx)
+        if name not in known and not name.startswith("-"):
+            ctx.fail(f"No such command {name!r}; {hint(name, known, 'fedlora --help lists them', most=2)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands with the whole first sentence of each, however many lines it takes."""
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [(name, each.get_short_help_str(_WHOLE)) for name, each in found if each and not each.hidden]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names and options; a shell asks at every key, and no command is imported for it."""
+        names = [CompletionItem(name) for name in self.list_commands(ctx) if name.startswith(incomplete)]
+        return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
 
 
 def _points() -> dict[str, EntryPoint]:
@@ -65,6 +92,9 @@ def _unavailable(point: EntryPoint, error: Exception) -> click.Command:
 @click.version_option(__version__, prog_name="fedlora")
 def commands() -> None:
     """Federated LoRA: train adapters where the data lives, aggregate them, serve them on ONNX Runtime."""
+
+
+commands.add_command(completion)
 
 
 def main() -> None:

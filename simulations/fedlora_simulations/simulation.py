@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from fedlora.base.pack import open_pack
 from fedlora.config.run import RunConfig
-from fedlora.data.datasets import find_dataset
-from fedlora.data.examples import text_of
-from fedlora.errors import ConfigError, DataError
 from fedlora.threads import cores
 from fedlora_client.ops.compute import choose_compute
 from fedlora_client.ops.native_ops import NativeOps
-from fedlora_server.aggregation.robust_rule import find_robust_rule
-from fedlora_server.methods import find_method
 from fedlora_server.run.run_directory import read_metrics
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import Progress
 from rich.table import Table
 
+from fedlora_simulations.checks import check_simulation, with_output
 from fedlora_simulations.engines import run_in_process, run_on_flower
 from fedlora_simulations.progress import RunProgress, showing
 from fedlora_simulations.report import write_report
@@ -41,17 +35,12 @@ def simulate(
     `workers` devices work at a time, one for each core unless told; progress goes to `console`, standard error unless told.
     Raises FedloraError.
     """
-    workers, console = workers or cores(), console or Console(stderr=True)
-    find_method(config.server.method)
-    find_robust_rule(config.aggregation.robust)
-    check_devices(config)
-    check_ranks(config)
-    needed, devices = config.server.min_devices, config.simulation.devices
-    if needed > devices:
-        raise ConfigError(f"server.min_devices is {needed}, simulation.devices only {devices}; change one of them")
-    if not config.output:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        config = dataclasses.replace(config, output=str(Path("runs", f"{config.name}-{stamp}").absolute()))
+    check_simulation(config)
+    return run_checked(with_output(config), engine, workers or cores(), console or Console(stderr=True))
+
+
+def run_checked(config: RunConfig, engine: Engine, workers: int, console: Console) -> Path:
+    """`simulate` for a configuration with an output that `check_simulation` has seen."""
     config = settled(config)
     if engine == "flower":
         run_on_flower(config, workers=workers)
@@ -84,33 +73,6 @@ def warnings_above(progress: Progress) -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
-
-
-def check_devices(config: RunConfig) -> None:
-    """Raise DataError for a device without text: in a simulation that is a mistake, and known before the start."""
-    dataset, devices = find_dataset(config.data.name), config.simulation.devices
-    for partition in range(devices):
-        data = dataset(config.data, {"partition-id": partition, "num-partitions": devices})
-        needed = {"training": data.train} | ({"held-out": data.held_out} if config.server.evaluate else {})
-        for part, examples in needed.items():
-            if not any(text_of(example).strip() for example in examples):
-                raise DataError(
-                    f"device {data.name} (partition {partition}) has no {part} text; leave it out of the scenario"
-                )
-
-
-def check_ranks(config: RunConfig) -> None:
-    """Raise ConfigError for devices that train less than the run takes: they would reply to every round with an error."""
-    ranks = [rank for rank in map(config.simulation.rank_of, range(config.simulation.devices)) if rank]
-    if not ranks:
-        return
-    first = config.first_adapter(open_pack(config.base).model)
-    largest = max(pair.rank for pair in first.pairs.values())
-    least = min(config.aggregation.min_rank or largest, largest)
-    if min(ranks) < least:
-        raise ConfigError(
-            f"simulation.ranks has {min(ranks)}, the run takes {least} and more; set aggregation.min_rank (0: lora.rank)"
-        )
 
 
 def rounds_table(run: Path) -> Table:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import click
 import pytest
 from fedlora import cli
 from fedlora.base.pack import open_pack
@@ -75,7 +78,53 @@ def test_a_role_that_is_not_ours_is_in_the_extra_all(fedlora: Fedlora, monkeypat
 def test_an_unknown_command_is_a_usage_error(fedlora: Fedlora) -> None:
     code, _, err = fedlora("pakc")
     assert code == 2
-    assert "No such command 'pakc'" in err
+    assert "No such command 'pakc'; did you mean pack?" in err
+
+
+def test_an_unknown_command_that_is_like_none_is_told_where_they_are_listed(fedlora: Fedlora) -> None:
+    assert "No such command 'xyzzy'; fedlora --help lists them" in fedlora("xyzzy")[2]
+
+
+def test_the_help_has_a_whole_sentence_for_every_command(fedlora: Fedlora, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    told = " ".join(fedlora("--help")[1].split())
+    for name in cli.commands.list_commands(click.Context(cli.commands)):
+        command = cli.commands.get_command(click.Context(cli.commands), name)
+        assert command is not None
+        assert command.help is not None
+        sentence = " ".join(command.help.partition("\n\n")[0].split())
+        assert f"{name} {sentence.rstrip('.')}" in told
+    assert "..." not in told.partition("Commands:")[2]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_gets_a_script_that_asks_fedlora_and_is_told_where_to_put_it(
+    fedlora: Fedlora, monkeypatch: pytest.MonkeyPatch, shell: str
+) -> None:
+    code, script, _ = fedlora("completion", shell)
+    assert code == 0
+    assert f"_FEDLORA_COMPLETE={shell}_complete" in script
+    assert f"fedlora completion {shell} > ~/" in script.splitlines()[-1]
+    assert (script.splitlines()[0] == "#compdef fedlora") == (shell == "zsh"), "zsh reads its first line"
+    monkeypatch.setenv("SHELL", f"/usr/bin/{shell}")
+    assert fedlora("completion") == (0, script, "")
+
+
+def test_a_shell_that_cannot_complete_is_named(fedlora: Fedlora, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHELL", "/bin/dash")
+    code, out, err = fedlora("completion")
+    assert (code, out) == (2, "")
+    assert "$SHELL is 'dash'; name one of bash, zsh, fish" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [("fedlora ins", ["inspect"]), ("fedlora inspect --he", ["--help"]), ("fedlora --ver", ["--version"])],
+)
+def test_a_shell_that_asks_is_told_what_goes_on_so(words: str, offered: list[str]) -> None:
+    asked = {"_FEDLORA_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    code, out, _ = _installed(environment=asked)
+    assert (code, [line.partition(",")[2] for line in out.splitlines()]) == (0, offered)
 
 
 def test_pack_makes_a_pack_and_tells_its_fingerprint(fedlora: Fedlora, tmp_path: Path, checkpoint: Path) -> None:
@@ -142,10 +191,16 @@ def test_an_output_below_a_file_is_an_error_of_ours(fedlora: Fedlora, tmp_path: 
     assert err.startswith("error: ")
 
 
-def _installed(*arguments: object) -> Run:
+def _installed(*arguments: object, environment: Mapping[str, str] | None = None) -> Run:
     """The installed command itself, in a process of its own."""
     script = Path(sys.executable).parent / "fedlora"
-    done = subprocess.run([script, *map(str, arguments)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **(environment or {})},
+    )
     return done.returncode, done.stdout, done.stderr
 
 

@@ -5,17 +5,11 @@ from __future__ import annotations
 import platform
 
 import click
-import torch
 from fedlora.native import compiler
 from fedlora.threads import cores, waiting
 from rich import box
 from rich.console import Console
 from rich.table import Table
-
-from fedlora_client.ops.build import instruction_set
-from fedlora_client.ops.compute import DTYPES, choose_compute, native_ops, product_gflops
-from fedlora_client.ops.native_ops import NativeOps
-from fedlora_client.training.memory import available_bytes, resident_bytes
 
 
 @click.command()
@@ -31,6 +25,14 @@ def doctor() -> None:
 
 def findings() -> dict[str, str]:
     """{what: what was found}"""
+    # Here: `fedlora --help` asks for this command's summary, and torch takes seconds to load.
+    import torch
+
+    from fedlora_client.ops.build import instruction_set
+    from fedlora_client.ops.compute import DTYPES, choose_compute, native_ops, product_gflops
+    from fedlora_client.ops.native_ops import NativeOps
+    from fedlora_client.training.memory import available_bytes, resident_bytes
+
     kernels = native_ops()
     speeds = {name: product_gflops(dtype) for name, dtype in DTYPES.items()}
     return {

@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from fedlora.base.pack import CONFIG
+from fedlora.base.pack import CONFIG, EMBEDDED
 from fedlora.config.run import FieldNames, RunConfig, changed
 from fedlora.errors import ConfigError, RunError
 from fedlora.files.atomic import check_directory
+from fedlora.nearest import check_there
+from fedlora.peft.finding import check_adapter
 from rich.console import Console
 
-from fedlora_client.commands.train_display import TrainDisplay
-from fedlora_client.local_training import LocalRun, LocalTraining
-from fedlora_client.training.full_training import FullTraining
-from fedlora_client.training.memory import peak_bytes
+if TYPE_CHECKING:
+    from fedlora_client.local_training import LocalRun
 
 _FIELDS = tuple(f"data.fields.{field.name}" for field in dataclasses.fields(FieldNames))
 _OTHER_KEYS = ("seed", "data.max_bytes", *_FIELDS)
@@ -75,6 +76,16 @@ def train(
         raise ConfigError("--patience counts evaluations; say how often there is one, with --evaluate-every")
     if adapter and (fixed := sorted(key for key in keys if key.startswith("lora.") and key != "lora.modules_to_save")):
         raise ConfigError(f"{', '.join(fixed)}: the adapter {adapter} has its own; leave it out")
+    check_there(data)
+    if adapter:
+        check_adapter(adapter)
+    if not full:
+        check_there(base, (EMBEDDED,))
+    # Here, because it takes torch seconds to load: what is mistyped has been told.
+    from fedlora_client.commands.train_display import TrainDisplay
+    from fedlora_client.local_training import LocalRun, LocalTraining
+    from fedlora_client.training.memory import peak_bytes
+
     run = LocalRun(
         data=data, output=output.absolute(), config=config, start=adapter, epochs=epochs or 0,
         evaluate_every=evaluate_every or 0, patience=patience or 0, save_every=save_every or 20, replace=force,
@@ -117,6 +128,9 @@ def train(
 
 def _train_all(run: LocalRun, data: Path, output: Path, console: Console) -> None:
     """Full fine-tuning."""
+    from fedlora_client.commands.train_display import TrainDisplay
+    from fedlora_client.training.full_training import FullTraining
+
     check_directory(output, replace=CONFIG if run.replace else None)
     training = FullTraining(run.config, data, run.epochs)
     console.print(f"full fine-tuning of {training.parameters:,} parameters in float32", highlight=False)

@@ -27,6 +27,7 @@ from fedlora.errors import CheckpointError, ConfigError, PackError, TensorFileEr
 from fedlora.family import DecoderShape, ModelShape, model_shape
 from fedlora.files.documents import read_object
 from fedlora.files.tensor_file import TensorFile
+from fedlora.nearest import hint
 
 FORMAT = "fedlora-base"
 VERSION = 2
@@ -139,8 +140,10 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """Read base.json and check its fingerprint. Raises PackError."""
     path = directory / MANIFEST
     if not path.is_file():
+        near = "" if directory.exists() else hint(str(directory), (EMBEDDED,), "")
         raise PackError(
-            f"{directory}: no {MANIFEST}: not a base pack; make one with: fedlora pack SOURCE -o {directory}"
+            f"{directory}: no {MANIFEST}: not a base pack; {near}{' ' if near else ''}make one with: fedlora pack SOURCE "
+            f"-o {directory}"
         )
     manifest = read_object(path, PackError, "the manifest of a base pack")
     if manifest.get("format") != FORMAT:

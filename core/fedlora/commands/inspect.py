@@ -8,14 +8,14 @@ import click
 
 from fedlora.base.checkpoint import Checkpoint
 from fedlora.base.pack import CONFIG as MODEL_CONFIG
-from fedlora.base.pack import MANIFEST, WEIGHTS, BasePack, find_pack, open_pack
+from fedlora.base.pack import EMBEDDED, MANIFEST, WEIGHTS, BasePack, find_pack, open_pack
 from fedlora.errors import ConfigError, UpdateError
 from fedlora.family import HEAD, DecoderShape, EncoderShape
 from fedlora.files.file_kind import kind_of
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.algebra import inner_product
 from fedlora.peft.directory import CONFIG, PeftDirectory, read_peft
-from fedlora.peft.finding import find_adapter
+from fedlora.peft.finding import check_adapter, find_adapter
 from fedlora.peft.layout import HEADS
 from fedlora.peft.missing import told_instead
 from fedlora.peft.tensors import Stored, model_tensor
@@ -25,11 +25,12 @@ Facts = dict[str, object]
 
 
 @click.command()
-@click.argument("path")
+@click.argument("path", type=click.Path())
 def inspect(path: str) -> None:
     """Show what PATH holds: the directory of a base pack, a checkpoint or a PEFT adapter, or a file with one update."""
     place = find_pack(path)
     if not place.exists():
+        check_adapter(path, (EMBEDDED,))
         place = find_adapter(path)
     if (place / MANIFEST).is_file():
         _show(f"base pack {place}", _pack_facts(open_pack(place)))

@@ -15,7 +15,7 @@ from fedlora.base.scales import ScaleRule
 
 
 @click.command()
-@click.argument("source")
+@click.argument("source", type=click.Path())
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The pack's directory.")
 @click.option("--bits", type=click.Choice(["4", "8"]), default="4", show_default=True, help="Of the linear weights.")
 @click.option("--embedding-bits", type=click.Choice(["4", "8"]), default="8", show_default=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from fedlora.errors import ConfigError, FedloraError
 from fedlora.files.file_kind import kind_of
+from fedlora.nearest import beside
 
 _MAX_BYTES = 1 << 24  # of a JSON file
 
@@ -39,7 +40,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+        more = beside(path)
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}" + (f"; {more}" if more else "")) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not TOML: {error}") from None
 

@@ -7,10 +7,11 @@ from typing import cast
 
 import click
 from click.core import ParameterSource
-from fedlora.base.pack import open_pack
+from fedlora.base.pack import EMBEDDED, open_pack
 from fedlora.errors import ConfigError
 from fedlora.exported.profiles import DEFAULT, PROFILES, Profile
-from fedlora.peft.finding import find_adapter
+from fedlora.nearest import check_there
+from fedlora.peft.finding import check_adapter, find_adapter
 from fedlora.peft.for_base import adapter_of
 
 from fedlora_export.export import ExportedGraph, export_base
@@ -21,7 +22,7 @@ _ACCURACY = {"int8": INT8_ACCURACY, "float32": FLOAT_ACCURACY}
 
 
 @click.command()
-@click.argument("base")
+@click.argument("base", type=click.Path())
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="A folder of its own, with a copy of the pack.")
 @click.option(
     "--profile", "profiles", multiple=True, type=click.Choice(PROFILES), default=(DEFAULT,), show_default=True,
@@ -48,6 +49,9 @@ def export(
     force: bool,
 ) -> None:
     """Write ONNX graphs of BASE, a base pack, into the pack's folder."""
+    check_there(base, (EMBEDDED,))
+    if merge is not None:
+        check_adapter(merge)
     pack, level = open_pack(base), _ACCURACY[accuracy]
     if merge is not None:
         if output is None:

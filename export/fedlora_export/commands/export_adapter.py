@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import cast
 
 import click
-from fedlora.base.pack import open_pack
+from fedlora.base.pack import EMBEDDED, open_pack
 from fedlora.exported.adapter_manifest import FILE_PROFILES
 from fedlora.exported.profiles import DEFAULT, Profile
+from fedlora.nearest import check_there
 
 from fedlora_export.adapter_export import export_peft
 
@@ -23,6 +24,9 @@ from fedlora_export.adapter_export import export_peft
 )  # fmt: skip
 def export_adapter(adapter: Path, output: Path, base: str | None, profile: str) -> None:
     """Write ADAPTER, a PEFT directory, as a file of ONNX Runtime's adapter format, and a manifest beside it."""
+    check_there(adapter)
+    if base is not None:
+        check_there(base, (EMBEDDED,))
     pack = None if base is None else open_pack(base)
     export_peft(adapter, output, pack, profile=cast(Profile, profile))
     click.echo(f"{output}: {output.stat().st_size / 1e3:.0f} kB", err=True)

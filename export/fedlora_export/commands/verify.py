@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from fedlora.nearest import check_there
 
 from fedlora_export.checks.verify import verify_folder
 
@@ -19,5 +20,6 @@ def verify(directory: Path, allow_unnamed_base: bool) -> None:
 
     Nothing in it is run.
     """
+    check_there(directory)
     for line in verify_folder(directory, allow_unnamed_base=allow_unnamed_base):
         click.echo(line)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from fedlora.base.pack import EMBEDDED
+from fedlora.nearest import check_there
 
 from fedlora_serve.local.engine import Engine
 from fedlora_serve.local.generate import generate as generate_text
@@ -12,7 +14,7 @@ from fedlora_serve.text.sampling import Sampling
 
 
 @click.command()
-@click.argument("base", required=False)
+@click.argument("base", required=False, type=click.Path())
 @click.option("--model", metavar="BASE", help="BASE may be given so, too.")
 @click.option(
     "--adapter",
@@ -75,6 +77,9 @@ def generate(
         max_tokens=max_tokens,
         stop=stop,
     )
+    check_there(base or model or "", (EMBEDDED,))
+    if adapter:
+        check_there(adapter)
     engine = Engine(base or model or "", threads=threads)
     loaded = engine.load_adapter(adapter, allow_unnamed_base=allow_unnamed_base) if adapter else None
     pieces = generate_text(engine, prompt, sampling, adapter=loaded)

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from fedlora.base.pack import EMBEDDED
 from fedlora.errors import ConfigError
+from fedlora.nearest import check_there
 
 from fedlora_serve.http.api.server import bind
 from fedlora_serve.http.api.server import serve as serve_until_stopped
@@ -18,7 +20,7 @@ from fedlora_serve.http.service.state import ServiceState
 
 
 @click.command(epilog=f"The admin key comes from {ADMIN_ENV} in the environment, or from the file of --config.")
-@click.argument("base")
+@click.argument("base", type=click.Path())
 @click.option(
     "--config", "config_path", type=click.Path(path_type=Path), help="A TOML file with keys, limits and the rest."
 )
@@ -54,11 +56,14 @@ def serve(
 
     BASE is the folder of a base pack with a graph `kernel` or `rows`, or an encoder's.
     """
+    check_there(base, (EMBEDDED,))
     options: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
     options["adapters"] = _by_name(adapters)
     if shutdown_timeout is not None:
         options["limits"] = {"shutdown_timeout_s": shutdown_timeout}
     config = read_config(config_path, options)
+    for path in config.adapters.values():
+        check_there(path)
     with bind(config.host, config.port) as bound:  # a port that is taken tells so before the base is read
         service = open_service(base, config)
         serve_until_stopped(

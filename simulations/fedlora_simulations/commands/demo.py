@@ -5,27 +5,24 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from fedlora.base.pack import open_pack
 from fedlora.config.run import RunConfig, read_scenario
 from fedlora.peft.directory import PeftDirectory, read_peft, write_peft
 from fedlora.threads import cores
-from fedlora_export.adapter_export import write_onnx_adapter
-from fedlora_export.export import export_base
-from fedlora_serve.local.engine import Engine
-from fedlora_serve.local.generate import generate
-from fedlora_serve.text.sampling import Sampling
 from fedlora_server.run.run_directory import RunDirectory, read_metrics
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fedlora_simulations.alone import AloneResult, train_alone
-from fedlora_simulations.progress import showing
-from fedlora_simulations.report import REPORT
-from fedlora_simulations.simulation import rounds_table, simulate
+from fedlora_simulations.checks import check_simulation
+from fedlora_simulations.commands.stopped import stopped
+
+if TYPE_CHECKING:
+    from fedlora_simulations.alone import AloneResult
 
 
 @click.command()
@@ -40,11 +37,26 @@ def demo(scenario: Path, prompt: str, max_tokens: int, workers: int) -> None:
     started, console = time.monotonic(), Console()
     config = read_scenario(scenario)
     config = dataclasses.replace(config, output=str(Path("runs", f"demo-{time.strftime('%Y%m%d-%H%M%S')}").absolute()))
+    check_simulation(config)
+    try:
+        _demonstrate(config, prompt, max_tokens, workers, console)
+    except KeyboardInterrupt:
+        raise stopped(Path(config.output)) from None
+    console.print(f"{time.monotonic() - started:.0f} s in all")
+
+
+def _demonstrate(config: RunConfig, prompt: str, max_tokens: int, workers: int, console: Console) -> None:
+    # Here, because it takes torch seconds to load: what is wrong with the file has been told.
+    from fedlora_simulations.alone import train_alone
+    from fedlora_simulations.progress import showing
+    from fedlora_simulations.report import REPORT
+    from fedlora_simulations.simulation import rounds_table, run_checked
+
     console.print(
         f"[b]{config.simulation.devices} devices[/b] tune one model together: {config.server.rounds} rounds of "
         f"{config.train.steps} steps, method {config.server.method}"
     )
-    run = simulate(config, "in-process", workers, console)
+    run = run_checked(config, "in-process", workers, console)
     console.print(rounds_table(run))
     with showing(console) as progress:
         task = progress.add_task("each device alone", total=config.simulation.devices)
@@ -54,7 +66,6 @@ def demo(scenario: Path, prompt: str, max_tokens: int, workers: int) -> None:
     console.print(_verdict(rows), soft_wrap=True, highlight=False)
     _answer(config, run, alone, prompt, max_tokens, console)
     console.print(f"report: {run / REPORT}", soft_wrap=True, highlight=False)
-    console.print(f"{time.monotonic() - started:.0f} s in all")
 
 
 Losses = tuple[float, float, float]  # of the base, of the device alone, of the federated adapter
@@ -110,6 +121,12 @@ def _answer(
     config: RunConfig, run: Path, alone: list[AloneResult], prompt: str, max_tokens: int, console: Console
 ) -> None:
     """Export the base and two adapters; one session answers the prompt with each."""
+    from fedlora_export.adapter_export import write_onnx_adapter
+    from fedlora_export.export import export_base
+    from fedlora_serve.local.engine import Engine
+    from fedlora_serve.local.generate import generate
+    from fedlora_serve.text.sampling import Sampling
+
     base = open_pack(config.base)
     model = run / "model"
     (graph,) = export_base(base, model)

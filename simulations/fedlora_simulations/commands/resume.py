@@ -7,13 +7,14 @@ from pathlib import Path
 
 import click
 from fedlora.config.run import changed
+from fedlora.nearest import check_there
 from fedlora.threads import cores
 from fedlora_server.run.resume import check_goes_on
 from fedlora_server.run.run_directory import last_round, read_config
 from rich.console import Console
 
-from fedlora_simulations.report import REPORT
-from fedlora_simulations.simulation import rounds_table, simulate
+from fedlora_simulations.checks import check_simulation
+from fedlora_simulations.commands.stopped import stopped
 
 
 @click.command()
@@ -29,14 +30,23 @@ def resume(run: Path, workers: int, changes: tuple[str, ...]) -> None:
 
     It ends as one that was never stopped. With the same number of workers as before, 1, to the bit.
     """
+    check_there(run)
     run = run.absolute()
     began = read_config(run)
     config = dataclasses.replace(changed(began, changes), output=str(run))
     check_goes_on(began, config, run)
     config = dataclasses.replace(config, server=dataclasses.replace(config.server, resume=True))
+    check_simulation(config)
+    # Here, because it takes torch seconds to load: what is wrong with the run has been told.
+    from fedlora_simulations.report import REPORT
+    from fedlora_simulations.simulation import rounds_table, run_checked
+
     console, done, rounds = Console(stderr=True), last_round(run), config.server.rounds
     state = f"goes on after round {done} of {rounds}" if done < rounds else f"has all of its {rounds} rounds"
     console.print(f"{run} {state}", soft_wrap=True, highlight=False)
-    simulate(config, "in-process", workers, console)
+    try:
+        run_checked(config, "in-process", workers, console)
+    except KeyboardInterrupt:
+        raise stopped(run) from None
     console.print(rounds_table(run))
     click.echo(run / REPORT)

@@ -11,9 +11,8 @@ from fedlora.config.run import changed, read_scenario
 from fedlora.threads import cores
 from rich.console import Console
 
-from fedlora_simulations.report import REPORT
-from fedlora_simulations.simulation import Engine, rounds_table
-from fedlora_simulations.simulation import simulate as run_simulation
+from fedlora_simulations.checks import check_simulation, with_output
+from fedlora_simulations.commands.stopped import stopped
 
 
 @click.command()
@@ -29,7 +28,15 @@ def simulate(scenario: Path, engine: str, output: Path | None, workers: int, cha
     config = changed(read_scenario(scenario), changes)
     if output:
         config = dataclasses.replace(config, output=str(output.absolute()))
-    console = Console(stderr=True)
-    run = run_simulation(config, cast(Engine, engine), workers, console)
+    check_simulation(config)
+    # Here, because it takes torch seconds to load: what is wrong with the file has been told.
+    from fedlora_simulations.report import REPORT
+    from fedlora_simulations.simulation import Engine, rounds_table, run_checked
+
+    config, console = with_output(config), Console(stderr=True)
+    try:
+        run = run_checked(config, cast(Engine, engine), workers, console)
+    except KeyboardInterrupt:
+        raise stopped(Path(config.output)) from None
     console.print(rounds_table(run))
     click.echo(run / REPORT)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
+from fedlora.errors import ConfigError, RunError
 from fedlora.threads import cores
 from rich.console import Console
 
+from fedlora_simulations.study.checks import check_study
+from fedlora_simulations.study.failures import check_any, failures, told
 from fedlora_simulations.study.file import read_study
-from fedlora_simulations.study.plot import write_plot
+from fedlora_simulations.study.plan import all_runs
 from fedlora_simulations.study.results import Results
-from fedlora_simulations.study.runs import run_study
-from fedlora_simulations.study.table import console_tables, write_table
 
 
 @click.command()
@@ -26,11 +28,31 @@ from fedlora_simulations.study.table import console_tables, write_table
 def study(file: Path, output: Path, long: bool, table: bool, workers: int) -> None:
     """Compare aggregation methods: run what is missing of the study FILE, and write its table.
 
-    What ran stands in DIR/results.jsonl, a line per run: a study that was stopped goes on where it was.
+    What ran stands in DIR/results.jsonl, a line per run: a study that was stopped goes on where it was. A run that failed
+    is told; where all did, there is no table.
     """
     plan, results = read_study(file, long=long), Results(output)
+    errors = Console(stderr=True)
     if not table:
-        run_study(plan, results, workers, Console(stderr=True))
+        check_study(plan, results)
+        # Here, because it takes torch seconds to load: what is wrong with the file has been told.
+        from fedlora_simulations.study.runs import run_checked_study
+
+        try:
+            run_checked_study(plan, results, workers, errors)
+        except KeyboardInterrupt:
+            runs = all_runs(plan, results)
+            done = sum(results.done(run.digest) is not None for run in runs)
+            again = f"fedlora study {shlex.quote(str(file))} -o {shlex.quote(str(output))}{' --long' if long else ''}"
+            raise RunError(f"stopped; {done} of {len(runs)} runs are kept. To go on: {again}") from None
+    elif not any(results.get(run.digest) for run in all_runs(plan, results)):
+        raise ConfigError(f"{output} holds no result of {file}: leave --table out to run it")
+    check_any(plan, results)
+    for line in told(failures(plan, results)):
+        errors.print(f"[yellow]warning:[/yellow] {line}", soft_wrap=True, highlight=False)
+    from fedlora_simulations.study.plot import write_plot
+    from fedlora_simulations.study.table import console_tables, write_table
+
     console = Console()
     if not console.is_terminal:  # a file has room for whole lines
         console.width = max(console.width, 120)

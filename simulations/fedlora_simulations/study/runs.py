@@ -22,7 +22,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedlora_simulations.engines import run_in_process
-from fedlora_simulations.simulation import check_devices, check_ranks, settled, warnings_above
+from fedlora_simulations.progress import lines_of
+from fedlora_simulations.simulation import settled, warnings_above
+from fedlora_simulations.study.checks import check_study
 from fedlora_simulations.study.definition import Run, Study
 from fedlora_simulations.study.plan import all_runs, cell_runs, choose, tuning_runs
 from fedlora_simulations.study.pooled import pooled_loss
@@ -36,13 +38,16 @@ Measure = Callable[[Run, int], Result]
 def run_study(study: Study, results: Results, workers: int, console: Console) -> None:
     """Run what `results` lacks, the tuning first, and add it there. A run that failed before is tried once more.
 
-    Raises DataError for a device without text, ConfigError for one of too small a rank, before the first run.
+    Raises FedloraError for a run that could not begin, before the first.
     """
-    for run in {run.setting: run for run in all_runs(study, results)}.values():
-        check_devices(run.located())
-    for run in {(run.row, run.setting): run for run in all_runs(study, results)}.values():
-        check_ranks(run.located())
-    with _showing(console) as progress, warnings_above(progress):
+    check_study(study, results)
+    run_checked_study(study, results, workers, console)
+
+
+def run_checked_study(study: Study, results: Results, workers: int, console: Console) -> None:
+    """`run_study` for a study that `check_study` has seen."""
+    progress = _showing(console)
+    with progress, lines_of(progress), warnings_above(progress):
         StudyRunner(study, results, workers, progress).run()
 
 
@@ -54,7 +59,7 @@ class StudyRunner:
     ) -> None:
         self._study, self._results, self._workers, self._progress = study, results, workers, progress
         self._measure = measure or measured
-        self._task: TaskID = progress.add_task(study.name, now="")
+        self._task: TaskID = progress.add_task(study.name, now="", counts=False)
 
     def run(self) -> None:
         """The tuning, then the cells."""
@@ -165,4 +170,5 @@ def _showing(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn(),
         TextColumn("{task.fields[now]}"), console=console, speed_estimate_period=900,
+        disable=not console.is_terminal,
     )  # fmt: skip

@@ -121,9 +121,8 @@ def test_a_file_that_is_no_update_is_refused_by_name(tmp_path: Path, content: by
     assert str(tmp_path / "u") in str(error)
 
 
-@pytest.mark.parametrize("name", ["gone", "."])
-def test_what_is_nothing_of_ours_is_refused_with_what_could_be_shown(tmp_path: Path, name: str) -> None:
-    error = _error(tmp_path / name)
+def test_what_is_nothing_of_ours_is_refused_with_what_could_be_shown(tmp_path: Path) -> None:
+    error = _error(tmp_path)
     assert isinstance(error, ConfigError)
     assert "neither a base pack (base.json), nor a PEFT adapter (adapter_config.json), nor an update" in str(error)
 
@@ -163,3 +162,10 @@ def test_lora_on_the_head_is_shown_as_what_is_not_supported(tmp_path: Path) -> N
     adapter = adapter_on(LoraConfig(rank=4, target_modules=("q_proj", "lm_head")), modules)
     write_peft(tmp_path / "a", PeftDirectory(adapter=adapter))
     assert _facts(tmp_path / "a")["not supported"] == "LoRA on lm_head: train without it among target_modules"
+
+
+def test_a_path_at_which_nothing_lies_is_refused_with_its_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    assert str(_error(tmp_path / "adaptor")) == (
+        f"{tmp_path / 'adaptor'}: there is no such file or folder; did you mean {tmp_path / 'adapter'}?"
+    )

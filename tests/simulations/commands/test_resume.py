@@ -9,14 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import CliRunner, Result
 from fedlora.cli import commands
-from fedlora.errors import ConfigError
+from fedlora.errors import ConfigError, RunError
 from fedlora_server.run.run_directory import RunDirectory, last_round, read_metrics
 
 from tests.tiny.checkpoints import tree
@@ -83,9 +82,9 @@ def stopped(simulator: Simulator, monkeypatch: pytest.MonkeyPatch, request: pyte
     with monkeypatch.context() as patch:
         patch.setattr(RunDirectory, "commit", stopping)
         name = re.sub(r"\W+", "-", request.node.name)
-        run, result = simulator(name)
-    assert result.exit_code == 1
-    return run
+        with pytest.raises(RunError, match="stopped; 1 round of it is kept"):
+            simulator(name)
+    return simulator.folder / name
 
 
 def test_a_simulation_that_was_stopped_goes_on_and_prints_and_writes_what_simulate_does(
@@ -118,10 +117,11 @@ def test_a_simulation_does_not_go_on_with_what_would_change_its_result(stopped: 
     assert tree(stopped) == before
 
 
-@pytest.mark.parametrize("make", [Path.mkdir, lambda path: None], ids=["empty", "missing"])
-def test_a_directory_without_a_simulation_is_named(tmp_path: Path, make: Callable[[Path], None]) -> None:
+def test_a_directory_without_a_simulation_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "nothing"
-    make(folder)
+    with pytest.raises(ConfigError, match="nothing: there is no such file or folder"):
+        resumed(folder)
+    folder.mkdir()
     with pytest.raises(ConfigError, match=r"nothing holds no run: it has no config\.json"):
         resumed(folder)
 
@@ -180,3 +180,33 @@ def test_a_simulation_killed_20_times_at_random_moments_ends_to_the_bit_as_one_t
     assert left(run) == left(whole)
     assert len(killed_in) == 20
     assert len(set(killed_in)) > 3, "it was killed in few rounds only"
+
+
+def test_a_run_that_is_stopped_says_how_it_goes_on(simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = RunDirectory.commit
+
+    def stopping(*arguments: Any) -> None:
+        commit(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "commit", stopping)
+        with pytest.raises(RunError) as told:
+            simulator("my run")
+        run = simulator.folder / "my run"
+        assert str(told.value) == f"stopped; 1 round of it is kept. To go on: fedlora resume '{run}'"
+        with pytest.raises(RunError, match="stopped; 2 rounds of it are kept"):
+            resumed(run)
+    assert resumed(run).exit_code == 0
+
+
+def test_a_run_that_is_stopped_before_it_began_keeps_nothing(
+    simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fedlora_simulations.simulation.run_in_process", stop)
+    with pytest.raises(RunError, match="stopped before the run began: nothing is kept"):
+        simulator("never")
+    assert not (simulator.folder / "never").exists()
