@@ -60,11 +60,14 @@ def beside(path: str | Path, known: Iterable[str] = ()) -> str:
     return "; ".join(part for part in (where, near or others) if part)
 
 
-def check_there(path: str | Path, known: Iterable[str] = ()) -> None:
-    """Raise ConfigError, with what may have been meant, where nothing lies at a path and it is none of `known` names."""
+def check_there(path: str | Path, known: Iterable[str] = (), otherwise: str = "") -> None:
+    """Raise ConfigError where nothing lies at a path and it is none of the `known` names.
+
+    It tells what may have been meant, and `otherwise` what to do.
+    """
     if str(path) not in known and not _lies_there(Path(path)):
-        more = beside(path, known)
-        raise ConfigError(f"{path}: there is no such file or folder" + (f"; {more}" if more else ""))
+        parts = (f"{path}: there is no such file or folder", beside(path, known), otherwise)
+        raise ConfigError("; ".join(part for part in parts if part))
 
 
 def _likeness(one: str, other: str) -> float:

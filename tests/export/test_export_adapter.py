@@ -192,7 +192,10 @@ def test_a_scaling_that_overflows_is_refused_and_leaves_no_file(base: BasePack, 
 
 
 def test_a_missing_adapter_is_refused_by_what_was_expected(tmp_path: Path) -> None:
-    message = failure(run(tmp_path / "nowhere", "-o", tmp_path / "a"), AdapterError)
+    message = failure(run(tmp_path / "nowhere", "-o", tmp_path / "a"), ConfigError)
+    assert message.endswith("nowhere: there is no such file or folder")
+    (tmp_path / "empty").mkdir()
+    message = failure(run(tmp_path / "empty", "-o", tmp_path / "a"), AdapterError)
     assert "adapter_config.json: cannot be read: No such file or directory; expected a PEFT directory" in message
 
 

@@ -15,6 +15,7 @@ from fedlora.base.quantized import refuse_quantized
 from fedlora.errors import CheckpointError, MissingExtraError
 from fedlora.files.documents import read_object
 from fedlora.files.file_kind import kind_of
+from fedlora.nearest import beside
 
 _SINGLE, _INDEX = WEIGHTS, f"{WEIGHTS}.index.json"
 _EXPECTED = f"expected one with {CONFIG} and {_SINGLE}"
@@ -58,7 +59,8 @@ def find_checkpoint(source: str) -> Path:
         raise CheckpointError(_file_instead(local))
     # A path cannot be a hub id, and nobody who mistyped a path wants a download.
     if local.exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise CheckpointError(f"{source}: no such directory; {_EXPECTED}")
+        more = beside(source)
+        raise CheckpointError(f"{source}: no such directory; {_EXPECTED}" + (f"; {more}" if more else ""))
     return _from_hub(source)
 
 

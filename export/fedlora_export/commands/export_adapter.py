@@ -10,6 +10,7 @@ from fedlora.base.pack import EMBEDDED, open_pack
 from fedlora.exported.adapter_manifest import FILE_PROFILES
 from fedlora.exported.profiles import DEFAULT, Profile
 from fedlora.nearest import check_there
+from fedlora.peft.finding import check_adapter
 
 from fedlora_export.adapter_export import export_peft
 
@@ -24,7 +25,7 @@ from fedlora_export.adapter_export import export_peft
 )  # fmt: skip
 def export_adapter(adapter: Path, output: Path, base: str | None, profile: str) -> None:
     """Write ADAPTER, a PEFT directory, as a file of ONNX Runtime's adapter format, and a manifest beside it."""
-    check_there(adapter)
+    check_adapter(adapter)
     if base is not None:
         check_there(base, (EMBEDDED,))
     pack = None if base is None else open_pack(base)

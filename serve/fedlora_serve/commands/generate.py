@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 from fedlora.base.pack import EMBEDDED
 from fedlora.nearest import check_there
+from fedlora.peft.finding import check_adapter
 
 from fedlora_serve.local.engine import Engine
 from fedlora_serve.local.generate import generate as generate_text
@@ -79,7 +80,7 @@ def generate(
     )
     check_there(base or model or "", (EMBEDDED,))
     if adapter:
-        check_there(adapter)
+        check_adapter(adapter, otherwise="expected a PEFT directory, a .onnx_adapter file or a hub id")
     engine = Engine(base or model or "", threads=threads)
     loaded = engine.load_adapter(adapter, allow_unnamed_base=allow_unnamed_base) if adapter else None
     pieces = generate_text(engine, prompt, sampling, adapter=loaded)

@@ -10,6 +10,7 @@ import click
 from fedlora.base.pack import EMBEDDED
 from fedlora.errors import ConfigError
 from fedlora.nearest import check_there
+from fedlora.peft.finding import check_adapter
 
 from fedlora_serve.http.api.server import bind
 from fedlora_serve.http.api.server import serve as serve_until_stopped
@@ -63,7 +64,7 @@ def serve(
         options["limits"] = {"shutdown_timeout_s": shutdown_timeout}
     config = read_config(config_path, options)
     for path in config.adapters.values():
-        check_there(path)
+        check_adapter(path)
     with bind(config.host, config.port) as bound:  # a port that is taken tells so before the base is read
         service = open_service(base, config)
         serve_until_stopped(

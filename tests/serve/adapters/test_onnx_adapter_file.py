@@ -213,7 +213,9 @@ def test_a_file_that_is_no_adapter_is_refused(tmp_path: Path, engine: Engine, co
 def test_a_missing_file_is_refused_with_the_command_that_makes_one(tmp_path: Path, engine: Engine) -> None:
     with pytest.raises(AdapterError, match=r"my\.onnx_adapter: no such file; make one with: fedlora export-adapter"):
         engine.load_adapter(tmp_path / "my.onnx_adapter")
-    with pytest.raises(AdapterError, match=r"nowhere: no such file; expected a PEFT directory .*fedlora export-adapter"):
+    with pytest.raises(
+        AdapterError, match=r"nowhere: no such file; expected a PEFT directory .*fedlora export-adapter"
+    ):
         engine.load_adapter(tmp_path / "nowhere")
     with pytest.raises(AdapterError, match=r"adapter_config\.json: .*; expected a PEFT directory with adapter_config"):
         engine.load_adapter(tmp_path)  # a directory

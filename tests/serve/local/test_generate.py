@@ -184,7 +184,7 @@ def test_an_adapter_that_is_neither_a_directory_of_peft_nor_an_adapter_file_is_r
     for name, message in {
         "folder": "expected a PEFT directory with adapter_config.json and adapter_model.safetensors",
         "text": "not a file of ONNX Runtime's adapter format",
-        "nowhere": "no such file; expected a PEFT directory",
+        "nowhere": "there is no such file or folder",
         "adapter_config.json": f"a file of a PEFT directory; name the directory: {tmp_path}",
     }.items():
         arguments = ["generate", str(model), "--prompt", "x", "--adapter", str(tmp_path / name)]

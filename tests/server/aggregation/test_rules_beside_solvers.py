@@ -85,6 +85,8 @@ def test_the_median_is_that_of_every_entry_of_the_products(count: int, outliers:
     down = Adapter(LORA, {"q_proj": LoraPair(np.ones((1, 1), np.float32), np.zeros((3, 1), np.float32))})
     aggregator = Median(LORA, SETTINGS).aggregator(None, down)  # type: ignore[arg-type]
     for point in points:
-        aggregator.add(Adapter(LORA, {"q_proj": LoraPair(np.ones((1, 1), np.float32), point[:, None].astype(np.float32))}), 1)
+        aggregator.add(
+            Adapter(LORA, {"q_proj": LoraPair(np.ones((1, 1), np.float32), point[:, None].astype(np.float32))}), 1
+        )
     got = dense(aggregator.result().adapter)["q_proj"][:, 0]
     np.testing.assert_allclose(got, robust_rules.coordinate_median(points), rtol=1e-5, atol=1e-6)

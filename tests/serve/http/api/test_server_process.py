@@ -101,15 +101,15 @@ def test_an_encoder_is_served_for_its_embeddings(start: Callable[..., Serving], 
     [
         (["MODEL", "--host", "0.0.0.0"], "--allow-open"),
         (["MODEL", "--adapter", "tone"], "expected NAME=PATH"),
-        (["MODEL", "--adapter", "tone=nowhere"], "nowhere: no such file"),
+        (["MODEL", "--adapter", "tone=nowhere"], "nowhere: there is no such file or folder"),
         (["MODEL", "--adapter", "tone=a", "--adapter", "tone=b"], "tone is a already"),
-        (["MODEL", "--adapter", "model=nowhere"], "is the base's name"),
+        (["MODEL", "--adapter", "model=."], "is the base's name"),
         (["MODEL", "--adapter-folder", "nowhere"], "no folder that can be read"),
         (["MODEL", "--adapter-dtype", "float16"], "decoder.rows.onnx takes float32 alone"),
         (["MODEL", "--cache-memory", "1KiB"], "the cache of keys and values"),
         (["MODEL", "--config", "nowhere.toml"], "nowhere.toml: cannot be read"),
         (["PACK"], "--profile rows"),
-        (["nowhere"], "config.json"),
+        (["nowhere"], "nowhere: there is no such file or folder"),
     ],
 )
 def test_what_is_wrong_at_the_start_is_told_with_what_to_do(
