@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 
 from fedlora_serve.adapters.loading import LoadedAdapter
 from fedlora_serve.batching.request import Event, Finished, FinishReason, Piece, Request
+from fedlora_serve.text.answer_text import AnswerText
 from fedlora_serve.text.sampling import ChosenToken
-from fedlora_serve.text.text_stream import TextStream
 from fedlora_serve.text.token_sampler import TokenSampler
 
 _log = logging.getLogger(__name__)
@@ -34,11 +34,9 @@ class SequenceState:
         self.cached_tokens = 0  # of the prompt, which it has not read itself
         self._prompt_length = len(self.tokens)
         self._limit = limit
-        self._stop_token_ids = () if request.sampling.ignore_eos else stop_token_ids
-        self._sampler = TokenSampler(request.sampling, self.tokens, vocab_size)
-        self._stream = TextStream(tokenizer, self.tokens, request.sampling.stop)
+        self._answer = AnswerText(request.sampling, tokenizer, self.tokens, stop_token_ids)
+        self._sampler = TokenSampler(request.sampling, self.tokens, vocab_size, self._answer.ends)
         self._chosen: list[ChosenToken] = []
-        self._is_ended_by_model = False
         self._is_heard = True
 
     @property
@@ -68,16 +66,15 @@ class SequenceState:
     def take(self, scores: NDArray[np.float32]) -> FinishReason | None:  # scores [V]
         """Choose the next token from its scores, and send what became text; why the sequence ends, if it does."""
         chosen = self._sampler.choose(scores)
-        if chosen.token in self._stop_token_ids:
-            self._is_ended_by_model = True
-            return "stop"
-        self.tokens.append(chosen.token)
-        if self.request.sampling.logprobs is not None:
+        text = self._answer.push(chosen.token)
+        if not self._answer.is_ended_by_token:
+            self.tokens.append(chosen.token)
+        if self._answer.has_all and self.request.sampling.logprobs is not None:
             self._chosen.append(chosen)
-        self._send(self._stream.push(chosen.token))
+        self._send(text)
         if not self._is_heard:
             return "cancelled"
-        if self._stream.stopped:
+        if self._answer.has_ended:
             return "stop"
         if self._completion_tokens == self.request.sampling.max_tokens or len(self.tokens) == self._limit:
             return "length"
@@ -87,7 +84,7 @@ class SequenceState:
         """Send what is left and the end, and let the adapter go."""
         try:
             if reason in ("stop", "length"):
-                self._send(self._stream.finish())
+                self._send(self._answer.finish())
                 if self._chosen:
                     self._send("", always=True)
         finally:
@@ -104,7 +101,7 @@ class SequenceState:
 
     @property
     def _completion_tokens(self) -> int:
-        return len(self.tokens) - self._prompt_length + self._is_ended_by_model
+        return len(self.tokens) - self._prompt_length + self._answer.is_ended_by_token
 
     def _send(self, text: str, *, always: bool = False) -> None:
         if text or always:

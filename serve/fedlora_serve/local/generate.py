@@ -6,31 +6,29 @@ from collections.abc import Iterator
 
 from fedlora_serve.adapters.loading import LoadedAdapter
 from fedlora_serve.local.engine import Engine
+from fedlora_serve.text.answer_text import AnswerText
 from fedlora_serve.text.sampling import Sampling
-from fedlora_serve.text.text_stream import TextStream
 from fedlora_serve.text.token_sampler import TokenSampler
 from fedlora_serve.text.tokenizer import prompt_tokens
 
 
 def generate(engine: Engine, prompt: str, sampling: Sampling, *, adapter: LoadedAdapter | None = None) -> Iterator[str]:
-    """Yield what follows `prompt`, never half a character, until the model ends its text, a stop string, `max_tokens` or
-    the context.
+    """Yield what follows `prompt`, never half a character, until the model ends its text, a stop string or token,
+    `max_tokens` or the context.
 
     Raises ConfigError where the prompt is longer than the base's context.
     """
     shape = engine.base.shape
     tokens = prompt_tokens(engine.tokenizer, prompt, shape.bos_token_id)
-    sampler = TokenSampler(sampling, tokens, shape.vocab_size)
-    text = TextStream(engine.tokenizer, tokens, sampling.stop)
+    text = AnswerText(sampling, engine.tokenizer, tokens, shape.stop_token_ids)
+    sampler = TokenSampler(sampling, tokens, shape.vocab_size, text.ends)
     decoding = engine.start(adapter)
     for _ in range(sampling.max_tokens):
         token = sampler.choose(decoding.step(tokens)).token
-        if token in shape.stop_token_ids and not sampling.ignore_eos:
-            break
         piece = text.push(token)
         if piece:
             yield piece
-        if text.stopped or decoding.length == shape.max_positions:
+        if text.has_ended or decoding.length == shape.max_positions:
             break
         tokens = [token]
     rest = text.finish()

@@ -36,9 +36,11 @@ _RANGES = {
     "frequency_penalty": _Range(low=-2, high=2),
     "seed": _Range(low=-(2**63), high=2**63 - 1),
     "max_tokens": _Range(low=1),
+    "min_tokens": _Range(low=0),
     "logprobs": _Range(low=0, high=20),
 }
 _BIASES, _BIAS = _Range(low=0, high=1024), _Range(low=-100, high=100)  # how many, and each
+_STOP_TOKENS = _Range(low=0, high=1024)
 _STOPS, _STOP_CHARACTERS = _Range(low=0, high=16), _Range(low=1, high=1024)
 
 
@@ -57,6 +59,10 @@ class Sampling:
     seed: int | None = None  # None: another answer every time
     max_tokens: int = 128
     stop: tuple[str, ...] = ()  # the answer ends before any of these
+    stop_token_ids: tuple[int, ...] = ()  # and before any of these
+    include_stop_str_in_output: bool = False  # the answer ends after what stopped it
+    min_tokens: int = 0  # nothing ends the answer before it has so many
+    skip_special_tokens: bool = True  # the text is without them
     logprobs: int | None = None  # log-probabilities of the chosen token and of so many likeliest; None: none
     ignore_eos: bool = False  # go on after the model has ended its text
 
@@ -69,6 +75,9 @@ class Sampling:
         for token, bias in self.logit_bias.items():
             _check("a token in logit_bias", token, _Range(low=0))
             _check(f"logit_bias of token {token}", bias, _BIAS)
+        _check("the number of stop_token_ids", len(self.stop_token_ids), _STOP_TOKENS)
+        for token in self.stop_token_ids:
+            _check("a token in stop_token_ids", token, _Range(low=0))
         _check("the number of stop strings", len(self.stop), _STOPS)
         for text in self.stop:
             _check("the characters of a stop string", len(text), _STOP_CHARACTERS)

@@ -1,6 +1,6 @@
 """The next token of one answer, from its scores.
 
-    penalties, biases -> temperature -> min-p -> top-k -> top-p -> a draw
+    penalties, biases, none that end it -> temperature -> min-p -> top-k -> top-p -> a draw
 
 Each definition is cited where it is computed: `penalties`, `filters`. Min-p and top-k are both floors, so their order does
 not matter; top-p is a share of what they have left.
@@ -14,9 +14,10 @@ sorted, no Python loop runs over the vocabulary, and float64 is for sums and for
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+from fedlora.errors import ConfigError
 from numpy.typing import NDArray
 
 from fedlora_serve.text.filters import min_p_floor, top_k_floor, top_p_floor
@@ -24,15 +25,22 @@ from fedlora_serve.text.penalties import Penalties
 from fedlora_serve.text.running_sum import first_above
 from fedlora_serve.text.sampling import ChosenToken, Sampling
 
+_LEAST = float(np.finfo(np.float32).min)
 _GREEDY = 1e-5  # at and below this temperature the likeliest token is taken: float32 tells no more apart
 
 
 class TokenSampler:
     """Chooses the tokens of one answer, one after another. The same seed and scores give the same tokens."""
 
-    def __init__(self, sampling: Sampling, prompt: Sequence[int], vocab_size: int) -> None:
-        """`prompt` are its tokens, for the repetition penalty. Raises ConfigError where a bias names no token."""
+    def __init__(self, sampling: Sampling, prompt: Sequence[int], vocab_size: int, ends: Iterable[int] = ()) -> None:
+        """`prompt` are its tokens, for the repetition penalty; `ends` are the tokens that end it, of which none is chosen
+        before there are `min_tokens` others. Raises ConfigError where a bias or a stop names no token."""
         self._sampling, self._penalties = sampling, Penalties(sampling, prompt, vocab_size)
+        wrong = [token for token in sampling.stop_token_ids if token >= vocab_size]
+        if wrong:
+            raise ConfigError(f"stop_token_ids names token {wrong[0]}; the base's tokens are 0 to {vocab_size - 1}")
+        self._ends = np.array(sorted({*ends, *sampling.stop_token_ids}), np.int64)
+        self._left = sampling.min_tokens if len(self._ends) else 0  # tokens to come before it may end
         self._random = np.random.default_rng(None if sampling.seed is None else sampling.seed % 2**64)
 
     def choose(self, scores: NDArray[np.float32]) -> ChosenToken:  # finite, [V]
@@ -42,6 +50,10 @@ class TokenSampler:
         and vLLM report them. Where none were asked for, the token's is not computed: it is NaN.
         """
         adjusted = self._penalties.apply(scores)
+        if self._left:
+            self._left -= 1
+            adjusted = adjusted.copy()
+            adjusted[self._ends] = _LEAST
         token = int(adjusted.argmax()) if self._sampling.temperature <= _GREEDY else self._drawn(adjusted)
         self._penalties.add(token)
         if self._sampling.logprobs is None:

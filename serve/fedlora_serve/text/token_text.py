@@ -23,8 +23,8 @@ _WAITING_TOKENS = 64  # without the end of a character: they are not going to be
 class TokenText:
     """The text that tokens add to that of a prompt."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], *, skip_special_tokens: bool = True) -> None:
+        self._tokenizer, self._skip_special_tokens = tokenizer, skip_special_tokens
         self._before, self._before_text = self._end_of(prompt)
         self._waiting: list[int] = []  # their text is not told yet
 
@@ -66,4 +66,4 @@ class TokenText:
             count *= 4
 
     def _decode(self, tokens: list[int]) -> str:
-        return self._tokenizer.decode(tokens, skip_special_tokens=True)
+        return self._tokenizer.decode(tokens, skip_special_tokens=self._skip_special_tokens)

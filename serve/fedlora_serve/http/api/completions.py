@@ -35,7 +35,9 @@ async def create_completion(body: CompletionBody, request: Request) -> Response:
     n = body.choices_per_prompt
     async with served_model(state, caller, body.model) as model:
         engine = engine_of(state)
-        prompts = await completion_prompts(state, body.prompt, choices=n)
+        prompts = await completion_prompts(
+            state, body.prompt, choices=n, add_special_tokens=body.add_special_tokens is not False
+        )
         requested = requested_choices(
             state, engine, body, prompts, asked=body.max_tokens, default=_DEFAULT_TOKENS, logprobs=body.logprobs,
             param="max_tokens",

@@ -28,21 +28,25 @@ def engine_of(state: ServiceState) -> TextEngine:
 
 
 async def completion_prompts(
-    state: ServiceState, prompts: Sequence[str | tuple[int, ...]], *, choices: int
+    state: ServiceState, prompts: Sequence[str | tuple[int, ...]], *, choices: int, add_special_tokens: bool = True
 ) -> list[tuple[int, ...]]:
-    """The tokens of each prompt; a text begins as every document that the model was trained on did.
+    """The tokens of each prompt; a text begins as every document that the model was trained on did, unless there are to be
+    no special tokens.
 
     `choices` is how many each prompt gets.
     """
     _check_number(state, len(prompts), choices)
-    tokens = await asyncio.to_thread(lambda: [_completion_tokens(state, prompt) for prompt in prompts])
+    tokens = await asyncio.to_thread(lambda: [_completion_tokens(state, one, add_special_tokens) for one in prompts])
     for prompt in tokens:
         _check_tokens(state, prompt, "prompt")
     return tokens
 
 
 async def chat_prompt(state: ServiceState, body: ChatBody, *, choices: int) -> tuple[int, ...]:
-    """The tokens of a chat, written by the base's template. Raises ApiError where it has none, or refuses the messages."""
+    """The tokens of a chat, written by the base's template; it writes the special ones too, so that none are added unasked.
+
+    Raises ApiError where the base has no template, or it refuses the messages.
+    """
     template = state.template
     if template is None:
         raise ApiError(
@@ -55,17 +59,22 @@ async def chat_prompt(state: ServiceState, body: ChatBody, *, choices: int) -> t
     _check_number(state, 1, choices)
 
     def rendered() -> tuple[int, ...]:
-        return tuple(tokens_of(state.tokenizer, chat_text(template, body), add_special_tokens=False))
+        return _text_tokens(state, chat_text(template, body), bool(body.add_special_tokens))
 
     tokens = await asyncio.get_running_loop().run_in_executor(state.one_thread, rendered)
     _check_tokens(state, tokens, "messages")
     return tokens
 
 
-def _completion_tokens(state: ServiceState, prompt: str | tuple[int, ...]) -> tuple[int, ...]:
-    if isinstance(prompt, tuple):
-        return prompt
-    return tuple(prompt_tokens(state.tokenizer, prompt, state.base.shape.bos_token_id))
+def _completion_tokens(state: ServiceState, prompt: str | tuple[int, ...], add_special_tokens: bool) -> tuple[int, ...]:
+    return prompt if isinstance(prompt, tuple) else _text_tokens(state, prompt, add_special_tokens)
+
+
+def _text_tokens(state: ServiceState, text: str, add_special_tokens: bool) -> tuple[int, ...]:
+    """The tokens of a text, after those with which every text begins, where they are to be added."""
+    if add_special_tokens:
+        return tuple(prompt_tokens(state.tokenizer, text, state.base.shape.bos_token_id))
+    return tuple(tokens_of(state.tokenizer, text, add_special_tokens=False, what="the prompt"))
 
 
 def _check_number(state: ServiceState, prompts: int, choices: int) -> None:

@@ -39,6 +39,10 @@ def requested_choices(
     n = body.choices_per_prompt
     lengths = [_max_tokens(state, engine, prompt, asked, default, param) for prompt in prompts]
     _check_logprobs(state, n * sum(lengths), logprobs, param)
+    if (body.min_tokens or 0) > min(lengths):
+        message = f"min_tokens: expected at most {param}, which is {min(lengths)}, got {body.min_tokens}"
+        raise ApiError(400, message, param="min_tokens")
+    _check_tokens(state, body)
     return [
         RequestedChoice(
             prompt=prompt, sampling=body.sampling(max_tokens=length, logprobs=logprobs, index=index * n + number)
@@ -52,6 +56,14 @@ def check_stream_options(body: GenerationBody) -> None:
     """Raises ApiError where there are some and no stream."""
     if body.stream_options is not None and not body.stream:
         raise ApiError(400, "stream_options: only together with stream", param="stream_options")
+
+
+def _check_tokens(state: ServiceState, body: GenerationBody) -> None:
+    vocabulary = state.base.model.vocab_size
+    for param, tokens in (("stop_token_ids", body.stop_token_ids), ("logit_bias", body.logit_bias)):
+        if (most := max(tokens, default=0)) >= vocabulary:
+            message = f"{param}: expected token ids from 0 to {vocabulary - 1}, got {most}"
+            raise ApiError(400, message, param=param)
 
 
 def _check_logprobs(state: ServiceState, tokens: int, logprobs: int | None, param: str) -> None:

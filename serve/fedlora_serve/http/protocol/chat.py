@@ -137,6 +137,7 @@ class ChatBody(GenerationBody):
     messages: Annotated[list[ChatMessageBody], Field(min_length=1, max_length=_MAX_MESSAGES, fail_fast=True)]
     max_tokens: Count | None = Field(None, description="None: what the context leaves.")
     max_completion_tokens: Count | None = Field(None, description="The newer name of max_tokens.")
+    add_special_tokens: bool | None = Field(False, description="Begin the chat as a text begins; a template does, too.")
     logprobs: bool | None = False
     top_logprobs: TopCount | None = Field(None, description="Needs logprobs.")
     tool_choice: Literal["none", "auto"] | None = None

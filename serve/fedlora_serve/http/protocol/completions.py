@@ -17,6 +17,7 @@ class CompletionBody(GenerationBody):
     prompt: TextsOrTokens
     max_tokens: Count | None = Field(None, description="None: 16, or what the context leaves.")
     best_of: Count | None = Field(None, description="Only as many as n.")
+    add_special_tokens: bool | None = Field(True, description="Begin a text as the model's texts begin.")
     echo: bool | None = Field(False, description="The prompt's text before the answer; not together with logprobs.")
     logprobs: TopCount | None = Field(None, description="Of the chosen token and of so many likeliest ones.")
 

@@ -18,7 +18,7 @@ DIGEST_HEADER = "X-Adapter-Digest"
 
 
 MAX_STOPS, MAX_STOP_CHARACTERS = 16, 1024
-MAX_BIASES = 1024
+MAX_BIASES = MAX_STOP_TOKENS = 1024
 # Before anything is done with them; a service's limits are lower.
 MAX_TEXTS, MAX_TOKENS = 2048, 1 << 20
 
@@ -93,6 +93,14 @@ def token_ids(value: Sequence[Any]) -> tuple[int, ...]:
     return tuple(int(token) for token in value)
 
 
+def _stop_tokens(value: object) -> tuple[int, ...]:
+    if value in (None, []):
+        return ()
+    if not isinstance(value, list) or len(value) > MAX_STOP_TOKENS:
+        raise ValueError(f"expected a list of at most {MAX_STOP_TOKENS} token ids")
+    return token_ids(value)
+
+
 def texts_or_tokens(value: object) -> tuple[str | tuple[int, ...], ...]:
     """Each text or list of token ids of a value that is one of them or a list of them. Raises ValueError."""
     given: list[Any] = value if isinstance(value, list) else [value]
@@ -140,6 +148,11 @@ Biases = Annotated[
             "maxProperties": MAX_BIASES,
         }
     ),
+]
+StopTokens = Annotated[
+    tuple[int, ...],
+    PlainValidator(_stop_tokens),
+    WithJsonSchema({"anyOf": [{**_TOKENS_SCHEMA, "minItems": 0, "maxItems": MAX_STOP_TOKENS}, {"type": "null"}]}),
 ]
 TextsOrTokens = Annotated[
     tuple[str | tuple[int, ...], ...],

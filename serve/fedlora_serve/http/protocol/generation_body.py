@@ -17,6 +17,7 @@ from fedlora_serve.http.protocol.field_types import (
     NotUsedText,
     Number,
     Stops,
+    StopTokens,
     Whole,
 )
 from fedlora_serve.http.protocol.request_body import RequestBody
@@ -49,8 +50,13 @@ class GenerationBody(RequestBody):
     logit_bias: Biases = Field(default_factory=dict)
     seed: Annotated[Whole, Field(ge=-_SEEDS, le=_SEEDS - 1)] | None = None
     stop: Stops = ()
+    stop_token_ids: StopTokens = ()
+    include_stop_str_in_output: bool | None = False
+    min_tokens: Annotated[Whole, Field(ge=0)] | None = Field(0, description="No end and no stop before so many.")
     ignore_eos: bool | None = False
+    skip_special_tokens: bool | None = Field(True, description="The text is without them.")
 
+    spaces_between_special_tokens: bool | None = Field(None, description="Not used: of slow tokenizers.")
     # What changes no answer here, whoever does it: it is taken and not used.
     user: NotUsedText = None
     safety_identifier: NotUsedText = None
@@ -81,6 +87,10 @@ class GenerationBody(RequestBody):
             seed=None if self.seed is None else (self.seed + index) % _SEEDS,
             max_tokens=max_tokens,
             stop=self.stop,
+            stop_token_ids=self.stop_token_ids,
+            include_stop_str_in_output=bool(self.include_stop_str_in_output),
+            min_tokens=self.min_tokens or 0,
+            skip_special_tokens=self.skip_special_tokens is not False,
             logprobs=logprobs,
             ignore_eos=bool(self.ignore_eos),
         )

@@ -112,11 +112,6 @@ OTHER_FIELDS: dict[str, OtherField] = {
     **_fields("apply_chat_template continue_final_message chat_template chat_template_kwargs task"),
     **_fields("media_io_kwargs mm_processor_kwargs images_config max_dynamic_patch min_dynamic_patch"),
     **_fields("audio image_data audio_data video_data modalities use_audio_in_video"),
-    # When the answer ends, and which tokens are written out.
-    **_fields("min_tokens", 0),
-    **_fields("stop_token_ids include_stop_str_in_output"),
-    **_unless("skip_special_tokens spaces_between_special_tokens", True),
-    **_unless("add_special_tokens"),
     # What is told beside the answer.
     **_unless("prompt_logprobs"),
     **_fields("logprob_token_ids return_tokens_as_token_ids"),
@@ -141,6 +136,7 @@ OTHER_FIELDS: dict[str, OtherField] = {
     **_fields("embed_dtype", "float32"),
     **_fields("endianness", "native", "little"),
     **_fields("additional_data input_type instruction"),
+    **_unless("add_special_tokens", True),
     # Where and when it is done.
     **_fields("priority", 0, instead="requests are answered in their order"),
     **_fields("cache_salt", instead="beginnings of prompts are cached for all keys alike"),

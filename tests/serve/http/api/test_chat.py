@@ -10,6 +10,7 @@ from fedlora.base.pack import BasePack
 
 from tests.serve.http.fake_engine import FakeEngine, token_of, words
 from tests.serve.http.services import BASE, Client, refusal, service, tokens
+from tests.tiny.tokenizer import BOS
 
 Post = Callable[..., Any]
 HELLO = [{"role": "user", "content": "Hi"}]
@@ -46,6 +47,13 @@ def test_the_assistant_answers_what_the_template_writes(post: Post, engine: Fake
     assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 5}
     [request] = engine.requests
     assert request.prompt == tuple(tokens("[system]Be brief.[user]Hi[assistant]"))
+
+
+def test_a_chat_begins_as_a_text_where_special_tokens_are_to_be_added(post: Post, engine: FakeEngine) -> None:
+    post(add_special_tokens=True)
+    post(add_special_tokens=False)
+    prompt = tuple(tokens("[user]Hi[assistant]"))
+    assert [request.prompt for request in engine.requests] == [(BOS, *prompt), prompt]
 
 
 def test_an_answer_takes_what_the_context_leaves_unless_it_is_told(post: Post, engine: FakeEngine) -> None:

@@ -71,6 +71,14 @@ def test_every_prompt_gets_n_answers_side_by_side_with_seeds_of_their_own(post: 
     assert asked == [(7, tokens("ab")), (8, tokens("ab")), (9, tokens("c")), (10, tokens("c"))]
 
 
+def test_a_prompt_without_added_special_tokens_is_its_text_alone(post: Post, engine: FakeEngine) -> None:
+    post(prompt=["a", "<s>a"], add_special_tokens=False)
+    post(prompt="<s>a", add_special_tokens=True)
+    assert {request.prompt for request in engine.requests[:2]} == {tuple(tokens("a")), (BOS, *tokens("a"))}
+    assert engine.requests[2].prompt == (BOS, BOS, *tokens("a"))
+    assert refusal(post(prompt="", add_special_tokens=False))["param"] == "prompt"
+
+
 def test_lists_of_tokens_are_prompts(post: Post, engine: FakeEngine) -> None:
     assert len(post(prompt=[[1, 2], [3]])["choices"]) == 2
 
@@ -96,13 +104,16 @@ def test_every_way_to_choose_reaches_the_engine(post: Post, engine: FakeEngine) 
     post(
         temperature=0.5, top_p=0.9, top_k=40, min_p=0.1, repetition_penalty=1.1, presence_penalty=0.2,
         frequency_penalty=-0.3, logit_bias={"5": -100, "7": 2.5}, seed=-1, max_tokens=9, stop=["a", "b"], ignore_eos=True,
-        logprobs=3, user="me",
+        logprobs=3, user="me", stop_token_ids=[3, 5.0], include_stop_str_in_output=True, min_tokens=2,
+        skip_special_tokens=False,
     )  # fmt: skip
     sampling = engine.requests[0].sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (0.5, 0.9, 40, 0.1)
     assert (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty) == (1.1, 0.2, -0.3)
     assert sampling.logit_bias == {5: -100.0, 7: 2.5}
     assert (sampling.max_tokens, sampling.stop, sampling.ignore_eos, sampling.logprobs) == (9, ("a", "b"), True, 3)
+    assert (sampling.stop_token_ids, sampling.min_tokens) == ((3, 5), 2)
+    assert (sampling.include_stop_str_in_output, sampling.skip_special_tokens) == (True, False)
     assert sampling.seed is not None
     assert 0 <= sampling.seed < 1 << 63
 
@@ -110,7 +121,8 @@ def test_every_way_to_choose_reaches_the_engine(post: Post, engine: FakeEngine) 
 def test_null_is_what_a_field_is_without_it(post: Post, engine: FakeEngine) -> None:
     nothing = dict.fromkeys(
         ["n", "temperature", "top_p", "top_k", "min_p", "max_tokens", "stop", "seed", "logit_bias", "stream", "echo",
-         "logprobs", "best_of", "suffix", "user", "stream_options", "presence_penalty", "ignore_eos"]
+         "logprobs", "best_of", "suffix", "user", "stream_options", "presence_penalty", "ignore_eos", "stop_token_ids",
+         "include_stop_str_in_output", "min_tokens", "skip_special_tokens", "add_special_tokens"]
     )  # fmt: skip
     post()
     post(**nothing)
@@ -156,7 +168,15 @@ def test_logprobs_0_tells_of_the_chosen_token_alone(post: Post) -> None:
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"guided_json": {"type": "object"}}, "guided_json"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"min_tokens": 3}, "min_tokens"),
+        ({"min_tokens": 17}, "min_tokens"),
+        ({"min_tokens": 4, "max_tokens": 3}, "min_tokens"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"stop_token_ids": 3}, "stop_token_ids"),
+        ({"stop_token_ids": ["<s>"]}, "stop_token_ids"),
+        ({"stop_token_ids": [258]}, "stop_token_ids"),
+        ({"stop_token_ids": [1] * 1025}, "stop_token_ids"),
+        ({"logit_bias": {"258": 1}}, "logit_bias"),
+        ({"skip_special_tokens": "no"}, "skip_special_tokens"),
         ({"prompt": ""}, None),
         ({"prompt": []}, "prompt"),
         ({"prompt": [[]]}, "prompt"),

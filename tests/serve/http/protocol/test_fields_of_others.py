@@ -67,6 +67,10 @@ GENERATING = {
     "stop": CHOOSING,
     "ignore_eos": CHOOSING,
     "max_tokens": CHOOSING,
+    "stop_token_ids": CHOOSING,
+    "include_stop_str_in_output": CHOOSING,
+    "min_tokens": CHOOSING,
+    "skip_special_tokens": CHOOSING,
 }
 HOW: dict[str, dict[str, str]] = {
     "chat": GENERATING
@@ -75,6 +79,7 @@ HOW: dict[str, dict[str, str]] = {
         "max_completion_tokens": "api/test_chat.py::test_an_answer_takes_what_the_context_leaves_unless_it_is_told",
         "logprobs": "api/test_chat.py::test_logprobs_have_the_bytes_of_each_token",
         "top_logprobs": "api/test_chat.py::test_logprobs_have_the_bytes_of_each_token",
+        "add_special_tokens": ("api/test_chat.py::test_a_chat_begins_as_a_text_where_special_tokens_are_to_be_added"),
         "tool_choice": "api/test_chat.py::test_what_cannot_be_done_in_a_chat_is_refused_by_its_field",
         "modalities": "api/test_chat.py::test_what_cannot_be_done_in_a_chat_is_refused_by_its_field",
         "chat_template_kwargs": "api/test_chat_fields.py::test_the_variables_of_a_request_reach_the_template",
@@ -86,6 +91,7 @@ HOW: dict[str, dict[str, str]] = {
     "completions": GENERATING
     | {
         "prompt": "api/test_completions.py::test_lists_of_tokens_are_prompts",
+        "add_special_tokens": ("api/test_completions.py::test_a_prompt_without_added_special_tokens_is_its_text_alone"),
         "best_of": "api/test_completions.py::test_what_cannot_be_done_is_refused_by_its_field",
         "echo": "api/test_completions.py::test_echo_puts_the_prompt_before_each_answer",
         "logprobs": "api/test_completions.py::test_logprobs_have_the_chosen_token_among_the_likeliest",
@@ -109,7 +115,7 @@ HOW: dict[str, dict[str, str]] = {
 # Fields that change no answer, whoever takes them, with a value.
 NOT_USED: dict[str, Any] = {
     "user": "me", "safety_identifier": "me", "prompt_cache_key": "mine", "metadata": {"a": "b"}, "store": False,
-    "service_tier": "auto", "parallel_tool_calls": True, "lora_int_id": 3,
+    "service_tier": "auto", "parallel_tool_calls": True, "spaces_between_special_tokens": False, "lora_int_id": 3,
 }  # fmt: skip
 # Values that no field of these has for nothing: each of them asks for something.
 ASKING: list[Any] = [["something"], {"type": "something"}, "something", 0.125, -7, True, 7]
