@@ -1,6 +1,6 @@
 """One encoder in one ONNX Runtime session: texts in, embeddings out, each call with an adapter or without."""
 
-# S texts, T tokens of the longest, H hidden size
+# S texts, T tokens of the longest, E numbers of an embedding
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from fedlora.errors import AdapterError, AdapterMismatchError, ConfigError, Grap
 from fedlora.exported.profiles import DEFAULT, Profile, graph_name
 from fedlora.family import EncoderShape
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from fedlora_serve.adapters.loading import LoadedAdapter
 from fedlora_serve.session import open_graph
@@ -37,26 +38,53 @@ class Embedder:
         names = [graph_name(self._shape, profile) for profile in _PROFILES]
         self.graph_manifest, self._session = open_graph(self.base, names, threads=threads)
         self.tokenizer = open_tokenizer(self.base.directory)
+        self._cut_tokenizer = self._cutting(open_tokenizer(self.base.directory))
         self._max_tokens = max_tokens
 
     @property
     def hidden_size(self) -> int:
         """The numbers of an embedding."""
-        return self._shape.hidden_size
+        return self._shape.embedding_size
 
     @property
     def max_tokens(self) -> int:
-        """The longest text, in tokens."""
-        return self._shape.max_positions
+        """The longest text, in tokens; where the base says how texts are cut, those of `tokens` are no longer."""
+        return self._shape.embedding.max_tokens or self._shape.max_positions
+
+    @property
+    def normalized(self) -> bool:
+        """Whether the base's embeddings are scaled to length 1, which `embed` leaves to who asks."""
+        return self._shape.embedding.normalized
 
     def tokens(self, text: str) -> list[int]:
-        """The tokens of `text`, among the special ones of the tokenizer. Raises ConfigError where it is no UTF-8."""
-        return tokens_of(self.tokenizer, text, add_special_tokens=True)
+        """The tokens of `text`, among the special ones of the tokenizer, as the base says that texts are prepared.
+
+        Raises ConfigError where it is no UTF-8.
+        """
+        steps = self._shape.embedding
+        text = steps.prompt + text
+        if steps.strips:
+            text = text.strip()
+        return tokens_of(self._cut_tokenizer, text.lower() if steps.lower_case else text, add_special_tokens=True)
+
+    def _cutting(self, tokenizer: Tokenizer) -> Tokenizer:
+        """The tokenizer, which cuts texts where the base says so, and keeps the special tokens."""
+        steps = self._shape.embedding
+        if not steps.max_tokens:
+            return tokenizer
+        special = tokenizer.num_special_tokens_to_add(is_pair=False)
+        if steps.max_tokens <= special:
+            raise PackError(
+                f"{self.base.directory}: texts are cut to {steps.max_tokens} tokens, and {special} of them are the "
+                "tokenizer's own; raise max_seq_length in the checkpoint's sentence_bert_config.json and pack it again"
+            )
+        tokenizer.enable_truncation(steps.max_tokens, direction="left" if steps.cut_left else "right")
+        return tokenizer
 
     def embed(
         self, rows: Sequence[Sequence[int]], adapter: LoadedAdapter | None = None
-    ) -> NDArray[np.float32]:  # [S, H]
-        """The mean of the last states over the tokens of each text, as it is: not scaled to length 1.
+    ) -> NDArray[np.float32]:  # [S, E]
+        """The vector of each text as its last states are pooled, which the base says: not scaled to length 1.
 
         Raises ConfigError for a text that the base cannot read, AdapterError, or GraphError without an adapter, where an
         embedding is not finite, AdapterMismatchError where the base takes no adapter.
@@ -85,7 +113,7 @@ class Embedder:
         rows: Sequence[Sequence[int]],
         adapter_inputs: Mapping[str, NDArray[np.float32]],
         adapter: LoadedAdapter | None,  # whose inputs they are
-    ) -> NDArray[np.float32]:  # [S, H]
+    ) -> NDArray[np.float32]:  # [S, E]
         lengths = np.array([len(tokens) for tokens in rows])
         mask = np.arange(lengths.max()) < lengths[:, None]  # [S, T]
         ids = np.full(mask.shape, self._shape.pad_token_id, np.int64)

@@ -31,6 +31,7 @@ from fedlora_client.encoder.block import EncoderBlock, LayerNorm, TextBatch
 from fedlora_client.encoder.checkpointing import CheckpointedPass
 from fedlora_client.encoder.head import EncoderHead
 from fedlora_client.encoder.padding import check_padding
+from fedlora_client.encoder.pooling import pooled
 from fedlora_client.layers.batch import Dropout, no_dropout
 from fedlora_client.layers.lora import LoraTensors
 from fedlora_client.layers.step_plan import NOTHING_KEPT, Memory, MemoryPlan, StepPlan
@@ -70,6 +71,7 @@ class Encoder:
             EncoderBlock(layer, shape, matrices, floats, self.compute.ops, dtype) for layer in range(shape.num_layers)
         ]
         self._head = EncoderHead(shape, floats) if shape.labels else None
+        self._dense = {} if shape.labels else {name: floats[name] for name in shape.embedding.float_tensors()}
 
     def windows(self, examples: Sequence[Example], length: int, where: str) -> Windows:
         """A window of `length` tokens for each text and its label: see `label_windows`."""
@@ -127,7 +129,7 @@ class Encoder:
         y, is_text = self._forward(tokens, starts, lora, self.workspace())
         if self._head:
             return self._head.scores(y[:, 0])
-        return (y.float() * is_text[:, :, None]).sum(1) / is_text.sum(1, keepdim=True)
+        return pooled(self.shape.embedding, y.float(), is_text, self._dense)
 
     def losses(
         self, tokens: Tensor, targets: Tensor, starts: Tensor, lora: LoraTensors | None, space: Workspace,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ from numpy.typing import NDArray
 from fedlora.base.checkpoint_files import find_checkpoint, read_config, weight_files
 from fedlora.base.pack import CONFIG
 from fedlora.base.quantized import quantized_by, quantized_error
+from fedlora.base.sentence_modules import MODULES, read_sentence_modules, sentence_root
 from fedlora.base.tensor_names import alike, candidates, unwrapped
 from fedlora.errors import CheckpointError, TensorFileError
-from fedlora.family import EMBEDDING, HEAD, DecoderShape, model_shape
+from fedlora.family import EMBEDDING, HEAD, DecoderShape, EncoderShape, model_shape
 from fedlora.files.tensor_file import TensorEntry, TensorFile, read_rows
 
 __all__ = ["Checkpoint", "find_checkpoint"]
@@ -40,14 +43,11 @@ class Checkpoint:
         self.shape = model_shape(self.config, str(directory / CONFIG))
         stored: dict[str, tuple[Path, TensorEntry]] = {}
         for file in weight_files(directory):
-            try:
-                entries = TensorFile(file, max_header_bytes=_MAX_HEADER_BYTES, max_tensors=_MAX_TENSORS).entries
-            except TensorFileError as error:
-                raise CheckpointError(str(error)) from None
-            stored |= {name: (file, entry) for name, entry in entries.items()}
+            stored |= {name: (file, entry) for name, entry in _entries(file).items()}
         self._tensors = self._without_wrappers(stored)
         self._prefix = self.shape.base_prefix
         self._settle_head()
+        self._read_modules()
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Raise CheckpointError unless the checkpoint holds tensor `name` with `shape`."""
@@ -99,6 +99,24 @@ class Checkpoint:
         if taken:
             self.notes.append(f"{taken} is taken off the names of the tensors: a wrapper of torch wrote it")
         return {name: stored[before] for name, before in names.items()}
+
+    def _read_modules(self) -> None:
+        """What sentence-transformers does with the states of an encoder, where the checkpoint says it."""
+        root = sentence_root(self.directory)
+        if root is None:
+            return
+        if not isinstance(self.shape, EncoderShape) or self.shape.labels:
+            does = "gives scores" if isinstance(self.shape, EncoderShape) else "generates text, and gives no embeddings"
+            self.notes.append(f"{MODULES} of sentence-transformers is not used: the pack of this model {does}")
+            return
+        modules = read_sentence_modules(root, self.directory, self.shape)
+        self.shape = replace(self.shape, embedding=modules.embedding)
+        self.notes += modules.notes
+        for number, file in enumerate(modules.dense_files):
+            entries = _entries(file)
+            for kind in ("weight", "bias"):
+                if f"linear.{kind}" in entries:
+                    self._tensors[f"dense.{number}.{kind}"] = (file, entries[f"linear.{kind}"])
 
     def _settle_head(self) -> None:
         """Where config.json says that the head is the embedding and the file has both, the file is believed.
@@ -163,3 +181,10 @@ class Checkpoint:
             f"the weights hold {shown}{', ...' if len(names) > 3 else ''}; config.json of this checkpoint implies others: "
             "put the weights and the config.json of one model into the directory"
         )
+
+
+def _entries(file: Path) -> Mapping[str, TensorEntry]:
+    try:
+        return TensorFile(file, max_header_bytes=_MAX_HEADER_BYTES, max_tensors=_MAX_TENSORS).entries
+    except TensorFileError as error:
+        raise CheckpointError(str(error)) from None

@@ -2,6 +2,7 @@
 
     base.json           what the pack is, the sha256 of every other file, and the fingerprint over all of it
     config.json         the model's own, and its tokenizer files
+    embedding.json      where an encoder's checkpoint says how a text becomes a vector
     model.safetensors   NAME.qweight, NAME.scales, NAME.zeros of each matrix; norms and biases by their own names
 
 The fingerprint names the base: adapters, updates and graphs carry it. Files that others put into the directory (an
@@ -24,7 +25,8 @@ from numpy.typing import NDArray
 from fedlora.base.quantize import Quantization, QuantizedMatrix
 from fedlora.base.scales import ScaleRule
 from fedlora.errors import CheckpointError, ConfigError, PackError, TensorFileError
-from fedlora.family import DecoderShape, ModelShape, model_shape
+from fedlora.family import DecoderShape, EncoderShape, ModelShape, model_shape
+from fedlora.family.text_embedding import TextEmbedding
 from fedlora.files.documents import read_object
 from fedlora.files.tensor_file import TensorFile
 from fedlora.nearest import hint
@@ -33,6 +35,7 @@ FORMAT = "fedlora-base"
 VERSION = 2
 MANIFEST, CONFIG, WEIGHTS, TOKENIZER = "base.json", "config.json", "model.safetensors", "tokenizer.json"
 GENERATION_CONFIG = "generation_config.json"
+EMBEDDING_STEPS = "embedding.json"  # of an encoder: how a text becomes a vector, where its checkpoint says it
 EMBEDDED = "nano"  # the base that ships with fedlora
 
 
@@ -106,7 +109,7 @@ def open_pack(base: str | Path) -> BasePack:
             source=manifest["source"],
             fingerprint=manifest["fingerprint"],
             quantization=Quantization(**manifest["quantization"]),
-            model=_with_all_ends(model_shape(config, str(directory / CONFIG)), directory, manifest["files"]),
+            model=_completed(model_shape(config, str(directory / CONFIG)), directory, manifest["files"]),
             weights=weights,
             scales=manifest.get("scales"),
         )
@@ -123,6 +126,19 @@ def open_pack(base: str | Path) -> BasePack:
             f"got {got.get(wrong, 'no such tensor')}; pack the model again"
         )
     return pack
+
+
+def _completed(model: ModelShape, directory: Path, listed: Mapping[str, str]) -> ModelShape:
+    """The model of config.json, with what other files of the pack say of it."""
+    if not isinstance(model, EncoderShape):
+        return _with_all_ends(model, directory, listed)
+    if EMBEDDING_STEPS not in listed or model.labels:
+        return model
+    steps = TextEmbedding.from_object(
+        read_object(directory / EMBEDDING_STEPS, PackError, "how a text becomes a vector")
+    )
+    steps.check_fits(model.hidden_size, model.max_positions)
+    return replace(model, embedding=steps)
 
 
 def _with_all_ends(model: ModelShape, directory: Path, listed: Mapping[str, str]) -> ModelShape:

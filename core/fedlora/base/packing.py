@@ -13,11 +13,21 @@ from numpy.typing import NDArray
 
 from fedlora.base.checkpoint import Checkpoint
 from fedlora.base.checkpoint_files import find_checkpoint, no_tokenizer, read_config
-from fedlora.base.pack import CONFIG, GENERATION_CONFIG, MANIFEST, TOKENIZER, WEIGHTS, manifest_text, tensor_shapes
+from fedlora.base.pack import (
+    CONFIG,
+    EMBEDDING_STEPS,
+    GENERATION_CONFIG,
+    MANIFEST,
+    TOKENIZER,
+    WEIGHTS,
+    manifest_text,
+    tensor_shapes,
+)
 from fedlora.base.quantize import BLOCK_SIZES, Quantization, QuantizedMatrix, quantize
 from fedlora.base.scales import SCALE_RULES, ScaleRule
 from fedlora.errors import CheckpointError, ConfigError
-from fedlora.family import ModelShape, model_shape
+from fedlora.family import EncoderShape, ModelShape, model_shape
+from fedlora.family.text_embedding import TextEmbedding
 from fedlora.files.atomic import whole_directory
 from fedlora.files.documents import read_object
 from fedlora.files.tensor_file import Dtype, TensorPlan, write_tensor_file
@@ -63,6 +73,10 @@ def make_pack(
     with whole_directory(output, replace=MANIFEST if replace else None) as aside:
         (aside / CONFIG).write_text(json.dumps(checkpoint.config, indent=2) + "\n", encoding="utf-8")
         copy_texts(directory, aside)
+        if isinstance(shape, EncoderShape) and shape.embedding != TextEmbedding():
+            (aside / EMBEDDING_STEPS).write_text(
+                json.dumps(shape.embedding.to_object(), indent=2) + "\n", encoding="utf-8"
+            )
         if (directory / TOOL_TEMPLATE).is_file():
             shutil.copyfile(directory / TOOL_TEMPLATE, aside / TOOL_TEMPLATE_OF_PACKS)
         pending: dict[str, NDArray[Any]] = {}  # scales and zeros, which follow their codes in the file

@@ -111,7 +111,18 @@ def _encoder_facts(shape: EncoderShape) -> Facts:
         "vocabulary": shape.vocab_size,
         "context": shape.max_positions,
         "labels": f"{len(shape.labels)}: {some}" if shape.labels else "none: it gives embeddings",
-    }
+    } | ({} if shape.labels else {"embedding": _steps(shape)})
+
+
+def _steps(shape: EncoderShape) -> str:
+    """How a text becomes a vector."""
+    steps = shape.embedding
+    said = [f"{steps.pooling.replace('_', ' ')} of the tokens, {shape.embedding_size} numbers"]
+    said += ["served at length 1"] if steps.normalized else ["served at its own length"]
+    said += [f"texts cut to {steps.max_tokens} tokens"] if steps.max_tokens else []
+    said += ["in lower case"] if steps.lower_case else []
+    said += [f"after {steps.prompt!r:.60}"] if steps.prompt else []
+    return ", ".join(said)
 
 
 def _adapter_facts(adapter: Adapter) -> Facts:

@@ -5,10 +5,10 @@
     y = norm(h + output(gelu(intermediate(h))))
     norm(x) = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias        (arXiv:1607.06450)
 
-    scores = out(f(dense(y[0])))       f = tanh, or relu for DistilBERT; without a head: embedding = mean of y over the text
+    scores = out(f(dense(y[0])))       f = tanh, or relu for DistilBERT; without a head: embedding = pooled y
 
-All of an encoder's linear modules have biases. (BERT, arXiv:1810.04805; RoBERTa, arXiv:1907.11692; DistilBERT,
-arXiv:1910.01108.)
+`text_embedding.py` says how y is pooled. All of an encoder's linear modules have biases. (BERT, arXiv:1810.04805; RoBERTa,
+arXiv:1907.11692; DistilBERT, arXiv:1910.01108.)
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from fedlora.family.text_embedding import TextEmbedding
 
 Role = Literal["query", "key", "value", "attention_output", "intermediate", "output"]
 ROLES: tuple[Role, ...] = ("query", "key", "value", "attention_output", "intermediate", "output")
@@ -53,10 +55,16 @@ class EncoderShape:
     names: EncoderNames
     model_type: str
     base_prefix: str  # of the tensors of a model with a head, which a bare one's lack
+    embedding: TextEmbedding = TextEmbedding()  # without a head: how a text becomes a vector
 
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads
+
+    @property
+    def embedding_size(self) -> int:
+        """The numbers of a text's vector."""
+        return self.embedding.size(self.hidden_size)
 
     def layer_name(self, layer: int) -> str:
         return self.names.layer.format(layer)
@@ -115,7 +123,7 @@ class EncoderShape:
                 f"{names.head_out}.weight": (len(self.labels), hidden),
                 f"{names.head_out}.bias": (len(self.labels),),
             }
-        return tensors
+        return tensors if self.labels else tensors | self.embedding.float_tensors()
 
     def float_offset(self, tensor: str) -> float:
         """What is added to a tensor of the checkpoint before it is stored."""

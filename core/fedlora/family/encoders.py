@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from fedlora.family.encoder import EncoderNames, EncoderShape
 from fedlora.family.sizes import check_sizes
+from fedlora.family.text_embedding import TextEmbedding
 
 Config = Mapping[str, Any]  # a config.json
 
@@ -108,6 +109,7 @@ def read_encoder(architecture: str, config: Config) -> EncoderShape:
         names=_prefixed(family.names, family.prefix if has_head else ""),
         model_type=str(config.get("model_type", "bert")),
         base_prefix=family.prefix.removesuffix("."),
+        embedding=TextEmbedding(),
     )
 
 

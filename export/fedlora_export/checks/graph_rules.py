@@ -34,7 +34,7 @@ ALLOWED_OPS: Mapping[str, frozenset[str]] = {
         {
             "Add", "Cast", "Concat", "Cos", "Div", "Gather", "GatherND", "Gelu", "Gemm", "LayerNormalization", "MatMul",
             "Max", "Min", "Mul", "Neg", "RMSNormalization", "Range", "ReduceMax", "ReduceSum", "Relu", "Reshape", "Shape",
-            "Sin", "Slice", "Split", "Squeeze", "Sub", "Tanh", "Unsqueeze",
+            "Sin", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Unsqueeze",
         }
     ),
     "com.microsoft": frozenset(

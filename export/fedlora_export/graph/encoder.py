@@ -4,7 +4,7 @@
     token_type_ids             int64 [batch, length]    optional, all 0 by default; only where the model knows two types
     adapter inputs                                      see `adapter_inputs`
     -> scores     float32 [batch, labels]               with a classification head
-       embedding  float32 [batch, H]                    without: the mean over the text
+       embedding  float32 [batch, E]                    without: as `fedlora.family.text_embedding` says
 
 Biases of the linear modules are added by their products, as everywhere; the classification head is the pack's, in float.
 """
@@ -23,7 +23,8 @@ from fedlora.family import EncoderShape
 
 from fedlora_export.graph.adapter_inputs import ADAPTER_INPUTS, AdapterInputs
 from fedlora_export.graph.builder import GraphBuilder
-from fedlora_export.graph.encoder_layers import embedded, head, layer_norm, mean_over_text, skip_norm
+from fedlora_export.graph.encoder_layers import embedded, head, layer_norm, skip_norm
+from fedlora_export.graph.text_embedding import text_vector
 
 _NEVER = float(np.finfo(np.float32).min)  # what attention adds to the score of a key that is padding
 
@@ -45,7 +46,7 @@ def build_encoder(base: BasePack, profile: Profile = "compat", accuracy_level: i
     if shape.labels:
         output, size, name = head(builder, shape, x), len(shape.labels), "scores"
     else:
-        output, size, name = mean_over_text(builder, x, mask), shape.hidden_size, "embedding"
+        output, size, name = text_vector(builder, shape, x, mask), shape.embedding_size, "embedding"
     output.name = name
     model = builder.model([builder.output(output, ("batch", size))], "encoder")
     model.metadata_props[BASE_PROPERTY] = base.fingerprint

@@ -1,4 +1,4 @@
-"""What encoders have beside their linear modules: embeddings, layer norms, the head, the mean over a text."""
+"""What encoders have beside their linear modules: embeddings, layer norms, the head."""
 
 from __future__ import annotations
 
@@ -49,20 +49,11 @@ def head(builder: GraphBuilder, shape: EncoderShape, states: ir.Value) -> ir.Val
     first = builder.op("Gather", [states, builder.constant("first_token", np.int64(0))], "first_states", axis=1)
     activation = {"tanh": "Tanh", "relu": "Relu"}[shape.head_activation]
     dense, out = shape.names.head_dense, shape.names.head_out
-    inner = builder.op(activation, [_affine(builder, first, dense)], f"{dense}.active")
-    return _affine(builder, inner, out)
+    inner = builder.op(activation, [affine(builder, first, dense)], f"{dense}.active")
+    return affine(builder, inner, out)
 
 
-def mean_over_text(builder: GraphBuilder, states: ir.Value, mask: ir.Value) -> ir.Value:
-    """The mean of states [batch, length, H] over where the mask [batch, length] is 1: [batch, H]"""
-    axis = builder.constant("length_axis", [1])
-    share = builder.op("Cast", [mask], "text_share", to=ir.DataType.FLOAT)
-    apart = builder.op("Unsqueeze", [share, builder.constant("last_axis", [2])], "text_share.apart")
-    total = builder.op("ReduceSum", [builder.op("Mul", [states, apart], "text_states"), axis], "text_total", keepdims=0)
-    return builder.op("Div", [total, builder.op("ReduceSum", [share, axis], "text_length", keepdims=1)], "text_mean")
-
-
-def _affine(builder: GraphBuilder, x: ir.Value, module: str) -> ir.Value:
+def affine(builder: GraphBuilder, x: ir.Value, module: str) -> ir.Value:
     """x W^T + b with W in float."""
     weight, bias = (builder.stored(f"{module}.{kind}") for kind in ("weight", "bias"))
     return builder.op("Gemm", [x, weight, bias], f"{module}.out", transB=1)

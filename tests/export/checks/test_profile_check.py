@@ -16,12 +16,13 @@ from fedlora.base.pack import BasePack
 from fedlora.errors import GraphError
 from fedlora.exported.inputs import joined_values, row_values
 from fedlora.exported.profiles import Profile, graph_name
+from fedlora.family import EncoderShape
 from fedlora_export.export import export_base
 from fedlora_export.graph.adapter_inputs import JoinedInputs, KernelInputs, NoAdapter
 from fedlora_export.graph.attention import Attention
 from fedlora_export.graph.builder import GraphBuilder
-from fedlora_export.graph.encoder_layers import mean_over_text
 from fedlora_export.graph.sequences import Sequences, sequences_of_rows
+from fedlora_export.graph.text_embedding import text_vector
 from numpy.typing import NDArray
 
 from tests.export.checks.sabotage import (
@@ -109,11 +110,11 @@ def read_the_last_token_of_the_step(patch: Patch) -> None:
 
 
 def count_padding_in_the_mean(patch: Patch) -> None:
-    def wrong(builder: GraphBuilder, states: ir.Value, mask: ir.Value) -> ir.Value:
+    def wrong(builder: GraphBuilder, shape: EncoderShape, states: ir.Value, mask: ir.Value) -> ir.Value:
         every = builder.op("Max", [mask, builder.constant("one", [1])], "every_token")
-        return mean_over_text(builder, states, every)
+        return text_vector(builder, shape, states, every)
 
-    patch.setattr(encoder_module, "mean_over_text", wrong)
+    patch.setattr(encoder_module, "text_vector", wrong)
 
 
 def rotate_all_layers_as_the_last(patch: Patch) -> None:

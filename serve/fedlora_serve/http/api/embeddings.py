@@ -42,7 +42,9 @@ async def create_embeddings(body: EmbeddingBody, request: Request) -> Response:
         tokens = sum(map(len, rows))
         caller.take(tokens)
         state.metrics.request_started(model.name)
-        vectors = _unit(await while_connected(request.receive, _embedded(state, embedder, model, rows)))
+        vectors = await while_connected(request.receive, _embedded(state, embedder, model, rows))
+        if embedder.normalized:
+            vectors = _unit(vectors)
     state.metrics.embedded(model.name, time.perf_counter() - began, tokens)
     data = [
         Embedding(object="embedding", index=index, embedding=_written(vector, body.encoding_format))
