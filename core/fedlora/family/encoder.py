@@ -55,7 +55,7 @@ class EncoderShape:
     names: EncoderNames
     model_type: str
     base_prefix: str  # of the tensors of a model with a head, which a bare one's lack
-    embedding: TextEmbedding = TextEmbedding()  # without a head: how a text becomes a vector
+    embedding: TextEmbedding  # without a head: how a text becomes a vector
 
     @property
     def head_dim(self) -> int:
