@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from pathlib import Path
 
 from fedlora.base.pack import BasePack, open_pack
 from fedlora.errors import ConfigError
 
+from fedlora_serve.batching.fair_queue import FairQueue
 from fedlora_serve.batching.kv_cache import BLOCK_TOKENS, KVCache, block_bytes, blocks_of
 from fedlora_serve.batching.request import EngineStats, Request
 from fedlora_serve.batching.row_graph import RowGraph
@@ -36,7 +37,8 @@ class BatchEngine:
         """Verify the pack and its graph, build the session, and begin to wait for requests.
 
         `cache_budget_bytes` bounds the keys and values of running sequences and of kept prefixes together; `queue` is how
-        many requests may wait; `prefill_tokens` how many tokens of prompts a step reads beside sequences that decode.
+        many requests may wait, a fair part of it for each who asks; `prefill_tokens` how many tokens of prompts a step
+        reads beside sequences that decode.
 
         Raises PackError, GraphError, and ConfigError where the budget does not hold two blocks of tokens or a number is
         not positive.
@@ -47,7 +49,7 @@ class BatchEngine:
         self.base: BasePack = open_pack(directory)
         self.tokenizer = open_tokenizer(self.base.directory)
         shape = self.base.shape
-        self._block_bytes, self._queue = block_bytes(shape), queue
+        self._block_bytes = block_bytes(shape)
         self._budget_blocks = cache_budget_bytes // self._block_bytes
         if self._budget_blocks < 2:
             raise ConfigError(
@@ -58,7 +60,7 @@ class BatchEngine:
         self.graph_manifest, self.lays_out_adapters = opened.manifest, opened.lays_out_adapters
         kv_cache = KVCache(shape, rows, min(blocks_of(shape.max_positions), self._budget_blocks))
         self._limit = min(kv_cache.capacity, shape.max_positions)
-        self._waiting: deque[SequenceState] = deque()
+        self._waiting = FairQueue(queue)
         self._scheduler = Scheduler(
             RowGraph(opened.session, shape, kv_cache, opened.adapters),
             kv_cache,
@@ -88,7 +90,7 @@ class BatchEngine:
             with self._changed:
                 if self._is_closing or not self._thread.is_alive():
                     raise BusyError("the server is shutting down; try another one, or again later")
-                if len(self._waiting) >= self._queue:
+                if not self._waiting.has_room(request.share):
                     raise BusyError(f"{len(self._waiting)} requests are waiting already; try again later")
                 self._waiting.append(sequence)
                 self._changed.notify()
@@ -150,8 +152,7 @@ class BatchEngine:
         while True:
             try:
                 with self._changed:
-                    self._waiting.extendleft(self._scheduler.preempted)
-                    self._scheduler.preempted.clear()
+                    self._waiting.put_back(self._scheduler.preempted)
                     if not (self._waiting or self._scheduler.sequences):
                         self._cancelled.clear()  # of sequences that had ended
                         if self._is_closing:

@@ -42,6 +42,7 @@ class Request:
     sampling: Sampling
     on_event: Callable[[Event], None]
     adapter: Lease | None = None  # released by the engine when the sequence has ended; None: the base
+    share: str = ""  # whose rows and places in the queue it takes: all that is asked for under one name has one share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +76,9 @@ class TextEngine(Protocol):
     def submit(self, request: Request) -> None:
         """Take a request; its events follow, and one `Finished` ends them.
 
-        Raises BusyError where the queue is full, ConfigError where the prompt is empty, has a token that the base has not,
-        or leaves no room for a sequence. The lease of a request that is refused is released.
+        Raises BusyError where the queue and the part of it that is theirs are full, ConfigError where the prompt is empty,
+        has a token that the base has not, or leaves no room for a sequence. The lease of a request that is refused is
+        released.
         """
         ...
 

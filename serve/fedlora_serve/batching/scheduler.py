@@ -4,13 +4,13 @@ A step reads a part of the prompts that are here, then one token of every sequen
 delays the others by one part at a time. The oldest prompt and the shortest take turns: a long one holds up no short ones,
 and short ones do not hold up a long one. Rows that decode stand wherever they are: those between them read nothing.
 
-Where memory does not suffice for the next token of everybody, the sequence that joined last is preempted: it waits, and
-reads what it had again.
+Rows are shared fairly (`fair_queue`). Who has more than others and has all rows, or all memory, gives one up to those who
+wait: the sequence of theirs that joined last is preempted. So is it where memory does not suffice for the next token of
+everybody. It waits, and reads again what was not kept.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from itertools import cycle
 
@@ -19,6 +19,7 @@ from fedlora.errors import FedloraError
 from numpy.typing import NDArray
 
 from fedlora_serve.batching.block_manager import BlockManager, computes_prefix_of
+from fedlora_serve.batching.fair_queue import FairQueue, rows_by_share
 from fedlora_serve.batching.kv_cache import KVCache, blocks_of
 from fedlora_serve.batching.request import FinishReason
 from fedlora_serve.batching.row_graph import Part, RowGraph
@@ -35,8 +36,7 @@ class Scheduler:
         self, graph: RowGraph, kv_cache: KVCache, *, rows: int, budget_blocks: int, prefill_tokens: int
     ) -> None:
         self.blocks = BlockManager(kv_cache, budget_blocks)
-        # Who had to leave, and has to come back before others: the newest first.
-        self.preempted: list[SequenceState] = []
+        self.preempted: list[SequenceState] = []  # who had to leave, and has to come back: the newest first
         self._rows = Rows(kv_cache, graph.adapters)
         self._graph, self._capacity = graph, kv_cache.capacity
         self._max_rows, self._prefill_tokens = rows, prefill_tokens
@@ -47,16 +47,21 @@ class Scheduler:
         """Those that have a row, in the order of the rows."""
         return self._rows.sequences
 
-    def admit(self, waiting: deque[SequenceState]) -> None:
-        """Let those in who came first, as long as there is a row and memory for what they have to read.
+    def admit(self, waiting: FairQueue) -> None:
+        """Let those in whose turn it is, as long as there is a row and memory for what they have to read.
 
         Every sequence that is here has a block to grow by, lest who comes in is preempted at once.
         """
-        while waiting and len(self.sequences) < self._max_rows:
-            sequence = waiting[0]
-            if not self.blocks.make_room(blocks_of(len(sequence.tokens)) + len(self.sequences)):
-                return
-            waiting.popleft()
+        while sequence := waiting.next(self.sequences):
+            if not self._has_place_for(sequence):
+                last = max(self.sequences, key=self._by_rows, default=None)
+                if last is None or not self._has_more_rows(last, sequence):
+                    return
+                self.blocks.keep_prefix(self.sequences.index(last), last)
+                self._preempt(last)
+                waiting.put_back(self.preempted)
+                continue
+            waiting.remove(sequence)
             try:
                 self._rows.join(sequence)
             except Exception as error:  # it is in no list now, and must be told here
@@ -119,7 +124,7 @@ class Scheduler:
             sequence.is_decoding and not self.blocks.grow(row, sequence.length + 1)
             for row, sequence in enumerate(self.sequences)
         ):
-            self._preempt(max(self.sequences, key=lambda sequence: sequence.number))
+            self._preempt(max(self.sequences, key=self._by_rows))
         last = max((row for row, sequence in enumerate(self.sequences) if sequence.is_decoding), default=-1)
         self._run(
             0,
@@ -128,6 +133,20 @@ class Scheduler:
                 for sequence in self.sequences[: last + 1]
             ],
         )
+
+    def _has_place_for(self, sequence: SequenceState) -> bool:
+        if len(self.sequences) == self._max_rows:
+            return False
+        return self.blocks.make_room(blocks_of(len(sequence.tokens)) + len(self.sequences))
+
+    def _by_rows(self, sequence: SequenceState) -> tuple[int, int]:
+        """The largest is, of whoever has the most rows, the sequence that joined last."""
+        return rows_by_share(self.sequences)[sequence.request.share], sequence.number
+
+    def _has_more_rows(self, running: SequenceState, waiting: SequenceState) -> bool:
+        """Whether the one's rows are still no fewer than the other's where it gives up one for the other."""
+        rows = rows_by_share(self.sequences)
+        return rows[running.request.share] > rows[waiting.request.share] + 1
 
     def _preempt(self, sequence: SequenceState) -> None:
         self._rows.leave(sequence)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 from fedlora.errors import GraphError
 from fedlora.family import DecoderShape
 from fedlora_serve.adapters.loading import LoadedAdapter
+from fedlora_serve.batching.fair_queue import FairQueue
 from fedlora_serve.batching.kv_cache import KVCache, blocks_of
 from fedlora_serve.batching.request import Request
 from fedlora_serve.batching.row_graph import Part, RowGraph
@@ -97,7 +98,7 @@ class PretendBatch:
     ) -> None:  # fmt: skip
         self.kv_cache = KVCache(shape, rows, min(capacity_blocks, budget_blocks))
         self.graph = PretendGraph(self.kv_cache, shape.vocab_size)
-        self.waiting: deque[SequenceState] = deque()
+        self.waiting = FairQueue(capacity=1000)
         self.budget_blocks = budget_blocks
         self.scheduler = Scheduler(
             cast(RowGraph, self.graph),
@@ -109,12 +110,15 @@ class PretendBatch:
         self._tokenizer, self._vocab_size = tokenizer, shape.vocab_size
 
     def ask(
-        self, prompt: Sequence[int], count: int = 1, adapter: LoadedAdapter | None = None, **sampling: object
-    ) -> Listener:
+        self, prompt: Sequence[int], count: int = 1, adapter: LoadedAdapter | None = None, *, share: str = "",
+        **sampling: object,
+    ) -> Listener:  # fmt: skip
         """A sequence of `count` tokens that waits to come in."""
         listener = Listener(lease=CountedLease(adapter) if adapter else None)
         wanted = Sampling(max_tokens=count, **sampling) if sampling else counted(count)  # type: ignore[arg-type]
-        listener.request = Request(prompt=prompt, sampling=wanted, on_event=listener, adapter=listener.lease)
+        listener.request = Request(
+            prompt=prompt, sampling=wanted, on_event=listener, adapter=listener.lease, share=share
+        )
         self.waiting.append(
             SequenceState(
                 listener.request,
@@ -128,8 +132,7 @@ class PretendBatch:
 
     def step(self) -> None:
         """Let those in for whom there is room, and go one step further."""
-        self.waiting.extendleft(self.scheduler.preempted)
-        self.scheduler.preempted.clear()
+        self.waiting.put_back(self.scheduler.preempted)
         self.scheduler.admit(self.waiting)
         self.scheduler.step()
         assert self.scheduler.blocks.used_blocks <= self.budget_blocks

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,9 +15,9 @@ from fedlora.exported.profiles import Profile
 from fedlora.lora.config import LoraConfig
 from fedlora_serve.adapters.loading import LoadedAdapter
 from fedlora_serve.batching.engine import BatchEngine
+from fedlora_serve.batching.fair_queue import FairQueue
 from fedlora_serve.batching.kv_cache import BLOCK_TOKENS, block_bytes
 from fedlora_serve.batching.request import Event, Finished, Piece, Request
-from fedlora_serve.batching.sequence import SequenceState
 from fedlora_serve.errors import BusyError
 from fedlora_serve.local.engine import Engine
 from fedlora_serve.text.sampling import Sampling
@@ -261,7 +260,7 @@ def test_a_mistake_of_our_own_ends_who_is_here_and_not_the_engine(
     engine, mistakes = engines(rows=1), iter([True])
     admit = engine._scheduler.admit
 
-    def fails_once(waiting: deque[SequenceState]) -> None:
+    def fails_once(waiting: FairQueue) -> None:
         admit(waiting)
         assert not next(mistakes, False), "a mistake of our own"
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from fedlora.base.pack import BasePack
+from fedlora_serve.batching.fair_queue import rows_by_share
 from fedlora_serve.batching.kv_cache import BLOCK_TOKENS
 from fedlora_serve.text.text_stream import TextStream
 from fedlora_serve.text.token_sampler import TokenSampler
@@ -51,7 +52,8 @@ def test_whatever_is_asked_under_any_budget_every_answer_is_the_one_that_it_woul
             *random_prompt(random, int(random.integers(1, limit // 2))),
         ]
         count, adapter = int(random.integers(1, 60)), adapters[random.integers(0, 3)]
-        asked.append((batch.ask(prompt, count, adapter), prompt, min(count, limit - len(prompt)), adapter))
+        share = str(random.integers(0, 3))
+        asked.append((batch.ask(prompt, count, adapter, share=share), prompt, min(count, limit - len(prompt)), adapter))
         for _ in range(int(random.integers(0, 4))):
             batch.step()
         if random.random() < 0.1 and batch.scheduler.sequences:
@@ -218,3 +220,39 @@ def test_an_answer_whose_last_text_cannot_be_told_is_ended_and_its_adapter_let_g
     with pytest.raises(ValueError, match="our own"):
         batch.finish()
     listener.wait()
+
+
+@pytest.mark.parametrize(("rows", "budget_blocks"), [(8, 200), (8, 20), (2, 40)])
+def test_who_asks_for_much_leaves_others_their_share(batches: Batches, rows: int, budget_blocks: int) -> None:
+    batch = batches(rows=rows, budget_blocks=budget_blocks)
+    much = [batch.ask(prompt_of(20, seed=n), 60, share="a") for n in range(40)]
+    for _ in range(10):
+        batch.step()
+    assert len(batch.scheduler.sequences) > 1, "alone, one has all there is room for"
+    little = batch.ask(prompt_of(20, seed=99), 4, share="b")
+    for _ in range(6):
+        batch.step()
+    assert little.ended.is_set(), "one step for its prompt, and one for each token"
+    several = [batch.ask(prompt_of(20, seed=n), 60, share="b") for n in range(10)]
+    for _ in range(10):
+        batch.step()
+    running = rows_by_share(batch.scheduler.sequences)
+    assert abs(running["a"] - running["b"]) <= 1
+    batch.finish()
+    for listener, seed, count in [
+        *((listener, seed, 60) for listeners in (much, several) for seed, listener in enumerate(listeners)),
+        (little, 99, 4),
+    ]:
+        assert listener.wait().reason == "length"
+        assert listener.tokens == said(prompt_of(20, seed=seed), count)
+
+
+def test_rows_that_are_given_up_are_not_read_again_from_the_beginning(batches: Batches) -> None:
+    batch = batches(rows=2, budget_blocks=200)
+    for seed in range(2):
+        batch.ask(prompt_of(160, seed=seed), 60, share="a")
+    for _ in range(20):
+        batch.step()
+    batch.ask([1, 2], 2, share="b")
+    batch.finish()
+    assert sum(sum(read) for _, read in batch.graph.steps) < 2 * (160 + 59) + 3 + BLOCK_TOKENS

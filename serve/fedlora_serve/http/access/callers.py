@@ -30,7 +30,9 @@ class Caller(Protocol):
     """Whoever sent a request, as far as its key tells."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The key's, or the address: all who come under one name have one share of the batch and of its queue."""
+        ...
 
     def may_use(self, model: str) -> bool:
         """Whether the model exists for this caller: for lists, and for what an error names."""

@@ -38,10 +38,13 @@ class Keys:
     def admin_is_set(self) -> bool:
         return self._admin is not None
 
-    def authorize(self, authorization: str | None) -> Caller:
-        """Who holds this `Authorization` header's key; anyone, where no keys are set. Raises ApiError 401."""
+    def authorize(self, authorization: str | None, peer: str = "") -> Caller:
+        """Who holds this `Authorization` header's key; where no keys are set, whoever is at the address `peer`.
+
+        Raises ApiError 401.
+        """
         if not self._holders:
-            return Anyone("anyone")
+            return Anyone(peer or "anyone")
         caller = self._caller(authorization)
         if caller is None:
             what = "this key is not known" if authorization else "a key is needed"

@@ -42,7 +42,8 @@ class GuardedRoute(APIRoute):
 
     def check(self, keys: Keys, request: Request) -> None:
         """Raises ApiError for who is not let in; tells the request who is."""
-        request.state.caller = keys.authorize(request.headers.get("authorization"))
+        peer = request.client.host if request.client else ""
+        request.state.caller = keys.authorize(request.headers.get("authorization"), peer)
 
 
 def guarded_router() -> APIRouter:

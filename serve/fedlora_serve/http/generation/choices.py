@@ -92,6 +92,7 @@ class Choices:
             sampling=requested.sampling,
             on_event=self._inbox.receiver(index),
             adapter=self.model.lease(),
+            share=self._caller.name,
         )
         self._engine.submit(request)
         self._requests.append(request)

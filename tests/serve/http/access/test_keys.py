@@ -47,6 +47,11 @@ def test_without_keys_anybody_is_let_in_whatever_they_send() -> None:
         assert caller.may_use("any")
 
 
+def test_without_keys_each_address_has_a_share_of_its_own() -> None:
+    assert Keys().authorize(None, "10.0.0.1").name == "10.0.0.1"
+    assert keys().authorize(f"Bearer {WEB}", "10.0.0.1").name == "web"
+
+
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
 def test_a_key_is_known_as_a_bearer_token(scheme: str) -> None:
     assert keys().authorize(f"{scheme} {WEB}").name == "web"
