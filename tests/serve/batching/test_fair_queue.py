@@ -18,7 +18,7 @@ def test_alone_who_came_first_comes_first() -> None:
         queue.append(each)
     assert list(queue) == asked
     for each in asked:
-        assert queue.next([]) is each
+        assert queue.next([]) == each
         queue.remove(each)
     assert queue.next([]) is None
     assert not queue
@@ -45,10 +45,10 @@ def test_who_is_put_back_comes_before_their_own_and_not_before_others() -> None:
     queue.put_back(preempted)
     assert preempted == []
     [other] = [each for each in queue if each.request.share == "b"]
-    assert queue.next([one("a")]) is other
-    assert queue.next([one("b")]) is first
+    assert queue.next([one("a")]) == other
+    assert queue.next([one("b")]) == first
     queue.remove(first)
-    assert queue.next([one("b")]) is second
+    assert queue.next([one("b")]) == second
 
 
 def test_a_full_queue_still_has_room_for_the_equal_part_of_another() -> None:
