@@ -36,6 +36,7 @@ class _Family:
     variations: Callable[[Config], Mapping[str, Any]]  # fields of DecoderShape
     windows: Callable[[Config], tuple[int, ...]]
     defaults: Config = field(default_factory=dict)  # transformers', for what config.json leaves out
+    rope_types: Mapping[str, str] = field(default_factory=dict)  # {an older name of a rotation: its name}
 
 
 def read_decoder(architecture: str, config: Config) -> DecoderShape:
@@ -44,6 +45,9 @@ def read_decoder(architecture: str, config: Config) -> DecoderShape:
     config = {**family.defaults, **config}
     sizes = _sizes(config)
     scaling = _scaling(config)
+    kind = scaling.get("rope_type", scaling.get("type"))
+    if isinstance(kind, str) and kind in family.rope_types:
+        scaling["rope_type"] = family.rope_types[kind]
     full, local = scaling.get("full_attention", scaling), scaling.get("sliding_attention")
     theta = float(full.get("rope_theta", config.get("rope_theta", 10000.0)))
     rotary, positions = read_rotary(full, theta, sizes["head_dim"], sizes["max_positions"])
@@ -101,16 +105,16 @@ def _special_tokens(config: Config, vocab_size: int) -> dict[str, Any]:
 
 
 def _scaling(config: Config) -> dict[str, Any]:
-    """What config.json says of its rotation, under either of transformers' names for it."""
-    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    """What config.json says of its rotation, under either of transformers' names for it; the older one counts there."""
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if not isinstance(scaling, dict) or not all(
         isinstance(scaling.get(kind, {}), dict) for kind in ("full_attention", "sliding_attention")
     ):
         raise ValueError(f"rope_parameters and rope_scaling must be objects, got {scaling!r:.80}")
-    beside = {
-        key: config[key] for key in ("original_max_position_embeddings", "partial_rotary_factor") if key in config
-    }
-    return {**beside, **scaling}
+    beside = {key: config[key] for key in ("partial_rotary_factor",) if key in config}
+    # Beside the rotation this number counts more than in it.
+    above = {key: config[key] for key in ("original_max_position_embeddings",) if config.get(key) is not None}
+    return {**beside, **scaling, **above}
 
 
 def _local_rotary(scaling: Config | None, config: Config, head_dim: int, positions: int) -> Rotary | None:
@@ -222,7 +226,9 @@ DECODERS: Mapping[str, _Family] = {
         defaults={"sliding_window": 4096, "head_dim": 128, "max_position_embeddings": 32768},
     ),
     "Phi3ForCausalLM": _Family(
-        variations=_phi3, windows=_all_layers, defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
+        variations=_phi3, windows=_all_layers,
+        defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "original_max_position_embeddings": 4096},
+        rope_types={"su": "longrope", "yarn": "longrope"},
     ),
     "Gemma2ForCausalLM": _Family(
         variations=_gemma2,

@@ -78,14 +78,14 @@ def _llama3(
 ) -> tuple[Frequencies, float, int]:
     factor, low, high = (float(scaling[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     # Waves of the original context: 1 at the longest that is kept, 0 at the shortest that is stretched.
-    waves = float(scaling["original_max_position_embeddings"]) * plain / (2 * math.pi)
+    waves = _original(scaling, context) * plain / (2 * math.pi)
     kept = np.clip((waves - low) / (high - low), 0, 1)
     return kept * plain + (1 - kept) * plain / factor, 1.0, context
 
 
 def _yarn(plain: Frequencies, theta: float, scaling: Mapping[str, Any], context: int) -> tuple[Frequencies, float, int]:
-    factor = float(scaling["factor"])
-    original = float(scaling.get("original_max_position_embeddings") or context)
+    original = _original(scaling, context)
+    factor = _factor({"factor": scaling["factor"]}, context, original)
     pairs = len(plain)
 
     def feature(turns: float) -> float:
@@ -111,15 +111,26 @@ def _yarn_magnitude(scaling: Mapping[str, Any], factor: float) -> float:
     return magnitude(1.0)
 
 
+def _original(scaling: Mapping[str, Any], context: int) -> float:
+    """The positions that the model was trained on before it was stretched; transformers takes all where none are told."""
+    return float(scaling.get("original_max_position_embeddings") or context)
+
+
+def _factor(scaling: Mapping[str, Any], context: int, original: float) -> float:
+    """How far the context is stretched: what is told, or else the ratio of the contexts."""
+    told = scaling.get("factor")
+    return context / original if told is None else float(told)
+
+
 def _longrope(
     plain: Frequencies, theta: float, scaling: Mapping[str, Any], context: int
 ) -> tuple[Frequencies, float, int]:
     """Beyond the original context every angle would be another, also of the tokens before: it ends there."""
-    original = int(scaling["original_max_position_embeddings"])
+    original = int(_original(scaling, context))
     short = np.array(scaling["short_factor"], np.float64)
     if short.shape != plain.shape:
         raise ValueError(f"short_factor must have {len(plain)} numbers, got {short.size}")
-    factor = context / original
+    factor = _factor(scaling, context, original)
     magnitude = scaling.get("attention_factor")
     if magnitude is None:
         magnitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
