@@ -46,11 +46,18 @@ from fedlora_serve.http.service.state import ServiceState
 @click.option("--shutdown-timeout", type=float, metavar="SECONDS", help="For running answers to end.  [default: 30]")
 @click.option("--access-log", is_flag=True, default=None, help="A line for every request.")
 @click.option("--allow-open", is_flag=True, default=None, help="Serve other machines without keys.")
+@click.option(
+    "--allow-origin",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Of pages that may call it from a browser, such as http://localhost:3000; *: all. May be repeated.",
+)
 def serve(
     base: str,
     config_path: Path | None,
     adapters: tuple[str, ...],
     shutdown_timeout: float | None,
+    allow_origin: tuple[str, ...],
     **fields: str | int | bool | None,
 ) -> None:
     """Serve a base and its adapters over HTTP, as OpenAI's interface.
@@ -60,6 +67,8 @@ def serve(
     check_there(base, (EMBEDDED,))
     options: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
     options["adapters"] = _by_name(adapters)
+    if allow_origin:
+        options["allow_origin"] = allow_origin
     if shutdown_timeout is not None:
         options["limits"] = {"shutdown_timeout_s": shutdown_timeout}
     config = read_config(config_path, options)

@@ -11,6 +11,7 @@ from fedlora.version import __version__
 from fedlora_serve.http.api import adapters, chat, completions, embeddings, metrics, models, page
 from fedlora_serve.http.api.error_handlers import add_error_handlers
 from fedlora_serve.http.service.state import ServiceState
+from fedlora_serve.http.transport.head_requests import HeadRequests
 
 
 def create_app(state: ServiceState) -> FastAPI:
@@ -21,6 +22,7 @@ def create_app(state: ServiceState) -> FastAPI:
     for part in (completions, chat, embeddings, models, adapters, metrics, page):
         app.include_router(part.router)
     add_error_handlers(app)
+    app.add_middleware(HeadRequests)
     app.openapi = lambda: _description(app, state)  # type: ignore[method-assign]
     return app
 

@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fedlora.errors import FedloraError
 from starlette.exceptions import HTTPException
 
+from fedlora_serve.http.api.other_routes import no_such_route
 from fedlora_serve.http.protocol.errors import ApiError, ErrorResponse, api_error
 from fedlora_serve.http.service.state import service_of, without_folders
 from fedlora_serve.http.transport.client_connection import ClientLeftError
@@ -46,9 +47,12 @@ async def _answer_http(request: Request, error: Exception) -> Response:
     answer = api_error(error)
     detail, where = answer.body.error, f"{request.method} {request.url.path}"
     if answer.status == http.HTTPStatus.NOT_FOUND and detail.message == "Not Found":
-        detail.message, detail.code = f"{where}: there is no such route; GET /openapi.json lists them", "not_found"
+        instead = no_such_route(request.url.path, request.app.openapi()["paths"])
+        detail.message, detail.code = f"{where:.300}: there is no such route; {instead}", "not_found"
     elif answer.status == http.HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = answer.headers.get("Allow", "another method")
+        if "GET" in allowed:  # and HEAD wherever that is
+            answer.headers["Allow"] = allowed = f"{allowed}, HEAD"
         detail.message, detail.code = f"{where}: use {allowed}", "method_not_allowed"
     elif answer.status == http.HTTPStatus.BAD_REQUEST and detail.message == "There was an error parsing the body":
         detail.message = "the body is not JSON in UTF-8 of a sensible depth, or a number in it is too long"

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
 from fedlora.errors import ConfigError
@@ -24,6 +24,7 @@ from fedlora_serve.http.api.app import create_app
 from fedlora_serve.http.api.metrics import CountResponses
 from fedlora_serve.http.service.config import ServeConfig
 from fedlora_serve.http.service.state import ServiceState
+from fedlora_serve.http.transport.allowed_origins import with_allowed_origins
 from fedlora_serve.http.transport.body_limit import BodyLimit
 from fedlora_serve.http.transport.client_connection import SendLimit
 from fedlora_serve.http.transport.connection import bounded_connection
@@ -56,9 +57,10 @@ def _cannot_listen(host: str, port: int, error: OSError) -> ConfigError:
     )
 
 
-def guarded_app(service: ServiceState, *, for_this_machine: bool = False) -> ASGIApp:
-    """The application with its bounds of heads, bodies and sends, its answers counted."""
+def guarded_app(service: ServiceState, *, for_this_machine: bool = False, allow_origin: Sequence[str] = ()) -> ASGIApp:
+    """The application with its bounds of heads, bodies and sends, its answers counted, for pages of these origins too."""
     app: ASGIApp = HeadLimit(BodyLimit(create_app(service), service.limits), service.limits.max_header_bytes)
+    app = with_allowed_origins(app, allow_origin)  # within the check of the host, which a page cannot get around
     app = CountResponses(HostCheck(app) if for_this_machine else app, service.metrics)
     return SendLimit(app, service.limits.send_timeout_s)
 
@@ -71,7 +73,11 @@ def serve(
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # what strangers send is no warning
     logging.getLogger("uvicorn.access").setLevel(logging.INFO)
     server = make_server(
-        service, access_log=config.access_log, for_this_machine=config.is_for_this_machine, when_ready=when_ready
+        service,
+        access_log=config.access_log,
+        for_this_machine=config.is_for_this_machine,
+        allow_origin=config.allow_origin,
+        when_ready=when_ready,
     )
     server.run(sockets=[bound])
 
@@ -81,12 +87,13 @@ def make_server(
     *,
     access_log: bool = False,
     for_this_machine: bool = False,
+    allow_origin: Sequence[str] = (),
     when_ready: Callable[[], None] = lambda: None,
 ) -> GracefulServer:
     """A server of the service, within its limits."""
     limits = service.limits
     config = uvicorn.Config(
-        guarded_app(service, for_this_machine=for_this_machine),
+        guarded_app(service, for_this_machine=for_this_machine, allow_origin=allow_origin),
         http=bounded_connection(limits.max_connections),
         ws="none",
         lifespan="off",

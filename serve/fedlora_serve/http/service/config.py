@@ -12,6 +12,7 @@ from fedlora.row_lora.layout import LayoutDtype
 
 from fedlora_serve.adapters.status import check_adapter_name
 from fedlora_serve.http.access.keys import ApiKey
+from fedlora_serve.http.transport.allowed_origins import check_origin
 from fedlora_serve.http.transport.host_check import is_loopback
 from fedlora_serve.limits import Limits
 
@@ -37,6 +38,7 @@ class ServeConfig:
     prefill_tokens: int = 64  # of prompts, in one step beside sequences that decode
     access_log: bool = False  # a line for every request
     allow_open: bool = False  # serve others than this machine without keys
+    allow_origin: tuple[str, ...] = ()  # of pages that may call it from a browser; *: of all
     limits: Limits = field(default_factory=Limits)
     keys: tuple[ApiKey, ...] = ()
     admin: bytes | None = None  # sha256 of the admin key
@@ -55,6 +57,8 @@ class ServeConfig:
             check_adapter_name(name)
         if self.adapter_dtype not in ADAPTER_DTYPES:
             raise ConfigError(f"adapter_dtype must be {' or '.join(ADAPTER_DTYPES)}, got {self.adapter_dtype!r:.40}")
+        for origin in self.allow_origin:
+            check_origin(origin)
         if min(self.cache_bytes, self.adapter_bytes) < 1:
             raise ConfigError("cache_memory and adapter_memory must be above 0")
         self._check_keys()

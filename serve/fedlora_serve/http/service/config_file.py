@@ -66,6 +66,12 @@ def _names(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _origins(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(origin, str) for origin in value):
+        raise ValueError("must be a list of origins, such as ['https://chat.example', 'http://localhost:3000']")
+    return tuple(value)
+
+
 _Path = Annotated[str, PlainValidator(_below_folder)]
 _Rate = Annotated[int, Field(ge=0, lt=1 << 40)]
 
@@ -96,6 +102,7 @@ _FILE = _table_of(
     ServeConfig,
     adapter_folder=_Path,
     adapters=dict[str, _Path],
+    allow_origin=Annotated[tuple[str, ...], PlainValidator(_origins)],
     limits=_LIMITS,
     keys=list[_Key],
     admin=None,

@@ -25,6 +25,7 @@ from tests.serve.http.own_server import served
 from tests.serve.http.real_services import ADMIN_KEY, SLOW_KEY, WEB_KEY, opened
 from tests.serve.http.services import BASE, TEMPLATE, running, service
 from tests.serve.speakers import Speaker, greedy
+from tests.tiny.tokenizer import EOS
 
 Clients = Callable[..., openai.OpenAI]
 HELLO: Any = [{"role": "user", "content": "Hi"}]
@@ -209,6 +210,27 @@ def test_openai_raises_its_own_errors(client: openai.OpenAI, clients: Clients) -
     with pytest.raises(openai.AuthenticationError) as unknown:
         clients("wrong").models.list()
     assert unknown.value.code == "invalid_api_key"
+
+
+def test_openai_is_told_that_chats_are_what_it_asks_for_as_responses(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="/v1/chat/completions"):
+        client.responses.create(model="base", input="Hi")
+
+
+def test_openai_stops_at_a_token_and_sees_the_special_ones(client: openai.OpenAI) -> None:
+    fields: dict[str, Any] = {"model": "base", "prompt": "ab", "max_tokens": 6, "temperature": 0}
+    for stop in ({"stop": ["</s>"]}, {"extra_body": {"stop_token_ids": [EOS]}}):
+        body = {"ignore_eos": True, **stop.pop("extra_body", {})}  # type: ignore[call-overload]
+        answer = client.completions.create(**fields, **stop, logit_bias={str(EOS): 100}, extra_body=body)
+        assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("", "stop")
+    shown = {"ignore_eos": True, "skip_special_tokens": False}
+    answer = client.completions.create(**fields, logit_bias={str(EOS): 100}, extra_body=shown)
+    assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("</s>" * 6, "length")
+    chunks = client.completions.create(**fields, logit_bias={str(EOS): 100}, extra_body=shown, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in chunks) == "</s>" * 6
+    least = client.completions.create(**fields, logit_bias={str(EOS): 100}, extra_body={"min_tokens": 4})
+    assert least.usage is not None
+    assert (least.usage.completion_tokens, least.choices[0].finish_reason) == (5, "stop")
 
 
 def test_openai_is_told_when_to_come_again(client: openai.OpenAI, clients: Clients) -> None:

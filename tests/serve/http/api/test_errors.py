@@ -27,6 +27,59 @@ def test_routes_that_are_not_there_are_404_in_the_same_shape(client: Client) -> 
         assert path in refusal(client.get(path), 404)["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "instead"),
+    [
+        ("/v1/responses", "/v1/chat/completions"),
+        ("/v1/responses/resp_1", "/v1/chat/completions"),
+        ("/v1/messages", "/v1/chat/completions"),
+        ("/generate", "/v1/completions"),
+        ("/generate_stream", "/v1/completions"),
+        ("/completion", "/v1/completions"),
+        ("/api/chat", "/v1/chat/completions"),
+        ("/embedding", "/v1/embeddings"),
+        ("/chat/completions", "/v1/chat/completions"),
+        ("/completions", "/v1/completions"),
+        ("/v1/v1/chat/completions", "/v1/chat/completions"),
+        ("/v1/chat/completions/", "/v1/chat/completions"),
+        ("/openai/v1/embeddings", "/v1/embeddings"),
+        ("/load_lora_adapter", "/v1/load_lora_adapter"),
+        ("/lora-adapters", "/v1/adapters"),
+        ("/models", "/v1/models"),
+        ("/healthz", "/health"),
+        ("/v1/audio/speech", "speech"),
+        ("/v1/images/generations", "pictures"),
+        ("/v1/moderations", "moderation"),
+        ("/rerank", "ranking"),
+        ("/tokenize", "token ids"),
+        ("/v1/nothing", "/openapi.json"),
+        ("/", "use GET"),
+    ],
+)
+def test_a_route_of_another_service_is_told_what_there_is_instead(client: Client, path: str, instead: str) -> None:
+    response = client.post(path, {"model": BASE, "input": "Hi"})
+    message = refusal(response, 405 if path == "/" else 404)["message"]
+    assert instead in message
+    assert path in message
+
+
+def test_a_long_path_is_told_in_short(client: Client) -> None:
+    assert len(refusal(client.get("/v1/" + "a/" * 5000), 404)["message"]) < 500
+
+
+def test_head_is_wherever_get_is_and_has_no_body(client: Client) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    got = [path.format(model=BASE) for path, operations in paths.items() if "get" in operations]
+    for path in [*got, "/", "/page/page.js", "/openapi.json", "/v1/models/none", "/nothing"]:
+        head, get = client.request("HEAD", path), client.get(path)
+        assert (head.status_code, head.content) == (get.status_code, b"")
+        if path != "/metrics":
+            assert head.headers == get.headers
+    assert refusal(client.get("/v1/completions"), 405)
+    assert client.request("HEAD", "/v1/completions").status_code == 405
+    assert client.post("/health", {}).headers["Allow"] == "GET, HEAD"
+
+
 def test_methods_that_are_not_there_are_405_and_say_which_are(client: Client) -> None:
     response = client.get("/v1/completions")
     assert "POST" in refusal(response, 405)["message"]

@@ -22,6 +22,15 @@ def read(folder: Path, text: str = "", environment: dict[str, str] | None = None
     return read_config(path, options, environment or {})
 
 
+def test_origins_come_from_the_file_or_from_the_command_line(tmp_path: Path) -> None:
+    text = 'allow_origin = ["https://chat.example", "http://localhost:3000"]'
+    assert read(tmp_path, text).allow_origin == ("https://chat.example", "http://localhost:3000")
+    assert read(tmp_path, text, allow_origin=("*",)).allow_origin == ("*",)
+    for wrong in ('"*"', "[3]", "true"):
+        with pytest.raises(ConfigError, match=r"allow_origin must be a list of origins"):
+            read(tmp_path, f"allow_origin = {wrong}")
+
+
 def test_without_a_file_everything_has_its_default() -> None:
     assert read_config(None, {}, {}) == ServeConfig()
 
