@@ -38,8 +38,12 @@ class Caller(Protocol):
         """Whether the model exists for this caller: for lists, and for what an error names."""
         ...
 
-    def take(self, tokens: int = 0) -> None:
-        """Count one request, and the tokens of its prompts. Raises ApiError 429, with Retry-After, and counts nothing."""
+    def begin(self) -> None:
+        """Count one request, before anything of it is read. Raises ApiError 429, with Retry-After, and counts nothing."""
+        ...
+
+    def take(self, tokens: int) -> None:
+        """Count the tokens of its prompts. Raises ApiError 429, with Retry-After, and counts nothing."""
         ...
 
     def spend(self, tokens: int) -> None:
@@ -56,7 +60,9 @@ class Anyone:
     def may_use(self, model: str) -> bool:
         return True
 
-    def take(self, tokens: int = 0) -> None: ...
+    def begin(self) -> None: ...
+
+    def take(self, tokens: int) -> None: ...
 
     def spend(self, tokens: int) -> None: ...
 
@@ -78,15 +84,19 @@ class KeyHolder:
     def may_use(self, model: str) -> bool:
         return not self._models or any(fnmatchcase(model, pattern) for pattern in self._models)
 
-    def take(self, tokens: int = 0) -> None:
-        costs = [(self._requests, 1, "requests"), (self._tokens, tokens, "tokens")]
+    def begin(self) -> None:
+        self._take(self._requests, 1, "requests")
+
+    def take(self, tokens: int) -> None:
+        self._take(self._tokens, tokens, "tokens")
+
+    def _take(self, bucket: TokenBucket | None, cost: int, what: str) -> None:
+        if bucket is None:
+            return
         with self._lock:
-            waits = [(bucket.wait_s(cost), what) for bucket, cost, what in costs if bucket]
-            wait_s, what = max(waits, default=(0.0, ""))
+            wait_s = bucket.wait_s(cost)
             if not wait_s:
-                for bucket, cost, _ in costs:
-                    if bucket:
-                        bucket.spend(cost)
+                bucket.spend(cost)
                 return
         seconds = math.ceil(wait_s)
         raise ApiError(

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from fastapi import Request, Response
 
 from fedlora_serve.batching.request import Finished
-from fedlora_serve.http.api.guarded_route import described, guarded_router
+from fedlora_serve.http.api.guarded_route import counted_router, described
 from fedlora_serve.http.generation.choices import Choices, FinishReason, finish_reason
 from fedlora_serve.http.generation.event_stream import EventStream
 from fedlora_serve.http.generation.logprobs import chat_logprobs
@@ -31,7 +31,7 @@ from fedlora_serve.http.service.served_model import new_envelope, served_model
 from fedlora_serve.http.service.state import ServiceState, caller_of, service_of
 from fedlora_serve.text.sampling import ChosenToken
 
-router = guarded_router()
+router = counted_router()
 
 
 @router.post("/v1/chat/completions", response_model=None, responses=described(ChatCompletion, streams=True))

@@ -12,7 +12,7 @@ from fastapi import Request, Response
 from numpy.typing import NDArray
 
 from fedlora_serve.embedding import Embedder
-from fedlora_serve.http.api.guarded_route import described, guarded_router
+from fedlora_serve.http.api.guarded_route import counted_router, described
 from fedlora_serve.http.protocol.embeddings import Embedding, EmbeddingBody, Embeddings
 from fedlora_serve.http.protocol.envelope import EmbeddingUsage
 from fedlora_serve.http.protocol.errors import ApiError
@@ -20,7 +20,7 @@ from fedlora_serve.http.service.served_model import ServedModel, served_model
 from fedlora_serve.http.service.state import ServiceState, caller_of, service_of
 from fedlora_serve.http.transport.client_connection import while_connected
 
-router = guarded_router()
+router = counted_router()
 
 
 @router.post("/v1/embeddings", response_model=None, responses=described(Embeddings))

@@ -12,7 +12,7 @@ from fastapi.security import HTTPBearer
 from fedlora_serve.http.access.keys import Keys
 from fedlora_serve.http.protocol.errors import ErrorBody
 from fedlora_serve.http.protocol.field_types import DIGEST_HEADER
-from fedlora_serve.http.service.state import service_of
+from fedlora_serve.http.service.state import caller_of, service_of
 
 _ERRORS = {
     400: "A field is wrong, or asks for what this service does not do.",
@@ -46,10 +46,27 @@ class GuardedRoute(APIRoute):
         request.state.caller = keys.authorize(request.headers.get("authorization"), peer)
 
 
+class CountedRoute(GuardedRoute):
+    """A route whose requests are counted before they are read, whatever becomes of them."""
+
+    def check(self, keys: Keys, request: Request) -> None:
+        super().check(keys, request)
+        caller_of(request).begin()
+
+
 def guarded_router() -> APIRouter:
     """A router of such routes, described as such."""
+    return _router(GuardedRoute)
+
+
+def counted_router() -> APIRouter:
+    """A router of routes that compute."""
+    return _router(CountedRoute)
+
+
+def _router(kind: type[GuardedRoute]) -> APIRouter:
     key = HTTPBearer(auto_error=False, description="One of the service's keys, where it has keys.")
-    return APIRouter(route_class=GuardedRoute, dependencies=[Depends(key)])
+    return APIRouter(route_class=kind, dependencies=[Depends(key)])
 
 
 def listed(*errors: int) -> dict[int | str, Any]:

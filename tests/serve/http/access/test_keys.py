@@ -96,14 +96,14 @@ def test_a_model_that_a_key_may_not_use_does_not_exist_for_it() -> None:
 def test_requests_above_the_rate_are_429_until_the_bucket_fills() -> None:
     clock = Clock()
     caller = keys(clock).authorize(f"Bearer {TEAM}")
-    caller.take()
-    caller.take()
+    caller.begin()
+    caller.begin()
     with pytest.raises(ApiError, match="'team' has used up its requests") as error:
-        caller.take()
+        caller.begin()
     assert status_of(error) == (429, "rate_limit_exceeded")
     assert error.value.headers["Retry-After"] == "30"
     clock.now += 30
-    caller.take()
+    caller.begin()
 
 
 def test_a_request_that_is_refused_costs_nothing() -> None:
@@ -130,9 +130,9 @@ def test_what_an_answer_took_too_much_delays_the_next_request() -> None:
 def test_all_who_hold_one_key_share_its_rate() -> None:
     service = keys()
     for _ in range(2):
-        service.authorize(f"Bearer {TEAM}").take()
+        service.authorize(f"Bearer {TEAM}").begin()
     with pytest.raises(ApiError):
-        service.authorize(f"Bearer {TEAM}").take()
+        service.authorize(f"Bearer {TEAM}").begin()
 
 
 def test_the_admin_key_is_good_for_everything() -> None:

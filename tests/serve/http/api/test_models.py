@@ -84,6 +84,14 @@ def test_a_used_up_key_is_429_with_retry_after(base: BasePack) -> None:
     assert state.store.list()[0].users == 0
 
 
+def test_a_request_that_is_refused_counts_before_it_is_read(base: BasePack) -> None:
+    key = ApiKey(name="slow", digest=key_digest("k"), requests_per_minute=1)
+    client = Client(service(base, FakeEngine(), keys=[key]), authorization="Bearer k")
+    assert client.get("/v1/models").status_code == 200
+    assert client.request("POST", "/v1/completions", content=b"\xff").status_code == 415
+    assert client.post("/v1/completions", {"model": BASE, "prompt": "x"}).status_code == 429
+
+
 def test_the_tokens_of_an_answer_count_for_its_key(base: BasePack) -> None:
     key = ApiKey(name="few", digest=key_digest("k"), tokens_per_minute=8)
     client = Client(service(base, FakeEngine(), keys=[key]), authorization="Bearer k")
