@@ -132,6 +132,7 @@ def _adapter_facts(adapter: Adapter) -> Facts:
         "rank": ", ".join(map(str, ranks)),
         "alpha": f"{config.alpha:g}{' (rsLoRA)' if config.use_rslora else ''}",
         "targets": ", ".join(config.target_modules),
+        **({"layers": ", ".join(map(str, config.layers))} if config.layers else {}),
         "modules": len(adapter.pairs),
         "parameters": f"{adapter.size_bytes // 4:,}",
         "norm of B A": f"{sum(_squared_norm(adapter, module) for module in adapter.pairs) ** 0.5:.4g}",

@@ -42,6 +42,7 @@ __all__ = [
 ]  # fmt: skip
 
 Scalar = bool | int | float | str
+_OF_NUMBERS = ("lora.layers",)  # lists whose entries may be numbers
 Made = TypeVar("Made")
 
 
@@ -82,6 +83,7 @@ class RunConfig:
         for key, value in values.items():
             if key not in known:
                 raise unknown_key(key, known, where)
+            value = _as_texts(value) if key in _OF_NUMBERS else value
             leaves[key] = _converted(value, known[key], f"{where}: {key}")
         try:
             return _made(cls, leaves)
@@ -146,6 +148,13 @@ def _leaves(config: Any, prefix: str = "") -> list[tuple[str, Any]]:
         key = prefix + part.name
         result += _leaves(value, f"{key}.") if dataclasses.is_dataclass(value) else [(key, value)]
     return result
+
+
+def _as_texts(value: Any) -> Any:
+    """A number, or a list with numbers, as what Flower would carry."""
+    numbers = value if isinstance(value, list) else [value]
+    texts = [str(number) if type(number) is int else number for number in numbers]
+    return texts if isinstance(value, list) or type(value) is int else value
 
 
 def _converted(value: Any, default: Any, where: str) -> Any:

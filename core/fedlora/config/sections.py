@@ -13,6 +13,7 @@ from typing import Literal, TypeVar, get_args
 from fedlora.errors import ConfigError
 from fedlora.family import HEAD
 from fedlora.lora.config import ALL_LINEAR, MAX_RANK, LoraConfig
+from fedlora.lora.layers import check_entries, chosen_layers
 from fedlora.wire.codec import CODECS
 
 Number = TypeVar("Number", int, float)
@@ -93,6 +94,7 @@ class LoraSection:
     alpha: float = 32.0
     use_rslora: bool = False
     target_modules: tuple[str, ...] = (ALL_LINEAR,)  # or names, such as q_proj and v_proj
+    layers: tuple[str, ...] = ()  # numbers and ranges, "0-3" or "0,1,-1": the others get no adapter; empty: all
     # MODULE=VALUE, where MODULE is a module's name or the end of one: "down_proj=4", "layers.0.self_attn.q_proj=32"
     rank_pattern: tuple[str, ...] = ()
     alpha_pattern: tuple[str, ...] = ()
@@ -101,6 +103,7 @@ class LoraSection:
 
     def __post_init__(self) -> None:
         self._config(*self._patterns())
+        check_entries(self.layers, "lora.layers")
         require(set(self.modules_to_save) <= {HEAD}, f"lora.modules_to_save takes {HEAD} only", self.modules_to_save)
 
     def lora(self, modules: Iterable[str]) -> LoraConfig:
@@ -109,6 +112,7 @@ class LoraSection:
         config = self._config(
             _by_module(ranks, modules, "lora.rank_pattern"), _by_module(alphas, modules, "lora.alpha_pattern")
         )
+        config = replace(config, layers=chosen_layers(self.layers, modules, "lora.layers"))
         if self.target_modules != (ALL_LINEAR,):
             return config
         return replace(config, target_modules=tuple(dict.fromkeys(module.rsplit(".", 1)[-1] for module in modules)))
@@ -132,7 +136,7 @@ class TrainConfig:
     batch_size: int = 8  # windows of a step, in as many parts as memory asks for
     sequence_length: int = 128  # tokens of a training window
     lr: float = 2e-4
-    schedule: str = "constant"  # or cosine, to 0 at the end of the last round
+    schedule: str = "constant"  # or linear or cosine, to 0 at the end of the last round
     warmup_steps: int = 0  # of the first round, over which lr rises from 0
     lora_plus_ratio: float = 1.0  # lr of B over lr of A (LoRA+, arXiv:2402.12354)
     weight_decay: float = 0.0
@@ -161,7 +165,7 @@ class TrainConfig:
         require(0 <= self.dropout < 1, "train.dropout must be from 0 to 1", self.dropout)
         require(self.memory_mb >= 0, "train.memory_mb must be 0 (no bound) or more", self.memory_mb)
         choices = {
-            "schedule": ("constant", "cosine"), "checkpointing": ("auto", "on", "off"),
+            "schedule": ("constant", "linear", "cosine"), "checkpointing": ("auto", "on", "off"),
             "compute": ("auto", "float32", "bfloat16"), "kernels": ("auto", "on", "off"),
         }  # fmt: skip
         for name, known in choices.items():

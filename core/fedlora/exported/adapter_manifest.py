@@ -118,7 +118,7 @@ def _check_inputs(inputs: InputShapes, ranks: Mapping[str, int], path: Path) -> 
 
 
 def _lora(values: Mapping[str, Any], path: Path) -> LoraConfig:
-    expected = {field.name for field in fields(LoraConfig)}
+    expected = {field.name for field in fields(LoraConfig)} - {"layers"}  # `ranks` has the modules
     patterns = [values.get("rank_pattern"), values.get("alpha_pattern")]
     if (
         values.keys() != expected

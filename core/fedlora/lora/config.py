@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from fedlora.errors import ConfigError
 from fedlora.family import LINEAR_MODULES
+from fedlora.lora.layers import layer_of, layers_of
 
 ALL_LINEAR = "all-linear"  # as a run's only target module: every linear module of the base's blocks
 MAX_RANK = 4096
@@ -19,13 +20,15 @@ MAX_ALPHA = 1e6
 class LoraConfig:
     """W' = W + scaling * B A, with scaling = alpha / rank, or alpha / sqrt(rank) for rsLoRA (arXiv:2312.03732).
 
-    A pattern gives single modules a rank or an alpha of their own: {"model.layers.0.mlp.up_proj": 4}.
+    With `layers`, only modules of those layers get an adapter. A pattern gives single modules a rank or an alpha of their
+    own: {"model.layers.0.mlp.up_proj": 4}.
     """
 
     rank: int = 16
     alpha: float = 32.0
     use_rslora: bool = False
     target_modules: tuple[str, ...] = LINEAR_MODULES
+    layers: tuple[int, ...] = ()  # by number, from 0; empty: all
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
 
@@ -44,6 +47,9 @@ class LoraConfig:
             raise ConfigError(f"target_modules must be a tuple of names, got {self.target_modules!r:.80}")
         if not self.target_modules or len(set(self.target_modules)) != len(self.target_modules):
             raise ConfigError(f"target_modules must name at least one module, each once, got {self.target_modules}")
+        if type(self.layers) is not tuple or any(type(layer) is not int or layer < 0 for layer in self.layers):
+            raise ConfigError(f"layers must be a tuple of numbers from 0, got {self.layers!r:.80}")
+        object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
         object.__setattr__(self, "rank_pattern", MappingProxyType(dict(self.rank_pattern)))
         object.__setattr__(self, "alpha_pattern", MappingProxyType(dict(self.alpha_pattern)))
 
@@ -64,4 +70,10 @@ class LoraConfig:
             raise ConfigError(
                 f"target_modules: the base has no {', '.join(unknown)}; it has {', '.join(sorted(leaves))}"
             )
-        return [module for module in modules if module.rsplit(".", 1)[-1] in self.target_modules]
+        found = [module for module in modules if module.rsplit(".", 1)[-1] in self.target_modules]
+        if not self.layers:
+            return found
+        missing = sorted(set(self.layers) - set(layers_of(modules)))
+        if missing:
+            raise ConfigError(f"layers: the base has no layer {missing[0]}; it has {len(layers_of(modules))}, from 0")
+        return [module for module in found if layer_of(module) in self.layers]

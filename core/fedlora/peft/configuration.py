@@ -14,6 +14,7 @@ from fedlora.errors import AdapterError, ConfigError
 from fedlora.files.documents import read_object
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
+from fedlora.lora.layers import layers_of
 from fedlora.peft.layout import CONFIG, WEIGHTS
 from fedlora.peft.patterns import by_module
 
@@ -72,6 +73,7 @@ def lora_config(config: Mapping[str, Any], modules: Iterable[str]) -> LoraConfig
             target_modules=tuple(dict.fromkeys(module.rsplit(".", 1)[-1] for module in modules)),
             rank_pattern=by_module(ranks, modules),
             alpha_pattern=by_module(alphas, modules),
+            layers=layers_of(modules) if config.get("layers_to_transform") not in (None, []) else (),
         )
     except KeyError as error:
         raise AdapterError(f"{CONFIG}: {error.args[0]} is missing") from None
@@ -92,8 +94,10 @@ def config_to_write(
     theirs = (described.use_rslora, {m: (described.rank_of(m), described.scaling_of(m)) for m in adapter.pairs})
     if mine == theirs:
         return dict(read)
-    changed = ("r", "lora_alpha", "use_rslora", "target_modules", "rank_pattern", "alpha_pattern")
-    return {**read, **{key: fresh[key] for key in changed}}
+    changed = (
+        "r", "lora_alpha", "use_rslora", "target_modules", "layers_to_transform", "rank_pattern", "alpha_pattern",
+    )  # fmt: skip
+    return {**read, **{key: fresh[key] for key in changed if key in fresh}}
 
 
 def _config_of(adapter: Adapter, base_name: str | None) -> dict[str, Any]:
@@ -111,6 +115,7 @@ def _config_of(adapter: Adapter, base_name: str | None) -> dict[str, Any]:
         "lora_alpha": config.alpha,
         "use_rslora": config.use_rslora,
         "target_modules": list(config.target_modules) if is_decoder else list(within),
+        **({"layers_to_transform": list(layers_of(adapter.pairs))} if config.layers else {}),
         # A name is a regular expression to PEFT: its dots are escaped to mean themselves.
         "rank_pattern": {re.escape(module): rank for module, rank in config.rank_pattern.items()},
         "alpha_pattern": {re.escape(module): alpha for module, alpha in config.alpha_pattern.items()},

@@ -127,8 +127,8 @@ class _Plan:
     @classmethod
     def read(cls, header: Mapping[str, Any], factors: FactorSet) -> _Plan:
         config = header["lora"]
-        targets = config["target_modules"]
-        lora = LoraConfig(**{**config, "target_modules": tuple(targets) if isinstance(targets, list) else targets})
+        lists = {key: tuple(config[key]) for key in ("target_modules", "layers") if isinstance(config.get(key), list)}
+        lora = LoraConfig(**{**config, **lists})
         modules = [(name, rows, columns) for name, rows, columns in header["modules"]]
         for name, *shape in modules:
             if type(name) is not str or any(type(size) is not int for size in shape):
@@ -176,6 +176,8 @@ def _described(adapter: Adapter) -> dict[str, Any]:
 def config_values(config: LoraConfig) -> dict[str, Any]:
     """The configuration as plain JSON values."""
     plain = {name: getattr(config, name) for name in LoraConfig.__dataclass_fields__}
+    if not config.layers:  # a device of an earlier version would not know the key
+        del plain["layers"]
     return {name: dict(value) if isinstance(value, Mapping) else value for name, value in plain.items()}
 
 

@@ -19,11 +19,11 @@ def check_goes_on(began: RunConfig, now: RunConfig, run: Path) -> None:
     for key in differing:
         why = ""
         if key == "server.rounds":
-            if now.server.rounds > began.server.rounds and began.train.schedule != "cosine":
+            if now.server.rounds > began.server.rounds and began.train.schedule == "constant":
                 continue
             why = " (it may rise, not fall)"
-            if began.train.schedule == "cosine":
-                why = " (with train.schedule = cosine every round's learning rate depends on it)"
+            if began.train.schedule != "constant":
+                why = f" (with train.schedule = {began.train.schedule} every round's learning rate depends on it)"
         told.append(f"{key} is {there[key]!r} there, {here[key]!r} here{why}")
     if told:
         raise ConfigError(

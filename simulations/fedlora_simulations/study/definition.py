@@ -14,6 +14,8 @@ from typing import Any
 from fedlora.base.pack import EMBEDDED
 from fedlora.config.run import RunConfig
 
+# Keys that came after studies were run: where they are not set, a run is known by what it was known by before.
+_LATER = ("data.fields.", "lora.layers")
 POOLED = "pooled"  # the row of one training on the text of all devices together
 
 Changes = Mapping[str, Any]  # {dotted key: value}
@@ -101,7 +103,12 @@ class Study:
 
 
 def _digest(config: RunConfig, *, is_pooled: bool) -> str:
-    flat = {key: value for key, value in config.flat().items() if key not in ("name", "output")}
+    unset = RunConfig().flat()
+    flat = {
+        key: value
+        for key, value in config.flat().items()
+        if key not in ("name", "output") and not (key.startswith(_LATER) and value == unset[key])
+    }
     flat = {
         key: value for key, value in flat.items() if value or not key.startswith("data.fields.")
     }  # which came later

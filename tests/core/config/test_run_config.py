@@ -253,7 +253,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(tmp_path: Path, te
         ("train.lr", float("nan"), "train.lr must be between 0 and 1, got nan"),
         ("train.weight_decay", 1.0, "train.weight_decay must be from 0 to 1, got 1.0"),
         ("train.max_grad_norm", -0.5, "train.max_grad_norm must be 0 (none) or more, got -0.5"),
-        ("train.schedule", "linear", "train.schedule must be one of constant, cosine, got 'linear'"),
+        ("train.schedule", "step", "train.schedule must be one of constant, linear, cosine, got 'step'"),
         ("train.warmup_steps", -1, "train.warmup_steps must be 0 or more, got -1"),
         ("train.lora_plus_ratio", 0.0, "train.lora_plus_ratio must be up to 1000, got 0.0"),
         ("train.lora_plus_ratio", 1001.0, "train.lora_plus_ratio must be up to 1000, got 1001.0"),

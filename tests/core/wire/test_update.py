@@ -93,6 +93,7 @@ def _equal(one: Adapter, other: Adapter) -> bool:
     [
         LoraConfig(rank=1, target_modules=("q_proj",)),
         LoraConfig(rank=5, alpha=7.5, use_rslora=True),
+        LoraConfig(rank=2, layers=(0,)),
         LoraConfig(rank=3, rank_pattern={UP: 6}, alpha_pattern={UP: 2.0}),
     ],
 )
@@ -481,3 +482,9 @@ def test_values_that_f16_cannot_hold_are_refused_when_encoding() -> None:
     with pytest.raises(UpdateError) as caught:
         encode_update(_update(adapter=Adapter(sent.adapter.config, pairs)), "f16")
     assert caught.value.reason == "overflow"
+
+
+def test_a_header_names_layers_only_where_they_are_chosen() -> None:
+    """So that a device of an earlier version reads every other task."""
+    assert b'"layers"' not in encode_update(_update())
+    assert b'"layers":[0]' in encode_update(_update(LoraConfig(rank=2, layers=(0,))))

@@ -237,11 +237,12 @@ def test_a_run_of_another_configuration_is_refused_with_every_key_and_both_value
     assert again.grid.asked == []
 
 
-def test_more_rounds_are_refused_where_the_learning_rate_depends_on_their_number(tmp_path: Path) -> None:
-    flat = RunConfig().flat() | {"train.schedule": "cosine", "server.rounds": 4}
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_more_rounds_are_refused_where_the_learning_rate_depends_on_their_number(tmp_path: Path, schedule: str) -> None:
+    flat = RunConfig().flat() | {"train.schedule": schedule, "server.rounds": 4}
     began = RunConfig.from_flat(flat, "there")
     check_goes_on(began, began, tmp_path)
-    with pytest.raises(ConfigError, match=r"server\.rounds is 4 there, 6 here \(with train\.schedule = cosine"):
+    with pytest.raises(ConfigError, match=r"server\.rounds is 4 there, 6 here \(with train\.schedule = " + schedule):
         check_goes_on(began, RunConfig.from_flat(flat | {"server.rounds": 6}, "here"), tmp_path)
 
 
