@@ -83,6 +83,15 @@ class LocalTraining:
                 f"{windows.truncated} examples were cut to {self.config.sequence_length} tokens, {windows.skipped} left "
                 "out because nothing to learn would remain; raise train.sequence_length to have them whole"
             )
+        if windows.not_found:
+            told.append(
+                f"{windows.not_found} answers in chats are not learned: the base's chat template writes them so that they "
+                "cannot be told from the rest; {% generation %} marks in the template would tell"
+            )
+        if windows.unheard:
+            told.append(
+                f"the base's chat template writes nothing of these fields of messages: {', '.join(windows.unheard):.200}"
+            )
         if self._no_evaluation:
             told.append(f"nothing is measured on held-out data: {self._no_evaluation}")
         parameters, tokens = self.adapter.size_bytes // 4, windows.learned_tokens

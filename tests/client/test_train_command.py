@@ -13,6 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from fedlora.base.pack import BasePack
+from fedlora.base.packing import make_pack
 from fedlora.base.quantize import dequantize
 from fedlora.errors import AdapterMismatchError, ConfigError, DataError, RunError
 from fedlora.family import EMBEDDING
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 
 from tests.reference.agreement import assert_close
 from tests.reference.oracles import read_by_peft
+from tests.tiny.checkpoints import tiny_quantization
 from tests.tiny.llamas import VARIANTS, Packs
 from tests.tiny.tokens import random_tokens
 
@@ -354,3 +356,40 @@ def test_an_adapter_of_peft_with_the_bases_own_embeddings_is_trained_further(
             AdapterMismatchError, match=r"embed_tokens\.weight, which did train and cannot be trained fur"
         ):
             run("--base", base.directory, "--adapter", tmp_path / "trained", *options, output="third")
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        (  # an end once, after the last answer
+            "{% for m in messages %}<{{ m.role }}>{{ m.content }}<end>{% endfor %}"
+            "{% if add_generation_prompt %}<assistant>{% else %}{{ eos_token }}{% endif %}",
+            "fields of messages: name",
+        ),
+        (  # a thought in the last answer alone
+            "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' and loop.last %}<think></think>{% endif %}"
+            "{{ m.content }}<end>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}",
+            "fields of messages: name",
+        ),
+        (  # of earlier answers the beginning
+            "{% for m in messages %}<{{ m.role }}>{{ m.content if loop.last else m.content[:2] }}<end>{% endfor %}"
+            "{% if add_generation_prompt %}<assistant>{% endif %}",
+            "11 answers in chats are not learned",
+        ),
+    ],
+    ids=["ends-once", "thinks-last", "shortens"],
+)
+def test_chats_of_several_answers_are_learned_and_what_is_not_is_told(
+    run: Run, base: BasePack, tmp_path: Path, template: str, told: str
+) -> None:
+    checkpoint, pack = tmp_path / "checkpoint", tmp_path / "pack"
+    shutil.copytree(base.directory.with_name(f"{base.directory.name}-checkpoint"), checkpoint)
+    (checkpoint / "chat_template.jinja").write_text(template)
+    make_pack(str(checkpoint), pack, tiny_quantization())
+    said = [("user", "Hi"), ("assistant", "Yo."), ("user", "How?"), ("assistant", "Well.")]
+    messages = [{"role": role, "content": content, "name": "me"} for role, content in said]
+    (tmp_path / "chats.jsonl").write_text((json.dumps({"messages": messages}) + "\n") * 12)
+    result = run("--base", pack, "--set", "train.sequence_length=64", source=tmp_path / "chats.jsonl", steps=1)
+    assert result.exit_code == 0
+    assert told in result.stderr
+    assert ("not learned" in result.stderr) == ("not learned" in told)

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from fedlora.data.chat_template import ChatTemplate
@@ -24,6 +24,8 @@ class Pairs:
 
     inputs: NDArray[np.int64]  # [N]
     targets: NDArray[np.int64]  # [N], IGNORED where nothing is learned
+    not_found: int = 0  # answers of a chat that could not be told from the rest of its text, and are not learned
+    unheard: tuple[str, ...] = ()  # fields of its messages that the base's chat template does not write
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -32,7 +34,7 @@ class Pairs:
         """The first `length` pairs, without those at the end after which nothing is learned."""
         learned = np.flatnonzero(self.targets[:length] != IGNORED)
         end = int(learned[-1]) + 1 if len(learned) else 0
-        return Pairs(self.inputs[:end], self.targets[:end])
+        return replace(self, inputs=self.inputs[:end], targets=self.targets[:end])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +76,8 @@ class ExampleEncoder:
         for begin, end in rendered.spans:
             # A token is the assistant's if any character of it is; one without characters, if it stands there.
             learned |= (begins < end) & (np.maximum(ends, begins + 1) > begin)
-        return Pairs(ids[:-1], np.where(learned, ids, IGNORED)[1:])
+        targets = np.where(learned, ids, IGNORED)[1:]
+        return Pairs(ids[:-1], targets, not_found=rendered.not_found, unheard=rendered.unheard)
 
     def _pairs(self, read: Sequence[int], learned: Sequence[int], where: str) -> Pairs:
         ids = self._checked([*read, *learned], where)

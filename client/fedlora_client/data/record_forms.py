@@ -77,7 +77,7 @@ def parse_record(record: Mapping[str, Any], fields: FieldNames = _NO_FIELDS) -> 
     return Parsed(_example(form, given, meant), ignored)
 
 
-def _example(form: str, given: Mapping[str, Any], meant: Mapping[str, Any]) -> Example:
+def _example(form: str, given: Mapping[str, Any], meant: Mapping[str, Any]) -> Example | None:
     chat = {name: value for name, value in meant.items() if name in _OF_CHATS}
     if form in ("messages", "conversations"):
         return chat_of(as_messages(given[form], form), **chat)

@@ -45,6 +45,8 @@ class Windows:
     skipped: int = 0  # completions and chats of which nothing that is learned would have fitted
     truncated_at: tuple[int, ...] = ()  # which examples, counted from 0
     skipped_at: tuple[int, ...] = ()
+    not_found: int = 0  # answers of chats that could not be told from the rest of their text, and are not learned
+    unheard: tuple[str, ...] = ()  # fields of messages that the base's chat template does not write
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -85,6 +87,8 @@ def make_windows(
     encoder = ExampleEncoder(tokenizer=tokenizer, shape=shape, chat_template=chat_template)
     row: list[Pairs] = []
     whole: list[Pairs] = []
+    not_found = 0
+    unheard: dict[str, None] = {}  # a set that keeps its order
     truncated: list[int] = []
     skipped: list[int] = []
     for number, example in enumerate(examples):
@@ -92,6 +96,8 @@ def make_windows(
         if isinstance(example, str | TextRecord | Labelled):
             row += [pairs] if len(pairs) else []
             continue
+        not_found += pairs.not_found
+        unheard |= dict.fromkeys(pairs.unheard)
         fitting = pairs.cut(length)
         if not len(fitting):
             skipped.append(number)
@@ -110,6 +116,7 @@ def make_windows(
     return Windows(
         inputs, targets, starts, examples=len(row) + len(whole), truncated=len(truncated), skipped=len(skipped),
         truncated_at=tuple(truncated), skipped_at=tuple(skipped),
+        not_found=not_found, unheard=tuple(unheard),
     )  # fmt: skip
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from traceback import walk_tb
 from types import TracebackType
@@ -16,26 +16,19 @@ from jinja2 import Template, TemplateError, TemplateSyntaxError
 
 from fedlora.base.pack import MANIFEST, read_manifest
 from fedlora.base.packing import TOOL_TEMPLATE, TOOL_TEMPLATE_OF_PACKS
-from fedlora.data.chat_trace import unused_marks, with_text_after
-from fedlora.data.examples import ASSISTANT, REASONING, Chat, ChatMessage
+from fedlora.data.chat_fields import unheard_fields
+from fedlora.data.chat_spans import RenderedChat, rendered_chat
+from fedlora.data.chat_trace import ChatTrace, unused_marks, with_text_after
+from fedlora.data.examples import DEVELOPER, REASONING, SYSTEM, Chat, ChatMessage
 from fedlora.data.template_sandbox import FIXED_DAY, BoundedEnvironment, RefusedError
 from fedlora.errors import DataError, FedloraError, PackError
 from fedlora.files.documents import read_object
 
 _TEMPLATE, _SETTINGS, _SPECIAL = "chat_template.jinja", "tokenizer_config.json", "special_tokens_map.json"
-SYSTEM, DEVELOPER = "system", "developer"
 _REMEDY = "give prompt and completion instead, or pack the model with another chat template"
 RESERVED = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template"}
 )
-
-
-@dataclass(frozen=True, slots=True)
-class RenderedChat:
-    """A chat's text, and which of it the assistant says: [begin, end) in characters, in order, apart."""
-
-    text: str
-    spans: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +92,8 @@ class ChatTemplate:
 
     def mentions(self, name: str, *, tools: bool = False) -> bool:
         """Whether the template's source has this word anywhere."""
-        return name in (self._tool_source if tools and self._tool_source is not None else self._source)
+        source = self._tool_source if tools and self._tool_source is not None else self._source
+        return re.search(rf"\b{re.escape(name)}\b", source) is not None
 
     @cached_property
     def takes_parts(self) -> bool:
@@ -156,45 +150,37 @@ class ChatTemplate:
         return before if after.startswith(" ") else before.rstrip()
 
     def rendered(self, chat: Chat, where: str) -> RenderedChat:
-        """The chat's text and the assistant's parts of it.
+        """The chat's text and the parts of it that are learned, which the assistant says.
 
-        They are what the template marks with {% generation %}. Where it marks nothing, the assistant's part of message i
-        is what it adds to messages before i and the beginning of an answer. Raises DataError where the template writes
-        earlier messages anew as the chat goes on, so that there is no such part.
+        Raises DataError where the template refuses the chat or leaves out what it says, or where no such part can be told
+        from the rest; PackError where it fails.
         """
-        before, after = unused_marks(chat.messages, 2)
-        marks, asked = (before, after), _Asked(False, chat.tools, chat.documents, chat.variables)
-        marked = self._written(chat.messages, where, asked, marks)
-        if marks[0] in marked:
-            return _unmarked(marked, marks, self.place)
-        return RenderedChat(marked, tuple(self._spans(marked, chat.messages, where)))
+        if taken := sorted(name for name in chat.variables if name in RESERVED or not self._mentions(name, chat)):
+            raise DataError(f"{where}: {taken[0]:.70} is no variable of {self.place}; remove it")
 
-    def _spans(self, whole: str, messages: Sequence[ChatMessage], where: str) -> list[tuple[int, int]]:
-        spans = []
-        for number, message in enumerate(messages):
-            if message.role != ASSISTANT:
-                continue
-            before = self._before(messages[:number], where)
-            after = whole if number + 1 == len(messages) else self.text(messages[: number + 1], where)
-            if not (after.startswith(before) and whole.startswith(after)):
+        def write(
+            messages: Sequence[ChatMessage],
+            *,
+            answer: bool = False,
+            marks: tuple[str, str] = ("", ""),
+            leave_out: str = "",
+        ) -> str:
+            tools, documents = (None if leave_out == name else getattr(chat, name) for name in ("tools", "documents"))
+            return self._written(messages, where, _Asked(answer, tools, documents, chat.variables), marks)
+
+        found = rendered_chat(write, chat, where, self.place)
+        for name, what in (("tools", chat.tools), ("documents", chat.documents)):
+            if what and write(chat.messages, leave_out=name) == found.text:
                 raise DataError(
-                    f"{where}: {self.place} writes the messages before the assistant's message {number + 1} differently "
-                    f"once it is there, and has no {{% generation %}} marks: what the assistant says cannot be told from "
-                    f"the rest; {_REMEDY}"
+                    f"{where}: {name}: {self.place} writes none; remove them, or pack a model whose template does"
                 )
-            spans.append((len(before), len(after)))
-        return spans
+        trace = ChatTrace(write, chat.messages, found.text)
+        return replace(
+            found, unheard=unheard_fields(trace, chat, partial(self._mentions, chat=chat), where, self.place)
+        )
 
-    def _before(self, messages: Sequence[ChatMessage], where: str) -> str:
-        try:
-            return self.text(messages, where, add_generation_prompt=True)
-        except FedloraError:
-            if messages:
-                raise
-            raise DataError(
-                f"{where}: the assistant speaks first, and {self.place} cannot begin an answer to nothing; begin with "
-                "a message of the user"
-            ) from None
+    def _mentions(self, name: str, chat: Chat) -> bool:
+        return self.mentions(name, tools=chat.tools is not None)
 
     def _written(
         self, messages: Sequence[ChatMessage], where: str, asked: _Asked, marks: tuple[str, str] = ("", "")
@@ -284,20 +270,6 @@ def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
     """{name: text} of the special tokens, each given as its text or as an object with `content`."""
     given = {key: value.get("content") if isinstance(value, dict) else value for key, value in settings.items()}
     return {key: text for key, text in given.items() if key.endswith("_token") and isinstance(text, str)}
-
-
-def _unmarked(marked: str, marks: tuple[str, str], place: str) -> RenderedChat:
-    """The text without its marks, and the spans that stood between them."""
-    pieces = re.split("([{}{}])".format(*marks), marked)
-    if "".join(pieces[1::2]) != "".join(marks) * (len(pieces) // 4):
-        raise PackError(
-            f"{place}: {{% generation %}} blocks must stand one after another; mend the template and pack again"
-        )
-    ends, end = [], 0
-    for piece in pieces[::2]:
-        end += len(piece)
-        ends.append(end)
-    return RenderedChat("".join(pieces[::2]), tuple(zip(ends[::2], ends[1::2], strict=False)))
 
 
 def _line_of(traceback: TracebackType | None, filename: str) -> str:

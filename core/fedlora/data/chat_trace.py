@@ -36,6 +36,14 @@ def with_text_after(message: ChatMessage, text: str) -> ChatMessage:
     return replace(message, content=[*parts, {**last, "text": last["text"] + text}])
 
 
+def marked(message: ChatMessage, mark: str) -> ChatMessage:
+    """The message with a mark at the end of everything that it says."""
+    for name in SAID:
+        if message.given().get(name):
+            message = _marked(message, name, mark)
+    return message
+
+
 class ChatTrace:
     """What leaves a trace in `text`, which `write` wrote of all the messages."""
 
@@ -78,7 +86,7 @@ class ChatTrace:
     def _marks_in_the_text(self) -> list[set[str]]:
         """For each message the fields that certainly leave a trace: a mark at their end is in the text."""
         marks = iter(unused_marks(self._messages, len(self._messages) * len(SAID)))
-        marked, places = [], []
+        trial, places = [], []
         for index, message in enumerate(self._messages):
             given = message.given()
             with_marks = message
@@ -86,9 +94,9 @@ class ChatTrace:
                 if given.get(name) and (mark := next(marks, None)) is not None:
                     with_marks = _marked(with_marks, name, mark)
                     places.append((mark, index, name))
-            marked.append(with_marks)
+            trial.append(with_marks)
         try:
-            found = set(self._write(marked))
+            found = set(self._write(trial))
         except FedloraError:  # a template may look into what is said
             found = set()
         heard: list[set[str]] = [set() for _ in self._messages]

@@ -9,6 +9,7 @@ from typing import Any
 from fedlora.errors import DataError
 
 ASSISTANT = "assistant"  # the role whose messages are learned
+SYSTEM, DEVELOPER = "system", "developer"
 # Names under which the datasets and services of this world give what a model thought before it answered.
 REASONING = ("reasoning_content", "thinking", "reasoning")
 SAID = ("content", "tool_calls", "function_call", *REASONING)  # what a message says, in any of its ways

@@ -97,11 +97,11 @@ REFUSED = {
     "no-content": ('{"messages": [{"role": "user", "content": "a"}, {"role": "b"}]}', "message 2: content is missing"),
     "parts": (
         '{"messages": [{"role": "user", "content": [{"type": "text"}]}]}',
-        "message 1: content must be a string, got a list of 1",
+        'message 1: content: part 1: expected {"type": "text", "text": "..."}, got an object',
     ),
     "null-content": (
         '{"messages": [{"role": "user", "content": null}]}',
-        "message 1: content must be a string, got null",
+        "message 1: content must be a string or a list of parts, got null",
     ),
     "no-messages": ('{"messages": []}', r"no message of the role 'assistant' with content.*\(roles: none\)"),
     "no-assistant": ('{"messages": [{"role": "user", "content": "a"}]}', r"no message of the role 'assistant'"),

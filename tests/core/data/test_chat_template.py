@@ -189,16 +189,11 @@ def test_the_characters_that_mark_a_part_may_stand_in_a_message() -> None:
     assert learned_text(template_of(MARKED), example) == ["\U000f0002<|im_end|>"]
 
 
-def test_a_template_that_changes_earlier_messages_serves_chats_of_one_answer_alone() -> None:
+def test_a_template_that_changes_earlier_messages_has_its_answers_found_in_the_final_text() -> None:
     template = template_of(FORGETFUL)
     assert learned_text(template, CHATS["thinking"]) == ["<think>hm</think>Because.<|im_end|>\n"]
     longer = chat("Why?", "<think>hm</think>Because.", "And?", "That is all.")
-    with pytest.raises(
-        DataError,
-        match=r"^here: base/chat_template\.jinja writes the messages before the assistant's message 2 differently .*"
-        r"no \{% generation %\} marks.*give prompt and completion instead",
-    ):
-        template.rendered(longer, "here")
+    assert learned_text(template, longer) == ["Because.<|im_end|>\n", "That is all.<|im_end|>\n"]
 
 
 def test_an_assistant_who_speaks_first_is_learned_or_refused_by_the_template() -> None:
