@@ -219,9 +219,9 @@ def test_openai_is_told_that_chats_are_what_it_asks_for_as_responses(client: ope
 
 def test_openai_stops_at_a_token_and_sees_the_special_ones(client: openai.OpenAI) -> None:
     fields: dict[str, Any] = {"model": "base", "prompt": "ab", "max_tokens": 6, "temperature": 0}
-    for stop in ({"stop": ["</s>"]}, {"extra_body": {"stop_token_ids": [EOS]}}):
-        body = {"ignore_eos": True, **stop.pop("extra_body", {})}  # type: ignore[call-overload]
-        answer = client.completions.create(**fields, **stop, logit_bias={str(EOS): 100}, extra_body=body)
+    for stop in ({"stop": ["</s>"]}, {"stop_token_ids": [EOS]}):
+        body: dict[str, Any] = {"ignore_eos": True, **stop}
+        answer = client.completions.create(**fields, logit_bias={str(EOS): 100}, extra_body=body)
         assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("", "stop")
     shown = {"ignore_eos": True, "skip_special_tokens": False}
     answer = client.completions.create(**fields, logit_bias={str(EOS): 100}, extra_body=shown)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -259,3 +260,23 @@ def test_many_unknown_fields_take_no_time(base: BasePack) -> None:
     body = {**BODIES["chat"][1], **{f"max_tokens_{number}": 1 for number in range(50_000)}}
     message = refusal(client.post(PATHS["chat"], body))["message"]
     assert len(message) < 1000
+
+
+def documented_fields() -> dict[str, set[str]]:
+    """The fields of each route in the tables of docs/serving.md; one without a column `of` is of chats."""
+    text = (HERE.parents[3] / "docs" / "serving.md").read_text(encoding="utf-8")
+    routes = {"completions": "completions", "chats": "chat", "embeddings": "embeddings"}
+    result: dict[str, set[str]] = {route: set() for route in routes.values()}
+    for header, table in re.findall(r"^\| field \|(.*)\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE):
+        for row in table.splitlines():
+            names, of = row.split("|")[1:3]
+            for route in of.split(",") if header.startswith(" of ") else ["chats"]:
+                result[routes[route.strip()]] |= set(re.findall(r"`(\w+)`", names))
+    assert all(f"`{name}" in text for name in NOT_USED.keys() - {"lora_int_id"})
+    return result
+
+
+def test_the_documents_tell_every_field_that_is_taken_and_no_other() -> None:
+    for route, names in documented_fields().items():
+        body = BODIES[route][0]
+        assert names == {name for name in body.model_fields if is_supported(body, name)} - NOT_USED.keys(), route
