@@ -4,7 +4,8 @@
     tokenizer_config.json   where the pack has none: genai opens no tokenizer without it, and an empty one will do
 
 The caches are shared buffers of max_length positions; the mask has the length of the sequence so far. genai's tokenizer
-adds no special tokens: a prompt is [bos_token_id, *tokenizer.encode(text)], where the base has a bos token. genai checks no
+adds no special tokens: a prompt is [bos_token_id, *tokenizer.encode(text)], where the file has a bos_token_id, which is so
+where the base's own tokenizer begins a text with it; elsewhere it is what encode gives. genai checks no
 adapter: it takes one of another base with the same shapes, and NaN. Only files that were verified belong into its folder.
 """
 

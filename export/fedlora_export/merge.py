@@ -74,10 +74,11 @@ def _written(
 ) -> tuple[NDArray[np.int64], list[Floats]]:
     """(tokens [S, T], the scores [S, V] after each) of texts that the model draws token by token."""
     generator, reading = np.random.default_rng(seed), _Reading(session, shape, adapter_inputs)
-    first = shape.bos_token_id
-    token = generator.integers(0, shape.vocab_size, _SEQUENCES) if first is None else np.full(_SEQUENCES, first)
+    begin = [np.full(_SEQUENCES, token) for token in shape.tokens_before_text]
+    token = begin[0] if begin else generator.integers(0, shape.vocab_size, _SEQUENCES)
     tokens, scores = [], []
-    for _ in range(length):
+    for place in range(length):
+        token = begin[place] if place < len(begin) else token
         tokens.append(token)
         scores.append(reading.read(token[:, None].astype(np.int64))[:, 0])
         token = (_log_softmax(scores[-1]) + generator.gumbel(size=scores[-1].shape)).argmax(-1)

@@ -41,7 +41,7 @@ SHAPE = DecoderShape(
     rotary=Rotary((1.0, 0.01)),
     attention_scale=0.5,
     tie_word_embeddings=True,
-    bos_token_id=None,
+    tokens_before_text=(),
     eos_token_ids=(),
 )
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from fedlora.base.tokenizer import begun, ended
 from fedlora.data.chat_template import ChatTemplate
 from fedlora.data.examples import Chat, Completion, Example, Labelled, TextRecord
 from fedlora.errors import DataError, PackError
@@ -52,13 +53,13 @@ class ExampleEncoder:
         """
         match example:
             case str():
-                return self._pairs([], [*self._begin(), *self._ids(example)], where)
+                return self._pairs([], begun(self.shape, self._ids(example)), where)
             case TextRecord() | Labelled():  # a label is for an encoder; to a decoder it is one more field
-                return self._pairs([], [*self._begin(), *self._ids(example.text), *self._end()], where)
+                return self._pairs([], begun(self.shape, ended(self.shape, self._ids(example.text))), where)
             case Completion():
                 # Apart, so that no token holds a bit of both: when it is asked, the model reads the prompt alone.
-                prompt = [*self._begin(), *self._ids(example.prompt)]
-                return self._pairs(prompt, [*self._ids(example.completion), *self._end()], where)
+                prompt = begun(self.shape, self._ids(example.prompt))
+                return self._pairs(prompt, ended(self.shape, self._ids(example.completion)), where)
             case Chat():
                 return self._chat(example, where)
 
@@ -87,12 +88,6 @@ class ExampleEncoder:
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
-
-    def _begin(self) -> tuple[int, ...]:
-        return () if self.shape.bos_token_id is None else (self.shape.bos_token_id,)
-
-    def _end(self) -> tuple[int, ...]:
-        return self.shape.eos_token_ids[:1]
 
     def _checked(self, ids: Sequence[int], where: str) -> NDArray[np.int64]:
         return checked_ids(ids, self.shape.vocab_size, where)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fedlora.base.checkpoint import Checkpoint, find_checkpoint
-from fedlora.base.pack import CONFIG, EMBEDDED, MANIFEST, WEIGHTS
+from fedlora.base.pack import CONFIG, EMBEDDED, MANIFEST, WEIGHTS, with_special_tokens_of
 from fedlora.base.packing import TOOL_TEMPLATE, copy_texts
 from fedlora.config.run import RunConfig
 from fedlora.data.datasets import find_dataset
@@ -47,7 +47,10 @@ class FullTraining:
         self.directory = find_checkpoint(config.base)
         checkpoint = Checkpoint(self.directory)
         self._config = checkpoint.config
-        self.shape = decoder_shape(checkpoint.config, str(self.directory / CONFIG))
+        names = {file.name for file in self.directory.iterdir()}
+        self.shape = with_special_tokens_of(
+            decoder_shape(checkpoint.config, str(self.directory / CONFIG)), self.directory, names
+        )
         matrices = self.shape.linear_modules() | self.shape.vocabulary_modules()
         sizes = {f"{module}.weight": dims for module, dims in matrices.items()} | self.shape.float_tensors()
         for tensor, dims in sizes.items():

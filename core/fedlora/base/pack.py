@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 
 from fedlora.base.quantize import Quantization, QuantizedMatrix
 from fedlora.base.scales import ScaleRule
+from fedlora.base.special_tokens import TOKENIZER as TOKENIZER
+from fedlora.base.special_tokens import read_special_tokens, with_special_tokens
 from fedlora.errors import CheckpointError, ConfigError, PackError, TensorFileError
 from fedlora.family import DecoderShape, EncoderShape, ModelShape, model_shape
 from fedlora.family.text_embedding import TextEmbedding
@@ -33,7 +35,7 @@ from fedlora.nearest import hint
 
 FORMAT = "fedlora-base"
 VERSION = 2
-MANIFEST, CONFIG, WEIGHTS, TOKENIZER = "base.json", "config.json", "model.safetensors", "tokenizer.json"
+MANIFEST, CONFIG, WEIGHTS = "base.json", "config.json", "model.safetensors"
 GENERATION_CONFIG = "generation_config.json"
 EMBEDDING_STEPS = "embedding.json"  # of an encoder: how a text becomes a vector, where its checkpoint says it
 EMBEDDED = "nano"  # the base that ships with fedlora
@@ -128,10 +130,10 @@ def open_pack(base: str | Path) -> BasePack:
     return pack
 
 
-def _completed(model: ModelShape, directory: Path, listed: Mapping[str, str]) -> ModelShape:
+def _completed(model: ModelShape, directory: Path, listed: Collection[str]) -> ModelShape:
     """The model of config.json, with what other files of the pack say of it."""
     if not isinstance(model, EncoderShape):
-        return _with_all_ends(model, directory, listed)
+        return with_special_tokens_of(model, directory, listed)
     if EMBEDDING_STEPS not in listed or model.labels:
         return model
     steps = TextEmbedding.from_object(
@@ -141,9 +143,14 @@ def _completed(model: ModelShape, directory: Path, listed: Mapping[str, str]) ->
     return replace(model, embedding=steps)
 
 
-def _with_all_ends(model: ModelShape, directory: Path, listed: Mapping[str, str]) -> ModelShape:
+def with_special_tokens_of(model: DecoderShape, directory: Path, names: Collection[str]) -> DecoderShape:
+    """The model, whose texts begin and end as the tokenizer in `directory` has it; of its files, `names` belong to it."""
+    return with_special_tokens(with_all_ends(model, directory, names), read_special_tokens(directory, names))
+
+
+def with_all_ends(model: DecoderShape, directory: Path, names: Collection[str]) -> DecoderShape:
     """The model, which ends a text at the tokens of generation_config.json too: a chat model's often stand there alone."""
-    if not isinstance(model, DecoderShape) or GENERATION_CONFIG not in listed:
+    if GENERATION_CONFIG not in names:
         return model
     config = read_object(directory / GENERATION_CONFIG, PackError, "a model's generation_config.json")
     ends = config.get("eos_token_id")

@@ -54,10 +54,11 @@ class DecoderShape:
     rms_norm_eps: float
     rotary: Rotary
     tie_word_embeddings: bool
-    bos_token_id: int | None
-    eos_token_ids: tuple[int, ...]
+    tokens_before_text: tuple[int, ...]  # what the tokenizer puts there: none, or one that is called bos
+    eos_token_ids: tuple[int, ...]  # each ends a text; the first is the one that is learned
     attention_scale: float
     model_type: str = "llama"
+    tokens_after_text: tuple[int, ...] = ()  # what the tokenizer puts there of its own accord
     local_rotary: Rotary | None = None  # of the layers with a window, where it is another
     windows: tuple[int, ...] = ()  # of each layer: how many keys a query sees, its own among them; 0: all
     activation: Activation = "silu"
@@ -94,8 +95,12 @@ class DecoderShape:
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
         """The tokens that end a text. A model that was trained on documents in a row ends one by beginning the next."""
-        bos = () if self.bos_token_id is None else (self.bos_token_id,)
-        return tuple(dict.fromkeys((*self.eos_token_ids, *bos)))
+        return tuple(dict.fromkeys((*self.eos_token_ids, *self.tokens_after_text, *self.tokens_before_text)))
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The token that a text begins with, as its tokenizer has it; None where that puts none there."""
+        return self.tokens_before_text[0] if self.tokens_before_text else None
 
     def rotary_of(self, layer: int) -> Rotary:
         return self.local_rotary if self.local_rotary and self.window_of(layer) else self.rotary

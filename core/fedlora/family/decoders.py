@@ -101,7 +101,7 @@ def _special_tokens(config: Config, vocab_size: int) -> dict[str, Any]:
     named = [*ends, *([] if begin is None else [begin])]
     if any(type(token) is not int or not 0 <= token < vocab_size for token in named):
         raise ValueError(f"bos and eos token ids must be from 0 to {vocab_size - 1}, got {named}")
-    return {"bos_token_id": begin, "eos_token_ids": ends}
+    return {"tokens_before_text": () if begin is None else (begin,), "eos_token_ids": ends}
 
 
 def _scaling(config: Config) -> dict[str, Any]:

@@ -9,13 +9,14 @@ tokenizer_config.json               `{}`, where the pack lists none
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from fedlora.base.pack import MANIFEST, BasePack
+from fedlora.base.pack import CONFIG, MANIFEST, BasePack, with_all_ends
 from fedlora.errors import AdapterError, FedloraError, GraphError, PackError
 from fedlora.exported.profiles import PROFILES, ROW_PROFILES, Profile, graph_name
-from fedlora.family import DecoderShape
+from fedlora.family import DecoderShape, ModelShape, model_shape
+from fedlora.files.documents import read_object
 
 from fedlora_export.genai import GENAI_CONFIG, TOKENIZER_CONFIG, genai_text
 
@@ -34,7 +35,7 @@ def check_folder_files(base: BasePack, *, listed: Collection[str]) -> int:
         if path.is_symlink() or not path.is_file():
             raise PackError(f"{path}: a link or a folder; expected files alone: remove it, or copy the file")
         if path.name == GENAI_CONFIG:
-            _check_genai(path, base)
+            _check_genai(path, base, listed)
         elif path.name in (MANIFEST, *listed) or path.suffix in _OWNERS:
             continue
         elif path.name == TOKENIZER_CONFIG:
@@ -44,21 +45,29 @@ def check_folder_files(base: BasePack, *, listed: Collection[str]) -> int:
     return len(paths)
 
 
-def _check_genai(path: Path, base: BasePack) -> None:
+def _check_genai(path: Path, base: BasePack, listed: Collection[str]) -> None:
     there = [profile for profile in PROFILES if (base.directory / graph_name(base.model, profile)).is_file()]
     text = _small(path)
-    if not any(text == _genai_bytes(base, profile) for profile in there):
+    if not any(text == _genai_bytes(model, profile) for model in _models(base, listed) for profile in there):
         raise GraphError(
             f"{path}: not what fedlora writes for a graph that is here ({', '.join(there)}), and it may name libraries to "
             f"load; remove it, or write it again with: fedlora export {base.directory}"
         )
 
 
-def _genai_bytes(base: BasePack, profile: Profile) -> bytes | None:
+def _models(base: BasePack, listed: Collection[str]) -> Iterator[ModelShape]:
+    """The base's model, and as it was described when its special tokens were taken from config.json alone."""
+    yield base.model
+    earlier = model_shape(read_object(base.directory / CONFIG, PackError, "a model's config.json"), str(base.directory))
+    if isinstance(earlier, DecoderShape):
+        yield with_all_ends(earlier, base.directory, listed)
+
+
+def _genai_bytes(model: ModelShape, profile: Profile) -> bytes | None:
     """What genai_config.json holds for the graph of a profile; None where genai runs no such graph."""
-    if profile in ROW_PROFILES or not isinstance(base.model, DecoderShape):
+    if profile in ROW_PROFILES or not isinstance(model, DecoderShape):
         return None
-    return genai_text(base.model, profile).encode()
+    return genai_text(model, profile).encode()
 
 
 def _check_tokenizer_config(path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fedlora.errors import ConfigError
+
 from fedlora_serve.adapters.loading import LoadedAdapter
 from fedlora_serve.local.engine import Engine
 from fedlora_serve.text.answer_text import AnswerText
@@ -16,10 +18,14 @@ def generate(engine: Engine, prompt: str, sampling: Sampling, *, adapter: Loaded
     """Yield what follows `prompt`, never half a character, until the model ends its text, a stop string or token,
     `max_tokens` or the context.
 
-    Raises ConfigError where the prompt is longer than the base's context.
+    Raises ConfigError where the prompt is longer than the base's context, or has no token to begin with.
     """
     shape = engine.base.shape
-    tokens = prompt_tokens(engine.tokenizer, prompt, shape.bos_token_id)
+    tokens = prompt_tokens(engine.tokenizer, shape, prompt)
+    if not tokens:
+        raise ConfigError(
+            "the prompt is empty, and the base's tokenizer begins a text with no token of its own; give it one"
+        )
     text = AnswerText(sampling, engine.tokenizer, tokens, shape.stop_token_ids)
     sampler = TokenSampler(sampling, tokens, shape.vocab_size, text.ends)
     decoding = engine.start(adapter)

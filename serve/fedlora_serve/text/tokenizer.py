@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedlora.base.tokenizer import plain_tokenizer
+from fedlora.base.tokenizer import begun, plain_tokenizer
 from fedlora.errors import ConfigError
+from fedlora.family import DecoderShape
 from tokenizers import Tokenizer
 
 
@@ -14,13 +15,20 @@ def open_tokenizer(directory: Path) -> Tokenizer:
     return plain_tokenizer(Tokenizer.from_file, directory)
 
 
-def prompt_tokens(tokenizer: Tokenizer, prompt: str, bos_token_id: int | None) -> list[int]:
-    """The tokens of a prompt, after the one that every document began with in training, if there was one.
+def prompt_tokens(
+    tokenizer: Tokenizer,
+    shape: DecoderShape,
+    prompt: str,
+    *,
+    add_special_tokens: bool = True,
+    what: str = "the prompt",
+) -> list[int]:
+    """The tokens of a prompt, after those that the tokenizer puts before every text, where that is asked for.
 
-    Raises ConfigError as `tokens_of`.
+    What it puts after a text is left out: a prompt goes on. Raises ConfigError as `tokens_of`.
     """
-    begin = [] if bos_token_id is None else [bos_token_id]
-    return [*begin, *tokens_of(tokenizer, prompt, add_special_tokens=False, what="the prompt")]
+    tokens = tokens_of(tokenizer, prompt, add_special_tokens=False, what=what)
+    return begun(shape, tokens) if add_special_tokens else tokens
 
 
 def tokens_of(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool, what: str = "the text") -> list[int]:

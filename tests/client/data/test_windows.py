@@ -195,7 +195,7 @@ def test_the_first_token_of_an_answer_is_learned_even_where_it_has_no_characters
 
 
 def test_a_base_without_bos_or_eos_gets_none(base: BasePack) -> None:
-    shape = dataclasses.replace(base.shape, bos_token_id=None, eos_token_ids=())
+    shape = dataclasses.replace(base.shape, tokens_before_text=(), tokens_after_text=(), eos_token_ids=())
     examples: list[Example] = ["ab", "c", TextRecord("de"), Completion("f", "gh"), Completion("", "ij")]
     windows = make_windows(examples, byte_tokenizer(), shape, 3, "here")
     a, b, d, e, f, g, h, i, j = ids_of("abdefghij")
@@ -207,7 +207,7 @@ def test_a_base_without_bos_or_eos_gets_none(base: BasePack) -> None:
 
 
 def test_the_first_of_several_ends_is_the_one_that_is_learned(base: BasePack) -> None:
-    shape = dataclasses.replace(base.shape, eos_token_ids=(7, EOS))
+    shape = dataclasses.replace(base.shape, eos_token_ids=(7, EOS), tokens_after_text=())
     windows = make_windows([Completion("a", "b")], byte_tokenizer(), shape, 3, "here")
     assert windows.targets[0, -1] == 7
 

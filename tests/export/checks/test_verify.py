@@ -10,18 +10,23 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from fedlora.base.pack import open_pack
+from fedlora.base.packing import make_pack
 from fedlora.errors import AdapterError, FedloraError, GraphError, PackError
 from fedlora.exported.adapter_manifest import read_adapter_manifest
 from fedlora.exported.profiles import Profile
 from fedlora.exported.sidecar import sidecar_of
+from fedlora.family import decoder_shape
 from fedlora.files.tensor_file import TensorFile, write_in_order
 from fedlora_export.adapter_export import write_onnx_adapter
 from fedlora_export.checks.folder_files import check_folder_files
 from fedlora_export.checks.verify import check_second_reader, verify_folder
 from fedlora_export.commands.verify import verify
-from fedlora_export.genai import GENAI_CONFIG, TOKENIZER_CONFIG, write_genai
+from fedlora_export.export import export_base
+from fedlora_export.genai import GENAI_CONFIG, TOKENIZER_CONFIG, genai_text, write_genai
 
 from tests.tiny.adapters import random_adapter
+from tests.tiny.checkpoints import llama_config, tiny_quantization, write_checkpoint
+from tests.tiny.tokenizer_kinds import write_tokenizer
 
 
 def test_an_exported_folder_passes_with_a_line_for_each_thing(exported_folder: Path) -> None:
@@ -154,6 +159,23 @@ def test_the_files_for_genai_may_be_those_of_any_graph_that_is_there_or_missing(
     (own_folder / GENAI_CONFIG).unlink()
     (own_folder / TOKENIZER_CONFIG).unlink()
     assert len(list(verify_folder(own_folder))) == 13
+
+
+def test_the_file_for_genai_of_an_earlier_version_passes(tmp_path: Path) -> None:
+    """It has the bos token of config.json, which this tokenizer does not put before a text."""
+    source = write_checkpoint(tmp_path / "source", config=llama_config(vocab_size=512))
+    write_tokenizer("bytes, byte-level processor (Qwen)", source)
+    make_pack(str(source), tmp_path / "pack", tiny_quantization())
+    export_base(base := open_pack(tmp_path / "pack"))
+    now = json.loads((base.directory / GENAI_CONFIG).read_text())
+    assert ("bos_token_id" in now["model"], now["model"]["eos_token_id"]) == (False, [4, 2])
+    earlier = genai_text(decoder_shape(llama_config(vocab_size=512), "here"))
+    assert json.loads(earlier)["model"]["bos_token_id"] == 1
+    (base.directory / GENAI_CONFIG).write_text(earlier)
+    list(verify_folder(base.directory))
+    (base.directory / GENAI_CONFIG).write_text(earlier.replace('"bos_token_id": 1', '"bos_token_id": 3'))
+    with pytest.raises(GraphError, match=r"genai_config\.json: not what fedlora writes"):
+        list(verify_folder(base.directory))
 
 
 def test_a_configuration_for_genai_that_the_pack_lists_is_checked_too(own_folder: Path) -> None:

@@ -251,7 +251,7 @@ def test_the_prompt_is_read_once_after_bos_and_then_each_new_token(base: BasePac
     engine = ForcedEngine(base, ids("xyz"))
     assert pieces_of(engine, "ab", max_tokens=3) == ["x", "y", "z"]
     assert engine.read == [[BOS, *ids("ab")], ids("x"), ids("y")]
-    bare = ForcedEngine(base, ids("x"), bos_token_id=None)
+    bare = ForcedEngine(base, ids("x"), tokens_before_text=())
     assert pieces_of(bare, "ab", max_tokens=1) == ["x"]
     assert bare.read == [ids("ab")]
 
@@ -370,7 +370,7 @@ def test_half_a_character_at_the_end_is_left_out(base: BasePack) -> None:
 
 
 def test_special_tokens_of_a_text_are_not_printed(base: BasePack) -> None:
-    engine = ForcedEngine(base, [*ids("x"), EOS, *ids("y")], eos_token_ids=())
+    engine = ForcedEngine(base, [*ids("x"), EOS, *ids("y")], eos_token_ids=(), tokens_after_text=())
     assert "".join(pieces_of(engine, "a", max_tokens=3)) == "xy"
 
 

@@ -10,7 +10,7 @@ from fedlora_serve.http.generation.chat_text import chat_text
 from fedlora_serve.http.protocol.chat import ChatBody
 from fedlora_serve.http.protocol.errors import ApiError
 from fedlora_serve.http.service.state import ServiceState
-from fedlora_serve.text.tokenizer import prompt_tokens, tokens_of
+from fedlora_serve.text.tokenizer import prompt_tokens
 
 _CONTEXT = "context_length_exceeded"
 
@@ -30,8 +30,7 @@ def engine_of(state: ServiceState) -> TextEngine:
 async def completion_prompts(
     state: ServiceState, prompts: Sequence[str | tuple[int, ...]], *, choices: int, add_special_tokens: bool = True
 ) -> list[tuple[int, ...]]:
-    """The tokens of each prompt; a text begins as every document that the model was trained on did, unless there are to be
-    no special tokens.
+    """The tokens of each prompt; a text begins as the base's tokenizer has it, unless there are to be no special tokens.
 
     `choices` is how many each prompt gets.
     """
@@ -71,10 +70,8 @@ def _completion_tokens(state: ServiceState, prompt: str | tuple[int, ...], add_s
 
 
 def _text_tokens(state: ServiceState, text: str, add_special_tokens: bool) -> tuple[int, ...]:
-    """The tokens of a text, after those with which every text begins, where they are to be added."""
-    if add_special_tokens:
-        return tuple(prompt_tokens(state.tokenizer, text, state.base.shape.bos_token_id))
-    return tuple(tokens_of(state.tokenizer, text, add_special_tokens=False, what="the prompt"))
+    """The tokens of a text, after those that the tokenizer puts before every text, where they are to be added."""
+    return tuple(prompt_tokens(state.tokenizer, state.base.shape, text, add_special_tokens=add_special_tokens))
 
 
 def _check_number(state: ServiceState, prompts: int, choices: int) -> None:

@@ -75,7 +75,7 @@ def test_a_prompt_without_added_special_tokens_is_its_text_alone(post: Post, eng
     post(prompt=["a", "<s>a"], add_special_tokens=False)
     post(prompt="<s>a", add_special_tokens=True)
     assert {request.prompt for request in engine.requests[:2]} == {tuple(tokens("a")), (BOS, *tokens("a"))}
-    assert engine.requests[2].prompt == (BOS, BOS, *tokens("a"))
+    assert engine.requests[2].prompt == (BOS, *tokens("a"))  # what the text spells is not doubled
     assert refusal(post(prompt="", add_special_tokens=False))["param"] == "prompt"
 
 

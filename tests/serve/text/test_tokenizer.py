@@ -1,0 +1,64 @@
+"""The tokens of a prompt, beside transformers' own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fedlora.base.pack import BasePack, open_pack
+from fedlora.base.packing import make_pack
+from fedlora_serve.text.tokenizer import open_tokenizer, prompt_tokens
+from transformers import AutoTokenizer
+
+from tests.serve.http.fake_engine import FakeEngine, words
+from tests.serve.http.services import BASE, Client, service
+from tests.tiny.checkpoints import llama_config, random_weights, tiny_quantization, write_checkpoint
+from tests.tiny.tokenizer_kinds import KINDS, write_tokenizer
+
+PROMPTS = ("Lily said", " two  blanks ", "é\n", "<|im_end|> the cat")
+
+
+def packed(directory: Path, kind: str) -> tuple[BasePack, Any]:
+    """(the pack of a tiny Llama with a tokenizer of this kind, transformers' own)"""
+    config = llama_config(vocab_size=512, bos_token_id=3, eos_token_id=3)  # which is not what the tokenizer adds
+    source = write_checkpoint(directory / "source", config=config, weights=random_weights(config))
+    write_tokenizer(kind, source)
+    make_pack(str(source), directory / "pack", tiny_quantization())
+    return open_pack(directory / "pack"), AutoTokenizer.from_pretrained(str(source))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prompt_begins_as_transformers_begins_it_and_goes_on(tmp_path: Path, kind: str) -> None:
+    base, oracle = packed(tmp_path, kind)
+    tokenizer = open_tokenizer(base.directory)
+    for prompt in PROMPTS:
+        tokens = prompt_tokens(tokenizer, base.shape, prompt)
+        assert [*tokens, *base.shape.tokens_after_text] == oracle(prompt).input_ids
+        plain = prompt_tokens(tokenizer, base.shape, prompt, add_special_tokens=False)
+        assert plain == oracle(prompt, add_special_tokens=False).input_ids
+    spelled = "".join(str(tokenizer.id_to_token(token)) for token in base.shape.tokens_before_text) + "hi"
+    assert prompt_tokens(tokenizer, base.shape, spelled) == tokenizer.encode(spelled, add_special_tokens=False).ids
+
+
+def test_a_request_is_heard_that_asks_for_special_tokens_or_for_none(tmp_path: Path) -> None:
+    base, _ = packed(tmp_path, "bytes, bos")
+    engine = FakeEngine(words("one"))
+    state = service(base, engine)
+    client, hello = Client(state), [{"role": "user", "content": "Hi"}]
+    cat, said = (
+        tuple(state.tokenizer.encode(text, add_special_tokens=False).ids) for text in ("cat", "[user]Hi[assistant]")
+    )
+
+    def asked(path: str, **body: object) -> list[tuple[int, ...]]:
+        engine.requests.clear()
+        assert client.post(path, {"model": BASE, **body}).status_code == 200
+        return [tuple(request.prompt) for request in engine.requests]
+
+    for added, completion, chat in (
+        ({}, (1, *cat), said), ({"add_special_tokens": None}, (1, *cat), said),
+        ({"add_special_tokens": True}, (1, *cat), (1, *said)), ({"add_special_tokens": False}, cat, said),
+    ):  # fmt: skip
+        assert asked("/v1/completions", prompt="cat", **added) == [completion]
+        assert asked("/v1/completions", prompt=[3, 5], **added) == [(3, 5)]
+        assert asked("/v1/chat/completions", messages=hello, **added) == [chat]
