@@ -16,6 +16,8 @@ from fedlora.family import DecoderShape
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from fedlora_client.data.continuation import split_tokens
+
 IGNORED = -100  # the target of a position where nothing is learned, which the loss leaves out
 
 
@@ -58,8 +60,10 @@ class ExampleEncoder:
                 return self._pairs([], begun(self.shape, ended(self.shape, self._ids(example.text))), where)
             case Completion():
                 # Apart, so that no token holds a bit of both: when it is asked, the model reads the prompt alone.
-                prompt = begun(self.shape, self._ids(example.prompt))
-                return self._pairs(prompt, ended(self.shape, self._ids(example.completion)), where)
+                prompt, completion = split_tokens(self.tokenizer, example.prompt, example.completion)
+                learned = ended(self.shape, completion)
+                whole = begun(self.shape, [*prompt, *learned])
+                return self._pairs(whole[: len(whole) - len(learned)], learned, where)
             case Chat():
                 return self._chat(example, where)
 
