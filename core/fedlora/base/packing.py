@@ -114,6 +114,13 @@ def largest_block_size(source: str) -> int:
     return max((block for block in BLOCK_SIZES if hidden % block == 0), default=min(BLOCK_SIZES))
 
 
+def default_bits(source: str) -> int:
+    """8 for an encoder, 4 for a decoder: docs/quantization.md measures what each loses. Raises CheckpointError."""
+    directory = find_checkpoint(source)
+    shape = model_shape(read_config(directory), str(directory / CONFIG))
+    return 8 if isinstance(shape, EncoderShape) else 4
+
+
 def _quantized_slices(
     checkpoint: Checkpoint, module: str, rows: int, bits: int, quantization: Quantization, scale_rule: ScaleRule
 ) -> Iterator[QuantizedMatrix]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
-from fedlora.base.pack import EMBEDDED
+from fedlora.base.pack import EMBEDDED, GENERATION_CONFIG
 from fedlora.nearest import check_there
 from fedlora.peft.finding import check_adapter
 
 from fedlora_serve.local.engine import Engine
 from fedlora_serve.local.generate import generate as generate_text
+from fedlora_serve.text.model_defaults import GENERATION_CONFIG_CHOICES, model_defaults
 from fedlora_serve.text.sampling import Sampling
 
 
@@ -28,17 +31,32 @@ from fedlora_serve.text.sampling import Sampling
     help="Take an adapter of another tool, which does not name its base, where it fits.",
 )
 @click.option("--prompt", required=True)
-@click.option("--max-tokens", default=128, show_default=True)
-@click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--top-k", default=0, show_default=True, help="Choose among the k likeliest tokens; 0: among all.")
+@click.option("--max-tokens", type=int, help="[default: the model's, or 128]")
+@click.option("--temperature", type=float, help="0 is greedy.  [default: the model's, or 0]")
 @click.option(
-    "--top-p", default=1.0, show_default=True, help="Choose among the likeliest whose probabilities add up to this."
+    "--top-k", type=int, help="Choose among the k likeliest tokens; 0: among all.  [default: the model's, or 0]"
 )
 @click.option(
-    "--min-p", default=0.0, show_default=True, help="Choose among those as likely as this share of the likeliest."
+    "--top-p",
+    type=float,
+    help="Choose among the likeliest whose probabilities add up to this.  [default: the model's, or 1]",
 )
 @click.option(
-    "--repetition-penalty", default=1.0, show_default=True, help="Above 1: what was said becomes less likely."
+    "--min-p",
+    type=float,
+    help="Choose among those as likely as this share of the likeliest.  [default: the model's, or 0]",
+)
+@click.option(
+    "--repetition-penalty",
+    type=float,
+    help="Above 1: what was said becomes less likely.  [default: the model's, or 1]",
+)
+@click.option(
+    "--generation-config",
+    type=click.Choice(GENERATION_CONFIG_CHOICES),
+    default="auto",
+    show_default=True,
+    help="The model's defaults are those of its generation_config.json; none: it has none.",
 )
 @click.option("--stop", multiple=True, help="End before this text; may be given several times.")
 @click.option(
@@ -51,12 +69,13 @@ def generate(
     adapter: Path | None,
     allow_unnamed_base: bool,
     prompt: str,
-    max_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    repetition_penalty: float,
+    max_tokens: int | None,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    repetition_penalty: float | None,
+    generation_config: str,
     stop: tuple[str, ...],
     seed: int,
     threads: int,
@@ -66,23 +85,26 @@ def generate(
     BASE is the folder of a base pack with its graph.
     """
     if bool(base) == bool(model):
-        given = "neither" if not base else f"{base} and --model {model}"
-        raise click.UsageError(f"expected one BASE, as fedlora generate BASE or as --model BASE; got {given}")
-    sampling = Sampling(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        max_tokens=max_tokens,
-        stop=stop,
-    )
+        named = "neither" if not base else f"{base} and --model {model}"
+        raise click.UsageError(f"expected one BASE, as fedlora generate BASE or as --model BASE; got {named}")
+    numbers = {
+        "max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+    }  # fmt: skip
+    given: dict[str, Any] = {name: number for name, number in numbers.items() if number is not None}
+    sampling = Sampling(seed=seed, stop=stop, **given)  # a value that makes no sense tells so before the base is read
     check_there(base or model or "", (EMBEDDED,))
     if adapter:
         check_adapter(adapter, otherwise="expected a PEFT directory, a .onnx_adapter file or a hub id")
     engine = Engine(base or model or "", threads=threads)
     loaded = engine.load_adapter(adapter, allow_unnamed_base=allow_unnamed_base) if adapter else None
+    if generation_config == "auto":
+        defaults = model_defaults(engine.base)
+        open_ones: dict[str, Any] = {name: value for name, value in defaults.values.items() if name not in given}
+        if open_ones:
+            told = ", ".join(f"{name} {value:g}" for name, value in open_ones.items())
+            click.echo(f"as the model's {GENERATION_CONFIG} says: {told} (--generation-config none)", err=True)
+            sampling = replace(sampling, **open_ones)
     pieces = generate_text(engine, prompt, sampling, adapter=loaded)
     first = next(pieces, "")  # an error comes before the first output
     click.echo(prompt + first, nl=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from fedlora.base.pack import EMBEDDED
+from fedlora.base.pack import EMBEDDED, GENERATION_CONFIG
 from fedlora.errors import ConfigError
 from fedlora.nearest import check_there
 from fedlora.peft.finding import check_adapter
@@ -18,6 +18,7 @@ from fedlora_serve.http.service.config import ADAPTER_DTYPES, ServeConfig, shown
 from fedlora_serve.http.service.config_file import ADMIN_ENV, read_config
 from fedlora_serve.http.service.open_service import open_service
 from fedlora_serve.http.service.state import ServiceState
+from fedlora_serve.text.model_defaults import GENERATION_CONFIG_CHOICES, ModelDefaults
 
 
 @click.command(epilog=f"The admin key comes from {ADMIN_ENV} in the environment, or from the file of --config.")
@@ -43,6 +44,12 @@ from fedlora_serve.http.service.state import ServiceState
 )
 @click.option("--queue", type=int, help="Requests that may wait.  [default: 256]")
 @click.option("--prefill-tokens", type=int, help="Tokens of prompts in one step, beside answers.  [default: 64]")
+@click.option(
+    "--generation-config",
+    type=click.Choice(GENERATION_CONFIG_CHOICES),
+    help="Sampling that a request leaves open: auto as the model's generation_config.json says, none as OpenAI does.  "
+    "[default: auto]",
+)
 @click.option("--shutdown-timeout", type=float, metavar="SECONDS", help="For running answers to end.  [default: 30]")
 @click.option("--access-log", is_flag=True, default=None, help="A line for every request.")
 @click.option("--allow-open", is_flag=True, default=None, help="Serve other machines without keys.")
@@ -76,9 +83,19 @@ def serve(
         check_adapter(path)
     with bind(config.host, config.port) as bound:  # a port that is taken tells so before the base is read
         service = open_service(base, config)
+        for line in defaults_lines(service.model_defaults):
+            click.echo(line, err=True)
         serve_until_stopped(
             service, config, bound, lambda: click.echo(ready_line(service, config, bound.getsockname()))
         )
+
+
+def defaults_lines(defaults: ModelDefaults) -> list[str]:
+    """What the model's own file changes in answers, and how to do without."""
+    if not defaults.values:
+        return list(defaults.notes)
+    told = f"where a request leaves it open, as the model's {GENERATION_CONFIG} says: {defaults} (--generation-config none)"
+    return [told, *defaults.notes]
 
 
 def ready_line(service: ServiceState, config: ServeConfig, address: tuple[Any, ...]) -> str:

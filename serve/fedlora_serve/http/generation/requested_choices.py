@@ -37,6 +37,7 @@ def requested_choices(
     Raises ApiError.
     """
     n = body.choices_per_prompt
+    default = state.model_defaults.max_tokens if default is None else default
     lengths = [_max_tokens(state, engine, prompt, asked, default, param) for prompt in prompts]
     _check_logprobs(state, n * sum(lengths), logprobs, param)
     if (body.min_tokens or 0) > min(lengths):
@@ -45,7 +46,10 @@ def requested_choices(
     _check_tokens(state, body)
     return [
         RequestedChoice(
-            prompt=prompt, sampling=body.sampling(max_tokens=length, logprobs=logprobs, index=index * n + number)
+            prompt=prompt,
+            sampling=body.sampling(
+                max_tokens=length, logprobs=logprobs, index=index * n + number, defaults=state.model_defaults.values
+            ),
         )
         for index, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
         for number in range(n)

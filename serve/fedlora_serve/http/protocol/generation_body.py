@@ -5,6 +5,8 @@ Names and defaults are OpenAI's, and vLLM's for what OpenAI does not have.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -24,6 +26,7 @@ from fedlora_serve.http.protocol.request_body import RequestBody
 from fedlora_serve.text.sampling import Sampling
 
 _SEEDS = 1 << 63
+_NO_DEFAULTS: Mapping[str, float] = MappingProxyType({})
 _Penalty = Annotated[Number, Field(ge=-2, le=2)]
 
 
@@ -73,14 +76,24 @@ class GenerationBody(RequestBody):
     def includes_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def sampling(self, *, max_tokens: int, logprobs: int | None, index: int) -> Sampling:
-        """How the answer number `index` is chosen: each has a seed of its own."""
+    def sampling(
+        self, *, max_tokens: int, logprobs: int | None, index: int, defaults: Mapping[str, float] = _NO_DEFAULTS
+    ) -> Sampling:
+        """How the answer number `index` is chosen: each has a seed of its own.
+
+        `defaults` are the model's own, for what the request leaves out.
+        """
+
+        def chosen(name: str, otherwise: float) -> float:
+            given = getattr(self, name) if name in self.model_fields_set else None
+            return float(defaults.get(name, otherwise) if given is None else given)
+
         return Sampling(
-            temperature=_given(self.temperature, 1.0),
-            top_k=max(0, self.top_k or 0),
-            top_p=_given(self.top_p, 1.0),
-            min_p=_given(self.min_p, 0.0),
-            repetition_penalty=_given(self.repetition_penalty, 1.0),
+            temperature=chosen("temperature", 1.0),
+            top_k=max(0, int(chosen("top_k", 0))),
+            top_p=chosen("top_p", 1.0),
+            min_p=chosen("min_p", 0.0),
+            repetition_penalty=chosen("repetition_penalty", 1.0),
             presence_penalty=_given(self.presence_penalty, 0.0),
             frequency_penalty=_given(self.frequency_penalty, 0.0),
             logit_bias=self.logit_bias,

@@ -15,6 +15,7 @@ from fedlora_serve.http.access.keys import ApiKey
 from fedlora_serve.http.transport.allowed_origins import check_origin
 from fedlora_serve.http.transport.host_check import is_loopback
 from fedlora_serve.limits import Limits
+from fedlora_serve.text.model_defaults import GENERATION_CONFIG_CHOICES
 
 ADAPTER_DTYPES: tuple[LayoutDtype, ...] = get_args(LayoutDtype)
 _UNITS = {"": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
@@ -36,6 +37,7 @@ class ServeConfig:
     adapter_dtype: str = "float32"  # of adapters in memory; float16 takes half, on the graph `kernel` alone
     queue: int = 256  # requests that wait; one more is answered 503
     prefill_tokens: int = 64  # of prompts, in one step beside sequences that decode
+    generation_config: str = "auto"  # the model's own defaults of sampling; none: OpenAI's
     access_log: bool = False  # a line for every request
     allow_open: bool = False  # serve others than this machine without keys
     allow_origin: tuple[str, ...] = ()  # of pages that may call it from a browser; *: of all
@@ -57,6 +59,8 @@ class ServeConfig:
             check_adapter_name(name)
         if self.adapter_dtype not in ADAPTER_DTYPES:
             raise ConfigError(f"adapter_dtype must be {' or '.join(ADAPTER_DTYPES)}, got {self.adapter_dtype!r:.40}")
+        if self.generation_config not in GENERATION_CONFIG_CHOICES:
+            raise ConfigError(f"generation_config must be auto or none, got {self.generation_config!r:.40}")
         for origin in self.allow_origin:
             check_origin(origin)
         if min(self.cache_bytes, self.adapter_bytes) < 1:

@@ -20,6 +20,7 @@ from fedlora_serve.http.service.adapter_folder import AdapterFolder
 from fedlora_serve.http.service.config import ServeConfig
 from fedlora_serve.http.service.metrics import Metrics, StatsCollector
 from fedlora_serve.http.service.state import ServiceState
+from fedlora_serve.text.model_defaults import ModelDefaults, model_defaults
 
 
 def open_service(base: str | Path, config: ServeConfig) -> ServiceState:
@@ -71,6 +72,7 @@ def _decoder(directory: Path, config: ServeConfig, base_name: str) -> ServiceSta
         keys=Keys(config.keys, admin=config.admin),
         metrics=Metrics(base_name),
         engine=engine,
+        model_defaults=model_defaults(engine.base) if config.generation_config == "auto" else ModelDefaults(),
         template=load_chat_template(directory, now=datetime.now),
     )
 

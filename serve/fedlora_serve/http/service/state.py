@@ -21,6 +21,7 @@ from fedlora_serve.http.service.adapter_folder import AdapterFolder
 from fedlora_serve.http.service.metrics import Metrics
 from fedlora_serve.http.service.token_strings import TokenStrings
 from fedlora_serve.limits import Limits
+from fedlora_serve.text.model_defaults import ModelDefaults
 
 
 def _one_thread() -> ThreadPoolExecutor:
@@ -40,6 +41,7 @@ class ServiceState:
     metrics: Metrics
     engine: TextEngine | None = None
     embedder: Embedder | None = None
+    model_defaults: ModelDefaults = field(default_factory=ModelDefaults)  # how tokens are chosen where nobody says it
     template: ChatTemplate | None = None  # None: the base has none, and does not chat
     adapter_folder: AdapterFolder | None = None  # what may be loaded over HTTP; None: nothing
     changing_adapters: asyncio.Lock = field(default_factory=asyncio.Lock)  # over HTTP, one at a time
