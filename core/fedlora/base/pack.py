@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
@@ -30,7 +31,7 @@ from fedlora.errors import CheckpointError, ConfigError, PackError, TensorFileEr
 from fedlora.family import DecoderShape, EncoderShape, ModelShape, model_shape
 from fedlora.family.text_embedding import TextEmbedding
 from fedlora.files.documents import read_object
-from fedlora.files.tensor_file import TensorFile
+from fedlora.files.tensor_file import MAX_HEADER_BYTES, TensorFile
 from fedlora.nearest import hint
 
 FORMAT = "fedlora-base"
@@ -38,6 +39,7 @@ VERSION = 2
 MANIFEST, CONFIG, WEIGHTS = "base.json", "config.json", "model.safetensors"
 GENERATION_CONFIG = "generation_config.json"
 EMBEDDING_STEPS = "embedding.json"  # of an encoder: how a text becomes a vector, where its checkpoint says it
+MAX_TEXT_BYTES = 1 << 26  # of a tokenizer, a configuration, a template; the largest known has 35 MB
 EMBEDDED = "nano"  # the base that ships with fedlora
 
 
@@ -102,16 +104,21 @@ def open_pack(base: str | Path) -> BasePack:
     directory = find_pack(base)
     manifest = read_manifest(directory)
     for name, expected in manifest["files"].items():
-        _verify(directory / name, expected)
+        if name != WEIGHTS:
+            _verify(directory / name, expected, MAX_TEXT_BYTES)
     try:
-        weights = TensorFile(directory / WEIGHTS)
         config = read_object(directory / CONFIG, PackError, "a model's config.json")
+        quantization = Quantization(**manifest["quantization"])
+        model = _completed(model_shape(config, str(directory / CONFIG)), directory, manifest["files"])
+        expected_shapes = tensor_shapes(model, quantization)
+        _verify(directory / WEIGHTS, manifest["files"][WEIGHTS], _largest_file(expected_shapes))
+        weights = TensorFile(directory / WEIGHTS)
         pack = BasePack(
             directory=directory,
             source=manifest["source"],
             fingerprint=manifest["fingerprint"],
-            quantization=Quantization(**manifest["quantization"]),
-            model=_completed(model_shape(config, str(directory / CONFIG)), directory, manifest["files"]),
+            quantization=quantization,
+            model=model,
             weights=weights,
             scales=manifest.get("scales"),
         )
@@ -119,7 +126,6 @@ def open_pack(base: str | Path) -> BasePack:
         raise PackError(f"{directory / MANIFEST}: {error.args[0]} is missing; pack the model again") from None
     except (TensorFileError, CheckpointError, ConfigError, TypeError, ValueError) as error:
         raise PackError(f"{directory}: not a sound base pack: {error}; pack the model again") from None
-    expected_shapes = tensor_shapes(pack.model, pack.quantization)
     got = {name: (entry.dtype, entry.shape) for name, entry in weights.entries.items()}
     if got != expected_shapes:
         wrong = sorted(set(got.items()) ^ set(expected_shapes.items()))[0][0]
@@ -238,10 +244,19 @@ def tensor_shapes(model: ModelShape, quantization: Quantization) -> dict[str, tu
     return result | {tensor: ("F32", size) for tensor, size in model.float_tensors().items()} | zeros
 
 
-def _verify(path: Path, expected: str) -> None:
+def _largest_file(shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> int:
+    """What the file of these tensors has at most, in bytes."""
+    sizes = {"U8": 1, "F32": 4}
+    return MAX_HEADER_BYTES + 8 + sum(sizes[dtype] * math.prod(shape) for dtype, shape in shapes.values())
+
+
+def _verify(path: Path, expected: str, max_bytes: int) -> None:
     if not path.is_file():  # a pipe would be waited for
         raise PackError(f"{path}: no such file; copy the pack again")
     try:
+        size = path.stat().st_size
+        if size > max_bytes:  # a file with holes takes no room on the disk, and for ever to read
+            raise PackError(f"{path}: {size} bytes; expected at most {max_bytes}: copy the pack again")
         got = file_digest(path)
     except OSError as error:
         raise PackError(f"{path}: cannot be read: {error.strerror}; copy the pack again") from None

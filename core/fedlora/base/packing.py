@@ -18,6 +18,7 @@ from fedlora.base.pack import (
     EMBEDDING_STEPS,
     GENERATION_CONFIG,
     MANIFEST,
+    MAX_TEXT_BYTES,
     TOKENIZER,
     WEIGHTS,
     manifest_text,
@@ -29,11 +30,11 @@ from fedlora.errors import CheckpointError, ConfigError
 from fedlora.family import EncoderShape, ModelShape, model_shape
 from fedlora.family.text_embedding import TextEmbedding
 from fedlora.files.atomic import whole_directory
+from fedlora.files.bounded import read_bounded
 from fedlora.files.documents import read_object
 from fedlora.files.tensor_file import Dtype, TensorPlan, write_tensor_file
 
 _SLICE_ELEMENTS = 1 << 20
-_MAX_TOKENIZER_BYTES = 1 << 28
 _TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", GENERATION_CONFIG)
 
 # The template of chats with tools: where it lies in a checkpoint, and its name in a pack, which has no folders.
@@ -167,7 +168,7 @@ def _check_tokenizer(directory: Path) -> None:
     path = directory / TOKENIZER
     if not path.exists():
         raise no_tokenizer(directory)
-    content = read_object(path, CheckpointError, "the model's fast tokenizer", max_bytes=_MAX_TOKENIZER_BYTES)
+    content = read_object(path, CheckpointError, "the model's fast tokenizer", max_bytes=MAX_TEXT_BYTES)
     if not isinstance(content.get("model"), dict):
         raise CheckpointError(
             f"{path}: no tokenizer: it has no object `model`; save the model's fast tokenizer there: "
@@ -178,5 +179,10 @@ def _check_tokenizer(directory: Path) -> None:
 def copy_texts(source: Path, target: Path) -> None:
     """Copy the tokenizer and what else of a checkpoint's texts a model needs beside its configuration."""
     for name in (TOKENIZER, *_TOKENIZER_FILES):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+        try:
+            content = read_bounded(source / name, MAX_TEXT_BYTES)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise CheckpointError(f"{source / name}: cannot be read: {error.strerror}; copy the file again") from None
+        (target / name).write_bytes(content)

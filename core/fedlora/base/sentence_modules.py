@@ -16,6 +16,7 @@ from typing import Any, cast
 from fedlora.errors import CheckpointError
 from fedlora.family import EncoderShape
 from fedlora.family.text_embedding import Activation, DenseLayer, Pooling, TextEmbedding
+from fedlora.files.bounded import read_bounded
 from fedlora.files.documents import read_object
 
 MODULES = "modules.json"
@@ -94,9 +95,7 @@ def _modules(root: Path) -> list[tuple[str, str]]:
     """[(the kind of a step, its folder)]"""
     path = root / MODULES
     try:
-        if path.stat().st_size > _MAX_MODULES_BYTES:
-            raise ValueError(f"{path.stat().st_size} bytes")
-        listed = json.loads(path.read_text(encoding="utf-8"))
+        listed = json.loads(read_bounded(path, _MAX_MODULES_BYTES).decode("utf-8"))
         modules = [(str(module["type"]).rsplit(".", 1)[-1], str(module.get("path", ""))) for module in listed]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(

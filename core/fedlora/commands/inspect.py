@@ -11,6 +11,7 @@ from fedlora.base.pack import CONFIG as MODEL_CONFIG
 from fedlora.base.pack import EMBEDDED, MANIFEST, WEIGHTS, BasePack, find_pack, open_pack
 from fedlora.errors import ConfigError, UpdateError
 from fedlora.family import HEAD, DecoderShape, EncoderShape
+from fedlora.files.bounded import read_bounded
 from fedlora.files.file_kind import kind_of
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.algebra import inner_product
@@ -22,6 +23,7 @@ from fedlora.peft.tensors import Stored, model_tensor
 from fedlora.wire.update import decode_update
 
 Facts = dict[str, object]
+_MAX_UPDATE_BYTES = 1 << 32
 
 
 @click.command()
@@ -43,7 +45,7 @@ def inspect(path: str) -> None:
         _show(f"checkpoint {place}", _checkpoint_facts(Checkpoint(place)))
     elif place.is_file():
         try:
-            update = decode_update(place.read_bytes())
+            update = decode_update(read_bounded(place, _MAX_UPDATE_BYTES))
         except UpdateError as error:
             found = kind_of(place)
             told = f"{place}: {error}"

@@ -22,9 +22,11 @@ from fedlora.data.chat_trace import ChatTrace, unused_marks, with_text_after
 from fedlora.data.examples import DEVELOPER, REASONING, SYSTEM, Chat, ChatMessage
 from fedlora.data.template_sandbox import FIXED_DAY, BoundedEnvironment, RefusedError
 from fedlora.errors import DataError, FedloraError, PackError
+from fedlora.files.bounded import read_bounded
 from fedlora.files.documents import read_object
 
 _TEMPLATE, _SETTINGS, _SPECIAL = "chat_template.jinja", "tokenizer_config.json", "special_tokens_map.json"
+_MAX_TEMPLATE_BYTES = 1 << 20
 _REMEDY = "give prompt and completion instead, or pack the model with another chat template"
 RESERVED = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template"}
@@ -244,7 +246,7 @@ class ChatTemplate:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_bounded(path, _MAX_TEMPLATE_BYTES).decode("utf-8")
     except OSError as error:
         raise PackError(f"{path}: cannot be read: {error.strerror}; copy the pack again") from None
     except UnicodeDecodeError as error:

@@ -8,6 +8,7 @@ says so, and where every name and shape fits: whether it was trained on these ve
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,6 +24,7 @@ from fedlora.exported.flat_buffer import MAX_BYTES
 from fedlora.exported.inputs import model_version, modules_of
 from fedlora.exported.profiles import DEFAULT, Profile
 from fedlora.exported.sidecar import InputShapes, sidecar_of
+from fedlora.files.bounded import read_bounded
 from fedlora.lora.config import MAX_RANK
 from fedlora.peft.missing import told_instead
 
@@ -47,7 +49,7 @@ def load_adapter_file(
         made = f"make one with: fedlora export-adapter ADAPTER -o {path}"
         raise AdapterError(f"{path}: no such file; {made if path.suffix == SUFFIX else told_instead(path)}")
     manifest = read_adapter_manifest(path)
-    size, most = path.stat().st_size, _largest_file(inputs)
+    most = _largest_file(inputs)
     if manifest and manifest.base != base_fingerprint:
         raise AdapterMismatchError(
             f"{sidecar_of(path)}: made for base {manifest.base}, this base is {base_fingerprint}; "
@@ -58,9 +60,12 @@ def load_adapter_file(
             f"{sidecar_of(path)}: made for profile {manifest.profile}, this graph is {profile}; export the adapter again "
             f"with: fedlora export-adapter --profile {profile}"
         )
-    if size > most:
-        raise AdapterMismatchError(f"{path}: {size} bytes, more than any adapter of this base has ({most})")
-    data = path.read_bytes()
+    try:
+        data = read_bounded(path, most)
+    except OSError as error:
+        if error.errno != errno.EFBIG:
+            raise
+        raise AdapterMismatchError(f"{path}: {error.strerror}, more than any adapter of this base has") from None
     if manifest and (len(data), hashlib.sha256(data).hexdigest()) != (manifest.size_bytes, manifest.sha256):
         raise AdapterError(
             f"{path}: {len(data)} bytes with sha256 {hashlib.sha256(data).hexdigest()}, its manifest says "

@@ -9,20 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.errors import ConfigError, FedloraError
+from fedlora.files.bounded import read_bounded
 from fedlora.files.file_kind import kind_of
 from fedlora.nearest import beside
 
-_MAX_BYTES = 1 << 24  # of a JSON file
+_MAX_BYTES, _MAX_TOML_BYTES = 1 << 24, 1 << 20
+_BYTES_PER_CONTAINER = 32  # at least, of a JSON file: a list takes 56 bytes of memory, and two of the file
 
 
 def read_object(path: Path, error: type[FedloraError], expected: str, *, max_bytes: int = _MAX_BYTES) -> dict[str, Any]:
     """The JSON object in `path`. Raises `error`, saying what was `expected` there, for anything else."""
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
-            raise error(f"{path}: not a plain file; expected {expected}")
-        if path.is_file() and path.stat().st_size > max_bytes:
-            raise error(f"{path}: {path.stat().st_size} bytes, more than {max_bytes}; expected {expected}")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        content = read_bounded(path, max_bytes)
+        containers, most = content.count(b"[") + content.count(b"{"), max_bytes // _BYTES_PER_CONTAINER
+        if containers > most:
+            raise error(f"{path}: {containers} lists and objects; expected {expected}, with at most {most}")
+        value = json.loads(content.decode("utf-8"))
     except OSError as problem:
         raise error(f"{path}: cannot be read: {problem.strerror}; expected {expected}") from None
     except (ValueError, RecursionError) as problem:
@@ -38,7 +40,7 @@ def read_object(path: Path, error: type[FedloraError], expected: str, *, max_byt
 def read_toml(path: Path) -> dict[str, Any]:
     """Its content. Raises ConfigError, naming the file and what is wrong."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_bounded(path, _MAX_TOML_BYTES).decode("utf-8"))
     except OSError as error:
         more = beside(path)
         raise ConfigError(f"{path}: cannot be read: {error.strerror}" + (f"; {more}" if more else "")) from None
