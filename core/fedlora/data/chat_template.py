@@ -193,8 +193,11 @@ class ChatTemplate:
         except PackError:
             if all("content" in message for message in given):
                 raise
-        # Many templates take a content for granted; what calls a tool alone says "" to them.
-        return self._rendered([{"content": "", **message} for message in given], where, asked, marks)
+        # Many templates take a content for granted: that there is none is null to some, and "" to the others.
+        try:
+            return self._rendered([{"content": None, **message} for message in given], where, asked, marks)
+        except PackError:
+            return self._rendered([{"content": "", **message} for message in given], where, asked, marks)
 
     def _given(self, message: ChatMessage, *, tools: bool) -> dict[str, Any]:
         given = message.given()

@@ -211,6 +211,24 @@ def test_messages_that_the_template_refuses_are_the_datas_error() -> None:
         template_of(INSTRUCTIONS).rendered(example, "here")
 
 
+def test_a_content_that_is_not_there_is_nothing_to_every_template() -> None:
+    call = {"function": {"name": "f"}}
+    messages = (ChatMessage("user", "q"), ChatMessage("assistant", None, {"tool_calls": [call]}))
+    start = (
+        "{% for m in messages %}{% for call in m.tool_calls or [] %}{{ '<' + call.function.name + '>' }}{% endfor %}"
+    )
+    for rest, expected in (
+        ("{{ m.content }}", "q<f>"),
+        ("{{ m.content | trim + ';' }}", "q;<f>;"),
+        ("{{ m.content + ';' }}", "q;<f>;"),
+        ("{% if m.content is not none %}{{ m.content + ';' }}{% endif %}", "q;<f>"),
+        ("{% if 'content' in m %}{{ m.content + ';' }}{% endif %}", "q;<f>"),
+        ("{% if m.content %}{{ m.content + ';' }}{% endif %}", "q;<f>"),
+    ):
+        template = template_of(start + rest + "{% endfor %}")
+        assert template.text(messages, "here") == expected, rest
+
+
 def test_todays_date_is_the_same_every_day() -> None:
     template = template_of("{{ strftime_now('%d %B %Y') }}")
     assert template.text(CHATS["one-turn"].messages, "here") == "26 July 2024"
