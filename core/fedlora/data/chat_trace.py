@@ -13,7 +13,7 @@ Write = Callable[[Sequence[ChatMessage]], str]  # raises FedloraError
 
 _PRIVATE_USE = range(0xF0000, 0x10FFFE)  # characters that nobody uses in a text
 _EMPTY: tuple[object, ...] = (None, "", [], {}, ())
-_MAX_TRIALS = 32  # messages that are left out for a trial: each costs a rendering of the whole chat
+_MAX_TRIALS = 8  # messages that are left out for a trial: each costs a rendering of the whole chat
 
 
 def unused_marks(messages: Sequence[ChatMessage], count: int) -> list[str]:
