@@ -96,7 +96,7 @@ def cached_library(source: Path, name: str, builds: Sequence[Build], *, headers:
     """
     texts = [file.read_bytes() for file in (source, *headers)]
     key = hashlib.sha256(repr((texts, builds)).encode()).hexdigest()[:16]
-    library = _cache() / f"{name}-{key}.so"
+    library = cache_folder() / f"{name}-{key}.so"
     _check_folder(library.parent)
     if not library.is_file():
         _compile(source, library, builds)
@@ -183,10 +183,41 @@ def _run(*command: str) -> None:
         raise BuildError(f"{command[0]} failed: {result.stderr.strip()[-500:]}")
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Where libraries and decisions of this machine are kept: $FEDLORA_CACHE, or fedlora/ in the user's cache.
+
+    Raises BuildError where there is no such place.
+    """
     if os.environ.get("FEDLORA_CACHE"):
         return Path(os.environ["FEDLORA_CACHE"])
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedlora"
     except RuntimeError as error:
         raise BuildError(f"no home directory: {error}; set FEDLORA_CACHE") from None
+
+
+def read_cached(name: str, max_bytes: int = 1 << 16) -> str | None:
+    """The text of a file in the cache; None where there is none. Raises BuildError where somebody else may write it."""
+    path = cache_folder() / name
+    _check_folder(path.parent)
+    if not path.exists():
+        return None
+    descriptor = _opened(path)
+    try:
+        with os.fdopen(descriptor, "rb") as file:
+            return file.read(max_bytes).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BuildError(f"{path}: cannot be read: {error}; remove it") from None
+
+
+def write_cached(name: str, text: str) -> None:
+    """Write a file into the cache, whole. Raises BuildError."""
+    path = cache_folder() / name
+    _check_folder(path.parent)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with whole_file(path) as aside:
+            aside.write_text(text, encoding="utf-8")
+        path.chmod(0o600)
+    except (OSError, ConfigError) as error:
+        raise BuildError(f"{path}: cannot be written: {error}") from None

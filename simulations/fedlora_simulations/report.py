@@ -21,8 +21,9 @@ REPORT = "report.html"
 Record = dict[str, Any]
 
 
-def write_report(run: Path) -> Path:
+def write_report(run: Path | str) -> Path:
     """Write RUN/report.html from what the run left there, and return its path."""
+    run = Path(run)
     records = read_metrics(run)
     config = json.loads((run / CONFIG).read_text(encoding="utf-8"))
     trained = [record for record in records if record["round"]]

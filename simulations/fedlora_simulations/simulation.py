@@ -75,7 +75,7 @@ def warnings_above(progress: Progress) -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def rounds_table(run: Path) -> Table:
+def rounds_table(run: Path | str) -> Table:
     """The rounds of a run, as its metrics tell them."""
     table = Table(title="rounds", title_justify="left")
     for heading in ("round", "answers", "mean held-out loss", "aggregation error", "MB down", "MB up", "seconds"):

@@ -29,14 +29,16 @@ def findings() -> dict[str, str]:
     import torch
 
     from fedlora_client.ops.build import instruction_set
-    from fedlora_client.ops.compute import DTYPES, choose_compute, native_ops, product_gflops
+    from fedlora_client.ops.compute import DTYPES, choose_compute, decision, native_ops, product_gflops
     from fedlora_client.ops.native_ops import NativeOps
     from fedlora_client.training.memory import available_bytes, resident_bytes
 
     kernels = native_ops()
     speeds = {name: product_gflops(dtype) for name, dtype in DTYPES.items()}
+    compute = choose_compute()
     return {
-        "training runs in": str(choose_compute()),
+        "training runs in": str(compute),
+        "numbers": decision(compute),
         "kernels": f"compiled and checked: {kernels.library}" if isinstance(kernels, NativeOps) else f"none: {kernels}",
         "C compiler": " ".join(compiler() or ["none: install gcc or clang, and training gets faster"]),
         "instruction set": f"{instruction_set()} ({platform.machine()})",

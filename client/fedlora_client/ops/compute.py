@@ -16,12 +16,17 @@ from fedlora_client.ops.build import built_library, instruction_set
 from fedlora_client.ops.native_ops import NativeOps
 from fedlora_client.ops.ops import Ops
 from fedlora_client.ops.plain_ops import PlainOps
+from fedlora_client.ops.processor import processor
+from fedlora_client.ops.remembered import file_of, place_of, recall, remember
 from fedlora_client.ops.self_check import disagreement
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _ROWS, _OUT, _IN = 512, 1024, 512  # of the product that is timed
 _REPEATS = 5
 _GPU_ROWS = 8192
+# Times as fast as float32, from which bfloat16 is taken: what it loses in exactness has to be worth it, and a processor
+# that can do it is ahead by more, one that cannot is behind by far.
+_MARGIN = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +56,7 @@ def choose_compute(dtype: str = "auto", kernels: str = "auto", device: str = "au
     where = _device(device)
     if where.type == "cpu":
         ops = _ops(kernels)
-        chosen = faster_dtype() if dtype == "auto" else DTYPES[dtype]
+        chosen = faster_dtype(ops.name) if dtype == "auto" else DTYPES[dtype]
     else:
         if kernels == "on":
             raise ConfigError(f"train.kernels is on, and the kernels run on a CPU only; the device is {where}")
@@ -85,9 +90,39 @@ def product_gflops(dtype: torch.dtype) -> float:
     return 2 * _ROWS * _OUT * _IN / seconds / 1e9
 
 
-def faster_dtype() -> torch.dtype:
-    """bfloat16 where its products are the faster ones, which depends on the processor by a factor of 60 either way."""
-    return max(DTYPES.values(), key=product_gflops)
+def faster_dtype(kernels: str) -> torch.dtype:
+    """bfloat16 where its products are clearly the faster ones: that depends on the processor by a factor of 60 either way.
+
+    Timed once on a machine, and remembered: all processes decide alike, however busy it is.
+    """
+    file = decision_file(kernels)
+    speeds = recall(file)
+    if speeds is None or speeds.keys() != DTYPES.keys():
+        speeds = {name: product_gflops(dtype) for name, dtype in DTYPES.items()}
+        remember(file, speeds)
+    return DTYPES["bfloat16" if speeds["bfloat16"] >= _MARGIN * speeds["float32"] else "float32"]
+
+
+def decision_file(kernels: str) -> str:
+    """The file in which `faster_dtype` remembers what it found with these kernels."""
+    return file_of(processor(), torch.__version__, kernels)
+
+
+def decision(compute: Compute) -> str:
+    """How the dtype of `compute` comes about where nobody names one, for a person."""
+    if compute.device.type != "cpu":
+        return "bfloat16, as on every GPU"
+    file = decision_file(compute.ops.name)
+    speeds, place = recall(file), place_of(file)
+    if speeds is None or place is None:
+        return (
+            "timed by each process: nothing is remembered, for the cache cannot be used (set FEDLORA_CACHE to a folder)"
+        )
+    ratio = speeds["bfloat16"] / speeds["float32"]
+    return (
+        f"bfloat16 was x{ratio:.2g} as fast as float32 when that was timed, and is taken from x{_MARGIN} on; remembered "
+        f"in {place} (remove it to have it timed again)"
+    )
 
 
 @cache

@@ -62,6 +62,8 @@ class RunConfig:
     simulation: SimulationConfig = field(default_factory=SimulationConfig)
 
     def __post_init__(self) -> None:
+        for name in ("base", "output"):  # a Path is as good as a text
+            object.__setattr__(self, name, os.fspath(getattr(self, name)))
         word = re.fullmatch(r"\w[\w.-]*", self.name)
         require(word is not None, "name must be letters, digits, '-', '_' and '.', and not begin with '.'", self.name)
         require(0 <= self.seed < 1 << 32, "seed must be from 0 to 2^32 - 1", self.seed)

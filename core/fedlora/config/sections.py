@@ -6,6 +6,7 @@ Each is validated when it is made; a message gives the value that came and those
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal, TypeVar, get_args
@@ -83,6 +84,7 @@ class DataConfig:
     fields: FieldNames = field(default_factory=FieldNames, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "path", os.fspath(self.path))  # a Path is as good as a text
         require(self.max_bytes >= 0, "data.max_bytes must be 0 (all) or more", self.max_bytes)
 
 

@@ -26,7 +26,7 @@ class BatchEngine:
 
     def __init__(
         self,
-        directory: Path,
+        directory: str | Path,
         *,
         rows: int = 16,
         threads: int = 0,

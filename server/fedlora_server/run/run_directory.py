@@ -63,12 +63,13 @@ def last_round(run: Path) -> int:
 
 
 @contextmanager
-def open_run(path: Path, config: RunConfig, base: BasePack, run: str) -> Iterator[RunDirectory]:
+def open_run(path: Path | str, config: RunConfig, base: BasePack, run: str) -> Iterator[RunDirectory]:
     """The directory of a new run, or, with `server.resume`, of the one that goes on: nobody else's while the block runs.
 
     `run` is the number of a new one. Raises ConfigError where `path` holds a run, or with `server.resume` not this one;
     RunError where it cannot be written.
     """
+    path = Path(path)
     if config.server.resume:
         read_config(path)  # before a lock is made in what is no run's directory
     with locked(path):
@@ -88,9 +89,9 @@ def open_run(path: Path, config: RunConfig, base: BasePack, run: str) -> Iterato
 class RunDirectory:
     """The directory of a run that its server has to itself; see `open_run`."""
 
-    def __init__(self, path: Path, base: BasePack) -> None:
-        self.path, self._base = path, base
-        self._metrics = MetricsFile(path / METRICS)
+    def __init__(self, path: Path | str, base: BasePack) -> None:
+        self.path, self._base = Path(path), base
+        self._metrics = MetricsFile(self.path / METRICS)
 
     @property
     def run(self) -> str:
@@ -150,9 +151,9 @@ class RunDirectory:
             ) from None
 
     @staticmethod
-    def adapter_of(run: Path, server_round: int) -> Path:
+    def adapter_of(run: Path | str, server_round: int) -> Path:
         """Where a round's adapter lies in the directory of a run."""
-        return run / ROUNDS / f"{server_round:04d}" / ADAPTER
+        return Path(run) / ROUNDS / f"{server_round:04d}" / ADAPTER
 
     def _unwritten(self, what: str, error: OSError | ConfigError, stands: int) -> RunError:
         return RunError(

@@ -46,8 +46,9 @@ _AXES = {
 _KEYS = ("name", "methods", "variants", "settings", "seeds", "tuning", "scenario", "long")
 
 
-def read_study(path: Path, *, long: bool = False) -> Study:
+def read_study(path: Path | str, *, long: bool = False) -> Study:
     """Read a study's TOML file. Raises ConfigError, with the place, for whatever could not be run."""
+    path = Path(path)
     content = read_toml(path)
     _known(content, _KEYS, str(path))
     replaced = _table(content, "long", path, needed=False)

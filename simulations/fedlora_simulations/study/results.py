@@ -38,9 +38,9 @@ class Result:
 class Results:
     """The results of one study; the last line of a run counts."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path | str) -> None:
         """Read what there is. Raises ConfigError for a file that holds something else."""
-        self.path = directory / RESULTS
+        self.path = Path(directory) / RESULTS
         self._results: dict[str, Result] = {}
         self._sound_bytes = 0  # a run that was killed while it wrote leaves half a line
         content = self.path.read_bytes() if self.path.exists() else b""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import platform
 import tempfile
 import time
 from collections import Counter
@@ -16,6 +15,7 @@ from typing import Any
 from fedlora.config.run import RunConfig
 from fedlora.errors import FedloraError, RunError
 from fedlora.threads import cores
+from fedlora_client.ops.processor import processor
 from fedlora_server.run.run_directory import read_metrics
 from flwr.app import Message
 from rich.console import Console
@@ -25,6 +25,7 @@ from fedlora_simulations.engines import run_in_process
 from fedlora_simulations.progress import lines_of
 from fedlora_simulations.simulation import settled, warnings_above
 from fedlora_simulations.study.checks import check_study
+from fedlora_simulations.study.decided import KEYS, decided, with_decided
 from fedlora_simulations.study.definition import Run, Study
 from fedlora_simulations.study.plan import all_runs, cell_runs, choose, tuning_runs
 from fedlora_simulations.study.pooled import pooled_loss
@@ -59,11 +60,13 @@ class StudyRunner:
     ) -> None:
         self._study, self._results, self._workers, self._progress = study, results, workers, progress
         self._measure = measure or measured
+        self._decided: dict[str, str] = {}
         self._task: TaskID = progress.add_task(study.name, now="", counts=False)
 
     def run(self) -> None:
         """The tuning, then the cells."""
         self._tell("")
+        self._decided = decided(self._study, self._results)
         self._run_missing(tuning_runs(self._study))
         self._run_missing(cell_runs(self._study, choose(self._study, self._results)))
         self._tell("")
@@ -76,7 +79,9 @@ class StudyRunner:
             self._tell(f"{run.row}, {run.setting}, seed {config.seed}, lr {config.train.lr:g}")
             began = time.monotonic()
             try:
-                result = self._measure(run, self._workers)
+                result = self._measure(
+                    dataclasses.replace(run, config=with_decided(config, self._decided)), self._workers
+                )
             except FedloraError as error:
                 result = failed(run, str(error))
             except Exception as error:  # a fault in one method is no reason to lose the others' night
@@ -141,7 +146,7 @@ def failed(run: Run, reason: str) -> Result:
 
 def _result(run: Run, config: RunConfig) -> Result:
     flat: dict[str, Any] = dict(run.config.flat()) | {
-        key: value for key, value in config.flat().items() if key in ("train.compute", "train.kernels", "train.device")
+        key: value for key, value in config.flat().items() if key in {f"train.{each}" for each in KEYS}
     }
     return Result(
         digest=run.digest, row=run.row, setting=run.setting, seed=config.seed, lr=config.train.lr, machine=_machine(),
@@ -158,12 +163,7 @@ def _mean_loss(record: dict[str, Any], config: RunConfig) -> float:
 
 
 def _machine() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return f"{next(names, platform.machine())}, {cores()} cores"
+    return f"{processor()}, {cores()} cores"
 
 
 def _showing(console: Console) -> Progress:

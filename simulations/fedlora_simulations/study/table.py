@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from math import inf, isnan, nan
 from pathlib import Path
@@ -160,11 +161,13 @@ def _configuration(study: Study, results: Results) -> list[str]:
     items += [f"{setting}: {_keys(changes)}" for setting, changes in study.settings.items()]
     items += [f"{row}: {_keys(changes)}" for row, changes in study.methods.items() if changes != {"server.method": row}]
     items.append(f"seeds: {', '.join(map(str, study.seeds))}")
-    for result in found:
-        if result.row != POOLED:
-            how = ", ".join(f"{key} {result.config[f'train.{key}']}" for key in ("compute", "kernels", "device"))
-            items.append(f"computed with: {how}")
-            break
+    ways = Counter(
+        ", ".join(f"{key} {result.config[f'train.{key}']}" for key in ("compute", "kernels", "device"))
+        for result in found
+        if not result.failure
+    )
+    for how, count in ways.most_common():
+        items.append(f"computed with: {how}" + (f" ({count} of {len(found)} runs)" if len(ways) > 1 else ""))
     for machine in sorted({result.machine for result in found}):
         seconds = sum(result.seconds for result in found if result.machine == machine)
         items.append(f"machine: {machine}, {seconds / 60:.0f} minutes for {len(found)} runs")

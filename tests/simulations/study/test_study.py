@@ -12,6 +12,8 @@ import pytest
 from click.testing import CliRunner
 from fedlora.cli import commands
 from fedlora.errors import ConfigError, RunError
+from fedlora_simulations.study import decided as decided_module
+from fedlora_simulations.study.decided import with_decided
 from fedlora_simulations.study.definition import POOLED, Run, Study
 from fedlora_simulations.study.file import read_study
 from fedlora_simulations.study.numbers import BASE, lines
@@ -346,3 +348,43 @@ def test_a_study_that_comes_with_fedlora_can_be_read(path: Path, long: bool) -> 
     assert len(study.seeds) >= 3
     config = study.run("svd", study.tuning.setting, study.tuning.seed, study.tuning.lr[0]).config
     assert config.server.evaluate_every == config.server.rounds, "the base and the last round are enough"
+
+
+def test_all_runs_of_a_study_compute_as_the_first_did_and_its_table_says_how(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(run: Run, workers: int) -> Result:
+        train = run.config.train
+        return result(run, 2.0, config=dict(run.config.flat()) | {"train.compute": train.compute})
+
+    class Stopped(Recorder):
+        def __call__(self, run: Run, workers: int) -> Result:
+            if len(self.asked) == 3:
+                raise KeyboardInterrupt
+            self.asked.append(run)
+            return measured(run, workers)
+
+    results = Results(tmp_path)
+    for dtype in ("bfloat16", "float32"):  # the machine is busy the second time, and finds otherwise
+        monkeypatch.setattr(
+            decided_module, "settled", lambda config, dtype=dtype: with_decided(
+                config, {"compute": dtype, "kernels": "off", "device": "cpu"}
+            ),
+        )  # fmt: skip
+        if dtype == "bfloat16":
+            with pytest.raises(KeyboardInterrupt):
+                run_all(study, results, Stopped())
+        else:
+            run_all(study, results, measured)
+    done = [found for run in all_runs(study, results) if (found := results.done(run.digest))]
+    assert {found.config["train.compute"] for found in done} == {"bfloat16"}
+    table = write_table(study, results, tmp_path).read_text(encoding="utf-8")
+    assert "- computed with: compute bfloat16, kernels off, device cpu\n" in table
+
+
+def test_a_study_does_not_go_on_where_its_runs_cannot_be_computed_as_before(study: Study, tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    run = tuning_runs(study)[0]
+    results.add(result(run, 2.0, config=dict(run.config.flat()) | {"train.device": "cuda:77"}))
+    with pytest.raises(ConfigError, match=r"results\.jsonl: the runs so far have .*train\.device = cuda:77, and here"):
+        run_all(study, results, Recorder())

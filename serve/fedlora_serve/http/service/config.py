@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -46,6 +47,9 @@ class ServeConfig:
     admin: bytes | None = None  # sha256 of the admin key
 
     def __post_init__(self) -> None:
+        # A Path is as good as a text.
+        object.__setattr__(self, "adapters", {name: os.fspath(path) for name, path in self.adapters.items()})
+        object.__setattr__(self, "adapter_folder", os.fspath(self.adapter_folder))
         for name, least, most in (
             ("port", 0, 65_535),
             ("rows", 1, 1024),
