@@ -4,7 +4,8 @@
 
 CHECKPOINT is an encoder without a head; TEXTS has a record with "text" a line. Each layout is packed, exported, and embeds
 the first texts; the reference is transformers in float32. Neighbours kept: of the ten texts nearest to each text by
-transformers' vectors, the share that is among the ten nearest by the pack's, on average. Milliseconds are those of the processor: others may run beside it.
+transformers' vectors, the share that is among the ten nearest by the pack's, on average. Milliseconds are
+those of the processor: others may run beside it.
 """
 
 from __future__ import annotations

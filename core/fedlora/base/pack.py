@@ -31,6 +31,7 @@ from fedlora.errors import CheckpointError, ConfigError, PackError, TensorFileEr
 from fedlora.family import DecoderShape, EncoderShape, ModelShape, model_shape
 from fedlora.family.text_embedding import TextEmbedding
 from fedlora.files.documents import read_object
+from fedlora.files.file_kind import kind_of
 from fedlora.files.tensor_file import MAX_HEADER_BYTES, TensorFile
 from fedlora.nearest import hint
 
@@ -169,11 +170,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """Read base.json and check its fingerprint. Raises PackError."""
     path = directory / MANIFEST
     if not path.is_file():
-        near = "" if directory.exists() else hint(str(directory), (EMBEDDED,), "")
-        raise PackError(
-            f"{directory}: no {MANIFEST}: not a base pack; {near}{' ' if near else ''}make one with: fedlora pack SOURCE "
-            f"-o {directory}"
-        )
+        raise PackError(f"{directory}: no {MANIFEST}: not a base pack{_what_else(directory)}")
     manifest = read_object(path, PackError, "the manifest of a base pack")
     if manifest.get("format") != FORMAT:
         raise PackError(f"{path}: not the manifest of a base pack: it lacks format = {FORMAT!r}")
@@ -191,6 +188,21 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     if any(Path(name).name != name or not name.isprintable() for name in listed):
         raise PackError(f"{path}: a file outside the pack is listed; the pack cannot be trusted")
     return manifest
+
+
+def _what_else(directory: Path) -> str:
+    """What lies where a pack was expected, and how one is made: into a directory that is not there yet."""
+    if directory.is_file():
+        found = kind_of(directory)
+        return f", but {'a file' if found is None else found.name}; expected the directory that fedlora pack made"
+    if (directory / "adapter_config.json").is_file():
+        return ", but an adapter of PEFT; expected the base that it was trained on, as fedlora pack made it"
+    if (directory / CONFIG).is_file():
+        return f", but a checkpoint; make one of it with: fedlora pack {directory} -o {directory.name or 'base'}-pack"
+    if directory.exists():
+        return "; make one with: fedlora pack SOURCE -o OTHER"
+    near = hint(str(directory), (EMBEDDED,), "")
+    return f"; {near}{' ' if near else ''}make one with: fedlora pack SOURCE -o {directory}"
 
 
 def fingerprint_of(manifest: Mapping[str, Any]) -> str:

@@ -234,6 +234,18 @@ def test_a_directory_that_is_no_pack_tells_how_to_make_one(tmp_path: Path, path:
         open_pack(tmp_path / path)
 
 
+def test_what_lies_where_a_pack_was_expected_is_said(tmp_path: Path, checkpoint: Path) -> None:
+    with pytest.raises(PackError, match=rf"not a base pack, but a checkpoint; .* fedlora pack {checkpoint} -o "):
+        open_pack(checkpoint)
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes(60))
+    with pytest.raises(PackError, match="not a base pack, but a GGUF file"):
+        open_pack(tmp_path / "m.gguf")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "adapter_config.json").write_text("{}")
+    with pytest.raises(PackError, match="not a base pack, but an adapter of PEFT"):
+        open_pack(tmp_path / "a")
+
+
 def test_the_name_nano_stands_for_the_pack_that_ships_with_fedlora() -> None:
     assert find_pack("nano").name == "nano"
     assert find_pack("nano").is_absolute()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from fedlora.base.pack import BasePack
+from fedlora_serve.text.model_defaults import ModelDefaults
 
 from tests.serve.http.fake_engine import FakeEngine, token_of, words
 from tests.serve.http.services import BASE, Client, refusal, service, tokens
@@ -31,6 +32,17 @@ def post(base: BasePack, engine: FakeEngine) -> Post:
         return response.json() if response.status_code == 200 else response
 
     return ask
+
+
+def test_what_a_request_leaves_out_is_as_the_models_own_file_says(base: BasePack, engine: FakeEngine) -> None:
+    state = service(base, engine)
+    state.model_defaults = ModelDefaults({"temperature": 0.5, "top_k": 7, "max_tokens": 6})
+    for fields in ({}, {"temperature": 0, "max_tokens": 3}):
+        Client(state).post("/v1/chat/completions", {"model": BASE, "messages": HELLO, **fields})
+    chosen = [
+        (asked.sampling.temperature, asked.sampling.top_k, asked.sampling.max_tokens) for asked in engine.requests
+    ]
+    assert chosen == [(0.5, 7, 6), (0, 7, 3)]
 
 
 def test_the_assistant_answers_what_the_template_writes(post: Post, engine: FakeEngine) -> None:
