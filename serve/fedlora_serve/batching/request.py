@@ -15,6 +15,7 @@ class Piece:
     """More text of a sequence; never half a character, and nothing of a stop string."""
 
     text: str
+    completion_tokens: int = 0  # of the sequence, so far
     tokens: tuple[ChosenToken, ...] = ()  # since the last piece; empty unless log-probabilities were asked for
 
 

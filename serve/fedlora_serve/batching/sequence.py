@@ -105,7 +105,7 @@ class SequenceState:
 
     def _send(self, text: str, *, always: bool = False) -> None:
         if text or always:
-            self._tell(Piece(text=text, tokens=tuple(self._chosen)))
+            self._tell(Piece(text=text, completion_tokens=self._completion_tokens, tokens=tuple(self._chosen)))
             self._chosen.clear()
 
     def _tell(self, event: Event) -> None:

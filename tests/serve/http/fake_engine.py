@@ -111,8 +111,8 @@ def words(text: str, *, cached: int = 0, speaker: bool = False) -> Script:
         said = f"{name}: {text}" if speaker else text
         pieces = [word if not index else f" {word}" for index, word in enumerate(said.split())]
         most = request.sampling.max_tokens
-        for piece in pieces[:most]:
-            yield Piece(text=piece, tokens=_chosen(piece, request.sampling.logprobs))
+        for count, piece in enumerate(pieces[:most], 1):
+            yield Piece(text=piece, completion_tokens=count, tokens=_chosen(piece, request.sampling.logprobs))
         reason = "length" if len(pieces) > most else "stop"
         yield Finished(reason=reason, completion_tokens=min(most, len(pieces)), cached_tokens=cached)  # type: ignore[arg-type]
 

@@ -99,9 +99,12 @@ class _Writer:
             yield self._chunk(index, ChatDelta(role="assistant", content=""))
         async for index, event in choices.events():
             if isinstance(event, Finished):
-                yield self._chunk(index, ChatDelta(), reason=finish_reason(event))
+                chunk = self._chunk(index, ChatDelta(), reason=finish_reason(event))
             else:
-                yield self._chunk(index, ChatDelta(content=event.text), self._logprobs(event.tokens))
+                chunk = self._chunk(index, ChatDelta(content=event.text), self._logprobs(event.tokens))
+            if self._body.includes_running_usage:
+                chunk.usage = choices.usage
+            yield chunk
         if self._body.includes_usage:
             yield self._with_usage([], choices.usage)
 
@@ -111,7 +114,7 @@ class _Writer:
     def _chunk(
         self, index: int, delta: ChatDelta, logprobs: ChatLogprobs | None = None, reason: FinishReason | None = None
     ) -> ChatChunk:
-        """`usage` is null in every chunk but the last one, or absent where it is not asked for."""
+        """`usage` is null but in the last chunk, unless it is told as it grows; absent where it is not asked for."""
         choices = [ChatChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=reason)]
         if self._body.includes_usage:
             return self._with_usage(choices, None)

@@ -107,12 +107,15 @@ class _Writer:
                 choice = self.choice(index, "", (), reason=finish_reason(event))
             else:
                 choice = self.choice(index, event.text, event.tokens)
-            yield self._chunk([choice])
+            chunk = self._chunk([choice])
+            if self._body.includes_running_usage:
+                chunk.usage = choices.usage
+            yield chunk
         if self._body.includes_usage:
             yield self.completion([], choices.usage)
 
     def _chunk(self, choices: list[CompletionChoice]) -> Completion:
-        """`usage` is null in every chunk but the last one, or absent where it is not asked for."""
+        """`usage` is null but in the last chunk, unless it is told as it grows; absent where it is not asked for."""
         if self._body.includes_usage:
             return self.completion(choices)
         return Completion(**self._envelope, object="text_completion", choices=choices)

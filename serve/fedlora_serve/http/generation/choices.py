@@ -42,6 +42,7 @@ class Choices:
         self._timeout_s = state.limits.request_timeout_s
         self._inbox = Inbox(self._observe)
         self._requests: list[Request] = []
+        self._completion_tokens: dict[int, int] = {}  # of each choice, so far
         self._ended: dict[int, Finished] = {}
         try:
             for index, one in enumerate(requested):
@@ -74,10 +75,10 @@ class Choices:
 
     @property
     def usage(self) -> Usage:
-        """What the choices took, once all have ended; a prompt counts once."""
+        """What the choices took so far; a prompt counts once."""
         firsts = range(0, len(self._requested), self._per_prompt)
         prompt_tokens = sum(len(self._requested[index].prompt) for index in firsts)
-        completion_tokens = sum(ended.completion_tokens for ended in self._ended.values())
+        completion_tokens = sum(self._completion_tokens.values())
         cached = sum(self._ended[index].cached_tokens for index in firsts if index in self._ended)
         return Usage(
             prompt_tokens=prompt_tokens,
@@ -101,6 +102,7 @@ class Choices:
     def _observe(self, index: int, at: float, event: Event) -> None:
         """Count what comes, whether or not somebody still waits for it."""
         name = self.model.name
+        self._completion_tokens[index] = event.completion_tokens
         if isinstance(event, Piece):
             if index in self._last_at:
                 self._metrics.token(name, at - self._last_at[index])

@@ -44,7 +44,11 @@ class Inbox:
         self._observe(index, at, event)
         events = self._waiting.setdefault(index, [])
         if events and isinstance(event, Piece) and isinstance(last := events[-1], Piece):
-            events[-1] = Piece(text=last.text + event.text, tokens=last.tokens + event.tokens)
+            events[-1] = Piece(
+                text=last.text + event.text,
+                completion_tokens=event.completion_tokens,
+                tokens=last.tokens + event.tokens,
+            )
         elif not (events and isinstance(events[-1], Finished)):
             events.append(event)
         self._has_events.set()

@@ -60,6 +60,9 @@ def check_stream_options(body: GenerationBody) -> None:
     """Raises ApiError where there are some and no stream."""
     if body.stream_options is not None and not body.stream:
         raise ApiError(400, "stream_options: only together with stream", param="stream_options")
+    if body.stream_options and body.stream_options.continuous_usage_stats and not body.includes_usage:
+        param = "stream_options.continuous_usage_stats"
+        raise ApiError(400, f"{param}: only together with include_usage", param=param)
 
 
 def _check_tokens(state: ServiceState, body: GenerationBody) -> None:

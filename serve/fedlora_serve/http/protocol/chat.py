@@ -156,11 +156,6 @@ class ChatBody(GenerationBody):
         None, description="With tool_choice none: written into the prompt. Calls are not read out of an answer."
     )
 
-    chat_template: NotSupported = None
-    function_call: NotSupported = None
-    functions: NotSupported = None
-    reasoning_effort: NotSupported = None
-
 
 class TokenLogprob(BaseModel):
     """A token, its log-probability, and its bytes, where the tokenizer tells them."""

@@ -34,6 +34,9 @@ class StreamOptions(RequestBody):
     """What a stream tells beside the answer."""
 
     include_usage: bool | None = Field(None, description="One more chunk at the end, with the usage.")
+    continuous_usage_stats: bool | None = Field(
+        None, description="The usage so far in every chunk, with include_usage."
+    )
 
 
 class GenerationBody(RequestBody):
@@ -75,6 +78,10 @@ class GenerationBody(RequestBody):
     @property
     def includes_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def includes_running_usage(self) -> bool:
+        return self.includes_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
     def sampling(
         self, *, max_tokens: int, logprobs: int | None, index: int, defaults: Mapping[str, float] = _NO_DEFAULTS

@@ -123,13 +123,15 @@ OTHER_FIELDS: dict[str, OtherField] = {
     **_fields("routed_experts_prompt_start routed_experts_start_len", 0),
     **_unless("return_mm_kwargs", True),
     **_fields("include_obfuscation", instead="leave it out, or send false"),
-    **_fields("continuous_usage_stats", instead="include_usage gives the usage at the end"),
     **_fields("stream_interval", 1),
     **_fields("sse_ping_interval"),
     # Thinking.
     **_unless("include_reasoning separate_reasoning stream_reasoning", True),
     **_fields("reasoning_format", "none"),
-    **_fields("reasoning reasoning_effort reasoning_control thinking think"),
+    **_fields(
+        "reasoning reasoning_effort reasoning_control thinking think enable_thinking",
+        instead="chat_template_kwargs gives the template of a chat its variables",
+    ),
     # Of embeddings.
     **_unless("use_activation normalize", True, instead="vectors here have length 1"),
     **_fields("embd_normalize", 2, instead="vectors here have length 1"),

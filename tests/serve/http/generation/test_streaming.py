@@ -59,6 +59,19 @@ def test_usage_comes_in_a_chunk_of_its_own_where_it_is_asked_for(base: BasePack)
         assert last["usage"]["prompt_tokens_details"] == {"cached_tokens": 4}
 
 
+def test_usage_grows_from_chunk_to_chunk_where_that_is_asked_for(base: BasePack) -> None:
+    engine = FakeEngine(words("one two three"), pause_s=0.05)
+    for run in (chat, complete):
+        *chunks, last, _ = run(engine, base, stream_options={"include_usage": True, "continuous_usage_stats": True})
+        counts = [chunk["usage"]["completion_tokens"] for chunk in chunks if chunk["usage"]]
+        assert counts == sorted(counts)
+        assert counts[-1] == last["usage"]["completion_tokens"] == 3
+        assert counts[0] < 3
+        assert all(
+            chunk["usage"]["prompt_tokens"] == last["usage"]["prompt_tokens"] for chunk in chunks if chunk["usage"]
+        )
+
+
 def test_a_completion_comes_as_text_and_reason(base: BasePack) -> None:
     *chunks, done = complete(FakeEngine(pause_s=0.01), base, max_tokens=2)
     assert done == "[DONE]"

@@ -104,7 +104,10 @@ HOW: dict[str, dict[str, str]] = {
         "dimensions": "api/test_embeddings.py::test_the_size_that_the_base_has_may_be_asked_for",
     },
     "stream_options": {
-        "include_usage": "generation/test_streaming.py::test_usage_comes_in_a_chunk_of_its_own_where_it_is_asked_for"
+        "include_usage": "generation/test_streaming.py::test_usage_comes_in_a_chunk_of_its_own_where_it_is_asked_for",
+        "continuous_usage_stats": (
+            "generation/test_streaming.py::test_usage_grows_from_chunk_to_chunk_where_that_is_asked_for"
+        ),
     },
     "load_lora_adapter": {
         "lora_name": "api/test_clients.py::test_curl_brings_an_adapter_keeps_it_and_takes_it_away",
@@ -234,6 +237,32 @@ def test_a_refusal_says_what_to_do_instead(base: BasePack, name: str, value: Any
 def test_a_value_that_is_what_happens_anyway_is_taken(fields: dict[str, Any]) -> None:
     for route in PATHS:
         assert wrong_fields(route, fields) == {}
+
+
+# Bodies like those that clients send by themselves.
+CLIENTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "langchain": ("chat", {"messages": HELLO, "model": BASE, "stream": False, "temperature": 0.7, "n": 1}),
+    "litellm": ("chat", {"model": BASE, "messages": HELLO, "max_tokens": 8, "stream": True, "user": "", "metadata": None,
+                         "stream_options": {"include_usage": True}}),
+    "open-webui": ("chat", {"stream": True, "model": BASE, "messages": HELLO, "stream_options": {"include_usage": True}}),
+    "vercel ai": ("chat", {"model": BASE, "messages": HELLO, "temperature": 0, "max_tokens": 8, "tool_choice": None}),
+    "autogen": ("chat", {"model": BASE, "messages": [{**HELLO[0], "name": "user"}], "stream": False, "temperature": 1}),
+    "guidellm": ("chat", {"model": BASE, "messages": HELLO, "stream": True, "max_completion_tokens": 8, "ignore_eos": True,
+                          "stop": None, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}),
+    "vllm bench": ("completions", {"model": BASE, "prompt": "x", "temperature": 0, "repetition_penalty": 1.0,
+                                   "max_tokens": 8, "logprobs": None, "stream": True, "ignore_eos": True,
+                                   "stream_options": {"include_usage": True}}),
+    "sglang bench": ("completions", {"model": BASE, "prompt": "x", "temperature": 0.0, "best_of": 1, "max_tokens": 8,
+                                     "stream": True, "ignore_eos": True}),
+    "curl": ("completions", {"model": BASE, "prompt": "x", "max_tokens": 7, "temperature": 0}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_what_clients_send_by_themselves_is_taken(base: BasePack, client: str) -> None:
+    route, body = CLIENTS[client]
+    response = Client(service(base, FakeEngine())).post(PATHS[route], body)
+    assert response.status_code == 200, response.text
 
 
 KNOWN = {name for body, _ in BODIES.values() for name in body.model_fields} | OTHER_FIELDS.keys()
