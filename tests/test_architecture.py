@@ -42,7 +42,7 @@ ROOMS = {
     ),
     "fedlora_client": (
         "data", "ops", "kept_factors", "layers", "decoder", "encoder", "model", "training", "reference", "opened",
-        "device", "local_training", "app", "commands",
+        "end_tokens", "device", "local_training", "app", "commands",
     ),
     "fedlora_server": (
         "exchange", "checks", "means", "methods", "aggregation", "run", "rounds", "app",

@@ -18,6 +18,7 @@ from fedlora.wire.update import Update
 
 from fedlora_client.data.device_data import device_data
 from fedlora_client.data.windows import Windows
+from fedlora_client.end_tokens import unlearnable_end, warn_once
 from fedlora_client.kept_factors import KeptFactors
 from fedlora_client.opened import Part, device_windows, opened_model
 from fedlora_client.ops.compute import choose_compute
@@ -71,11 +72,14 @@ class Device:
         adapter, kept = self._first_components(adapter), self._kept(task, run)
         if kept:
             adapter = kept.put_into(adapter, newest=server_round - 1)
+        windows = self.train_windows()
+        if end := unlearnable_end(self.model, windows):
+            warn_once(end)
         generator = np.random.default_rng([self.config.seed, server_round, zlib.crc32(self.name.encode())])
         steps, rounds = self.config.train.steps, self.config.server.rounds
         span = Span((server_round - 1) * steps, rounds * steps)
         result = train(
-            self.model, adapter, self.train_windows(), self.config.train, generator,
+            self.model, adapter, windows, self.config.train, generator,
             span=span, saving=self._saving(server_round), trains=task.trains, frozen=frozen,
         )  # fmt: skip
         if kept:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from fedlora_client.data.account import by_file, notices
 from fedlora_client.device import Device
+from fedlora_client.end_tokens import unlearnable_end
 from fedlora_client.training.learning_rate import with_epochs
 from fedlora_client.training.memory import peak_bytes
 from fedlora_client.training.trainer import Evaluation, Saving, TrainResult, Watcher, train
@@ -92,6 +93,8 @@ class LocalTraining:
             told.append(
                 f"the base's chat template writes nothing of these fields of messages: {', '.join(windows.unheard):.200}"
             )
+        if self.head is None and (end := unlearnable_end(self.device.model, windows)):
+            told.append(end)
         if self._no_evaluation:
             told.append(f"nothing is measured on held-out data: {self._no_evaluation}")
         parameters, tokens = self.adapter.size_bytes // 4, windows.learned_tokens
