@@ -6,6 +6,8 @@ from pathlib import Path
 
 import onnxruntime as ort
 from fedlora.base.pack import BasePack
+from fedlora.data.adapter_chat import adapter_chat_settings
+from fedlora.data.chat_settings import ChatSettings
 from fedlora.errors import AdapterError, ConfigError
 from fedlora.exported.adapter_manifest import adapter_manifest_text
 from fedlora.exported.flat_buffer import MAX_BYTES
@@ -36,7 +38,14 @@ def export_peft(
     directory, output = find_adapter(directory), Path(output)
     adapter, fingerprint = adapter_of(directory, base)
     joined_for = base.model if base and profile == "fast" else None
-    write_onnx_adapter(adapter, fingerprint, output, source=directory.resolve().name, joined_for=joined_for)
+    write_onnx_adapter(
+        adapter,
+        fingerprint,
+        output,
+        source=directory.resolve().name,
+        joined_for=joined_for,
+        chat=adapter_chat_settings(directory),
+    )
 
 
 def write_onnx_adapter(
@@ -45,6 +54,7 @@ def write_onnx_adapter(
     path: Path,
     *,
     source: str = "",
+    chat: ChatSettings | None = None,  # how to speak with it, which the manifest keeps
     joined_for: ModelShape | None = None,  # the base, for its graph of profile fast; None: for that of profile compat
 ) -> None:
     """Write `adapter` as inputs of the base's graph, and PATH.json, which names the base in full.
@@ -72,5 +82,6 @@ def write_onnx_adapter(
             adapter, base_fingerprint, source, aside,
             profile="compat" if joined_for is None else "fast",
             inputs={name: (value.shape[0], value.shape[1]) for name, value in values.items()},
+            chat=chat,
         )  # fmt: skip
         manifest.write_text(text, encoding="utf-8")

@@ -15,18 +15,15 @@ from typing import Any
 from jinja2 import Template, TemplateError, TemplateSyntaxError
 
 from fedlora.base.pack import MANIFEST, read_manifest
-from fedlora.base.packing import TOOL_TEMPLATE, TOOL_TEMPLATE_OF_PACKS
+from fedlora.base.packing import TOOL_TEMPLATE
 from fedlora.data.chat_fields import unheard_fields
+from fedlora.data.chat_settings import ChatSettings, read_chat_settings
 from fedlora.data.chat_spans import RenderedChat, rendered_chat
 from fedlora.data.chat_trace import ChatTrace, unused_marks, with_text_after
 from fedlora.data.examples import DEVELOPER, REASONING, SYSTEM, Chat, ChatMessage
 from fedlora.data.template_sandbox import FIXED_DAY, BoundedEnvironment, RefusedError
 from fedlora.errors import DataError, FedloraError, PackError
-from fedlora.files.bounded import read_bounded
-from fedlora.files.documents import read_object
 
-_TEMPLATE, _SETTINGS, _SPECIAL = "chat_template.jinja", "tokenizer_config.json", "special_tokens_map.json"
-_MAX_TEMPLATE_BYTES = 1 << 20
 _REMEDY = "give prompt and completion instead, or pack the model with another chat template"
 RESERVED = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template"}
@@ -48,25 +45,27 @@ def load_chat_template(directory: Path, *, now: Callable[[], date] = lambda: FIX
 
     `now` is the clock of templates that ask for the date. Without one it is the same on every day.
     """
+    return template_of(chat_settings_of(directory), now=now)
+
+
+def chat_settings_of(directory: Path) -> ChatSettings:
+    """What a base pack or a checkpoint says of chats. Raises PackError."""
     if (directory / MANIFEST).is_file():  # files that are not under the pack's fingerprint are not the base's
         listed = set(read_manifest(directory)["files"])
     else:
         listed = {file.name for file in directory.iterdir()}
         listed |= {TOOL_TEMPLATE} if (directory / TOOL_TEMPLATE).is_file() else set()
-    objects = {
-        name: read_object(directory / name, PackError, "a tokenizer's settings") if name in listed else {}
-        for name in (_SETTINGS, _SPECIAL)
-    }
-    tokens = {key: text for name in (_SPECIAL, _SETTINGS) for key, text in _special_tokens(objects[name]).items()}
-    place = f"{directory / _SETTINGS}: chat_template"
-    if _TEMPLATE in listed:
-        source: str | None = _read(directory / _TEMPLATE)
-        place = str(directory / _TEMPLATE)
-        tool_file = next((name for name in (TOOL_TEMPLATE, TOOL_TEMPLATE_OF_PACKS) if name in listed), None)
-        tool_source = None if tool_file is None else _read(directory / tool_file)
-    else:
-        source, tool_source = _sources(objects[_SETTINGS].get("chat_template"), place)
-    return None if source is None else ChatTemplate(source, place, tokens, tool_source=tool_source, now=now)
+    return read_chat_settings(
+        directory, listed, error=PackError, remedy="copy the pack again, or mend it and pack anew"
+    )
+
+
+def template_of(settings: ChatSettings, *, now: Callable[[], date] = lambda: FIXED_DAY) -> ChatTemplate | None:
+    """The template, compiled; None where there is none. Raises PackError."""
+    if settings.source is None:
+        return None
+    tokens, tools = settings.special_tokens, settings.tool_source
+    return ChatTemplate(settings.source, settings.place, tokens, tool_source=tools, now=now)
 
 
 class ChatTemplate:
@@ -245,36 +244,6 @@ class ChatTemplate:
             ) from None
         except (TemplateError, RecursionError, SyntaxError, ValueError) as error:
             raise PackError(f"{place}: not a Jinja template: {error}; mend it and pack the model again") from None
-
-
-def _read(path: Path) -> str:
-    try:
-        return read_bounded(path, _MAX_TEMPLATE_BYTES).decode("utf-8")
-    except OSError as error:
-        raise PackError(f"{path}: cannot be read: {error.strerror}; copy the pack again") from None
-    except UnicodeDecodeError as error:
-        raise PackError(f"{path}: not UTF-8 text: byte {error.start} is wrong; pack the model again") from None
-
-
-def _sources(value: object, place: str) -> tuple[str | None, str | None]:
-    """The template itself, or the one named `default` of several; and the one named `tool_use`, where there is one."""
-    match value:
-        case None | str():
-            return value, None
-        case list() if all(isinstance(one, dict) for one in value):
-            named = {one.get("name"): one.get("template") for one in value}
-            if isinstance(template := named.get("default"), str):
-                tool_template = named.get("tool_use")
-                return template, tool_template if isinstance(tool_template, str) else None
-            names = ", ".join(str(name) for name in named) or "nothing"
-            raise PackError(f"{place}: expected a template named default, got {names}; name one of them default")
-    raise PackError(f"{place}: expected a template or a list of named ones, got {type(value).__name__}")
-
-
-def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
-    """{name: text} of the special tokens, each given as its text or as an object with `content`."""
-    given = {key: value.get("content") if isinstance(value, dict) else value for key, value in settings.items()}
-    return {key: text for key, text in given.items() if key.endswith("_token") and isinstance(text, str)}
 
 
 def _line_of(traceback: TracebackType | None, filename: str) -> str:

@@ -8,6 +8,7 @@ ranks            {module: rank}
 lora             rank, alpha, use_rslora, target_modules and the patterns of the adapter
 scaling          a note: the file's lora_B is scaling * B already
 source           what was exported, by name
+chat             where it was given: the adapter's chat template, special tokens and ends of an answer
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from fedlora.data.adapter_chat import chat_from_json, chat_to_json
+from fedlora.data.chat_settings import ChatSettings
 from fedlora.errors import AdapterError, ConfigError
 from fedlora.exported.inputs import input_names, modules_of
 from fedlora.exported.profiles import Profile
@@ -44,10 +47,18 @@ class AdapterManifest:
     ranks: Mapping[str, int]
     lora: LoraConfig
     source: str
+    chat: ChatSettings = field(default_factory=ChatSettings)
 
 
 def adapter_manifest_text(
-    adapter: Adapter, base_fingerprint: str, source: str, file: Path, *, profile: Profile, inputs: InputShapes
+    adapter: Adapter,
+    base_fingerprint: str,
+    source: str,
+    file: Path,
+    *,
+    profile: Profile,
+    inputs: InputShapes,
+    chat: ChatSettings | None = None,
 ) -> str:
     """The manifest of `file`, which was made from `adapter` and holds `inputs`, the inputs of the graph of `profile`."""
     lora, data = adapter.config, file.read_bytes()
@@ -71,7 +82,8 @@ def adapter_manifest_text(
         "ranks": {module: pair.rank for module, pair in adapter.pairs.items()},
         "slots": {name: list(shape) for name, shape in inputs.items()},
     }
-    return json.dumps(manifest, indent=2) + "\n"
+    told = chat_to_json(chat or ChatSettings())
+    return json.dumps({**manifest, "chat": told} if told else manifest, indent=2) + "\n"
 
 
 def read_adapter_manifest(adapter_file: Path) -> AdapterManifest | None:
@@ -79,7 +91,9 @@ def read_adapter_manifest(adapter_file: Path) -> AdapterManifest | None:
     path = sidecar_of(adapter_file)
     if not path.exists():
         return None
-    values = read_sidecar(path, kind=FORMAT, version=VERSION, fields=_FIELDS, error=AdapterError)
+    values = read_sidecar(
+        path, kind=FORMAT, version=VERSION, fields=_FIELDS, error=AdapterError, optional={"chat": dict}
+    )
     if values["profile"] not in FILE_PROFILES:
         expected = ", ".join(FILE_PROFILES)
         raise AdapterError(f"{path}: profile {values['profile']!r:.80}; expected {expected}: export the adapter again")
@@ -97,6 +111,7 @@ def read_adapter_manifest(adapter_file: Path) -> AdapterManifest | None:
         ranks=values["ranks"],
         lora=lora,
         source=values["source"],
+        chat=chat_from_json(values.get("chat", {}), str(path)),
     )
 
 

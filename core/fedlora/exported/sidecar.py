@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fedlora.errors import FedloraError
@@ -20,9 +21,15 @@ def sidecar_of(path: Path) -> Path:
 
 
 def read_sidecar(
-    path: Path, *, kind: str, version: int, fields: Mapping[str, type], error: type[FedloraError]
+    path: Path,
+    *,
+    kind: str,
+    version: int,
+    fields: Mapping[str, type],
+    error: type[FedloraError],
+    optional: Mapping[str, type] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """The content of a sidecar: `format` and `version` as expected, and `fields`, each of its type, and no other.
+    """The content of a sidecar: `format` and `version` as expected, and `fields` with their types; `optional` ones may be.
 
     Every sidecar has `base`, `sha256`, `size_bytes` and `slots` too. Raises `error`.
     """
@@ -35,6 +42,7 @@ def read_sidecar(
             f"{kind}, version {version}: export again"
         )
     expected = {"format": str, "version": int, "base": str, "sha256": str, "size_bytes": int, "slots": dict, **fields}
+    expected |= {name: kind_ for name, kind_ in optional.items() if name in values}
     if values.keys() != expected.keys():
         raise error(f"{path}: expected the fields {', '.join(expected)}, got {', '.join(values)!r:.300}; export again")
     for name, wanted in expected.items():

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fedlora.data.chat_settings import ChatSettings
+
 from fedlora_serve.adapters.cache import CachedAdapter
 from fedlora_serve.adapters.loading import LoadedAdapter
 from fedlora_serve.adapters.status import AdapterStatus
@@ -20,6 +22,7 @@ class Entry:
     cached: CachedAdapter
     number: int
     source: Path
+    chat: ChatSettings
     loaded_at: float
     last_used_at: float | None = None
     users: int = 0  # leases under this name, of all its versions
@@ -55,7 +58,7 @@ class Entry:
             return known
         if cached.adapter is None:
             raise AssertionError(f"{self.name}: its values are not in memory")
-        version = replace(cached.adapter, name=self.name, number=self.number, source=self.source)
+        version = replace(cached.adapter, name=self.name, number=self.number, source=self.source, chat=self.chat)
         cached.versions[self.name] = version
         return version
 

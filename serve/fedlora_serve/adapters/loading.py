@@ -16,11 +16,14 @@ from typing import Protocol
 
 import numpy as np
 from fedlora.base.pack import BasePack
+from fedlora.data.adapter_chat import adapter_chat_settings
+from fedlora.data.chat_settings import ChatSettings
 from fedlora.errors import AdapterError, AdapterMismatchError, AdapterTooLargeError
 from fedlora.exported.adapter_loading import load_adapter_file
 from fedlora.exported.inputs import input_values
 from fedlora.exported.profiles import Profile, graph_inputs
 from fedlora.exported.sidecar import sidecar_of
+from fedlora.family import DecoderShape
 from fedlora.peft.directory import CONFIG, WEIGHTS
 from fedlora.peft.for_base import adapter_of
 from fedlora.peft.missing import told_of_file
@@ -29,6 +32,8 @@ from numpy.typing import NDArray
 
 # {adapter input of the graph `compat`: value}, read-only; or laid out for the graph `kernel`
 AdapterValues = Mapping[str, NDArray[np.float32]] | AdapterLayout
+_Values = dict[str, NDArray[np.float32]]
+NO_CHAT = ChatSettings()
 _OVERHEAD_BYTES = 8 << 20  # of a file, at most: its header and its tables
 
 
@@ -43,6 +48,7 @@ class LoadedAdapter:
     values: AdapterValues
     rank: int  # the largest of its modules
     size_bytes: int
+    chat: ChatSettings = NO_CHAT  # how to speak with it, where its training says so; no part of the digest
 
     @property
     def inputs(self) -> Mapping[str, NDArray[np.float32]]:
@@ -80,8 +86,13 @@ def load_adapter(
     try:
         before = list(_stamps(path))
         for size, *_ in before[:1]:  # no dtype of a file is wider than float32
-            _check_size(path, (size - _OVERHEAD_BYTES) // (2 if layout == "float16" else 1), max_bytes)
-        adapter_inputs = _peft_values(path, base) if path.is_dir() else _file_values(path, base, allow_unnamed_base)
+            _check_size(
+                path,
+                (size - _OVERHEAD_BYTES - (_beside_bytes(base) if path.is_dir() else 0))
+                // (2 if layout == "float16" else 1),
+                max_bytes,
+            )
+        adapter_inputs, chat = _of_directory(path, base) if path.is_dir() else _of_file(path, base, allow_unnamed_base)
         if list(_stamps(path)) != before:
             raise AdapterError(f"{path}: changed while it was read; load it again")
     except OSError as error:
@@ -105,19 +116,20 @@ def load_adapter(
         values=values,
         rank=max(value.shape[1] for name, value in adapter_inputs.items() if name.endswith(".lora_A.weight")),
         size_bytes=size_bytes,
+        chat=chat if isinstance(base.model, DecoderShape) else NO_CHAT,
     )
 
 
-def _peft_values(directory: Path, base: BasePack) -> dict[str, NDArray[np.float32]]:
+def _of_directory(directory: Path, base: BasePack) -> tuple[_Values, ChatSettings]:
     adapter, _ = adapter_of(directory, base)
     try:
-        return input_values(adapter)
+        return input_values(adapter), adapter_chat_settings(directory)
     except AdapterError as error:
         raise AdapterError(f"{directory}: {error}") from None
 
 
-def _file_values(path: Path, base: BasePack, allow_unnamed_base: bool) -> dict[str, NDArray[np.float32]]:
-    def values(profile: Profile) -> dict[str, NDArray[np.float32]]:
+def _of_file(path: Path, base: BasePack, allow_unnamed_base: bool) -> tuple[_Values, ChatSettings]:
+    def read(profile: Profile) -> tuple[_Values, ChatSettings]:
         file = load_adapter_file(
             path,
             base_fingerprint=base.fingerprint,
@@ -125,13 +137,13 @@ def _file_values(path: Path, base: BasePack, allow_unnamed_base: bool) -> dict[s
             profile=profile,
             allow_unnamed_base=allow_unnamed_base,
         )
-        return dict(file.values)
+        return dict(file.values), file.manifest.chat if file.manifest else NO_CHAT
 
     try:
-        return values("compat")
+        return read("compat")
     except AdapterMismatchError:
         try:
-            values("fast")
+            read("fast")
         except AdapterError:
             pass
         else:
@@ -165,6 +177,11 @@ def _check_size(path: Path, size_bytes: int, max_bytes: int | None) -> None:
             f"{path}: the adapter has {size_bytes} bytes or more, all adapters together may have {max_bytes}; "
             "raise the budget, or train an adapter of a smaller rank"
         )
+
+
+def _beside_bytes(base: BasePack) -> int:
+    """What embedding and head of the base take in float32: PEFT may have saved them beside A and B."""
+    return 2 * 4 * sum(rows * columns for rows, columns in base.model.vocabulary_modules().values())
 
 
 def _stamps(path: Path) -> Iterator[tuple[int, int, int]]:

@@ -75,12 +75,12 @@ class AdapterStore:
             pinned = pin or (old is not None and name in old.pinned)
             cached = self._cache.assign(name, read, old=old, pinned=pinned)
             if entry is None:
-                entry = Entry(name=name, cached=cached, number=0, source=source, loaded_at=0.0)
+                entry = Entry(name=name, cached=cached, number=0, source=source, chat=read.chat, loaded_at=0.0)
                 self._names[name] = entry
             if cached is not old:
                 entry.cached, entry.number, entry.loaded_at = cached, entry.number + 1, self._clock()
-            entry.source = source
-            cached.versions.pop(name, None)  # it may name another source
+            entry.source, entry.chat = source, read.chat
+            cached.versions.pop(name, None)  # it may name another source, and speak otherwise
             return entry.version()
 
     def unload(self, name: str) -> Unloading:

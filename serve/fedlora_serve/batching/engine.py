@@ -144,9 +144,15 @@ class BatchEngine:
             request,
             self.tokenizer,
             vocab_size=shape.vocab_size,
-            stop_token_ids=shape.stop_token_ids,
+            stop_token_ids=(*shape.stop_token_ids, *self._end_tokens(request)),
             limit=self._limit,
         )
+
+    def _end_tokens(self, request: Request) -> tuple[int, ...]:
+        """Those of its adapter, which may have learned to end an answer otherwise than the base."""
+        if request.adapter is None:
+            return ()
+        return request.adapter.version.chat.end_tokens(self.tokenizer.token_to_id, self.base.shape.vocab_size)
 
     def _loop(self) -> None:
         while True:

@@ -33,6 +33,11 @@ from fedlora_serve.text.model_defaults import GENERATION_CONFIG_CHOICES, ModelDe
 @click.option(
     "--adapter-folder", metavar="FOLDER", help="Adapters below it may be loaded over HTTP, with the admin key."
 )
+@click.option(
+    "--chat-template", "chat_templates", multiple=True, metavar="FILE",
+    help="The base's chat template, where the pack has none or another one; NAME=FILE: an adapter's. An adapter that "
+    "brings its own is spoken to with that.",
+)  # fmt: skip
 @click.option("--rows", type=int, help="Answers in one batch.  [default: 16]")
 @click.option("--threads", type=int, help="0: ONNX Runtime chooses.  [default: 0]")
 @click.option("--cache-memory", metavar="SIZE", help="For keys and values.  [default: 1GiB]")
@@ -63,6 +68,7 @@ def serve(
     base: str,
     config_path: Path | None,
     adapters: tuple[str, ...],
+    chat_templates: tuple[str, ...],
     shutdown_timeout: float | None,
     allow_origin: tuple[str, ...],
     **fields: str | int | bool | None,
@@ -76,6 +82,12 @@ def serve(
     options["adapters"] = _by_name(adapters)
     if allow_origin:
         options["allow_origin"] = allow_origin
+    of_base = [file for file in chat_templates if "=" not in file or Path(file).is_file()]
+    if len(of_base) > 1:
+        raise ConfigError(f"--chat-template {of_base[1]}: {of_base[0]} is the base's already; leave one of them")
+    if of_base:
+        options["chat_template"] = of_base[0]
+    options["chat_templates"] = _by_name((one for one in chat_templates if one not in of_base), "--chat-template")
     if shutdown_timeout is not None:
         options["limits"] = {"shutdown_timeout_s": shutdown_timeout}
     config = read_config(config_path, options)
@@ -110,14 +122,14 @@ def ready_line(service: ServiceState, config: ServeConfig, address: tuple[Any, .
     return f"{service.base_name} on http://{host}:{address[1]} ({who}): {memory}"
 
 
-def _by_name(adapters: Iterable[str]) -> dict[str, str]:
+def _by_name(given: Iterable[str], option: str = "--adapter") -> dict[str, str]:
     paths: dict[str, str] = {}
-    for adapter in adapters:
-        name, separator, path = adapter.partition("=")
+    for one in given:
+        name, separator, path = one.partition("=")
         if not separator or not name or not path:
-            raise ConfigError(f"--adapter {adapter}: expected NAME=PATH")
+            raise ConfigError(f"{option} {one}: expected NAME=PATH")
         if name in paths:
-            raise ConfigError(f"--adapter {adapter}: {name} is {paths[name]} already; give one of them another name")
+            raise ConfigError(f"{option} {one}: {name} is {paths[name]} already; give one of them another name")
         paths[name] = path
     return paths
 

@@ -26,7 +26,10 @@ def generate(engine: Engine, prompt: str, sampling: Sampling, *, adapter: Loaded
         raise ConfigError(
             "the prompt is empty, and the base's tokenizer begins a text with no token of its own; give it one"
         )
-    text = AnswerText(sampling, engine.tokenizer, tokens, shape.stop_token_ids)
+    ends = shape.stop_token_ids
+    if adapter is not None:
+        ends += adapter.chat.end_tokens(engine.tokenizer.token_to_id, shape.vocab_size)
+    text = AnswerText(sampling, engine.tokenizer, tokens, ends)
     sampler = TokenSampler(sampling, tokens, shape.vocab_size, text.ends)
     decoding = engine.start(adapter)
     for _ in range(sampling.max_tokens):

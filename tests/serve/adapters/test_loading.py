@@ -159,10 +159,10 @@ def test_what_is_not_there_or_no_adapter_is_refused(base: BasePack, tmp_path: Pa
 def test_a_file_that_may_not_be_read_is_refused(
     base: BasePack, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def forbidden(path: Path) -> bytes:
+    def forbidden(path: Path, max_bytes: int) -> bytes:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    monkeypatch.setattr("fedlora.exported.adapter_loading.read_bounded", forbidden)
     with pytest.raises(AdapterError, match=r"a\.onnx_adapter: cannot be read: Permission denied"):
         load_adapter(exported, base)
 
@@ -177,7 +177,8 @@ def test_an_adapter_larger_than_it_may_be_is_refused(
             load_adapter(path, base, max_bytes=size - 1)
     # What is far too large is not even read.
     monkeypatch.setattr(loading, "_OVERHEAD_BYTES", 0)
-    monkeypatch.setattr(loading, "_peft_values", None)
+    monkeypatch.setattr(loading, "_beside_bytes", lambda base: 0)
+    monkeypatch.setattr(loading, "_of_directory", None)
     with pytest.raises(AdapterStoreFullError):
         load_adapter(saved, base, max_bytes=10)
 
@@ -185,7 +186,7 @@ def test_an_adapter_larger_than_it_may_be_is_refused(
 def test_a_directory_that_is_replaced_while_it_is_read_is_refused(
     base: BasePack, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = loading._peft_values
+    read = loading._of_directory
     other = save(random_adapter(base, ALL_RANKS, seed=3), tmp_path / "other", base.fingerprint)
 
     def read_and_replace(directory: Path, base: BasePack) -> object:
@@ -193,7 +194,7 @@ def test_a_directory_that_is_replaced_while_it_is_read_is_refused(
         (other / WEIGHTS).replace(directory / WEIGHTS)
         return values
 
-    monkeypatch.setattr(loading, "_peft_values", read_and_replace)
+    monkeypatch.setattr(loading, "_of_directory", read_and_replace)
     with pytest.raises(AdapterError, match="changed while it was read; load it again"):
         load_adapter(saved, base)
 

@@ -19,8 +19,8 @@ WEB_KEY, SLOW_KEY, ADMIN_KEY = "web-key-0123456789", "slow-key-0123456789", "adm
 
 
 @contextmanager
-def opened(model: Path, **fields: Any) -> Iterator[ServiceState]:
-    """The service of a folder, named `base`, with a chat template; SLOW_KEY is good for one request a minute."""
+def opened(model: Path, *, keeps_template: bool = False, **fields: Any) -> Iterator[ServiceState]:
+    """The service of a folder, named `base`, with a chat template or its own; SLOW_KEY is good for one request a minute."""
     keys = (
         ApiKey(name="web", digest=key_digest(WEB_KEY)),
         ApiKey(name="slow", digest=key_digest(SLOW_KEY), requests_per_minute=1),
@@ -29,7 +29,7 @@ def opened(model: Path, **fields: Any) -> Iterator[ServiceState]:
         served_model_name="base", threads=1, cache_memory="8MiB", keys=keys, admin=key_digest(ADMIN_KEY), **fields
     )
     state = open_service(model, config)
-    if state.engine is not None:
+    if state.engine is not None and not keeps_template:
         state.template = ChatTemplate(TEMPLATE, "the template", {})
     try:
         yield state

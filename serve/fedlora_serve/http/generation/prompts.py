@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from fedlora_serve.adapters.loading import LoadedAdapter
 from fedlora_serve.batching.request import TextEngine
 from fedlora_serve.http.generation.chat_text import chat_text
 from fedlora_serve.http.protocol.chat import ChatBody
@@ -41,28 +42,36 @@ async def completion_prompts(
     return tokens
 
 
-async def chat_prompt(state: ServiceState, body: ChatBody, *, choices: int) -> tuple[int, ...]:
-    """The tokens of a chat, written by the base's template; it writes the special ones too, so that none are added unasked.
+async def chat_prompt(
+    state: ServiceState, body: ChatBody, *, adapter: LoadedAdapter | None = None, choices: int
+) -> tuple[int, ...]:
+    """The tokens of a chat, written by the adapter's template, or else the base's.
 
-    Raises ApiError where the base has no template, or it refuses the messages.
+    It writes the special ones too, so that none are added unasked. Raises ApiError where there is no template, or it
+    refuses the messages.
     """
-    template = state.template
-    if template is None:
-        raise ApiError(
-            400,
-            f"{state.base_name} has no chat template; use /v1/completions, or pack a model whose chat_template.jinja or "
-            "tokenizer_config.json has one",
-            code="no_chat_template",
-            param="model",
-        )
     _check_number(state, 1, choices)
 
     def rendered() -> tuple[int, ...]:
+        template = state.adapter_templates.of(adapter) or state.template
+        if template is None:
+            raise _no_template(state, adapter)
         return _text_tokens(state, chat_text(template, body), bool(body.add_special_tokens))
 
     tokens = await asyncio.get_running_loop().run_in_executor(state.one_thread, rendered)
     _check_tokens(state, tokens, "messages")
     return tokens
+
+
+def _no_template(state: ServiceState, adapter: LoadedAdapter | None) -> ApiError:
+    neither = f"neither {state.base_name} nor {adapter.name} has" if adapter else f"{state.base_name} has no"
+    return ApiError(
+        400,
+        f"{neither} {'a ' if adapter else ''}chat template; use /v1/completions, or serve with --chat-template FILE, or an "
+        "adapter whose folder has a chat_template.jinja",
+        code="no_chat_template",
+        param="model",
+    )
 
 
 def _completion_tokens(state: ServiceState, prompt: str | tuple[int, ...], add_special_tokens: bool) -> tuple[int, ...]:

@@ -20,9 +20,11 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
+from fedlora.data.chat_settings import MAX_SETTINGS_BYTES
 from fedlora.errors import AdapterError, ConfigError
 from fedlora.exported.sidecar import sidecar_of
-from fedlora.peft.directory import CONFIG, WEIGHTS
+from fedlora.peft.layout import COMPANIONS, CONFIG, WEIGHTS
+from fedlora.peft.missing import told_instead
 
 MAX_FILE_BYTES = 4 << 30
 _MAX_DEPTH, _BLOCK_BYTES = 16, 1 << 20
@@ -69,13 +71,23 @@ class AdapterFolder:
                         target.mkdir()
                         for file in (CONFIG, WEIGHTS):
                             _copy(directory, file, target / file, f"{path}/{file}")
+                        for file in COMPANIONS:
+                            with contextlib.suppress(FileNotFoundError):  # most have none
+                                _copy(directory, file, target / file, f"{path}/{file}", MAX_SETTINGS_BYTES)
         except OSError as error:
             self.discard(target)
-            raise _refusal(path, error) from None
+            raise _refusal(path, error, self._instead(path)) from None
         except BaseException:
             self.discard(target)
             raise
         return target
+
+    def _instead(self, path: str) -> str:
+        """What lies at `path` within the folder, where no adapter does."""
+        place = self._folder / path
+        if not place.resolve().is_relative_to(self._folder):
+            return ""
+        return told_instead(place).replace(f"{self._folder}/", "")
 
     def keep(self, name: str, copy: Path) -> None:
         """`copy` is what the adapter `name` is read from now on; the one before is deleted."""
@@ -134,7 +146,7 @@ def _opened_at(name: str, parent: int, flags: int = 0) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _copy(parent: int, name: str, target: Path, shown: str) -> None:
+def _copy(parent: int, name: str, target: Path, shown: str, most: int | None = None) -> None:
     """Copy a plain file that has no other name and is not too large, through its descriptor."""
     with _opened_at(name, parent) as descriptor:
         status = os.fstat(descriptor)
@@ -144,8 +156,9 @@ def _copy(parent: int, name: str, target: Path, shown: str) -> None:
             )
         if status.st_nlink > 1:
             raise AdapterError(f"lora_path {shown!r:.140}: has another name (a hard link); copy the file instead")
-        if status.st_size > MAX_FILE_BYTES:
-            raise AdapterError(f"lora_path {shown!r:.140}: {status.st_size} bytes; at most {MAX_FILE_BYTES} are read")
+        most = MAX_FILE_BYTES if most is None else most
+        if status.st_size > most:
+            raise AdapterError(f"lora_path {shown!r:.140}: {status.st_size} bytes; at most {most} are read")
         with target.open("xb") as copy:
             left = status.st_size  # a file that grows meanwhile is not followed
             while left and (block := os.read(descriptor, min(left, _BLOCK_BYTES))):
@@ -153,12 +166,16 @@ def _copy(parent: int, name: str, target: Path, shown: str) -> None:
                 left -= len(block)
 
 
-def _refusal(path: str, error: OSError) -> AdapterError:
+def _refusal(path: str, error: OSError, instead: str) -> AdapterError:
     shown = f"lora_path {path!r:.140}"
     if isinstance(error, FileNotFoundError):
         return NoSuchAdapterError(
             f"{shown}: expected an .onnx_adapter file, or a directory with {CONFIG} and {WEIGHTS}, in the adapter folder"
+            + (f"; {instead}" if instead and not instead.startswith("expected") else "")
         )
     if error.errno in (errno.ENOTDIR, errno.ELOOP):
-        return AdapterError(f"{shown}: a link, or not a directory; only plain files and directories are read")
+        return AdapterError(
+            f"{shown}: a link, as in a hub's cache, or not a directory; only plain files and directories are read: copy "
+            f"what the links show into the adapter folder, with: cp -rL {path} NAME"
+        )
     return AdapterError(f"{shown}: cannot be copied: {error.strerror}")

@@ -30,6 +30,10 @@ class ServeConfig:
     port: int = 8000  # 0: any that is free
     served_model_name: str = ""  # what requests call the base; empty: the name of its folder
     adapters: Mapping[str, str] = field(default_factory=dict)  # {name: path}, loaded at the start and kept
+    chat_template: str = ""  # a file with the base's chat template; empty: the pack's
+    chat_templates: Mapping[str, str] = field(
+        default_factory=dict
+    )  # {adapter's name: file}, in place of what it brings
     adapter_folder: str = ""  # what may be loaded over HTTP lies here; empty: nothing may
     rows: int = 16  # answers in one batch
     threads: int = 0  # 0: ONNX Runtime chooses

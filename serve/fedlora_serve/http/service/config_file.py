@@ -4,8 +4,13 @@ host = "0.0.0.0"
 adapter_folder = "adapters"         # paths count from the file
 admin_key_file = "admin.key"        # or FEDLORA_ADMIN_KEY in the environment
 
+chat_template = "chat.jinja"        # of the base, in place of the pack's
+
 [adapters]
 tone = "adapters/tone"
+
+[chat_templates]                    # of adapters, in place of their own
+tone = "tone.jinja"
 
 [limits]
 max_tokens = 1024
@@ -103,6 +108,8 @@ _FILE = _table_of(
     adapter_folder=_Path,
     adapters=dict[str, _Path],
     allow_origin=Annotated[tuple[str, ...], PlainValidator(_origins)],
+    chat_template=_Path,
+    chat_templates=dict[str, _Path],
     limits=_LIMITS,
     keys=list[_Key],
     admin=None,
@@ -115,7 +122,7 @@ def read_config(
     path: Path | None, options: Mapping[str, Any], environment: Mapping[str, str] = os.environ
 ) -> ServeConfig:
     """The configuration of a file, changed by `options`: fields of ServeConfig that the command line sets, some of
-    `adapters` and of `limits` among them, which the command line has checked.
+    `adapters`, `chat_templates` and `limits` among them, which the command line has checked.
 
     Raises ConfigError, naming the file and the key.
     """
@@ -124,9 +131,10 @@ def read_config(
     admin = {source: values.pop(name) for name, source in _ADMIN.items() if name in values}
     keys = tuple(_keys(values.pop("keys", ()), folder, where, environment))
     adapters = {**values.pop("adapters", {}), **options.get("adapters", {})}
+    templates = {**values.pop("chat_templates", {}), **options.get("chat_templates", {})}
     limits = {**values.pop("limits", {}), **options.get("limits", {})}
     operator = _operator(admin, folder, where, environment)
-    fields = {**values, **options, "adapters": adapters, "keys": keys, "admin": operator}
+    fields = {**values, **options, "adapters": adapters, "chat_templates": templates, "keys": keys, "admin": operator}
     try:
         return ServeConfig(**{**fields, "limits": Limits(**limits)})
     except ConfigError as error:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 from fedlora.base.pack import CONFIG, find_pack
-from fedlora.data.chat_template import load_chat_template
+from fedlora.data.chat_template import ChatTemplate, chat_settings_of, template_of
 from fedlora.errors import ConfigError, PackError
 from fedlora.family import DecoderShape, model_shape
 from fedlora.files.documents import read_object
@@ -17,6 +18,7 @@ from fedlora_serve.batching.engine import BatchEngine
 from fedlora_serve.embedding import Embedder
 from fedlora_serve.http.access.keys import Keys
 from fedlora_serve.http.service.adapter_folder import AdapterFolder
+from fedlora_serve.http.service.adapter_templates import AdapterTemplates, template_file
 from fedlora_serve.http.service.config import ServeConfig
 from fedlora_serve.http.service.metrics import Metrics, StatsCollector
 from fedlora_serve.http.service.state import ServiceState
@@ -48,6 +50,7 @@ def open_service(base: str | Path, config: ServeConfig) -> ServiceState:
 
 
 def _decoder(directory: Path, config: ServeConfig, base_name: str) -> ServiceState:
+    template, adapter_templates = _templates(directory, config)
     engine = BatchEngine(
         directory,
         rows=config.rows,
@@ -73,8 +76,18 @@ def _decoder(directory: Path, config: ServeConfig, base_name: str) -> ServiceSta
         metrics=Metrics(base_name),
         engine=engine,
         model_defaults=model_defaults(engine.base) if config.generation_config == "auto" else ModelDefaults(),
-        template=load_chat_template(directory, now=datetime.now),
+        template=template,
+        adapter_templates=adapter_templates,
     )
+
+
+def _templates(directory: Path, config: ServeConfig) -> tuple[ChatTemplate | None, AdapterTemplates]:
+    """The template of the base, from the pack or the file that is named in its place, and those of adapters."""
+    base = chat_settings_of(directory)
+    if config.chat_template:
+        base = replace(template_file(Path(config.chat_template)), special_tokens=base.special_tokens)
+    given = {name: template_file(Path(path)) for name, path in config.chat_templates.items()}
+    return template_of(base, now=datetime.now), AdapterTemplates(base.special_tokens, given=given)
 
 
 def _encoder(directory: Path, config: ServeConfig, base_name: str) -> ServiceState:

@@ -18,6 +18,7 @@ from fedlora_serve.batching.request import TextEngine
 from fedlora_serve.embedding import Embedder
 from fedlora_serve.http.access.keys import Caller, Keys
 from fedlora_serve.http.service.adapter_folder import AdapterFolder
+from fedlora_serve.http.service.adapter_templates import AdapterTemplates
 from fedlora_serve.http.service.metrics import Metrics
 from fedlora_serve.http.service.token_strings import TokenStrings
 from fedlora_serve.limits import Limits
@@ -43,6 +44,9 @@ class ServiceState:
     embedder: Embedder | None = None
     model_defaults: ModelDefaults = field(default_factory=ModelDefaults)  # how tokens are chosen where nobody says it
     template: ChatTemplate | None = None  # None: the base has none, and does not chat
+    adapter_templates: AdapterTemplates = field(
+        default_factory=AdapterTemplates
+    )  # of adapters that chat in their own way
     adapter_folder: AdapterFolder | None = None  # what may be loaded over HTTP; None: nothing
     changing_adapters: asyncio.Lock = field(default_factory=asyncio.Lock)  # over HTTP, one at a time
     token_strings: TokenStrings = field(init=False)
