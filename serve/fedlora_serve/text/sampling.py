@@ -81,6 +81,8 @@ class Sampling:
         _check("the number of stop strings", len(self.stop), _STOPS)
         for text in self.stop:
             _check("the characters of a stop string", len(text), _STOP_CHARACTERS)
+            if not _is_text(text):
+                raise ConfigError(f"the stop string {text!r:.80} is not UTF-8 text, so that no answer has it")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +92,11 @@ class ChosenToken:
     token: int
     logprob: float
     top: tuple[tuple[int, float], ...]  # the likeliest ones, (token, log-probability), the first ones first
+
+
+def _is_text(text: str) -> bool:
+    """Whether it has no half of a UTF-16 pair."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _check(name: str, value: float, allowed: _Range) -> None:

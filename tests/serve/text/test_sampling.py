@@ -58,3 +58,9 @@ def test_every_bound_itself_is_taken() -> None:
     )  # fmt: skip
     Sampling(top_k=10**400, max_tokens=10**400)
     Sampling(temperature=0, top_p=1e-9, min_p=0, repetition_penalty=1e-9, seed=-(2**63), logprobs=0)
+
+
+@pytest.mark.parametrize("stop", ["\ud800", "a\udcff"])
+def test_a_stop_string_that_is_no_text_is_refused(stop: str) -> None:
+    with pytest.raises(ConfigError, match="not UTF-8 text"):
+        Sampling(stop=(stop,))
