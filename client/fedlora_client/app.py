@@ -12,6 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, 
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
+from fedlora_client.data.clients import node_name
 from fedlora_client.device import Device
 
 app = ClientApp()
@@ -19,16 +20,20 @@ app = ClientApp()
 
 def _answer(message: Message, context: Context, work: Callable[[Device, Update], RecordDict]) -> Message:
     """What `work` gives, or our error as Flower's, which costs this device the round and nobody else."""
+    device: Device | None = None
     try:
         device = Device(RunConfig.from_flat(context.run_config, "run configuration"), context.node_config)
         records = message.content.array_records
         if "update" not in records or "update" not in records["update"]:
-            raise UpdateError("bad-header", f"device {device.name}: the message has no array record update/update")
+            raise UpdateError("bad-header", "the message has no array record update/update")
         update = decode_update(records["update"]["update"].data, device.first_adapter)
         device.check(update, trains=message.metadata.message_type == MessageType.TRAIN)
         return Message(work(device, update), reply_to=message)
     except FedloraError as error:
-        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=message)
+        # An error has no room for a name but in its text; a device has one name, there as elsewhere.
+        prefix = f"device {device.name if device else node_name(context.node_config)}: "
+        said = prefix + str(error).removeprefix(prefix)
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, said), reply_to=message)
 
 
 @app.train()
@@ -40,7 +45,7 @@ def train(message: Message, context: Context) -> Message:
         result = device.train(
             update.adapter, update.server_round, task=update.task, frozen=update.frozen, run=update.run
         )
-        windows = device.train_windows()
+        windows, counts = device.train_windows(), device.account()
         trained = Update(
             adapter=result.adapter,
             run=update.run,
@@ -52,7 +57,9 @@ def train(message: Message, context: Context) -> Message:
                 "train_loss": sum(result.losses) / len(result.losses),
                 "tokens": result.tokens,
                 "seconds": time.monotonic() - started,
-                "cut_examples": windows.truncated + windows.skipped,
+                "examples": counts.train,
+                "cut_examples": counts.cut,
+                "left_out_examples": counts.left_out,
             },
         )
         data = encode_update(trained, device.config.server.codec)
@@ -71,7 +78,9 @@ def evaluate(message: Message, context: Context) -> Message:
         loss, tokens = device.evaluate(
             update.adapter, update.server_round, task=update.task, frozen=update.frozen, run=update.run
         )
-        metrics = MetricRecord({"loss": loss, "tokens": tokens})
+        measured = device.held_out_windows().examples
+        told = {"examples": measured, "left_out_examples": len(device.data.held_out) - measured}
+        metrics = MetricRecord({"loss": loss, "tokens": tokens, **told})
         return RecordDict({"metrics": metrics, "device": ConfigRecord({"device": device.name})})
 
     return _answer(message, context, work)

@@ -16,6 +16,7 @@ from fedlora.lora.ranks import first_components
 from fedlora.wire.task import Task
 from fedlora.wire.update import Update
 
+from fedlora_client.data.account import Account, account
 from fedlora_client.data.device_data import device_data
 from fedlora_client.data.windows import Windows
 from fedlora_client.end_tokens import unlearnable_end, warn_once
@@ -57,6 +58,10 @@ class Device:
     @property
     def data(self) -> DeviceData:
         return self._data
+
+    def account(self) -> Account:
+        """What of the data that the device trains on is learned. Raises DataError as their windows do."""
+        return account(self._data, self.train_windows(), None)
 
     def first_adapter(self) -> Adapter:
         """The adapter that the run begins with, which each of its devices can make itself."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ _POLL_S = 0.05
 _LONGEST_POLL_S = 1.0
 _ASKED_AT_ONCE = 8
 _LONGEST_TEXT = 500
+_NAMED = re.compile(r"device (.{1,64}?): (.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,9 +94,10 @@ TRAIN, EVALUATE = MessageType.TRAIN, MessageType.EVALUATE
 
 def _reply(message: Message, node: int) -> Reply:
     if message.has_error():
-        return Reply(
-            node=node, device=str(node), error=printable(message.error.reason or f"error {message.error.code}")
-        )
+        said = message.error.reason or f"error {message.error.code}"
+        named = _NAMED.match(said)  # as our devices say who they are
+        device, said = (named[1], named[2]) if named else (str(node), said)
+        return Reply(node=node, device=printable(device), error=printable(said))
     content = message.content
     try:
         name = printable(str(content.config_records["device"]["device"])[:64])
@@ -119,6 +122,10 @@ class DeviceNames:
     def restore(self, nodes: Mapping[str, int], connected: Container[int]) -> None:
         """Know those of `nodes` again that are `connected`: the others' names are free, as for a node that came anew."""
         self._by_node |= {node: name for name, node in nodes.items() if node in connected}
+
+    def known(self, reply: Reply) -> str:
+        """The device's name as far as it is known, for a word about it."""
+        return self._by_node.get(reply.node, reply.device)
 
     def of(self, reply: Reply, heard: dict[str, int]) -> str:
         """The device's name; one that was not known goes into `heard` with its node."""

@@ -130,14 +130,17 @@ class Rounds:
                 expectation.check(update)
             except UpdateError as error:
                 record.excluded[error.reason] += 1
-                said = f"device {reply.device}: {printable(str(error))}"
+                said = f"device {self._names.known(reply)}: {printable(str(error))}"
                 first.setdefault(error.reason, said)
                 log.warning("round %d: excluded (%s): %s", record.round, error.reason, said)
                 continue
             this.add(update.adapter, update.num_examples)
             record.replies += 1
-            if "train_loss" in update.metrics:
-                record.train_loss[self._names.of(reply, record.nodes)] = update.metrics["train_loss"]
+            if update.metrics:
+                name = self._names.of(reply, record.nodes)
+                record.count_train(name, update.metrics)
+                if "train_loss" in update.metrics:
+                    record.train_loss[name] = update.metrics["train_loss"]
             record.server_s += time.monotonic() - began
         silent = len(nodes) - record.replies - sum(record.excluded.values())
         if silent:
@@ -163,13 +166,16 @@ class Rounds:
         now, task = Global(self._aggregation.committed(self._state)), self._aggregation.method.task(record.round)
         data = self._message(record.round, now, task, self._aggregation.factors_down)
         record.bytes_down += len(data) * len(nodes)
+        record.measured_of = len(nodes)
         for reply in ask(self._grid, nodes, EVALUATE, data, record.round, self._config.server.round_timeout_s):
             loss = math.nan if reply.metrics is None else reply.metrics.get("loss", math.nan)
             if not math.isfinite(loss):
                 why = reply.error or f"its loss is {loss}"
-                log.warning("round %d: device %s was not measured: %s", record.round, reply.device, why)
+                log.warning("round %d: device %s was not measured: %s", record.round, self._names.known(reply), why)
                 continue
-            record.loss[self._names.of(reply, record.nodes)] = loss
+            name = self._names.of(reply, record.nodes)
+            record.loss[name] = loss
+            record.count_held_out(name, reply.metrics or {})
 
     def _message(self, server_round: int, what: Global, task: Task, factors: FactorSet) -> bytes:
         update = Update(

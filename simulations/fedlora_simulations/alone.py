@@ -21,7 +21,7 @@ class AloneResult:
     device: str
     train_bytes: int
     adapter: Adapter
-    loss: float  # held-out, nats per token
+    loss: float  # held-out, nats per token, of an encoder per text
 
 
 def train_alone(config: RunConfig, workers: int, on_done: Callable[[], None]) -> Iterator[AloneResult]:

@@ -47,9 +47,7 @@ def check_devices(config: RunConfig) -> None:
         needed = {"training": data.train} | ({"held-out": data.held_out} if config.server.evaluate else {})
         for part, examples in needed.items():
             if not any(text_of(example).strip() for example in examples):
-                raise DataError(
-                    f"device {data.name} (partition {partition}) has no {part} text; leave it out of the scenario"
-                )
+                raise DataError(f"device {data.name} has no {part} text; leave it out of the scenario")
 
 
 def check_ranks(config: RunConfig) -> None:

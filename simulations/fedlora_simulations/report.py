@@ -6,18 +6,24 @@ import io
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import matplotlib as mpl
 from fedlora.files.atomic import write_text
-from fedlora_server.run.run_directory import CONFIG, read_metrics
+from fedlora_server.run.run_directory import CONFIG, devices_to_measure, loss_unit, read_metrics
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 REPORT = "report.html"
+COUNTS = {  # of examples, and what they are called
+    "examples": "examples trained on", "cut_examples": "cut", "left_out_examples": "left out",
+    "held_out_examples": "held out", "held_out_left_out": "left out of these",
+}  # fmt: skip
 Record = dict[str, Any]
 
 
@@ -26,6 +32,7 @@ def write_report(run: Path | str) -> Path:
     run = Path(run)
     records = read_metrics(run)
     config = json.loads((run / CONFIG).read_text(encoding="utf-8"))
+    unit = loss_unit(run)
     trained = [record for record in records if record["round"]]
     excluded: Counter[str] = Counter()
     for record in records:
@@ -35,9 +42,12 @@ def write_report(run: Path | str) -> Path:
         config=config,
         records=records,
         mean_loss=[_mean(record["loss"]) for record in records],
+        whole=devices_to_measure(records),
+        unit=unit,
         devices=_devices(records),
+        totals=_totals(records),
         excluded=dict(excluded),
-        loss_plot=_svg(_plot_loss, records),
+        loss_plot=_svg(partial(_plot_loss, unit=unit), records),
         bytes_plot=_svg(_plot_bytes, records),
         error_plot=_svg(_plot_error, trained) if any(r["aggregation_error"] is not None for r in trained) else "",
     )
@@ -45,10 +55,41 @@ def write_report(run: Path | str) -> Path:
     return run / REPORT
 
 
-def _devices(records: Sequence[Record]) -> list[tuple[str, float, float]]:
-    """(device, loss of the base, loss at the end) of every device measured in both."""
-    first, last = records[0]["loss"], records[-1]["loss"]
-    return [(name, first[name], last[name]) for name in sorted(first) if name in last]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRow:
+    """One device of a run: None where it was not measured, or said nothing of its data."""
+
+    name: str
+    before: float | None
+    after: float | None
+    counts: tuple[int | None, ...]  # as COUNTS
+
+
+def _devices(records: Sequence[Record]) -> list[DeviceRow]:
+    """Every device that was heard, with its losses before the first round and after the last."""
+    first, last, counts = records[0]["loss"], records[-1]["loss"], _counts(records)
+    names = {name for record in records for part in ("loss", "train_loss") for name in record[part]}
+    return [
+        DeviceRow(
+            name=name, before=first.get(name), after=last.get(name), counts=tuple(counts[key].get(name) for key in COUNTS)
+        )
+        for name in sorted(names)
+    ]  # fmt: skip
+
+
+def _counts(records: Sequence[Record]) -> dict[str, dict[str, int]]:
+    """{what is counted: {device: examples}}, as the devices said last; none in a run of an earlier version."""
+    counts: dict[str, dict[str, int]] = {key: {} for key in COUNTS}
+    for record in records:
+        for key in COUNTS:
+            counts[key] |= record.get(key, {})
+    return counts
+
+
+def _totals(records: Sequence[Record]) -> dict[str, int]:
+    """The same over all devices; empty where no device said anything."""
+    counts = _counts(records)
+    return {heading: sum(counts[key].values()) for key, heading in COUNTS.items()} if any(counts.values()) else {}
 
 
 def _mean(losses: dict[str, float]) -> float | None:
@@ -69,7 +110,7 @@ def _svg(draw: Any, records: Sequence[Record]) -> str:
     return text[text.index("<svg") :]
 
 
-def _plot_loss(axes: Axes, records: Sequence[Record]) -> None:
+def _plot_loss(axes: Axes, records: Sequence[Record], unit: str) -> None:
     names = sorted({name for record in records for name in record["loss"]})
     few = len(names) <= 10  # with more, single devices are a grey cloud behind their mean
     for name in names:
@@ -79,8 +120,14 @@ def _plot_loss(axes: Axes, records: Sequence[Record]) -> None:
     means = [(record["round"], _mean(record["loss"])) for record in records if record["loss"]]
     if means:
         axes.plot(*zip(*means, strict=True), color="black", linewidth=2, label="mean")
+        whole = devices_to_measure(records)
+        fewer = [(record["round"], _mean(record["loss"])) for record in records if 0 < len(record["loss"]) < whole]
+        if fewer:
+            axes.plot(
+                *zip(*fewer, strict=True), "o", color="white", markeredgecolor="black", label="mean of fewer devices"
+            )
         axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    axes.set_ylabel("held-out loss, nats per token")
+    axes.set_ylabel(f"held-out loss, nats per {unit}")
 
 
 def _plot_bytes(axes: Axes, records: Sequence[Record]) -> None:

@@ -13,13 +13,14 @@ from fedlora.config.run import RunConfig
 from fedlora.threads import cores
 from fedlora_client.ops.compute import choose_compute
 from fedlora_client.ops.native_ops import NativeOps
-from fedlora_server.run.run_directory import read_metrics
+from fedlora_server.run.run_directory import devices_to_measure, loss_unit, read_metrics
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import Progress
 from rich.table import Table
 
 from fedlora_simulations.checks import check_simulation, with_output
+from fedlora_simulations.device_accounts import data_accounts, tell_data
 from fedlora_simulations.engines import run_in_process, run_on_flower
 from fedlora_simulations.progress import RunProgress, showing
 from fedlora_simulations.report import write_report
@@ -42,6 +43,8 @@ def simulate(
 def run_checked(config: RunConfig, engine: Engine, workers: int, console: Console) -> Path:
     """`simulate` for a configuration with an output that `check_simulation` has seen."""
     config = settled(config)
+    Aggregation(config, config.first_adapter(open_pack(config.base).model))  # refuses what does not go together
+    tell_data(data_accounts(config), console)
     if engine == "flower":
         run_on_flower(config, workers=workers)
     else:
@@ -78,14 +81,19 @@ def warnings_above(progress: Progress) -> Iterator[None]:
 def rounds_table(run: Path | str) -> Table:
     """The rounds of a run, as its metrics tell them."""
     table = Table(title="rounds", title_justify="left")
-    for heading in ("round", "answers", "mean held-out loss", "aggregation error", "MB down", "MB up", "seconds"):
+    loss = f"mean held-out loss, nats per {loss_unit(run)}"
+    for heading in ("round", "answers", loss, "aggregation error", "MB down", "MB up", "seconds"):
         table.add_column(heading, justify="right")
-    for record in read_metrics(run):
+    records = read_metrics(run)
+    whole = devices_to_measure(records)
+    for record in records:
         losses, error = record["loss"].values(), record["aggregation_error"]
+        excluded = ", ".join(f"{count} {reason}" for reason, count in sorted(record["excluded"].items()))
+        fewer = f" ({len(losses)} of {whole})" if len(losses) < whole else ""
         table.add_row(
             str(record["round"]),
-            f"{record['replies']} of {record['devices']}" if record["round"] else "base",
-            f"{sum(losses) / len(losses):.4f}" if losses else "",
+            f"{record['replies']} of {record['devices']}{excluded and f' ({excluded})'}" if record["round"] else "base",
+            f"{sum(losses) / len(losses):.4f}{fewer}" if losses else "",
             "" if error is None else f"{error:.2%}",
             f"{record['bytes_down'] / 1e6:.2f}",
             f"{record['bytes_up'] / 1e6:.2f}",

@@ -111,7 +111,7 @@ def test_a_run_goes_on_as_its_own_version_would_have(folder: Path, name: str) ->
     )
     expected = json.loads((BEFORE / "expected/federated" / f"{name}.json").read_text())
     got: dict[str, Any] = dict(read_metrics(run)[-1])
-    assert got.keys() == expected.keys()
+    assert got.keys() >= expected.keys()  # what a round tells has become more since
     for key in ("loss", "train_loss"):
         assert got[key] == pytest.approx(expected[key], rel=TRAINED)
     for key in ("round", "devices", "replies", "excluded", "bytes_down", "bytes_up"):
@@ -133,7 +133,7 @@ def test_a_training_that_was_stopped_goes_on_as_its_own_version_would_have(folde
     assert not (folder / ".stopped.training").exists()
     assert_close_tensors(folder / "stopped" / WEIGHTS, BEFORE / "trained" / WEIGHTS)
     got, expected = (json.loads(Path(at, "training.json").read_text()) for at in ("stopped", BEFORE / "trained"))
-    assert got.keys() == expected.keys()
+    assert got.keys() >= expected.keys()  # what a round tells has become more since
 
 
 def test_an_exported_folder_is_sound() -> None:

@@ -107,7 +107,10 @@ def test_a_train_reply_is_an_update_of_the_same_run_round_and_base(
     assert (got.run, got.server_round, got.base_fingerprint) == ("run-7", 3, base.fingerprint)
     assert got.adapter.config == sent.adapter.config
     assert got.adapter.pairs.keys() == sent.adapter.pairs.keys()
-    assert got.metrics.keys() == {"train_loss", "tokens", "seconds", "cut_examples"}
+    assert got.metrics.keys() == {
+        "train_loss", "tokens", "seconds", "examples", "cut_examples", "left_out_examples"
+    }  # fmt: skip
+    assert [got.metrics[name] for name in ("examples", "cut_examples", "left_out_examples")] == [1, 0, 0]
     # 18 of 20 lines are for training; each of their bytes is a target once, in windows of 16.
     device = device_of(config)
     train_tokens = device.data.train_bytes

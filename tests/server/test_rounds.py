@@ -17,7 +17,7 @@ from fedlora.lora.adapter import Adapter, LoraPair
 from fedlora.lora.ranks import joined
 from fedlora.peft.directory import read_peft
 from fedlora.wire.update import Update, encode_update
-from fedlora_server.run.round_record import RoundRecord
+from fedlora_server.run.round_record import RoundRecord, read_record
 from fedlora_server.run.run_directory import RunDirectory, default_output, open_run
 from flwr.app import ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 
@@ -394,6 +394,47 @@ def test_an_evaluation_leaves_out_the_device_that(
     played = play.soundly({1: Honest(1), 2: device, 3: Honest(3)})
     assert [sorted(record["loss"]) for record in played.metrics] == [["device-1", "device-3"]] * 3
     assert [record["replies"] for record in played.metrics] == [0, 3, 3]
+
+
+def test_a_mean_over_fewer_devices_says_over_how_many(play: Player, caplog: pytest.LogCaptureFixture) -> None:
+    def device(message: Message) -> Sequence[Message]:
+        if message.metadata.message_type == MessageType.EVALUATE:
+            return [Message(Error(3, "device two: nothing is held out"), reply_to=message)]
+        return Honest(2, name="two")(message)
+
+    with caplog.at_level("INFO", "fedlora.server"):
+        played = play.soundly({1: Honest(1), 2: device})
+    assert [record["measured_of"] for record in played.metrics] == [2, 2, 2]
+    assert caplog.text.count("over 1 of 2 devices") == 3
+    assert "device two was not measured: nothing is held out" in caplog.text
+
+
+@pytest.mark.parametrize("told", [3.0, -1.0, 1e300, None])
+def test_what_a_device_says_of_its_examples_is_kept_if_it_can_be(play: Player, told: float | None) -> None:
+    def with_counts(message: Message, update: Update) -> Sequence[Message]:
+        metrics = {} if told is None else {"examples": told, "cut_examples": told, "left_out_examples": told}
+        return [training_reply(message, encode_update(dataclasses.replace(update, metrics=metrics)), "device-2")]
+
+    played = play.soundly({1: Honest(1), 2: Honest(2, with_counts)})
+    for name in ("examples", "cut_examples", "left_out_examples"):
+        assert [record[name] for record in played.metrics[1:]] == [{"device-2": 3} if told == 3.0 else {}] * 2
+
+
+def test_a_record_of_an_earlier_version_has_no_counts(play: Player) -> None:
+    played = play.soundly(honest(1), rounds=1)
+    file = played.path / "rounds" / "0001" / "round.json"
+    there = json.loads(file.read_text())
+    for name in (
+        "examples",
+        "cut_examples",
+        "left_out_examples",
+        "held_out_examples",
+        "held_out_left_out",
+        "measured_of",
+    ):
+        del there[name]
+    file.write_text(json.dumps(there))
+    assert read_record(file).examples == {}
 
 
 def refused(constant: str) -> float:

@@ -33,6 +33,13 @@ def place_of(config: DataConfig, node: Mapping[str, Scalar]) -> Place:
     raise DataError("the data set files needs data-path in the device's node configuration (simulated: data.path)")
 
 
+def node_name(node: Mapping[str, Scalar]) -> str:
+    """What a device is called that could not read its data, by its configuration."""
+    if "data-path" in node:
+        return name_of(Path(str(node["data-path"])))
+    return str(node.get("partition-id", "without data-path"))
+
+
 def name_of(place: Path) -> str:
     """The place's own name, without the suffixes of a file."""
     return place.name or place.resolve().name if place.is_dir() else stem(place)

@@ -135,6 +135,6 @@ def _nothing(place: Path, folder: Folder) -> str:
             f"{place}: only {names} to measure on, nothing to train on; add a file called train, or name one "
             "file to have it split"
         )
-    kinds = " or ".join(f"*{suffix}" for suffix in FORMATS)
+    first, *others = (f"*{suffix}" for suffix in FORMATS)
     told = "; ".join(notice.removeprefix(f"{place}: ") for notice in folder.notices(place))
-    return f"{place}: no {kinds} file below it{'; ' + told if told else ''}; give this device data"
+    return f"{place}: no {first} file below it, nor {', '.join(others)}{'; ' + told if told else ''}; give this device data"

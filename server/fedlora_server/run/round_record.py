@@ -12,6 +12,11 @@ from typing import Any
 from fedlora.errors import RunError
 from fedlora.files.documents import read_object
 
+_ADDED = (  # that earlier versions did not write
+    "examples", "cut_examples", "left_out_examples", "held_out_examples", "held_out_left_out", "measured_of"
+)  # fmt: skip
+_MOST_EXAMPLES = 1 << 53  # that a device may say that it has: what every reader of JSON takes whole
+
 
 @dataclass(slots=True)
 class RoundRecord:
@@ -26,10 +31,28 @@ class RoundRecord:
     aggregation_error: float | None = None  # relative, against the weighted mean of B A
     norms: dict[str, float] = field(default_factory=dict)  # of the committed gamma B A, by module
     server_s: float = 0.0  # of checking, aggregating and committing
-    train_loss: dict[str, float] = field(default_factory=dict)  # by device, nats per token
+    train_loss: dict[str, float] = field(default_factory=dict)  # by device, nats per token, of an encoder per text
     loss: dict[str, float] = field(default_factory=dict)  # held-out, by device
     nodes: dict[str, int] = field(default_factory=dict)  # by device: those that were heard for the first time
     seconds: float = 0.0
+    # By device, what it says of its data: examples that it trains on, of these cut to the length of a window, left out;
+    # and of its held-out ones those that are measured, and left out. Earlier versions kept none of these.
+    examples: dict[str, int] = field(default_factory=dict)
+    cut_examples: dict[str, int] = field(default_factory=dict)
+    left_out_examples: dict[str, int] = field(default_factory=dict)
+    held_out_examples: dict[str, int] = field(default_factory=dict)
+    held_out_left_out: dict[str, int] = field(default_factory=dict)
+    measured_of: int = 0  # devices that were asked to measure
+
+    def count_train(self, device: str, metrics: Mapping[str, float]) -> None:
+        """Keep what a device says of the examples that it trains on."""
+        for name in ("examples", "cut_examples", "left_out_examples"):
+            _count(getattr(self, name), device, metrics.get(name))
+
+    def count_held_out(self, device: str, metrics: Mapping[str, float]) -> None:
+        """Keep what a device says of the examples that it measures on."""
+        _count(self.held_out_examples, device, metrics.get("examples"))
+        _count(self.held_out_left_out, device, metrics.get("left_out_examples"))
 
     def line(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
@@ -40,7 +63,14 @@ class RoundRecord:
         if self.round:
             parts.append(f"{self.replies} of {self.devices} devices")
         if self.loss:
-            parts.append(f"mean held-out loss {sum(self.loss.values()) / len(self.loss):.4f}")
+            fewer = f" over {len(self.loss)} of {self.measured_of} devices" * (len(self.loss) < self.measured_of)
+            parts.append(f"mean held-out loss {sum(self.loss.values()) / len(self.loss):.4f}{fewer}")
+        elif self.measured_of:
+            parts.append(f"held-out loss of none of {self.measured_of} devices")
+        if self.excluded:
+            parts.append(
+                f"excluded {', '.join(f'{count} {reason}' for reason, count in sorted(self.excluded.items()))}"
+            )
         if self.aggregation_error is not None:
             parts.append(f"aggregation error {self.aggregation_error:.2%}")
         return ", ".join([*parts, f"{self.seconds:.1f} s"])
@@ -50,6 +80,7 @@ def read_record(path: Path) -> RoundRecord:
     """The record in a round.json. Raises RunError, naming the file and what is wrong in it."""
     values = read_object(path, RunError, "the record of a round")
     blank = RoundRecord(0).line()
+    values = {name: blank[name] for name in _ADDED} | values
     if values.keys() != blank.keys():
         wrong = sorted(values.keys() ^ blank.keys())
         raise RunError(f"{path}: not the record of a round: {', '.join(wrong)} missing or unknown; copy the run again")
@@ -74,3 +105,9 @@ def wrong_value(values: Mapping[str, Any]) -> str:
 def _is_number(value: object) -> bool:
     """One that every reader of the record can work with: JSON's integers have no end, and Python's JSON has NaN."""
     return (type(value) is int and abs(value) <= 1 << 64) or (type(value) is float and math.isfinite(value))
+
+
+def _count(counts: dict[str, int], device: str, value: float | None) -> None:
+    """Keep a number that a device sent, if it can be a number of examples."""
+    if value is not None and 0 <= value < _MOST_EXAMPLES:
+        counts[device] = int(value)

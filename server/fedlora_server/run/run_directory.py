@@ -1,7 +1,8 @@
 """What a run leaves on disk, and what it goes on from after its server was stopped.
 
 config.json        the configuration, every key
-run.json           the number of the run, which it keeps however often it goes on, and the fingerprint of its base
+run.json           the number of the run, which it keeps however often it goes on, the fingerprint of its base, and what
+                   a loss is counted by: token, or text where the base is an encoder
 metrics.jsonl      one line per round; round 0 is the base. A round that came to nothing has a line, until it is done again
 rounds/0001/       what round 1 committed, whole or not at all: adapter/ in PEFT's format, the state of the server's
                    optimizer, the round's record. Nothing else is needed to go on after it
@@ -14,7 +15,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 from fedlora.base.pack import BasePack
 from fedlora.config.run import RunConfig
 from fedlora.errors import ConfigError, RunError
+from fedlora.family import EncoderShape
 from fedlora.files.atomic import write_text
 from fedlora.files.documents import read_object
 from fedlora.lora.adapter import Adapter
@@ -53,6 +55,20 @@ def read_config(run: Path) -> RunConfig:
 def read_metrics(run: Path | str) -> list[dict[str, Any]]:
     """The lines of the metrics.jsonl in the directory of a run; what a line lacks is as in a record without it."""
     return [RoundRecord(0).line() | line for line in read_lines(Path(run) / METRICS)]
+
+
+def devices_to_measure(records: Iterable[Mapping[str, Any]]) -> int:
+    """How many devices a run's losses are of, where none is missing: a mean over fewer is another number."""
+    return max((max(len(record["loss"]), record.get("measured_of", 0)) for record in records), default=0)
+
+
+def loss_unit(run: Path) -> str:
+    """What the losses of a run are counted by: `token`, or `text` where its base is an encoder."""
+    try:
+        about = read_object(run / RUN, ConfigError, "a run's number and base")
+    except ConfigError:
+        return "token"
+    return "text" if about.get("loss_unit") == "text" else "token"  # runs of earlier versions do not say
 
 
 def last_round(run: Path) -> int:
@@ -176,7 +192,9 @@ def _begin(path: Path, config: RunConfig, base: BasePack, run: str) -> None:
             f"{path} holds a run already; name another output, or go on with that run: {_how_to_go_on(path)}"
         )
     (path / ROUNDS).mkdir(exist_ok=True)
-    write_text(path / RUN, json.dumps({"run": run, "base_fingerprint": base.fingerprint}, indent=2) + "\n")
+    unit = "text" if isinstance(base.model, EncoderShape) else "token"
+    about = {"run": run, "base_fingerprint": base.fingerprint, "loss_unit": unit}
+    write_text(path / RUN, json.dumps(about, indent=2) + "\n")
     _write_config(path, config)  # last: with it the directory holds a run
 
 

@@ -12,7 +12,7 @@ from fedlora.base.pack import open_pack
 from fedlora.config.run import RunConfig, read_scenario
 from fedlora.peft.directory import PeftDirectory, read_peft, write_peft
 from fedlora.threads import cores
-from fedlora_server.run.run_directory import RunDirectory, read_metrics
+from fedlora_server.run.run_directory import RunDirectory, loss_unit, read_metrics
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -62,7 +62,7 @@ def _demonstrate(config: RunConfig, prompt: str, max_tokens: int, workers: int, 
         task = progress.add_task("each device alone", total=config.simulation.devices)
         alone = list(train_alone(config, workers, lambda: progress.advance(task)))
     rows = _losses(run, alone)
-    console.print(_losses_table(rows))
+    console.print(_losses_table(rows, loss_unit(run)))
     console.print(_verdict(rows), soft_wrap=True, highlight=False)
     _answer(config, run, alone, prompt, max_tokens, console)
     console.print(f"report: {run / REPORT}", soft_wrap=True, highlight=False)
@@ -88,9 +88,9 @@ def _means(rows: list[tuple[AloneResult, Losses]]) -> Losses:
     return base, alone, federated
 
 
-def _losses_table(rows: list[tuple[AloneResult, Losses]]) -> Table:
+def _losses_table(rows: list[tuple[AloneResult, Losses]], unit: str) -> Table:
     """Held-out loss per device; the half with less text are those with little data."""
-    table = Table(title="loss on held-out text, nats per token", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=f"loss on held-out text, nats per {unit}", title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("device", "training text, kB", "base", "alone", "federated"):
         table.add_column(heading, justify="left" if heading == "device" else "right")
 

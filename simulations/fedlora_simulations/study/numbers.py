@@ -9,7 +9,7 @@ from math import nan
 from statistics import fmean, stdev
 
 from fedlora_simulations.study.definition import POOLED, Study
-from fedlora_simulations.study.plan import choose
+from fedlora_simulations.study.plan import all_runs, choose
 from fedlora_simulations.study.results import Result, Results
 
 BASE = "base"  # the row of the base as it is
@@ -20,7 +20,7 @@ class Line:
     """One row of one setting's table: means over the seeds that there are, nan where there is none."""
 
     name: str
-    loss: float = nan  # final, held-out, nats per token
+    loss: float = nan  # final, held-out, nats per token, of an encoder per text
     deviation: float = nan  # of it between seeds, that of a sample; nan with fewer than two
     above_pooled: float = nan
     below_base: float = nan
@@ -73,6 +73,27 @@ def lines(study: Study, results: Results, setting: str) -> list[Line]:
             )
         )  # fmt: skip
     return sorted(table, key=lambda line: (line.loss != line.loss, line.loss if line.loss == line.loss else 0))
+
+
+def data_sentence(study: Study, results: Results, setting: str) -> str:
+    """What of the data a setting's runs train on; empty where no run of it told."""
+    for run in all_runs(study, results):
+        result = results.get(run.digest)
+        if run.setting == setting and result and result.examples is not None:
+            cut = f", {result.cut_examples} of them cut" if result.cut_examples else ""
+            left_out = f", {result.left_out_examples} left out" if result.left_out_examples else ""
+            devices = result.config.get("simulation.devices")
+            return (
+                f"Data: {result.examples} examples trained on{cut}{left_out}; {result.held_out_examples} measured; on "
+                f"{devices} devices."
+            )
+    return ""
+
+
+def loss_unit(study: Study, results: Results) -> str:
+    """What the losses are counted by."""
+    units = (result.loss_unit for run in all_runs(study, results) if (result := results.get(run.digest)))
+    return next((unit for unit in units if unit != "token"), "token")
 
 
 def _untuned(study: Study, row: str, results: Results) -> str:

@@ -11,7 +11,7 @@ from fedlora.files.atomic import write_text
 from matplotlib.figure import Figure
 
 from fedlora_simulations.study.definition import Study
-from fedlora_simulations.study.numbers import BASE, lines
+from fedlora_simulations.study.numbers import BASE, lines, loss_unit
 from fedlora_simulations.study.results import Results
 
 PLOT = "losses.svg"
@@ -37,7 +37,7 @@ def write_plot(study: Study, results: Results, directory: Path) -> Path:
                     axes.legend(frameon=False, fontsize=8)
             axes.set_title(setting, loc="left", fontsize=10)
             axes.spines[["top", "right"]].set_visible(False)
-        panels[-1].set_xlabel("held-out loss after the last round, nats per token")
+        panels[-1].set_xlabel(f"held-out loss after the last round, nats per {loss_unit(study, results)}")
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=False, metadata={"Date": None})
     text = buffer.getvalue()

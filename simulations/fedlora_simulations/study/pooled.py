@@ -19,7 +19,8 @@ from fedlora_simulations.nodes import node_configs
 
 
 def pooled_loss(config: RunConfig, workers: int) -> float:
-    """The held-out loss of the pooled training, in nats per token: the mean over the devices, each on its own text.
+    """The held-out loss of the pooled training, in nats per token (of an encoder per text): the mean over the
+    devices, each on its own text.
 
     It trains from the run's initial adapter for as many steps as a device in all rounds together, each on a batch as large
     as those of all devices together, drawn from all windows alike. It is one training: the state of AdamW lives on.

@@ -23,12 +23,18 @@ class Result:
     seed: int
     lr: float
     failure: str = ""  # why there are no numbers
-    loss: float | None = None  # held-out, nats per token: after the last round, the mean over the devices
+    loss: float | None = None  # held-out, nats per token or text: after the last round, the mean over the devices
     base_loss: float | None = None  # before the first
     bytes_down: float | None = None  # of a device's training message, the mean over devices and rounds
     bytes_up: float | None = None
     aggregation_error: float | None = None  # the mean over the rounds
     server_s: float | None = None  # of checking, aggregating and committing, the mean over the rounds
+    loss_unit: str = "token"  # of an encoder's loss: text
+    # Over all devices, each of the four as the scenario's data give it; None in a result of an earlier version.
+    examples: int | None = None  # trained on
+    cut_examples: int | None = None  # of these, to the length of a window
+    left_out_examples: int | None = None
+    held_out_examples: int | None = None  # measured
     excluded: dict[str, int] = field(default_factory=dict)  # replies that were refused or did not come, by reason
     seconds: float = 0.0  # that the run took
     machine: str = ""

@@ -12,8 +12,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from fedlora.base.pack import open_pack
 from fedlora.config.run import RunConfig
 from fedlora.errors import FedloraError, RunError
+from fedlora.family import EncoderShape
 from fedlora.threads import cores
 from fedlora_client.ops.processor import processor
 from fedlora_server.run.run_directory import read_metrics
@@ -21,6 +23,7 @@ from flwr.app import Message
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fedlora_simulations.device_accounts import DeviceAccount, data_accounts, tell_data, total_of
 from fedlora_simulations.engines import run_in_process
 from fedlora_simulations.progress import lines_of
 from fedlora_simulations.simulation import settled, warnings_above
@@ -47,6 +50,13 @@ def run_study(study: Study, results: Results, workers: int, console: Console) ->
 
 def run_checked_study(study: Study, results: Results, workers: int, console: Console) -> None:
     """`run_study` for a study that `check_study` has seen."""
+    told: list[list[DeviceAccount]] = []
+    for run in {run.setting: run for run in all_runs(study, results)}.values():
+        if not results.get(run.digest):
+            accounts = data_accounts(run.located())
+            if accounts not in told:  # settings often differ in other things
+                tell_data(accounts, console, title=f"data, {run.setting}")
+                told.append(accounts)
     progress = _showing(console)
     with progress, lines_of(progress), warnings_above(progress):
         StudyRunner(study, results, workers, progress).run()
@@ -104,7 +114,12 @@ class StudyRunner:
 def measured(run: Run, workers: int) -> Result:
     """Run it, and keep the numbers only. Raises FedloraError."""
     config = settled(run.located())
-    result = _result(run, config)
+    total = total_of(data_accounts(config))
+    unit = "text" if isinstance(open_pack(config.base).model, EncoderShape) else "token"
+    result = dataclasses.replace(
+        _result(run, config), loss_unit=unit, examples=total.train, cut_examples=total.cut,
+        left_out_examples=total.left_out, held_out_examples=total.held_out,
+    )  # fmt: skip
     if run.is_pooled:
         return dataclasses.replace(result, loss=pooled_loss(config, workers))
     asked, bytes_down = 0, 0

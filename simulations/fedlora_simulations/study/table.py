@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedlora_simulations.study.definition import POOLED, Study
-from fedlora_simulations.study.numbers import BASE, Line, lines
+from fedlora_simulations.study.numbers import BASE, Line, data_sentence, lines, loss_unit
 from fedlora_simulations.study.plan import all_runs, choose, tuning_losses
 from fedlora_simulations.study.plot import PLOT
 from fedlora_simulations.study.results import Results
@@ -35,7 +35,7 @@ _COLUMNS: tuple[_Column, ...] = (
 )
 
 _LEGEND = """\
-Loss: nats per token after the last round, the unweighted mean over all devices, each on its own held-out text; mean and
+Loss: nats per {unit} after the last round, the unweighted mean over all devices, each on its own held-out text; mean and
 sample standard deviation over the seeds. Pooled: one training on the text of all devices together, for as many steps as
 a device takes in all rounds, each on a batch as large as those of all devices together (so with every device in every
 round, whatever the setting), with one AdamW all along. kB: of one device's training message, the mean over devices and
@@ -56,7 +56,7 @@ def console_tables(study: Study, results: Results) -> list[Table]:
             table.add_column(heading, justify="right", no_wrap=True)
         for name, cells in _rows(found):
             table.add_row(name, *(Text(text, style="bold green" if is_best else "") for text, is_best in cells))
-        table.caption = "\n".join(_remarks(found)) or None
+        table.caption = "\n".join(filter(None, [data_sentence(study, results, setting), *_remarks(found)])) or None
         table.caption_justify = "left"
         tables.append(table)
     return [*tables, _on_console("learning rates", *_rates(study, results))]
@@ -64,7 +64,7 @@ def console_tables(study: Study, results: Results) -> list[Table]:
 
 def write_table(study: Study, results: Results, directory: Path) -> Path:
     """Write DIR/table.md and return its path."""
-    parts = [f"# {study.name}", _LEGEND, f"![Final losses]({PLOT})"]
+    parts = [f"# {study.name}", _LEGEND.format(unit=loss_unit(study, results)), f"![Final losses]({PLOT})"]
     parts += ["## All settings", _OVERVIEW, _markdown(*_overview(study, results))]
     for setting in study.settings:
         found = lines(study, results, setting)
@@ -72,6 +72,8 @@ def write_table(study: Study, results: Results, directory: Path) -> Path:
             [name, *(f"**{text}**" if is_best else text for text, is_best in cells)] for name, cells in _rows(found)
         ]
         parts += [f"## {setting}", _markdown(["", *(heading for heading, *_ in _COLUMNS)], rows)]
+        if told := data_sentence(study, results, setting):
+            parts.append(told)
         if remarks := _remarks(found):
             parts.append("\n".join(f"- {remark}" for remark in remarks))
     parts += ["## Learning rates", _rates_sentence(study), _markdown(*_rates(study, results))]

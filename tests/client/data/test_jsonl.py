@@ -228,7 +228,7 @@ def test_files_refuses_a_place_whose_files_are_empty(tmp_path: Path) -> None:
 
 
 def test_files_names_a_folder_without_any_file_of_the_kinds_it_reads(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no \*\.txt or \*\.jsonl or .* file below it"):
+    with pytest.raises(DataError, match=r"no \*\.txt file below it, nor \*\.jsonl, \*\.ndjson"):
         files(DataConfig(name="files"), own(tmp_path))
 
 

@@ -18,6 +18,7 @@ from fedlora_simulations.study.definition import POOLED, Run, Study
 from fedlora_simulations.study.file import read_study
 from fedlora_simulations.study.numbers import BASE, lines
 from fedlora_simulations.study.plan import Choice, all_runs, cell_runs, choose, tuning_runs
+from fedlora_simulations.study.plot import write_plot
 from fedlora_simulations.study.results import Result, Results
 from fedlora_simulations.study.runs import StudyRunner, failed
 from fedlora_simulations.study.table import write_table
@@ -274,6 +275,23 @@ def test_a_learning_rate_that_failed_is_not_chosen(study: Study, tmp_path: Path)
     assert choose(study, results) == {"svd": Choice(0.01)}
 
 
+def test_what_is_not_learned_and_what_a_loss_is_counted_by_stand_in_the_table(study: Study, tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    counts = {
+        "examples": 192,
+        "cut_examples": 46,
+        "left_out_examples": 546,
+        "held_out_examples": 80,
+        "loss_unit": "text",
+    }
+    run_all(study, results, lambda run, workers: result(run, 2.0, **counts))
+    table = write_table(study, results, tmp_path).read_text(encoding="utf-8")
+    assert "Data: 192 examples trained on, 46 of them cut, 546 left out; 80 measured; on 4 devices." in table
+    assert "nats per text" in table
+    assert "nats per text" in write_plot(study, results, tmp_path).read_text(encoding="utf-8")
+    assert "nats per token" not in table
+
+
 def test_the_numbers_of_a_table_are_those_computed_by_hand(study: Study, tmp_path: Path) -> None:
     results = Results(tmp_path)
     for row in ROWS:
@@ -329,6 +347,10 @@ def test_a_study_runs_from_its_file_to_its_table_and_does_nothing_the_second_tim
     assert base == found["svd", "half"]["base_loss"]
     assert all(r["loss"] < base for r in found.values())
     both, one = found["svd", "all"], found["svd", "half"]
+    assert both["examples"] > 0 < both["held_out_examples"]
+    assert "data, all: examples" in first.output
+    sentence = f"Data: {both['examples']} examples trained on; {both['held_out_examples']} measured; on 2 devices."
+    assert sentence in (output / "table.md").read_text(encoding="utf-8")
     # One device's message: rank 2, as float32, and its head; however many devices there are.
     assert both["bytes_down"] == pytest.approx(one["bytes_down"], rel=0.02)
     assert both["bytes_up"] == pytest.approx(both["bytes_down"], rel=0.02)

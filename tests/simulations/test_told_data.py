@@ -1,0 +1,113 @@
+"""What is learned of each device's data is told before a run, and stands in all that a run leaves."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from fedlora.config.run import DataConfig, LoraSection, RunConfig, ServerConfig, SimulationConfig, TrainConfig
+from fedlora_server.run.run_directory import loss_unit, read_metrics
+from fedlora_simulations.report import write_report
+from fedlora_simulations.simulation import rounds_table, simulate
+from rich.console import Console
+
+from tests.client.encoder.test_training import records, written
+from tests.simulations.test_report import record, report_of
+from tests.tiny.encoders import save_encoder_pack
+
+
+def config_of(folder: Path, devices: int, *, base: str = "nano", length: int = 32) -> RunConfig:
+    return RunConfig(
+        base=base, output=str(folder / "run"), data=DataConfig(name="files", path=str(folder / "data")),
+        lora=LoraSection(rank=2, alpha=4.0), server=ServerConfig(rounds=1), simulation=SimulationConfig(devices=devices),
+        train=TrainConfig(steps=1, batch_size=2, sequence_length=length, compute="float32", kernels="off", device="cpu"),
+    )  # fmt: skip
+
+
+def pairs(count: int, prompt: int, completion: int) -> str:
+    one = json.dumps({"prompt": "p " * prompt, "completion": "c " * completion, "id": 1}) + "\n"
+    return one * count
+
+
+@pytest.fixture(scope="module")
+def told_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """(the run, what it said): one device learns all, one has examples that do not fit, of one nothing is measured."""
+    folder = tmp_path_factory.mktemp("told")
+    data = folder / "data"
+    (data / "bob").mkdir(parents=True)
+    (data / "alice.jsonl").write_text(pairs(20, 2, 2))
+    (data / "bob" / "train.jsonl").write_text(
+        pairs(4, 2, 2) + pairs(3, 2, 90) + pairs(5, 90, 2) + '{"text": "x", "weight": 0}\n'
+    )
+    (data / "bob" / "valid.jsonl").write_text(pairs(2, 2, 2) + pairs(1, 90, 2))
+    (data / "bob" / "LICENSE.txt").write_text("All rights reserved.\n")
+    (data / "carol.jsonl").write_text(pairs(18, 2, 2) + pairs(2, 90, 2))
+    out = io.StringIO()
+    run = simulate(config_of(folder, 3), "in-process", 1, Console(file=out, width=200))
+    Console(file=out, width=200).print(rounds_table(run))
+    return run, out.getvalue()
+
+
+def test_the_examples_of_each_device_and_file_are_told_before_the_first_round(told_run: tuple[Path, str]) -> None:
+    told = told_run[1]
+    rows = {line.split()[0]: line.split()[1:] for line in told.splitlines() if line.split()}
+    assert rows["alice"] == ["18", "0", "0", "2", "0"]
+    assert rows["bob"] == ["7", "3", "6", "2", "1"]
+    assert rows["train.jsonl"] == ["7", "3", "6", "0", "0"]
+    assert rows["valid.jsonl"] == ["0", "0", "0", "2", "1"]
+    assert rows["all"] == ["3", "43", "3", "6", "4", "3"]
+    for words in (
+        "device bob: train.jsonl: 1 records left out", "device alice: alice.jsonl: fields that are not learned: id",
+        "LICENSE.txt: it is about the data", "device carol: it will not be measured: held-out text: none of the 2 examples",
+    ):  # fmt: skip
+        assert words in told
+    assert told.index("device carol: it will not") < told.index("rounds")
+
+
+def test_the_metrics_hold_what_every_device_said_of_its_data(told_run: tuple[Path, str]) -> None:
+    base, trained = read_metrics(told_run[0])
+    assert trained["examples"] == {"alice": 18, "bob": 7, "carol": 18}
+    assert trained["cut_examples"] == {"alice": 0, "bob": 3, "carol": 0}
+    assert trained["left_out_examples"] == {"alice": 0, "bob": 6, "carol": 0}
+    for measured in (base, trained):
+        assert measured["held_out_examples"] == {"alice": 2, "bob": 2}
+        assert measured["held_out_left_out"] == {"alice": 0, "bob": 1}
+        assert measured["measured_of"] == 3
+
+
+def test_a_mean_over_fewer_devices_is_marked_and_a_device_has_one_name(told_run: tuple[Path, str]) -> None:
+    run, told = told_run
+    assert "(2 of 3)" in told
+    assert "device carol was not measured: held-out text: none of the 2 examples" in " ".join(told.split())
+    page = (run / "report.html").read_text()
+    assert page.count("(2 of 3)") == 2
+    assert "<td>carol<" in page, "though it was never measured"
+    for heading in ("examples trained on", "left out of these", "nats per token"):
+        assert heading in page
+
+
+def test_an_encoders_loss_is_per_text_wherever_it_is_told(tmp_path: Path) -> None:
+    base = save_encoder_pack("bert", tmp_path / "pack")
+    for device in range(2):
+        (tmp_path / "data" / str(device)).mkdir(parents=True)
+        written(tmp_path / "data" / str(device) / "notes.jsonl", records(30, seed=device))
+    out = io.StringIO()
+    console = Console(file=out, width=200)
+    run = simulate(config_of(tmp_path, 2, base=str(base.directory), length=24), "in-process", 1, console)
+    console.print(rounds_table(run))
+    page = (run / "report.html").read_text()
+    assert loss_unit(run) == "text"
+    for told in (out.getvalue(), page):
+        assert "nats per text" in told
+        assert "per token" not in told
+
+
+def test_a_run_of_an_earlier_version_has_its_report(tmp_path: Path) -> None:
+    page = report_of(tmp_path, record(0, {"a": 3.0, "b": 2.0}), record(1, {"a": 2.5}))
+    assert "nats per token" in page
+    assert "examples trained on" not in page
+    assert page.count("(1 of 2)") == 1
+    assert "<td>b<" in page
+    assert write_report(tmp_path).exists()
