@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from fedlora.base.pack import open_pack
 from fedlora.config.run import RunConfig
 from fedlora.threads import cores
 from fedlora_client.ops.compute import choose_compute
 from fedlora_client.ops.native_ops import NativeOps
+from fedlora_server.aggregation.aggregation import Aggregation
 from fedlora_server.run.run_directory import devices_to_measure, loss_unit, read_metrics
 from rich.console import Console
 from rich.logging import RichHandler

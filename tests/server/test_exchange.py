@@ -122,17 +122,19 @@ def test_an_error_is_told_by_the_message_that_it_replies_to_not_by_its_source() 
     assert "no disk" in reply.error
 
 
-def test_an_error_is_told_under_the_name_that_its_device_gives_itself() -> None:
-    for said, name, error in (
+@pytest.mark.parametrize(
+    ("said", "name", "error"),
+    [
         ("device kitchen: no text: give it some", "kitchen", "no text: give it some"),
         ("device \x1b: no text", r"\x1b", "no text"),
         ("no device here: no text", "7", "no device here: no text"),
         (f"device {'x' * 65}: no text", "7", f"device {'x' * 65}: no text"),
-    ):
-        error_reply = [said]
-        grid = FakeGrid({7: lambda message, said=error_reply: [Message(Error(3, said[0]), reply_to=message)]})
-        (reply,) = ask(grid, [7], TRAIN, b"data", 1, 30)
-        assert (reply.device, reply.error) == (name, error)
+    ],
+)
+def test_an_error_is_told_under_the_name_that_its_device_gives_itself(said: str, name: str, error: str) -> None:
+    grid = FakeGrid({7: lambda message: [Message(Error(3, said), reply_to=message)]})
+    (reply,) = ask(grid, [7], TRAIN, b"data", 1, 30)
+    assert (reply.device, reply.error) == (name, error)
 
 
 def test_an_error_without_a_reason_gives_its_code() -> None:
