@@ -121,7 +121,7 @@ def _from_hub(source: str) -> Path:
         if (texts / CONFIG).is_file():
             read_config(texts)
         directory = Path(snapshot_download(source, allow_patterns=_HUB_FILES))
-        if not any(directory.glob("*.safetensors")):
+        if not any(directory.rglob("*.safetensors")):
             raise CheckpointError(_no_weights(source, list_repo_files(source)))
     except (OSError, HfHubHTTPError, ValueError) as error:
         raise CheckpointError(
