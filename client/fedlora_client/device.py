@@ -132,7 +132,9 @@ class Device:
         if trains and update.server_round < 1:
             raise AdapterMismatchError(f"{where}: round {update.server_round} trains nothing; expected 1 or more")
         if update.frozen is not None and update.frozen.pairs.keys() != update.adapter.pairs.keys():
-            raise AdapterMismatchError(f"{where}: what stands beside the adapter has other modules than the adapter")
+            raise AdapterMismatchError(
+                f"{where}: what stands beside the adapter has other modules than it; expected the same"
+            )
 
     def _check_ranks(self, adapter: Adapter, *, trained: bool) -> None:
         """Memory and time follow the rank: what comes down may ask for no more of them than the run that was started."""

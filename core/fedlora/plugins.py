@@ -43,9 +43,13 @@ class Plugins:
         try:
             found: object = import_module(points[0].module)
         except ModuleNotFoundError as error:
-            raise MissingExtraError(f"{what} needs a part that is not installed: {error}") from None
+            raise MissingExtraError(
+                f"{what} needs a part that is not installed: {error}; install it with pip"
+            ) from None
         except Exception as error:  # whatever somebody else's module raises as it is imported
-            raise ConfigError(f"{self.key}: {what} does not load: {type(error).__name__}: {error}") from error
+            raise ConfigError(
+                f"{self.key}: {what} does not load: {type(error).__name__}: {error}; mend or uninstall it"
+            ) from error
         try:
             for part in points[0].attr.split("."):
                 found = getattr(found, part)

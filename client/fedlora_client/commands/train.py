@@ -96,8 +96,8 @@ def train(
         if adapter or resume or patience or evaluate_every or save_every or unused:
             what = f"; {', '.join(unused)} mean nothing to it" if unused else ""
             raise ConfigError(
-                "--full is a plain baseline: without --adapter, --resume, --save-every, --evaluate-every and "
-                f"--patience{what}"
+                "--full is a plain baseline: leave --adapter, --resume, --save-every, --evaluate-every and --patience "
+                f"out{what}"
             )
         _train_all(run, data, output.absolute(), console)
         return
@@ -146,7 +146,8 @@ def _check_state(state_file: Path, *, resume: bool) -> None:
     """What a stopped training left is neither lost nor used by accident."""
     if resume and not state_file.exists():
         raise ConfigError(
-            f"--resume: there is no {state_file}: no training of this output was stopped after it was saved"
+            f"--resume: there is no {state_file}: no training of this output was stopped after it was saved; leave "
+            "--resume out"
         )
     if state_file.exists() and not resume:
         raise ConfigError(

@@ -30,7 +30,9 @@ def place_of(config: DataConfig, node: Mapping[str, Scalar]) -> Place:
         return Place(path=path, name=name_of(path))
     if "partition-id" in node and config.path:
         return _simulated(Path(config.path), node)
-    raise DataError("the data set files needs data-path in the device's node configuration (simulated: data.path)")
+    raise DataError(
+        "the data set files expects data-path in the device's node configuration; set it (in a simulation: data.path)"
+    )
 
 
 def node_name(node: Mapping[str, Scalar]) -> str:

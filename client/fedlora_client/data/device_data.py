@@ -19,7 +19,9 @@ def device_data(config: DataConfig, node: tuple[tuple[str, Scalar], ...]) -> Dev
     if not config.max_bytes:
         return data
     if not data.train:
-        raise ConfigError(f"device {data.name}: no text to cut to data.max_bytes")
+        raise ConfigError(
+            f"device {data.name}: no text to cut to data.max_bytes; give it data, or leave it out of the run"
+        )
     kept = _cut(data.train, config.max_bytes)
     told = f"data.max_bytes = {config.max_bytes} keeps {len(kept)} of {len(data.train)} examples"
     notices = (*data.notices, told) if kept != data.train else data.notices

@@ -107,7 +107,7 @@ def _objects(value: object, name: str) -> tuple[Mapping[str, Any], ...] | None:
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{name} is a string that is not JSON: {error}") from None
+            raise DataError(f"{name} is a string that is not JSON: {error}; expected a list of objects") from None
     if value is None or value == "":
         return None
     if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):

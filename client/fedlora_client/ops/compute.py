@@ -163,5 +163,7 @@ def _device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         what = str(error).splitlines()[0]
-        raise ConfigError(f"train.device is {name!r}, which this machine does not have: {what}") from None
+        raise ConfigError(
+            f"train.device is {name!r}, which this machine does not have: {what}; expected auto"
+        ) from None
     return device

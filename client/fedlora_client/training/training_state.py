@@ -75,7 +75,7 @@ def plan_of_state(path: Path, identity: str, plan: StepPlan, compute: Compute) -
         if metadata.get("format") != _FORMAT:
             raise ConfigError(f"it is none: expected the format {_FORMAT}")
         if metadata.get("identity") != identity:
-            raise ConfigError("it is another training's: its base, data, configuration or adapter differ")
+            raise ConfigError("it is another training's: expected the same base, data, configuration and adapter")
         made = json.loads(metadata["circumstances"])
         if made["compute"] != _computed_by(compute):
             raise ConfigError(
@@ -106,7 +106,8 @@ def restore_state(path: Path, training: Training) -> Progress:
         step, tensors = int(known["step"]), {}
         if not 0 < step == len(progress.losses) <= training.config.steps:
             raise ConfigError(
-                f"it has {len(progress.losses)} losses of {step} steps, of {training.config.steps} in all"
+                f"it has {len(progress.losses)} losses of {step} steps; expected one each, "
+                f"of {training.config.steps} in all"
             )
         rows = 3 + bool(progress.evaluations)
         for name, optimizer in training.optimizers.items():

@@ -158,7 +158,9 @@ def _dense(root: Path, folder: str) -> tuple[DenseLayer, Path]:
             biased=bool(config.get("bias", True)), activation=_ACTIVATIONS[name],
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{root / folder}: not a sound Dense of sentence-transformers: {error}") from None
+        raise CheckpointError(
+            f"{root / folder}: not a sound Dense of sentence-transformers: {error!r}; copy it again"
+        ) from None
     return layer, file
 
 
@@ -200,5 +202,8 @@ def _prompt(root: Path, notes: list[str]) -> str:
     if default is None:
         return ""
     if default not in prompts:
-        raise CheckpointError(f"{path}: default_prompt_name is {default!r:.60}, which is not among the prompts")
+        raise CheckpointError(
+            f"{path}: default_prompt_name is {default!r:.60}, which is none of its prompts; "
+            f"expected one of {', '.join(prompts) or 'none'}"
+        )
     return cast(str, prompts[default])

@@ -31,7 +31,7 @@ def plain_tokenizer(from_file: Callable[[str], T], directory: Path) -> T:
     try:
         tokenizer = from_file(str(directory / TOKENIZER))
     except Exception as error:  # the library raises bare Exception
-        raise PackError(f"{directory / TOKENIZER}: not a tokenizer: {error}") from None
+        raise PackError(f"{directory / TOKENIZER}: not a tokenizer: {error}; copy the file again") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

@@ -139,14 +139,15 @@ class ChatTemplate:
                 "add_generation_prompt to false"
             )
         if not messages or not messages[-1].text:
-            raise DataError(f"{where}: the last message has no content that could be continued")
+            raise DataError(f"{where}: the last message has no content to continue; expected text in it")
         [mark] = unused_marks(messages, 1)
         # The space tells whether the template keeps what stands at the end of a content.
         marked = [*messages[:-1], with_text_after(messages[-1], f"{mark} ")]
         before, found, after = self._written(marked, where, asked).rpartition(mark)
         if not found:
             raise DataError(
-                f"{where}: {self.place} does not write the end of the last message's content, so it cannot be continued"
+                f"{where}: {self.place} does not write the end of the last message's content, so it cannot be "
+                "continued; set continue_final_message to false"
             )
         return before if after.startswith(" ") else before.rstrip()
 

@@ -65,7 +65,9 @@ def load_adapter_file(
     except OSError as error:
         if error.errno != errno.EFBIG:
             raise
-        raise AdapterMismatchError(f"{path}: {error.strerror}, more than any adapter of this base has") from None
+        raise AdapterMismatchError(
+            f"{path}: {error.strerror}, more than any adapter of this base has; export the adapter again for this base"
+        ) from None
     if manifest and (len(data), hashlib.sha256(data).hexdigest()) != (manifest.size_bytes, manifest.sha256):
         raise AdapterError(
             f"{path}: {len(data)} bytes with sha256 {hashlib.sha256(data).hexdigest()}, its manifest says "
@@ -85,7 +87,7 @@ def check_inputs(values: Mapping[str, NDArray[np.float32]], inputs: InputShapes,
     Modules without an adapter are fine; halves of one are not.
     """
     if not values:
-        raise AdapterMismatchError(f"{where}: the adapter has no modules")
+        raise AdapterMismatchError(f"{where}: the adapter has no modules; export one that has")
     ranks: dict[str, list[int]] = {}
     for name, value in values.items():
         if name not in inputs:
@@ -100,7 +102,7 @@ def check_inputs(values: Mapping[str, NDArray[np.float32]], inputs: InputShapes,
     for module, found in ranks.items():
         if len(found) != 2 or found[0] != found[1] or not 1 <= found[0] <= _largest_rank(module):
             raise AdapterMismatchError(
-                f"{where}: {module} needs A and B of one rank up to {_largest_rank(module)}, "
+                f"{where}: {module}: expected A and B of one rank up to {_largest_rank(module)}, "
                 f"got {len(found)} of rank {sorted(set(found))}"
             )
 

@@ -39,7 +39,9 @@ def model_shape(config: Mapping[str, Any], where: str) -> ModelShape:
     except KeyError as error:
         raise CheckpointError(f"{where}: {error.args[0]} is missing; a config.json of {architecture} has it") from None
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise CheckpointError(f"{where}: not a sound config.json of {architecture}: {error}") from None
+        raise CheckpointError(
+            f"{where}: not a sound config.json of {architecture}: {error}; copy the checkpoint again"
+        ) from None
 
 
 def decoder_shape(config: Mapping[str, Any], where: str) -> DecoderShape:

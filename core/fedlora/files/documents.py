@@ -45,7 +45,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         more = beside(path)
         raise ConfigError(f"{path}: cannot be read: {error.strerror}" + (f"; {more}" if more else "")) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from None
+        raise ConfigError(f"{path}: not TOML: {error}; write that line as TOML has it") from None
 
 
 def flattened(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

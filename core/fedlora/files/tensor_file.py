@@ -187,7 +187,7 @@ def _read_header(path: Path, max_header_bytes: int, max_tensors: int) -> tuple[d
                 raise TensorFileError(f"{path}: header of {length} bytes; at most {max_header_bytes} are read")
             text = file.read(length)
     except OSError as error:
-        raise TensorFileError(f"{path}: cannot be read: {error.strerror}") from None
+        raise TensorFileError(f"{path}: cannot be read: {error.strerror}; expected a safetensors file") from None
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
         metadata = header.pop("__metadata__", {})
@@ -199,7 +199,9 @@ def _read_header(path: Path, max_header_bytes: int, max_tensors: int) -> tuple[d
     except _UnreadDtypeError as error:
         raise TensorFileError(f"{path}: {error}") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise TensorFileError(f"{path}: not a safetensors file: {error}") from None
+        raise TensorFileError(
+            f"{path}: expected the header of a safetensors file: {error}; copy the file again"
+        ) from None
     end = 8 + length
     for entry in sorted(entries.values(), key=lambda e: (e.offset, e.size_bytes)):
         if entry.offset != end:

@@ -51,7 +51,7 @@ class Adapter:
         for module, pair in self.pairs.items():
             if pair.rank != self.config.rank_of(module):
                 raise AdapterError(
-                    f"{module}: lora_A has rank {pair.rank}, the configuration says {self.config.rank_of(module)}"
+                    f"{module}: lora_A has rank {pair.rank}; the configuration expected {self.config.rank_of(module)}"
                 )
         object.__setattr__(self, "pairs", MappingProxyType(dict(self.pairs)))
 
@@ -75,7 +75,7 @@ class Adapter:
     def check_fits(self, modules: Mapping[str, tuple[int, int]], where: str) -> None:
         """Raise AdapterMismatchError unless every module is one of `modules` ({name: (O, I)}), in its shape."""
         if not self.pairs:
-            raise AdapterMismatchError(f"{where}: the adapter has no modules")
+            raise AdapterMismatchError(f"{where}: the adapter has no modules; expected one or more")
         for module, pair in self.pairs.items():
             if module not in modules:
                 raise AdapterMismatchError(f"{where}: the base has no module {module}; the adapter is for another base")

@@ -58,7 +58,10 @@ class RowLora:
                 values.ctypes.data, values.size, values.dtype == np.float16, len(table), table.ctypes.data
             )
             if number == _NOT_SOUND:
-                raise AdapterError("the adapter's layout points out of its values, or has a rank beyond 4096")
+                raise AdapterError(
+                    "the adapter's layout points out of its values, or has a rank beyond 4096; expected one "
+                    "that adapter_layout made"
+                )
             if number < 0:
                 raise AdapterStoreFullError(
                     f"the operator takes no more than the {len(self._layouts)} adapters that it has; remove one first"
@@ -83,7 +86,9 @@ class RowLora:
         """y + (x A) B, without ONNX Runtime. Raises UnknownAdapterError."""
         layout = self._layouts.get(number)
         if layout is None or not 0 <= module < len(layout.table):
-            raise UnknownAdapterError(f"the operator has no module {module} of an adapter of number {number}")
+            raise UnknownAdapterError(
+                f"the operator has no module {module} of an adapter of number {number}; it was removed before"
+            )
         inputs, outputs = layout.table[module, :2].tolist()
         assert x.shape == (len(x), inputs) and y.shape == (len(x), outputs)
         result, x = np.array(y, np.float32, order="C"), np.ascontiguousarray(x, np.float32)

@@ -48,9 +48,9 @@ def check_graph(
         try:
             got, positions = run_graph(session, base, profile, tokens, mask, adapters)
         except Exception as error:
-            raise GraphError(f"ONNX Runtime does not run it ({name}): {error}") from None
+            raise GraphError(f"ONNX Runtime does not run it ({name}): {error}; export it again") from None
         if not np.isfinite(got).all():
-            raise GraphError(f"the logits ({name}) are not finite")
+            raise GraphError(f"the logits ({name}) are not finite; expected numbers: export it again")
         if logits is not None:
             wanted = np.stack([row.reshape(-1, got.shape[-1])[at] for row, at in zip(logits, positions, strict=True)])
             differences[name] = float(np.abs(got - wanted).max())
@@ -71,11 +71,11 @@ def open_session(graph: Path, profile: Profile = "compat") -> ort.InferenceSessi
         try:
             options.register_custom_ops_library(str(row_lora().library))
         except BuildError as error:
-            raise GraphError(f"its operator does not run here: {error}") from None
+            raise GraphError(f"its operator does not run here: {error}; export another --profile") from None
     try:
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime raises its own kinds, which share no base
-        raise GraphError(f"ONNX Runtime does not load it: {error}") from None
+        raise GraphError(f"ONNX Runtime does not load it: {error}; export it again") from None
 
 
 def _cases(

@@ -65,7 +65,10 @@ def torch_logits(base: BasePack) -> Expected | None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise GraphError(f"torch's logits could not be computed (status {done.returncode}): {last:.300}")
+            raise GraphError(
+                f"torch's logits could not be computed (status {done.returncode}): {last:.300}; "
+                "export again, with more memory free where it was short"
+            )
         with np.load(output) as arrays:
             return Expected(arrays["base"], (arrays["first"], arrays["second"])) if arrays.files else None
 

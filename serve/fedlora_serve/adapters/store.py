@@ -171,7 +171,7 @@ class AdapterStore:
         try:
             read = self._read(source)
         except AdapterError as error:
-            raise AdapterError(f"an adapter that was evicted cannot be read again: {error}") from None
+            raise AdapterError(f"an adapter that was evicted cannot be read again: {error}; load it again") from None
         if read.digest != digest:
             raise AdapterError(
                 f"{source}: an adapter with digest {digest[:16]} was loaded from here and evicted, and now it is "

@@ -135,7 +135,9 @@ class BatchEngine:
         if not prompt:
             raise ConfigError("the prompt has no tokens; give it at least one")
         if not all(0 <= token < shape.vocab_size for token in prompt):
-            raise ConfigError(f"the prompt has a token that is not from 0 to {shape.vocab_size - 1}")
+            raise ConfigError(
+                f"the prompt has a token of another vocabulary; expected numbers from 0 to {shape.vocab_size - 1}"
+            )
         if len(prompt) >= self._limit:
             raise ConfigError(
                 f"the prompt has {len(prompt)} tokens; prompt and answer together have room for {self._limit}: shorten it"

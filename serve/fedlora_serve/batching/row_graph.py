@@ -61,7 +61,7 @@ class RowGraph:
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # the runtime raises its own kinds, which share no base
-            raise GraphError(f"ONNX Runtime does not run a step of {len(parts)} rows: {error}") from None
+            raise GraphError(f"ONNX Runtime does not run a step of {len(parts)} rows: {error}; try again") from None
         return self._scores[: len(parts), 0]
 
     def _binding(self, begin: int, rows: int) -> ort.IOBinding:

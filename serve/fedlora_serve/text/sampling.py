@@ -82,7 +82,9 @@ class Sampling:
         for text in self.stop:
             _check("the characters of a stop string", len(text), _STOP_CHARACTERS)
             if not _is_text(text):
-                raise ConfigError(f"the stop string {text!r:.80} is not UTF-8 text, so that no answer has it")
+                raise ConfigError(
+                    f"the stop string {text!r:.80} is not UTF-8 text, so that no answer has it; expected whole characters"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,7 +36,7 @@ def tokens_of(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool, what
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ConfigError(f"{what} is not UTF-8 text") from None
+        raise ConfigError(f"{what} is not UTF-8 text; expected whole characters") from None
     # `encode` would let no other thread run meanwhile.
     [encoding] = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
     ids: list[int] = encoding.ids

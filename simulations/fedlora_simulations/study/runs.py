@@ -173,7 +173,9 @@ def _mean_loss(record: dict[str, Any], config: RunConfig) -> float:
     """Unweighted, over all devices: a mean over some is another number. Raises RunError for it."""
     losses, devices = record["loss"].values(), config.simulation.devices
     if len(losses) < devices:
-        raise RunError(f"round {record['round']}: {len(losses)} of {devices} devices were measured")
+        raise RunError(
+            f"round {record['round']}: {len(losses)} of {devices} devices were measured; a mean over all is expected"
+        )
     return fmean(losses)
 
 

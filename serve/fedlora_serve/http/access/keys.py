@@ -78,7 +78,7 @@ class Keys:
             )
         caller = self._caller(authorization)
         if isinstance(caller, KeyHolder):
-            raise ApiError(403, f"the key {caller.name!r} is not the admin key", "permission_error")
+            raise ApiError(403, f"the key {caller.name!r} is not the admin key; send that one", "permission_error")
         if caller is None:
             what = "this is not the admin key" if authorization else "the admin key is needed"
             raise ApiError(

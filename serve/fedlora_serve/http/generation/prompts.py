@@ -98,7 +98,7 @@ def _check_number(state: ServiceState, prompts: int, choices: int) -> None:
 def _check_tokens(state: ServiceState, tokens: Sequence[int], param: str) -> None:
     most, vocabulary = state.limits.max_prompt_tokens, state.base.model.vocab_size
     if not tokens:
-        raise ApiError(400, f"{param}: there are no tokens in it, and the model needs one to begin with", param=param)
+        raise ApiError(400, f"{param}: expected one token or more, which the model begins with, got none", param=param)
     if len(tokens) > most:
         message = f"{param}: expected at most {most} tokens, which is this service's limit, got {len(tokens)}"
         raise ApiError(400, message, code=_CONTEXT, param=param)

@@ -1,1 +1,0 @@
-"""What `bench_robust.py` is made of."""
