@@ -9,10 +9,12 @@ CODE := core client server export serve simulations tests benchmarks tools
 
 setup: $(VENV)/.ready
 
-# torch first and exactly: a looser requirement may bring a build with gigabytes of CUDA.
+# torch first and exactly: a looser requirement may bring a build with gigabytes of CUDA. TORCH_INDEX is the index that it is
+# taken from, such as https://download.pytorch.org/whl/cpu (the CPU build); unless told, pip's own.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	  $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 

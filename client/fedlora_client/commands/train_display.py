@@ -13,7 +13,8 @@ from fedlora_client.layers.step_plan import StepPlan
 from fedlora_client.training.memory import resident_bytes
 from fedlora_client.training.trainer import Watcher
 
-_LINES = 20  # of progress where there is no terminal
+_LINES = 20  # of progress where there is no terminal, and one a minute
+_LINE_S = 60.0
 
 
 class TrainDisplay:
@@ -28,6 +29,7 @@ class TrainDisplay:
         self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self._task = self._progress.add_task("", total=config.steps)
         self._started, self._first = time.monotonic(), 0
+        self._told = self._started  # when the last line was printed
         self.watcher = Watcher(on_plan=self._plan, on_step=self._step, on_evaluation=self._evaluation)
 
     def __enter__(self) -> Self:
@@ -50,7 +52,9 @@ class TrainDisplay:
         text = f"loss {loss:.3f}  {speed}{resident_bytes() / 1e6:.0f} MB"
         self._progress.update(self._task, completed=step + 1, description=text)
         every = max(1, self._config.steps // _LINES)
-        if not self._console.is_terminal and ((step + 1) % every == 0 or step + 1 == self._config.steps):
+        is_due = (step + 1) % every == 0 or step + 1 == self._config.steps
+        if not self._console.is_terminal and (is_due or time.monotonic() - self._told >= _LINE_S):
+            self._told = time.monotonic()
             self._console.print(f"step {step + 1}/{self._config.steps}  {text}", highlight=False)
 
     def _evaluation(self, steps: int, loss: float) -> None:

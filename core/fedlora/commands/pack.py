@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import get_args
 
 import click
 from rich.console import Console
+from rich.status import Status
 
 from fedlora.base.pack import WEIGHTS, open_pack
 from fedlora.base.packing import default_bits, largest_block_size, make_pack
@@ -17,6 +19,8 @@ _WHY_8 = (
     "an encoder, packed at 8 bits: at 4 all-MiniLM-L6-v2 loses a sixth of each text's nearest neighbours, at 8 3% "
     "(docs/quantization.md); --bits 4 makes the smaller pack"
 )
+
+_LINE_S = 60.0  # between lines of progress where there is no terminal
 
 
 @click.command()
@@ -60,6 +64,16 @@ def pack(
         symmetric=symmetric,
     )
     console = Console(stderr=True)
+    last = time.monotonic()
+
+    def told(what: str, status: Status) -> None:
+        """In a terminal at once, elsewhere once a minute."""
+        nonlocal last
+        status.update(what)
+        if not console.is_terminal and time.monotonic() - last >= _LINE_S:
+            last = time.monotonic()
+            console.print(what, highlight=False, markup=False, soft_wrap=True)
+
     if bits == "auto" and chosen_bits == 8:
         console.print(f"{source}: {_WHY_8}", highlight=False, soft_wrap=True, markup=False)
     with console.status("packing") as status:
@@ -69,7 +83,7 @@ def pack(
             quantization,
             scale_rule=scale_rule,
             replace=force,
-            progress=lambda name: status.update(f"packing {name}"),
+            progress=lambda name: told(f"packing {name}", status),
             tell=lambda sentence: console.print(sentence, highlight=False, soft_wrap=True, markup=False),
         )
         made = open_pack(output)

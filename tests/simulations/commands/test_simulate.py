@@ -140,7 +140,7 @@ def test_another_seed_gives_another_adapter(simulator: Simulator, tiny_run: tupl
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, r"/1: no \*\.txt file below it"),
+        (None, r"/1: no \*\.txt .*file below it"),
         ("", r"/1: no text in 1 file\(s\); give this device data"),
         ("one line that is not cut", r"device 1 has no held-out text"),
     ],

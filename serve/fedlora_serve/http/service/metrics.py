@@ -2,7 +2,8 @@
 
 What happens (tokens, latencies, ends) is counted as it happens; what is (the queue, the caches, the adapters) is read when
 somebody asks (`StatsCollector`). A label is never a text from a request: a model's name is one only once the model
-was found, and at most `max_models` of them have series of their own; the others share "other".
+was found, and at most `max_models` of them have series of their own; the others share "other", which is nobody's name: a
+model that is called so is "'other'".
 """
 
 from __future__ import annotations
@@ -68,15 +69,14 @@ class Metrics:
             ("status",),
             registry=self.registry,
         )
-        self._by_model: dict[str, _Series] = {}
-        self._by_model[OTHER] = self._new_series(OTHER)
-        self._by_model[base_name] = self._new_series(base_name)
+        self._others = self._new_series(OTHER)
+        self._by_model = {base_name: self._new_series(_label(base_name))}
 
     def request_started(self, model: str) -> None:
         """An answer of a model that was found is wanted: it may have series of its own."""
         with self._lock:
-            if model not in self._by_model and len(self._by_model) < self._max_models + 2:  # the base, and the others
-                self._by_model[model] = self._new_series(model)
+            if model not in self._by_model and len(self._by_model) <= self._max_models:  # beside the base
+                self._by_model[model] = self._new_series(_label(model))
 
     def first_token(self, model: str, seconds: float) -> None:
         self._series(model).first_token.observe(seconds)
@@ -112,12 +112,13 @@ class Metrics:
     def forget(self, model: str) -> None:
         """An adapter was unloaded: its series go, and another adapter may have theirs."""
         with self._lock:
-            if model == OTHER or self._by_model.pop(model, None) is None:
+            if self._by_model.pop(model, None) is None:
                 return
+            label = _label(model)
             for metric in (*self._histograms, *self._counters):
-                metric.remove(model)
+                metric.remove(label)
             for reason in _REASONS:
-                self._ended.remove(model, reason)
+                self._ended.remove(label, reason)
 
     def text(self) -> bytes:
         """All of it, in Prometheus's text format."""
@@ -125,12 +126,12 @@ class Metrics:
 
     def _series(self, model: str) -> _Series:
         """Those of a model whose answers still come after it was forgotten are the others'."""
-        return self._by_model.get(model, self._by_model[OTHER])
+        return self._by_model.get(model, self._others)
 
-    def _new_series(self, model: str) -> _Series:
-        first, between, latency = (histogram.labels(model) for histogram in self._histograms)
-        prompt, generation = (counter.labels(model) for counter in self._counters)
-        ended = {reason: self._ended.labels(model, reason) for reason in _REASONS}
+    def _new_series(self, label: str) -> _Series:
+        first, between, latency = (histogram.labels(label) for histogram in self._histograms)
+        prompt, generation = (counter.labels(label) for counter in self._counters)
+        ended = {reason: self._ended.labels(label, reason) for reason in _REASONS}
         return _Series(first, between, latency, prompt, generation, ended)
 
     def _histogram(self, name: str, what: str, buckets: tuple[float, ...]) -> Histogram:
@@ -138,6 +139,11 @@ class Metrics:
 
     def _counter(self, name: str, what: str, *labels: str) -> Counter:
         return Counter(PREFIX + name, what, (*_MODEL, *labels), registry=self.registry)
+
+
+def _label(model: str) -> str:
+    """A name has no quotes: none comes to be another's label."""
+    return f"'{model}'" if model == OTHER else model
 
 
 class StatsCollector(Collector):

@@ -168,3 +168,18 @@ def test_embeddings_are_counted_by_their_model(base: BasePack) -> None:
     assert value(state.metrics, "prompt_tokens_total", model_name="poet") == 6
     assert value(state.metrics, "request_success_total", model_name="poet", finished_reason="stop") == 2
     assert value(state.metrics, "e2e_request_latency_seconds_count", model_name=BASE) == 1
+
+
+def test_an_adapter_that_is_called_as_the_others_are_together_has_series_of_its_own() -> None:
+    metrics = Metrics("base", max_models=1)
+    for model in ("other", "beyond"):
+        metrics.request_started(model)
+        metrics.request_finished(model, "stop", 1, prompt_tokens=5, completion_tokens=1)
+    assert models_of(metrics) == {"base", "other", "'other'"}
+    assert value(metrics, "prompt_tokens_total", model_name="'other'") == 5
+    assert value(metrics, "prompt_tokens_total", model_name="other") == 5
+    metrics.forget("other")
+    assert models_of(metrics) == {"base", "other"}
+    metrics.request_started("third")
+    metrics.request_finished("third", "stop", 1, prompt_tokens=2, completion_tokens=1)
+    assert value(metrics, "prompt_tokens_total", model_name="third") == 2
