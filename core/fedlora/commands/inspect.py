@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import click
 
 from fedlora.base.checkpoint import Checkpoint
 from fedlora.base.pack import CONFIG as MODEL_CONFIG
 from fedlora.base.pack import EMBEDDED, MANIFEST, WEIGHTS, BasePack, find_pack, open_pack
+from fedlora.data.adapter_chat import adapter_chat_settings
 from fedlora.errors import ConfigError, UpdateError
 from fedlora.family import HEAD, DecoderShape, EncoderShape
 from fedlora.files.bounded import read_bounded
@@ -40,7 +42,9 @@ def inspect(path: str) -> None:
         content = read_peft(place)
         base = content.base_fingerprint or f"not recorded ({content.config.get('base_model_name_or_path')})"
         stored: Facts = {"base": base, "stored as": content.dtype}
-        _show(f"adapter {place}", _adapter_facts(content.adapter) | stored | _beside_facts(content))
+        _show(
+            f"adapter {place}", _adapter_facts(content.adapter) | stored | _beside_facts(content) | _chat_facts(place)
+        )
     elif (place / MODEL_CONFIG).is_file():
         _show(f"checkpoint {place}", _checkpoint_facts(Checkpoint(place)))
     elif place.is_file():
@@ -155,6 +159,14 @@ def _beside_facts(content: PeftDirectory) -> Facts:
     if unsupported:
         facts["not supported"] = f"LoRA on {', '.join(unsupported)}: train without it among target_modules"
     return facts
+
+
+def _chat_facts(place: Path) -> Facts:
+    """How the adapter is spoken to, where its training says so."""
+    chat = adapter_chat_settings(place)
+    ends = [chat.special_tokens[name] for name in ("eos_token",) if name in chat.special_tokens]
+    told = {"chat template": chat.place, "answers end with": ", ".join([*ends, *map(str, chat.eos_token_ids)])}
+    return {name: value for name, value in told.items() if value}
 
 
 def _tensors(tensors: Mapping[str, Stored]) -> str:

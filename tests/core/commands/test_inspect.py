@@ -169,3 +169,14 @@ def test_a_path_at_which_nothing_lies_is_refused_with_its_neighbour(tmp_path: Pa
     assert str(_error(tmp_path / "adaptor")) == (
         f"{tmp_path / 'adaptor'}: there is no such file or folder; did you mean {tmp_path / 'adapter'}?"
     )
+
+
+def test_how_an_adapter_is_spoken_to_is_shown(tmp_path: Path, adapter: Adapter) -> None:
+    write_peft(tmp_path / "a", PeftDirectory(adapter=adapter))
+    assert not {"chat template", "answers end with"} & _facts(tmp_path / "a").keys()
+    (tmp_path / "a" / "chat_template.jinja").write_text("{{ messages }}")
+    (tmp_path / "a" / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
+    (tmp_path / "a" / "generation_config.json").write_text('{"eos_token_id": [7]}')
+    facts = _facts(tmp_path / "a")
+    assert facts["chat template"] == str(tmp_path / "a" / "chat_template.jinja")
+    assert facts["answers end with"] == "<|im_end|>, 7"
