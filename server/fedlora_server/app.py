@@ -12,7 +12,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedlora_server.rounds import Rounds
-from fedlora_server.run.run_directory import default_output, open_run
+from fedlora_server.run.run_directory import as_it_began, default_output, open_run
 
 app = ServerApp()
 
@@ -31,6 +31,8 @@ def main(grid: Grid, context: Context) -> None:
         )
     base = open_pack(config.base)
     output = Path(config.output) if config.output else default_output(config.name, run)
+    if config.server.resume:
+        config = as_it_began(config, output)
     rounds = Rounds(grid, config, base)
     with open_run(output, config, base, run) as directory:
         rounds.run(directory)

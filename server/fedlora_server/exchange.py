@@ -11,11 +11,13 @@ from fedlora.errors import RunError
 from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from fedlora_server.bounded_pull import bounded
+
 _POLL_S = 0.05
 _LONGEST_POLL_S = 1.0
-_ASKED_AT_ONCE = 8
 _LONGEST_TEXT = 500
 _NAMED = re.compile(r"device (.{1,64}?): (.*)", re.DOTALL)
+MOST_BYTES = 1 << 20  # of a reply, beside the numbers that are due
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +29,7 @@ class Reply:
 
     node: int
     device: str  # the name that it gives itself; the node's number where it gives none
+    reason: str = "device-error"  # the word by which an error is counted
     data: bytes = b""
     metrics: dict[str, float] | None = None
     error: str = ""
@@ -48,12 +51,13 @@ def connected_nodes(grid: Grid, at_least: int, timeout_s: float) -> list[int]:
 
 
 def ask(
-    grid: Grid, nodes: Sequence[int], kind: str, data: bytes, server_round: int, timeout_s: float
-) -> Iterator[Reply]:
+    grid: Grid, nodes: Sequence[int], kind: str, data: bytes, server_round: int, timeout_s: float,
+    most_bytes: int = MOST_BYTES,
+) -> Iterator[Reply]:  # fmt: skip
     """Send `data` to each node and yield every reply once, as it arrives, until all came or `timeout_s` passed.
 
     `kind` is Flower's message type, "train" or "evaluate". No more than a few replies are held at a
-    time, however many nodes there are.
+    time, however many nodes there are, and none that is larger than `most_bytes`.
     """
     array = Array(dtype="uint8", shape=(len(data),), stype="fedlora.update", data=data)
     waiting: dict[str, int] = {}
@@ -66,12 +70,14 @@ def ask(
     deadline, pause = time.monotonic() + timeout_s, _POLL_S
     while waiting and (began := time.monotonic()) < deadline:
         before = len(waiting)
-        for asked in _slices(list(waiting)):
-            for message in grid.pull_messages(asked):
-                # A lost node's error carries the wrong source: what it replies to is what tells the node.
-                replied_to = message.metadata.reply_to_message_id
-                if replied_to in waiting:
-                    yield _reply(message, waiting.pop(replied_to))
+        with bounded(grid, most_bytes) as pulls:
+            for asked in _slices(list(waiting), pulls.at_once):
+                for message in grid.pull_messages(asked):
+                    # A lost node's error carries the wrong source: what it replies to is what tells the node.
+                    replied_to = message.metadata.reply_to_message_id
+                    if replied_to in waiting:
+                        node, is_refused = waiting.pop(replied_to), replied_to in pulls.refused
+                        yield _oversized(node, most_bytes) if is_refused else _reply(message, node, most_bytes)
         pause = _POLL_S if len(waiting) < before else min(2 * pause, _LONGEST_POLL_S)
         if len(waiting) == before:
             time.sleep(max(0.0, pause - (time.monotonic() - began)))
@@ -83,22 +89,30 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in short)
 
 
-def _slices(ids: list[str]) -> Iterator[list[str]]:
+def _slices(ids: list[str], few: int) -> Iterator[list[str]]:
     """A few at a time: a grid returns everything that is ready of what it is asked for, and that is what is held."""
-    for start in range(0, len(ids), _ASKED_AT_ONCE):
-        yield ids[start : start + _ASKED_AT_ONCE]
+    for start in range(0, len(ids), few):
+        yield ids[start : start + few]
 
 
 TRAIN, EVALUATE = MessageType.TRAIN, MessageType.EVALUATE
 
 
-def _reply(message: Message, node: int) -> Reply:
+def _oversized(node: int, most_bytes: int) -> Reply:
+    error = f"its reply is larger than {most_bytes} bytes, the most that a reply to this message can have"
+    return Reply(node=node, device=str(node), error=error, reason="oversized")
+
+
+def _reply(message: Message, node: int, most_bytes: int) -> Reply:
     if message.has_error():
         said = message.error.reason or f"error {message.error.code}"
         named = _NAMED.match(said)  # as our devices say who they are
         device, said = (named[1], named[2]) if named else (str(node), said)
         return Reply(node=node, device=printable(device), error=printable(said))
     content = message.content
+    arrays = [array for record in content.array_records.values() for array in record.values()]
+    if sum(len(array.data) for array in arrays) > most_bytes:
+        return _oversized(node, most_bytes)
     try:
         name = printable(str(content.config_records["device"]["device"])[:64])
         if message.metadata.message_type == MessageType.TRAIN:

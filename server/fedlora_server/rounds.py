@@ -17,13 +17,14 @@ from fedlora.config.run import RunConfig
 from fedlora.errors import ConfigError, FedloraError, RunError, UpdateError
 from fedlora.lora.adapter import Adapter
 from fedlora.wire.task import FactorSet, Task
-from fedlora.wire.update import Update, decode_update, encode_update
+from fedlora.wire.update import Update, decode_update, encode_update, payload
 from flwr.serverapp import Grid
 
 from fedlora_server.aggregation.aggregation import Aggregation, State, norms
 from fedlora_server.aggregation.optimizers import Moments
 from fedlora_server.checks import Expectation, limit_for
-from fedlora_server.exchange import EVALUATE, TRAIN, DeviceNames, ask, connected_nodes, printable
+from fedlora_server.copies import Copies
+from fedlora_server.exchange import EVALUATE, MOST_BYTES, TRAIN, DeviceNames, ask, connected_nodes, printable
 from fedlora_server.methods.method import Global
 from fedlora_server.run.round_record import RoundRecord
 from fedlora_server.run.run_directory import RunDirectory
@@ -118,16 +119,24 @@ class Rounds:
             run=self._run, server_round=record.round, base_fingerprint=self._base.fingerprint, adapter=this.down.adapter,
             factors=this.task.sends, limit=limit_for(this.down.adapter), min_rank=self._config.aggregation.min_rank,
         )  # fmt: skip
+        unchanged = self._message(record.round, Global(this.down.adapter), this.task, this.task.sends)
+        copies, added = Copies(payload(unchanged)), list[str]()
         first: dict[str, str] = {}  # what the first device of each reason said
         record.devices, record.bytes_down = len(nodes), len(down) * len(nodes)
-        for reply in ask(self._grid, nodes, TRAIN, down, record.round, server.round_timeout_s):
+        due = 4 * sum(
+            (factor in this.task.sends) * array.size
+            for pair in this.down.adapter.pairs.values()
+            for factor, array in (("A", pair.lora_A), ("B", pair.lora_B))
+        )
+        for reply in ask(self._grid, nodes, TRAIN, down, record.round, server.round_timeout_s, due + MOST_BYTES):
             began = time.monotonic()
             try:
                 if reply.error:
-                    raise UpdateError("device-error", reply.error)
+                    raise UpdateError(reply.reason, reply.error)
                 record.bytes_up += len(reply.data)
                 update = decode_update(reply.data, lambda: this.down.adapter)
                 expectation.check(update)
+                copies.check(reply.device, payload(reply.data))
             except UpdateError as error:
                 record.excluded[error.reason] += 1
                 said = f"device {self._names.known(reply)}: {printable(str(error))}"
@@ -135,6 +144,7 @@ class Rounds:
                 log.warning("round %d: excluded (%s): %s", record.round, error.reason, said)
                 continue
             this.add(update.adapter, update.num_examples)
+            added.append(reply.device)
             record.replies += 1
             if update.metrics:
                 name = self._names.of(reply, record.nodes)
@@ -153,6 +163,13 @@ class Rounds:
             )
         began = time.monotonic()
         state = this.result()
+        if this.left_out:
+            rule = self._aggregation.rule
+            record.excluded[rule] += len(this.left_out)
+            record.replies -= len(this.left_out)
+            log.info(
+                "round %d: %s gave no weight to %s", record.round, rule, ", ".join(added[k] for k in this.left_out)
+            )
         committed = self._aggregation.committed(state)
         committed.check_finite(f"round {record.round}")
         distance = this.error(committed)

@@ -39,6 +39,8 @@ class InProcessGrid(Grid):
     ends its training early, and the grid that is closed waits for none.
     """
 
+    holds_replies = True  # they are in this process whether or not they are pulled
+
     def __init__(
         self,
         client_app: ClientApp,

@@ -35,15 +35,18 @@ def simulate(
 ) -> Path:
     """Run `config`, or go on with it where it says `server.resume`; write the report; return the run's directory.
 
-    `workers` devices work at a time, one for each core unless told; progress goes to `console`, standard error unless told.
+    `workers` devices work at a time, as many as `config` says unless told; the run's configuration keeps it.
+    Progress goes to `console`, standard error unless told.
     Raises FedloraError.
     """
     check_simulation(config)
-    return run_checked(with_output(config), engine, workers or cores(), console or Console(stderr=True))
+    return run_checked(with_output(config), engine, workers, console or Console(stderr=True))
 
 
-def run_checked(config: RunConfig, engine: Engine, workers: int, console: Console) -> Path:
+def run_checked(config: RunConfig, engine: Engine, workers: int | None, console: Console) -> Path:
     """`simulate` for a configuration with an output that `check_simulation` has seen."""
+    workers = workers or config.simulation.workers or cores()
+    config = dataclasses.replace(config, simulation=dataclasses.replace(config.simulation, workers=workers))
     config = settled(config)
     Aggregation(config, config.first_adapter(open_pack(config.base).model))  # refuses what does not go together
     tell_data(data_accounts(config), console)

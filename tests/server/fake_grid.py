@@ -116,6 +116,8 @@ class FakeGrid(Grid):
     and None stands in for its message's id, and an id that is not text is refused.
     """
 
+    holds_replies = True
+
     def __init__(self, devices: Mapping[int, Device], order: Callable[[list[Message]], list[Message]] = list) -> None:
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, SUPERLINK_NODE_ID
         self.devices, self.order = dict(devices), order

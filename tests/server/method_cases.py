@@ -89,7 +89,7 @@ def device(this: Round, seed: int, rank: int = 1000) -> Adapter:
 
 
 def devices(this: Round, count: int = 5, *, seed: int = 0, ranks: Sequence[int] = (1000,)) -> list[Weighted]:
-    weights, own = itertools.cycle((7, 40, 1, 13)), itertools.cycle(ranks)
+    weights, own = itertools.cycle((7, 20, 1, 13)), itertools.cycle(ranks)
     return [(device(this, seed + k, next(own)), next(weights)) for k in range(count)]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fedlora.config.run import RunConfig, ServerConfig
+from fedlora.config.run import AggregationConfig, RunConfig, ServerConfig
 from fedlora.errors import ConfigError, RunError
 from fedlora.lora.adapter import Adapter, LoraPair
 from fedlora.lora.ranks import joined
@@ -531,7 +531,9 @@ def test_a_server_configuration_that_cannot_work_is_refused(settings: dict[str, 
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_a_large_adapter_that_f16_cannot_hold_goes_down_in_f32(play: Player, method: str) -> None:
     large = replying(lambda update: dataclasses.replace(filled(update, 999.0), num_examples=10**9))
-    played = play.soundly(honest(1, 2, 3) | {4: Honest(4, large)}, method=method, codec="f16", rounds=3)
+    believing = AggregationConfig(robust="none", max_weight=0.0)
+    devices = honest(1, 2, 3) | {4: Honest(4, large)}
+    played = play.soundly(devices, method=method, codec="f16", rounds=3, aggregation=believing)
     assert [record["replies"] for record in played.metrics] == [0, 4, 4, 4]
 
 
@@ -539,3 +541,56 @@ def test_three_devices_of_names_that_run_into_each_other_are_all_measured(play: 
     played = play.soundly({1: Honest(1, name="x (3)"), 2: Honest(2, name="x"), 3: Honest(3, name="x")})
     for record in played.metrics:
         assert len(record["loss"]) == 3
+
+
+def copying(original: int) -> Callable[[Message, Update], Sequence[Message]]:
+    """A device that sends what another one trained, under its own name and number of examples."""
+
+    def change(message: Message, update: Update) -> Sequence[Message]:
+        copied = trained(original, update_of(message))
+        return [training_reply(message, encode_update(dataclasses.replace(copied, num_examples=77)), "the copy")]
+
+    return change
+
+
+def test_the_copy_of_an_update_counts_once(play: Player) -> None:
+    devices = honest(1, 2, 3, 4)
+    alone = play.soundly(devices, rounds=1)
+    together = play.soundly({**devices, 5: Honest(5, change=copying(2))}, rounds=1)
+    assert together.metrics[1]["excluded"] == {"duplicate": 1}
+    assert together.metrics[1]["replies"] == 4
+    assert_same_adapter(together.adapter(1), alone.adapter(1))
+
+
+def test_devices_that_change_nothing_are_no_copies_of_each_other(play: Player) -> None:
+    def unchanged(message: Message, update: Update) -> Sequence[Message]:
+        same = dataclasses.replace(update, adapter=update_of(message).adapter)
+        return [training_reply(message, encode_update(same), str(update.num_examples))]
+
+    played = play.soundly({node: Honest(node, change=unchanged) for node in (1, 2, 3)}, rounds=1)
+    assert (played.metrics[1]["replies"], played.metrics[1]["excluded"]) == (3, {})
+
+
+def giant(message: Message, update: Update) -> Sequence[Message]:
+    pairs = {m: LoraPair(p.lora_A, -50 * p.lora_B) for m, p in update.adapter.pairs.items()}
+    update = dataclasses.replace(update, adapter=Adapter(update.adapter.config, pairs), num_examples=10**9)
+    return [training_reply(message, encode_update(update), "giant")]
+
+
+def test_by_default_a_giant_is_left_out_and_counted_by_the_rule(play: Player) -> None:
+    devices = honest(*range(1, 8))
+    alone, attacked = play.soundly(devices, rounds=2), play.soundly({**devices, 9: Honest(9, change=giant)}, rounds=2)
+    for server_round in (1, 2):
+        assert attacked.metrics[server_round]["excluded"] == {"norm-bound": 1}
+        assert attacked.metrics[server_round]["replies"] == 7
+    for module, pair in alone.adapter(1).pairs.items():
+        np.testing.assert_array_equal(attacked.adapter(1).pairs[module].lora_B, pair.lora_B)
+
+
+def test_a_reply_that_is_larger_than_any_can_be_costs_only_its_device(play: Player) -> None:
+    def endless(message: Message, update: Update) -> Sequence[Message]:
+        return [training_reply(message, bytes(2 << 20), "endless")]
+
+    played = play.soundly({**honest(1, 2), 3: Honest(3, change=endless)}, rounds=1)
+    assert played.metrics[1]["excluded"] == {"oversized": 1}
+    assert played.metrics[1]["bytes_up"] < 10_000

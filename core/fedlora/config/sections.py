@@ -207,10 +207,12 @@ class SimulationConfig:
     """What only a simulation needs: how many devices there are, and what they can."""
 
     devices: int = 8
+    workers: int = 0  # devices that work at a time; 0: one for each core
     ranks: tuple[str, ...] = ()  # the largest rank of each device, dealt out in turn, as in "4,8,16"; empty: any
 
     def __post_init__(self) -> None:
         require(self.devices >= 1, "simulation.devices must be at least 1", self.devices)
+        require(self.workers >= 0, "simulation.workers must be 0 (one for each core) or more", self.workers)
         for rank in self.ranks:
             require(rank.isdecimal() and int(rank) >= 1, "simulation.ranks must be integers from 1", rank)
 
@@ -247,6 +249,8 @@ class AggregationConfig:
     """How the updates of a round count, and what is done to their mean."""
 
     weights: str = "examples"  # of a device: its number of training windows, or uniform: 1
+    max_weight: float = 4.0  # times the median of the round, which is the most that a device may weigh; 0: no bound
+    fixed_signs: bool = True  # of components that an SVD made: the largest entry of a row of A is positive
     min_rank: int = 0  # the smallest rank that a device may train; 0: all train lora.rank
     max_rank: int = 64  # of the adapter that `stack` and `fedex` commit
     lorafair_lambda: float = 0.01  # how strongly `lorafair` holds back its correction
@@ -255,7 +259,7 @@ class AggregationConfig:
     beta1: float = 0.9
     beta2: float = 0.99
     tau: float = 1e-3
-    robust: str = "none"  # or an entry point of the group fedlora.robust
+    robust: str = "auto"  # norm-bound where the method takes it; none; or an entry point of the group fedlora.robust
     byzantine_share: float = 0.2  # of the devices that multi-krum takes to be liars, rounded up
     norm_bound: float = 3.0  # times the median of the norms, above which norm-bound leaves an update out
 
@@ -266,6 +270,8 @@ class AggregationConfig:
             require(got in known, f"aggregation.{name} must be one of {', '.join(known)}", got)
         require(self.min_rank >= 0, "aggregation.min_rank must be 0 (none) or more", self.min_rank)
         require(1 <= self.max_rank <= MAX_RANK, f"aggregation.max_rank must be from 1 to {MAX_RANK}", self.max_rank)
+        got = self.max_weight
+        require(got == 0 or 1 <= got < math.inf, "aggregation.max_weight must be 0 (no bound) or at least 1", got)
         require(1 <= self.norm_bound < math.inf, "aggregation.norm_bound must be at least 1", self.norm_bound)
         for name in ("lorafair_lambda", "lr", "tau"):
             got = getattr(self, name)

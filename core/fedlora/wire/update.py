@@ -116,6 +116,11 @@ def decode_update(data: bytes | memoryview, known: Callable[[], Adapter] | None 
     )
 
 
+def payload(data: bytes | memoryview) -> memoryview:
+    """The numbers of an update, as they travelled. Raises UpdateError where there is no header before them."""
+    return _split(memoryview(data))[1]
+
+
 @dataclass(frozen=True, slots=True)
 class _Plan:
     """An adapter as a header describes it."""

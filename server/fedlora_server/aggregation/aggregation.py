@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 from fedlora.config.run import AggregationConfig, RunConfig
@@ -13,15 +13,20 @@ from fedlora.lora.adapter import Adapter
 from fedlora.lora.algebra import inner_product
 from fedlora.wire.task import FactorSet
 
+from fedlora_server.aggregation.capped_weights import CappedAggregator, merges
 from fedlora_server.aggregation.error_sketch import ErrorSketch, SketchedAggregator
 from fedlora_server.aggregation.optimizers import ADAPTIVE, USES, Moments, optimized
-from fedlora_server.aggregation.robust_rule import RobustRule, find_robust_rule
+from fedlora_server.aggregation.robust_aggregator import WeighingAggregator, all_alike
+from fedlora_server.aggregation.robust_rule import AUTO, BY_DEFAULT, NONE, RobustRule, find_robust_rule
+from fedlora_server.aggregation.signs import with_signs
 from fedlora_server.methods import find_method
-from fedlora_server.methods.method import Global, Method
+from fedlora_server.methods.method import Aggregator, Global, Method
 
 log = logging.getLogger("fedlora.server")
 
-_COMMON = frozenset({"weights", "min_rank", "optimizer", "robust"})  # keys that every run uses
+_COMMON = frozenset(
+    {"fixed_signs", "weights", "max_weight", "min_rank", "optimizer", "robust"}
+)  # keys that every run uses
 _SKETCH = 2  # which of a round's random numbers: 0 and 1 are the first adapter's and the sampling's
 
 
@@ -38,6 +43,7 @@ class Aggregation:
 
     def __init__(self, config: RunConfig, first: Adapter) -> None:
         """`first` is the adapter that the run begins with. Raises ConfigError for what does not go together."""
+        config = with_rule(config)
         name, settings = config.server.method, config.aggregation
         self.method = find_method(name)(first.config, settings, config.seed)
         rule = find_robust_rule(settings.robust)
@@ -57,7 +63,8 @@ class Aggregation:
             raise ConfigError(
                 f"aggregation.min_rank is {settings.min_rank}; expected at most lora.rank, {config.lora.rank}"
             )
-        if self._rule and (settings.min_rank or settings.weights != "uniform"):
+        uncapped = settings.weights != "uniform" and not (self._rule and self._rule.takes_examples)
+        if self._rule and (settings.min_rank or uncapped):
             key, value = ("min_rank", 0) if settings.min_rank else ("weights", "uniform")
             raise ConfigError(
                 f"aggregation.robust is {settings.robust}, aggregation.{key} {getattr(settings, key)}: a robust rule "
@@ -70,6 +77,11 @@ class Aggregation:
             )
         for key in unused(settings, self.method.uses | (self._rule.uses if self._rule else frozenset())):
             log.warning("aggregation.%s is %s, and nothing in this run uses it", key, getattr(settings, key))
+
+    @property
+    def rule(self) -> str:
+        """The robust rule by its name; none where there is none."""
+        return self._settings.robust
 
     @property
     def factors_down(self) -> FactorSet:
@@ -105,10 +117,32 @@ class Round:
         generator = np.random.default_rng([config.seed, server_round, _SKETCH])
         has_error = method.measures_error and not (rule and rule.replaces_mean)
         self._sketch = ErrorSketch(self.down.adapter, generator) if has_error else None
-        aggregator = method.aggregator(self.down, server_round)
-        if self._sketch:
-            aggregator = SketchedAggregator(aggregator, self._sketch)
-        self._aggregator = rule.aggregator(aggregator, self.down.adapter) if rule else aggregator
+        self._server_round, self._groups = server_round, 0
+        self._aggregator = self._around(rule)
+
+    def _around(self, rule: RobustRule | None) -> Aggregator:
+        """The method's aggregator with the rule, or with what bounds the weights that devices give themselves."""
+        down, most = self.down.adapter, self._settings.max_weight
+        if rule:
+            return rule.aggregator(self._new(), down)
+        if self._settings.weights == "uniform" or not most:
+            return self._new()
+        if merges(self._method.aggregator(self.down, self._server_round)):
+            return CappedAggregator(self._new, most)
+        return WeighingAggregator(self._new(), down, all_alike, most)
+
+    def _new(self) -> Aggregator:
+        """The method's aggregator with a sketch: the first one has the round's, to which those of others are added."""
+        aggregator = self._method.aggregator(self.down, self._server_round)
+        if not self._sketch:
+            return aggregator
+        self._groups += 1
+        return SketchedAggregator(aggregator, self._sketch if self._groups == 1 else self._sketch.twin())
+
+    @property
+    def left_out(self) -> list[int]:
+        """Those of the added updates, counted from 0, that the robust rule gave no weight in the result."""
+        return list(getattr(self._aggregator, "left_out", ()))
 
     def add(self, adapter: Adapter, num_examples: int) -> None:
         """Take one device's sound adapter, and let it go."""
@@ -124,6 +158,9 @@ class Round:
                 keeps_components=self._method.keeps_components,
             )  # fmt: skip
             now = Global(adapter, now.frozen)
+        if self._settings.fixed_signs:
+            adapter = now.adapter if self._method.keeps_components else with_signs(now.adapter)
+            now = Global(adapter, now.frozen and with_signs(now.frozen))
         return State(now, moments)
 
     def error(self, committed: Adapter) -> float | None:
@@ -132,6 +169,15 @@ class Round:
         With a robust rule the weights are those that it gave.
         """
         return self._sketch.relative_error(committed, self.down.frozen) if self._sketch else None
+
+
+def with_rule(config: RunConfig) -> RunConfig:
+    """`config` with the rule that `auto` stands for by its name: a run's configuration tells what the run does."""
+    settings = config.aggregation
+    if settings.robust != AUTO:
+        return config
+    takes_one = not find_method(config.server.method).refuses_robust and not settings.min_rank
+    return replace(config, aggregation=replace(settings, robust=BY_DEFAULT if takes_one else NONE))
 
 
 def unused(settings: AggregationConfig, uses: frozenset[str]) -> list[str]:

@@ -9,6 +9,7 @@ frozen beside the trained adapter. Both are seen through d orthonormal direction
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -44,6 +45,19 @@ class ErrorSketch:
     def count(self, weight: float) -> None:
         self._weight += weight
 
+    def twin(self) -> ErrorSketch:
+        """One that has seen nothing yet, in the same directions."""
+        twin = copy.copy(self)
+        twin._sums = {module: np.zeros_like(total) for module, total in self._sums.items()}
+        twin._weight = 0.0
+        return twin
+
+    def merge(self, other: ErrorSketch, factor: float) -> None:
+        """Take all that `other`, a twin, has seen, with its weights times `factor`."""
+        self._weight += other._weight * factor
+        for module, total in other._sums.items():
+            self._sums[module] += total * np.float32(factor)
+
     def relative_error(self, committed: Adapter, frozen: Adapter | None = None) -> float:
         """Over the modules together; 0 where both are zero. Raises RunError where nothing was added."""
         if not self._weight:
@@ -78,6 +92,11 @@ class SketchedAggregator(Aggregator):
     def add(self, adapter: Adapter, weight: float) -> None:
         self._aggregator.add_and_show(adapter, weight, lambda module: self._sketch.add_module(adapter, module, weight))
         self._sketch.count(weight)
+
+    def merge(self, other: Aggregator, factor: float) -> None:
+        assert isinstance(other, SketchedAggregator)
+        self._aggregator.merge(other._aggregator, factor)
+        self._sketch.merge(other._sketch, factor)
 
     def result(self) -> Global:
         return self._aggregator.result()

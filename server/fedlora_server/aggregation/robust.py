@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from fedlora.lora.adapter import Adapter
+from numpy.typing import NDArray
 
-from fedlora_server.aggregation.gram import Gram, seen_from, squared_distances
+from fedlora_server.aggregation.gram import Gram, norm_of_change, seen_from, squared_distances
 from fedlora_server.aggregation.robust_aggregator import MedianAggregator, Weights
 from fedlora_server.aggregation.robust_rule import RobustRule
 from fedlora_server.methods.method import Aggregator
@@ -28,9 +30,15 @@ class NormBound(RobustRule):
     """
 
     uses = frozenset({"norm_bound"})
+    takes_examples = True
 
     def weights(self, gram: Gram) -> Weights:
-        norms = np.sqrt(np.maximum(np.diag(gram), 0))
+        return self._within(np.sqrt(np.maximum(np.diag(gram), 0)))
+
+    def weights_of(self, adapters: Sequence[Adapter], down: Adapter) -> Weights:
+        return self._within(np.array([norm_of_change(adapter, down) for adapter in adapters]))
+
+    def _within(self, norms: NDArray[np.float64]) -> Weights:
         return np.where(norms <= self.settings.norm_bound * np.median(norms), 1.0, 0.0)
 
 

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from fedlora.errors import RunError
@@ -14,26 +14,30 @@ from fedlora.lora.config import LoraConfig
 from fedlora.lora.low_rank import Matrix
 from numpy.typing import NDArray
 
-from fedlora_server.aggregation.gram import Gram, gram_of_changes
+from fedlora_server.aggregation.capped_weights import capped
+from fedlora_server.aggregation.held_updates import HeldUpdates
 from fedlora_server.means.parallel_modules import parallel_modules
 from fedlora_server.means.weighted_sum import NO_UPDATES, positive
 from fedlora_server.methods.method import Aggregator, Global
 from fedlora_server.methods.svd import as_pair
 
 Weights = NDArray[np.float64]  # [N], 0 for an update that does not count
+RoundWeights = Callable[[Sequence[Adapter], Adapter], Weights]  # of updates to what went down
 
 _BLOCK_BYTES = 1 << 26  # of the products that are in memory at a time
 
 
 class _Holding(Aggregator):
-    """The part of an aggregator that adds: the adapters of the round, all of which count alike."""
+    """The part of an aggregator that adds: the adapters of the round, and their weights."""
 
     def __init__(self) -> None:
         self._adapters: list[Adapter] = []
+        self._given: list[float] = []
+        self._holder = HeldUpdates()
 
     def add(self, adapter: Adapter, weight: float) -> None:
-        positive(weight)
-        self._adapters.append(adapter)
+        self._given.append(positive(weight))
+        self._adapters.append(self._holder.hold(adapter))
 
     def _held(self) -> list[Adapter]:
         if not self._adapters:
@@ -42,26 +46,36 @@ class _Holding(Aggregator):
 
 
 class WeighingAggregator(_Holding):
-    """`inner` gets each update with the weight that a rule gives it. Memory: N adapters, beside inner's."""
+    """`inner` gets each update with its capped weight times that which a rule gives it.
 
-    def __init__(self, inner: Aggregator, down: Adapter, weights: Callable[[Gram], Weights]) -> None:
+    Memory: the held updates', beside inner's.
+    """
+
+    def __init__(self, inner: Aggregator, down: Adapter, weights: RoundWeights, max_weight: float) -> None:
         super().__init__()
-        self._inner, self._down, self._weights = inner, down, weights
+        self._inner, self._down, self._weights, self._max_weight = inner, down, weights, max_weight
+        self.left_out: list[int] = []  # of the updates, in the order in which they were added
 
     def result(self) -> Global:
         adapters = self._held()
-        weights = self._weights(gram_of_changes(adapters, self._down))
-        for adapter, weight in zip(adapters, weights, strict=True):
+        weights = self._weights(adapters, self._down)
+        self.left_out = [number for number, weight in enumerate(weights) if not weight > 0]
+        for number, weight in enumerate(weights * capped(self._given, self._max_weight)):
             if weight > 0:
-                self._inner.add(adapter, float(weight))
+                self._inner.add(adapters[number], float(weight))
         return self._inner.result()
+
+
+def all_alike(adapters: Sequence[Adapter], down: Adapter) -> Weights:
+    """What a round without a rule gives its updates."""
+    return np.ones(len(adapters))
 
 
 class MedianAggregator(_Holding):
     """The best adapter for the coordinate-wise median of the products gamma B_k A_k.
 
     Yin et al., "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates", 2018 (arXiv:1803.01498), on the
-    products, which no gauge changes, a block of rows at a time. Memory: N adapters, and per core one [O, I] and a
+    products, which no gauge changes, a block of rows at a time. Memory: the held updates', and per core one [O, I] and a
     block of 64 MB.
     """
 

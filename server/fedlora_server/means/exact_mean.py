@@ -30,13 +30,28 @@ class ExactMean:
         """Raises RunError unless `weight` is positive and finite."""
         self._weight += positive(weight)
         for module, pair in adapter.pairs.items():
-            rows, columns = pair.shape
-            terms = self._terms.setdefault(module, [])
-            terms.append((pair, adapter.config.scaling_of(module) * weight))
-            if sum(term.rank for term, _ in terms) * (rows + columns) >= rows * columns:
-                self._folded[module] = Dense(self._sum(module, 1).dense())
-                self._terms[module] = []
+            self._add_term(module, pair, adapter.config.scaling_of(module) * weight)
         self.count += 1
+
+    def merge(self, other: ExactMean, factor: float) -> None:
+        """Add all that was added to `other`, with its weights times `factor`."""
+        self._weight += other._weight * factor
+        for module, terms in other._terms.items():
+            for pair, weight in terms:
+                self._add_term(module, pair, weight * factor)
+        for module, matrix in other._folded.items():
+            folded = matrix.scaled(factor)
+            mine = self._folded.get(module)
+            self._folded[module] = folded if mine is None else Dense(mine.B + folded.B)
+        self.count += other.count
+
+    def _add_term(self, module: str, pair: LoraPair, weight: float) -> None:
+        rows, columns = pair.shape
+        terms = self._terms.setdefault(module, [])
+        terms.append((pair, weight))
+        if sum(term.rank for term, _ in terms) * (rows + columns) >= rows * columns:
+            self._folded[module] = Dense(self._sum(module, 1).dense())
+            self._terms[module] = []
 
     @property
     def modules(self) -> list[str]:

@@ -43,6 +43,16 @@ class FactorMean:
             self._add_module(module, adapter.pairs[module], np.float32(weight), scratch)
             then(module)
 
+    def merge(self, other: FactorMean, factor: float) -> None:
+        """Add all that was added to `other`, with its weights times `factor`."""
+        self.weight += other.weight * factor
+        for module, sums in other._sums.items():
+            self._components[module] = max(self._components[module], other._components[module])
+            for name, total in sums.items():
+                total *= np.float32(factor)
+                mine = self._sums.setdefault(module, {})
+                mine[name] = mine[name] + total if name in mine else total
+
     def mean(self) -> Adapter:
         """The mean; the sums become it, so nothing can be added afterwards. Raises RunError where nothing was."""
         if not self.weight:

@@ -18,3 +18,8 @@ class BothMeans(Aggregator):
     def add(self, adapter: Adapter, weight: float) -> None:
         self._factors.add(adapter, weight)
         self._products.add(adapter, weight)
+
+    def merge(self, other: Aggregator, factor: float) -> None:
+        assert isinstance(other, BothMeans)
+        self._factors.merge(other._factors, factor)
+        self._products.merge(other._products, factor)

@@ -36,6 +36,10 @@ class MeanAggregator(Aggregator):
     def add(self, adapter: Adapter, weight: float) -> None:
         self._mean.add(adapter, weight)
 
+    def merge(self, other: Aggregator, factor: float) -> None:
+        assert isinstance(other, MeanAggregator)
+        self._mean.merge(other._mean, factor)
+
     def add_and_show(self, adapter: Adapter, weight: float, show: Callable[[str], None]) -> None:
         self._mean.add(adapter, weight, show)
 

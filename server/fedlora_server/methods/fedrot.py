@@ -32,6 +32,10 @@ class FedRotAggregator(Aggregator):
     def add(self, adapter: Adapter, weight: float) -> None:
         self._mean.add(rotated_onto(adapter, self._target), weight)
 
+    def merge(self, other: Aggregator, factor: float) -> None:
+        assert isinstance(other, FedRotAggregator)
+        self._mean.merge(other._mean, factor)
+
     def result(self) -> Global:
         return Global(self._mean.mean())
 

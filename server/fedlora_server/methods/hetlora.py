@@ -37,5 +37,9 @@ class HetLoraAggregator(Aggregator):
         norm = math.sqrt(max(0.0, sum(inner_product(product, product) for product in products)))
         self._mean.add(adapter, positive(weight) * max(norm, _LEAST_NORM))
 
+    def merge(self, other: Aggregator, factor: float) -> None:
+        assert isinstance(other, HetLoraAggregator)
+        self._mean.merge(other._mean, factor)
+
     def result(self) -> Global:
         return Global(self._mean.mean())

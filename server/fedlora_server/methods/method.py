@@ -45,6 +45,13 @@ class Aggregator(ABC):
         for module in adapter.pairs:
             show(module)
 
+    def merge(self, other: Aggregator, factor: float) -> None:
+        """Take all that `other`, of the same round, was given, with its weights times `factor`; `other` is used up.
+
+        An aggregator that cannot is given its updates when their weights are known, at the end of the round.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def result(self) -> Global:
         """What the round made. The aggregator is used up. Raises RunError where nothing was added."""

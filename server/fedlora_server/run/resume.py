@@ -8,7 +8,7 @@ from fedlora.config.run import RunConfig
 from fedlora.errors import ConfigError
 
 # `base` is a place: its fingerprint is what must be the same. `name` may not differ: devices know what they keep by it.
-MAY_DIFFER = ("base", "output", "server.min_devices", "server.resume", "server.round_timeout_s")
+MAY_DIFFER = ("base", "output", "server.min_devices", "server.resume", "server.round_timeout_s", "simulation.workers")
 
 
 def check_goes_on(began: RunConfig, now: RunConfig, run: Path) -> None:

@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.base.pack import BasePack
-from fedlora.config.run import RunConfig
+from fedlora.config.run import AggregationConfig, RunConfig
 from fedlora.errors import ConfigError, RunError
 from fedlora.family import EncoderShape
 from fedlora.files.atomic import write_text
 from fedlora.files.documents import read_object
 from fedlora.lora.adapter import Adapter
 
+from fedlora_server.aggregation.aggregation import with_rule
 from fedlora_server.aggregation.optimizers import Moments
 from fedlora_server.run.metrics_file import METRICS, MetricsFile, read_lines
 from fedlora_server.run.resume import check_goes_on
@@ -36,6 +37,15 @@ from fedlora_server.run.round_record import RoundRecord, read_record
 from fedlora_server.run.run_lock import locked
 
 CONFIG, RUN, ROUNDS = "config.json", "run.json", "rounds"
+BEFORE = {
+    "aggregation.max_weight": 0.0,
+    "aggregation.fixed_signs": False,
+}  # what a run did whose configuration does not have the key
+LEFT_TO_FEDLORA = (
+    "robust",
+    "max_weight",
+    "fixed_signs",
+)  # of the section `aggregation`: what a run settles when it begins
 
 
 def default_output(name: str, run: str) -> Path:
@@ -49,7 +59,16 @@ def read_config(run: Path) -> RunConfig:
     path = run / CONFIG
     if not path.is_file():
         raise ConfigError(f"{run} holds no run: it has no {CONFIG}; name the directory of a run")
-    return RunConfig.from_flat(read_object(path, ConfigError, "the configuration of a run"), str(path))
+    values = read_object(path, ConfigError, "the configuration of a run")
+    return RunConfig.from_flat(BEFORE | values, str(path))
+
+
+def as_it_began(config: RunConfig, run: Path) -> RunConfig:
+    """`config`, to go on with `run`: what it leaves to fedlora is as that run has it, whatever a default is by now."""
+    began, default = read_config(run).aggregation, AggregationConfig()
+    left = [key for key in LEFT_TO_FEDLORA if getattr(config.aggregation, key) == getattr(default, key)]
+    settled = dataclasses.replace(config.aggregation, **{key: getattr(began, key) for key in left})
+    return dataclasses.replace(config, aggregation=settled)
 
 
 def read_metrics(run: Path | str) -> list[dict[str, Any]]:
@@ -199,7 +218,7 @@ def _begin(path: Path, config: RunConfig, base: BasePack, run: str) -> None:
 
 
 def _go_on(path: Path, config: RunConfig, base: BasePack) -> None:
-    began = read_config(path)
+    began, config = read_config(path), as_it_began(config, path)
     check_goes_on(began, config, path)
     there = _about(path)["base_fingerprint"]
     if there != base.fingerprint:
@@ -227,7 +246,7 @@ def _about(path: Path) -> dict[str, str]:
 
 def _settled(config: RunConfig) -> RunConfig:
     """The configuration of a run, whether it begins or goes on."""
-    return dataclasses.replace(config, server=dataclasses.replace(config.server, resume=False))
+    return with_rule(dataclasses.replace(config, server=dataclasses.replace(config.server, resume=False)))
 
 
 def _write_config(path: Path, config: RunConfig) -> None:

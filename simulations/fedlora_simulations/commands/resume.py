@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 from fedlora.config.run import changed
 from fedlora.nearest import check_there
-from fedlora.threads import cores
 from fedlora_server.run.resume import check_goes_on
 from fedlora_server.run.run_directory import last_round, read_config
 from rich.console import Console
@@ -19,16 +18,15 @@ from fedlora_simulations.commands.stopped import stopped
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option(
-    "--workers", type=click.IntRange(min=1), default=cores, show_default="all cores", help="Devices at a time."
-)
+@click.option("--workers", type=click.IntRange(min=1), help="Devices at a time.  [default: as many as before]")
 @click.option(
     "--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a key that may, e.g. server.rounds=9."
 )
-def resume(run: Path, workers: int, changes: tuple[str, ...]) -> None:
+def resume(run: Path, workers: int | None, changes: tuple[str, ...]) -> None:
     """Go on with a simulation that was stopped, or with more rounds; RUN is its directory.
 
-    It ends as one that was never stopped. With the same number of workers as before, 1, to the bit.
+    It ends as one that was never stopped, with one worker to the bit. With several, answers arrive in any order, and sums
+    differ in their last digits.
     """
     check_there(run)
     run = run.absolute()

@@ -8,7 +8,6 @@ from typing import cast
 
 import click
 from fedlora.config.run import changed, read_scenario
-from fedlora.threads import cores
 from rich.console import Console
 
 from fedlora_simulations.checks import check_simulation, with_output
@@ -20,10 +19,10 @@ from fedlora_simulations.commands.stopped import stopped
 @click.option("--engine", type=click.Choice(["in-process", "flower"]), default="in-process", show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The run's directory.  [default: runs/NAME-TIME]")
 @click.option(
-    "--workers", type=click.IntRange(min=1), default=cores, show_default="all cores", help="Devices at a time."
+    "--workers", type=click.IntRange(min=1), help="Devices at a time.  [default: the scenario's, or all cores]"
 )
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change one key, e.g. server.method=fedavg.")
-def simulate(scenario: Path, engine: str, output: Path | None, workers: int, changes: tuple[str, ...]) -> None:
+def simulate(scenario: Path, engine: str, output: Path | None, workers: int | None, changes: tuple[str, ...]) -> None:
     """Run SCENARIO, a TOML file, and write metrics, adapters and report.html into the run's directory."""
     config = changed(read_scenario(scenario), changes)
     if output:

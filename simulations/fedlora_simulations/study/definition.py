@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.base.pack import EMBEDDED
-from fedlora.config.run import RunConfig
+from fedlora.config.run import RunConfig, Scalar
 
 # Keys that came after studies were run: where they are not set, a run is known by what it was known by before.
 _LATER = ("data.fields.", "lora.layers")
@@ -102,6 +102,15 @@ class Study:
         return Run(row=row, setting=setting, config=config, folder=self.file.parent, digest=digest)
 
 
+# Defaults that are younger than results which must still be found: {key: (the default now, the value before, None: no key)}
+_DEFAULTS_SINCE: Mapping[str, tuple[Scalar, Scalar | None]] = {
+    "aggregation.robust": ("auto", "none"),
+    "aggregation.max_weight": (4.0, None),
+    "aggregation.fixed_signs": (True, None),
+    "simulation.workers": (0, None),
+}
+
+
 def _digest(config: RunConfig, *, is_pooled: bool) -> str:
     unset = RunConfig().flat()
     flat = {
@@ -112,4 +121,10 @@ def _digest(config: RunConfig, *, is_pooled: bool) -> str:
     flat = {
         key: value for key, value in flat.items() if value or not key.startswith("data.fields.")
     }  # which came later
+    for key, (now, before) in _DEFAULTS_SINCE.items():
+        if flat[key] != now:
+            continue
+        del flat[key]
+        if before is not None:
+            flat[key] = before
     return hashlib.sha256(json.dumps([is_pooled, flat], sort_keys=True).encode()).hexdigest()[:16]

@@ -139,8 +139,9 @@ def test_one_liar_of_any_size_moves_the_result_little(robust: str, size: float) 
 
 @pytest.mark.parametrize("robust", ROBUST)
 def test_a_number_of_examples_is_a_devices_own_word_and_does_not_count(robust: str) -> None:
-    with pytest.raises(ConfigError, match=f"robust is {robust}, aggregation.weights examples: .* to uniform"):
-        Case("svd", LORA, AggregationConfig(robust=robust)).round()
+    if robust != "norm-bound":  # which takes it, capped
+        with pytest.raises(ConfigError, match=f"robust is {robust}, aggregation.weights examples: .* to uniform"):
+            Case("svd", LORA, AggregationConfig(robust=robust)).round()
     adapters, honest = attacked()
     case = robustly(robust)
     updates = [(adapter, 10**9 if number < 2 else 1) for number, adapter in enumerate(adapters)]
@@ -289,6 +290,6 @@ def test_a_rule_is_found_by_its_name(robust: str) -> None:
 
 @pytest.mark.parametrize("robust", ["", "mean", "multi_krum"])
 def test_an_unknown_rule_is_refused_with_those_that_there_are(robust: str) -> None:
-    known = r"none, .*geometric-median.*median.*multi-krum.*norm-bound.*"
+    known = r"auto, none, .*geometric-median.*median.*multi-krum.*norm-bound.*"
     with pytest.raises(ConfigError, match=rf"^aggregation\.robust must be one of {known}, got '{robust}'$"):
         robustly(robust).round()

@@ -194,7 +194,7 @@ def test_an_alpha_that_the_committed_rank_would_take_too_far_is_refused_at_the_s
 
 def test_what_is_set_and_used_by_nothing_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     settings = AggregationConfig(
-        lr=0.5, beta2=0.9, norm_bound=2.0, max_rank=8, lorafair_lambda=1.0, optimizer="fedavgm"
+        lr=0.5, beta2=0.9, norm_bound=2.0, max_rank=8, lorafair_lambda=1.0, optimizer="fedavgm", robust="none"
     )
     Case("svd", CONFIGS["rsLoRA"], settings).round()
     told = [record.getMessage() for record in caplog.records]

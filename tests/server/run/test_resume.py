@@ -22,7 +22,7 @@ from fedlora_server.run import metrics_file
 from fedlora_server.run.metrics_file import MetricsFile
 from fedlora_server.run.resume import check_goes_on
 from fedlora_server.run.round_record import RoundRecord
-from fedlora_server.run.run_directory import RunDirectory, open_run, read_config, read_metrics
+from fedlora_server.run.run_directory import RunDirectory, as_it_began, open_run, read_config, read_metrics
 from fedlora_server.run.run_lock import locked
 from flwr.app import Context, Message, RecordDict
 from flwr.app.user_config import UserConfig
@@ -532,3 +532,26 @@ def test_a_line_of_the_metrics_without_some_of_its_values_is_read_as_one_that_ha
     metrics.write_text("\n".join(['{"round": 0}', *lines[1:]]) + "\n")
     assert read_metrics(played.path)[0] == RoundRecord(0).line()
     assert runs.goes_on(played, rounds=ROUNDS + 1).error is None
+
+
+def test_a_run_from_before_the_defaults_changed_goes_on_as_it_began(play: Player) -> None:
+    """Its configuration names no rule and knows no bound on weights; one that goes on leaves both to fedlora."""
+    old = AggregationConfig(robust="none", max_weight=0.0, fixed_signs=False)
+    whole = play.soundly(devices(), rounds=ROUNDS, aggregation=old)
+    played = play.soundly(devices(), rounds=1, aggregation=old)
+    config = json.loads((played.path / "config.json").read_text())
+    del config["aggregation.max_weight"], config["aggregation.fixed_signs"]
+    (played.path / "config.json").write_text(json.dumps(config))
+    began = read_config(played.path)
+    assert (began.aggregation.robust, began.aggregation.max_weight) == ("none", 0.0)
+    asked = dataclasses.replace(began, aggregation=AggregationConfig())
+    assert as_it_began(asked, played.path).aggregation == began.aggregation
+    again = play.soundly(devices(), rounds=ROUNDS, aggregation=began.aggregation, goes_on=played)
+    assert (again.path / "rounds/0003/sealed.json").read_text() == (whole.path / "rounds/0003/sealed.json").read_text()
+
+
+def test_a_run_keeps_the_rule_that_the_default_stood_for_when_it_began(play: Player) -> None:
+    for method, robust in (("svd", "norm-bound"), ("fedavg", "none"), ("ffa", "norm-bound")):
+        played = play.soundly(devices(), rounds=1, method=method)
+        assert read_config(played.path).aggregation.robust == robust
+        assert play(devices(), rounds=2, method=method, goes_on=played).error is None

@@ -133,7 +133,8 @@ WRONG = {
     "unknown method": (('"svd"]', '"svt"]'), r"small\.toml: methods: svt: .*no method 'svt'; did you mean 'svd'"),
     "unknown method of a variant": (('method = "svd"', 'method = "x"'), r"methods: momentum: .*no method 'x'"),
     "unknown robust rule": (
-        ("lora.rank = 2", 'lora.rank = 2\naggregation.robust = "x"'), r"aggregation\.robust must be one of none, .*got 'x'",
+        ("lora.rank = 2", 'lora.rank = 2\naggregation.robust = "x"'),
+        r"aggregation\.robust must be one of auto, none, .*got 'x'",
     ),
     "unknown key of a variant": (("aggregation.optimizer", "aggregation.optimiser"), r"methods: momentum: unknown key"),
     "unknown key of a setting": (("devices_per_round", "per_round"), r"settings: half: unknown key"),

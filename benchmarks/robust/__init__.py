@@ -1,0 +1,1 @@
+"""What `bench_robust.py` is made of."""
