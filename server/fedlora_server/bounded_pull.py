@@ -60,7 +60,9 @@ class _Incoming:
     message_id: str
     replies_to: str
     objects: Counter[str]  # how often each stands in the reply, which may repeat one
-    seen: set[str] = field(default_factory=set)
+    sizes: dict[str, int] = field(
+        default_factory=dict
+    )  # the largest answer about each: the first may be that it is late
     bytes: int = 0
 
 
@@ -113,9 +115,9 @@ class _Meter:
         with self._lock:
             holders = [reply for reply in self._incoming if object_id in reply.objects]
             for reply in holders:
-                if object_id not in reply.seen:
-                    reply.seen.add(object_id)
-                    reply.bytes += size * reply.objects[object_id]
+                more = max(0, size - reply.sizes.get(object_id, 0))
+                reply.sizes[object_id] = reply.sizes.get(object_id, 0) + more
+                reply.bytes += more * reply.objects[object_id]
             if holders and all(reply.bytes > self._most for reply in holders):
                 self._pulls.refused |= {reply.replies_to for reply in holders}
                 raise ObjectPullError(object_id, f"its reply is larger than {self._most} bytes")
