@@ -8,11 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import cached_property, partial
 from pathlib import Path
-from traceback import walk_tb
-from types import TracebackType
 from typing import Any
-
-from jinja2 import Template, TemplateError, TemplateSyntaxError
 
 from fedlora.base.pack import MANIFEST, read_manifest
 from fedlora.base.packing import TOOL_TEMPLATE
@@ -21,13 +17,24 @@ from fedlora.data.chat_settings import ChatSettings, read_chat_settings
 from fedlora.data.chat_spans import RenderedChat, rendered_chat
 from fedlora.data.chat_trace import ChatTrace, unused_marks, with_text_after
 from fedlora.data.examples import DEVELOPER, REASONING, SYSTEM, Chat, ChatMessage
-from fedlora.data.template_sandbox import FIXED_DAY, BoundedEnvironment, RefusedError
+from fedlora.data.template_process import (
+    TemplateCostsError,
+    TemplateFailedError,
+    TemplateRefusedError,
+    check_template,
+    rendered,
+)
+from fedlora.data.template_sandbox import FIXED_DAY
 from fedlora.errors import DataError, FedloraError, PackError
 
 _REMEDY = "give prompt and completion instead, or pack the model with another chat template"
 RESERVED = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template"}
 )
+
+
+class _CostsTooMuchError(PackError):
+    """A template that is not asked a second time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +76,7 @@ def template_of(settings: ChatSettings, *, now: Callable[[], date] = lambda: FIX
 
 
 class ChatTemplate:
-    """A Jinja template in a sandbox. One thread at a time."""
+    """A Jinja template, which runs in a sandbox in a process of its own."""
 
     def __init__(
         self,
@@ -86,10 +93,11 @@ class ChatTemplate:
         """
         self.place = place
         self._tokens = dict(tokens)
-        self._environment = BoundedEnvironment(now)
+        self._now = now
         self._source, self._tool_source = source, tool_source
-        self._template = self._compiled(source)
-        self._tool_template = self._template if tool_source is None else self._compiled(tool_source)
+        for each in (source, tool_source):
+            if each is not None:
+                self._check(each)
 
     def mentions(self, name: str, *, tools: bool = False) -> bool:
         """Whether the template's source has this word anywhere."""
@@ -190,6 +198,8 @@ class ChatTemplate:
         given = [self._given(message, tools=asked.tools is not None) for message in messages]
         try:
             return self._rendered(given, where, asked, marks)
+        except _CostsTooMuchError:
+            raise
         except PackError:
             if all("content" in message for message in given):
                 raise
@@ -225,29 +235,21 @@ class ChatTemplate:
             "tools": asked.tools,
             "documents": asked.documents,
         }
-        template = self._template if asked.tools is None else self._tool_template
+        source = self._source if asked.tools is None or self._tool_source is None else self._tool_source
         try:
-            return self._environment.rendered(template, values, marks)
-        except RefusedError as error:
+            return rendered(source, self.place, values, marks, self._now())
+        except TemplateRefusedError as error:
             raise DataError(f"{where}: {self.place} refuses these messages: {error}; change or remove them") from None
-        except Exception as error:  # a template can fail in any way that a program can
-            line = _line_of(error.__traceback__, self.place)
-            reason = str(error) or type(error).__name__
-            raise PackError(f"{self.place}: {line}cannot write the messages of {where}: {reason}; {_REMEDY}") from None
+        except TemplateFailedError as error:
+            line = f"line {error.line}: " if error.line else ""
+            kind = _CostsTooMuchError if isinstance(error, TemplateCostsError) else PackError
+            raise kind(f"{self.place}: {line}cannot write the messages of {where}: {error}; {_REMEDY}") from None
 
-    def _compiled(self, source: str) -> Template:
-        place = self.place
+    def _check(self, source: str) -> None:
         try:
-            return self._environment.compiled(source, place)
-        except TemplateSyntaxError as error:
+            check_template(source, self.place)
+        except TemplateFailedError as error:
+            line = f"line {error.line}: " if error.line else ""
             raise PackError(
-                f"{place}: line {error.lineno}: not a Jinja template: {error.message}; mend it and pack the model again"
+                f"{self.place}: {line}not a Jinja template: {error}; mend it and pack the model again"
             ) from None
-        except (TemplateError, RecursionError, SyntaxError, ValueError) as error:
-            raise PackError(f"{place}: not a Jinja template: {error}; mend it and pack the model again") from None
-
-
-def _line_of(traceback: TracebackType | None, filename: str) -> str:
-    """`line N: ` of the template's innermost line in a traceback, as far as one is there."""
-    lines = [line for frame, line in walk_tb(traceback) if frame.f_code.co_filename == filename]
-    return f"line {lines[-1]}: " if lines else ""

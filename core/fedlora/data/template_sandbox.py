@@ -1,8 +1,9 @@
-"""Jinja as chat templates expect it, in a sandbox that also ends: a base's template is somebody else's program.
+"""Jinja as chat templates expect it, in a sandbox: a base's template is somebody else's program.
 
 A template reaches no attribute outside Jinja's own sandbox, changes no value that it is given, takes a bounded number of
 steps and makes no text, list or number beyond a bound. What it writes depends on what it is given alone: no chance, and no
-clock but the one that it is given.
+clock but the date that it is given. What a single step may cost, and all of them together, is bounded around it: it runs
+in a process of its own (template_process.py).
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
-    def __init__(self, now: Callable[[], date] = lambda: FIXED_DAY) -> None:
+    def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", Generation])
         self.marks = ("", "")  # what stands before and after a {% generation %} block
-        self._steps, self._now = 0, now
+        self._steps, self._today = 0, FIXED_DAY
         self.filters |= {"bounded_loop": self._loop, "bounded": _bounded}
         self.filters |= {"indent": _indent, "join": _join, "replace": _replace, "tojson": _tojson}
         for name in _NO_FILTERS:
@@ -60,9 +61,11 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         tree = _Bounds().visit(self.parse(source, filename=filename))
         return Template.from_code(self, self.compile(tree, filename=filename), self.make_globals(None))
 
-    def rendered(self, template: Template, values: Mapping[str, Any], marks: tuple[str, str] = ("", "")) -> str:
+    def rendered(
+        self, template: Template, values: Mapping[str, Any], marks: tuple[str, str] = ("", ""), today: date = FIXED_DAY
+    ) -> str:
         """What the template writes, with `marks` around each {% generation %} block. Raises whatever goes wrong in it."""
-        self.marks, self._steps = marks, 0
+        self.marks, self._steps, self._today = marks, 0, today
         parts: list[str] = []
         size = 0
         for part in template.generate(**values):
@@ -95,7 +98,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def _strftime(self, format: str) -> str:  # noqa: A002  (as templates may name it)
         if len(format) > _MAX_DATE_FORMAT:
             raise SecurityError(f"a format of a date is longer than {_MAX_DATE_FORMAT} characters")
-        return self._now().strftime(format)
+        return self._today.strftime(format)
 
     def _loop(self, iterable: Iterable[Any]) -> Collection[Any]:
         """The iterable itself where its length is known, else its items, after counting them as steps."""

@@ -319,9 +319,10 @@ def test_a_failure_names_the_templates_line_and_the_datas_place() -> None:
 
 def test_a_template_begins_with_all_of_its_steps_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_sandbox, "MAX_STEPS", 30)
-    template = template_of("{% for a in range(10) %}{% endfor %}{{ messages | length }}")
+    environment = template_sandbox.BoundedEnvironment()
+    template = environment.compiled("{% for a in range(10) %}{% endfor %}{{ messages | length }}", "t")
     for _ in range(10):
-        assert template.text(CHATS["one-turn"].messages, "here") == "2"
+        assert environment.rendered(template, {"messages": [1, 2]}) == "2"
 
 
 def test_filters_that_are_bounded_write_what_jinjas_own_write() -> None:
