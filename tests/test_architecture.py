@@ -45,7 +45,7 @@ ROOMS = {
         "end_tokens", "device", "local_training", "app", "commands",
     ),
     "fedlora_server": (
-        "exchange", "checks", "means", "methods", "aggregation", "run", "rounds", "app",
+        "bounded_pull", "exchange", "checks", "copies", "means", "methods", "aggregation", "run", "rounds", "app",
     ),
     "fedlora_export": (
         "graph", "adapter_export", "genai", "checks", "export", "merge", "commands",

@@ -166,7 +166,6 @@ class Rounds:
         if this.left_out:
             rule = self._aggregation.rule
             record.excluded[rule] += len(this.left_out)
-            record.replies -= len(this.left_out)
             log.info(
                 "round %d: %s gave no weight to %s", record.round, rule, ", ".join(added[k] for k in this.left_out)
             )

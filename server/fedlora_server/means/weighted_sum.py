@@ -51,7 +51,10 @@ class FactorMean:
             for name, total in sums.items():
                 total *= np.float32(factor)
                 mine = self._sums.setdefault(module, {})
-                mine[name] = mine[name] + total if name in mine else total
+                if name in mine:
+                    mine[name] += total
+                else:
+                    mine[name] = total
 
     def mean(self) -> Adapter:
         """The mean; the sums become it, so nothing can be added afterwards. Raises RunError where nothing was."""
