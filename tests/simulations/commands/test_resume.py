@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,9 +72,9 @@ def without_times(text: str) -> dict[str, Any]:
     return {key: value for key, value in json.loads(text).items() if key not in TIMES}
 
 
-@pytest.fixture
-def stopped(simulator: Simulator, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
-    """A simulation of two rounds that was stopped when the first was committed."""
+@contextmanager
+def stopped_at_commits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every run is stopped as soon as a round is committed."""
     commit = RunDirectory.commit
 
     def stopping(*arguments: Any) -> None:
@@ -81,6 +83,13 @@ def stopped(simulator: Simulator, monkeypatch: pytest.MonkeyPatch, request: pyte
 
     with monkeypatch.context() as patch:
         patch.setattr(RunDirectory, "commit", stopping)
+        yield
+
+
+@pytest.fixture
+def stopped(simulator: Simulator, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
+    """A simulation of two rounds that was stopped when the first was committed."""
+    with stopped_at_commits(monkeypatch):
         name = re.sub(r"\W+", "-", request.node.name)
         with pytest.raises(RunError, match="stopped; 1 round of it is kept"):
             simulator(name)
@@ -183,14 +192,7 @@ def test_a_simulation_killed_20_times_at_random_moments_ends_to_the_bit_as_one_t
 
 
 def test_a_run_that_is_stopped_says_how_it_goes_on(simulator: Simulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    commit = RunDirectory.commit
-
-    def stopping(*arguments: Any) -> None:
-        commit(*arguments)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RunDirectory, "commit", stopping)
+    with stopped_at_commits(monkeypatch):
         with pytest.raises(RunError) as told:
             simulator("my run")
         run = simulator.folder / "my run"
