@@ -28,6 +28,10 @@ _REFUSED = {
 }  # fmt: skip
 # Every other initialization (PiSSA, OLoRA, CorDA, LoftQ, ...) changes the base too: the adapter alone is not the update.
 _PLAIN_INITIALIZATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
+_ENCODER_CLASSES = {
+    "bert": "BertForSequenceClassification", "roberta": "RobertaForSequenceClassification",
+    "distilbert": "DistilBertForSequenceClassification",
+}  # fmt: skip
 _CONVERTIBLE = ("pissa", "olora", "corda", "lora_ga")  # what PEFT can save as plain LoRA for the base as it was
 
 
@@ -109,8 +113,7 @@ def _config_of(adapter: Adapter, base_name: str | None) -> dict[str, Any]:
     within = dict.fromkeys(re.sub(r"^.*?\.\d+\.", "", module) for module in adapter.pairs)
     return {
         "peft_type": "LORA",
-        # An encoder's has none: PEFT would want the head beside it, which did not train.
-        "task_type": "CAUSAL_LM" if is_decoder else None,
+        **({"task_type": "CAUSAL_LM"} if is_decoder else _encoder_task(adapter)),
         "base_model_name_or_path": base_name,
         "inference_mode": True,
         "r": config.rank,
@@ -125,6 +128,18 @@ def _config_of(adapter: Adapter, base_name: str | None) -> dict[str, Any]:
         "bias": "none",
         "fan_in_fan_out": False,
     }
+
+
+def _encoder_task(adapter: Adapter) -> dict[str, Any]:
+    """What tells PEFT's AutoPeftModel classes the model; task type SEQ_CLS would want a head beside A and B."""
+    prefix = next((module.split(".", 1)[0] for module in adapter.pairs), "")
+    if prefix in _ENCODER_CLASSES:
+        library = f"transformers.models.{prefix}.modeling_{prefix}"
+        return {
+            "task_type": None,
+            "auto_mapping": {"base_model_class": _ENCODER_CLASSES[prefix], "parent_library": library},
+        }
+    return {"task_type": "FEATURE_EXTRACTION"}  # a bare encoder, whose names have no prefix
 
 
 def _check_initialization(how: object, path: Path) -> None:

@@ -16,11 +16,13 @@ import pytest
 import torch
 from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterMismatchError
-from fedlora.peft.directory import read_peft, write_peft
+from fedlora.peft.directory import PeftDirectory, read_peft, write_peft
 from fedlora.peft.for_base import adapter_of
 from safetensors.torch import load_file, save_file
 
 from tests.reference.oracles import oracle, read_by_peft
+from tests.tiny.adapters import random_adapter
+from tests.tiny.encoders import BARE, ENCODERS, save_encoder_pack
 from tests.tiny.llamas import Packs, Variant
 from tests.tiny.packs import checkpoint_of
 from tests.tiny.tokens import random_tokens
@@ -285,3 +287,17 @@ def test_whatever_peft_saves_is_read_as_peft_loads_it_or_refused_by_name(
     np.testing.assert_allclose(logits_with(base, directory), expected, atol=2e-4, err_msg=str((options, name, save)))
     with pytest.raises(AdapterError, match=re.escape(f"name {directory}")):
         read_peft(directory.parent)  # a Trainer's folder, or that of adapters with other names than `default`
+
+
+@pytest.mark.parametrize("name", sorted({*ENCODERS, *BARE}))
+def test_an_adapter_of_an_encoder_is_loaded_by_pefts_own_classes(tmp_path: Path, name: str) -> None:
+    base = save_encoder_pack(name, tmp_path / "pack")
+    adapter = random_adapter(base)
+    source = str(checkpoint_of(tmp_path / "pack"))
+    write_peft(tmp_path / "ours", PeftDirectory(adapter=adapter), base_name=source)
+    loads = peft.AutoPeftModelForFeatureExtraction if name in BARE else peft.AutoPeftModel
+    with quietly():
+        model = loads.from_pretrained(str(tmp_path / "ours")).base_model.model
+    for module, pair in adapter.pairs.items():
+        layer = model.get_submodule(module)
+        np.testing.assert_array_equal(layer.lora_B["default"].weight.detach(), pair.lora_B)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -210,3 +211,31 @@ def test_links_that_come_and_go_while_it_reads_never_lead_outside(folder: Adapte
         stop.set()
         swapper.join()
     assert outcomes <= {AdapterError, NoSuchAdapterError}
+
+
+def test_what_lies_where_an_adapter_was_expected_is_told_by_its_place_in_the_folder(
+    folder: AdapterFolder, root: Path
+) -> None:
+    shutil.copytree(root / "tone", root / "trained" / "checkpoint-7")
+    with pytest.raises(
+        NoSuchAdapterError, match=r"a Trainer's folder, with checkpoint-7: name trained/checkpoint-7"
+    ) as told:
+        folder.copy("trained")
+    assert str(root) not in str(told.value)
+    (root / "hub").mkdir()
+    for file in FILES:
+        (root / "hub" / file).symlink_to(root / "tone" / file)
+    with pytest.raises(AdapterError, match=r"a link, as in a hub's cache, .*cp -rL hub NAME"):
+        folder.copy("hub")
+    shutil.copytree(root / "hub", root / "followed")  # as cp -rL does
+    assert folder.copy("followed").is_dir()
+
+
+def test_what_an_adapter_brings_for_chats_is_copied_within_its_bound(folder: AdapterFolder, root: Path) -> None:
+    (root / "tone" / "chat_template.jinja").write_text("hi")
+    (root / "tone" / "other.json").write_text("{}")
+    assert sorted(file.name for file in folder.copy("tone").iterdir()) == sorted([*FILES, "chat_template.jinja"])
+    with (root / "tone" / "tokenizer_config.json").open("wb") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(AdapterError, match=r"tokenizer_config\.json.*1073741824 bytes; at most 16777216 are read"):
+        folder.copy("tone")
