@@ -56,6 +56,23 @@ def test_a_prompt_and_a_completion_that_are_messages_are_one_chat() -> None:
     assert parse_record(record).example == CHAT
 
 
+def test_answers_in_a_prompt_of_messages_are_read_and_not_learned() -> None:
+    prompt = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    record = {"prompt": prompt, "completion": [{"role": "assistant", "content": "d"}], "system": "Be short."}
+    chat = parse_record(record).example
+    assert isinstance(chat, Chat)
+    assert [message.role for message in chat.messages] == ["system", "user", "assistant", "user", "assistant"]
+    assert [m.is_learned for m in chat.messages if m.role == "assistant"] == [False, True]
+
+
+def test_what_stands_beside_a_chat_goes_to_its_template() -> None:
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    for written in (tools, json.dumps(tools)):
+        chat = parse_record({"conversations": HELLO, "tools": written}).example
+        assert isinstance(chat, Chat)
+        assert chat.tools == tuple(tools)
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "speaker": ({"conversations": [{"from": "gtp", "value": "a"}]}, r"conversations 1: from is 'gtp'; .*did you mean gpt"),
     "no value": ({"conversations": [{"from": "gpt"}]}, "conversations 1: value is missing"),
