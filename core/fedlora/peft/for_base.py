@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from fedlora.base.pack import BasePack
 from fedlora.base.quantize import QuantizedMatrix, stands_for
 from fedlora.errors import AdapterMismatchError, TensorFileError
-from fedlora.family import EMBEDDING, HEAD, DecoderShape
+from fedlora.family import EMBEDDING, HEAD
 from fedlora.files.tensor_file import as_float32
 from fedlora.lora.adapter import Adapter
 from fedlora.peft.directory import PeftDirectory, read_peft
 from fedlora.peft.layout import HEADS
+from fedlora.peft.misplaced import check_modules
 from fedlora.peft.tensors import Stored, model_tensor
 
 _log = logging.getLogger(__name__)
@@ -66,13 +67,7 @@ def beside_of(content: PeftDirectory, base: BasePack | None, where: str) -> Besi
 
 def check_is_for(content: PeftDirectory, base: BasePack, where: str) -> None:
     """Raise AdapterMismatchError unless every module is one of the base's, and the base the recorded one, if any."""
-    if isinstance(base.model, DecoderShape):
-        for module in content.adapter.pairs:
-            if module in (HEAD, EMBEDDING):
-                raise AdapterMismatchError(
-                    f"{where}: has LoRA on {module}, which is not supported; train again without "
-                    f"{module.rsplit('.', 1)[-1]} among target_modules"
-                )
+    check_modules(content.adapter.pairs, base, where)
     content.adapter.check_fits(base.model.linear_modules(), where)
     recorded = content.base_fingerprint
     if recorded not in (None, base.fingerprint):

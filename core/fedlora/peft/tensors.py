@@ -27,6 +27,7 @@ _MAX_NAME = 512
 _FACTOR = re.compile(rf"{re.escape(PREFIX)}(?P<module>.+)\.(?P<factor>lora_[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
 # The copies that PEFT's wrappers hold; a name without them is that of the model's own tensor.
 _WRAPPERS = ("base_layer", "original_module", "modules_to_save")
+_COMPILED = "_orig_mod."  # what torch.compile puts before the name of what it wraps
 _REFUSED = {
     "lora_embedding_A": "LoRA on an embedding", "lora_embedding_B": "LoRA on an embedding",
     "lora_magnitude_vector": "DoRA", "trainable_tokens_delta": "trainable tokens",
@@ -116,19 +117,23 @@ def _check_names(path: Path, names: Collection[str]) -> None:
             f"{path}: holds several adapters ({', '.join(adapters)[:200]}); save each by itself with PEFT: "
             "model.save_pretrained(DIR, selected_adapters=[NAME])"
         )
-    misplaced = next((name for name in names if ".lora_" in name and not _starts_once(name)), None)
+    misplaced = next((name for name in names if ".lora_" in name and not _is_placed(name)), None)
     if misplaced is not None:
-        renamed = "k[k.rindex(p):]" if any(PREFIX in name for name in names) else "p + k"
+        items, fault = "load_file(f).items()", f"does not begin with {PREFIX}, once"
+        if any(_COMPILED in name for name in names):
+            items = f"((k.replace('{_COMPILED}', ''), v) for k, v in {items})"
+            fault = f"has {_COMPILED} in its name, which torch.compile writes"
+        renamed = "k[k.rindex(p):]" if any(PREFIX in name.replace(_COMPILED, "") for name in names) else "p + k"
         raise AdapterError(
-            f"{path}: tensor {misplaced} does not begin with {PREFIX}, once: PEFT loads none that is named so; rename them "
+            f"{path}: tensor {misplaced} {fault}: PEFT loads none that is named so; rename them "
             f'by running this in {path.parent}: python -c "from safetensors.torch import load_file, save_file; '
             f"p = '{PREFIX}'; f = '{WEIGHTS}'; "
-            f"save_file({{{renamed}: v for k, v in load_file(f).items()}}, f, metadata={{'format': 'pt'}})\""
+            f"save_file({{{renamed}: v for k, v in {items}}}, f, metadata={{'format': 'pt'}})\""
         )
 
 
-def _starts_once(name: str) -> bool:
-    return name.startswith(PREFIX) and not name.startswith(PREFIX + PREFIX)
+def _is_placed(name: str) -> bool:
+    return name.startswith(PREFIX) and not name.startswith(PREFIX + PREFIX) and _COMPILED not in name
 
 
 def _factor(file: TensorFile, name: str) -> NDArray[np.float32]:
@@ -141,6 +146,11 @@ def _factor(file: TensorFile, name: str) -> NDArray[np.float32]:
 def _pair(path: Path, module: str, by_name: Mapping[str, NDArray[np.float32]]) -> LoraPair:
     if by_name.keys() != {"lora_A", "lora_B"}:
         raise AdapterError(f"{path}: {module} has {', '.join(by_name)} only; expected lora_A and lora_B")
+    if empty := sorted(factor for factor, values in by_name.items() if not values.size):
+        raise AdapterError(
+            f"{path}: {module}.{empty[0]} is empty, as DeepSpeed ZeRO-3 saves what it did not gather; save the adapter "
+            "again with stage3_gather_16bit_weights_on_model_save"
+        )
     try:
         return LoraPair(by_name["lora_A"], by_name["lora_B"])
     except AdapterError as error:

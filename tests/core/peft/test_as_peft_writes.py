@@ -121,6 +121,11 @@ WRONG_PREFIXES = {
     "twice": lambda name: f"base_model.model.{name}",
     "a wrapper's": lambda name: f"_fsdp_wrapped_module.{name}",
     "DDP's": lambda name: f"module.{name}",
+    "torch.compile's": lambda name: f"_orig_mod.{name}",
+    "torch.compile's, within PEFT's": lambda name: name.replace("base_model.model.", "base_model.model._orig_mod."),
+    "torch.compile's, between PEFT's": lambda name: name.replace("base_model.", "base_model._orig_mod.", 1),
+    "torch.compile's, of each layer": lambda name: name.replace(".self_attn.", "._orig_mod.self_attn."),
+    "torch.compile's, and none": lambda name: name.replace("base_model.model.", "_orig_mod."),
 }
 
 
@@ -137,6 +142,23 @@ def test_a_prefix_that_peft_does_not_load_is_refused_with_a_command_that_mends_i
         read_peft(directory)
     advised(str(refused.value), directory)
     np.testing.assert_array_equal(logits_with(base, directory), before)
+
+
+def test_an_adapter_of_the_model_without_its_head_is_told_as_such_with_a_command_that_mends_it(
+    base: BasePack, directory: Path, advised: Any
+) -> None:
+    before = logits_with(base, directory)
+    changed(directory, lambda name: name.replace("base_model.model.model.", "base_model.model."))
+    with pytest.raises(AdapterMismatchError, match=r"as in a model without a head \(AutoModel\)") as refused:
+        adapter_of(directory, base)
+    advised(str(refused.value), directory)
+    np.testing.assert_array_equal(logits_with(base, directory), before)
+
+
+def test_factors_that_deepspeed_left_empty_are_named(directory: Path) -> None:
+    changed(directory, convert=lambda name, tensor: torch.zeros(0))
+    with pytest.raises(AdapterError, match="lora_A is empty, as DeepSpeed ZeRO-3 saves what it did not gather"):
+        read_peft(directory)
 
 
 @pytest.mark.parametrize("tied", [False, True])
