@@ -86,7 +86,7 @@ def warnings_above(progress: Progress) -> Iterator[None]:
 def rounds_table(run: Path | str) -> Table:
     """The rounds of a run, as its metrics tell them."""
     table = Table(title="rounds", title_justify="left")
-    loss = f"mean held-out loss, nats per {loss_unit(run)}"
+    loss = f"mean held-out loss, nats per {loss_unit(Path(run))}"
     for heading in ("round", "answers", loss, "aggregation error", "MB down", "MB up", "seconds"):
         table.add_column(heading, justify="right")
     records = read_metrics(run)
