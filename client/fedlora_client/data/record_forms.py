@@ -23,7 +23,7 @@ from fedlora.errors import DataError
 from fedlora.nearest import hint
 
 from fedlora_client.data.alpaca import alpaca_prompt
-from fedlora_client.data.conversations import as_messages, prompt_messages
+from fedlora_client.data.conversations import as_messages, as_tools, prompt_messages
 from fedlora_client.data.json_values import kind, text_field
 from fedlora_client.data.messages import chat_of
 
@@ -80,6 +80,8 @@ def parse_record(record: Mapping[str, Any], fields: FieldNames = _NO_FIELDS) -> 
 def _example(form: str, given: Mapping[str, Any], meant: Mapping[str, Any]) -> Example | None:
     chat = {name: value for name, value in meant.items() if name in _OF_CHATS}
     if form in ("messages", "conversations"):
+        if "tools" in chat:
+            chat["tools"] = as_tools(chat["tools"], given[form])
         return chat_of(as_messages(given[form], form), **chat)
     if form == "completion" and (isinstance(given["prompt"], list) and isinstance(given["completion"], list)):
         return chat_of(prompt_messages(given["prompt"], given["completion"]), **chat)
@@ -135,6 +137,8 @@ def _form(given: Mapping[str, Any], record: Mapping[str, Any], fields: FieldName
         case []:
             missing = f" (data.fields names {', '.join(fields.given())})" if fields.form else ""
             near = " ".join(_meant(given)) if not fields.form else ""
+            if (refused := next((name for name in given if name in ("chosen", "rejected")), None)) is not None:
+                near = f"{refused}: {_REFUSED[refused]}"
             raise DataError(
                 f"expected the fields {EXPECTED}{missing}, got {_listed(record)}; rename them, or say what they are called "
                 f"in data.fields (--set data.fields.prompt=question){near and '; ' + near}"

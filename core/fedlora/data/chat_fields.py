@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from fedlora.data.chat_trace import ChatTrace
@@ -12,8 +13,23 @@ from fedlora.nearest import hint
 # What says whether a message is learned. Whoever reads a record takes them out of the fields.
 WEIGHT, TRAIN = "weight", "train"
 _KNOWN = ("role", *SAID, "name", "tool_call_id", WEIGHT, TRAIN)
-# Other words for the same, which nobody here reads.
-_CHOOSING = frozenset({"loss", "loss_mask", "loss_weight", "mask", "masked", "learn", "trainable", "training"})
+# Words of other names for the same (`loss_mask`, `train_detail`, `is_trainable`), which nobody here reads.
+_CHOOSING = frozenset(
+    {
+        "loss",
+        "mask",
+        "masked",
+        "learn",
+        "learned",
+        "learnable",
+        "train",
+        "trained",
+        "trainable",
+        "training",
+        "supervised",
+    }
+)
+_THOUGHTS = "thoughts in content"
 
 
 def unheard_fields(
@@ -37,7 +53,19 @@ def unheard_fields(
         if not mentions(name) and (reason := _refusal(name, chat, index)):
             raise DataError(f"{where}: message {index + 1}: {name:.70}: {place} does not know this field; {reason}")
         unheard.append(name)
+    if silent := trace.silent_thoughts():
+        index = silent[-1]
+        if chat.messages[index].is_learned and not any(m.role == ASSISTANT for m in chat.messages[index + 1 :]):
+            raise DataError(
+                f"{where}: message {index + 1}: content: {place} leaves out what is thought before the answer, even in the "
+                "last one, so it would not be learned; take the thoughts out, or give prompt and completion instead"
+            )
+        unheard.append(_THOUGHTS)
     return tuple(unheard)
+
+
+def _chooses(name: str) -> bool:
+    return not _CHOOSING.isdisjoint(re.findall(r"[a-z]+", name.lower()))
 
 
 def _refusal(name: str, chat: Chat, index: int) -> str:
@@ -49,7 +77,7 @@ def _refusal(name: str, chat: Chat, index: int) -> str:
     if name in _KNOWN:
         return ""
     value = chat.messages[index].fields[name]
-    if name in _CHOOSING or (isinstance(value, bool) and chat.messages[index].role == ASSISTANT):
+    if _chooses(name) or (isinstance(value, bool) and chat.messages[index].role == ASSISTANT):
         return f"{WEIGHT} (0 or 1) or {TRAIN} (true or false) says whether a message is learned; remove it otherwise"
     near = hint(name, _KNOWN, "", likeness=0.8)
     return f"{near} Rename it or remove it" if near else ""

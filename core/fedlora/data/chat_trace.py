@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fedlora.data.examples import SAID, ChatMessage, strings_in
+from fedlora.data.examples import ASSISTANT, SAID, ChatMessage, strings_in
 from fedlora.errors import FedloraError
 
 Write = Callable[[Sequence[ChatMessage]], str]  # raises FedloraError
 
 _PRIVATE_USE = range(0xF0000, 0x10FFFE)  # characters that nobody uses in a text
 _EMPTY: tuple[object, ...] = (None, "", [], {}, ())
+# What ends a thought that stands before an answer in its content, as models write it.
+_THOUGHT_BEGINS = re.compile(r"<(?:think|thinking|thought|reasoning)>|\[THINK\]", re.IGNORECASE)
+_THOUGHT_ENDS = re.compile(r"\s*(?:</(?:think|thinking|thought|reasoning)>|\[/THINK\])", re.IGNORECASE)
 _MAX_TRIALS = 8  # messages that are left out for a trial: each costs a rendering of the whole chat
 
 
@@ -71,6 +75,22 @@ class ChatTrace:
                 return index
         return None
 
+    def silent_thoughts(self) -> list[int]:
+        """The indices of answers whose content begins with a thought that leaves no trace."""
+        marks = unused_marks(self._messages, len(self._messages))
+        thoughts = {
+            index: (mark, message)
+            for index, mark in enumerate(marks)
+            if (message := _with_mark_in_thought(self._messages[index], mark)) is not None
+        }
+        if not thoughts:
+            return []
+        try:
+            found = self._write([thoughts[at][1] if at in thoughts else m for at, m in enumerate(self._messages)])
+        except FedloraError:  # a template may look into what is said
+            return []
+        return [index for index, (mark, _) in thoughts.items() if mark not in found]
+
     def _silent(self, says: Callable[[ChatMessage], bool], names: Sequence[str]) -> list[int]:
         """The messages that say something, of whose fields `names` none is certainly heard."""
         every = enumerate(self._messages)
@@ -104,6 +124,27 @@ class ChatTrace:
             if mark in found:
                 heard[index].add(name)
         return heard
+
+
+def _with_mark_in_thought(message: ChatMessage, mark: str) -> ChatMessage | None:
+    """The answer with a mark at the end of what it thinks; None where its content has no thought."""
+    if message.role != ASSISTANT or message.content is None:
+        return None
+    if isinstance(message.content, str):
+        content = _marked_thought(message.content, mark)
+        return None if content is None else replace(message, content=content)
+    for number, part in enumerate(message.content):
+        if (text := _marked_thought(str(part["text"]), mark)) is not None:
+            parts = [*message.content[:number], {**part, "text": text}, *message.content[number + 1 :]]
+            return replace(message, content=parts)
+    return None
+
+
+def _marked_thought(content: str, mark: str) -> str | None:
+    end = _THOUGHT_ENDS.search(content)
+    if end is None or not _THOUGHT_BEGINS.sub("", content[: end.start()]).strip():
+        return None
+    return content[: end.start()] + mark + content[end.start() :]
 
 
 def _marked(message: ChatMessage, name: str, mark: str) -> ChatMessage:

@@ -212,6 +212,12 @@ UNKNOWN_TO_THE_TEMPLATE: dict[str, tuple[Chat, str]] = {
     "another-typo": (chat(user(), answer(tool_call=[call()])), "message 2: tool_call: .* did you mean tool_call"),
     "another-word-for-train": (chat(user(), answer(training=False)), "message 2: training: .* train .* says whether"),
     "a-mask": (chat(user(), answer(loss_mask=0)), "message 2: loss_mask: .* says whether a message is learned"),
+    "axolotl's": (
+        chat(user(), answer(train_detail=[{"train": False}])),
+        "message 2: train_detail: .* says whether a message is learned",
+    ),
+    "ms-swift's": (chat(user(), answer(loss_scale=0.5)), "message 2: loss_scale: .* says whether a message is learned"),
+    "verl's": (chat(user(), answer(trainable=1)), "message 2: trainable: .* says whether a message is learned"),
     "a-claim": (chat(user(), answer(is_good=False)), "message 2: is_good: .* says whether a message is learned"),
 }
 
@@ -233,6 +239,37 @@ def test_what_changes_no_text_is_told(base: BasePack) -> None:
     assert windows_of(base, PLAIN, *examples).unheard == ("name", "id", "at")
     with_name = PLAIN.replace("{{ m.content }}", "{{ m.name }}{{ m.content }}")
     assert windows_of(base, with_name, *examples).unheard == ("id", "at")
+
+
+THOUGHT = "<think>\nhm\n</think>\n\n"
+# Thoughts are taken out of every answer (DeepSeek-R1's), or out of all but the last (Qwen3's).
+WITHOUT = PLAIN.replace("m.content", "m.content.split('</think>')[-1]")
+LAST_ALONE = PLAIN.replace("m.content", "(m.content if loop.last else m.content.split('</think>')[-1])")
+
+
+@pytest.mark.parametrize("thought", [THOUGHT, "hm\n</think>", "<think>hm</think>"])
+@pytest.mark.parametrize("parts", [False, True])
+def test_thoughts_in_a_content_that_the_template_takes_out_are_refused_or_told(
+    base: BasePack, thought: str, parts: bool
+) -> None:
+    said: Any = [{"type": "text", "text": f"{thought}a"}] if parts else f"{thought}a"
+    example, earlier = chat(user(), answer(said)), chat(user(), answer(said), user(), answer("b"))
+    with pytest.raises(DataError, match=r"^here: message 2: content: t\.jinja leaves out what is thought"):
+        read_and_learned(base, WITHOUT, example)
+    assert windows_of(base, WITHOUT, earlier).unheard == ("thoughts in content",)
+    assert windows_of(base, LAST_ALONE, earlier).unheard == ("thoughts in content",)
+    assert windows_of(base, PLAIN, earlier, example).unheard == ()
+    assert read_and_learned(base, LAST_ALONE, example)[1].startswith(f"{thought}a")
+
+
+@pytest.mark.parametrize("said", ["a", "<think>\n\n</think>\n\na", "</think>a"])
+def test_where_nothing_is_thought_nothing_is_missed(base: BasePack, said: str) -> None:
+    assert windows_of(base, WITHOUT, chat(user(), answer(said))).unheard == ()
+
+
+def test_thoughts_that_are_not_to_be_learned_are_told(base: BasePack) -> None:
+    example = chat(user(), answer("a"), user(), answer(f"{THOUGHT}b", weight=0))
+    assert windows_of(base, WITHOUT, example).unheard == ("thoughts in content",)
 
 
 def test_a_name_is_read_where_the_template_writes_it(base: BasePack) -> None:

@@ -43,6 +43,34 @@ def test_a_conversation_of_sharegpt_is_a_chat(field: str, speakers: tuple[str, s
     assert parse_record({"conversations": system}).example == Chat((ChatMessage("system", "Be short."), *CHAT.messages))
 
 
+@pytest.mark.parametrize("is_text", [True, False])
+@pytest.mark.parametrize("several", [True, False])
+def test_what_sharegpt_calls_is_a_call_of_the_assistant(is_text: bool, several: bool) -> None:
+    """As LLaMA-Factory has it: turns function_call and observation, and tools without their type."""
+    call = {"name": "weather", "arguments": {"city": "Oslo"}}
+    value: Any = [call, call] if several else call
+    said = [HELLO[0], {"from": "function_call", "value": json.dumps(value) if is_text else value}, {"from": "observation",
+            "value": "rain"}, HELLO[1]]  # fmt: skip
+    tools = [{"name": "weather", "parameters": {}}]
+    record = {"conversations": said, "tools": json.dumps(tools) if is_text else tools}
+    example = parse_record(record).example
+    assert isinstance(example, Chat)
+    calls = [{"type": "function", "function": call}] * (1 + several)
+    assert example.messages[1:3] == (
+        ChatMessage("assistant", None, {"tool_calls": calls}), ChatMessage("tool", "rain")
+    )  # fmt: skip
+    assert example.messages[1].fields == {"tool_calls": calls}
+    assert example.tools == ({"type": "function", "function": tools[0]},)
+
+
+def test_tools_of_messages_are_the_templates_as_they_came() -> None:
+    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day."}]
+    for field in ("messages", "conversations"):
+        example = parse_record({field: messages, "tools": [{"name": "weather"}]}).example
+        assert isinstance(example, Chat)
+        assert example.tools == ({"name": "weather"},)
+
+
 def test_conversations_may_hold_messages() -> None:
     messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day."}]
     assert parse_record({"conversations": messages}).example == CHAT
@@ -75,6 +103,13 @@ def test_what_stands_beside_a_chat_goes_to_its_template() -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "speaker": ({"conversations": [{"from": "gtp", "value": "a"}]}, r"conversations 1: from is 'gtp'; .*did you mean gpt"),
+    "near a call": ({"conversations": [{"from": "function_cal", "value": "a"}]}, "did you mean function_call"),
+    "no call": ({"conversations": [{"from": "function_call", "value": "w()"}]}, "value must be JSON with the name"),
+    "no name": ({"conversations": [{"from": "function_call", "value": "{}"}]}, "value must be JSON with the name"),
+    "no calls": ({"conversations": [{"from": "function_call", "value": "[]"}]}, "value must be JSON with the name"),
+    "deep call": ({"conversations": [{"from": "function_call", "value": "[" * 99999}]}, "value must be JSON with the name"),
+    "bad tools": ({"conversations": HELLO, "tools": "w()"}, "tools is a string that is not JSON"),
+    "preferences alone": ({"instruction": "a", "chosen": "b", "rejected": "c"}, "chosen: preferences are not learned"),
     "no value": ({"conversations": [{"from": "gpt"}]}, "conversations 1: value is missing"),
     "list": ({"conversations": "Hello"}, "messages must be a list"),
     "preferences": ({"prompt": "a", "completion": "b", "rejected": "c"}, "rejected is not supported: preferences"),
