@@ -31,7 +31,8 @@ GUESSES = re.compile(
     re.I,
 )
 TELLS = re.compile(
-    r"; |: (set|give|use|copy|pass|save|make|export|pack|remove|raise|lower|leave|install|name|take|train|shorten|try|is )"
+    r"; |_what_else\(|"  # the latter gives the rest of the sentence
+    r": (set|give|use|copy|pass|save|make|export|pack|remove|raise|lower|leave|install|name|take|train|shorten|try|is )"
     r"|expected|only|at most|at least|must|not supported|does not exist|pip install|is read\b|are read\b|wait|takes"
 )
 HANDED_ON = re.compile(r"^((line |record |it is |got )?\{[^}]*\}[:;,]? ?)*$")

@@ -133,7 +133,7 @@ class Device:
             raise AdapterMismatchError(f"{where}: round {update.server_round} trains nothing; expected 1 or more")
         if update.frozen is not None and update.frozen.pairs.keys() != update.adapter.pairs.keys():
             raise AdapterMismatchError(
-                f"{where}: what stands beside the adapter has other modules than it; expected the same"
+                f"{where}: what stands beside the adapter has other modules than the adapter; expected the same"
             )
 
     def _check_ranks(self, adapter: Adapter, *, trained: bool) -> None:

@@ -179,7 +179,7 @@ def test_a_head_of_modules_to_save_trains_and_means_the_same_to_peft(run: Run, p
         (("--memory-mb", 10), r"a training takes at least \d+ MB"),
         (("--set", "train.sequence_length=65"), "the base's context is 64 tokens"),
         (("--full", "--resume"), "--full is a plain baseline"),
-        (("--full", "--save-every", 3), "--full is a plain baseline: without .*--save-every"),
+        (("--full", "--save-every", 3), "--full is a plain baseline: leave .*--save-every"),
         (("--full", "--memory-mb", 400), "train.memory_mb mean nothing to it"),
         (("--full", "--base", "nano"), "and nano is a base pack; give --base the directory of a Hugging Face checkpoint"),
         (("--set", "data.name=stdlib"), r"--set data\.name: one device alone takes lora\.\*, train\.\*, seed and"),

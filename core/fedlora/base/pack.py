@@ -170,7 +170,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """Read base.json and check its fingerprint. Raises PackError."""
     path = directory / MANIFEST
     if not path.is_file():
-        raise PackError(f"{directory}: no {MANIFEST}; expected a base pack{_what_else(directory)}")
+        raise PackError(f"{directory}: no {MANIFEST}: not a base pack{_what_else(directory)}")
     manifest = read_object(path, PackError, "the manifest of a base pack")
     if manifest.get("format") != FORMAT:
         raise PackError(f"{path}: not the manifest of a base pack: it lacks format = {FORMAT!r}; pack the model again")

@@ -203,7 +203,7 @@ def _prompt(root: Path, notes: list[str]) -> str:
         return ""
     if default not in prompts:
         raise CheckpointError(
-            f"{path}: default_prompt_name is {default!r:.60}, which is none of its prompts; "
+            f"{path}: default_prompt_name is {default!r:.60}, which is not among the prompts; "
             f"expected one of {', '.join(prompts) or 'none'}"
         )
     return cast(str, prompts[default])

@@ -102,8 +102,8 @@ def check_inputs(values: Mapping[str, NDArray[np.float32]], inputs: InputShapes,
     for module, found in ranks.items():
         if len(found) != 2 or found[0] != found[1] or not 1 <= found[0] <= _largest_rank(module):
             raise AdapterMismatchError(
-                f"{where}: {module}: expected A and B of one rank up to {_largest_rank(module)}, "
-                f"got {len(found)} of rank {sorted(set(found))}"
+                f"{where}: {module} needs A and B of one rank up to {_largest_rank(module)}, "
+                f"got {len(found)} of rank {sorted(set(found))}; export it again"
             )
 
 

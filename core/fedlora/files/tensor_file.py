@@ -199,9 +199,7 @@ def _read_header(path: Path, max_header_bytes: int, max_tensors: int) -> tuple[d
     except _UnreadDtypeError as error:
         raise TensorFileError(f"{path}: {error}") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise TensorFileError(
-            f"{path}: expected the header of a safetensors file: {error}; copy the file again"
-        ) from None
+        raise TensorFileError(f"{path}: not a safetensors file: {error}; copy the file again") from None
     end = 8 + length
     for entry in sorted(entries.values(), key=lambda e: (e.offset, e.size_bytes)):
         if entry.offset != end:

@@ -51,7 +51,8 @@ class Adapter:
         for module, pair in self.pairs.items():
             if pair.rank != self.config.rank_of(module):
                 raise AdapterError(
-                    f"{module}: lora_A has rank {pair.rank}; the configuration expected {self.config.rank_of(module)}"
+                    f"{module}: lora_A has rank {pair.rank}, the configuration says {self.config.rank_of(module)}; save "
+                    "both again"
                 )
         object.__setattr__(self, "pairs", MappingProxyType(dict(self.pairs)))
 

@@ -136,7 +136,7 @@ class BatchEngine:
             raise ConfigError("the prompt has no tokens; give it at least one")
         if not all(0 <= token < shape.vocab_size for token in prompt):
             raise ConfigError(
-                f"the prompt has a token of another vocabulary; expected numbers from 0 to {shape.vocab_size - 1}"
+                f"the prompt has a token that is not from 0 to {shape.vocab_size - 1}; give the base's own"
             )
         if len(prompt) >= self._limit:
             raise ConfigError(

@@ -81,10 +81,10 @@ def devices_to_measure(records: Iterable[Mapping[str, Any]]) -> int:
     return max((max(len(record["loss"]), record.get("measured_of", 0)) for record in records), default=0)
 
 
-def loss_unit(run: Path) -> str:
+def loss_unit(run: Path | str) -> str:
     """What the losses of a run are counted by: `token`, or `text` where its base is an encoder."""
     try:
-        about = read_object(run / RUN, ConfigError, "a run's number and base")
+        about = read_object(Path(run) / RUN, ConfigError, "a run's number and base")
     except ConfigError:
         return "token"
     return "text" if about.get("loss_unit") == "text" else "token"  # runs of earlier versions do not say

@@ -34,7 +34,7 @@ def _roles(path: Path) -> list[DeviceData]:
                     roles.append(DeviceData(name=role["client"], train=(train,), held_out=(held_out,)))
                 except (ValueError, KeyError, TypeError) as error:
                     raise DataError(
-                        f"{path}: line {number}: expected a role with client, train and test, got {error!r}"
+                        f"{path}: line {number}: not a role with client, train and test: {error!r}; copy the file again"
                     ) from None
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}; set data.path to a roles.jsonl.gz") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from fedlora.base.pack import BasePack, open_pack
+from fedlora.base.packing import make_pack
 from fedlora.errors import GraphError
 from fedlora.exported.graph_manifest import read_graph_manifest, write_graph_manifest
 from fedlora.exported.profiles import PROFILES, Profile
@@ -21,9 +23,11 @@ from fedlora_export.export import build_graph, export_base
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from tests.tiny.adapters import random_adapter
-from tests.tiny.encoders import EVERY, save_encoder_pack
+from tests.tiny.encoders import BARE, EVERY, encoder_pack, save_encoder_pack
 from tests.tiny.families import FAMILIES, family_pack
 from tests.tiny.llamas import VARIANTS, Packs
+from tests.tiny.packs import checkpoint_of
+from tests.tiny.sentences import write_modules
 
 Model = Any  # an onnx.ModelProto: its fields are made when it runs
 SLOT = "model.layers.0.self_attn.q_proj.lora_A.weight"
@@ -67,6 +71,7 @@ def test_every_allowed_operation_is_in_some_graph(packs: Packs, tmp_path: Path) 
         *(packs(variant) for variant in VARIANTS.values()),
         *(family_pack(name) for name in FAMILIES),
         *(save_encoder_pack(name, tmp_path / name.replace(" ", "-")) for name in EVERY),
+        encoder_with_modules(tmp_path / "modules"),
     ]
     used = {
         (node.domain, node.op_type)
@@ -75,6 +80,15 @@ def test_every_allowed_operation_is_in_some_graph(packs: Packs, tmp_path: Path) 
         for node in build_graph(base, profile, 4).graph
     }
     assert used == {(domain, kind) for domain, kinds in ALLOWED_OPS.items() for kind in kinds}
+
+
+def encoder_with_modules(folder: Path) -> BasePack:
+    """An encoder whose vectors are divided by the root of a text's length, as one of its modules says."""
+    encoder = encoder_pack(next(iter(BARE)))
+    shutil.copytree(checkpoint_of(encoder.directory), folder / "checkpoint")
+    write_modules(folder / "checkpoint", pooling={"pooling_mode": "mean_sqrt_len_tokens"})
+    make_pack(folder / "checkpoint", folder / "pack", encoder.quantization)
+    return open_pack(folder / "pack")
 
 
 def initializer(model: Model, *, external: bool = True) -> Any:

@@ -251,7 +251,7 @@ def test_files_names_a_folder_without_text(tmp_path: Path) -> None:
 
 
 def test_files_names_a_place_that_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"/3: cannot be read: No such file or directory; give the path of the data"):
+    with pytest.raises(DataError, match=r"no file or folder in it is a device's data; put one in for each device"):
         dealt("files", partition(3), tmp_path)
 
 

@@ -32,7 +32,7 @@ def digest_from(source: Mapping[str, Any], folder: Path, where: str, environment
         if not re.fullmatch(r"[0-9a-fA-F]{64}", value):
             raise ConfigError(f"{where}: key_sha256 must be the 64 hexadecimal digits of the key's sha256")
         if bytes.fromhex(value) in _NO_KEYS:
-            raise ConfigError(f"{where}: key_sha256 is that of an empty text; compute it again, of the key itself")
+            raise ConfigError(f"{where}: key_sha256 is of an empty text; compute it again, of the key itself")
         return bytes.fromhex(value)
     if kind == "key_env":
         key = environment.get(value, "")
