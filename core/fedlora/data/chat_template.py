@@ -25,6 +25,7 @@ from fedlora.data.template_process import (
     rendered,
 )
 from fedlora.data.template_sandbox import FIXED_DAY
+from fedlora.data.tool_arguments import objects_in, with_objects, with_strings, without_arguments
 from fedlora.errors import DataError, FedloraError, PackError
 
 _REMEDY = "give prompt and completion instead, or pack the model with another chat template"
@@ -104,6 +105,11 @@ class ChatTemplate:
         source = self._tool_source if tools and self._tool_source is not None else self._source
         return re.search(rf"\b{re.escape(name)}\b", source) is not None
 
+    def words(self, *, tools: bool = False) -> frozenset[str]:
+        """The words of the template's source: names of its variables are among them."""
+        source = self._tool_source if tools and self._tool_source is not None else self._source
+        return frozenset(re.findall(r"[A-Za-z_]\w{3,}", source))
+
     @cached_property
     def takes_parts(self) -> bool:
         """Whether the template goes through the parts of a content, rather than writing a list where it expects text."""
@@ -136,6 +142,7 @@ class ChatTemplate:
             raise DataError(
                 f"{where}: {taken[0]} is no variable of a template's own; give it as a field beside messages"
             )
+        messages = self._with_arguments(messages, where, asked)
         if continue_final_message:
             return self._continued(messages, where, asked)
         return self._written(messages, where, asked)
@@ -167,6 +174,8 @@ class ChatTemplate:
         """
         if taken := sorted(name for name in chat.variables if name in RESERVED or not self._mentions(name, chat)):
             raise DataError(f"{where}: {taken[0]:.70} is no variable of {self.place}; remove it")
+        asked = _Asked(False, chat.tools, chat.documents, chat.variables)
+        chat = replace(chat, messages=tuple(self._with_arguments(chat.messages, where, asked)))
 
         def write(
             messages: Sequence[ChatMessage],
@@ -191,6 +200,29 @@ class ChatTemplate:
 
     def _mentions(self, name: str, chat: Chat) -> bool:
         return self.mentions(name, tools=chat.tools is not None)
+
+    def _with_arguments(self, messages: Sequence[ChatMessage], where: str, asked: _Asked) -> Sequence[ChatMessage]:
+        """The messages with the arguments of calls as the template takes them: objects, or, where it fails on one, leaves
+        it out or puts it into a text, strings."""
+        if not any(message.fields.get("tool_calls") for message in messages):
+            return messages
+
+        def written(some: Sequence[ChatMessage]) -> str | None:
+            try:
+                return self._written(some, where, asked)
+            except _CostsTooMuchError:
+                raise
+            except FedloraError:
+                return None
+
+        objects, strings = with_objects(messages), with_strings(messages)
+        text = written(objects)
+        if text is None:
+            return strings if written(strings) is not None else messages
+        given = list(objects_in(objects))
+        # What is there of an object that was put into a text is Python's way to write it, which no model has learned.
+        is_heard = not any(str(one) in text for one in given) and text != written(without_arguments(objects))
+        return objects if is_heard or not given else strings
 
     def _written(
         self, messages: Sequence[ChatMessage], where: str, asked: _Asked, marks: tuple[str, str] = ("", "")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from fedlora.data.chat_template import ChatTemplate
 from fedlora.data.examples import Chat, ChatMessage
+from fedlora.data.tool_arguments import with_objects
 from fedlora.errors import DataError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +24,9 @@ def template_of(source: str) -> ChatTemplate:
 
 def written_by_transformers(source: str, messages: Any, **fields: Any) -> str:
     oracle = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer(), chat_template=source, **TOKENS)
-    text = oracle.apply_chat_template([message.given() for message in messages], tokenize=False, **fields)
+    # The arguments of a call are an object, as transformers documents it.
+    given = [message.given() for message in with_objects(messages)]
+    text = oracle.apply_chat_template(given, tokenize=False, **fields)
     assert isinstance(text, str)
     return text
 

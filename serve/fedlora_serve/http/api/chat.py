@@ -60,7 +60,7 @@ async def create_chat_completion(body: ChatBody, request: Request) -> Response:
 def _asked(body: ChatBody) -> tuple[int | None, str]:
     """How long the answer may get, and the field that says so. Raises ApiError for what does not go together."""
     check_stream_options(body)
-    if body.top_logprobs is not None and not body.logprobs:
+    if body.top_logprobs and not body.logprobs:
         raise ApiError(400, "top_logprobs: only together with logprobs", param="top_logprobs")
     both = (body.max_tokens, body.max_completion_tokens)
     if None not in both and both[0] != both[1]:

@@ -51,10 +51,12 @@ async def _answer_http(request: Request, error: Exception) -> Response:
         detail.message, detail.code = f"{where:.300}: there is no such route; {instead}", "not_found"
     elif answer.status == http.HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = answer.headers.get("Allow", "another method")
-        if "GET" in allowed:  # and HEAD wherever that is
+        if "GET" in allowed and "HEAD" not in allowed:  # and HEAD wherever that is
             answer.headers["Allow"] = allowed = f"{allowed}, HEAD"
         detail.message, detail.code = f"{where}: use {allowed}", "method_not_allowed"
     elif answer.status == http.HTTPStatus.BAD_REQUEST and detail.message == "There was an error parsing the body":
+        if encoded := _encoding_of(request):
+            return ErrorResponse(encoded)
         detail.message = "the body is not JSON in UTF-8 of a sensible depth, or a number in it is too long"
     return ErrorResponse(answer)
 
@@ -64,6 +66,8 @@ async def _answer_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     problems: Sequence[Mapping[str, Any]] = error.errors()
     first = problems[0]
+    if encoded := _encoding_of(request):
+        return ErrorResponse(encoded)
     if first["type"] == "json_invalid":
         at = first["loc"][-1]
         return ErrorResponse(ApiError(400, f"the body is not JSON: {first['ctx']['error']}, at character {at}"))
@@ -73,6 +77,14 @@ async def _answer_validation(request: Request, error: Exception) -> Response:
     more = len(problems) - _MAX_PROBLEMS
     message = f"{told}; and {more} more" if more > 0 else told
     return ErrorResponse(ApiError(400, message, param=_path(first) or None))
+
+
+def _encoding_of(request: Request) -> ApiError | None:
+    """415 for a body that is compressed: it is read as it comes."""
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() in ("identity", ""):
+        return None
+    return ApiError(415, f"the body is compressed (Content-Encoding: {encoding:.40}); send it uncompressed")
 
 
 def _sentence(problem: Mapping[str, Any]) -> str:

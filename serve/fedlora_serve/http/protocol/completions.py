@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from fedlora_serve.http.protocol.envelope import Envelope, Usage
-from fedlora_serve.http.protocol.field_types import Count, TextsOrTokens, TopCount
+from fedlora_serve.http.protocol.field_types import Count, TextsOrTokens, TopCountOrNone
 from fedlora_serve.http.protocol.generation_body import GenerationBody
 
 
@@ -19,7 +19,7 @@ class CompletionBody(GenerationBody):
     best_of: Count | None = Field(None, description="Only as many as n.")
     add_special_tokens: bool | None = Field(True, description="Begin a text as the model's texts begin.")
     echo: bool | None = Field(False, description="The prompt's text before the answer; not together with logprobs.")
-    logprobs: TopCount | None = Field(None, description="Of the chosen token and of so many likeliest ones.")
+    logprobs: TopCountOrNone = Field(None, description="Of the chosen token and of so many likeliest ones.")
 
 
 class CompletionLogprobs(BaseModel):

@@ -74,7 +74,9 @@ def _stops(value: object) -> tuple[str, ...]:
 
 def _biases(value: object) -> dict[int, float]:
     """{token: bias} of JSON's {"token": bias}."""
-    given: dict[str, Any] = value if isinstance(value, dict) else {"": value} if value is not None else {}
+    if value in (None, []):  # as some languages write an object without fields
+        return {}
+    given: dict[str, Any] = value if isinstance(value, dict) else {"": value}
     if len(given) > MAX_BIASES or not all(token.isascii() and token.isdigit() and len(token) < 10 for token in given):
         raise ValueError(f"expected at most {MAX_BIASES} token ids, as strings, each with its bias")
     for bias in given.values():
@@ -126,6 +128,11 @@ Text = Annotated[str, AfterValidator(unicode_text)]
 Whole = Annotated[int, BeforeValidator(_whole)]
 Count = Annotated[Whole, Field(ge=1)]
 TopCount = Annotated[Whole, Field(ge=0, le=20)]  # of likeliest tokens
+TopCountOrNone = Annotated[
+    TopCount | None,
+    BeforeValidator(lambda value: None if value is False else value),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0, "maximum": 20}, {"const": False}, {"type": "null"}]}),
+]
 NotUsedText = Annotated[Text | None, Field(description="Taken and not used.")]
 NotUsedObject = Annotated[dict[str, Any] | None, Field(description="Taken and not used.")]
 Number = Annotated[float, AfterValidator(_finite)]
@@ -142,10 +149,11 @@ Biases = Annotated[
     PlainValidator(_biases),
     WithJsonSchema(
         {
-            "type": ["object", "null"],
+            "type": ["object", "array", "null"],
             "propertyNames": {"pattern": "^[0-9]{1,9}$"},
             "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
             "maxProperties": MAX_BIASES,
+            "maxItems": 0,
         }
     ),
 ]

@@ -94,7 +94,8 @@ OTHER_FIELDS: dict[str, OtherField] = {
     **_fields("dynatemp_exponent", 1),
     **_fields("dry_base", 1.75),
     **_fields("dry_allowed_length", 2),
-    **_fields("repeat_last_n dry_penalty_last_n dry_sequence_breakers samplers"),
+    **_fields("repeat_last_n dry_penalty_last_n dry_sequence_breakers"),
+    **_unless("samplers"),
     **_fields("min_keep n_indent n_keep n_discard t_max_predict_ms n_cache_reuse epsilon_cutoff eta_cutoff top_a", 0),
     **_fields("no_repeat_ngram_size encoder_repetition_penalty penalty_alpha guidance_scale", 0, 1),
     **_fields(
@@ -128,8 +129,11 @@ OTHER_FIELDS: dict[str, OtherField] = {
     # Thinking.
     **_unless("include_reasoning separate_reasoning stream_reasoning", True),
     **_fields("reasoning_format", "none"),
-    **_fields(
+    **_unless(  # false asks a model that thinks to answer at once
         "reasoning reasoning_effort reasoning_control thinking think enable_thinking",
+        "",
+        {},
+        [],
         instead="chat_template_kwargs gives the template of a chat its variables",
     ),
     # Of embeddings.
@@ -152,4 +156,15 @@ OTHER_FIELDS: dict[str, OtherField] = {
     **_fields("prompt_cache_retention", "in_memory"),
     **_fields("verbosity", "medium"),
     **_unless("echo", False),  # of chats
+}
+
+# Fields of a message that would change what is answered, where the chat template does not know them.
+OTHER_MESSAGE_FIELDS: dict[str, OtherField] = {
+    **_fields("prefix partial continue", instead="continue_final_message goes on with the last message"),
+    **_fields(
+        "image images image_url video videos video_url audio_url input_audio file files attachments "
+        "experimental_attachments",
+        instead="this service reads text",
+    ),
+    **_fields("tools functions documents", instead="give it as a field of the request"),
 }

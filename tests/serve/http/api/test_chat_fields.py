@@ -194,3 +194,100 @@ def test_variables_that_break_the_template_are_the_requests_error(ask: Ask) -> N
         deep = [deep]
     template = "{{ messages[0].content }}{% if x is defined %}{{ x | tojson }}{{ range(3) | list }}{% endif %}"
     assert refusal(ask(template, messages=[HI], chat_template_kwargs={"x": deep, "range": 1}))["param"] is None
+
+
+# Of the shape of Qwen2.5's: it writes the arguments of a call as JSON.
+CALLING = (
+    "{%- for m in messages %}{{- '[' + m.role + ']' + (m.content or '') }}{%- for call in m.tool_calls or [] %}"
+    "{{- call.function.name }}{{- call.function.arguments | tojson }}{%- endfor %}{%- endfor %}"
+)
+
+
+@pytest.mark.parametrize("arguments", ['{"city": "Oslo"}', {"city": "Oslo"}, '{"city":"Oslo"}'])
+def test_the_arguments_of_a_call_are_quoted_once(ask: Ask, arguments: Any) -> None:
+    call = {**CALL, "function": {"name": "f", "arguments": arguments}}
+    messages = [HI, {"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": "rain"}]
+    assert ask(CALLING, messages=messages) == '[user]Hi[assistant]f{"city": "Oslo"}[tool]rain'
+
+
+# It looks at the first message, whatever that is.
+FIRST = "{%- if messages[0].role == 'system' %}{{- messages[0].content }}{%- endif %}" + STRICT
+
+
+@pytest.mark.parametrize("template", [STRICT, FIRST], ids=["any", "looks-at-the-first"])
+@pytest.mark.parametrize("role", ["User", "human", "function"])
+def test_a_message_whose_role_the_template_does_not_write_is_refused_also_alone(
+    ask: Ask, template: str, role: str
+) -> None:
+    silent = {"role": role, "content": "What now?"}
+    for messages, place in (([silent], 0), ([HI, silent], 1), ([silent, HI], 0)):
+        error = refusal(ask(template, messages=messages))
+        assert error["param"] == f"messages.{place}"
+        assert repr(role) in error["message"]
+
+
+def test_a_message_that_a_template_cannot_do_without_is_heard(ask: Ask) -> None:
+    assert ask(FIRST, messages=[HI]) == "user: Hi\nassistant:"
+    assert ask(FIRST, messages=[{"role": "system", "content": "Hi"}]).startswith("Hi")
+    assert ask(FIRST, messages=[{"role": "user", "content": ""}]) == "user: \nassistant:"
+
+
+@pytest.mark.parametrize("value", [True, "on", 1, {"type": "enabled"}])
+def test_a_variable_that_the_template_does_not_know_is_refused_by_name(ask: Ask, value: Any) -> None:
+    error = refusal(ask(STRICT, messages=[HI], chat_template_kwargs={"enable_thinking": value}))
+    assert error["param"] == "chat_template_kwargs.enable_thinking"
+    assert "leave it out" in error["message"]
+
+
+def test_a_variable_that_asks_for_nothing_is_taken_unless_it_is_misspelled(ask: Ask) -> None:
+    for value in (False, None, ""):
+        assert ask(STRICT, messages=[HI], chat_template_kwargs={"enable_thinking": value}) == "user: Hi\nassistant:"
+        error = refusal(ask(RICH, messages=[HI], chat_template_kwargs={"enable_thinkng": value}))
+        assert "did you mean enable_thinking?" in error["message"]
+    many = {f"x{number}": None for number in range(1000)}
+    assert "no variable 'x64'" in refusal(ask(STRICT, messages=[HI], chat_template_kwargs=many))["message"]
+
+
+@pytest.mark.parametrize("field", ["enable_thinking", "thinking", "think", "reasoning"])
+@pytest.mark.parametrize("value", [False, True, {"type": "disabled"}])
+def test_not_to_think_is_something_that_is_asked_for(ask: Ask, field: str, value: Any) -> None:
+    error = refusal(ask(RICH, messages=[HI], **{field: value}))
+    assert error["param"] == field
+    assert "chat_template_kwargs" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "instead"),
+    [
+        ("prefix", True, "continue_final_message"),
+        ("partial", True, "continue_final_message"),
+        ("images", ["aGk="], "reads text"),
+        ("attachments", [{"id": 1}], "reads text"),
+        ("tools", [TOOL], "a field of the request"),
+    ],
+)
+def test_a_field_of_a_message_that_asks_for_more_is_refused_by_name(
+    ask: Ask, field: str, value: Any, instead: str
+) -> None:
+    messages = [HI, {"role": "assistant", "content": "Yo"}]
+    error = refusal(ask(STRICT, messages=[messages[0], {**messages[1], field: value}]))
+    assert error["param"] == f"messages.1.{field}"
+    assert instead in error["message"]
+    nothings: list[Any] = [None, False, []]
+    for nothing in nothings:
+        assert "Yo" in ask(STRICT, messages=[messages[0], {**messages[1], field: nothing}])
+    reads = STRICT.replace("m.content", f"m.content + (m.{field} | string if m.{field} else '')")
+    assert str(value) in ask(reads, messages=[messages[0], {**messages[1], field: value}])
+
+
+def test_what_the_openai_package_says_of_an_answer_may_be_sent_back(ask: Ask) -> None:
+    answer: dict[str, Any] = {"role": "assistant", "content": "Yo", "refusal": None, "annotations": [], "audio": None}
+    more = {"function_call": None, "tool_calls": None, "provider_specific_fields": {"refusal": None}}
+    expected = "user: Hi\nassistant: Yo\nuser: Hi\nassistant:"
+    assert ask(STRICT, messages=[HI, {**answer, **more}, HI]) == expected
+
+
+def test_likeliest_tokens_may_be_none_without_log_probabilities(ask: Ask) -> None:
+    for fields in ({"top_logprobs": 0}, {"top_logprobs": 0, "logprobs": False}, {"top_logprobs": None}):
+        assert ask(STRICT, messages=[HI], **fields)
+    assert refusal(ask(STRICT, messages=[HI], top_logprobs=1))["param"] == "top_logprobs"

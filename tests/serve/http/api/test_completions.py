@@ -229,6 +229,9 @@ def test_what_cannot_be_done_is_refused_by_its_field(
 
 def test_an_empty_value_of_what_cannot_be_done_is_nothing(post: Post) -> None:
     assert post(suffix="", guided_json={}, bad_words=[], use_beam_search=False, min_tokens=0)["choices"]
+    assert post(logit_bias=[])["choices"]
+    assert post(logprobs=False)["choices"][0]["logprobs"] is None
+    assert refusal(post(logprobs=True))["param"] == "logprobs"
 
 
 def test_an_unknown_field_is_refused_by_its_name(post: Post) -> None:

@@ -84,6 +84,9 @@ def test_methods_that_are_not_there_are_405_and_say_which_are(client: Client) ->
     response = client.get("/v1/completions")
     assert "POST" in refusal(response, 405)["message"]
     assert response.headers["Allow"] == "POST"
+    for path in ("/v1/models", "/openapi.json"):
+        allowed = client.post(path, {}).headers["Allow"].split(", ")
+        assert sorted(allowed) == ["GET", "HEAD"]
 
 
 def test_an_error_tells_no_folder_of_this_machine(base: BasePack) -> None:

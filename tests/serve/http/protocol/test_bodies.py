@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from typing import Any
 
@@ -65,6 +66,16 @@ def test_nul_is_a_character_like_others(client: Client) -> None:
 def test_a_body_that_is_not_announced_as_json_is_415(client: Client, headers: dict[str, str]) -> None:
     error = refusal(send(client, b'{"model": "tiny", "prompt": "x"}', headers), 415)
     assert "application/json" in error["message"]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "deflate"])
+def test_a_body_that_is_compressed_is_415_and_told_so(client: Client, encoding: str) -> None:
+    packed = gzip.compress(b'{"model": "tiny", "prompt": "x"}') if encoding == "gzip" else b"\x0b\x02\x80{}\x03"
+    error = refusal(send(client, packed, {**JSON, "content-encoding": encoding}), 415)
+    assert encoding in error["message"]
+    assert (
+        send(client, b'{"model": "tiny", "prompt": "x"}', {**JSON, "content-encoding": "identity"}).status_code == 200
+    )
 
 
 def test_many_wrong_fields_are_told_in_one_short_sentence(client: Client) -> None:
