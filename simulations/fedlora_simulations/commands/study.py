@@ -13,7 +13,7 @@ from rich.console import Console
 from fedlora_simulations.study.checks import check_study
 from fedlora_simulations.study.failures import check_any, failures, told
 from fedlora_simulations.study.file import read_study
-from fedlora_simulations.study.plan import all_runs
+from fedlora_simulations.study.plan import all_runs, as_it_began
 from fedlora_simulations.study.results import Results
 
 
@@ -31,7 +31,8 @@ def study(file: Path, output: Path, long: bool, table: bool, workers: int) -> No
     What ran stands in DIR/results.jsonl, a line per run: a study that was stopped goes on where it was. A run that failed
     is told; where all did, there is no table.
     """
-    plan, results = read_study(file, long=long), Results(output)
+    results = Results(output)
+    plan = as_it_began(read_study(file, long=long), results)
     errors = Console(stderr=True)
     if not table:
         check_study(plan, results)

@@ -14,8 +14,17 @@ from typing import Any
 from fedlora.base.pack import EMBEDDED
 from fedlora.config.run import RunConfig, Scalar
 
-# Keys that came after studies were run: where they are not set, a run is known by what it was known by before.
-_LATER = ("data.fields.", "lora.layers")
+# Keys that came after studies were run, with what runs did before: there a run is known by what it was known by then.
+_LATER: Mapping[str, Scalar] = {
+    **{key: value for key, value in RunConfig().flat().items() if key.startswith("data.fields.")},
+    "lora.layers": "",
+    "aggregation.max_weight": 0.0,
+    "aggregation.fixed_signs": False,
+    "simulation.workers": 0,
+}
+_AS_BEFORE: Mapping[str, Scalar] = {
+    "aggregation.robust": "none", "aggregation.max_weight": 0.0, "aggregation.fixed_signs": False,
+}  # fmt: skip
 POOLED = "pooled"  # the row of one training on the text of all devices together
 
 Changes = Mapping[str, Any]  # {dotted key: value}
@@ -80,6 +89,10 @@ class Study:
         """The methods and variants, then the pooled run."""
         return (*self.methods, POOLED)
 
+    def as_before(self) -> Study:
+        """The study with the defaults that it had before devices were bounded, where its file names no others."""
+        return dataclasses.replace(self, scenario={**_AS_BEFORE, **self.scenario}, runs={})
+
     def run(self, row: str, setting: str, seed: int, lr: float) -> Run:
         """Raises ConfigError for keys that a configuration does not take; the message names their place."""
         key = (row, setting, seed, lr)
@@ -102,29 +115,10 @@ class Study:
         return Run(row=row, setting=setting, config=config, folder=self.file.parent, digest=digest)
 
 
-# Defaults that are younger than results which must still be found: {key: (the default now, the value before, None: no key)}
-_DEFAULTS_SINCE: Mapping[str, tuple[Scalar, Scalar | None]] = {
-    "aggregation.robust": ("auto", "none"),
-    "aggregation.max_weight": (4.0, None),
-    "aggregation.fixed_signs": (True, None),
-    "simulation.workers": (0, None),
-}
-
-
 def _digest(config: RunConfig, *, is_pooled: bool) -> str:
-    unset = RunConfig().flat()
     flat = {
         key: value
         for key, value in config.flat().items()
-        if key not in ("name", "output") and not (key.startswith(_LATER) and value == unset[key])
+        if key not in ("name", "output") and not (key in _LATER and value == _LATER[key])
     }
-    flat = {
-        key: value for key, value in flat.items() if value or not key.startswith("data.fields.")
-    }  # which came later
-    for key, (now, before) in _DEFAULTS_SINCE.items():
-        if flat[key] != now:
-            continue
-        del flat[key]
-        if before is not None:
-            flat[key] = before
     return hashlib.sha256(json.dumps([is_pooled, flat], sort_keys=True).encode()).hexdigest()[:16]

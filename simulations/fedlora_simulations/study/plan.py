@@ -74,3 +74,8 @@ def _once(runs: Iterable[Run]) -> list[Run]:
     for run in runs:
         found.setdefault(run.digest, run)
     return list(found.values())
+
+
+def as_it_began(study: Study, results: Results) -> Study:
+    """The study as its results were made: a default may be younger, and all numbers of a table must be of one kind."""
+    return study.as_before() if results.are_from_before else study

@@ -11,6 +11,7 @@ from typing import Any
 from fedlora.errors import ConfigError
 
 RESULTS = "results.jsonl"
+_BOUND = "aggregation.max_weight"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,11 @@ class Results:
                 ) from None
             self._results[result.digest] = result
             self._sound_bytes += len(line)
+
+    @property
+    def are_from_before(self) -> bool:
+        """Whether some were made when nothing bounded what one device can do."""
+        return any(result.config and _BOUND not in result.config for result in self._results.values())
 
     def get(self, digest: str) -> Result | None:
         """What a run gave, be it a failure."""

@@ -30,7 +30,7 @@ from fedlora_simulations.simulation import settled, warnings_above
 from fedlora_simulations.study.checks import check_study
 from fedlora_simulations.study.decided import KEYS, decided, with_decided
 from fedlora_simulations.study.definition import Run, Study
-from fedlora_simulations.study.plan import all_runs, cell_runs, choose, tuning_runs
+from fedlora_simulations.study.plan import all_runs, as_it_began, cell_runs, choose, tuning_runs
 from fedlora_simulations.study.pooled import pooled_loss
 from fedlora_simulations.study.results import Result, Results
 
@@ -44,6 +44,7 @@ def run_study(study: Study, results: Results, workers: int, console: Console) ->
 
     Raises FedloraError for a run that could not begin, before the first.
     """
+    study = as_it_began(study, results)
     check_study(study, results)
     run_checked_study(study, results, workers, console)
 

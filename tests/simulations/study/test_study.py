@@ -17,7 +17,7 @@ from fedlora_simulations.study.decided import with_decided
 from fedlora_simulations.study.definition import POOLED, Run, Study
 from fedlora_simulations.study.file import read_study
 from fedlora_simulations.study.numbers import BASE, lines
-from fedlora_simulations.study.plan import Choice, all_runs, cell_runs, choose, tuning_runs
+from fedlora_simulations.study.plan import Choice, all_runs, as_it_began, cell_runs, choose, tuning_runs
 from fedlora_simulations.study.plot import write_plot
 from fedlora_simulations.study.results import Result, Results
 from fedlora_simulations.study.runs import StudyRunner, failed
@@ -411,3 +411,16 @@ def test_a_study_does_not_go_on_where_its_runs_cannot_be_computed_as_before(stud
     results.add(result(run, 2.0, config=dict(run.config.flat()) | {"train.device": "cuda:77"}))
     with pytest.raises(ConfigError, match=r"results\.jsonl: the runs so far have .*train\.device = cuda:77, and here"):
         run_all(study, results, Recorder())
+
+
+def test_a_study_with_results_from_before_devices_were_bounded_goes_on_without_bounds(
+    study: Study, tmp_path: Path
+) -> None:
+    bounded = study.run("svd", "all", 1, 0.01)
+    results, config = Results(tmp_path), dict(bounded.config.flat())
+    assert as_it_began(study, results) is study
+    del config["aggregation.max_weight"]
+    results.add(Result(digest="of then", row="svd", setting="all", seed=1, lr=0.01, loss=1.0, config=config))
+    then = as_it_began(study, Results(tmp_path)).run("svd", "all", 1, 0.01)
+    assert (then.config.aggregation.robust, then.config.aggregation.max_weight) == ("none", 0)
+    assert then.digest != bounded.digest, "what computes something else has results of its own"
