@@ -154,7 +154,8 @@ def _embedding_shape(base: BasePack) -> EncoderShape:
     if shape.labels:
         raise PackError(
             f"{base.directory}: an encoder with a classification head, which gives scores of {len(shape.labels)} labels; "
-            "for embeddings pack one without: BertModel, RobertaModel or DistilBertModel"
+            "for embeddings pack one without: BertModel, RobertaModel or DistilBertModel; the service gives no labels: run "
+            "the graph itself in ONNX Runtime, as docs/encoders.md describes it"
         )
     return shape
 
