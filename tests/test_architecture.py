@@ -42,7 +42,7 @@ ROOMS = {
     ),
     "fedlora_client": (
         "data", "ops", "kept_factors", "layers", "decoder", "encoder", "model", "training", "reference", "opened",
-        "end_tokens", "device", "local_training", "app", "commands",
+        "answer_ends", "end_tokens", "device", "local_training", "app", "commands",
     ),
     "fedlora_server": (
         "bounded_pull", "exchange", "checks", "copies", "means", "methods", "aggregation", "run", "rounds", "app",

@@ -22,6 +22,7 @@ from fedlora.peft.for_base import beside_of, check_is_for
 from fedlora.peft.tensors import model_tensor
 from numpy.typing import NDArray
 
+from fedlora_client.answer_ends import answer_ends_files
 from fedlora_client.data.account import by_file, notices
 from fedlora_client.device import Device
 from fedlora_client.end_tokens import unlearnable_end
@@ -130,8 +131,9 @@ class LocalTraining:
         content = PeftDirectory(adapter=result.adapter, base_fingerprint=self.base.fingerprint, saved_modules=saved)
         text = json.dumps(report, indent=1) + "\n"
         write_peft(
-            self._output, content, base_name=self.base.source, texts={"training.json": text}, replace=run.replace
-        )
+            self._output, content, base_name=self.base.source, replace=run.replace,
+            texts={"training.json": text, **answer_ends_files(self.device.model, self.windows)},
+        )  # fmt: skip
         run.state_file.unlink(missing_ok=True)
         return result
 

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fedlora.base.pack import BasePack, open_pack
 from fedlora.base.packing import make_pack
 from fedlora.config.run import RunConfig
+from fedlora.data.adapter_chat import adapter_chat_settings
+from fedlora_client.answer_ends import answer_ends
+from fedlora_client.data.encoding import IGNORED
+from fedlora_client.data.tokenizer import open_tokenizer
+from fedlora_client.data.windows import Windows
 from fedlora_client.device import Device
 from fedlora_client.end_tokens import count_alike, warn_once
 from fedlora_client.local_training import LocalRun, LocalTraining
+from transformers import GenerationConfig
 
-from tests.tiny.checkpoints import llama_config, random_weights, tiny_quantization, write_checkpoint
+from tests.tiny.checkpoints import llama_config, llama_shape, random_weights, tiny_quantization, write_checkpoint
+from tests.tiny.tokenizer_kinds import byte_level, write_tokenizer
 
 RECORDS = '{"prompt": "ab", "completion": "cd"}\n' * 12
 TIED = {True: "model.embed_tokens.weight", False: "lm_head.weight"}
@@ -77,3 +86,53 @@ def test_a_device_tells_it_once_and_not_in_every_round(tmp_path: Path, caplog: p
         for server_round in (1, 2):
             device.train(device.first_adapter(), server_round)
     assert len([record for record in caplog.records if "learn to stop" in record.message]) == 1
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def trained(directory: Path, records: str, *, eos: str = "</s>") -> Path:
+    """An adapter for a base whose chat template ends answers with <|im_end|>, and whose texts end with `eos`."""
+    source = write_checkpoint(directory / "source", config=llama_config(vocab_size=512, max_position_embeddings=128))
+    write_tokenizer("bytes, no processor", source)
+    (source / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos, "chat_template": CHATML}))
+    make_pack(str(source), directory / "pack", tiny_quantization())
+    (directory / "data.jsonl").write_text(records * 12)
+    config = RunConfig(base=str(directory / "pack"))
+    config = dataclasses.replace(
+        config,
+        lora=dataclasses.replace(config.lora, rank=2),
+        train=dataclasses.replace(config.train, sequence_length=96, steps=1),
+    )
+    LocalTraining(LocalRun(data=directory / "data.jsonl", output=directory / "out", config=config)).train()
+    return directory / "out"
+
+
+CHAT = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b</s>"}]}\n'
+
+
+def test_an_end_of_answers_that_is_none_of_the_bases_is_written_beside_the_adapter(tmp_path: Path) -> None:
+    adapter = trained(tmp_path, CHAT)
+    end = open_tokenizer(tmp_path / "pack").token_to_id("<|im_end|>")
+    ends = adapter_chat_settings(adapter).eos_token_ids
+    assert ends == (end, *open_pack(tmp_path / "pack").shape.eos_token_ids)
+    assert GenerationConfig.from_pretrained(adapter).eos_token_id == list(ends)
+
+
+@pytest.mark.parametrize(
+    ("records", "eos"), [(RECORDS, "</s>"), (CHAT, "<|im_end|>"), ('{"text": "a<pad>b"}\n', "</s>")]
+)
+def test_where_the_base_knows_the_end_nothing_is_written(tmp_path: Path, records: str, eos: str) -> None:
+    assert not (trained(tmp_path, records, eos=eos) / "generation_config.json").exists()
+
+
+def test_answers_that_are_cut_and_rare_ends_are_no_ends() -> None:
+    tokenizer, shape = byte_level(None), llama_shape(vocab_size=512)
+    learned = [[7, 4, 9], [7, 4], [7, 8], [7, 8], *([[7, 4, 9, 9]] * 30), [3]]  # 4: <|im_end|>, 3: <pad>
+    pairs = [row + [IGNORED] * (6 - len(row)) for row in learned]
+    targets = torch.tensor(pairs)
+    windows = Windows(torch.zeros_like(targets), targets, torch.zeros_like(targets))
+    assert answer_ends(windows, shape, tokenizer) == (4,)
