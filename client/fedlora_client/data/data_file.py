@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -81,10 +82,14 @@ def _content(records: Records) -> FileContent:
 
 def _looks_like_records(text: str) -> tuple[str, ...]:
     line, _, _ = text.partition("\n")
-    if not line.startswith("{"):
-        return ()
     try:
-        parse_example(line)
-    except DataError:
-        return ()
-    return ("learned as plain text, though its first line is a record; a file of records ends in .jsonl",)
+        if line.lstrip().startswith("["):
+            value = json.loads(text)
+            parse_example(json.dumps(value[0]) if value else "")
+            return ("learned as plain text, though it is a list of records; a file of them ends in .json",)
+        if line.startswith("{"):
+            parse_example(line)
+            return ("learned as plain text, though its first line is a record; a file of records ends in .jsonl",)
+    except (DataError, ValueError, RecursionError):
+        pass
+    return ()

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from io import BufferedReader, BytesIO
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from fedlora.config.sections import FieldNames
@@ -19,6 +20,10 @@ from fedlora_client.data.records import Records, collected
 
 Place = tuple[str, Mapping[str, Any]]  # where a record stands, and the record
 _A_LINE = "one JSON object a line"
+_TO_RECORDS = (
+    'python -c "import sys, json, pandas; pandas.DataFrame(json.load(open(sys.argv[1]))).to_json(sys.argv[2], '
+    "orient='records', lines=True)\" {path} {jsonl}"
+)
 
 
 def read_jsonl(path: Path) -> tuple[Example, ...]:
@@ -29,7 +34,8 @@ def read_jsonl(path: Path) -> tuple[Example, ...]:
 def read_json(path: Path, fields: FieldNames | None = None, *, is_document: bool = False) -> Records:
     """The records of a file, which with `is_document` is rather one JSON value. Raises DataError with the place."""
     with opened(path) as file:
-        return collected(path, _records(file, path, is_document), fields or FieldNames())
+        fields = fields or FieldNames()
+        return collected(path, _records(file, path, is_document, fields), fields)
 
 
 def parse_example(line: str) -> Example | None:
@@ -37,7 +43,7 @@ def parse_example(line: str) -> Example | None:
     return parse_record(_object(_value(line))).example
 
 
-def _records(file: BufferedReader[Any], path: Path, is_document: bool) -> Iterator[Place]:
+def _records(file: BufferedReader[Any], path: Path, is_document: bool, fields: FieldNames) -> Iterator[Place]:
     if is_document or _begins_with_a_list(file):
         data = file.read()
         try:
@@ -47,7 +53,7 @@ def _records(file: BufferedReader[Any], path: Path, is_document: bool) -> Iterat
                 raise DataError(f"{path}: not JSON: {error}; expected one list of objects, or {_A_LINE}") from None
             lines: Iterable[bytes] = BytesIO(data)
         else:
-            yield from _listed(value, path)
+            yield from _listed(value, path, fields)
             return
     else:
         lines = _bounded_lines(file, path)
@@ -63,11 +69,16 @@ def _begins_with_a_list(file: BufferedReader[Any]) -> bool:
     return file.peek(1).removeprefix(BYTE_ORDER_MARK).lstrip(b" \t\r\n").startswith(b"[")
 
 
-def _listed(value: object, path: Path) -> Iterator[Place]:
+def _listed(value: object, path: Path, fields: FieldNames) -> Iterator[Place]:
     """The records of a whole file: those of a list, of an object that has them in its only list, or the object itself."""
-    if isinstance(value, dict) and not is_known(list(value)):
+    if isinstance(value, dict) and _has_columns(value):
+        raise NotRecordsError(
+            f"{path}: columns, not records: each field has the values of all records; write an object for each: "
+            + _TO_RECORDS.replace("{path}", quote(str(path))).replace("{jsonl}", quote(str(path.with_suffix(".jsonl"))))
+        )
+    if isinstance(value, dict) and not is_known(list(value), fields):
         lists = [name for name, part in value.items() if isinstance(part, list)]
-        if lists not in (["data"], ["train"]) and len(value) != 1:
+        if lists not in (["data"], ["train"]) and not (lists and len(value) == 1):
             raise NotRecordsError(
                 f"{path}: an object with {', '.join(value)!s:.200}; expected a list of objects with {EXPECTED}, an object "
                 "that has them in its list data, or one object a line"
@@ -78,6 +89,16 @@ def _listed(value: object, path: Path) -> Iterator[Place]:
             yield f"record {number}", _object(record)
         except DataError as error:
             raise DataError(f"{path}: record {number}: {error}") from None
+
+
+def _has_columns(value: Mapping[str, Any]) -> bool:
+    """Whether an object is a table by its columns: lists, as of datasets, or objects by the row's number, as of pandas."""
+    columns = list(value.values())
+    if all(isinstance(column, dict) for column in columns):
+        return bool(columns) and all(column and all(map(str.isdecimal, column)) for column in columns)
+    if len(columns) < 2 or not all(isinstance(column, list) for column in columns):
+        return False
+    return not any(isinstance(one, dict) for column in columns for one in column)
 
 
 def _bounded_lines(file: BufferedReader[Any], path: Path) -> Iterator[bytes]:

@@ -212,6 +212,10 @@ JSON = {
     "empty list": ("[]", "no example in it"),
     "broken list": ('[{"text": "a"}, {"text": ]', "not JSON: .*expected one list of objects, or one JSON object a line"),
     "broken record": ('[{"text": "a"}, {"text": 3}]', "record 2: text must be a string, got 3"),
+    "columns": ('{"prompt": ["a"], "completion": ["b"]}', "columns, not records: .* python -c"),
+    "columns of chats": ('{"id": [1], "messages": [[{"role": "user"}]]}', "columns, not records"),
+    "columns of pandas": ('{"text": {"0": "a", "1": "b"}}', "columns, not records"),
+    "no list": ('{"name": "x"}', "an object with name; expected a list of objects"),
     "splits": ('{"train": [{"text": "a"}], "test": [{"text": "b"}]}', "an object with train, test; expected"),
 }  # fmt: skip
 
@@ -228,6 +232,17 @@ def test_records_in_a_text_file_are_learned_as_text_and_told(tmp_path: Path) -> 
     content = read_file(tmp_path / "data.txt", FieldNames())
     assert content.all == (LINES.decode(),)
     assert "a file of records ends in .jsonl" in content.notices[0]
+    (tmp_path / "data.txt").write_text('[\n  {"text": "a"},\n  {"text": "b"}\n]\n')
+    assert "a file of them ends in .json" in read_file(tmp_path / "data.txt", FieldNames()).notices[0]
+    for plain in ("[1] a note\n", "[]\n", "[1, 2]\n", '["a"]\n', "[" * 99999):
+        (tmp_path / "data.txt").write_text(plain)
+        assert read_file(tmp_path / "data.txt", FieldNames()).notices == ()
+
+
+def test_one_record_alone_may_name_its_fields_otherwise(tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text('{"question": "a", "answer": "b"}')
+    content = read_file(tmp_path / "data.json", FieldNames(prompt="question", completion="answer"))
+    assert content.all == (Completion("a", "b"),)
 
 
 @settings(max_examples=60)

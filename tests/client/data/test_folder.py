@@ -105,13 +105,15 @@ def test_a_folder_with_nothing_to_train_on_is_refused(tmp_path: Path) -> None:
 def test_json_and_tables_that_hold_no_records_are_left_out_of_a_folder(tmp_path: Path) -> None:
     holding(tmp_path, "notes.txt")
     (tmp_path / "config.json").write_text('{"a": 1, "b": [2]}')
+    (tmp_path / "dataset_info.json").write_text('{"mine": {"file_name": "mine.json"}}')
     (tmp_path / "prices.csv").write_text("item,price\napple,3\n")
     data = read(tmp_path)
     assert sources(data) == {"notes.txt": (1, 1)}
     assert "config.json: an object with a, b" in data.notices[0]
-    assert "prices.csv: the first line must name the columns" in data.notices[1]
+    assert "dataset_info.json: an object with mine" in data.notices[1]
+    assert "prices.csv: the first line must name the columns" in data.notices[2]
     (tmp_path / "notes.txt").rename(tmp_path / "notes.md")
-    with pytest.raises(DataError, match=r"no text in 2 file\(s\); .*an object with a, b"):
+    with pytest.raises(DataError, match=r"no text in 3 file\(s\); .*an object with a, b"):
         read(tmp_path)
 
 
