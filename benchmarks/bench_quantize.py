@@ -33,8 +33,8 @@ from fedlora.base.checkpoint import Checkpoint
 from fedlora.base.quantize import QuantizedMatrix, dequantize, quantize
 from fedlora.base.scales import SCALE_RULES, ScaleRule
 from fedlora.family import decoder_shape
+from fedlora_client.data.tokenizer import open_tokenizer
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -247,7 +247,7 @@ def model_subject(name: str, directory: Path, windows: torch.Tensor) -> Subject:
 
 def story_windows(model: Path, texts: Path) -> torch.Tensor:
     """[M, 512]: stories in a row, each after <s>."""
-    config, tokenizer = LlamaConfig.from_pretrained(model), Tokenizer.from_file(str(model / "tokenizer.json"))
+    config, tokenizer = LlamaConfig.from_pretrained(model), open_tokenizer(model)
     with gzip.open(texts, "rt", encoding="utf-8") as file:
         stories = [json.loads(line)["text"] for line in file][:STORIES]
     encoded = tokenizer.encode_batch(stories, add_special_tokens=False)
@@ -260,7 +260,7 @@ def held_out_windows(model: Path) -> torch.Tensor:
     sys.path.append(str(PROJECT / "tools" / "nano"))
     from corpus import WINDOW, documents, tokens_of
 
-    row = torch.from_numpy(tokens_of(documents()[1], Tokenizer.from_file(str(model / "tokenizer.json"))))
+    row = torch.from_numpy(tokens_of(documents()[1], open_tokenizer(model)))
     return row[: len(row) // WINDOW * WINDOW].view(-1, WINDOW)
 
 

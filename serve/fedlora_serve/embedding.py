@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from fedlora_serve.adapters.loading import LoadedAdapter
 from fedlora_serve.session import open_graph
-from fedlora_serve.text.tokenizer import open_tokenizer, tokens_of
+from fedlora_serve.text.tokenizer import enough_of, open_tokenizer, tokens_of
 
 _PROFILES: tuple[Profile, ...] = (DEFAULT, "base")  # what a merged base has is the latter alone
 _MAX_TOKENS = 2048  # of a run, with padding: the attention of 12 heads over texts of 512 takes 50 MB
@@ -57,7 +57,8 @@ class Embedder:
         return self._shape.embedding.normalized
 
     def tokens(self, text: str) -> list[int]:
-        """The tokens of `text`, among the special ones of the tokenizer, as the base says that texts are prepared.
+        """The tokens of `text`, among the special ones of the tokenizer, as the base says that texts are prepared; where it
+        has many more than `max_tokens`, those of its beginning, still more than twice as many.
 
         Raises ConfigError where it is no UTF-8.
         """
@@ -65,7 +66,10 @@ class Embedder:
         text = steps.prompt + text
         if steps.strips:
             text = text.strip()
-        return tokens_of(self._cut_tokenizer, text.lower() if steps.lower_case else text, add_special_tokens=True)
+        text = text.lower() if steps.lower_case else text
+        if steps.max_tokens:
+            text = enough_of(self.tokenizer, text, steps.max_tokens, from_end=steps.cut_left)
+        return tokens_of(self._cut_tokenizer, text, add_special_tokens=True, at_most=self.max_tokens)
 
     def _cutting(self, tokenizer: Tokenizer) -> Tokenizer:
         """The tokenizer, which cuts texts where the base says so, and keeps the special tokens."""

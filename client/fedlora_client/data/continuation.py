@@ -14,6 +14,8 @@ from collections.abc import Iterator
 
 from tokenizers import Tokenizer
 
+from fedlora_client.data.tokenizer import decoded, encoded
+
 # After each of these the completion may be cut off again: a tokenizer joins few of them with what follows.
 _BEFORE = ("\n", "a", ".", "0", ")", "|", "—")
 
@@ -35,7 +37,7 @@ def split_tokens(tokenizer: Tokenizer, prompt: str, completion: str) -> tuple[li
 
 def _candidates(tokenizer: Tokenizer, prompt: str, completion: str) -> Iterator[list[int]]:
     """What may be the completion's tokens, the likeliest first."""
-    joined = tokenizer.encode(prompt + completion, add_special_tokens=False)
+    joined = encoded(tokenizer, prompt + completion)
     # As the joined text has it, after a border that falls between the two, though the tokens before it differ.
     yield [token for token, (begin, _) in zip(joined.ids, joined.offsets, strict=True) if begin >= len(prompt)]
     yield _ids(tokenizer, completion)
@@ -46,10 +48,9 @@ def _candidates(tokenizer: Tokenizer, prompt: str, completion: str) -> Iterator[
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    ids: list[int] = encoded(tokenizer, text).ids
     return ids
 
 
 def _text(tokenizer: Tokenizer, tokens: list[int]) -> str:
-    text: str = tokenizer.decode(tokens, skip_special_tokens=False)
-    return text
+    return decoded(tokenizer, tokens)

@@ -19,6 +19,7 @@ from fedlora.family import EncoderShape
 from tokenizers import Tokenizer
 
 from fedlora_client.data.encoding import IGNORED, checked_ids
+from fedlora_client.data.tokenizer import encoded
 from fedlora_client.data.windows import Windows
 
 
@@ -60,7 +61,7 @@ def label_windows(
         if example.has_pair:
             raise DataError(f"{here}: text_pair is not supported: a label belongs to one text; join the two in text")
         targets[row, 0] = label_number(example.label, shape.labels, here)
-        encoding = tokenizer.encode(example.text, add_special_tokens=False)
+        encoding = encoded(tokenizer, example.text)
         if len(encoding.ids) > length - special:
             truncated.append(row)
         encoding.truncate(length - special)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from fedlora_client.data.continuation import split_tokens
+from fedlora_client.data.tokenizer import encoded
 
 IGNORED = -100  # the target of a position where nothing is learned, which the loss leaves out
 
@@ -74,7 +75,7 @@ class ExampleEncoder:
                 "pack a model whose chat_template.jinja or tokenizer_config.json has one"
             )
         rendered = self.chat_template.rendered(chat, where)
-        encoding = self.tokenizer.encode(rendered.text, add_special_tokens=False)
+        encoding = encoded(self.tokenizer, rendered.text)
         ids = self._checked(encoding.ids, where)
         begins, ends = np.array(encoding.offsets, np.int64).reshape(-1, 2).T
         learned = np.zeros(len(ids), bool)
@@ -91,7 +92,7 @@ class ExampleEncoder:
         return Pairs(ids[:-1], targets[1:])
 
     def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        return list(encoded(self.tokenizer, text).ids)
 
     def _checked(self, ids: Sequence[int], where: str) -> NDArray[np.int64]:
         return checked_ids(ids, self.shape.vocab_size, where)

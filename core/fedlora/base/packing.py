@@ -26,6 +26,7 @@ from fedlora.base.pack import (
 )
 from fedlora.base.quantize import BLOCK_SIZES, Quantization, QuantizedMatrix, quantize
 from fedlora.base.scales import SCALE_RULES, ScaleRule
+from fedlora.base.tokenizer_file import check_tokenizer
 from fedlora.errors import CheckpointError, ConfigError
 from fedlora.family import EncoderShape, ModelShape, model_shape
 from fedlora.family.text_embedding import TextEmbedding
@@ -169,7 +170,12 @@ def _check_tokenizer(directory: Path) -> None:
     if not path.exists():
         raise no_tokenizer(directory)
     content = read_object(path, CheckpointError, "the model's fast tokenizer", max_bytes=MAX_TEXT_BYTES)
-    if not isinstance(content.get("model"), dict):
+    if isinstance(content.get("model"), dict):
+        try:
+            check_tokenizer(content)
+        except ValueError as problem:
+            raise CheckpointError(f"{path}: {problem}; take the model's own tokenizer.json") from None
+    else:
         raise CheckpointError(
             f"{path}: no tokenizer: it has no object `model`; save the model's fast tokenizer there: "
             "AutoTokenizer.from_pretrained(MODEL-ID).save_pretrained(DIRECTORY)"

@@ -3,13 +3,17 @@ is put around the tokens of a text."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from fedlora.base.pack import TOKENIZER
-from fedlora.errors import PackError
+from fedlora.base.pack import MAX_TEXT_BYTES, TOKENIZER
+from fedlora.base.tokenizer_file import check_tokenizer_text
+from fedlora.errors import FedloraError, PackError
 from fedlora.family import DecoderShape
+from fedlora.files.bounded import read_bounded
 
 
 class CutsAndPads(Protocol):
@@ -21,20 +25,49 @@ class CutsAndPads(Protocol):
 
 
 T = TypeVar("T", bound=CutsAndPads)
+_PANIC = "PanicException"  # of pyo3, and no Exception
+_REMEDY = "pack the model with its own tokenizer.json"
+_sound: set[bytes] = set()  # the digests of files that were checked
 
 
-def plain_tokenizer(from_file: Callable[[str], T], directory: Path) -> T:
+def plain_tokenizer(from_buffer: Callable[[bytes], T], directory: Path) -> T:
     """The tokenizer of a base pack, or of a checkpoint; it neither cuts nor pads, whatever its file says.
 
-    `from_file` is the library's `Tokenizer.from_file`. Raises PackError where the file is damaged.
+    `from_buffer` is the library's `Tokenizer.from_buffer`: what was checked is what is read. Raises PackError where the
+    file is damaged, or tells the library to do what it must not.
     """
+    path = directory / TOKENIZER
     try:
-        tokenizer = from_file(str(directory / TOKENIZER))
-    except Exception as error:  # the library raises bare Exception
-        raise PackError(f"{directory / TOKENIZER}: not a tokenizer: {error}; copy the file again") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+        content = read_bounded(path, MAX_TEXT_BYTES)
+    except OSError as error:
+        raise PackError(f"{path}: cannot be read: {error.strerror}; copy the file again") from None
+    if (digest := hashlib.sha256(content).digest()) not in _sound:  # a large one takes a second
+        try:
+            check_tokenizer_text(content)
+        except ValueError as problem:
+            raise PackError(f"{path}: not a tokenizer: {problem}; {_REMEDY}") from None
+        _sound.add(digest)
+    with library_errors(f"{path}: not a tokenizer", _REMEDY):
+        tokenizer = from_buffer(content)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
     return tokenizer
+
+
+@contextmanager
+def library_errors(what: str = "the base's tokenizer fails at a text", remedy: str = _REMEDY) -> Iterator[None]:
+    """Raises PackError for whatever the library raises inside: bare Exception, and, where its own code fails, what is
+    not even that."""
+    try:
+        yield
+    except FedloraError:
+        raise
+    except Exception as error:
+        raise PackError(f"{what}: {str(error) or type(error).__name__:.300}; {remedy}") from None
+    except BaseException as error:
+        if type(error).__name__ != _PANIC:
+            raise
+        raise PackError(f"{what}: the library tokenizers fails: {error!s:.300}; {remedy}") from None
 
 
 def begun(shape: DecoderShape, ids: Sequence[int]) -> list[int]:

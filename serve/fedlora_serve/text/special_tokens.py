@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 
 from tokenizers import Tokenizer
 
+from fedlora_serve.text.tokenizer import tokens_of
+
 _OTHER = "\ud800"  # all special tokens that the strings do not have
 _SYMBOLS = range(0xD801, 0xE000)
 
@@ -28,7 +30,7 @@ class SpecialSymbols:
         # The tokenizer itself finds them fast in a string, however many it has.
         found = {
             string: {
-                special[token] for token in tokenizer.encode(string, add_special_tokens=False).ids if token in special
+                special[token] for token in tokens_of(tokenizer, string, add_special_tokens=False) if token in special
             }
             for string in dict.fromkeys(strings)
         }

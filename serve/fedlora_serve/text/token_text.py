@@ -15,6 +15,8 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
+from fedlora_serve.text.tokenizer import decoded
+
 _HALF = "\ufffd"  # what the library writes for bytes that are no character, or not yet
 _PROMPT_TOKENS = 16  # of the prompt's end that are read at first
 _WAITING_TOKENS = 64  # without the end of a character: they are not going to be one
@@ -66,4 +68,4 @@ class TokenText:
             count *= 4
 
     def _decode(self, tokens: list[int]) -> str:
-        return self._tokenizer.decode(tokens, skip_special_tokens=self._skip_special_tokens)
+        return decoded(self._tokenizer, tokens, skip_special_tokens=self._skip_special_tokens)

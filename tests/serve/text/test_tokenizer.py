@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from fedlora.base.pack import BasePack, open_pack
 from fedlora.base.packing import make_pack
-from fedlora_serve.text.tokenizer import open_tokenizer, prompt_tokens
+from fedlora_serve.text.tokenizer import enough_of, open_tokenizer, prompt_tokens, tokens_of
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from tests.serve.http.fake_engine import FakeEngine, words
@@ -62,3 +63,46 @@ def test_a_request_is_heard_that_asks_for_special_tokens_or_for_none(tmp_path: P
         assert asked("/v1/completions", prompt="cat", **added) == [completion]
         assert asked("/v1/completions", prompt=[3, 5], **added) == [(3, 5)]
         assert asked("/v1/chat/completions", messages=hello, **added) == [chat]
+
+
+class Counting:
+    """A tokenizer that counts the characters that it is given."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer, self.characters = tokenizer, 0
+
+    def encode_batch_fast(self, texts: list[str], **options: bool) -> Any:
+        self.characters += sum(map(len, texts))
+        return self.tokenizer.encode_batch_fast(texts, **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_a_text_that_is_far_too_long_a_part_is_read(tmp_path: Path, kind: str) -> None:
+    write_tokenizer(kind, tmp_path)
+    counting: Any = Counting(open_tokenizer(tmp_path))
+    text = "The cat ran home, and Tom said: yes.\n" * 20_000
+    for from_end in (False, True):
+        part = enough_of(counting, text, 50, from_end=from_end)
+        assert part == (text[-len(part) :] if from_end else text[: len(part)])
+    tokens = tokens_of(counting, text, add_special_tokens=False, at_most=50)
+    assert len(tokens) > 100
+    assert counting.characters < len(text) / 10
+    short = text[:300]
+    whole = tokens_of(counting, short, add_special_tokens=False)
+    for at_most in (1, 20, len(whole), 5000):
+        read = tokens_of(counting, short, add_special_tokens=False, at_most=at_most)
+        assert read == whole or len(read) > 2 * at_most
+
+
+@pytest.mark.parametrize("route", ["completions", "chat/completions"])
+def test_a_prompt_that_is_far_too_long_is_refused_from_its_beginning(tmp_path: Path, route: str) -> None:
+    base, _ = packed(tmp_path, "bytes, bos")
+    state = service(base, FakeEngine(max_tokens=64))
+    state.tokenizer = counting = cast(Any, Counting(state.tokenizer))
+    text = "The cat ran home. " * 50_000
+    asked = {"prompt": text} if route == "completions" else {"messages": [{"role": "user", "content": text}]}
+    response = Client(state).post(f"/v1/{route}", {"model": BASE, **asked})
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "context_length_exceeded")
+    assert "more than 128 tokens, more than the context of 64 tokens; shorten the prompt" in error["message"]
+    assert counting.characters < 20_000

@@ -21,6 +21,7 @@ from fedlora_serve.http.protocol.errors import ApiError
 from fedlora_serve.http.service.served_model import new_envelope, served_model
 from fedlora_serve.http.service.state import ServiceState, caller_of, service_of
 from fedlora_serve.text.sampling import ChosenToken
+from fedlora_serve.text.tokenizer import decoded
 
 router = counted_router()
 
@@ -121,4 +122,4 @@ class _Writer:
         return Completion(**self._envelope, object="text_completion", choices=choices)
 
     def _text(self, given: str | tuple[int, ...], tokens: Sequence[int]) -> str:
-        return given if isinstance(given, str) else str(self._state.tokenizer.decode(tokens, skip_special_tokens=False))
+        return given if isinstance(given, str) else decoded(self._state.tokenizer, tokens)

@@ -30,12 +30,15 @@ async def create_embeddings(body: EmbeddingBody, request: Request) -> Response:
     async with served_model(state, caller, body.model) as model:
         embedder = _embedder(state)
         _check(state, embedder, body)
-        rows = await asyncio.to_thread(lambda: [_tokens(embedder, text) for text in body.input])
+        rows = await asyncio.get_running_loop().run_in_executor(
+            state.few_threads, lambda: [_tokens(embedder, text) for text in body.input]
+        )
         for row in rows:
             if not 1 <= len(row) <= embedder.max_tokens:
                 raise ApiError(
                     400,
-                    f"input: expected texts of 1 to {embedder.max_tokens} tokens, got one of {len(row)}; divide it",
+                    f"input: expected texts of 1 to {embedder.max_tokens} tokens, got one of {_told(len(row), embedder)}; "
+                    "divide it",
                     code="context_length_exceeded",
                     param="input",
                 )
@@ -79,6 +82,12 @@ def _check(state: ServiceState, embedder: Embedder, body: EmbeddingBody) -> None
             f"dimensions: expected {embedder.hidden_size}, which this base has, got {body.dimensions}; leave it out",
             param="dimensions",
         )
+
+
+def _told(tokens: int, embedder: Embedder) -> str:
+    """How many tokens a text has; where it has many more than it may, the rest was not read."""
+    most = 2 * embedder.max_tokens
+    return f"more than {most}" if tokens > most else str(tokens)
 
 
 def _tokens(embedder: Embedder, text: str | tuple[int, ...]) -> Sequence[int]:

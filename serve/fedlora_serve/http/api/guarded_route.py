@@ -13,6 +13,7 @@ from fedlora_serve.http.access.keys import Keys
 from fedlora_serve.http.protocol.errors import ErrorBody
 from fedlora_serve.http.protocol.field_types import DIGEST_HEADER
 from fedlora_serve.http.service.state import caller_of, service_of
+from fedlora_serve.http.transport.body_values import BoundedRequest
 
 _ERRORS = {
     400: "A field is wrong, or asks for what this service does not do.",
@@ -36,7 +37,7 @@ class GuardedRoute(APIRoute):
 
         async def guarded(request: Request) -> Response:
             self.check(service_of(request).keys, request)
-            return await handle(request)
+            return await handle(BoundedRequest(request.scope, request.receive))
 
         return guarded
 

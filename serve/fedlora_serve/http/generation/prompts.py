@@ -36,7 +36,9 @@ async def completion_prompts(
     `choices` is how many each prompt gets.
     """
     _check_number(state, len(prompts), choices)
-    tokens = await asyncio.to_thread(lambda: [_completion_tokens(state, one, add_special_tokens) for one in prompts])
+    tokens = await asyncio.get_running_loop().run_in_executor(
+        state.few_threads, lambda: [_completion_tokens(state, one, add_special_tokens) for one in prompts]
+    )
     for prompt in tokens:
         _check_tokens(state, prompt, "prompt")
     return tokens
@@ -80,7 +82,14 @@ def _completion_tokens(state: ServiceState, prompt: str | tuple[int, ...], add_s
 
 def _text_tokens(state: ServiceState, text: str, add_special_tokens: bool) -> tuple[int, ...]:
     """The tokens of a text, after those that the tokenizer puts before every text, where they are to be added."""
-    return tuple(prompt_tokens(state.tokenizer, state.base.shape, text, add_special_tokens=add_special_tokens))
+    most = min(state.limits.max_prompt_tokens, _context(state))
+    return tuple(
+        prompt_tokens(state.tokenizer, state.base.shape, text, add_special_tokens=add_special_tokens, at_most=most)
+    )
+
+
+def _context(state: ServiceState) -> int:
+    return engine_of(state).max_tokens
 
 
 def _check_number(state: ServiceState, prompts: int, choices: int) -> None:
@@ -100,7 +109,13 @@ def _check_tokens(state: ServiceState, tokens: Sequence[int], param: str) -> Non
     if not tokens:
         raise ApiError(400, f"{param}: expected one token or more, which the model begins with, got none", param=param)
     if len(tokens) > most:
-        message = f"{param}: expected at most {most} tokens, which is this service's limit, got {len(tokens)}"
+        got = f"more than {2 * most} tokens" if len(tokens) > 2 * most else str(len(tokens))  # the rest was not read
+        message = f"{param}: expected at most {most} tokens, which is this service's limit, got {got}"
+        raise ApiError(400, message, code=_CONTEXT, param=param)
+    if len(tokens) > 2 * (context := _context(state)):  # of a text, only as many were read
+        message = (
+            f"{param}: more than {2 * context} tokens, more than the context of {context} tokens; shorten the prompt"
+        )
         raise ApiError(400, message, code=_CONTEXT, param=param)
     if max(tokens) >= vocabulary:
         message = f"{param}: expected token ids from 0 to {vocabulary - 1}, got {max(tokens)}"

@@ -29,6 +29,10 @@ def _one_thread() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=1, thread_name_prefix="fedlora-one")
 
 
+def _few_threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=2, thread_name_prefix="fedlora-few")
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class ServiceState:
     """One base, served. It has an engine where the base is a decoder, an embedder where it is an encoder."""
@@ -53,6 +57,8 @@ class ServiceState:
     started_at: float = field(default_factory=time.time)  # unix seconds
     # For what takes one thread at a time, off the event loop: the template and the embedder.
     one_thread: ThreadPoolExecutor = field(default_factory=_one_thread)
+    # For tokenizing, off the event loop: a text of some MB takes a hundred times as much memory meanwhile.
+    few_threads: ThreadPoolExecutor = field(default_factory=_few_threads)
 
     def __post_init__(self) -> None:
         self.token_strings = TokenStrings(self.tokenizer)

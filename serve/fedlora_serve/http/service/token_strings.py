@@ -10,6 +10,8 @@ from functools import cached_property, lru_cache
 
 from tokenizers import Tokenizer
 
+from fedlora_serve.text.tokenizer import decoded, tokens_of
+
 _HALF = "\ufffd"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _CACHED = 1 << 15
@@ -45,15 +47,15 @@ class TokenStrings:
 
     def _decoded(self, token: int) -> str:
         before, before_text = self._before
-        text: str = self._tokenizer.decode([*before, token], skip_special_tokens=False)
+        text: str = decoded(self._tokenizer, [*before, token])
         if text.startswith(before_text):
             return text[len(before_text) :]
-        return str(self._tokenizer.decode([token], skip_special_tokens=False))
+        return decoded(self._tokenizer, [token])
 
     @cached_property
     def _before(self) -> tuple[list[int], str]:
-        tokens = self._tokenizer.encode(_BEFORE, add_special_tokens=False).ids
-        return tokens, self._tokenizer.decode(tokens, skip_special_tokens=False)
+        tokens = tokens_of(self._tokenizer, _BEFORE, add_special_tokens=False)
+        return tokens, decoded(self._tokenizer, tokens)
 
     @staticmethod
     def _bytes_of(symbol: str) -> bytes | None:
