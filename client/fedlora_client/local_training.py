@@ -23,7 +23,7 @@ from fedlora.peft.tensors import model_tensor
 from numpy.typing import NDArray
 
 from fedlora_client.answer_ends import answer_ends_files
-from fedlora_client.data.account import by_file, notices
+from fedlora_client.data.account import by_file, chat_notices, notices
 from fedlora_client.device import Device
 from fedlora_client.end_tokens import unlearnable_end
 from fedlora_client.training.learning_rate import with_epochs
@@ -85,15 +85,7 @@ class LocalTraining:
                 f"{windows.truncated} examples were cut to {self.config.sequence_length} tokens, {windows.skipped} left "
                 "out because nothing to learn would remain; raise train.sequence_length to have them whole"
             )
-        if windows.not_found:
-            told.append(
-                f"{windows.not_found} answers in chats are not learned: the base's chat template writes them so that they "
-                "cannot be told from the rest; {% generation %} marks in the template would tell"
-            )
-        if windows.unheard:
-            told.append(
-                f"the base's chat template writes nothing of these fields of messages: {', '.join(windows.unheard):.200}"
-            )
+        told += chat_notices(windows)
         if self.head is None and (end := unlearnable_end(self.device.model, windows)):
             told.append(end)
         if self._no_evaluation:

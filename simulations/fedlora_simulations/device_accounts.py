@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from fedlora.config.run import RunConfig
 from fedlora.errors import DataError
-from fedlora_client.data.account import Account, account, by_file, notices
+from fedlora_client.data.account import Account, account, by_file, chat_notices, notices
 from fedlora_client.device import Device
 from rich import box
 from rich.console import Console
@@ -68,7 +68,8 @@ def tell_data(accounts: Sequence[DeviceAccount], console: Console, title: str = 
 
 
 def _of(device: Device, *, measures: bool) -> DeviceAccount:
-    data, train, told = device.data, device.train_windows(), list(notices(device.data))
+    data, train = device.data, device.train_windows()
+    told = [*notices(data), *chat_notices(train)]
     held_out = None
     if measures and data.held_out:
         try:

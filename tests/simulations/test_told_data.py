@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 from fedlora.config.run import DataConfig, LoraSection, RunConfig, ServerConfig, SimulationConfig, TrainConfig
 from fedlora_server.run.run_directory import loss_unit, read_metrics
+from fedlora_simulations.device_accounts import data_accounts
 from fedlora_simulations.report import write_report
 from fedlora_simulations.simulation import rounds_table, simulate
 from rich.console import Console
 
 from tests.client.encoder.test_training import records, written
 from tests.simulations.test_report import record, report_of
+from tests.tiny.checkpoints import llama_config, tiny_pack, write_checkpoint
 from tests.tiny.encoders import save_encoder_pack
+from tests.tiny.tokenizer_kinds import write_tokenizer
 
 
 def config_of(folder: Path, devices: int, *, base: str = "nano", length: int = 32) -> RunConfig:
@@ -86,6 +89,24 @@ def test_a_mean_over_fewer_devices_is_marked_and_a_device_has_one_name(told_run:
     assert "<td>carol<" in page, "though it was never measured"
     for heading in ("examples trained on", "left out of these", "nats per token"):
         assert heading in page
+
+
+def test_what_a_template_leaves_out_of_a_devices_chats_is_told(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "source", config=llama_config(vocab_size=512, max_position_embeddings=128))
+    write_tokenizer("bytes, no processor", source)
+    # Of an earlier answer it writes a letter, and none of its thoughts.
+    (source / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.role[0] }}: {{ m.content if loop.last else m.content.split('</think>')[-1][:1] }}\n"
+        "{% endfor %}{% if add_generation_prompt %}a: {% endif %}"
+    )
+    pack = tiny_pack(tmp_path / "pack", source)
+    said = ("user", "a"), ("assistant", "<think>b</think>cd"), ("user", "e"), ("assistant", "f")
+    chat = {"messages": [{"role": role, "content": content} for role, content in said]}
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "ann.jsonl").write_text((json.dumps(chat) + "\n") * 20)
+    [told] = data_accounts(config_of(tmp_path, 1, base=str(pack.directory), length=128))
+    assert "18 answers in chats are not learned" in told.notices[0]
+    assert told.notices[1].endswith("fields of messages: thoughts in content")
 
 
 def test_an_encoders_loss_is_per_text_wherever_it_is_told(tmp_path: Path) -> None:

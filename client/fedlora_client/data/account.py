@@ -60,5 +60,16 @@ def notices(data: DeviceData) -> Iterator[str]:
     yield from data.notices
 
 
+def chat_notices(windows: Windows) -> Iterator[str]:
+    """What of its chats is not learned though the data say it."""
+    if windows.not_found:
+        yield (
+            f"{windows.not_found} answers in chats are not learned: the base's chat template writes them so that they "
+            "cannot be told from the rest; {% generation %} marks in the template would tell"
+        )
+    if windows.unheard:
+        yield f"the base's chat template writes nothing of these fields of messages: {', '.join(windows.unheard):.200}"
+
+
 def _within(numbers: Sequence[int], begin: int, end: int) -> int:
     return sum(begin <= number < end for number in numbers)

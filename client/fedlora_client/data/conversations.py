@@ -79,7 +79,7 @@ def _calls(value: object, where: str) -> list[dict[str, Any]]:
             f"{where}: from is {_CALLS!r}, so value must be JSON with the name and the arguments of what is called, or a "
             f"list of such, got {kind(value)}; otherwise write the turn as a message with role, content and tool_calls"
         )
-    return [{"type": "function", "function": dict(one)} for one in calls]
+    return [{"type": "function", "function": {"arguments": {}, **one}} for one in calls]
 
 
 def _is_bare_function(tool: object) -> bool:

@@ -63,6 +63,12 @@ def test_what_sharegpt_calls_is_a_call_of_the_assistant(is_text: bool, several: 
     assert example.tools == ({"type": "function", "function": tools[0]},)
 
 
+def test_a_call_of_sharegpt_without_arguments_has_none() -> None:
+    example = parse_record({"conversations": [{"from": "function_call", "value": '{"name": "now"}'}]}).example
+    assert isinstance(example, Chat)
+    assert example.messages[0].fields["tool_calls"][0]["function"] == {"name": "now", "arguments": {}}
+
+
 def test_tools_of_messages_are_the_templates_as_they_came() -> None:
     messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day."}]
     for field in ("messages", "conversations"):
