@@ -40,7 +40,7 @@ def model_shape(config: Mapping[str, Any], where: str) -> ModelShape:
         raise CheckpointError(f"{where}: {error.args[0]} is missing; a config.json of {architecture} has it") from None
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
-            f"{where}: not a sound config.json of {architecture}: {error}; copy the checkpoint again"
+            f"{where}: not a sound config.json of {architecture}: {error}; mend it, or pack another model"
         ) from None
 
 
