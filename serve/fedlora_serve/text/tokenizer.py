@@ -46,7 +46,7 @@ def tokens_of(
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ConfigError(f"{what} is not UTF-8 text") from None
+        raise ConfigError(f"{what} is not UTF-8 text; expected whole characters") from None
     text = enough_of(tokenizer, text, at_most) if at_most is not None else text
     return _encoded(tokenizer, text, add_special_tokens=add_special_tokens)
 
