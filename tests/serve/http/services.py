@@ -76,7 +76,10 @@ def fake_adapter(path: Path, base: BasePack, **bounds: Any) -> LoadedAdapter:
 class FakeEmbedder:
     """The embedding of a text is its length and its first token, the other way round for an adapter."""
 
-    hidden_size, max_tokens, normalized = 2, 32, True
+    hidden_size, max_tokens = 2, 32
+
+    def __init__(self) -> None:
+        self.normalized = True
 
     def tokens(self, text: str) -> list[int]:
         return list(text.encode())

@@ -30,6 +30,7 @@ async def create_embeddings(body: EmbeddingBody, request: Request) -> Response:
     async with served_model(state, caller, body.model) as model:
         embedder = _embedder(state)
         _check(state, embedder, body)
+        asked = _normalizes(body)
         rows = await asyncio.get_running_loop().run_in_executor(
             state.few_threads, lambda: [_tokens(embedder, text) for text in body.input]
         )
@@ -42,11 +43,18 @@ async def create_embeddings(body: EmbeddingBody, request: Request) -> Response:
                     code="context_length_exceeded",
                     param="input",
                 )
+            if (largest := max(row)) >= (vocabulary := state.base.model.vocab_size):
+                raise ApiError(
+                    400,
+                    f"input: expected token ids from 0 to {vocabulary - 1}, which the base has, got {largest}; "
+                    "send texts",
+                    param="input",
+                )
         tokens = sum(map(len, rows))
         caller.take(tokens)
         state.metrics.request_started(model.name)
         vectors = await while_connected(request.receive, _embedded(state, embedder, model, rows))
-        if embedder.normalized:
+        if embedder.normalized if asked is None else asked:
             vectors = _unit(vectors)
     state.metrics.embedded(model.name, time.perf_counter() - began, tokens)
     data = [
@@ -88,6 +96,14 @@ def _told(tokens: int, embedder: Embedder) -> str:
     """How many tokens a text has; where it has many more than it may, the rest was not read."""
     most = 2 * embedder.max_tokens
     return f"more than {most}" if tokens > most else str(tokens)
+
+
+def _normalizes(body: EmbeddingBody) -> bool | None:
+    """Whether vectors are to have length 1; None where nobody says. Raises ApiError for both."""
+    if None not in (body.normalize, body.use_activation) and body.normalize != body.use_activation:
+        message = "use_activation: another name of normalize; give one of them, or both alike"
+        raise ApiError(400, message, param="use_activation")
+    return body.use_activation if body.normalize is None else body.normalize
 
 
 def _tokens(embedder: Embedder, text: str | tuple[int, ...]) -> Sequence[int]:

@@ -20,6 +20,10 @@ class EmbeddingBody(RequestBody):
         "float", description="base64: of the vector's float32 numbers, little-endian."
     )
     dimensions: Count | None = Field(None, description="Only the size that the base has.")
+    normalize: bool | None = Field(
+        None, description="Whether vectors have length 1; without it, as the base's own steps say."
+    )
+    use_activation: bool | None = Field(None, description="Another name of normalize.")
     user: NotUsedText = None
 
 

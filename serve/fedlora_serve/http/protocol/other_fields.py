@@ -137,8 +137,8 @@ OTHER_FIELDS: dict[str, OtherField] = {
         instead="chat_template_kwargs gives the template of a chat its variables",
     ),
     # Of embeddings.
-    **_unless("use_activation normalize", True, instead="vectors here have length 1"),
-    **_fields("embd_normalize", 2, instead="vectors here have length 1"),
+    **_unless("use_activation normalize"),
+    **_unless("embd_normalize", instead="use normalize, of /v1/embeddings"),
     **_fields("embed_dtype", "float32"),
     **_fields("endianness", "native", "little"),
     **_fields("additional_data input_type instruction"),

@@ -76,6 +76,26 @@ def test_the_size_that_the_base_has_may_be_asked_for(client: Client) -> None:
     assert ask(client, dimensions=2).status_code == 200
 
 
+@pytest.mark.parametrize("is_unit", [True, False])
+@pytest.mark.parametrize("field", ["normalize", "use_activation"])
+def test_whether_vectors_have_length_1_may_be_asked_for(base: BasePack, is_unit: bool, field: str) -> None:
+    embedder = FakeEmbedder()
+    embedder.normalized = is_unit
+    client = Client(service(base, None, embedder=embedder))
+    pooled = pytest.approx([3, 97])
+    for asked, expected in ((None, unit(3, 97) if is_unit else pooled), (True, unit(3, 97)), (False, pooled)):
+        assert ask(client, **{field: asked}).json()["data"][0]["embedding"] == expected
+    assert ask(client, normalize=True, use_activation=True).status_code == 200
+    assert refusal(ask(client, normalize=True, use_activation=False))["param"] == "use_activation"
+
+
+def test_tokens_of_another_tokenizer_are_refused_by_their_field(client: Client, base: BasePack) -> None:
+    for given in ([5, base.model.vocab_size], [[5], [base.model.vocab_size]]):
+        error = refusal(ask(client, input=given))
+        assert error["param"] == "input"
+        assert "send texts" in error["message"]
+
+
 def test_an_encoder_generates_nothing_and_says_what_it_does(client: Client) -> None:
     for path, body in (
         ("/v1/completions", {"prompt": "x"}),

@@ -102,6 +102,8 @@ HOW: dict[str, dict[str, str]] = {
         "input": "api/test_embeddings.py::test_texts_and_tokens_have_their_vectors_in_order",
         "encoding_format": "api/test_embeddings.py::test_base64_is_float32_little_endian",
         "dimensions": "api/test_embeddings.py::test_the_size_that_the_base_has_may_be_asked_for",
+        "normalize": "api/test_embeddings.py::test_whether_vectors_have_length_1_may_be_asked_for",
+        "use_activation": "api/test_embeddings.py::test_whether_vectors_have_length_1_may_be_asked_for",
     },
     "stream_options": {
         "include_usage": "generation/test_streaming.py::test_usage_comes_in_a_chunk_of_its_own_where_it_is_asked_for",
