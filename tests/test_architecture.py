@@ -41,8 +41,8 @@ ROOMS = {
         "native", "wire", "peft", "config", "data", "exported", "row_lora", "commands", "cli",
     ),
     "fedlora_client": (
-        "data", "ops", "kept_factors", "layers", "decoder", "encoder", "model", "training", "reference", "opened",
-        "answer_ends", "end_tokens", "device", "local_training", "app", "commands",
+        "records", "data", "ops", "kept_factors", "layers", "decoder", "encoder", "model", "training", "reference",
+        "opened", "answer_ends", "end_tokens", "device", "local_training", "app", "commands",
     ),
     "fedlora_server": (
         "bounded_pull", "exchange", "checks", "copies", "means", "methods", "aggregation", "run", "rounds", "app",

@@ -1,1 +1,1 @@
-"""A device's text becomes windows of tokens."""
+"""What a device has, file by file; its text becomes windows of tokens."""

@@ -10,8 +10,8 @@ from pathlib import Path
 from fedlora.config.run import DataConfig, Scalar
 from fedlora.errors import DataError
 
-from fedlora_client.data.data_file import format_of, stem
-from fedlora_client.data.folder import is_document, is_hidden, part_of
+from fedlora_client.records.data_file import format_of, stem
+from fedlora_client.records.folder import is_document, is_hidden, part_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,8 @@ from fedlora.data.examples import Example
 from fedlora.errors import DataError, NotRecordsError
 
 from fedlora_client.data.clients import place_of
-from fedlora_client.data.data_file import FileContent, format_of, read_file
-from fedlora_client.data.folder import Folder, data_files
+from fedlora_client.records.data_file import FileContent, format_of, read_file
+from fedlora_client.records.folder import Folder, data_files
 
 _READ_FROM_THE_FIRST = ("text", "lines")  # formats: whatever else a folder holds may be no data
 

@@ -18,9 +18,9 @@ import pytest
 from fedlora.config.run import FieldNames
 from fedlora.data.examples import Completion, Labelled, TextRecord
 from fedlora.errors import DataError
-from fedlora_client.data import byte_source
-from fedlora_client.data.byte_source import read_text
-from fedlora_client.data.data_file import read_file
+from fedlora_client.records import byte_source
+from fedlora_client.records.byte_source import read_text
+from fedlora_client.records.data_file import read_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -159,7 +159,7 @@ def test_an_xz_file_may_not_ask_for_any_memory(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedlora_client.data.jsonl.MAX_LINE_BYTES", 1 << 20)
+    monkeypatch.setattr("fedlora_client.records.jsonl.MAX_LINE_BYTES", 1 << 20)
     (tmp_path / "data.jsonl").write_bytes(b'{"text": "a"}\n{"text": "' + b"a" * (1 << 21) + b'"}\n')
     with pytest.raises(DataError, match=r"data\.jsonl: line 2 is longer than 1 MiB"):
         read_file(tmp_path / "data.jsonl", FieldNames())

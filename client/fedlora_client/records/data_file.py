@@ -12,10 +12,10 @@ from fedlora.data.datasets import split_lines, split_records
 from fedlora.data.examples import Example
 from fedlora.errors import DataError
 
-from fedlora_client.data.byte_source import COMPRESSED, read_text
-from fedlora_client.data.jsonl import parse_example, read_json
-from fedlora_client.data.records import Records
-from fedlora_client.data.tables import read_table
+from fedlora_client.records.byte_source import COMPRESSED, read_text
+from fedlora_client.records.jsonl import parse_example, read_json
+from fedlora_client.records.records import Records
+from fedlora_client.records.tables import read_table
 
 Format = Literal["text", "lines", "document", "csv", "tsv"]
 FORMATS: dict[str, Format] = {

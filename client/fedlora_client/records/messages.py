@@ -16,7 +16,7 @@ from fedlora.data.chat_fields import TRAIN, WEIGHT
 from fedlora.data.examples import ASSISTANT, SAID, SYSTEM, Chat, ChatMessage, Part, strings_in
 from fedlora.errors import DataError
 
-from fedlora_client.data.json_values import kind, text_field
+from fedlora_client.records.json_values import kind, text_field
 
 _LISTS = ("tool_calls",)
 

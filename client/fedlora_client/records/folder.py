@@ -11,8 +11,8 @@ from typing import Literal
 
 from fedlora.errors import DataError
 
-from fedlora_client.data.containers import HEAD_BYTES, refused
-from fedlora_client.data.data_file import FORMATS, format_of, stem
+from fedlora_client.records.containers import HEAD_BYTES, refused
+from fedlora_client.records.data_file import FORMATS, format_of, stem
 
 Part = Literal["train", "valid", "test"]
 _WORDS: dict[str, Part] = {

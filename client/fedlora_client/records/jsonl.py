@@ -13,10 +13,10 @@ from fedlora.config.sections import FieldNames
 from fedlora.data.examples import Example
 from fedlora.errors import DataError, NotRecordsError
 
-from fedlora_client.data.byte_source import BYTE_ORDER_MARK, MAX_LINE_BYTES, opened
-from fedlora_client.data.json_values import kind
-from fedlora_client.data.record_forms import EXPECTED, is_known, parse_record
-from fedlora_client.data.records import Records, collected
+from fedlora_client.records.byte_source import BYTE_ORDER_MARK, MAX_LINE_BYTES, opened
+from fedlora_client.records.json_values import kind
+from fedlora_client.records.record_forms import EXPECTED, is_known, parse_record
+from fedlora_client.records.records import Records, collected
 
 Place = tuple[str, Mapping[str, Any]]  # where a record stands, and the record
 _A_LINE = "one JSON object a line"

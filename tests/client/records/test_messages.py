@@ -12,8 +12,8 @@ from fedlora.data.chat_template import ChatTemplate
 from fedlora.data.examples import Chat, size_bytes
 from fedlora.errors import DataError
 from fedlora_client.data.encoding import IGNORED, ExampleEncoder
-from fedlora_client.data.jsonl import parse_example
 from fedlora_client.data.windows import Windows, make_windows
+from fedlora_client.records.jsonl import parse_example
 from transformers import PreTrainedTokenizerFast
 
 from tests.tiny.tokenizer import byte_tokenizer

@@ -12,9 +12,9 @@ from typing import Any
 from fedlora.config.sections import FieldNames
 from fedlora.errors import DataError, NotRecordsError
 
-from fedlora_client.data.byte_source import MAX_LINE_BYTES, read_text
-from fedlora_client.data.record_forms import EXPECTED, is_known
-from fedlora_client.data.records import Records, collected
+from fedlora_client.records.byte_source import MAX_LINE_BYTES, read_text
+from fedlora_client.records.record_forms import EXPECTED, is_known
+from fedlora_client.records.records import Records, collected
 
 _LISTS = ("messages", "conversations", "tools")  # written in a cell as JSON
 # An empty cell of these is an empty text; of all others, no value.

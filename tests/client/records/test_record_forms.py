@@ -9,8 +9,8 @@ import pytest
 from fedlora.config.run import DataConfig, FieldNames, RunConfig, changed
 from fedlora.data.examples import Chat, ChatMessage, Completion, Labelled, TextRecord
 from fedlora.errors import ConfigError, DataError
-from fedlora_client.data.jsonl import parse_example
-from fedlora_client.data.record_forms import parse_record
+from fedlora_client.records.jsonl import parse_example
+from fedlora_client.records.record_forms import parse_record
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -10,7 +10,7 @@ from fedlora.data.examples import ASSISTANT
 from fedlora.errors import DataError
 from fedlora.nearest import hint
 
-from fedlora_client.data.json_values import kind
+from fedlora_client.records.json_values import kind
 
 Message = dict[str, Any]
 

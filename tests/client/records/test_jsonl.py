@@ -13,7 +13,7 @@ from fedlora.config.run import DataConfig
 from fedlora.data.examples import Chat, ChatMessage, Completion, Example, Labelled, TextRecord
 from fedlora.errors import DataError
 from fedlora_client.data.files_dataset import files
-from fedlora_client.data.jsonl import parse_example, read_jsonl
+from fedlora_client.records.jsonl import parse_example, read_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
 

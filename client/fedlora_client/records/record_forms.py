@@ -22,10 +22,10 @@ from fedlora.data.examples import Completion, Example, Labelled, TextRecord
 from fedlora.errors import DataError
 from fedlora.nearest import hint
 
-from fedlora_client.data.alpaca import alpaca_prompt
-from fedlora_client.data.conversations import as_messages, as_tools, prompt_messages
-from fedlora_client.data.json_values import kind, text_field
-from fedlora_client.data.messages import chat_of
+from fedlora_client.records.alpaca import alpaca_prompt
+from fedlora_client.records.conversations import as_messages, as_tools, prompt_messages
+from fedlora_client.records.json_values import kind, text_field
+from fedlora_client.records.messages import chat_of
 
 EXPECTED = "text, or prompt and completion, or messages, or conversations, or instruction and output"
 _NO_FIELDS = FieldNames()

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from fedlora.errors import DataError
 
-from fedlora_client.data.containers import HEAD_BYTES, refused
+from fedlora_client.records.containers import HEAD_BYTES, refused
 
 COMPRESSED = (".gz", ".bz2", ".xz")  # the suffixes of what is decompressed here
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"

@@ -11,7 +11,7 @@ from fedlora.config.sections import FieldNames
 from fedlora.data.examples import Example
 from fedlora.errors import DataError, NotRecordsError
 
-from fedlora_client.data.record_forms import EXPECTED, parse_record
+from fedlora_client.records.record_forms import EXPECTED, parse_record
 
 _MOST_NAMES = 12  # of fields that are told
 

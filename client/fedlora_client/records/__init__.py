@@ -1,0 +1,1 @@
+"""A file of any kind becomes records, and a record an example."""
