@@ -58,7 +58,7 @@ def test_factors_become_float32() -> None:
 
 
 def test_a_pair_of_another_rank_than_the_configuration_says_is_refused_by_module() -> None:
-    with pytest.raises(AdapterError, match=rf"{UP}: lora_A has rank 4; the configuration expected 8"):
+    with pytest.raises(AdapterError, match=rf"{UP}: lora_A has rank 4, the configuration says 8"):
         Adapter(LoraConfig(rank=8), {UP: _pair(4)})
     Adapter(LoraConfig(rank=8, rank_pattern={UP: 4}), {UP: _pair(4)})
 

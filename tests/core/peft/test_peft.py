@@ -250,7 +250,7 @@ SPOILED: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "a rank of null": (_config(r=None), "", "a rank must be an integer"),
     "an alpha of text": (_config(lora_alpha="16"), "", "an alpha must be a positive number"),
     "an alpha that no float holds": (_config(lora_alpha=10**400), "", "an alpha must be a positive number"),
-    "another rank": (_config(r=8), "", "lora_A has rank 4; the configuration expected 8"),
+    "another rank": (_config(r=8), "", "lora_A has rank 4, the configuration says 8"),
     "a pattern that is no expression": (_config(rank_pattern={"(": 4}), "", "missing ): ("),
     "a pattern that looks ahead": (_config(rank_pattern={"(?=a)": 4}), "", "lookaround and flags are not known"),
     "a target that is not among the targets": (
