@@ -63,6 +63,13 @@ READERS: Mapping[str, tuple[str, ...]] = {
     "service": ("serve.toml",),
 }
 
+UNREAD = {
+    *(
+        ("pack", "generation_config.json", each) for each in (pipe, endless, brackets, hole)
+    ),  # which base.json does not list
+    ("checkpoint", "tokenizer_config.json", brackets),  # copied as a text; the readers of "chat" refuse it
+}
+
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -142,4 +149,4 @@ def test_whatever_lies_in_a_files_place_is_refused_in_time_and_memory(
             assert str(error).startswith((str(path), str(folder))), error
             assert "\n" not in str(error)
         else:
-            assert instead is brackets or name in ("pack", "chat", "checkpoint"), "it was taken for a sound one"
+            assert (name, file, instead) in UNREAD, "it was taken for a sound one"

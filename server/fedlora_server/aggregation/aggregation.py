@@ -24,9 +24,8 @@ from fedlora_server.methods.method import Aggregator, Global, Method
 
 log = logging.getLogger("fedlora.server")
 
-_COMMON = frozenset(
-    {"fixed_signs", "weights", "max_weight", "min_rank", "optimizer", "robust"}
-)  # keys that every run uses
+# Keys that every run uses.
+_COMMON = frozenset({"fixed_signs", "weights", "max_weight", "min_rank", "optimizer", "robust"})
 _SKETCH = 2  # which of a round's random numbers: 0 and 1 are the first adapter's and the sampling's
 
 

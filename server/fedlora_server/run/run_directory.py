@@ -37,15 +37,10 @@ from fedlora_server.run.round_record import RoundRecord, read_record
 from fedlora_server.run.run_lock import locked
 
 CONFIG, RUN, ROUNDS = "config.json", "run.json", "rounds"
-BEFORE = {
-    "aggregation.max_weight": 0.0,
-    "aggregation.fixed_signs": False,
-}  # what a run did whose configuration does not have the key
-LEFT_TO_FEDLORA = (
-    "robust",
-    "max_weight",
-    "fixed_signs",
-)  # of the section `aggregation`: what a run settles when it begins
+# What a run did whose configuration does not have the key.
+BEFORE = {"aggregation.max_weight": 0.0, "aggregation.fixed_signs": False}
+# Of the section `aggregation`: what a run settles when it begins.
+LEFT_TO_FEDLORA = ("robust", "max_weight", "fixed_signs")
 
 
 def default_output(name: str, run: str) -> Path:
