@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+import resource
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import httpx
@@ -11,25 +13,29 @@ from fedlora_server.exchange import MOST_BYTES, TRAIN, ask
 from flwr.app import Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_to_proto
-from flwr.proto.message_pb2 import ConfirmMessageReceivedResponse, PullObjectRequest, PullObjectResponse
+from flwr.proto.message_pb2 import ConfirmMessageReceivedResponse, ObjectTree, PullObjectRequest, PullObjectResponse
 from flwr.proto.runtime_pb2 import (
     PullAppMessagesRequest,
     PullAppMessagesResponse,
     PushAppMessagesRequest,
     PushAppMessagesResponse,
 )
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_id, get_object_tree
 from flwr.supercore.run import Run
 from flwr.superlink.grid.http_grid import HttpGrid
 
 from tests.server.fake_grid import FakeGrid, training_reply
 
+# (node, {object: its bytes}, the tree of the message) -> the tree that it sends; the objects are changed in place
+Forgery = Callable[[int, dict[str, bytes], ObjectTree], ObjectTree]
+
 
 class SuperLink:
     """A SuperLink's HTTP interface, whose nodes reply with so many bytes; it knows what of them was read."""
 
-    def __init__(self, sizes: dict[int, int]) -> None:
+    def __init__(self, sizes: dict[int, int], forge: Forgery | None = None) -> None:
         self.sizes, self.read, self.confirmed = sizes, 0, 0
+        self._forge = forge or (lambda node, objects, tree: tree)  # what a device makes of the objects that it sends
         self._asked: dict[str, Message] = {}
         self._objects: dict[str, bytes] = {}
         self._pushed: list[Any] = []
@@ -60,9 +66,11 @@ class SuperLink:
             sent.metadata.__dict__["_message_id"] = proto.metadata.message_id
             node = proto.metadata.dst_node_id
             reply = training_reply(sent, b"x" * self.sizes[node], f"device-{node}")
-            reply.metadata.__dict__["_message_id"] = reply.object_id
-            self._objects |= {key: value.deflate() for key, value in get_all_nested_objects(reply).items()}
-            response.message_object_trees.append(get_object_tree(reply))
+            objects = {key: value.deflate() for key, value in get_all_nested_objects(reply).items()}
+            tree = self._forge(node, objects, get_object_tree(reply))
+            reply.metadata.__dict__["_message_id"] = tree.object_id
+            self._objects |= objects
+            response.message_object_trees.append(tree)
             response.messages_list.append(message_to_proto(remove_content_from_message(reply)))
         return response
 
@@ -105,6 +113,76 @@ def test_a_reply_of_several_parts_is_counted_as_a_whole(monkeypatch: pytest.Monk
     assert replies[1].reason == "oversized"
     assert len(replies[2].data) == 12 << 20
     assert link.read < 30 << 20
+
+
+def changed(
+    kind: str, change: Callable[[bytes, bytes], bytes], objects: dict[str, bytes], tree: ObjectTree
+) -> ObjectTree:
+    """The tree of a message whose objects of one kind are `change(head, body)`: what names them names the changed ones."""
+    children = [changed(kind, change, objects, child) for child in tree.children]
+    content = objects.pop(tree.object_id, None)
+    if content is None:  # it stands in the message twice, and was changed
+        return tree
+    for before, after in zip(tree.children, children, strict=True):
+        content = content.replace(before.object_id.encode(), after.object_id.encode())
+    head, _, body = content.partition(b"\0")
+    if head.split()[0].decode() == kind:
+        body = change(head, body)
+        head = b" ".join([*head.split(b" ")[:-1], str(len(body)).encode()])
+    content = head + b"\0" + body
+    objects[get_object_id(content)] = content
+    return ObjectTree(object_id=get_object_id(content), children=children)
+
+
+def with_body(kind: str, change: Callable[[bytes, bytes], bytes]) -> Forgery:
+    """Of node 2 alone."""
+    return lambda node, objects, tree: changed(kind, change, objects, tree) if node == 2 else tree
+
+
+def naming_parts(names: list[object]) -> Callable[[bytes, bytes], bytes]:
+    return lambda head, body: json.dumps({**json.loads(body), "arraychunk_ids": names}).encode()
+
+
+@pytest.mark.parametrize("times", [3, 100_000])
+def test_a_part_of_an_array_counts_as_often_as_the_array_names_it(times: int) -> None:
+    """100,000 times 6 MB are 600 GB, of 6 MB that come."""
+    link = SuperLink({1: 1000, 2: 5 << 20}, with_body("Array", naming_parts([0] * times)))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    replies = {reply.node: reply for reply in ask(grid_over(link), [1, 2], TRAIN, b"data", 1, 30, 8 << 20)}
+    assert (replies[2].reason, len(replies[1].data)) == ("oversized", 1000)
+    assert link.confirmed >= 2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+def test_an_array_may_name_a_part_twice_within_the_bound() -> None:
+    link = SuperLink({2: 1000}, with_body("Array", naming_parts([0, 0, 0])))
+    [reply] = ask(grid_over(link), [2], TRAIN, b"data", 1, 30)
+    assert reply.data == b"x" * 3000
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        with_body("Array", naming_parts([])),
+        with_body("Array", naming_parts([7])),
+        with_body("Array", naming_parts(["0"])),
+        with_body("Array", lambda head, body: b"[]"),
+        with_body("Array", lambda head, body: b"[" * 200_000),
+        with_body("Array", lambda head, body: b"\xff"),
+        with_body("ConfigRecord", lambda head, body: b"\xff" * 9),
+        with_body("RecordDict", lambda head, body: b"{}"),
+        with_body("Message", lambda head, body: b""),
+        lambda node, objects, tree: tree.children[0] if node == 2 else tree,
+        lambda node, objects, tree: ObjectTree(object_id=tree.object_id) if node == 2 else tree,
+    ],
+)
+def test_objects_that_make_no_message_cost_their_own_device_alone(forge: Forgery) -> None:
+    """The SuperLink looks at the heads of objects alone; what is in them is for the server to find."""
+    link = SuperLink({1: 1000, 2: 500, 3: 2000}, forge)
+    replies = {reply.node: reply for reply in ask(grid_over(link), [1, 2, 3], TRAIN, b"data", 1, 30)}
+    assert {node: len(reply.data) for node, reply in replies.items()} == {1: 1000, 2: 0, 3: 2000}
+    assert replies[2].error
+    assert link.confirmed >= 3
 
 
 class Silent(FakeGrid):
