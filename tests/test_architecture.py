@@ -38,7 +38,7 @@ FORBIDDEN = {
 ROOMS = {
     "fedlora": (
         "errors", "nearest", "version", "threads", "telemetry", "face", "plugins", "files", "family", "lora", "base",
-        "native", "wire", "peft", "config", "data", "exported", "row_lora", "commands", "cli",
+        "native", "wire", "fleet", "peft", "config", "data", "exported", "row_lora", "commands", "cli",
     ),
     "fedlora_client": (
         "records", "data", "ops", "kept_factors", "layers", "decoder", "encoder", "model", "training", "reference",

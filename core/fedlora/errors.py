@@ -16,6 +16,7 @@
     +-- DataError            training text that cannot be used
     |   +-- NotRecordsError        a sound file that holds something else
     +-- RunError             a federated run that cannot go on
+    +-- BundleError          a device's bundle, its name, its keys or its server's address
     +-- GraphError           an ONNX graph that is damaged or disagrees with the base
 
 A message says where, what was expected, what came and what to do next. The command line prints it and exits with 1.
@@ -88,6 +89,10 @@ class NotRecordsError(DataError):
 
 class RunError(FedloraError):
     """A federated run that cannot go on."""
+
+
+class BundleError(FedloraError):
+    """A bundle that makes no device of a fleet, or a part of it that does not."""
 
 
 class GraphError(FedloraError):

@@ -22,6 +22,7 @@ from fedlora.data.chat_template import load_chat_template
 from fedlora.errors import FedloraError
 from fedlora.exported.adapter_loading import load_adapter_file
 from fedlora.exported.inputs import input_shapes
+from fedlora.fleet.bundle import read_bundle
 from fedlora.lora.config import LoraConfig
 from fedlora.peft.directory import PeftDirectory, read_peft, write_peft
 from fedlora_export.adapter_export import write_onnx_adapter
@@ -61,6 +62,7 @@ READERS: Mapping[str, tuple[str, ...]] = {
     "run": ("run.toml",),
     "study": ("study.toml",),
     "service": ("serve.toml",),
+    "bundle": ("bundle.json",),
 }
 
 UNREAD = {
@@ -83,7 +85,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_peft(folder / "adapter", PeftDirectory(adapter=adapter, base_fingerprint=pack.fingerprint))
     (folder / "adapter file").mkdir()
     write_onnx_adapter(adapter, pack.fingerprint, folder / "adapter file" / "a.onnx_adapter")
-    for name in ("run", "study", "service"):
+    for name in ("run", "study", "service", "bundle"):
         (folder / name).mkdir()
     return folder
 
@@ -108,6 +110,7 @@ def reader(name: str, sound: Path) -> Reader:
         "run": lambda folder: read_scenario(folder / "run.toml"),
         "study": lambda folder: read_study(folder / "study.toml"),
         "service": lambda folder: read_config(folder / "serve.toml", {}, {}),
+        "bundle": lambda folder: read_bundle(folder / "bundle.json"),
     }
     return readers[name]
 

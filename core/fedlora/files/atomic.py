@@ -13,8 +13,11 @@ from fedlora.errors import ConfigError
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it becomes `path` when the block ends well, and vanishes otherwise."""
+def whole_file(path: Path, *, is_private: bool = False) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; it becomes `path` when the block ends well, and vanishes otherwise.
+
+    A private one is for its owner alone (mode 0600) from its first byte on.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -24,7 +27,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     aside = Path(name)
     try:
         yield aside
-        give_usual_mode(aside)
+        if not is_private:
+            give_usual_mode(aside)
         _sync(aside)
         aside.replace(path)
         _sync(path.parent)
