@@ -8,7 +8,8 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedlora.errors import RunError
-from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
+from fedlora.wire.refusal import POLICY_REASONS, REASON, REFUSAL, SAID
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedlora_server.bounded_pull import bounded
@@ -18,6 +19,7 @@ _LONGEST_POLL_S = 1.0
 _LONGEST_TEXT = 500
 _NAMED = re.compile(r"device (.{1,64}?): (.*)", re.DOTALL)
 MOST_BYTES = 1 << 20  # of a reply, beside the numbers that are due
+FAILED = "device-error"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +31,7 @@ class Reply:
 
     node: int
     device: str  # the name that it gives itself; the node's number where it gives none
-    reason: str = "device-error"  # the word by which an error is counted
+    reason: str = FAILED  # the word by which an error is counted; of a refusal, that of the device's policy
     data: bytes = b""
     metrics: dict[str, float] | None = None
     error: str = ""
@@ -115,6 +117,8 @@ def _reply(message: Message, node: int, most_bytes: int) -> Reply:
         return _oversized(node, most_bytes)
     try:
         name = printable(str(content.config_records["device"]["device"])[:64])
+        if REFUSAL in content.config_records:
+            return _refusal(content.config_records[REFUSAL], node, name)
         if message.metadata.message_type == MessageType.TRAIN:
             return Reply(node=node, device=name, data=content.array_records["update"]["update"].data)
         metrics = {
@@ -125,6 +129,14 @@ def _reply(message: Message, node: int, most_bytes: int) -> Reply:
         return Reply(
             node=node, device=str(node), error=printable(f"not an answer to {message.metadata.message_type}: {error!r}")
         )
+
+
+def _refusal(record: ConfigRecord, node: int, device: str) -> Reply:
+    """What a device's policy said; by a word that is none of the known ones it is a failure like any other."""
+    reason, said = record.get(REASON), record.get(SAID)
+    known = isinstance(reason, str) and reason in POLICY_REASONS
+    text = said if isinstance(said, str) and said else "it refuses, and says nothing more"
+    return Reply(node=node, device=device, error=printable(text), reason=str(reason) if known else FAILED)
 
 
 class DeviceNames:

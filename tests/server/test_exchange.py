@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterable, Sequence
 
 import pytest
 from fedlora.errors import RunError
+from fedlora.wire.refusal import POLICY_REASONS
 from fedlora_server.exchange import EVALUATE, TRAIN, ask, connected_nodes
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
@@ -159,6 +161,42 @@ def test_a_device_that_gives_itself_an_endless_name_gets_its_beginning() -> None
     grid = FakeGrid({1: lambda message: [training_reply(message, b"data", "x" * 10_000)]})
     (reply,) = ask(grid, [1], TRAIN, b"data", 1, 30)
     assert reply.device == "x" * 64
+
+
+@pytest.mark.parametrize("kind", [TRAIN, EVALUATE])
+@pytest.mark.parametrize("reason", POLICY_REASONS)
+def test_a_refusal_is_told_by_the_word_of_the_devices_policy(reason: str, kind: str) -> None:
+    content = content_of(device=NAME, refusal=ConfigRecord({"reason": reason, "said": "not\nnow"}))
+    grid = FakeGrid({1: lambda message: [Message(content, reply_to=message)]})
+    (reply,) = ask(grid, [1], kind, b"data", 1, 30)
+    assert (reply.device, reply.reason, reply.error) == ("kitchen", reason, r"not\nnow")
+    assert (reply.data, reply.metrics) == (b"", None)
+
+
+UNKNOWN_REASONS: list[ConfigRecord] = [
+    ConfigRecord({"reason": "policy-weather", "said": "it rains"}),
+    ConfigRecord({"reason": "no-answer", "said": "a word of the server's own"}),
+    ConfigRecord({"reason": "policy-rank\n", "said": "nearly known"}),
+    ConfigRecord({"reason": "x" * 100_000, "said": "x" * 100_000}),
+    ConfigRecord({"reason": ["policy-rank"], "said": ["a list"]}),
+    ConfigRecord({"reason": b"policy-rank", "said": 1.5}),
+    ConfigRecord({"reason": 7}),
+    ConfigRecord({}),
+]
+
+
+@pytest.mark.parametrize("record", UNKNOWN_REASONS, ids=range(len(UNKNOWN_REASONS)))
+def test_a_refusal_by_an_unknown_word_is_an_error_of_the_device(record: ConfigRecord) -> None:
+    content = content_of(device=NAME, refusal=record)
+    grid = FakeGrid({1: lambda message: [Message(content, reply_to=message)]})
+    (reply,) = ask(grid, [1], TRAIN, b"data", 1, 30)
+    assert reply.reason == "device-error"
+    assert 0 < len(reply.error) < 520
+
+
+def test_the_known_words_of_a_policy_are_short_and_of_letters() -> None:
+    assert all(re.fullmatch("policy-[a-z-]{1,33}", word) for word in POLICY_REASONS)
+    assert all(POLICY_REASONS.values())
 
 
 ARRAY = ArrayRecord({"update": Array(dtype="uint8", shape=(1,), stype="fedlora.update", data=b"x")})

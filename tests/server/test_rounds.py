@@ -151,6 +151,30 @@ def test_several_bad_devices_are_counted_by_their_reasons(play: Player) -> None:
     assert [record["replies"] for record in played.metrics] == [0, 3, 2]
 
 
+def refusing(reason: str, said: str) -> Callable[[Message, Update], Sequence[Message]]:
+    def reply(message: Message, update: Update) -> Sequence[Message]:
+        refusal = ConfigRecord({"reason": reason, "said": said})
+        return [Message(RecordDict({"device": ConfigRecord({"device": "mine"}), "refusal": refusal}), reply_to=message)]
+
+    return reply
+
+
+def test_refusals_are_counted_by_the_word_of_each_devices_policy(
+    play: Player, caplog: pytest.LogCaptureFixture
+) -> None:
+    devices = honest(1, 2) | {
+        3: Honest(3, refusing("policy-hours", "from 22:00 to 07:00")),
+        4: Honest(4, refusing("policy-hours", "from 23:00 to 06:00")),
+        5: Honest(5, refusing("policy-battery", "it is at 12%")),
+        6: Honest(6, refusing("policy-of-mine", "no")),
+    }
+    played = play.soundly(devices)
+    expected = {"policy-hours": 2, "policy-battery": 1, "device-error": 1}
+    assert [record["excluded"] for record in played.metrics] == [{}, expected, expected]
+    assert_same_adapter(played.adapter(2), play.soundly(honest(1, 2)).adapter(2))
+    assert "from 22:00 to 07:00" in caplog.text
+
+
 @pytest.mark.parametrize("value", [1e6, 1e15, 1e18])
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_an_update_of_large_numbers_is_counted_out_or_aggregated_but_does_not_end_the_run(
