@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The folders with code: what is formatted, linted and type-checked.
 CODE := core client server export serve simulations tests benchmarks tools
 
-.PHONY: setup demo test check format integration slow page clean
+.PHONY: setup demo test check format integration slow page aarch64 clean
 
 setup: $(VENV)/.ready
 
@@ -47,6 +47,13 @@ page: setup
 	  sudo=$$(test "$$(id -u)" = 0 || echo sudo); \
 	  $$sudo apt-get update -qq && $$sudo apt-get install -y -qq chromium > /dev/null; }
 	$(BIN)/python -m pytest -m browser tests/serve/page
+
+# The C code on the processor of small boards, under an emulator. Debian's packages, where they are not installed.
+aarch64: setup
+	command -v qemu-aarch64 > /dev/null && command -v aarch64-linux-gnu-gcc > /dev/null || { \
+	  sudo=$$(test "$$(id -u)" = 0 || echo sudo); \
+	  $$sudo apt-get update -qq && $$sudo apt-get install -y -qq qemu-user gcc-aarch64-linux-gnu > /dev/null; }
+	$(BIN)/python -m pytest -m aarch64 tests/aarch64
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
