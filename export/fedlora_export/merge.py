@@ -12,7 +12,6 @@ Of an encoder: how far the merged one's scores are off, beside how far the adapt
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from fedlora.errors import ConfigError
 from fedlora.exported.inputs import input_values
 from fedlora.family import DecoderShape
 from fedlora.files.atomic import whole_directory
+from fedlora.files.temporary import own_folder
 from fedlora.lora.adapter import Adapter
 from numpy.typing import NDArray
 
@@ -127,8 +127,8 @@ def export_merged(
     with whole_directory(output, replace=MANIFEST if replace else None) as aside:
         write_merged(base, adapter, aside)
         (graph,) = write_graphs(open_pack(aside), ["base"], accuracy_level)
-        with tempfile.TemporaryDirectory(prefix=".unmerged.", dir=aside.parent) as beside:
-            (apart,) = export_base(base, Path(beside) / "model", accuracy_level=accuracy_level)
+        with own_folder("unmerged", aside.parent) as beside:
+            (apart,) = export_base(base, beside / "model", accuracy_level=accuracy_level)
             is_decoder = isinstance(base.model, DecoderShape)
             cost = (merge_loss if is_decoder else merge_difference)(apart.path, base, adapter, graph.path)
     return graph.moved_to(output), cost

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from fedlora.base.checkpoint import Checkpoint, find_checkpoint
 from fedlora.base.pack import CONFIG, EMBEDDED, MANIFEST, WEIGHTS, with_special_tokens_of
-from fedlora.base.packing import TOOL_TEMPLATE, copy_texts
+from fedlora.base.packing import TOOL_TEMPLATE, copy_text, copy_texts
 from fedlora.config.run import RunConfig
 from fedlora.data.datasets import find_dataset
 from fedlora.errors import ConfigError, DataError
@@ -110,9 +109,9 @@ class FullTraining:
         arrays = {name: weight.detach().numpy() for name, weight in self.weights.items()}
         with whole_directory(output, replace=CONFIG if replace else None) as aside:
             copy_texts(self.directory, aside)
-            if (self.directory / TOOL_TEMPLATE).is_file():
+            if (self.directory / TOOL_TEMPLATE).exists():
                 (aside / TOOL_TEMPLATE).parent.mkdir()
-                shutil.copyfile(self.directory / TOOL_TEMPLATE, aside / TOOL_TEMPLATE)
+                copy_text(self.directory / TOOL_TEMPLATE, aside / TOOL_TEMPLATE)
             (aside / CONFIG).write_text(
                 json.dumps(self._config | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8"
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -79,8 +78,7 @@ def make_pack(
             (aside / EMBEDDING_STEPS).write_text(
                 json.dumps(shape.embedding.to_object(), indent=2) + "\n", encoding="utf-8"
             )
-        if (directory / TOOL_TEMPLATE).is_file():
-            shutil.copyfile(directory / TOOL_TEMPLATE, aside / TOOL_TEMPLATE_OF_PACKS)
+        copy_text(directory / TOOL_TEMPLATE, aside / TOOL_TEMPLATE_OF_PACKS)
         pending: dict[str, NDArray[Any]] = {}  # scales and zeros, which follow their codes in the file
 
         def fill(plan: TensorPlan) -> Iterator[NDArray[Any]]:
@@ -185,10 +183,15 @@ def _check_tokenizer(directory: Path) -> None:
 def copy_texts(source: Path, target: Path) -> None:
     """Copy the tokenizer and what else of a checkpoint's texts a model needs beside its configuration."""
     for name in (TOKENIZER, *_TOKENIZER_FILES):
-        try:
-            content = read_bounded(source / name, MAX_TEXT_BYTES)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise CheckpointError(f"{source / name}: cannot be read: {error.strerror}; copy the file again") from None
-        (target / name).write_bytes(content)
+        copy_text(source / name, target / name)
+
+
+def copy_text(source: Path, target: Path) -> None:
+    """Copy one of them, where it is there. Raises CheckpointError."""
+    try:
+        content = read_bounded(source, MAX_TEXT_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise CheckpointError(f"{source}: cannot be read: {error.strerror}; copy the file again") from None
+    target.write_bytes(content)

@@ -21,6 +21,7 @@ from typing import Any
 
 from fedlora.errors import PackError
 from fedlora.family import DecoderShape
+from fedlora.files.bounded import read_bounded
 from fedlora.files.documents import read_object
 
 TOKENIZER, SETTINGS, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
@@ -29,6 +30,7 @@ TOKENIZER, SETTINGS, SPECIAL = "tokenizer.json", "tokenizer_config.json", "speci
 _BEGINNINGS: Mapping[str, tuple[int, ...]] = {
     "9e46d0c60bc13f0ba080a80fbaecc7bd3ef08276b8b226ce554df4692f6f77a1": (0,),
 }
+_MAX_TOKENIZER_BYTES = 1 << 26
 _SPACE = re.compile(r"\s*")
 
 
@@ -47,7 +49,7 @@ def read_special_tokens(directory: Path, names: Collection[str]) -> SpecialToken
     A damaged file is the error of whoever opens the tokenizer itself.
     """
     try:
-        content = (directory / TOKENIZER).read_bytes()
+        content = read_bounded(directory / TOKENIZER, _MAX_TOKENIZER_BYTES)
         members = _members(content.decode())
         before, after = _around(members.get("post_processor"))
         before = _BEGINNINGS.get(hashlib.sha256(content).hexdigest(), before)

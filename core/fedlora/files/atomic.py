@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from fedlora.errors import ConfigError
+from fedlora.files.temporary import Reserved, clear_leftovers
 
 
 @contextlib.contextmanager
 def whole_file(path: Path, *, is_private: bool = False) -> Iterator[Path]:
     """Yield a path beside `path` to write to; it becomes `path` when the block ends well, and vanishes otherwise.
 
-    A private one is for its owner alone (mode 0600) from its first byte on.
+    Where the process is killed it vanishes too, as soon as another one writes there. A private one is for its owner alone
+    (mode 0600) from its first byte on.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        reserved = Reserved(path.parent, f".{path.name}")
+        os.close(os.open(reserved.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}; name another output") from None
-    os.close(descriptor)
-    aside = Path(name)
+    aside = reserved.path
     try:
         yield aside
         if not is_private:
@@ -33,11 +33,11 @@ def whole_file(path: Path, *, is_private: bool = False) -> Iterator[Path]:
         aside.replace(path)
         _sync(path.parent)
     finally:
-        aside.unlink(missing_ok=True)
+        reserved.release()
 
 
 def give_usual_mode(file: Path) -> None:
-    """mkstemp makes files for their owner alone; a result is for whoever the directory is for."""
+    """What is in the making is for its owner alone; a result is for whoever the directory is for."""
     file.chmod(0o666 & ~_umask())
 
 
@@ -52,15 +52,19 @@ def whole_directory(path: Path, *, replace: str | None = None) -> Iterator[Path]
     """Yield an empty directory beside `path`; it becomes `path` when the block ends well, and vanishes otherwise.
 
     `replace` names the file by which a directory of the same kind is known: only such a one, or an empty one, is replaced
-    (by two renames: killed between them, the old one stands beside, as `.NAME.old.*`). Raises ConfigError for any other.
+    (by two renames: where the process is killed between them, the old one is put back by the next that writes there).
+    Raises ConfigError for any other.
     """
     path = Path(os.path.abspath(path))
+    clear_leftovers(path.parent)
     check_directory(path, replace=replace)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        reserved = Reserved(path.parent, f".{path.name}")
+        reserved.path.mkdir(mode=0o700)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}; name another output") from None
+    aside = reserved.path
     try:
         yield aside
         aside.chmod(0o777 & ~_umask())
@@ -68,20 +72,17 @@ def whole_directory(path: Path, *, replace: str | None = None) -> Iterator[Path]
             _sync(file)
         _sync(aside)
         if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            path.rename(old / path.name)
+            path.rename(reserved.old)
             try:
                 aside.rename(path)
             except BaseException:
-                (old / path.name).rename(path)
+                reserved.old.rename(path)
                 raise
-            finally:
-                shutil.rmtree(old)
         else:
             aside.rename(path)
         _sync(path.parent)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        reserved.release()
 
 
 def check_directory(path: Path, *, replace: str | None = None) -> None:

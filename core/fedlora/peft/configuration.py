@@ -18,7 +18,7 @@ from fedlora.lora.layers import layers_of
 from fedlora.peft.layout import CONFIG, WEIGHTS
 from fedlora.peft.patterns import by_module
 
-_MAX_BYTES = 4 << 20
+MAX_CONFIG_BYTES = 4 << 20
 _DECODER_LAYERS = "model.layers."
 _REFUSED = {
     "use_dora": "DoRA", "lora_bias": "LoRA biases", "use_qalora": "QA-LoRA", "layer_replication": "layer replication",
@@ -37,8 +37,10 @@ _CONVERTIBLE = ("pissa", "olora", "corda", "lora_ga")  # what PEFT can save as p
 
 def read_config(path: Path) -> dict[str, Any]:
     """The configuration of plain LoRA in `path`. Raises AdapterError, naming what is none."""
-    if path.exists() and (not path.is_file() or path.stat().st_size > _MAX_BYTES):
-        raise AdapterError(f"{path}: expected a file of at most {_MAX_BYTES} bytes; save the adapter again with PEFT")
+    if path.exists() and (not path.is_file() or path.stat().st_size > MAX_CONFIG_BYTES):
+        raise AdapterError(
+            f"{path}: expected a file of at most {MAX_CONFIG_BYTES} bytes; save the adapter again with PEFT"
+        )
     config = read_object(path, AdapterError, f"a PEFT directory with {CONFIG} and {WEIGHTS}")
     if config.get("peft_type") != "LORA":
         raise AdapterError(

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import cast
 
 import numpy as np
 from fedlora.base.pack import BasePack
 from fedlora.errors import GraphError
+from fedlora.files.temporary import own_folder
 from fedlora.lora.adapter import Adapter, LoraPair, initial_adapter
 from fedlora.lora.config import LoraConfig
 from numpy.typing import NDArray
@@ -59,8 +58,8 @@ def torch_logits(base: BasePack) -> Expected | None:
     """None where the client is not installed (entry-point group `fedlora.references`). Raises GraphError where it fails."""
     if "torch" in sys.modules:
         return computed_logits(base)
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "logits.npz"
+    with own_folder("logits") as folder:
+        output = folder / "logits.npz"
         command = [sys.executable, "-m", "fedlora_export.checks.reference_process", str(base.directory), str(output)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -35,6 +35,8 @@ AdapterValues = Mapping[str, NDArray[np.float32]] | AdapterLayout
 _Values = dict[str, NDArray[np.float32]]
 NO_CHAT = ChatSettings()
 _OVERHEAD_BYTES = 8 << 20  # of a file, at most: its header and its tables
+# No dtype of a file is wider than float32: so many bytes of it, at most, for one that is held.
+_FILE_BYTES_PER_BYTE: Mapping[LayoutDtype | None, int] = {None: 1, "float32": 1, "float16": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -85,13 +87,8 @@ def load_adapter(
         raise AdapterError(f"{path}: {told}")
     try:
         before = list(_stamps(path))
-        for size, *_ in before[:1]:  # no dtype of a file is wider than float32
-            _check_size(
-                path,
-                (size - _OVERHEAD_BYTES - (_beside_bytes(base) if path.is_dir() else 0))
-                // (2 if layout == "float16" else 1),
-                max_bytes,
-            )
+        for size, *_ in before[:1]:
+            _check_size(path, (size - _outside_bytes(base, path.is_dir())) // _FILE_BYTES_PER_BYTE[layout], max_bytes)
         adapter_inputs, chat = _of_directory(path, base) if path.is_dir() else _of_file(path, base, allow_unnamed_base)
         if list(_stamps(path)) != before:
             raise AdapterError(f"{path}: changed while it was read; load it again")
@@ -177,6 +174,16 @@ def _check_size(path: Path, size_bytes: int, max_bytes: int | None) -> None:
             f"{path}: the adapter has {size_bytes} bytes or more, all adapters together may have {max_bytes}; "
             "raise the budget, or train an adapter of a smaller rank"
         )
+
+
+def most_file_bytes(base: BasePack, max_bytes: int, layout: LayoutDtype | None, *, is_directory: bool) -> int:
+    """The largest file of values that `load_adapter` reads within `max_bytes`."""
+    return max_bytes * _FILE_BYTES_PER_BYTE[layout] + _outside_bytes(base, is_directory)
+
+
+def _outside_bytes(base: BasePack, is_directory: bool) -> int:
+    """What a file may have beside A and B."""
+    return _OVERHEAD_BYTES + (_beside_bytes(base) if is_directory else 0)
 
 
 def _beside_bytes(base: BasePack) -> int:

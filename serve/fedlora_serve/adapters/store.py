@@ -22,7 +22,7 @@ from fedlora.row_lora.layout import LayoutDtype
 
 from fedlora_serve.adapters.cache import AdapterCache, CachedAdapter
 from fedlora_serve.adapters.leases import Entry, Lease, Unloading
-from fedlora_serve.adapters.loading import AdapterLoader, LoadedAdapter, load_adapter
+from fedlora_serve.adapters.loading import AdapterLoader, LoadedAdapter, load_adapter, most_file_bytes
 from fedlora_serve.adapters.single_flight import SingleFlight
 from fedlora_serve.adapters.status import AdapterStatus, StoreStats, check_adapter_name
 
@@ -47,6 +47,7 @@ class AdapterStore:
                 raise ConfigError(f"{field} must be at least 1, got {value}")
         self._max_adapters, self._clock = max_adapters, clock
         self._read = partial(read, base=base, max_bytes=budget_bytes, layout=layout)
+        self._most_file_bytes = partial(most_file_bytes, base, budget_bytes, layout)
         self._lock = threading.Lock()
         self._unused = threading.Condition(self._lock)  # a name that was unloaded has no users any more
         self._names: dict[str, Entry] = {}
@@ -82,6 +83,10 @@ class AdapterStore:
             entry.source, entry.chat = source, read.chat
             cached.versions.pop(name, None)  # it may name another source, and speak otherwise
             return entry.version()
+
+    def most_file_bytes(self, is_directory: bool) -> int:
+        """The largest file of values that is read: of a PEFT directory, or an .onnx_adapter file."""
+        return self._most_file_bytes(is_directory=is_directory)
 
     def unload(self, name: str) -> Unloading:
         """Take a name away at once, pinned or not. What requests have leased stays until they release it.

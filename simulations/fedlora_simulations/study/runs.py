@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -16,6 +14,7 @@ from fedlora.base.pack import open_pack
 from fedlora.config.run import RunConfig
 from fedlora.errors import FedloraError, RunError
 from fedlora.family import EncoderShape
+from fedlora.files.temporary import own_folder
 from fedlora.threads import cores
 from fedlora_client.ops.processor import processor
 from fedlora_server.run.run_directory import read_metrics
@@ -131,8 +130,8 @@ def measured(run: Run, workers: int) -> Result:
             asked += 1
             bytes_down += len(message.content.array_records["update"]["update"].data)
 
-    with tempfile.TemporaryDirectory(prefix="fedlora-study-") as folder:
-        output = Path(folder, "run")
+    with own_folder("study") as folder:
+        output = folder / "run"
         run_in_process(
             dataclasses.replace(config, output=str(output)),
             workers=workers,

@@ -15,22 +15,26 @@ import os
 import re
 import shutil
 import stat
-import tempfile
-import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fedlora.data.chat_settings import MAX_SETTINGS_BYTES
-from fedlora.errors import AdapterError, ConfigError
+from fedlora.errors import AdapterError, AdapterTooLargeError, ConfigError
+from fedlora.exported.sidecar import MAX_BYTES as MAX_SIDECAR_BYTES
 from fedlora.exported.sidecar import sidecar_of
+from fedlora.files.temporary import OwnFolder
+from fedlora.peft.configuration import MAX_CONFIG_BYTES
 from fedlora.peft.layout import COMPANIONS, CONFIG, WEIGHTS
 from fedlora.peft.missing import told_instead
 
-MAX_FILE_BYTES = 4 << 30
 _MAX_DEPTH, _BLOCK_BYTES = 16, 1 << 20
 _COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+=-]{0,127}")
 # O_NONBLOCK: opening a pipe that nobody writes to must not wait.
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+MAX_FILE_BYTES = (2 << 30) + (8 << 20)  # what is read at most with the default --adapter-memory
+MostBytes = Callable[[bool], int]  # of the values in a PEFT directory (True), or of an .onnx_adapter file (False)
 
 
 class NoSuchAdapterError(AdapterError):
@@ -38,22 +42,24 @@ class NoSuchAdapterError(AdapterError):
 
 
 class AdapterFolder:
-    """Copies adapters out of one folder. A process that is killed leaves its copies in the system's temporary folder."""
+    """Copies adapters out of one folder, into one that is gone when the process is."""
 
     def __init__(self, folder: Path) -> None:
         """Raises ConfigError where it is no folder that can be read. A link to one is the operator's to make."""
         if not folder.is_dir() or not os.access(folder, os.R_OK | os.X_OK):
             raise ConfigError(f"--adapter-folder {folder}: no folder that can be read; create it, or name another")
         self._folder = folder.resolve()
-        self._private = Path(tempfile.mkdtemp(prefix="fedlora-adapters-")).resolve()
-        self._remove = weakref.finalize(self, shutil.rmtree, self._private, ignore_errors=True)
+        self._copies = OwnFolder("adapters")
+        self._private = self._copies.path.resolve()
         self._numbers = itertools.count(1)
         self._kept: dict[str, Path] = {}  # {adapter's name: the copy that it is read from}
+        self.most_bytes: MostBytes = lambda is_directory: MAX_FILE_BYTES  # what whoever reads the copies takes
 
     def copy(self, path: str) -> Path:
         """A private copy of the adapter at `path`, relative to the folder: a PEFT directory or an .onnx_adapter file.
 
-        Raises ConfigError for a path that is not taken, NoSuchAdapterError, and AdapterError for what is no plain file.
+        What is larger than its reader takes is not copied. Raises ConfigError for a path that is not taken,
+        NoSuchAdapterError, AdapterTooLargeError, and AdapterError for what is no plain file.
         """
         components = _components(path)
         target = self._private.joinpath(str(next(self._numbers)), *components)
@@ -62,15 +68,15 @@ class AdapterFolder:
             with _opened(self._folder, components[:-1]) as parent:
                 name = components[-1]
                 if name.endswith(".onnx_adapter"):
-                    _copy(parent, name, target, path)
+                    _copy(parent, name, target, path, self.most_bytes(False))
                     manifest = sidecar_of(target)
                     with contextlib.suppress(FileNotFoundError):  # a file of another tool has none
-                        _copy(parent, manifest.name, manifest, path)
+                        _copy(parent, manifest.name, manifest, path, MAX_SIDECAR_BYTES)
                 else:
                     with _opened_at(name, parent, os.O_DIRECTORY) as directory:
                         target.mkdir()
-                        for file in (CONFIG, WEIGHTS):
-                            _copy(directory, file, target / file, f"{path}/{file}")
+                        for file, most in ((CONFIG, MAX_CONFIG_BYTES), (WEIGHTS, self.most_bytes(True))):
+                            _copy(directory, file, target / file, f"{path}/{file}", most)
                         for file in COMPANIONS:
                             with contextlib.suppress(FileNotFoundError):  # most have none
                                 _copy(directory, file, target / file, f"{path}/{file}", MAX_SETTINGS_BYTES)
@@ -112,7 +118,7 @@ class AdapterFolder:
 
     def close(self) -> None:
         """Delete all copies."""
-        self._remove()
+        self._copies.release()
 
 
 def _components(path: str) -> list[str]:
@@ -146,7 +152,7 @@ def _opened_at(name: str, parent: int, flags: int = 0) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _copy(parent: int, name: str, target: Path, shown: str, most: int | None = None) -> None:
+def _copy(parent: int, name: str, target: Path, shown: str, most: int) -> None:
     """Copy a plain file that has no other name and is not too large, through its descriptor."""
     with _opened_at(name, parent) as descriptor:
         status = os.fstat(descriptor)
@@ -156,9 +162,11 @@ def _copy(parent: int, name: str, target: Path, shown: str, most: int | None = N
             )
         if status.st_nlink > 1:
             raise AdapterError(f"lora_path {shown!r:.140}: has another name (a hard link); copy the file instead")
-        most = MAX_FILE_BYTES if most is None else most
         if status.st_size > most:
-            raise AdapterError(f"lora_path {shown!r:.140}: {status.st_size} bytes; at most {most} are read")
+            told = f"lora_path {shown!r:.140}: {status.st_size} bytes; at most {most} are read"
+            if name == WEIGHTS or name.endswith(".onnx_adapter"):
+                raise AdapterTooLargeError(f"{told}; raise --adapter-memory, or train an adapter of a smaller rank")
+            raise AdapterError(told)
         with target.open("xb") as copy:
             left = status.st_size  # a file that grows meanwhile is not followed
             while left and (block := os.read(descriptor, min(left, _BLOCK_BYTES))):

@@ -37,6 +37,8 @@ def open_service(base: str | Path, config: ServeConfig) -> ServiceState:
     folder = AdapterFolder(Path(config.adapter_folder)) if config.adapter_folder else None
     shape = model_shape(read_object(directory / CONFIG, PackError, "a model's config.json"), str(directory / CONFIG))
     service = (_decoder if isinstance(shape, DecoderShape) else _encoder)(directory, config, base_name)
+    if folder is not None:
+        folder.most_bytes = service.store.most_file_bytes
     service.adapter_folder = folder
     try:
         for name, path in config.adapters.items():

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fedlora.errors import AdapterError, ConfigError
+from fedlora.errors import AdapterError, AdapterTooLargeError, ConfigError
 from fedlora_serve.http.service import adapter_folder
 from fedlora_serve.http.service.adapter_folder import AdapterFolder, NoSuchAdapterError
 from hypothesis import given, settings
@@ -126,6 +126,25 @@ def test_a_file_that_is_too_large_is_refused(
     monkeypatch.setattr(adapter_folder, "MAX_FILE_BYTES", 5)
     with pytest.raises(AdapterError, match="6 bytes; at most 5 are read"):
         folder.copy("tone")
+
+
+def test_no_more_is_copied_than_the_store_takes(folder: AdapterFolder, root: Path) -> None:
+    """A file with holes takes no room in the folder, and its whole size where it is copied to."""
+    folder.most_bytes = {True: 100, False: 50}.__getitem__
+    with (root / "tone" / FILES[1]).open("r+b") as file:
+        file.truncate(3 << 30)
+    with pytest.raises(AdapterTooLargeError, match=r"3221225472 bytes; at most 100 are read; raise --adapter-memory"):
+        folder.copy("tone")
+    with (root / "x.onnx_adapter").open("r+b") as file:
+        file.truncate(51)
+    with pytest.raises(AdapterTooLargeError, match="51 bytes; at most 50 are read"):
+        folder.copy("x.onnx_adapter")
+    for name, most in (("x.onnx_adapter.json", 4 << 20), ("team/deep/adapter_config.json", 4 << 20)):
+        with (root / name).open("r+b") as file:
+            file.truncate(3 << 30)
+        folder.most_bytes = lambda is_directory: 100
+        with pytest.raises(AdapterError, match=f"3221225472 bytes; at most {most} are read"):
+            folder.copy(name.removesuffix(".json").removesuffix("/adapter_config"))
 
 
 def test_what_was_refused_leaves_nothing_behind(folder: AdapterFolder, root: Path) -> None:
