@@ -41,8 +41,8 @@ ROOMS = {
         "native", "wire", "fleet", "peft", "config", "data", "exported", "row_lora", "commands", "cli",
     ),
     "fedlora_client": (
-        "records", "data", "ops", "kept_factors", "layers", "decoder", "encoder", "model", "training", "reference",
-        "opened", "answer_ends", "end_tokens", "device", "local_training", "app", "commands",
+        "courier", "records", "data", "ops", "kept_factors", "layers", "decoder", "encoder", "model", "training", "reference",
+        "opened", "answer_ends", "end_tokens", "device", "answers", "local_training", "policy", "service", "app", "commands",
     ),
     "fedlora_server": (
         "bounded_pull", "exchange", "checks", "copies", "means", "methods", "aggregation", "run", "rounds", "app",
@@ -167,7 +167,7 @@ def loaded_by(statement: str) -> set[str]:
             )
             for name in names
         ),
-        ("import fedlora_client.app", {"onnxruntime", "transformers", "peft"}),
+        ("import fedlora_client.app", {"torch", "onnxruntime", "transformers", "peft"}),
     ],
 )
 def test_a_fresh_process_does_not_load_what_it_does_not_need(statement: str, absent: set[str]) -> None:

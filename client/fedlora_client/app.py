@@ -1,86 +1,85 @@
-"""The Flower ClientApp: it takes messages to the device and brings its answers back."""
+"""The Flower ClientApp: it takes messages to the device and brings its answers back.
+
+With `socket` in the node's configuration it is a courier to the device service that listens there, and loads nothing that
+trains; without, the device works in this process.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
-from fedlora.config.run import RunConfig
-from fedlora.errors import FedloraError, UpdateError
-from fedlora.wire.update import Update, decode_update, encode_update
+from fedlora.errors import CourierError, FedloraError
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 
+from fedlora_client.courier.courier import ask
+from fedlora_client.courier.question import Answer, Kind, Question
 from fedlora_client.data.clients import node_name
-from fedlora_client.device import Device
 
 app = ClientApp()
-
-
-def _answer(message: Message, context: Context, work: Callable[[Device, Update], RecordDict]) -> Message:
-    """What `work` gives, or our error as Flower's, which costs this device the round and nobody else."""
-    device: Device | None = None
-    try:
-        device = Device(RunConfig.from_flat(context.run_config, "run configuration"), context.node_config)
-        records = message.content.array_records
-        if "update" not in records or "update" not in records["update"]:
-            raise UpdateError("bad-header", "the message has no array record update/update")
-        update = decode_update(records["update"]["update"].data, device.first_adapter)
-        device.check(update, trains=message.metadata.message_type == MessageType.TRAIN)
-        return Message(work(device, update), reply_to=message)
-    except FedloraError as error:
-        # An error has no room for a name but in its text; a device has one name, there as elsewhere.
-        prefix = f"device {device.name if device else node_name(context.node_config)}: "
-        said = prefix + str(error).removeprefix(prefix)
-        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, said), reply_to=message)
+_KIND_OF: dict[str, Kind] = {MessageType.TRAIN: "train", MessageType.EVALUATE: "evaluate"}
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the adapter that came down; send what is asked for of it up."""
-
-    def work(device: Device, update: Update) -> RecordDict:
-        started = time.monotonic()
-        result = device.train(
-            update.adapter, update.server_round, task=update.task, frozen=update.frozen, run=update.run
-        )
-        windows, counts = device.train_windows(), device.account()
-        trained = Update(
-            adapter=result.adapter,
-            run=update.run,
-            server_round=update.server_round,
-            base_fingerprint=update.base_fingerprint,
-            factors=update.task.sends,
-            num_examples=len(windows),
-            metrics={
-                "train_loss": sum(result.losses) / len(result.losses),
-                "tokens": result.tokens,
-                "seconds": time.monotonic() - started,
-                "examples": counts.train,
-                "cut_examples": counts.cut,
-                "left_out_examples": counts.left_out,
-            },
-        )
-        data = encode_update(trained, device.config.server.codec)
-        array = Array(dtype="uint8", shape=(len(data),), stype="fedlora.update", data=data)
-        name = ConfigRecord({"device": device.name})
-        return RecordDict({"update": ArrayRecord({"update": array}), "device": name})
-
-    return _answer(message, context, work)
+    return _reply(message, context)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Measure the adapter that came down on the held-out text."""
+    return _reply(message, context)
 
-    def work(device: Device, update: Update) -> RecordDict:
-        loss, tokens = device.evaluate(
-            update.adapter, update.server_round, task=update.task, frozen=update.frozen, run=update.run
+
+def _reply(message: Message, context: Context) -> Message:
+    node = context.node_config
+    try:
+        question = _question(message, context)
+        if "socket" in node:
+            return _message(ask(str(node["socket"]), question), message)
+        # Here: a courier does without torch, which takes seconds to load.
+        from fedlora_client.answers import answer
+
+        return _message(answer(question, node), message)
+    except FedloraError as error:
+        return _message(Answer(device=node_name(node), said=str(error)), message)
+
+
+def _question(message: Message, context: Context) -> Question:
+    arrays = message.content.array_records.get("update", {})
+    return Question(
+        kind=_KIND_OF[message.metadata.message_type],
+        run_config={**context.run_config},
+        run_id=context.run_id,
+        seconds=_seconds_left(message) if "socket" in context.node_config else message.metadata.ttl,
+        data=arrays["update"].data if "update" in arrays else None,
+    )
+
+
+def _seconds_left(message: Message) -> float:
+    """Until nobody waits for the answer any more. Raises CourierError where that was before now, by this machine's clock."""
+    ttl = message.metadata.ttl
+    left = message.metadata.created_at + ttl - time.time()
+    if left <= 0:
+        raise CourierError(
+            f"by this device's clock its time was over {-left:.0f} s ago; set the clock, which must be that of the server"
         )
-        measured = device.held_out_windows().examples
-        told = {"examples": measured, "left_out_examples": len(device.data.held_out) - measured}
-        metrics = MetricRecord({"loss": loss, "tokens": tokens, **told})
-        return RecordDict({"metrics": metrics, "device": ConfigRecord({"device": device.name})})
+    return min(left, ttl)
 
-    return _answer(message, context, work)
+
+def _message(answer: Answer, message: Message) -> Message:
+    name = ConfigRecord({"device": answer.device})
+    if answer.refusal:
+        refusal = ConfigRecord({"reason": answer.refusal, "said": answer.said})
+        return Message(RecordDict({"refusal": refusal, "device": name}), reply_to=message)
+    if answer.said:
+        # An error has no room for a name but in its text; a device has one name, there as elsewhere.
+        said = f"device {answer.device}: {answer.said}"
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, said), reply_to=message)
+    if message.metadata.message_type == MessageType.EVALUATE:
+        return Message(RecordDict({"metrics": MetricRecord({**answer.metrics}), "device": name}), reply_to=message)
+    data = bytes(answer.data)
+    array = Array(dtype="uint8", shape=(len(data),), stype="fedlora.update", data=data)
+    return Message(RecordDict({"update": ArrayRecord({"update": array}), "device": name}), reply_to=message)

@@ -13,6 +13,8 @@
     |   |   +-- AdapterTooLargeError   one for which there would be none if it were alone
     |   +-- UnknownAdapterError    a name without an adapter
     +-- UpdateError          bytes from a device that are refused; `reason` is a short word to count by
+    +-- PolicyError          what a device's own policy does not allow; `reason` is a short word to count by
+    +-- CourierError         a device service that cannot be reached, or what it cannot read
     +-- DataError            training text that cannot be used
     |   +-- NotRecordsError        a sound file that holds something else
     +-- RunError             a federated run that cannot go on
@@ -77,6 +79,18 @@ class UpdateError(FedloraError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class PolicyError(FedloraError):
+    """What a device's own policy does not allow."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class CourierError(FedloraError):
+    """A device service that cannot be reached, or a message between it and its courier that cannot be read."""
 
 
 class DataError(FedloraError):

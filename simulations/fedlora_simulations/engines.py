@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 
+import fedlora_client.answers  # noqa: F401 - torch is loaded here, before devices work side by side
 from fedlora.config.run import RunConfig, Scalar
 from fedlora.errors import MissingExtraError
 from fedlora_client.app import app as client_app

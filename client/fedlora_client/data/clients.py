@@ -27,7 +27,7 @@ def place_of(config: DataConfig, node: Mapping[str, Scalar]) -> Place:
     """That of the device which is configured so. Raises DataError."""
     if "data-path" in node:
         path = Path(str(node["data-path"]))
-        return Place(path=path, name=name_of(path))
+        return Place(path=path, name=str(node.get("name") or name_of(path)))
     if "partition-id" in node and config.path:
         return _simulated(Path(config.path), node)
     raise DataError(
@@ -37,6 +37,8 @@ def place_of(config: DataConfig, node: Mapping[str, Scalar]) -> Place:
 
 def node_name(node: Mapping[str, Scalar]) -> str:
     """What a device is called that could not read its data, by its configuration."""
+    if node.get("name"):
+        return str(node["name"])
     if "data-path" in node:
         return name_of(Path(str(node["data-path"])))
     return str(node.get("partition-id", "without data-path"))

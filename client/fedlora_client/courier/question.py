@@ -1,0 +1,90 @@
+"""What a device is asked and what it answers, without Flower's types. Both travel as a JSON header and bytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from fedlora.config.run import Scalar
+from fedlora.errors import CourierError
+
+Kind = Literal["train", "evaluate"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+_SCALARS = (bool, int, float, str)
+_MOST_TEXT = 2000  # characters of what an answer says
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What a server asks of a device."""
+
+    kind: Kind
+    run_config: Mapping[str, Scalar]  # Flower's flat configuration of the run
+    run_id: int  # Flower's number of the run
+    seconds: float  # that are left for the answer
+    data: bytes | bytearray | None  # an update; None where none came
+
+    def header(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind, "run_config": dict(self.run_config), "run_id": self.run_id, "seconds": self.seconds,
+            "has_data": self.data is not None,
+        }  # fmt: skip
+
+    @classmethod
+    def read(cls, header: Mapping[str, Any], data: bytearray) -> Question:
+        """Raises CourierError for a header that is none of a question."""
+        run_config = _mapping(header, "run_config", _SCALARS)
+        kind = header.get("kind")
+        if kind not in KINDS:
+            raise CourierError(f"kind: {kind!r:.40}; expected one of {', '.join(KINDS)}")
+        if type(header.get("run_id")) is not int:
+            raise CourierError(f"run_id: {header.get('run_id')!r:.40}; expected an integer")
+        return cls(
+            kind=kind, run_config=run_config, run_id=header["run_id"], seconds=_number(header, "seconds"),
+            data=data if header.get("has_data") is True else None,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a device gives back: an update or what it measured; or why neither."""
+
+    device: str  # its name
+    data: bytes | bytearray = b""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    refusal: str = ""  # the word by which the server counts that this device's policy did not allow it
+    said: str = ""  # what went wrong, or what its policy says; empty where all is well
+
+    def header(self) -> dict[str, Any]:
+        return {
+            "device": self.device, "metrics": dict(self.metrics), "refusal": self.refusal,
+            "said": self.said[:_MOST_TEXT],
+        }  # fmt: skip
+
+    @classmethod
+    def read(cls, header: Mapping[str, Any], data: bytearray) -> Answer:
+        """Raises CourierError for a header that is none of an answer."""
+        texts = {name: header.get(name) for name in ("device", "refusal", "said")}
+        for name, text in texts.items():
+            if not isinstance(text, str):
+                raise CourierError(f"{name}: {text!r:.40}; expected a text")
+        metrics = {name: float(value) for name, value in _mapping(header, "metrics", (int, float)).items()}
+        return cls(
+            device=str(texts["device"]), data=data, metrics=metrics, refusal=str(texts["refusal"]), said=str(texts["said"])
+        )
+
+
+def _mapping(header: Mapping[str, Any], name: str, kinds: tuple[type, ...]) -> dict[str, Any]:
+    content = header.get(name)
+    if not isinstance(content, dict) or any(type(value) not in kinds for value in content.values()):
+        raise CourierError(f"{name}: expected an object of {', '.join(kind.__name__ for kind in kinds)}")
+    return content
+
+
+def _number(header: Mapping[str, Any], name: str) -> float:
+    value = header.get(name)
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise CourierError(f"{name}: {value!r:.40}; expected a finite number")
+    return float(value)
