@@ -41,8 +41,9 @@ ROOMS = {
         "native", "wire", "fleet", "peft", "config", "data", "exported", "row_lora", "commands", "cli",
     ),
     "fedlora_client": (
-        "courier", "records", "data", "ops", "kept_factors", "layers", "decoder", "encoder", "model", "training", "reference",
-        "opened", "answer_ends", "end_tokens", "device", "answers", "local_training", "policy", "service", "app", "commands",
+        "courier", "records", "data", "ops", "kept_factors", "layers", "decoder", "encoder", "model", "training",
+        "reference", "opened", "answer_ends", "end_tokens", "device", "answers", "local_training", "policy", "service",
+        "app", "commands",
     ),
     "fedlora_server": (
         "bounded_pull", "exchange", "checks", "copies", "means", "methods", "aggregation", "run", "rounds", "app",

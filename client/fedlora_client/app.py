@@ -59,7 +59,7 @@ def _question(message: Message, context: Context) -> Question:
 
 
 def _seconds_left(message: Message) -> float:
-    """Until nobody waits for the answer any more. Raises CourierError where that was before now, by this machine's clock."""
+    """Until nobody waits for the answer any more. Raises CourierError where that was before now, by this clock."""
     ttl = message.metadata.ttl
     left = message.metadata.created_at + ttl - time.time()
     if left <= 0:

@@ -28,6 +28,7 @@ from fedlora_client.training.training import Span
 
 _WHOLE = Task()  # all trains, all is sent
 _NOT_ITS_DATA = ("max-rank", "memory-mb", "state-path")  # keys of a node that change nothing of what it trains on
+_CHANGES = "data-version"  # the key of a node that tells that its data were changed: it is the same device
 
 
 class Device:
@@ -188,7 +189,7 @@ class Device:
 
     def _saved_by(self) -> tuple[object, tuple[tuple[str, Scalar], ...]]:
         """What a device finds again by what it saved: what it trains on. Its text must stay as it always was."""
-        data, node = self._key
+        data, node = self._key[0], tuple(item for item in self._key[1] if item[0] != _CHANGES)
         return (data, data.fields) if data.fields.given() else data, node
 
     def _windows(self, part: Part) -> Windows:

@@ -72,7 +72,11 @@ class Answer:
                 raise CourierError(f"{name}: {text!r:.40}; expected a text")
         metrics = {name: float(value) for name, value in _mapping(header, "metrics", (int, float)).items()}
         return cls(
-            device=str(texts["device"]), data=data, metrics=metrics, refusal=str(texts["refusal"]), said=str(texts["said"])
+            device=str(texts["device"]),
+            data=data,
+            metrics=metrics,
+            refusal=str(texts["refusal"]),
+            said=str(texts["said"]),
         )
 
 
@@ -85,6 +89,6 @@ def _mapping(header: Mapping[str, Any], name: str, kinds: tuple[type, ...]) -> d
 
 def _number(header: Mapping[str, Any], name: str) -> float:
     value = header.get(name)
-    if type(value) not in (int, float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise CourierError(f"{name}: {value!r:.40}; expected a finite number")
     return float(value)

@@ -34,6 +34,7 @@ class FileContent:
     split: Split
     left_out: int = 0
     notices: tuple[str, ...] = ()
+    places: tuple[str, ...] = ()  # of `all` in the file, where it holds records
 
 
 def format_of(file: Path) -> Format | None:
@@ -57,13 +58,13 @@ def read_file(file: Path, fields: FieldNames) -> FileContent:
     """Its examples; a file whose name does not tell is text. Raises DataError."""
     match format_of(file):
         case "lines":
-            return _content(read_json(file, fields))
+            return content_of(read_json(file, fields))
         case "document":
-            return _content(read_json(file, fields, is_document=True))
+            return content_of(read_json(file, fields, is_document=True))
         case "csv":
-            return _content(read_table(file, fields))
+            return content_of(read_table(file, fields))
         case "tsv":
-            return _content(read_table(file, fields, separator="\t"))
+            return content_of(read_table(file, fields, separator="\t"))
         case _:
             text = read_text(file)
             first, last = split_lines(text)
@@ -71,12 +72,14 @@ def read_file(file: Path, fields: FieldNames) -> FileContent:
             return FileContent(all=(text,) if text else (), split=split, notices=_looks_like_records(text))
 
 
-def _content(records: Records) -> FileContent:
+def content_of(records: Records) -> FileContent:
+    """What the records give, the last of them held out in the second part."""
     return FileContent(
         all=records.examples,
         split=split_records(records.examples),
         left_out=records.left_out,
         notices=tuple(records.notices()),
+        places=records.places,
     )
 
 

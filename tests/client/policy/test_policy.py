@@ -176,9 +176,7 @@ def test_idle_is_by_pressure_or_else_by_load(tmp_path: Path, pressure: str, load
         ({"mains_only": True}, "policy-mains"),
     ],
 )
-def test_power_and_hours_are_looked_at_as_a_question_comes(
-    tmp_path: Path, values: dict[str, Any], reason: str
-) -> None:
+def test_power_and_hours_are_looked_at_as_a_question_comes(tmp_path: Path, values: dict[str, Any], reason: str) -> None:
     policy, here = Policy(**values), machine(tmp_path, {"BAT0": BATTERY})
     try:
         policy.check_power(datetime(2026, 3, 1, 12, 0), here)
@@ -209,9 +207,10 @@ def test_a_days_rounds_and_bytes_are_counted_over_restarts(tmp_path: Path) -> No
     assert (len(counts.rounds), counts.bytes) == (2, 90)
     counts.check(policy, "run/2", 10)  # it is asked for again
     counts.check(policy, None, 10)  # and measuring is no round
-    for name, coming, reason in (("run/3", 0, "policy-rounds"), (None, 11, "policy-bytes")):
+    cases: list[tuple[str | None, int, str]] = [("run/3", 0, "policy-rounds"), (None, 11, "policy-bytes")]
+    for asked, coming, reason in cases:
         with pytest.raises(PolicyError) as refused:
-            counts.check(policy, name, coming)
+            counts.check(policy, asked, coming)
         assert refused.value.reason == reason
     DayCounter(path).today(TODAY + timedelta(days=1)).check(policy, "run/3", 100)
 

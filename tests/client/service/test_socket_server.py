@@ -76,7 +76,7 @@ def test_the_socket_is_its_users_alone(path: Path) -> None:
 def test_a_folder_that_others_may_enter_is_refused(path: Path) -> None:
     path.parent.mkdir()
     path.parent.chmod(0o755)
-    with pytest.raises(ConfigError, match="open to others .mode 755."), serving(path):
+    with pytest.raises(ConfigError, match=r"open to others .mode 755."), serving(path):
         pass
     path.parent.chmod(0o700)
     path.write_text("something of somebody's")
@@ -248,7 +248,7 @@ def test_a_courier_waits_for_a_service_that_starts_later_and_asks_again_one_that
 
 
 def test_a_courier_without_a_service_says_so_before_the_round_is_over(path: Path) -> None:
-    with pytest.raises(CourierError, match="gave no answer in .*: No such file or directory; start it"):
+    with pytest.raises(CourierError, match=r"gave no answer in .*: No such file or directory; start it"):
         ask(str(path), question(0.5))
 
 
