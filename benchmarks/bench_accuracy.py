@@ -18,7 +18,7 @@ from fedlora.exported.profiles import graph_name
 from fedlora_client.data.tokenizer import open_tokenizer
 from fedlora_export.checks.check import open_session
 from fedlora_export.export import export_base
-from fedlora_export.graph.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
+from fedlora.graph.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
 from numpy.typing import NDArray
 
 from harness.record import record

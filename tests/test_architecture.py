@@ -38,7 +38,8 @@ FORBIDDEN = {
 ROOMS = {
     "fedlora": (
         "errors", "nearest", "version", "threads", "telemetry", "face", "plugins", "files", "family", "lora", "base",
-        "native", "wire", "fleet", "peft", "config", "data", "exported", "row_lora", "commands", "cli",
+        "native", "wire", "fleet", "peft", "config", "data", "exported", "row_lora", "graph",
+        "commands", "cli",
     ),
     "fedlora_client": (
         "courier", "records", "data", "ops", "kept_factors", "layers", "decoder", "encoder", "model", "training",
@@ -49,7 +50,7 @@ ROOMS = {
         "bounded_pull", "exchange", "checks", "copies", "means", "methods", "aggregation", "run", "rounds", "app",
     ),
     "fedlora_export": (
-        "graph", "adapter_export", "genai", "checks", "export", "merge", "commands",
+        "onnx_model", "adapter_export", "genai", "checks", "export", "merge", "commands",
     ),
     "fedlora_serve": (
         "errors", "limits", "session", "text", "adapters", "local", "embedding", "batching", "http.protocol",

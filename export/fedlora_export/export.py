@@ -15,16 +15,16 @@ from fedlora.exported.graph_manifest import write_graph_manifest
 from fedlora.exported.profiles import DEFAULT, ROW_PROFILES, Profile, graph_inputs, graph_name
 from fedlora.family import DecoderShape
 from fedlora.files.atomic import whole_directory, whole_file
+from fedlora.graph.build import build_graph as graph_of
+from fedlora.graph.graph_check import read_checked_graph
+from fedlora.graph.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
 from fedlora.native import BuildError
 from fedlora.row_lora.library import row_lora
 
 from fedlora_export.checks.check import ROUNDED_TOLERANCE, check_graph
-from fedlora_export.checks.graph_rules import check_graph_rules
 from fedlora_export.checks.torch_logits import Expected, torch_logits
 from fedlora_export.genai import write_genai
-from fedlora_export.graph.decoder import build_decoder
-from fedlora_export.graph.encoder import build_encoder
-from fedlora_export.graph.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
+from fedlora_export.onnx_model import onnx_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,10 +93,8 @@ def write_graphs(base: BasePack, profiles: Sequence[Profile], accuracy_level: in
 
 
 def build_graph(base: BasePack, profile: Profile, accuracy_level: int) -> ir.Model:
-    """The graph of a profile, for whatever kind of model the pack is. Raises GraphError where none can be made."""
-    if isinstance(base.model, DecoderShape):
-        return build_decoder(base, profile, accuracy_level)
-    return build_encoder(base, profile, accuracy_level)
+    """The graph of a profile, for whatever kind of model the pack is, to be written. Raises GraphError."""
+    return onnx_model(graph_of(base, profile, accuracy_level), base.directory)
 
 
 def _write_graph(base: BasePack, profile: Profile, accuracy_level: int, expected: Expected | None) -> ExportedGraph:
@@ -110,7 +108,7 @@ def _write_graph(base: BasePack, profile: Profile, accuracy_level: int, expected
             if accuracy_level != FLOAT_ACCURACY:
                 ir.save(build_graph(base, profile, accuracy_level), aside)
                 as_written = check_graph(aside, base, expected, profile, tolerance=ROUNDED_TOLERANCE)
-            check_graph_rules(aside, base, profile)
+            read_checked_graph(aside, base, profile, accuracy_level)
     except GraphError as error:
         raise GraphError(f"{graph.name} of {base.source} was not written: {error}; please report this") from None
     write_graph_manifest(

@@ -25,6 +25,7 @@ from fedlora.exported.inputs import input_values
 from fedlora.family import DecoderShape
 from fedlora.files.atomic import whole_directory
 from fedlora.files.temporary import own_folder
+from fedlora.graph.packed_layers import INT8_ACCURACY
 from fedlora.lora.adapter import Adapter
 from numpy.typing import NDArray
 
@@ -32,7 +33,6 @@ from fedlora_export.checks.check import open_session
 from fedlora_export.checks.graph_runs import run_graph
 from fedlora_export.checks.torch_logits import Sample
 from fedlora_export.export import ExportedGraph, export_base, is_folder_of, write_graphs
-from fedlora_export.graph.packed_layers import INT8_ACCURACY
 
 _SEQUENCES, _TOKENS = 4, 64
 

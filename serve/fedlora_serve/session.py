@@ -9,8 +9,10 @@ import onnxruntime as ort
 from fedlora.base.pack import BasePack
 from fedlora.errors import GraphError
 from fedlora.exported.graph_manifest import GraphManifest, check_graph_file
+from fedlora.graph.graph_check import read_checked_graph
 from fedlora.threads import may_spin
 
+_FOLDER = "session.model_external_initializers_file_folder_path"
 # Of a thread that waits for the others: as fast as spinning on an idle machine, and as sleeping beside other work.
 _SPIN_US = "20"
 
@@ -18,7 +20,8 @@ _SPIN_US = "20"
 def open_graph(
     base: BasePack, names: Sequence[str], *, threads: int = 0, operators: Sequence[Path] = ()
 ) -> tuple[GraphManifest, ort.InferenceSession]:
-    """The first of the graphs of these names that lies beside `base`, verified, in a session on the CPU.
+    """The first of the graphs of these names that lies beside `base`, in a session on the CPU: it is the base's own graph,
+    or nothing of it runs.
 
     `threads` 0 leaves their number to ONNX Runtime; they spin a moment, then sleep (`fedlora.threads`). `operators` are
     libraries of operators of its own. Raises GraphError.
@@ -26,14 +29,16 @@ def open_graph(
     graphs = [base.directory / name for name in names]
     graph = next((graph for graph in graphs if graph.is_file()), graphs[0])
     manifest = check_graph_file(graph, base)
+    checked = read_checked_graph(graph, base, manifest.profile, manifest.accuracy_level)
     options = ort.SessionOptions()
     options.log_severity_level = 3  # an optional input is a warning to ONNX Runtime
     options.intra_op_num_threads = threads
+    options.add_session_config_entry(_FOLDER, str(base.directory.resolve()))
     if not may_spin():
         options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_US)
     try:
         for library in operators:
             options.register_custom_ops_library(str(library))
-        return manifest, ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        return manifest, ort.InferenceSession(checked.content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime raises its own kinds, which share no base
         raise GraphError(f"{graph}: ONNX Runtime does not load it: {error}; export it again") from None

@@ -11,9 +11,9 @@ import onnxruntime as ort
 import pytest
 from fedlora.base.pack import BasePack, open_pack
 from fedlora.exported.profiles import PROFILES
+from fedlora.graph.packed_layers import FLOAT_ACCURACY
 from fedlora_export.adapter_export import write_onnx_adapter
 from fedlora_export.export import export_base
-from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 
 from tests.export.graph_runs import open_session
 from tests.tiny.adapters import random_adapter

@@ -14,13 +14,13 @@ from fedlora.base.pack import BasePack, open_pack
 from fedlora.errors import ConfigError
 from fedlora.exported.adapter_manifest import FILE_PROFILES, read_adapter_manifest
 from fedlora.exported.profiles import graph_inputs, graph_name
+from fedlora.graph.packed_layers import FLOAT_ACCURACY
 from fedlora.peft.directory import PeftDirectory, write_peft
 from fedlora_client.reference import logits as torch_logits
 from fedlora_export.adapter_export import write_onnx_adapter
 from fedlora_export.checks.verify import verify_adapter
 from fedlora_export.commands.export_adapter import export_adapter
 from fedlora_export.export import export_base
-from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 
 from tests.export.graph_runs import open_session
 from tests.reference.agreement import assert_close

@@ -14,13 +14,13 @@ import torch
 from fedlora.base.pack import BasePack, open_pack
 from fedlora.config.run import DataConfig, LoraSection, RunConfig, ServerConfig, TrainConfig
 from fedlora.exported.profiles import PROFILES, Profile, graph_name
+from fedlora.graph.packed_layers import FLOAT_ACCURACY
 from fedlora.lora.adapter import Adapter
 from fedlora_client.device import Device
 from fedlora_client.reference import logits as torch_scores
 from fedlora_export.adapter_export import write_onnx_adapter
 from fedlora_export.checks.graph_runs import run_graph
 from fedlora_export.export import export_base
-from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 from fedlora_serve.adapters.loading import load_adapter
 from numpy.typing import NDArray
 

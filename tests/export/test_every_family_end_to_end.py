@@ -10,6 +10,7 @@ from fedlora.base.pack import BasePack, open_pack
 from fedlora.base.packing import make_pack
 from fedlora.base.quantize import Quantization
 from fedlora.config.run import TrainConfig
+from fedlora.graph.packed_layers import FLOAT_ACCURACY
 from fedlora.lora.adapter import Adapter, initial_adapter
 from fedlora.lora.config import LoraConfig
 from fedlora_client.data.windows import read_windows
@@ -18,7 +19,6 @@ from fedlora_client.ops.compute import choose_compute
 from fedlora_client.training.trainer import train
 from fedlora_export.adapter_export import write_onnx_adapter
 from fedlora_export.export import export_base
-from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 from fedlora_serve.adapters.loading import LoadedAdapter
 from fedlora_serve.local.engine import Engine
 

@@ -15,11 +15,11 @@ from fedlora.base.pack import BasePack, open_pack
 from fedlora.errors import ConfigError
 from fedlora.exported.profiles import Profile
 from fedlora.family import decoder_shape
+from fedlora.graph.packed_layers import FLOAT_ACCURACY
 from fedlora_client.reference import logits as torch_logits
 from fedlora_export.adapter_export import write_onnx_adapter
 from fedlora_export.export import export_base
 from fedlora_export.genai import genai_config, write_genai
-from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 
 from tests.reference.agreement import assert_close
 from tests.reference.greedy import NEW_TOKENS, generator_of, prompt_of, ranks_8_and_16, rest_of, torch_tokens

@@ -10,10 +10,10 @@ from click.testing import CliRunner
 from fedlora.base.pack import BasePack, open_pack
 from fedlora.errors import AdapterMismatchError, ConfigError
 from fedlora.exported.inputs import input_values
+from fedlora.graph.packed_layers import FLOAT_ACCURACY
 from fedlora.peft.directory import PeftDirectory, write_peft
 from fedlora_export.commands.export import export
 from fedlora_export.export import export_base
-from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 from fedlora_export.merge import MergeLoss, export_merged, merge_loss
 
 from tests.export.graph_runs import graph_logits, open_session

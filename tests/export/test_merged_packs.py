@@ -11,12 +11,12 @@ from fedlora.base.pack import BasePack, open_pack
 from fedlora.base.packing import make_pack
 from fedlora.base.quantize import Quantization, dequantize
 from fedlora.exported.profiles import graph_name
+from fedlora.graph.packed_layers import FLOAT_ACCURACY
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
 from fedlora_client.reference import logits as torch_logits
 from fedlora_export.checks.verify import verify_folder
 from fedlora_export.export import export_base
-from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 from fedlora_export.merge import MergeDifference, MergeLoss, export_merged, merge_loss
 
 from tests.export.graph_runs import graph_logits, open_session

@@ -29,10 +29,10 @@ from fedlora.exported.sidecar import sidecar_of
 from fedlora.family import ModelShape, model_shape
 from fedlora.family.decoders import DECODERS
 from fedlora.family.encoders import ENCODERS
+from fedlora.graph.graph_check import read_checked_graph
 from fedlora.lora.config import LoraConfig
 from fedlora.peft.directory import PeftDirectory, read_peft, write_peft
 from fedlora_export.adapter_export import write_onnx_adapter
-from fedlora_export.checks.graph_rules import check_graph_rules
 from fedlora_export.export import build_graph
 
 from tests.fuzz.mutations import damaged_bytes, damaged_json, damaged_text
@@ -281,7 +281,7 @@ def _graph(base: BasePack) -> Target:
 
     def target(chance: random.Random) -> bool:
         path.write_bytes(damaged_bytes(sound, chance))
-        refused = _refused(lambda: check_graph_rules(path, base, "compat"))
+        refused = _refused(lambda: read_checked_graph(path, base, "compat", 0))
         path.write_bytes(sound)
         return not refused
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from fedlora.base.pack import BasePack, open_pack
 from fedlora.exported.profiles import Profile
+from fedlora.graph.packed_layers import FLOAT_ACCURACY
 from fedlora.lora.config import LoraConfig
 from fedlora_export.export import export_base
-from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 from fedlora_serve.local.engine import Engine
 
 from tests.serve.speakers import LONG, RANKS, ROW_PROFILES, Speaker, speaker

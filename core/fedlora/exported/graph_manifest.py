@@ -7,8 +7,8 @@
     accuracy_level   of its products (MatMulNBits)
     slots            {adapter input: [rows, columns]}, -1 for the rank
 
-Whoever runs a graph checks this with a hash alone. What a graph may hold is for `fedlora verify` to see, and for the
-exporter before it writes this manifest.
+Whoever changes a graph can write this too: whether the graph is the base's own is for `fedlora.graph.graph_check` to see,
+before it runs, and for the exporter before it writes this manifest.
 """
 
 from __future__ import annotations

@@ -14,12 +14,11 @@ from fedlora.base.pack import BasePack
 from fedlora.exported.inputs import input_values, joined_values, row_values
 from fedlora.exported.profiles import ROW_PROFILES, Profile
 from fedlora.family import DecoderShape
+from fedlora.graph.adapter_inputs import NUMBERS
 from fedlora.lora.adapter import Adapter
 from fedlora.row_lora.layout import adapter_layout
 from fedlora.row_lora.library import row_lora
 from numpy.typing import NDArray
-
-from fedlora_export.graph.adapter_inputs import NUMBERS
 
 Floats = NDArray[np.float32]
 

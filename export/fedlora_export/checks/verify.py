@@ -12,10 +12,10 @@ from fedlora.exported.adapter_manifest import read_adapter_manifest
 from fedlora.exported.graph_manifest import check_graph_file
 from fedlora.exported.profiles import DEFAULT, graph_inputs
 from fedlora.files.tensor_file import TensorFile
+from fedlora.graph.graph_check import read_checked_graph
 from safetensors import SafetensorError, safe_open
 
 from fedlora_export.checks.folder_files import ADAPTER, GRAPH, check_folder_files
-from fedlora_export.checks.graph_rules import check_graph_rules
 
 
 def verify_folder(directory: str | Path, *, allow_unnamed_base: bool = False) -> Iterator[str]:
@@ -64,7 +64,7 @@ def verify_graph(graph: Path, base: BasePack) -> Iterator[str]:
         f"{graph.name}: digest and base as its manifest tells; profile {manifest.profile}, "
         f"accuracy level {manifest.accuracy_level}"
     )
-    facts = check_graph_rules(graph, base, manifest.profile)
+    facts = read_checked_graph(graph, base, manifest.profile, manifest.accuracy_level).facts
     yield (
         f"{graph.name}: {facts.nodes} nodes, all known; {facts.external} weights are whole tensors of the pack; "
         f"{facts.constants_bytes / 1e3:.0f} kB of constants; {facts.adapter_inputs} adapter inputs"

@@ -10,12 +10,12 @@ from click.core import ParameterSource
 from fedlora.base.pack import EMBEDDED, open_pack
 from fedlora.errors import ConfigError
 from fedlora.exported.profiles import DEFAULT, PROFILES, Profile
+from fedlora.graph.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
 from fedlora.nearest import check_there
 from fedlora.peft.finding import check_adapter, find_adapter
 from fedlora.peft.for_base import adapter_of
 
 from fedlora_export.export import ExportedGraph, export_base
-from fedlora_export.graph.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
 from fedlora_export.merge import export_merged
 
 _ACCURACY = {"int8": INT8_ACCURACY, "float32": FLOAT_ACCURACY}

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import fedlora.graph.adapter_inputs as adapter_inputs_module
 import fedlora_export.export as export_module
-import fedlora_export.graph.adapter_inputs as adapter_inputs_module
 import onnx_ir as ir
 import pytest
 from fedlora.base.pack import BasePack
 from fedlora.exported.inputs import input_names
 from fedlora.exported.profiles import Profile
-from fedlora_export.graph.builder import GraphBuilder
+from fedlora.graph.builder import GraphBuilder, Value
 
 Patch = pytest.MonkeyPatch
 Sabotage = Callable[[Patch], None]
@@ -29,8 +29,8 @@ def swap_modules(inputs: type[Any], left: str, right: str) -> Sabotage:
     def sabotage(patch: Patch) -> None:
         original = inputs.linear
 
-        def wrong(self: Any, builder: GraphBuilder, x: ir.Value, modules: Sequence[str]) -> list[ir.Value]:
-            outputs: list[ir.Value] = original(self, builder, x, [swapped(module, left, right) for module in modules])
+        def wrong(self: Any, builder: GraphBuilder, x: Value, modules: Sequence[str]) -> list[Value]:
+            outputs: list[Value] = original(self, builder, x, [swapped(module, left, right) for module in modules])
             return outputs
 
         patch.setattr(inputs, "linear", wrong)

@@ -14,12 +14,12 @@ import pytest
 from fedlora.base.pack import BasePack, open_pack
 from fedlora.errors import ConfigError, GraphError
 from fedlora.exported.inputs import input_values
+from fedlora.graph.adapter_inputs import ModuleInputs
+from fedlora.graph.packed_layers import FLOAT_ACCURACY
 from fedlora.lora.adapter import Adapter
 from fedlora_export.checks.check import check_graph
 from fedlora_export.checks.torch_logits import torch_logits
 from fedlora_export.export import export_base
-from fedlora_export.graph.adapter_inputs import ModuleInputs
-from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 
 from tests.export.checks.sabotage import Patch, Sabotage, change_nodes, set_attribute, swap_inputs, swap_modules
 from tests.tiny.adapters import changed

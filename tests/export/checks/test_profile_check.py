@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import fedlora.graph.decoder as decoder_module
+import fedlora.graph.encoder as encoder_module
 import fedlora_export.checks.graph_runs as graph_runs_module
-import fedlora_export.graph.decoder as decoder_module
-import fedlora_export.graph.encoder as encoder_module
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -17,12 +17,12 @@ from fedlora.errors import GraphError
 from fedlora.exported.inputs import joined_values, row_values
 from fedlora.exported.profiles import Profile, graph_name
 from fedlora.family import EncoderShape
+from fedlora.graph.adapter_inputs import JoinedInputs, KernelInputs, NoAdapter
+from fedlora.graph.attention import Attention
+from fedlora.graph.builder import GraphBuilder, Value
+from fedlora.graph.sequences import Sequences, sequences_of_rows
+from fedlora.graph.text_embedding import text_vector
 from fedlora_export.export import export_base
-from fedlora_export.graph.adapter_inputs import JoinedInputs, KernelInputs, NoAdapter
-from fedlora_export.graph.attention import Attention
-from fedlora_export.graph.builder import GraphBuilder
-from fedlora_export.graph.sequences import Sequences, sequences_of_rows
-from fedlora_export.graph.text_embedding import text_vector
 from numpy.typing import NDArray
 
 from tests.export.checks.sabotage import (
@@ -91,7 +91,7 @@ def shift_modules(patch: Patch) -> None:
 def lose_a_token_of_the_cache(patch: Patch) -> None:
     """Rows that have read something before are one token shorter than `lengths` says: the newest one is written over."""
 
-    def wrong(builder: GraphBuilder, tokens: ir.Value, lengths: ir.Value, new_tokens: ir.Value) -> Sequences:
+    def wrong(builder: GraphBuilder, tokens: Value, lengths: Value, new_tokens: Value) -> Sequences:
         before = builder.op("Sub", [lengths, new_tokens], "read_before")
         lost = builder.op("Min", [before, builder.constant("at_most_one", [1], np.int32)], "lost")
         return sequences_of_rows(builder, tokens, builder.op("Sub", [lengths, lost], "shorter"), new_tokens)
@@ -102,7 +102,7 @@ def lose_a_token_of_the_cache(patch: Patch) -> None:
 def read_the_last_token_of_the_step(patch: Patch) -> None:
     """A row with fewer new tokens than another gives the logits of what it was filled up with."""
 
-    def wrong(builder: GraphBuilder, normed: ir.Value, new_tokens: ir.Value) -> ir.Value:
+    def wrong(builder: GraphBuilder, normed: Value, new_tokens: Value) -> Value:
         begin, end, axis = (builder.constant(f"last_{n}", [n]) for n in (-1, np.iinfo(np.int64).max, 1))
         return builder.op("Slice", [normed, begin, end, axis], "kept")
 
@@ -110,7 +110,7 @@ def read_the_last_token_of_the_step(patch: Patch) -> None:
 
 
 def count_padding_in_the_mean(patch: Patch) -> None:
-    def wrong(builder: GraphBuilder, shape: EncoderShape, states: ir.Value, mask: ir.Value) -> ir.Value:
+    def wrong(builder: GraphBuilder, shape: EncoderShape, states: Value, mask: Value) -> Value:
         every = builder.op("Max", [mask, builder.constant("one", [1])], "every_token")
         return text_vector(builder, shape, states, every)
 

@@ -12,11 +12,11 @@ import torch
 from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterMismatchError, ConfigError, GraphError, PackError
 from fedlora.exported.inputs import input_values
+from fedlora.graph.packed_layers import FLOAT_ACCURACY
 from fedlora.lora.adapter import Adapter
 from fedlora.row_lora.layout import adapter_layout
 from fedlora_client.reference import logits as torch_scores
 from fedlora_export.export import export_base
-from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 from fedlora_serve.adapters.loading import LoadedAdapter
 from fedlora_serve.embedding import Embedder, batches_by_length
 from hypothesis import given

@@ -12,10 +12,10 @@ from fedlora.base.pack import BasePack, open_pack
 from fedlora.base.packing import make_pack
 from fedlora.base.quantize import Quantization
 from fedlora.errors import PackError
+from fedlora.graph.packed_layers import FLOAT_ACCURACY
 from fedlora_client.reference import logits as torch_scores
 from fedlora_export.checks.verify import verify_folder
 from fedlora_export.export import export_base
-from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 from fedlora_serve.embedding import Embedder
 from fedlora_serve.http.service.config import ServeConfig
 from fedlora_serve.http.service.open_service import open_service

@@ -9,10 +9,10 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from fedlora.errors import AdapterError, AdapterMismatchError, ConfigError, GraphError, PackError
+from fedlora.graph.packed_layers import FLOAT_ACCURACY
 from fedlora_client.reference import logits as torch_logits
 from fedlora_export.adapter_export import write_onnx_adapter
 from fedlora_export.export import export_base
-from fedlora_export.graph.packed_layers import FLOAT_ACCURACY
 from fedlora_export.merge import export_merged
 from fedlora_serve.adapters.loading import LoadedAdapter, load_adapter
 from fedlora_serve.local.engine import Engine

@@ -10,19 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import onnx_ir as ir
-
-from fedlora_export.graph.builder import GraphBuilder
+from fedlora.graph.builder import GraphBuilder, Value
 
 FLOAT_ACCURACY, INT8_ACCURACY = 0, 4
 
 
-def linear(builder: GraphBuilder, x: ir.Value, modules: Sequence[str], name: str) -> ir.Value:
+def linear(builder: GraphBuilder, x: Value, modules: Sequence[str], name: str) -> Value:
     """x W^T + bias [N, O], W packed. Several modules that lie side by side are one, their outputs one after another."""
     base = builder.base
     shapes = base.model.vocabulary_modules() | base.model.linear_modules()
     rows, columns = sum(shapes[module][0] for module in modules), shapes[modules[0]][1]
-    inputs: list[ir.Value | None] = [x, *(builder.stored(tensors) for tensors in _matrix_tensors(builder, modules))]
+    inputs: list[Value | None] = [x, *(builder.stored(tensors) for tensors in _matrix_tensors(builder, modules))]
     biases = [f"{module}.bias" for module in modules]
     if biases[0] in base.weights.entries:
         inputs += [None] * (5 - len(inputs))
@@ -42,7 +40,7 @@ def can_be_one(builder: GraphBuilder, modules: Sequence[str]) -> bool:
     return all(biased) == any(biased) and all(builder.are_side_by_side(run) for run in runs)
 
 
-def embedding(builder: GraphBuilder, tokens: ir.Value, module: str) -> ir.Value:
+def embedding(builder: GraphBuilder, tokens: Value, module: str) -> Value:
     """The rows of the embedding [V, H] that `tokens` name: the shape of `tokens`, then H."""
     rows, blocks, width = builder.base.weights.entries[f"{module}.qweight"].shape
     codes, *others = _matrix_tensors(builder, [module])
@@ -54,13 +52,13 @@ def embedding(builder: GraphBuilder, tokens: ir.Value, module: str) -> ir.Value:
     )  # fmt: skip
 
 
-def norm(builder: GraphBuilder, x: ir.Value, module: str, name: str | None = None) -> ir.Value:
+def norm(builder: GraphBuilder, x: Value, module: str, name: str | None = None) -> Value:
     """RMS norm over the last dimension of x."""
     weight, eps = builder.stored(f"{module}.weight"), builder.base.shape.rms_norm_eps
     return builder.op("RMSNormalization", [x, weight], name or f"{module}.out", epsilon=eps, axis=-1)
 
 
-def add_norm(builder: GraphBuilder, x: ir.Value, skip: ir.Value, module: str) -> tuple[ir.Value, ir.Value]:
+def add_norm(builder: GraphBuilder, x: Value, skip: Value, module: str) -> tuple[Value, Value]:
     """(RMS norm of x + skip, x + skip)"""
     normed, _, _, total = builder.ops(
         "SkipSimplifiedLayerNormalization",

@@ -5,24 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import onnx_ir as ir
 
-from fedlora_export.graph.builder import GraphBuilder
-from fedlora_export.graph.rotary import is_rotary_fused
+from fedlora.graph.builder import GraphBuilder, Value
+from fedlora.graph.graph import DataType
+from fedlora.graph.rotary import is_rotary_fused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sequences:
     """Where the step's tokens stand: what the attention of every layer needs of the batch."""
 
-    seqlens: ir.Value  # int32 [batch], tokens of each row after the step, less one
-    total: ir.Value  # int32 [1], of the longest row
-    positions: ir.Value | None  # int64 [batch, length]; None where the attention finds them itself
-    rows_shape: ir.Value  # int64 [3]: batch, length, -1
-    new_tokens: ir.Value | None = None  # int32 [batch], those of the step that are real; None: all
+    seqlens: Value  # int32 [batch], tokens of each row after the step, less one
+    total: Value  # int32 [1], of the longest row
+    positions: Value | None  # int64 [batch, length]; None where the attention finds them itself
+    rows_shape: Value  # int64 [3]: batch, length, -1
+    new_tokens: Value | None = None  # int32 [batch], those of the step that are real; None: all
 
 
-def sequences_of_mask(builder: GraphBuilder, tokens: ir.Value, mask: ir.Value) -> Sequences:
+def sequences_of_mask(builder: GraphBuilder, tokens: Value, mask: Value) -> Sequences:
     """Rows that begin with a real token, and whose mask [batch, total] tells how many of them are real.
 
     Several new tokens after a cache go for a batch of one only: ONNX Runtime has no other reading of them.
@@ -31,14 +31,14 @@ def sequences_of_mask(builder: GraphBuilder, tokens: ir.Value, mask: ir.Value) -
     last = builder.op("Sub", [real, builder.constant("one", [1])], "last_token")
     total = builder.op("Shape", [mask], "total_length_64", start=1, end=2)
     return Sequences(
-        seqlens=builder.op("Cast", [last], "seqlens_k", to=ir.DataType.INT32),
-        total=builder.op("Cast", [total], "total_length", to=ir.DataType.INT32),
+        seqlens=builder.op("Cast", [last], "seqlens_k", to=DataType.INT32),
+        total=builder.op("Cast", [total], "total_length", to=DataType.INT32),
         positions=_positions(builder, tokens, real, None),
         rows_shape=_rows_shape(builder, tokens),
     )
 
 
-def sequences_of_rows(builder: GraphBuilder, tokens: ir.Value, lengths: ir.Value, new_tokens: ir.Value) -> Sequences:
+def sequences_of_rows(builder: GraphBuilder, tokens: Value, lengths: Value, new_tokens: Value) -> Sequences:
     """Rows of which each is as long as it is: `lengths` after the step, `new_tokens` of them in it, both int32 [batch]."""
     return Sequences(
         seqlens=builder.op("Sub", [lengths, builder.constant("one_32", [1], np.int32)], "seqlens_k"),
@@ -49,9 +49,7 @@ def sequences_of_rows(builder: GraphBuilder, tokens: ir.Value, lengths: ir.Value
     )
 
 
-def _positions(
-    builder: GraphBuilder, tokens: ir.Value, lengths: ir.Value, new_tokens: ir.Value | None
-) -> ir.Value | None:
+def _positions(builder: GraphBuilder, tokens: Value, lengths: Value, new_tokens: Value | None) -> Value | None:
     """int64 [batch, length]: the position of every token of the step; None where the rotation is within the attention.
 
     Row b has lengths[b] tokens after the step and new_tokens[b] in it, all of them where it is None. Tokens past a row's
@@ -64,7 +62,7 @@ def _positions(
         before = builder.op("Sub", [lengths, length], "before")  # negative in a prompt, for a row shorter than the step
     else:
         shorter = builder.op("Sub", [lengths, new_tokens], "before_32")
-        before = builder.op("Cast", [shorter], "before", to=ir.DataType.INT64)
+        before = builder.op("Cast", [shorter], "before", to=DataType.INT64)
     column = builder.op("Unsqueeze", [before, builder.constant("column_axis", [1])], "before_column")
     first = builder.op("Max", [column, builder.constant("start", [0])], "first_position")
     scalar = builder.op("Squeeze", [length], "step_length_scalar")
@@ -73,6 +71,6 @@ def _positions(
     return builder.op("Min", [builder.op("Add", [first, offsets], "every_position"), limit], "positions")
 
 
-def _rows_shape(builder: GraphBuilder, tokens: ir.Value) -> ir.Value:
+def _rows_shape(builder: GraphBuilder, tokens: Value) -> Value:
     shape = builder.op("Shape", [tokens], "batch_and_length")
     return builder.op("Concat", [shape, builder.constant("minus_one", [-1])], "rows_shape", axis=0)

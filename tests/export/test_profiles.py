@@ -17,11 +17,11 @@ import torch
 from fedlora.base.pack import BasePack, open_pack
 from fedlora.exported.inputs import joined_name
 from fedlora.exported.profiles import PROFILES, Profile, graph_name
+from fedlora.graph.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
 from fedlora_export.checks.graph_runs import adapter_feeds, numbered, run_graph
 from fedlora_export.export import export_base
-from fedlora_export.graph.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
 from numpy.typing import NDArray
 
 from tests.export.graph_runs import graph_logits, open_session

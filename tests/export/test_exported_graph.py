@@ -14,13 +14,13 @@ import pytest
 from fedlora.base.pack import BasePack, open_pack
 from fedlora.exported.inputs import input_names, input_shapes, input_values
 from fedlora.exported.profiles import Profile
+from fedlora.graph.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
 from fedlora.lora.adapter import Adapter
 from fedlora_client.reference import logits as torch_logits
 from fedlora_export.checks.check import TOLERANCE as CHECK_TOLERANCE
 from fedlora_export.checks.check import check_graph
 from fedlora_export.checks.torch_logits import torch_logits as expected_logits
 from fedlora_export.export import export_base
-from fedlora_export.graph.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
 
 from tests.export.graph_runs import graph_logits, open_session
 from tests.reference.agreement import assert_close

@@ -7,17 +7,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import onnx_ir as ir
+
 from fedlora.family import EncoderShape
 from fedlora.family.text_embedding import Activation
-
-from fedlora_export.graph.builder import GraphBuilder
+from fedlora.graph.builder import GraphBuilder, Value
+from fedlora.graph.graph import DataType
 
 _ACTIVATIONS: Mapping[Activation, str] = {"identity": "", "tanh": "Tanh", "relu": "Relu", "gelu": "Gelu"}
 _LOWEST = float(np.finfo(np.float32).min)
 
 
-def text_vector(builder: GraphBuilder, shape: EncoderShape, states: ir.Value, mask: ir.Value) -> ir.Value:
+def text_vector(builder: GraphBuilder, shape: EncoderShape, states: Value, mask: Value) -> Value:
     """states [batch, length, H] over where the mask [batch, length] is 1: [batch, E], not scaled to length 1"""
     vector = _pooled(builder, shape.embedding.pooling, states, mask)
     for number, layer in enumerate(shape.embedding.dense):
@@ -29,7 +29,7 @@ def text_vector(builder: GraphBuilder, shape: EncoderShape, states: ir.Value, ma
     return vector
 
 
-def _pooled(builder: GraphBuilder, pooling: str, states: ir.Value, mask: ir.Value) -> ir.Value:
+def _pooled(builder: GraphBuilder, pooling: str, states: Value, mask: Value) -> Value:
     axis, last = builder.constant("length_axis", [1]), builder.constant("last_axis", [2])
     if pooling == "cls":
         return builder.op("Gather", [states, builder.constant("first_token", np.int64(0))], "first_states", axis=1)
@@ -37,7 +37,7 @@ def _pooled(builder: GraphBuilder, pooling: str, states: ir.Value, mask: ir.Valu
         length = builder.op("ReduceSum", [mask, axis], "text_length", keepdims=1)
         end = builder.op("Sub", [length, builder.constant("one", [1])], "text_end")
         return builder.op("GatherND", [states, end], "last_states_of_texts", batch_dims=1)
-    share = builder.op("Cast", [mask], "text_share", to=ir.DataType.FLOAT)
+    share = builder.op("Cast", [mask], "text_share", to=DataType.FLOAT)
     if pooling == "max":
         outside = builder.op("Sub", [share, builder.constant("full_share", 1.0, np.float32)], "outside")
         lowered = builder.op(
@@ -55,10 +55,10 @@ def _pooled(builder: GraphBuilder, pooling: str, states: ir.Value, mask: ir.Valu
     return builder.op("Div", [total, divisor], "text_mean")
 
 
-def _places(builder: GraphBuilder, mask: ir.Value) -> ir.Value:
+def _places(builder: GraphBuilder, mask: Value) -> Value:
     """1 .. length, in float: [length]"""
     length = builder.op("Shape", [mask], "mask_length", start=1, end=2)
     count = builder.op("Squeeze", [length], "mask_length.number")
     one = builder.constant("first_place", np.int64(1))
     places = builder.op("Range", [one, builder.op("Add", [count, one], "after_last_place"), one], "places")
-    return builder.op("Cast", [places], "places.float", to=ir.DataType.FLOAT)
+    return builder.op("Cast", [places], "places.float", to=DataType.FLOAT)

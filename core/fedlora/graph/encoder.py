@@ -14,29 +14,28 @@ Biases of the linear modules are added by their products, as everywhere; the cla
 from __future__ import annotations
 
 import numpy as np
-import onnx_ir as ir
+
 from fedlora.base.pack import BasePack
 from fedlora.errors import GraphError
-from fedlora.exported.inputs import BASE_PROPERTY
 from fedlora.exported.profiles import Profile
 from fedlora.family import EncoderShape
-
-from fedlora_export.graph.adapter_inputs import ADAPTER_INPUTS, AdapterInputs
-from fedlora_export.graph.builder import GraphBuilder
-from fedlora_export.graph.encoder_layers import embedded, head, layer_norm, skip_norm
-from fedlora_export.graph.text_embedding import text_vector
+from fedlora.graph.adapter_inputs import ADAPTER_INPUTS, AdapterInputs
+from fedlora.graph.builder import GraphBuilder, Value
+from fedlora.graph.encoder_layers import embedded, head, layer_norm, skip_norm
+from fedlora.graph.graph import DataType, Graph
+from fedlora.graph.text_embedding import text_vector
 
 _NEVER = float(np.finfo(np.float32).min)  # what attention adds to the score of a key that is padding
 
 
-def build_encoder(base: BasePack, profile: Profile = "compat", accuracy_level: int = 0) -> ir.Model:
+def build_encoder(base: BasePack, profile: Profile = "compat", accuracy_level: int = 0) -> Graph:
     """The model; its weights are external data inside the pack's file. Raises GraphError where the base is no encoder."""
     shape = base.model
     if not isinstance(shape, EncoderShape):
         raise GraphError(f"{base.directory}: {shape.model_type} is a decoder; build_decoder makes its graph")
     builder, adapters = GraphBuilder(base, accuracy_level), ADAPTER_INPUTS[profile]
-    tokens = builder.input("input_ids", ir.DataType.INT64, ["batch", "length"])
-    mask = builder.input("attention_mask", ir.DataType.INT64, ["batch", "length"])
+    tokens = builder.input("input_ids", DataType.INT64, ["batch", "length"])
+    mask = builder.input("attention_mask", DataType.INT64, ["batch", "length"])
     blocks = _Blocks(builder, shape, adapters, tokens, mask)
     x = layer_norm(builder, embedded(builder, shape, tokens), f"{shape.names.embeddings}.LayerNorm")
     x = blocks.as_rows(x, "embedded")
@@ -48,34 +47,32 @@ def build_encoder(base: BasePack, profile: Profile = "compat", accuracy_level: i
     else:
         output, size, name = text_vector(builder, shape, x, mask), shape.embedding_size, "embedding"
     output.name = name
-    model = builder.model([builder.output(output, ("batch", size))], "encoder")
-    model.metadata_props[BASE_PROPERTY] = base.fingerprint
-    return model
+    return builder.graph([builder.output(output, ("batch", size))], "encoder")
 
 
 class _Blocks:
     """What the blocks share, and one block's nodes."""
 
     def __init__(
-        self, builder: GraphBuilder, shape: EncoderShape, adapters: AdapterInputs, tokens: ir.Value, mask: ir.Value
+        self, builder: GraphBuilder, shape: EncoderShape, adapters: AdapterInputs, tokens: Value, mask: Value
     ) -> None:
         self._builder, self._shape, self._adapters = builder, shape, adapters
-        self._mask = builder.op("Cast", [mask], "key_padding_mask", to=ir.DataType.INT32)
+        self._mask = builder.op("Cast", [mask], "key_padding_mask", to=DataType.INT32)
         rows = builder.op("Shape", [tokens], "batch_and_length")
         self._texts = builder.op("Concat", [rows, builder.constant("minus_one", [-1])], "texts_shape", axis=0)
 
-    def as_rows(self, x: ir.Value, name: str) -> ir.Value:
+    def as_rows(self, x: Value, name: str) -> Value:
         """[batch, length, H] as the adapters want it: [N, H] where they take flat rows."""
         if not self._adapters.flat:
             return x
         flat = self._builder.constant("rows_shape", [-1, self._shape.hidden_size])
         return self._builder.op("Reshape", [x, flat], f"{name}.rows")
 
-    def as_texts(self, x: ir.Value, name: str) -> ir.Value:
+    def as_texts(self, x: Value, name: str) -> Value:
         """Rows back as [batch, length, H]."""
         return self._builder.op("Reshape", [x, self._texts], f"{name}.texts") if self._adapters.flat else x
 
-    def block(self, x: ir.Value, layer: int) -> ir.Value:
+    def block(self, x: Value, layer: int) -> Value:
         """h = norm(x + o(attention(q(x), k(x), v(x))));  norm(h + output(gelu(intermediate(h))))"""
         builder, shape, adapters = self._builder, self._shape, self._adapters
         attention_norm, output_norm = shape.block_norms(layer)
@@ -87,7 +84,7 @@ class _Blocks:
         (out,) = adapters.linear(builder, active, [shape.module(layer, "output")])
         return skip_norm(builder, out, h, output_norm)
 
-    def _attention(self, x: ir.Value, layer: int) -> ir.Value:
+    def _attention(self, x: Value, layer: int) -> Value:
         """[batch, length, H]: every token sees every other of its text that is not padding."""
         builder, shape, name = self._builder, self._shape, self._shape.layer_name(layer)
         modules = [shape.module(layer, role) for role in ("query", "key", "value")]

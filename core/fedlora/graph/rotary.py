@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx_ir as ir
-from fedlora.family import DecoderShape, Rotary
 
-from fedlora_export.graph.builder import GraphBuilder
+from fedlora.family import DecoderShape, Rotary
+from fedlora.graph.builder import GraphBuilder, Value
+from fedlora.graph.graph import DataType
 
 
 def is_rotary_fused(shape: DecoderShape) -> bool:
@@ -14,7 +14,7 @@ def is_rotary_fused(shape: DecoderShape) -> bool:
     return shape.head_dim % 16 == 0
 
 
-def rotary_table(builder: GraphBuilder, rotary: Rotary, name: str) -> tuple[ir.Value, ir.Value]:
+def rotary_table(builder: GraphBuilder, rotary: Rotary, name: str) -> tuple[Value, Value]:
     """cos and sin [P, D / 2] of position * frequency, times the magnitude.
 
     All its inputs are constant, so ONNX Runtime folds it into two initializers. The angles are float64, as the trainer's:
@@ -32,7 +32,6 @@ def rotary_table(builder: GraphBuilder, rotary: Rotary, name: str) -> tuple[ir.V
         magnitude = builder.constant(f"{name}.magnitude", rotary.magnitude, np.float64)
         cos, sin = (builder.op("Mul", [wave, magnitude], f"{wave.name}.scaled") for wave in (cos, sin))
     cos, sin = (
-        builder.op("Cast", [wave], f"{name}.{kind}", to=ir.DataType.FLOAT)
-        for wave, kind in ((cos, "cos"), (sin, "sin"))
+        builder.op("Cast", [wave], f"{name}.{kind}", to=DataType.FLOAT) for wave, kind in ((cos, "cos"), (sin, "sin"))
     )
     return cos, sin

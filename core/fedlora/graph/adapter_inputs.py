@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
-import onnx_ir as ir
+
 from fedlora.exported.inputs import input_names, joined_name
 from fedlora.exported.profiles import Profile
+from fedlora.graph.builder import GraphBuilder, Value
+from fedlora.graph.graph import DataType
+from fedlora.graph.packed_layers import can_be_one, linear
 from fedlora.row_lora.library import DOMAIN, OPERATOR
-
-from fedlora_export.graph.builder import GraphBuilder
-from fedlora_export.graph.packed_layers import can_be_one, linear
 
 NUMBERS = "adapters"  # the input of the profile `kernel`
 
@@ -28,7 +28,7 @@ class AdapterInputs(Protocol):
 
     flat: bool  # rows are [batch * length, ...]; else [batch, length, ...]
 
-    def linear(self, builder: GraphBuilder, x: ir.Value, modules: Sequence[str]) -> list[ir.Value]:
+    def linear(self, builder: GraphBuilder, x: Value, modules: Sequence[str]) -> list[Value]:
         """The output of each module, or one that holds them side by side along the last dimension."""
         ...
 
@@ -38,7 +38,7 @@ class NoAdapter:
 
     flat = False
 
-    def linear(self, builder: GraphBuilder, x: ir.Value, modules: Sequence[str]) -> list[ir.Value]:
+    def linear(self, builder: GraphBuilder, x: Value, modules: Sequence[str]) -> list[Value]:
         if can_be_one(builder, modules):
             return [linear(builder, x, modules, f"{joined_name(modules)}.out")]
         return [linear(builder, x, [module], f"{module}.out") for module in modules]
@@ -49,7 +49,7 @@ class ModuleInputs:
 
     flat = True
 
-    def linear(self, builder: GraphBuilder, x: ir.Value, modules: Sequence[str]) -> list[ir.Value]:
+    def linear(self, builder: GraphBuilder, x: Value, modules: Sequence[str]) -> list[Value]:
         return [_with_adapter(builder, x, [module], module) for module in modules]
 
 
@@ -58,7 +58,7 @@ class JoinedInputs:
 
     flat = True
 
-    def linear(self, builder: GraphBuilder, x: ir.Value, modules: Sequence[str]) -> list[ir.Value]:
+    def linear(self, builder: GraphBuilder, x: Value, modules: Sequence[str]) -> list[Value]:
         if can_be_one(builder, modules):
             return [_with_adapter(builder, x, modules, joined_name(modules))]
         return [_with_adapter(builder, x, [module], module) for module in modules]
@@ -69,15 +69,15 @@ class RowInputs:
 
     flat = False
 
-    def linear(self, builder: GraphBuilder, x: ir.Value, modules: Sequence[str]) -> list[ir.Value]:
+    def linear(self, builder: GraphBuilder, x: Value, modules: Sequence[str]) -> list[Value]:
         return [self._one(builder, x, module) for module in modules]
 
-    def _one(self, builder: GraphBuilder, x: ir.Value, module: str) -> ir.Value:
+    def _one(self, builder: GraphBuilder, x: Value, module: str) -> Value:
         rows, columns = builder.base.model.linear_modules()[module]
         base = linear(builder, x, [module], f"{module}.base")
         name_a, name_b = input_names(module)
-        lora_A = builder.input(name_a, ir.DataType.FLOAT, ("batch", columns, f"{module}.rank"))
-        lora_B = builder.input(name_b, ir.DataType.FLOAT, ("batch", f"{module}.rank", rows))
+        lora_A = builder.input(name_a, DataType.FLOAT, ("batch", columns, f"{module}.rank"))
+        lora_B = builder.input(name_b, DataType.FLOAT, ("batch", f"{module}.rank", rows))
         reduced = builder.op("MatMul", [x, lora_A], f"{module}.lora_A.out")
         update = builder.op("MatMul", [reduced, lora_B], f"{module}.lora_B.out")
         return builder.op("Add", [base, update], f"{module}.out")
@@ -88,28 +88,28 @@ class KernelInputs:
 
     flat = False
 
-    def linear(self, builder: GraphBuilder, x: ir.Value, modules: Sequence[str]) -> list[ir.Value]:
+    def linear(self, builder: GraphBuilder, x: Value, modules: Sequence[str]) -> list[Value]:
         groups = [modules] if can_be_one(builder, modules) else [[module] for module in modules]
         return [self._one(builder, x, group) for group in groups]
 
-    def _one(self, builder: GraphBuilder, x: ir.Value, modules: Sequence[str]) -> ir.Value:
+    def _one(self, builder: GraphBuilder, x: Value, modules: Sequence[str]) -> Value:
         shapes, name = builder.base.model.linear_modules(), joined_name(modules)
         base = linear(builder, x, modules, f"{name}.base")
         return builder.op(
-            OPERATOR, [base, x, builder.input(NUMBERS, ir.DataType.INT64, ["batch"])], f"{name}.out", domain=DOMAIN,
+            OPERATOR, [base, x, builder.input(NUMBERS, DataType.INT64, ["batch"])], f"{name}.out", domain=DOMAIN,
             module=list(shapes).index(modules[0]), sizes=[shapes[module][0] for module in modules],
         )  # fmt: skip
 
 
-def _with_adapter(builder: GraphBuilder, x: ir.Value, modules: Sequence[str], name: str) -> ir.Value:
+def _with_adapter(builder: GraphBuilder, x: Value, modules: Sequence[str], name: str) -> Value:
     """x W^T + (x A) B [N, O]; at rank 0 it is x W^T, bit for bit."""
     shapes = builder.base.model.linear_modules()
     rows, columns = sum(shapes[module][0] for module in modules), shapes[modules[0]][1]
     base = linear(builder, x, modules, f"{name}.base")
     name_a, name_b = input_names(name)
     # Every adapter input has a rank of its own: one shared dimension would forbid mixed ranks.
-    lora_A = builder.input(name_a, ir.DataType.FLOAT, (columns, f"{name}.rank"), np.zeros((columns, 0), np.float32))
-    lora_B = builder.input(name_b, ir.DataType.FLOAT, (f"{name}.rank", rows), np.zeros((0, rows), np.float32))
+    lora_A = builder.input(name_a, DataType.FLOAT, (columns, f"{name}.rank"), np.zeros((columns, 0), np.float32))
+    lora_B = builder.input(name_b, DataType.FLOAT, (f"{name}.rank", rows), np.zeros((0, rows), np.float32))
     reduced = builder.op("MatMul", [x, lora_A], f"{name}.lora_A.out")
     return builder.op("Gemm", [reduced, lora_B, base], f"{name}.out")
 

@@ -15,36 +15,35 @@ cache may be a buffer that is longer than what it holds, bound as past and prese
 from __future__ import annotations
 
 import numpy as np
-import onnx_ir as ir
+
 from fedlora.base.pack import BasePack
 from fedlora.errors import GraphError
-from fedlora.exported.inputs import BASE_PROPERTY
 from fedlora.exported.profiles import ROW_PROFILES, Profile
 from fedlora.family import EMBEDDING, FINAL_NORM, HEAD, layer_name
+from fedlora.graph.adapter_inputs import ADAPTER_INPUTS, AdapterInputs
+from fedlora.graph.attention import Attention
+from fedlora.graph.builder import GraphBuilder, Value
+from fedlora.graph.graph import DataType, Graph
+from fedlora.graph.packed_layers import add_norm, embedding, linear, norm
+from fedlora.graph.sequences import Sequences, sequences_of_mask, sequences_of_rows
 
-from fedlora_export.graph.adapter_inputs import ADAPTER_INPUTS, AdapterInputs
-from fedlora_export.graph.attention import Attention
-from fedlora_export.graph.builder import GraphBuilder
-from fedlora_export.graph.packed_layers import add_norm, embedding, linear, norm
-from fedlora_export.graph.sequences import Sequences, sequences_of_mask, sequences_of_rows
 
-
-def build_decoder(base: BasePack, profile: Profile = "compat", accuracy_level: int = 0) -> ir.Model:
+def build_decoder(base: BasePack, profile: Profile = "compat", accuracy_level: int = 0) -> Graph:
     """The model; its weights are external data inside the pack's file. Raises GraphError for heads that do not run."""
     builder, adapters, shape = GraphBuilder(base, accuracy_level), ADAPTER_INPUTS[profile], base.shape
     if shape.head_dim % 8:
         raise GraphError(
             f"{base.directory}: its heads have {shape.head_dim} features; ONNX Runtime's attention takes multiples of 8"
         )
-    tokens = builder.input("input_ids", ir.DataType.INT64, ["batch", "length"])
+    tokens = builder.input("input_ids", DataType.INT64, ["batch", "length"])
     sequences = _sequences(builder, tokens, profile)
     cache: list[int | str] = ["batch", shape.num_kv_heads, "past", shape.head_dim]
     past = [
-        [builder.input(f"past_key_values.{layer}.{kind}", ir.DataType.FLOAT, cache) for kind in ("key", "value")]
+        [builder.input(f"past_key_values.{layer}.{kind}", DataType.FLOAT, cache) for kind in ("key", "value")]
         for layer in range(shape.num_layers)
     ]
     attention = Attention(builder, adapters, sequences)
-    x, outputs = _embedded(builder, tokens, flat=adapters.flat), list[ir.Value]()
+    x, outputs = _embedded(builder, tokens, flat=adapters.flat), list[Value]()
     normed = norm(builder, x, f"{layer_name(0)}.{shape.norms.before_attention}")
     for layer in range(shape.num_layers):
         prefix, norms = layer_name(layer), shape.norms
@@ -60,19 +59,17 @@ def build_decoder(base: BasePack, profile: Profile = "compat", accuracy_level: i
         after = FINAL_NORM if is_last else f"{layer_name(layer + 1)}.{norms.before_attention}"
         normed, x = add_norm(builder, x, out, after)
     logits = _logits(builder, normed, sequences, flat=adapters.flat)
-    model = builder.model([builder.output(logits, ("batch", "kept", shape.vocab_size)), *outputs], "decoder")
-    model.metadata_props[BASE_PROPERTY] = base.fingerprint
-    return model
+    return builder.graph([builder.output(logits, ("batch", "kept", shape.vocab_size)), *outputs], "decoder")
 
 
-def _sequences(builder: GraphBuilder, tokens: ir.Value, profile: Profile) -> Sequences:
+def _sequences(builder: GraphBuilder, tokens: Value, profile: Profile) -> Sequences:
     if profile in ROW_PROFILES:
-        lengths, new_tokens = (builder.input(name, ir.DataType.INT32, ["batch"]) for name in ("lengths", "new_tokens"))
+        lengths, new_tokens = (builder.input(name, DataType.INT32, ["batch"]) for name in ("lengths", "new_tokens"))
         return sequences_of_rows(builder, tokens, lengths, new_tokens)
-    return sequences_of_mask(builder, tokens, builder.input("attention_mask", ir.DataType.INT64, ["batch", "total"]))
+    return sequences_of_mask(builder, tokens, builder.input("attention_mask", DataType.INT64, ["batch", "total"]))
 
 
-def _embedded(builder: GraphBuilder, tokens: ir.Value, *, flat: bool) -> ir.Value:
+def _embedded(builder: GraphBuilder, tokens: Value, *, flat: bool) -> Value:
     if flat:
         tokens = builder.op("Reshape", [tokens, builder.constant("minus_one", [-1])], "flat_ids")
     x = embedding(builder, tokens, EMBEDDING)
@@ -82,7 +79,7 @@ def _embedded(builder: GraphBuilder, tokens: ir.Value, *, flat: bool) -> ir.Valu
     return builder.op("Mul", [x, builder.constant("embedding_scale", scale, np.float32)], "scaled_embedding")
 
 
-def _logits(builder: GraphBuilder, normed: ir.Value, sequences: Sequences, *, flat: bool) -> ir.Value:
+def _logits(builder: GraphBuilder, normed: Value, sequences: Sequences, *, flat: bool) -> Value:
     shape = builder.base.shape
     if flat:
         normed = builder.op("Reshape", [normed, sequences.rows_shape], "normed_rows")
@@ -97,25 +94,25 @@ def _logits(builder: GraphBuilder, normed: ir.Value, sequences: Sequences, *, fl
     return builder.op("Mul", [small, cap], "logits")
 
 
-def _last(builder: GraphBuilder, normed: ir.Value) -> ir.Value:
+def _last(builder: GraphBuilder, normed: Value) -> Value:
     """The last `logits_to_keep` tokens of normed [batch, length, H]."""
-    keep = builder.input("logits_to_keep", ir.DataType.INT64, [1], np.zeros(1, np.int64))
+    keep = builder.input("logits_to_keep", DataType.INT64, [1], np.zeros(1, np.int64))
     begin = builder.op("Neg", [keep], "first_kept")
     end, axis = builder.constant("no_end", [np.iinfo(np.int64).max]), builder.constant("token_axis", [1])
     return builder.op("Slice", [normed, begin, end, axis], "kept")
 
 
-def _last_of_rows(builder: GraphBuilder, normed: ir.Value, new_tokens: ir.Value) -> ir.Value:
+def _last_of_rows(builder: GraphBuilder, normed: Value, new_tokens: Value) -> Value:
     """The last new token of each row of normed [batch, length, H]; the first one of a row that has none."""
     last = builder.op("Sub", [new_tokens, builder.constant("one_32", [1], np.int32)], "last_new_32")
     last = builder.op("Max", [last, builder.constant("zero_32", [0], np.int32)], "last_new")
     index = builder.op("Unsqueeze", [last, builder.constant("row_axis", [1])], "last_new_column")
-    index = builder.op("Cast", [index], "last_new_index", to=ir.DataType.INT64)
+    index = builder.op("Cast", [index], "last_new_index", to=DataType.INT64)
     rows = builder.op("GatherND", [normed, index], "last_rows", batch_dims=1)
     return builder.op("Unsqueeze", [rows, builder.constant("row_axis", [1])], "kept")
 
 
-def mlp(builder: GraphBuilder, adapters: AdapterInputs, x: ir.Value, layer: int) -> ir.Value:
+def mlp(builder: GraphBuilder, adapters: AdapterInputs, x: Value, layer: int) -> Value:
     """The second half of a block."""
     shape, prefix = builder.base.shape, f"{layer_name(layer)}.mlp"
     names = ["gate_up_proj"] if shape.joined_modules else ["gate_proj", "up_proj"]

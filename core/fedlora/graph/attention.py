@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import onnx_ir as ir
 from fedlora.family import layer_name
+from fedlora.graph.adapter_inputs import AdapterInputs
+from fedlora.graph.builder import GraphBuilder, Value
+from fedlora.graph.packed_layers import norm
+from fedlora.graph.rotary import is_rotary_fused, rotary_table
+from fedlora.graph.sequences import Sequences
 
-from fedlora_export.graph.adapter_inputs import AdapterInputs
-from fedlora_export.graph.builder import GraphBuilder
-from fedlora_export.graph.packed_layers import norm
-from fedlora_export.graph.rotary import is_rotary_fused, rotary_table
-from fedlora_export.graph.sequences import Sequences
-
-Layer = tuple[ir.Value, list[ir.Value]]
+Layer = tuple[Value, list[Value]]
 
 
 class Attention:
@@ -28,9 +26,9 @@ class Attention:
         self._builder, self._adapters, self._sequences = builder, adapters, sequences
         self._shape = builder.base.shape
         self._is_rotary_fused = is_rotary_fused(self._shape)
-        self._tables: dict[str, tuple[ir.Value, ir.Value]] = {}
+        self._tables: dict[str, tuple[Value, Value]] = {}
 
-    def layer(self, x: ir.Value, layer: int, past: Sequence[ir.Value]) -> Layer:
+    def layer(self, x: Value, layer: int, past: Sequence[Value]) -> Layer:
         """(o_proj of the attention, [present key, present value])"""
         builder, shape, at = self._builder, self._shape, self._sequences
         prefix = f"{layer_name(layer)}.self_attn"
@@ -61,7 +59,7 @@ class Attention:
         (out,) = self._adapters.linear(builder, mixed, [f"{prefix}.o_proj"])
         return out, present
 
-    def _heads(self, x: ir.Value, layer: int, prefix: str) -> list[ir.Value | None]:
+    def _heads(self, x: Value, layer: int, prefix: str) -> list[Value | None]:
         """q, k and v [batch, length, heads D]; or all three in one, and two that are not there."""
         builder, shape = self._builder, self._shape
         names = ["qkv_proj"] if shape.joined_modules else ["q_proj", "k_proj", "v_proj"]
@@ -80,23 +78,23 @@ class Attention:
             rows[:2] = [self._rotated(row, layer, f"{prefix}.{n}") for row, n in zip(rows, "qk", strict=False)]
         return list(rows)
 
-    def _rows(self, x: ir.Value, name: str) -> ir.Value:
+    def _rows(self, x: Value, name: str) -> Value:
         """x in its sequences, where it is flat."""
         return self._builder.op("Reshape", [x, self._sequences.rows_shape], name) if self._adapters.flat else x
 
-    def _normed(self, x: ir.Value, name: str) -> ir.Value:
+    def _normed(self, x: Value, name: str) -> Value:
         """The norm over each head of q or k; the rest of its shape is that of x."""
         builder = self._builder
         heads = builder.op("Reshape", [x, builder.constant("head_rows", [-1, self._shape.head_dim])], f"{name}.heads")
         normed = norm(builder, heads, f"{name}_norm")
         return builder.op("Reshape", [normed, builder.op("Shape", [x], f"{name}.shape")], f"{name}.normed")
 
-    def _rotated(self, x: ir.Value, layer: int, name: str) -> ir.Value:
+    def _rotated(self, x: Value, layer: int, name: str) -> Value:
         """Rotary positions on x [batch, length, heads D], in a node of its own."""
         inputs = [x, self._sequences.positions, *self._table(layer)]
         return self._builder.op("RotaryEmbedding", inputs, f"{name}.rotated", contrib=True, interleaved=0)
 
-    def _table(self, layer: int) -> tuple[ir.Value, ir.Value]:
+    def _table(self, layer: int) -> tuple[Value, Value]:
         """cos and sin of the layer's rotation: one table for each kind."""
         rotary = self._shape.rotary_of(layer)
         name = "rotary" if rotary == self._shape.rotary else "local_rotary"
@@ -105,7 +103,7 @@ class Attention:
         return self._tables[name]
 
 
-def _without_end(inputs: list[ir.Value | None]) -> list[ir.Value | None]:
+def _without_end(inputs: list[Value | None]) -> list[Value | None]:
     """The inputs up to the last that is there."""
     last = max(number for number, value in enumerate(inputs) if value is not None)
     return inputs[: last + 1]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx_ir as ir
+
 from fedlora.family import EncoderShape
+from fedlora.graph.builder import GraphBuilder, Value
+from fedlora.graph.graph import DataType
+from fedlora.graph.packed_layers import embedding
 
-from fedlora_export.graph.builder import GraphBuilder
-from fedlora_export.graph.packed_layers import embedding
 
-
-def embedded(builder: GraphBuilder, shape: EncoderShape, tokens: ir.Value) -> ir.Value:
+def embedded(builder: GraphBuilder, shape: EncoderShape, tokens: Value) -> Value:
     """words[token] + positions[first_position + i] + types[type]: [batch, length, H]"""
     (words,), names = shape.vocabulary_modules(), shape.names.embeddings
     first, axis = builder.constant("first_position", [shape.first_position]), builder.constant("first_axis", [0])
@@ -26,17 +26,17 @@ def embedded(builder: GraphBuilder, shape: EncoderShape, tokens: ir.Value) -> ir
         kinds = builder.constant("token_type_ids", zero)
     else:
         sizes = ("type_batch", "type_length")  # of their own: the default is one 0 for all
-        kinds = builder.input("token_type_ids", ir.DataType.INT64, sizes, zero)
+        kinds = builder.input("token_type_ids", DataType.INT64, sizes, zero)
     return builder.op("Add", [x, builder.op("Gather", [types, kinds], "types", axis=0)], "typed")
 
 
-def layer_norm(builder: GraphBuilder, x: ir.Value, module: str) -> ir.Value:
+def layer_norm(builder: GraphBuilder, x: Value, module: str) -> Value:
     """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias over the last dimension"""
     weight, bias = (builder.stored(f"{module}.{kind}") for kind in ("weight", "bias"))
     return builder.op("LayerNormalization", [x, weight, bias], f"{module}.out", epsilon=_eps(builder), axis=-1)
 
 
-def skip_norm(builder: GraphBuilder, x: ir.Value, skip: ir.Value, module: str) -> ir.Value:
+def skip_norm(builder: GraphBuilder, x: Value, skip: Value, module: str) -> Value:
     """The layer norm of x + skip."""
     weight, bias = (builder.stored(f"{module}.{kind}") for kind in ("weight", "bias"))
     return builder.op(
@@ -44,7 +44,7 @@ def skip_norm(builder: GraphBuilder, x: ir.Value, skip: ir.Value, module: str) -
     )
 
 
-def head(builder: GraphBuilder, shape: EncoderShape, states: ir.Value) -> ir.Value:
+def head(builder: GraphBuilder, shape: EncoderShape, states: Value) -> Value:
     """out(f(dense(y[0]))) of states y [batch, length, H]: [batch, labels]"""
     first = builder.op("Gather", [states, builder.constant("first_token", np.int64(0))], "first_states", axis=1)
     activation = {"tanh": "Tanh", "relu": "Relu"}[shape.head_activation]
@@ -53,7 +53,7 @@ def head(builder: GraphBuilder, shape: EncoderShape, states: ir.Value) -> ir.Val
     return affine(builder, inner, out)
 
 
-def affine(builder: GraphBuilder, x: ir.Value, module: str) -> ir.Value:
+def affine(builder: GraphBuilder, x: Value, module: str) -> Value:
     """x W^T + b with W in float."""
     weight, bias = (builder.stored(f"{module}.{kind}") for kind in ("weight", "bias"))
     return builder.op("Gemm", [x, weight, bias], f"{module}.out", transB=1)

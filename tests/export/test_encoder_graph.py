@@ -19,12 +19,12 @@ from fedlora.base.pack import open_pack
 from fedlora.errors import GraphError
 from fedlora.exported.inputs import BASE_PROPERTY, input_shapes, input_values
 from fedlora.exported.profiles import PROFILES, Profile, graph_inputs, graph_name
+from fedlora.graph.encoder import build_encoder
+from fedlora.graph.graph_check import read_checked_graph
 from fedlora.lora.adapter import Adapter
 from fedlora_client.reference import logits as torch_scores
-from fedlora_export.checks.graph_rules import check_graph_rules
 from fedlora_export.checks.graph_runs import run_graph
-from fedlora_export.export import export_base
-from fedlora_export.graph.encoder import build_encoder
+from fedlora_export.export import build_graph, export_base
 from numpy.typing import NDArray
 
 from tests.export.graph_runs import open_session
@@ -50,7 +50,7 @@ def sessions(tmp_path_factory: pytest.TempPathFactory) -> Sessions:
         folder = tmp_path_factory.mktemp("graph") / "model"
         shutil.copytree(base.directory, folder)
         graph = folder / graph_name(base.model, profile)
-        ir.save(build_encoder(base, profile), graph)
+        ir.save(build_graph(base, profile, 0), graph)
         return open_session(graph)
 
     return session
@@ -152,7 +152,7 @@ def test_the_graph_reads_every_tensor_of_the_pack_and_names_its_base(tmp_path: P
     for name in ("bert", "roberta", "distilbert"):
         base = encoder_pack(name)
         folder = shutil.copytree(base.directory, tmp_path / name)
-        ir.save(build_encoder(base, "compat"), folder / "encoder.onnx")
+        ir.save(build_graph(base, "compat", 0), folder / "encoder.onnx")
         model = onnx.load(folder / "encoder.onnx", load_external_data=False)
         assert {entry.key: entry.value for entry in model.metadata_props} == {BASE_PROPERTY: base.fingerprint}
         external = {t.name for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL}
@@ -181,6 +181,6 @@ def test_every_profile_is_exported_and_keeps_the_rules_of_a_graph(tmp_path: Path
     for graph in written:
         assert graph.exact is not None
         assert max(graph.exact.values()) < 1e-5
-        assert check_graph_rules(graph.path, base, graph.profile).adapter_inputs == len(
+        assert read_checked_graph(graph.path, base, graph.profile, 4).facts.adapter_inputs == len(
             graph_inputs(base.model, graph.profile)
         )

@@ -1,0 +1,17 @@
+"""The graph of a profile, for whatever kind of model a pack holds."""
+
+from __future__ import annotations
+
+from fedlora.base.pack import BasePack
+from fedlora.exported.profiles import Profile
+from fedlora.family import DecoderShape
+from fedlora.graph.decoder import build_decoder
+from fedlora.graph.encoder import build_encoder
+from fedlora.graph.graph import Graph
+
+
+def build_graph(base: BasePack, profile: Profile, accuracy_level: int) -> Graph:
+    """What the exporter writes. Raises GraphError where no graph can be made."""
+    if isinstance(base.model, DecoderShape):
+        return build_decoder(base, profile, accuracy_level)
+    return build_encoder(base, profile, accuracy_level)

@@ -1,1 +1,0 @@
-"""What is written: the operations of a graph."""
