@@ -11,6 +11,7 @@ import numpy as np
 from fedlora.config.run import RunConfig, Scalar
 from fedlora.data.datasets import DeviceData
 from fedlora.errors import AdapterMismatchError, ConfigError
+from fedlora.files.ownership import check_own_folder
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.ranks import first_components
 from fedlora.wire.task import Task
@@ -49,6 +50,8 @@ class Device:
         self._state_path = Path(str(node["state-path"])) if node.get("state-path") else None
         if self._state_path and self._state_path.exists() and not self._state_path.is_dir():
             raise ConfigError(f"state-path in the node's configuration must be a folder, got {self._state_path}")
+        if self._state_path:
+            check_own_folder(self._state_path, "state-path")
         compute = choose_compute(config.train.compute, config.train.kernels, config.train.device)
         self.model = opened_model(self._base, compute)
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fedlora.errors import ConfigError
 from fedlora.files.atomic import whole_file
+from fedlora.files.ownership import is_others
 
 Library = TypeVar("Library")
 
@@ -111,9 +112,9 @@ def _compile(source: Path, library: Path, builds: Sequence[Build]) -> None:
         raise BuildError(f"{asked} is not installed")
     try:
         library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with whole_file(library) as aside:
+        with whole_file(library, is_private=True) as aside:
             _first_that_works(command, source, aside, builds)
-        library.chmod(0o600)
+            aside.chmod(0o600)  # the linker makes a file of its own
     except (OSError, ConfigError) as error:
         raise BuildError(
             f"{library.parent}: cannot be written: {error}; set FEDLORA_CACHE to a folder that can"
@@ -158,7 +159,7 @@ def _opened(library: Path) -> int:
         descriptor = os.open(library, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
     except OSError as error:
         raise BuildError(f"{library}: expected a file, got {error.strerror}; remove it") from None
-    if _is_others(os.fstat(descriptor)):
+    if is_others(os.fstat(descriptor)):
         os.close(descriptor)
         raise BuildError(f"{library}: others can write it; remove it, or set FEDLORA_CACHE to a folder of your own")
     return descriptor
@@ -166,15 +167,10 @@ def _opened(library: Path) -> int:
 
 def _check_folder(folder: Path) -> None:
     """Raise BuildError for a folder in which somebody else may put another file in the library's place."""
-    if folder.exists() and _is_others(folder.stat()):
+    if folder.exists() and is_others(folder.stat()):
         raise BuildError(
             f"{folder}: others can write into it; close it with chmod 700, or set FEDLORA_CACHE to a folder of your own"
         )
-
-
-def _is_others(status: os.stat_result) -> bool:
-    """Whether a file or a folder belongs to another user than this one and root, or others may write it."""
-    return hasattr(os, "getuid") and (status.st_uid not in (os.getuid(), 0) or bool(status.st_mode & 0o022))
 
 
 def _run(*command: str) -> None:
@@ -216,8 +212,7 @@ def write_cached(name: str, text: str) -> None:
     _check_folder(path.parent)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with whole_file(path) as aside:
+        with whole_file(path, is_private=True) as aside:
             aside.write_text(text, encoding="utf-8")
-        path.chmod(0o600)
     except (OSError, ConfigError) as error:
         raise BuildError(f"{path}: cannot be written: {error}") from None

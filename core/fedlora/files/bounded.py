@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
 
 def read_bounded(path: Path, max_bytes: int) -> bytes:
@@ -16,12 +17,17 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))  # a pipe would be waited for
     with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a plain file", str(path))
-        content = b"" if status.st_size > max_bytes else file.read(max_bytes + 1)
-        if len(content) > max_bytes or status.st_size > max_bytes:
-            raise OSError(errno.EFBIG, f"more than {max_bytes} bytes", str(path))
+        return read_open(file, path, max_bytes)
+
+
+def read_open(file: BinaryIO, path: Path, max_bytes: int) -> bytes:
+    """As `read_bounded`, of a file that is open already, and was opened without waiting."""
+    status = os.fstat(file.fileno())
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a plain file", str(path))
+    content = b"" if status.st_size > max_bytes else file.read(max_bytes + 1)
+    if len(content) > max_bytes or status.st_size > max_bytes:
+        raise OSError(errno.EFBIG, f"more than {max_bytes} bytes", str(path))
     return content

@@ -11,10 +11,13 @@ of `fedlora verify`. Source: https://huggingface.co/docs/safetensors (format).
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -84,9 +87,12 @@ class TensorFile:
         A mapped file that somebody cuts short ends the process that reads it: what strangers hand in is read `in_memory`.
         """
         self.path = path
-        self.entries, self.metadata = _read_header(path, max_header_bytes, max_tensors)
-        # A private mapping: pages are shared with every other process, and torch takes no read-only arrays.
-        self._bytes: NDArray[np.uint8] = np.fromfile(path, np.uint8) if in_memory else np.memmap(path, np.uint8, "c")
+        with _opened(path) as file:
+            self.entries, self.metadata = _read_header(file, path, max_header_bytes, max_tensors)
+            file.seek(0)
+            # A private mapping: pages are shared with every other process, and torch takes no read-only arrays.
+            mapped: NDArray[np.uint8] = np.fromfile(file, np.uint8) if in_memory else np.memmap(file, np.uint8, "c")
+            self._bytes = mapped
         last = max((entry.offset + entry.size_bytes for entry in self.entries.values()), default=0)
         if len(self._bytes) < last:
             raise TensorFileError(
@@ -168,26 +174,39 @@ def _header(plans: Sequence[TensorPlan], metadata: Mapping[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _read_header(path: Path, max_header_bytes: int, max_tensors: int) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """The file, opened once: what is looked at is what is read. Raises TensorFileError."""
     try:
-        # A pipe would be waited for.
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            raise TensorFileError(f"{path}: not a plain file; expected a safetensors file")
-        size = path.stat().st_size
-        found = kind_of(path)
-        if found is not None:
-            raise TensorFileError(found.instead_of(path, "a safetensors file"))
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 10 or length > size - 8:
-                raise TensorFileError(
-                    f"{path}: truncated: {size} bytes cannot hold the header that it announces; copy the file again"
-                )
-            if length > max_header_bytes:
-                raise TensorFileError(f"{path}: header of {length} bytes; at most {max_header_bytes} are read")
-            text = file.read(length)
+        descriptor = os.open(
+            path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0)
+        )  # a pipe would be waited for
+        with os.fdopen(descriptor, "rb") as file:
+            mode = os.fstat(descriptor).st_mode
+            if stat.S_ISDIR(mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            if not stat.S_ISREG(mode):
+                raise TensorFileError(f"{path}: not a plain file; expected a safetensors file")
+            yield file
     except OSError as error:
         raise TensorFileError(f"{path}: cannot be read: {error.strerror}; expected a safetensors file") from None
+
+
+def _read_header(
+    file: BinaryIO, path: Path, max_header_bytes: int, max_tensors: int
+) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+    size = os.fstat(file.fileno()).st_size
+    found = kind_of(path)
+    if found is not None:
+        raise TensorFileError(found.instead_of(path, "a safetensors file"))
+    length = int.from_bytes(file.read(8), "little")
+    if size < 10 or length > size - 8:
+        raise TensorFileError(
+            f"{path}: truncated: {size} bytes cannot hold the header that it announces; copy the file again"
+        )
+    if length > max_header_bytes:
+        raise TensorFileError(f"{path}: header of {length} bytes; at most {max_header_bytes} are read")
+    text = file.read(length)
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
         metadata = header.pop("__metadata__", {})

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.errors import ConfigError
+from fedlora.files.ownership import read_secret
 
 from fedlora_serve.http.access.keys import key_digest
 
 KEY_SOURCES = ("key", "key_sha256", "key_file", "key_env")
 
+_MAX_FILE_BYTES = 4096
 _KEY = re.compile(r"[!-~]{16,512}")  # printable ASCII without spaces, as a header takes it
 _NO_KEYS = (key_digest(""), key_digest("\n"))  # what a shell computes of a variable that is not set
 _MAKE = "make one with: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
@@ -49,8 +51,7 @@ def digest_from(source: Mapping[str, Any], folder: Path, where: str, environment
 
 def _file_text(path: Path, where: str) -> str:
     try:
-        with path.open(encoding="ascii") as file:
-            return file.read(4096).strip()
+        return read_secret(path, _MAX_FILE_BYTES, where).decode("ascii").strip()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not ASCII text"
         raise ConfigError(f"{where}: {path}: cannot be read: {reason}; expected the key in it") from None

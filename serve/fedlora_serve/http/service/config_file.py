@@ -24,6 +24,7 @@ requests_per_minute = 600
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from typing import Annotated, Any, get_type_hints
 
 from fedlora.errors import ConfigError
 from fedlora.files.documents import read_toml
+from fedlora.files.ownership import open_to_others
 from fedlora.nearest import unknown_key
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, ValidationInfo, create_model
 
@@ -40,7 +42,9 @@ from fedlora_serve.http.service.config import ServeConfig
 from fedlora_serve.limits import Limits
 
 ADMIN_ENV = "FEDLORA_ADMIN_KEY"
+_logger = logging.getLogger(__name__)
 
+_INLINE = KEY_SOURCES[0]  # the key itself, in the configuration
 _ADMIN = {f"admin_{source}": source for source in KEY_SOURCES}
 _NO_FILE = "the command line"
 _STRICT = ConfigDict(strict=True, extra="forbid")  # "5" is no number, and true is not 1
@@ -129,11 +133,14 @@ def read_config(
     where, folder = str(path or _NO_FILE), path.resolve().parent if path else Path()
     values = _validated(read_toml(path), where, folder) if path else {}
     admin = {source: values.pop(name) for name, source in _ADMIN.items() if name in values}
+    inline = {source for entry in values.get("keys", ()) for source in entry}
     keys = tuple(_keys(values.pop("keys", ()), folder, where, environment))
     adapters = {**values.pop("adapters", {}), **options.get("adapters", {})}
     templates = {**values.pop("chat_templates", {}), **options.get("chat_templates", {})}
     limits = {**values.pop("limits", {}), **options.get("limits", {})}
     operator = _operator(admin, folder, where, environment)
+    if path and (_INLINE in (*admin, *inline)) and (told := open_to_others(path)):
+        _logger.warning("%s: %s; or name a key_file, or a key_sha256, in the key's place", where, told)
     fields = {**values, **options, "adapters": adapters, "chat_templates": templates, "keys": keys, "admin": operator}
     try:
         return ServeConfig(**{**fields, "limits": Limits(**limits)})

@@ -16,6 +16,11 @@ from fedlora_serve.limits import Limits
 KEY, OTHER = "a-key-of-the-web-0123", "another-key-0123456789"
 
 
+def save_key(path: Path, key: str = KEY) -> None:
+    path.write_text(key + "\n")
+    path.chmod(0o600)
+
+
 def read(folder: Path, text: str = "", environment: dict[str, str] | None = None, **options: Any) -> ServeConfig:
     path = folder / "serve.toml"
     path.write_text(text)
@@ -36,7 +41,7 @@ def test_without_a_file_everything_has_its_default() -> None:
 
 
 def test_a_file_sets_everything_and_the_command_line_changes_it(tmp_path: Path) -> None:
-    (tmp_path / "web.key").write_text(KEY + "\n")
+    save_key(tmp_path / "web.key")
     config = read(
         tmp_path,
         f"""
@@ -129,7 +134,7 @@ def test_two_keys_of_one_name_or_one_value_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_admin_key_comes_from_the_environment_or_the_file_but_not_both(tmp_path: Path) -> None:
-    (tmp_path / "admin.key").write_text(KEY)
+    save_key(tmp_path / "admin.key")
     assert read(tmp_path, "", {"FEDLORA_ADMIN_KEY": KEY}).admin == key_digest(KEY)
     assert read(tmp_path, "admin_key_file = 'admin.key'").admin == key_digest(KEY)
     assert read(tmp_path).admin is None
@@ -183,3 +188,29 @@ def test_the_digest_of_an_empty_text_is_no_key(tmp_path: Path, text: str) -> Non
 def test_a_bad_admin_key_from_the_environment_is_told_by_its_name_there() -> None:
     with pytest.raises(ConfigError, match=r"^FEDLORA_ADMIN_KEY, the admin key: a key is 16 to 512"):
         read_config(None, {}, {"FEDLORA_ADMIN_KEY": "short"})
+
+
+@pytest.mark.parametrize("entry", ["admin_key_file = 'k'", "[[keys]]\nname = 'a'\nkey_file = 'k'"])
+def test_a_key_that_others_may_read_is_refused_with_the_command_that_closes_it(tmp_path: Path, entry: str) -> None:
+    save_key(tmp_path / "k")
+    (tmp_path / "k").chmod(0o644)
+    with pytest.raises(ConfigError, match=rf"serve\.toml: .*mode 0644.*chmod 600 {tmp_path}/k") as told:
+        read(tmp_path, entry)
+    assert KEY not in str(told.value)
+    (tmp_path / "k").chmod(0o400)
+    read(tmp_path, entry)
+
+
+@pytest.mark.parametrize("entry", ["admin_key = '{}'", "[[keys]]\nname = 'a'\nkey = '{}'"])
+def test_a_key_in_a_configuration_that_others_may_read_is_taken_with_a_warning(
+    tmp_path: Path, entry: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    read(tmp_path, entry.format(KEY))
+    assert "chmod 600" in caplog.text
+    assert KEY not in caplog.text
+    caplog.clear()
+    (tmp_path / "serve.toml").chmod(0o600)
+    read(tmp_path, entry.format(KEY))
+    (tmp_path / "serve.toml").chmod(0o644)
+    read(tmp_path, f"[[keys]]\nname = 'a'\nkey_sha256 = '{key_digest(KEY).hex()}'")
+    assert caplog.text == ""
