@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The folders with code: what is formatted, linted and type-checked.
 CODE := core client server export serve simulations tests benchmarks tools
 
-.PHONY: setup demo test check format integration slow page aarch64 clean
+.PHONY: setup demo test check format integration slow page aarch64 lock audit release clean
 
 setup: $(VENV)/.ready
 
@@ -29,7 +29,8 @@ check: setup
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/test_architecture.py
+	$(BIN)/python -m bandit --quiet --recursive --configfile pyproject.toml $(filter-out tests,$(CODE))
+	$(BIN)/python -m pytest tests/test_architecture.py tests/test_locks.py
 
 format: setup
 	$(BIN)/ruff format $(CODE)
@@ -54,6 +55,32 @@ aarch64: setup
 	  sudo=$$(test "$$(id -u)" = 0 || echo sudo); \
 	  $$sudo apt-get update -qq && $$sudo apt-get install -y -qq qemu-user gcc-aarch64-linux-gnu > /dev/null; }
 	$(BIN)/python -m pytest -m aarch64 tests/aarch64
+
+# locks/*.txt from constraints.txt: the hashes of every file of a release on PyPI, for every system. uv comes with flwr.
+LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 \
+  --constraint constraints.txt --default-index https://pypi.org/simple
+TORCH_APART := --config-file tools/lock/uv.toml --no-emit-package torch
+lock: setup
+	$(LOCK) $(TORCH_APART) --extra client pyproject.toml --output-file locks/device.txt
+	$(LOCK) --no-config --extra server --extra export --extra serve pyproject.toml --output-file locks/server.txt
+	echo torch==2.13.0 | $(LOCK) --no-config - --output-file locks/torch.txt
+
+# What is known against the locked versions. It asks PyPI, so it is no part of `make check`.
+audit: setup
+	for lock in device server torch; do $(BIN)/python -m pip_audit --disable-pip --require-hashes -r locks/$$lock.txt || exit 1; done
+
+# dist/: the wheel, the same bytes from the same commit; what a device and a server run, as CycloneDX; the sums of them all.
+SBOM := $(BIN)/python -m cyclonedx_py requirements - --pyproject build/release/pyproject.toml --mc-type application \
+  --spec-version 1.6 --output-format JSON --output-reproducible --validate
+release: setup
+	rm -rf dist build/release && mkdir -p dist build/release
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) \
+	  $(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	version=$$(ls dist/*.whl | cut -d- -f2) && \
+	  sed "s/^dynamic = .*/version = \"$$version\"/" pyproject.toml > build/release/pyproject.toml
+	(cat locks/device.txt; echo torch==2.13.0) | $(SBOM) --output-file dist/fedlora-device.cdx.json
+	$(SBOM) --output-file dist/fedlora-server.cdx.json < locks/server.txt
+	cd dist && sha256sum *.whl *.cdx.json > SHA256SUMS
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -226,7 +226,8 @@ def model_subject(name: str, directory: Path, windows: torch.Tensor) -> Subject:
     """The checkpoint in `directory` on `windows` [M, T] of tokens."""
     checkpoint = Checkpoint(directory)
     shape = decoder_shape(checkpoint.config, str(directory))
-    model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    model.eval()
 
     def weights(modules: Mapping[str, tuple[int, int]]) -> Weights:
         return {f"{m}.weight": checkpoint.rows(f"{m}.weight", 0, rows) for m, (rows, _) in modules.items()}
@@ -247,7 +248,8 @@ def model_subject(name: str, directory: Path, windows: torch.Tensor) -> Subject:
 
 def story_windows(model: Path, texts: Path) -> torch.Tensor:
     """[M, 512]: stories in a row, each after <s>."""
-    config, tokenizer = LlamaConfig.from_pretrained(model), open_tokenizer(model)
+    config = LlamaConfig.from_pretrained(model)
+    tokenizer = open_tokenizer(model)
     with gzip.open(texts, "rt", encoding="utf-8") as file:
         stories = [json.loads(line)["text"] for line in file][:STORIES]
     encoded = tokenizer.encode_batch(stories, add_special_tokens=False)

@@ -7,6 +7,8 @@ that each is a model of its own to it, loaded anew whenever the adapter of a req
 from __future__ import annotations
 
 import atexit
+import contextlib
+import http.client
 import json
 import os
 import socket
@@ -15,8 +17,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +93,14 @@ class ServerBench:
         return count
 
     def _post(self, path: str, body: dict[str, Any] | None) -> Any:
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self._port}{path}",
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=_ANSWER_S) as response:
+        """What the server answers; without a body it is a GET."""
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_ANSWER_S)
+        with contextlib.closing(connection):
+            content = None if body is None else json.dumps(body)
+            connection.request("GET" if body is None else "POST", path, content, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            if response.status != 200:
+                raise RuntimeError(f"the server of llama-cpp-python answered {response.status} to {path}")
             return json.load(response)
 
     def _wait(self) -> None:
@@ -107,7 +109,7 @@ class ServerBench:
         while True:
             try:
                 self._post("/v1/models", None)
-            except (urllib.error.URLError, ConnectionError):
+            except (OSError, http.client.HTTPException):
                 if self._server.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError("the server of llama-cpp-python does not start; see its extras above") from None
                 time.sleep(0.1)
