@@ -47,7 +47,8 @@ ROOMS = {
         "app", "commands",
     ),
     "fedlora_server": (
-        "bounded_pull", "exchange", "checks", "copies", "means", "methods", "aggregation", "run", "rounds", "app",
+        "bounded_pull", "exchange", "checks", "copies", "means", "methods", "aggregation", "run", "fleet", "rounds",
+        "app", "commands",
     ),
     "fedlora_export": (
         "onnx_model", "adapter_export", "genai", "checks", "export", "merge", "commands",
@@ -161,6 +162,7 @@ def loaded_by(statement: str) -> set[str]:
         ("import fedlora_serve.http.api.app", {"torch", "flwr", "transformers", "onnx"}),
         ("import fedlora_export.commands.export", {"torch", "flwr", "transformers"}),
         ("import fedlora_server.app", {"torch", "onnxruntime", "transformers"}),
+        ("import fedlora_server.commands.server", {"torch", "flwr", "cryptography"}),
         *(
             (f"import fedlora_{role}.commands.{name}", {"torch", "flwr", "onnxruntime"})
             for role, names in (

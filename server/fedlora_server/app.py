@@ -11,6 +11,8 @@ from fedlora.errors import ConfigError
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedlora_server.fleet.enrolled_grid import EnrolledGrid
+from fedlora_server.fleet.roll import roll_of_environment
 from fedlora_server.rounds import Rounds
 from fedlora_server.run.run_directory import as_it_began, default_output, open_run
 
@@ -33,6 +35,7 @@ def main(grid: Grid, context: Context) -> None:
     output = Path(config.output) if config.output else default_output(config.name, run)
     if config.server.resume:
         config = as_it_began(config, output)
-    rounds = Rounds(grid, config, base)
+    roll = roll_of_environment()
+    rounds = Rounds(grid if roll is None else EnrolledGrid(grid, roll), config, base)
     with open_run(output, config, base, run) as directory:
         rounds.run(directory)

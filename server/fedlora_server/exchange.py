@@ -17,9 +17,10 @@ from fedlora_server.bounded_pull import bounded
 _POLL_S = 0.05
 _LONGEST_POLL_S = 1.0
 _LONGEST_TEXT = 500
-_NAMED = re.compile(r"device (.{1,64}?): (.*)", re.DOTALL)
+NAMED = re.compile(r"device (.{1,64}?): (.*)", re.DOTALL)
 MOST_BYTES = 1 << 20  # of a reply, beside the numbers that are due
 FAILED = "device-error"
+REVOKED = "revoked"  # what a fleet's grid puts in place of the answer of a device that it does not know any more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +109,7 @@ def _oversized(node: int, most_bytes: int) -> Reply:
 def _reply(message: Message, node: int, most_bytes: int) -> Reply:
     if message.has_error():
         said = message.error.reason or f"error {message.error.code}"
-        named = _NAMED.match(said)  # as our devices say who they are
+        named = NAMED.match(said)  # as our devices say who they are
         device, said = (named[1], named[2]) if named else (str(node), said)
         return Reply(node=node, device=printable(device), error=printable(said))
     content = message.content
@@ -134,7 +135,7 @@ def _reply(message: Message, node: int, most_bytes: int) -> Reply:
 def _refusal(record: ConfigRecord, node: int, device: str) -> Reply:
     """What a device's policy said; by a word that is none of the known ones it is a failure like any other."""
     reason, said = record.get(REASON), record.get(SAID)
-    known = isinstance(reason, str) and reason in POLICY_REASONS
+    known = isinstance(reason, str) and (reason in POLICY_REASONS or reason == REVOKED)
     text = said if isinstance(said, str) and said else "it refuses, and says nothing more"
     return Reply(node=node, device=device, error=printable(text), reason=str(reason) if known else FAILED)
 

@@ -1,0 +1,188 @@
+"""`fedlora server`: a fleet's server, from its first certificate to its last round."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from fedlora_server.fleet.settings import FleetSettings
+
+_FOLDER = click.argument("folder", metavar="[DIR]", type=click.Path(path_type=Path), default="fleet")
+_AT = click.option(
+    "--dir", "folder", type=click.Path(path_type=Path), default="fleet", show_default=True, help="The fleet's folder."
+)
+
+
+@click.group()
+def server() -> None:
+    """Run the server of a fleet: devices that are enrolled, TLS, Flower underneath."""
+
+
+@server.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--host",
+    "hosts",
+    multiple=True,
+    required=True,
+    metavar="NAME",
+    help="A name or address by which devices reach this server; the first goes into bundles. May be repeated.",
+)
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=8443, show_default=True, help="The port that devices reach."
+)
+@click.option(
+    "--listen-port",
+    type=click.IntRange(1, 65535),
+    help="Of SuperLink on this machine.  [default: the port, and the one after it behind nginx]",
+)
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A key of the runs' configuration, as in a scenario. May be repeated.",
+)
+def init(folder: Path, hosts: tuple[str, ...], port: int, listen_port: int | None, changes: tuple[str, ...]) -> None:
+    """Make DIR: settings, a private CA, a TLS certificate, the key that signs the fleet's app."""
+    from fedlora.config.run import RunConfig, Scalar, changed
+
+    from fedlora_server.fleet.making import make_fleet
+    from fedlora_server.fleet.settings import LOOPBACK, FleetSettings
+
+    default = RunConfig.from_flat({"name": "fleet", "data.name": "files"}, "--set")
+    run = changed(default, changes)
+    plain = RunConfig().flat()
+    flat = {key: value for key, value in run.flat().items() if value != plain[key]}
+    chosen: dict[str, Scalar] = {
+        "base": run.base,
+        "server.rounds": run.server.rounds,
+        "server.min_devices": run.server.min_devices,
+    }
+    is_local = all(host in LOOPBACK for host in hosts)
+    settings = FleetSettings(
+        folder=folder.absolute(), host=hosts[0], names=hosts[1:], port=port,
+        listen_port=listen_port or (port if is_local or port == 65535 else port + 1), run=flat | chosen,
+    )  # fmt: skip
+    make_fleet(settings)
+    click.echo(f"{folder}: a fleet's server at {settings.address}; its certificate is valid for a year, its CA for ten")
+    if not is_local:
+        click.echo(
+            f"SuperLink listens on {settings.control}; {folder}/nginx.conf lets devices reach its Fleet API, and no more"
+        )
+    click.echo(f"next: fedlora server enrol NAME --dir {folder}")
+
+
+@server.command()
+@_FOLDER
+def rotate(folder: Path) -> None:
+    """Renew the server's certificate under the same CA; devices notice nothing."""
+    from fedlora_server.fleet.authority import expiry
+    from fedlora_server.fleet.making import renew_certificate
+
+    settings = _settings(folder)
+    renew_certificate(settings)
+    until = expiry(settings.at("tls", "server.crt"))
+    click.echo(
+        f"{settings.at('tls', 'server.crt')}: valid until {until:%Y-%m-%d}; restart fedlora server run, reload nginx"
+    )
+
+
+@server.command()
+@click.argument("name")
+@_AT
+@click.option(
+    "--public-key",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The .pub file of a key that the device made itself; without it, one is made here.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where the bundle goes.  [default: NAME.json]",
+)
+def enrol(name: str, folder: Path, public_key: Path | None, output: Path | None) -> None:
+    """Let a device in, and write the bundle by which it joins: fedlora device join FILE.
+
+    A bundle with a private key is for the device alone: bring it there, and leave no copy.
+    """
+    from fedlora_server.fleet.enrolment import enrol_device
+
+    settings, file = _settings(folder), output or Path(f"{name}.json")
+    entry = enrol_device(settings, name, public_key, file, datetime.now(UTC))
+    known = (
+        "SuperLink knows its key"
+        if entry.node is not None
+        else "SuperLink learns its key when fedlora server run starts"
+    )
+    click.echo(f"{file}: the bundle of {name}; {known}")
+
+
+@server.command()
+@click.argument("name")
+@_AT
+def revoke(name: str, folder: Path) -> None:
+    """Let a device in no more: its answers count no longer from this moment on."""
+    from fedlora_server.fleet.enrolment import revoke_device
+
+    told = revoke_device(_settings(folder), name, datetime.now(UTC))
+    click.echo(f"{name} is revoked" + ("" if told else "; SuperLink does not run, and will be told when it starts"))
+
+
+@server.command()
+@_FOLDER
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a key of the run's configuration. May be repeated.",
+)
+@click.option("--new", "is_new", is_flag=True, help="Leave a run that is under way, and begin another.")
+def run(folder: Path, changes: tuple[str, ...], is_new: bool) -> None:
+    """Run the fleet's server in the foreground until its run is over; SIGTERM or Ctrl-C ends it before.
+
+    A server that was stopped or killed goes on after the last committed round. Exit status: 0 for a run that
+    completed, 1 for one that failed, 3 where a signal came first.
+    """
+    from fedlora_server.fleet.serving import serve_fleet
+
+    settings = _settings(folder)
+    if serve_fleet(settings, changes, _tell, is_new=is_new):
+        from fedlora_server.fleet.status import fleet_status
+
+        _tell(f"the run is complete: {fleet_status(settings).adapter}")
+        return
+    _tell("stopped; fedlora server run goes on after the last committed round")
+    sys.exit(3)
+
+
+@server.command()
+@_FOLDER
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def status(folder: Path, as_json: bool) -> None:
+    """Show the run, the devices that are connected and missing, and how long the certificates are valid."""
+    from fedlora_server.fleet.status import fleet_status, status_lines
+
+    found = fleet_status(_settings(folder))
+    click.echo(json.dumps(found.as_json(), indent=2) if as_json else "\n".join(status_lines(found)))
+
+
+def _settings(folder: Path) -> FleetSettings:
+    from fedlora_server.fleet.settings import read_settings
+
+    return read_settings(folder)
+
+
+def _tell(line: str) -> None:
+    click.echo(line)
+    sys.stdout.flush()

@@ -1,0 +1,44 @@
+"""Who a node is, for the ServerApp of a fleet: the names of enrolment, not those that devices give themselves."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fedlora.errors import ConfigError
+
+from fedlora_server.fleet.devices import read_devices
+
+VARIABLE = "FEDLORA_FLEET"  # in a ServerApp's environment: the fleet's devices.json
+
+
+class Roll:
+    """The names of nodes, as devices.json has them at the moment."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: tuple[int, int, int] | None = None
+        self._names: dict[int, str] = {}
+        self.name_of(0)
+
+    def name_of(self, node: int) -> str | None:
+        """The name of a node; None for one that is not, or no longer, of the fleet."""
+        status = self._path.stat()
+        seen = (status.st_mtime_ns, status.st_size, status.st_ino)  # a changed file is another one
+        if seen != self._seen:
+            self._names = {e.node: e.name for e in read_devices(self._path).current if e.node is not None}
+            self._seen = seen
+        return self._names.get(node)
+
+
+def roll_of_environment() -> Roll | None:
+    """The roll of the fleet whose ServerApp this process is; None in a simulation or a run without enrolment."""
+    path = os.environ.get(VARIABLE)
+    if not path:
+        return None
+    try:
+        return Roll(Path(path))
+    except OSError as error:
+        raise ConfigError(
+            f"{VARIABLE}={path}: {error.strerror}; name the devices.json of a fleet, or unset it"
+        ) from None
