@@ -6,10 +6,12 @@ What comes out is bounded: a small file that expands without end is refused on t
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
 import os
+import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +28,8 @@ MAX_EXPANDED_BYTES = 1 << 30  # of one compressed file
 MAX_FOLD = 200  # times its size, beyond _FREE_BYTES: text shrinks to a tenth, not to so little
 MAX_LINE_BYTES = 1 << 26  # of one record
 _FREE_BYTES = 1 << 25
+_BLOCK_BYTES = 1 << 20
+_HOLE = bytes(_BLOCK_BYTES)
 _XZ_MEMORY_BYTES = 1 << 28  # xz -9 needs a quarter; a file may ask for 4 GiB
 _MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ\x00": ".xz"}
 _NAMES = {".gz": "a gzipped", ".bz2": "a bzip2", ".xz": "an xz"}
@@ -36,7 +40,7 @@ _DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
 def opened(path: Path) -> Iterator[io.BufferedReader[Any]]:
     """The file's bytes, decompressed. Raises DataError, here and while they are read, for what is no text or damaged."""
     try:
-        with path.open("rb") as file:
+        with _plain(path) as file:
             head = file.peek(HEAD_BYTES)[:HEAD_BYTES]
             kind = _compression(head)
             if what := refused(head, path):
@@ -60,7 +64,33 @@ def opened(path: Path) -> Iterator[io.BufferedReader[Any]]:
 def read_bytes(path: Path) -> bytes:
     """All of the file's bytes, decompressed. Raises DataError."""
     with opened(path) as file:
-        return file.read()
+        return read_rest(file, path)
+
+
+def read_rest(file: BinaryIO, path: Path) -> bytes:
+    """What is left of an opened file. Raises DataError for one with holes, which takes no room until it is read."""
+    blocks, size = [], 0
+    while block := file.read(_BLOCK_BYTES):
+        if block == _HOLE:
+            raise DataError(
+                f"{path}: a megabyte of zeros from byte {size} on, as in a file with holes; expected text: copy it again"
+            )
+        blocks.append(block)
+        size += len(block)
+    return b"".join(blocks)
+
+
+@contextmanager
+def _plain(path: Path) -> Iterator[io.BufferedReader[Any]]:
+    """The file, opened once. Raises DataError for a pipe, which would be waited for, and a device, which never ends."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(descriptor, "rb") as file:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise DataError(f"{path}: a pipe or a device; expected a plain file: write the data into one")
+        yield file
 
 
 def read_text(path: Path) -> str:

@@ -13,12 +13,13 @@ from fedlora.config.sections import FieldNames
 from fedlora.data.examples import Example
 from fedlora.errors import DataError, NotRecordsError
 
-from fedlora_client.records.byte_source import BYTE_ORDER_MARK, MAX_LINE_BYTES, opened
+from fedlora_client.records.byte_source import BYTE_ORDER_MARK, MAX_LINE_BYTES, opened, read_rest
 from fedlora_client.records.json_values import kind
 from fedlora_client.records.record_forms import EXPECTED, is_known, parse_record
 from fedlora_client.records.records import Records, collected
 
 Place = tuple[str, Mapping[str, Any]]  # where a record stands, and the record
+_SMALL_BYTES, _BYTES_PER_CONTAINER = 1 << 20, 8  # a list takes 64 bytes of memory
 _A_LINE = "one JSON object a line"
 _TO_RECORDS = (
     'python -c "import sys, json, pandas; pandas.DataFrame(json.load(open(sys.argv[1]))).to_json(sys.argv[2], '
@@ -45,8 +46,9 @@ def parse_example(line: str) -> Example | None:
 
 def _records(file: BufferedReader[Any], path: Path, is_document: bool, fields: FieldNames) -> Iterator[Place]:
     if is_document or _begins_with_a_list(file):
-        data = file.read()
+        data = read_rest(file, path)
         try:
+            _check_nesting(data)
             value = json.loads(data.removeprefix(BYTE_ORDER_MARK))
         except (ValueError, RecursionError) as error:
             if data.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"["):
@@ -128,9 +130,19 @@ def _lines(lines: Iterable[bytes], path: Path) -> Iterator[tuple[int, str]]:
 
 def _value(line: str) -> object:
     try:
+        _check_nesting(line.encode())
         return json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DataError(f"not JSON: {error}; expected {_A_LINE}") from None
+
+
+def _check_nesting(data: bytes) -> None:
+    """Raise ValueError where lists and objects alone would take many times the memory of their text."""
+    if len(data) <= _SMALL_BYTES:
+        return
+    containers, most = data.count(b"[") + data.count(b"{"), len(data) // _BYTES_PER_CONTAINER
+    if containers > most:
+        raise ValueError(f"{containers} lists and objects in {len(data)} bytes; at most {most} are read")
 
 
 def _object(value: object) -> Mapping[str, Any]:

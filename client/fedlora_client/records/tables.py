@@ -16,6 +16,7 @@ from fedlora_client.records.byte_source import MAX_LINE_BYTES, read_text
 from fedlora_client.records.record_forms import EXPECTED, is_known
 from fedlora_client.records.records import Records, collected
 
+_MAX_HEADER = 1 << 20
 _LISTS = ("messages", "conversations", "tools")  # written in a cell as JSON
 # An empty cell of these is an empty text; of all others, no value.
 _TEXTS = ("text", "prompt", "completion", "instruction", "input", "output")
@@ -35,6 +36,10 @@ def _rows(path: Path, fields: FieldNames, separator: str) -> tuple[list[Row], li
     """(the rows, the names of their fields)"""
     text = read_text(path)
     csv.field_size_limit(MAX_LINE_BYTES)
+    if text.find("\n", 0, _MAX_HEADER) < 0 and len(text) >= _MAX_HEADER:
+        raise NotRecordsError(
+            f"{path}: the first line has more than {_MAX_HEADER} characters; it must name the columns: expected {EXPECTED}"
+        )
     header: list[str] = []
     for candidate in (separator, *(other for other in _OTHER_SEPARATORS if other != separator)):
         # The header decides what separates: spreadsheets write what their country writes.

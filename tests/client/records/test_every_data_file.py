@@ -1,0 +1,130 @@
+"""What may lie in the place of any data file: one clear refusal, in bounded time and memory."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import pytest
+from fedlora.config.run import FieldNames
+from fedlora.errors import DataError
+from fedlora_client.records.data_file import read_file
+
+MOST_SECONDS, MOST_KILOBYTES = 10, 200_000
+NAMES = ("data.txt", "data", "data.jsonl", "data.json", "data.csv", "data.tsv", "data.jsonl.gz", "data.txt.xz")
+LINE = b'{"text": "a sound line"}\n'
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def random(path: Path) -> None:
+    path.symlink_to("/dev/urandom")
+
+
+def folder(path: Path) -> None:
+    path.mkdir()
+
+
+def loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def nothing(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+def hole(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(1 << 42)
+
+
+def hole_behind_text(path: Path) -> None:
+    path.write_bytes(LINE * 1000)
+    with path.open("r+b") as file:
+        file.truncate(1 << 42)
+
+
+def brackets(path: Path) -> None:
+    path.write_bytes(b'{"x":[' + b"[]," * 5_000_000 + b"[]]}")
+
+
+def list_of_brackets(path: Path) -> None:
+    path.write_bytes(b"[" + b"[]," * 5_000_000 + b"[]]")
+
+
+def deep(path: Path) -> None:
+    path.write_bytes(b"[" * 5_000_000)
+
+
+def bomb(path: Path) -> None:
+    with gzip.open(path, "wb") as file:
+        for _ in range(64):
+            file.write(b"a" * (1 << 20))
+
+
+def bomb_of_zeros(path: Path) -> None:
+    with gzip.open(path, "wb") as file:
+        for _ in range(64):
+            file.write(bytes(1 << 20))
+
+
+# What is a sound text, whatever else it looks like.
+TEXTS = {(name, kind) for name in ("data.txt", "data") for kind in (brackets, list_of_brackets, deep)}
+
+
+@contextmanager
+def bounded() -> Iterator[None]:
+    def late(number: int, frame: FrameType | None) -> None:
+        raise AssertionError(f"it still read after {MOST_SECONDS} s")
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    previous = signal.signal(signal.SIGALRM, late)
+    signal.alarm(MOST_SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < MOST_KILOBYTES, f"{grown / 1000:.0f} MB"
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "instead",
+    [pipe, endless, random, folder, loop, nothing, hole, hole_behind_text, brackets, list_of_brackets, deep, bomb,
+     bomb_of_zeros],
+)  # fmt: skip
+def test_whatever_lies_in_a_data_files_place_is_refused(
+    tmp_path: Path, name: str, instead: Callable[[Path], None]
+) -> None:
+    path = tmp_path / name
+    instead(path)
+    with bounded():
+        if (name, instead) in TEXTS:
+            assert read_file(path, FieldNames()).all
+            return
+        with pytest.raises(DataError) as told:
+            read_file(path, FieldNames())
+    assert str(told.value).startswith(str(path))
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root reads everything")
+def test_a_file_that_may_not_be_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("secret")
+    (tmp_path / "x.txt").chmod(0)
+    with pytest.raises(DataError, match="Permission denied"):
+        read_file(tmp_path / "x.txt", FieldNames())
