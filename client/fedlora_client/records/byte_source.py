@@ -28,7 +28,7 @@ MAX_EXPANDED_BYTES = 1 << 30  # of one compressed file
 MAX_FOLD = 200  # times its size, beyond _FREE_BYTES: text shrinks to a tenth, not to so little
 MAX_LINE_BYTES = 1 << 26  # of one record
 _FREE_BYTES = 1 << 25
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 18
 _HOLE = bytes(_BLOCK_BYTES)
 _XZ_MEMORY_BYTES = 1 << 28  # xz -9 needs a quarter; a file may ask for 4 GiB
 _MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ\x00": ".xz"}
@@ -73,7 +73,7 @@ def read_rest(file: BinaryIO, path: Path) -> bytes:
     while block := file.read(_BLOCK_BYTES):
         if block == _HOLE:
             raise DataError(
-                f"{path}: a megabyte of zeros from byte {size} on, as in a file with holes; expected text: copy it again"
+                f"{path}: 262144 zeros from byte {size} on, as in a file with holes; expected text: copy it again"
             )
         blocks.append(block)
         size += len(block)
