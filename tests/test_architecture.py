@@ -44,7 +44,7 @@ ROOMS = {
     "fedlora_client": (
         "courier", "records", "data", "ops", "kept_factors", "layers", "decoder", "encoder", "model", "training",
         "reference", "opened", "answer_ends", "end_tokens", "device", "answers", "local_training", "policy", "service",
-        "app", "commands",
+        "supervision", "app", "commands",
     ),
     "fedlora_server": (
         "bounded_pull", "exchange", "checks", "copies", "means", "methods", "aggregation", "run", "fleet", "rounds",
@@ -167,7 +167,7 @@ def loaded_by(statement: str) -> set[str]:
             (f"import fedlora_{role}.commands.{name}", {"torch", "flwr", "onnxruntime"})
             for role, names in (
                 ("simulations", ("simulate", "resume", "study", "demo")),
-                ("client", ("train", "doctor")),
+                ("client", ("train", "doctor", "device")),
             )
             for name in names
         ),

@@ -26,7 +26,7 @@ def answer(question: Question, node: Mapping[str, Scalar], allow: Allow = lambda
         device = Device(RunConfig.from_flat(question.run_config, "run configuration"), node)
         if question.data is None:
             raise UpdateError("bad-header", "the message has no array record update/update")
-        update = decode_update(question.data, device.first_adapter)
+        update = decode_update(memoryview(question.data), device.first_adapter)
         device.check(update, trains=question.kind == "train")
         allow(device, update)
         return _trained(device, update) if question.kind == "train" else _measured(device, update)

@@ -7,8 +7,10 @@ trains; without, the device works in this process.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from fedlora.errors import CourierError, FedloraError
+from fedlora.wire.refusal import REASON, REFUSAL, SAID
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
@@ -48,7 +50,7 @@ def _reply(message: Message, context: Context) -> Message:
 
 
 def _question(message: Message, context: Context) -> Question:
-    arrays = message.content.array_records.get("update", {})
+    arrays: Mapping[str, Array] = message.content.array_records.get("update", {})
     return Question(
         kind=_KIND_OF[message.metadata.message_type],
         run_config={**context.run_config},
@@ -72,8 +74,8 @@ def _seconds_left(message: Message) -> float:
 def _message(answer: Answer, message: Message) -> Message:
     name = ConfigRecord({"device": answer.device})
     if answer.refusal:
-        refusal = ConfigRecord({"reason": answer.refusal, "said": answer.said})
-        return Message(RecordDict({"refusal": refusal, "device": name}), reply_to=message)
+        refusal = ConfigRecord({REASON: answer.refusal, SAID: answer.said})
+        return Message(RecordDict({REFUSAL: refusal, "device": name}), reply_to=message)
     if answer.said:
         # An error has no room for a name but in its text; a device has one name, there as elsewhere.
         said = f"device {answer.device}: {answer.said}"

@@ -103,11 +103,15 @@ class Device:
 
         Of an encoder, (nats per text, texts).
         """
-        kept = self._kept(task, run)
-        if adapter and kept:
-            adapter = kept.put_into(adapter, newest=server_round)
+        if adapter:
+            adapter = self.as_used(adapter, server_round, task=task, run=run)
         memory_mb = self.config.train.memory_mb
         return evaluate(self.model, adapter, self.held_out_windows(), memory_mb=memory_mb, frozen=frozen)
+
+    def as_used(self, adapter: Adapter, server_round: int, *, task: Task = _WHOLE, run: str = "") -> Adapter:
+        """The adapter that `server_round` committed as this device has it: with what it kept of its own."""
+        kept = self._kept(task, run)
+        return kept.put_into(adapter, newest=server_round) if kept else adapter
 
     def train_windows(self) -> Windows:
         return self._windows("train")

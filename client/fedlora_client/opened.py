@@ -35,6 +35,19 @@ def device_windows(
     return model.windows(examples, length, f"device {data.name}: {what} text")
 
 
+def forget_data() -> None:
+    """Let go of what was read of data that were changed since."""
+    device_data.cache_clear()
+    device_windows.cache_clear()
+
+
+def forget_models() -> None:
+    """Let go of bases that were replaced since."""
+    _open.cache_clear()
+    _pack.cache_clear()
+    device_windows.cache_clear()
+
+
 @lru_cache(maxsize=4)
 def _open(base: str, compute: Compute) -> Model:
     return open_model(_pack(base), compute)

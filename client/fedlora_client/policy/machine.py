@@ -57,6 +57,9 @@ class Machine:
         ]  # fmt: skip
 
 
+HERE = Machine()  # the one that this runs on
+
+
 def _text(path: Path) -> str:
     try:
         return path.read_text().strip()

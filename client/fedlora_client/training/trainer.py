@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from fedlora.config.run import TrainConfig
-from fedlora.errors import ConfigError
+from fedlora.errors import ConfigError, RunError
 from fedlora.lora.adapter import Adapter
 from fedlora.wire.task import FactorSet
 from numpy.typing import NDArray
@@ -104,7 +104,12 @@ def train(
         _evaluate(evaluation, training, progress)
         watcher.on_evaluation(*progress.evaluations[-1])
     while training.step < config.steps and not (evaluation and evaluation.is_over(progress.evaluations)):
-        (step,) = training.run_step()
+        try:
+            (step,) = training.run_step()
+        except RunError:  # nobody waits any more: whoever asks again gets what was done
+            if saving and training.step:
+                _save(saving, identity, training, progress)
+            raise
         progress.losses.append(step.loss)
         progress.tokens += step.tokens
         watcher.on_step(training.step - 1, step.loss)

@@ -1,0 +1,58 @@
+"""What a device would do, told before it does it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from fedlora.config.run import DataConfig, LoraSection, RunConfig, Scalar, TrainConfig
+from fedlora.errors import ConfigError, FedloraError, PolicyError
+
+from fedlora_client.data.account import account, by_file, notices
+from fedlora_client.device import Device
+from fedlora_client.policy.machine import HERE, Machine
+from fedlora_client.service.config import DeviceConfig
+from fedlora_client.training.planning import plan_training
+
+
+def checked(config: DeviceConfig, length: int, rank: int, machine: Machine = HERE) -> Iterator[str]:
+    """A line for each thing; raises FedloraError for what would refuse every round."""
+    if not config.data.source:
+        raise ConfigError(f"{config.path}: data.source is missing; name the file or folder to train on")
+    run = RunConfig(
+        base=config.device.base, data=DataConfig(name="files", fields=config.data.fields), lora=LoraSection(rank=rank),
+        train=TrainConfig(sequence_length=length),
+    )  # fmt: skip
+    node: dict[str, Scalar] = {
+        "name": config.device.name, "base": config.device.base, "data-path": config.data.source,
+        "data-withdrawn": str(config.withdrawn), "memory-mb": config.policy.max_memory_mb,
+    }  # fmt: skip
+    device = Device(run, node | ({"data-query": config.data.query} if config.data.query else {}))
+    base = device.model.base
+    yield f"device {config.device.name}, base {base.directory} ({base.fingerprint:.16}), {device.model.compute}"
+    config.policy.check_base(base.fingerprint)
+    windows = device.train_windows()
+    held_out = None
+    try:
+        held_out = device.held_out_windows()
+    except FedloraError as error:
+        yield f"nothing is measured: {error}"
+    yield from map(str, by_file(device.data, windows, held_out))
+    yield from notices(device.data)
+    counts = account(device.data, windows, held_out)
+    yield f"in all: {counts}; {len(windows)} windows of {length} tokens"
+    config.policy.check_examples(counts.train)
+    plan = plan_training(device.model, [device.first_adapter()], device.config.train)
+    yield f"memory of a training at rank {rank}: {plan}"
+    for line in config.policy.words():
+        yield f"policy: it {line}"
+    try:
+        config.policy.check_power(datetime.now(), machine)
+        config.policy.check_idle(machine)
+    except PolicyError as refusal:
+        yield f"now it would refuse: {refusal.reason}: {refusal}"
+    server = config.server
+    how = "without TLS" if server.insecure else "over TLS"
+    yield (
+        f"server: {server.superlink}, {how}" if server.superlink else "server: none; join a fleet: fedlora device join"
+    )

@@ -1,0 +1,61 @@
+"""The last update that a device made, kept until the next one: a courier that died may come and ask again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedlora.errors import ConfigError, CourierError
+from fedlora.files.atomic import whole_file
+
+from fedlora_client.courier.question import Answer, Question
+
+log = logging.getLogger("fedlora.device")
+_MOST_BYTES = 4 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class KeptAnswer:
+    """A line of JSON with the question's digest and the answer's header, and the answer's bytes."""
+
+    path: Path
+
+    def of(self, question: Question, version: str) -> Answer | None:
+        """The answer to the same question on the same data and base; None where another one, or none, is kept."""
+        if question.kind != "train":
+            return None
+        try:
+            if self.path.stat().st_size > _MOST_BYTES:
+                return None
+            line, _, data = self.path.read_bytes().partition(b"\n")
+            kept = json.loads(line)
+            if kept["question"] != digest_of(question, version) or kept["bytes"] != _digest(data):
+                return None
+            return Answer.read(kept["answer"], bytearray(data))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, CourierError):
+            return None
+
+    def keep(self, question: Question, version: str, answer: Answer) -> None:
+        """Write it; where that cannot be, the round is computed again if it is asked for again."""
+        kept = {
+            "question": digest_of(question, version), "answer": answer.header(), "bytes": _digest(answer.data)
+        }  # fmt: skip
+        try:
+            with whole_file(self.path, is_private=True) as aside, aside.open("wb") as file:
+                file.write(json.dumps(kept).encode() + b"\n")
+                file.write(answer.data)
+        except (OSError, ConfigError) as error:
+            log.warning("the answer was not kept: %s", error)
+
+
+def digest_of(question: Question, version: str) -> str:
+    """By which a question is known again, whatever time is left for it."""
+    plain = json.dumps([question.kind, dict(question.run_config), version], sort_keys=True)
+    return hashlib.sha256(plain.encode() + b"\0" + bytes(question.data or b"")).hexdigest()
+
+
+def _digest(data: bytes | bytearray) -> str:
+    return hashlib.sha256(data).hexdigest()

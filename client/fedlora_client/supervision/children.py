@@ -1,0 +1,141 @@
+"""Children that are started again when they end, later and later while they end at once; and ended by their numbers."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from fedlora_client.service.state import StateFolder, now_text
+
+log = logging.getLogger("fedlora.device")
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
+_LIVED_S = 60.0  # after which a child that ends is started again at once
+_LOOK_S, _END_S = 0.2, 6.0
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(slots=True, kw_only=True)
+class Child:
+    """One process that ought to run."""
+
+    name: str
+    command: Callable[[], Sequence[str]]  # asked for at each start
+    environment: Mapping[str, str]
+    on_line: Callable[[str], None]  # of what it prints
+    process: subprocess.Popen[str] | None = None
+    starts: int = 0
+    _pause_s: float = 0.0
+    _began: float = 0.0
+    _next: float = 0.0
+
+    def look(self) -> None:
+        """Start it where it is time to, and see whether it has ended."""
+        now = time.monotonic()
+        if self.process is None:
+            if now >= self._next:
+                self._start(now)
+            return
+        code = self.process.poll()
+        if code is None:
+            return
+        self._pause_s = (
+            0.0 if now - self._began > _LIVED_S else min(2 * self._pause_s or _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
+        )
+        self._next, pid, self.process = now + self._pause_s, self.process.pid, None
+        _kill_group(pid)
+        log.warning("%s (process %d) ended with %d; it is started again in %g s", self.name, pid, code, self._pause_s)
+
+    def _start(self, now: float) -> None:
+        try:
+            self.process = subprocess.Popen(
+                self.command(), env=dict(self.environment), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True, preexec_fn=_end_with_parent,
+            )  # fmt: skip
+        except OSError as error:
+            self._pause_s = min(2 * self._pause_s or _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
+            self._next = now + self._pause_s
+            log.error("%s was not started: %s; again in %g s", self.name, error, self._pause_s)  # noqa: TRY400
+            return
+        self.starts, self._began = self.starts + 1, now
+        assert self.process.stdout is not None
+        threading.Thread(target=_relay, args=(self.process.stdout, self.on_line), daemon=True).start()
+        log.info("%s is process %d", self.name, self.process.pid)
+
+    def end(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            with suppress(ProcessLookupError):
+                self.process.terminate()
+
+
+@dataclass(slots=True)
+class Children:
+    """All of a device's, watched by the thread that calls `run`: the kernel ends a child with the thread that made it."""
+
+    children: list[Child]
+    state: StateFolder
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        """Until `stopping` is set; then end all, within seconds."""
+        told: dict[str, Any] = {}
+        try:
+            while not self.stopping.is_set():
+                for child in self.children:
+                    child.look()
+                now = {child.name: child.process.pid if child.process else None for child in self.children}
+                if now != told:
+                    told = now
+                    starts = {child.name: child.starts for child in self.children}
+                    self.state.write(
+                        "processes", {"pids": now, "starts": starts, "supervisor": os.getpid(), "at": now_text()}
+                    )
+                self.stopping.wait(_LOOK_S)
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        for child in reversed(self.children):
+            child.end()
+        until = time.monotonic() + _END_S
+        for child in self.children:
+            if child.process is None:
+                continue
+            try:
+                child.process.wait(max(0.1, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                log.warning("%s (process %d) does not end; it is killed", child.name, child.process.pid)
+                child.process.kill()
+                child.process.wait()
+            _kill_group(child.process.pid)
+        self.state.write("processes", {})
+
+
+_prctl = getattr(ctypes.CDLL(None), "prctl", None)
+
+
+def _end_with_parent() -> None:
+    """In the child, before it is another program: SIGTERM when the supervisor was killed."""
+    if _prctl is not None:
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _kill_group(pid: int) -> None:
+    """What a child of ours left of its session, which has its number."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _relay(lines: IO[str], on_line: Callable[[str], None]) -> None:
+    with lines, suppress(OSError, ValueError):
+        for line in lines:
+            on_line(line.rstrip("\n"))

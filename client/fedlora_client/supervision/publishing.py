@@ -1,0 +1,118 @@
+"""From training to use: the newest committed adapter goes into `fedlora serve`, or to a command. It never costs a round."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import os
+import subprocess
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedlora.errors import ConfigError
+
+from fedlora_client.service.config import DeviceConfig
+from fedlora_client.service.state import StateFolder, now_text
+
+log = logging.getLogger("fedlora.device")
+_LOOK_S, _LONGEST_PAUSE_S = 1.0, 60.0
+_MOST_TOLD = 500
+
+
+@dataclass(slots=True)
+class Publisher:
+    """Looks at which adapter is the newest, and hands on each one once; again, later and later, where that fails."""
+
+    config: DeviceConfig
+    url: str = ""  # of a `fedlora serve`
+    admin_key: str = ""
+    starts: Callable[[], int] = lambda: 0  # of that service, where it is a child: one that starts has no adapter
+
+    def run(self, stopping: threading.Event) -> None:
+        """Until `stopping` is set."""
+        state, pause = StateFolder(self.config.state), _LOOK_S
+        loaded: object = None
+        ran: object = state.read("published").get("ran")
+        while not stopping.wait(pause):
+            newest, errors = state.read("adapter"), []
+            path = newest.get("path")
+            if not path:
+                continue
+            here = (path, self.starts())
+            if self.url and loaded != here:
+                errors.append(self.load(Path(str(path))))
+                loaded = loaded if errors[-1] else here
+            if self.config.serve.on_commit and ran != path:
+                errors.append(self.run_command(newest))
+                ran = path  # once: a command that fails is told, and may not be one to repeat
+            if not errors:
+                continue
+            error = "; ".join(error for error in errors if error)
+            state.write("published", {**newest, "error": error, "at": now_text(), "to": self.url, "ran": ran})
+            if error:
+                log.warning("the adapter of round %s was not put into use: %s", newest.get("round"), error)
+            else:
+                log.info("the adapter of round %s is in use", newest.get("round"))
+            pause = min(2 * pause, _LONGEST_PAUSE_S) if error else _LOOK_S
+
+    def load(self, path: Path) -> str:
+        """Put the adapter in the place of the one of its name; returns what went wrong."""
+        body = {"lora_name": self.config.serve.name, "lora_path": path.name, "load_inplace": True}
+        request = urllib.request.Request(
+            f"{self.url.rstrip('/')}/v1/load_lora_adapter", data=json.dumps(body).encode(), method="POST",
+            headers={"Content-Type": "application/json", "Authorization": f"Bearer {self.admin_key}"},
+        )  # fmt: skip
+        try:
+            with urllib.request.urlopen(request, timeout=self.config.serve.timeout_s) as response:
+                response.read(_MOST_TOLD)
+        except urllib.error.HTTPError as error:
+            with error:
+                return f"{self.url} answers {error.code}: {error.read(_MOST_TOLD).decode(errors='replace')}"
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            return f"{self.url} cannot be reached: {error}"
+        return ""
+
+    def run_command(self, adapter: dict[str, Any]) -> str:
+        """Run serve.on_commit; returns what went wrong."""
+        values = {
+            "{adapter}": str(adapter.get("path")),
+            "{round}": str(adapter.get("round")),
+            "{run}": str(adapter.get("name")),
+        }
+        command = []
+        for word in self.config.serve.on_commit:
+            for key, value in values.items():
+                word = word.replace(key, value)
+            command.append(word)
+        try:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=self.config.serve.timeout_s, check=False,
+                cwd=self.config.path.parent,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return f"{command[0]} did not end within {self.config.serve.timeout_s:g} s"
+        except OSError as error:
+            return f"{command[0]}: {error.strerror or error}"
+        told = done.stderr.decode(errors="replace").strip()[-_MOST_TOLD:]
+        return f"{command[0]} ended with {done.returncode}: {told}" if done.returncode else ""
+
+
+def admin_key_of(config: DeviceConfig) -> str:
+    """Raises ConfigError where there is none."""
+    if config.serve.admin_key_file:
+        try:
+            return Path(config.serve.admin_key_file).read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"serve.admin_key_file: {config.serve.admin_key_file}: {error}; name its file") from None
+    key = os.environ.get("FEDLORA_ADMIN_KEY", "")
+    if not key:
+        raise ConfigError(
+            "serve.url needs the admin key of that service; name serve.admin_key_file or set FEDLORA_ADMIN_KEY"
+        )
+    return key

@@ -1,0 +1,76 @@
+"""How Flower's SuperNode is started for a device: with TLS, its key, and the socket at which the app finds the service."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+from pathlib import Path
+
+from fedlora.errors import ConfigError
+
+from fedlora_client.service.config import DeviceConfig
+
+
+def supernode_command(config: DeviceConfig) -> list[str]:
+    """`flower-supernode` with all it needs. Raises ConfigError where the configuration does not say whom it belongs to."""
+    server = config.server
+    if not server.superlink:
+        raise ConfigError(
+            f"{config.path}: server.superlink is missing; join a fleet (fedlora device join), or pass --only trainer"
+        )
+    if not server.insecure and not server.key:
+        raise ConfigError(
+            f"{config.path}: server.key is missing; name the device's key, or set server.insecure to try out"
+        )
+    for name in ("certificates", "key", "trusted_entities"):
+        path = getattr(server, name)
+        if path and not Path(path).is_file():
+            raise ConfigError(f"{config.path}: server.{name}: there is no {path}; give the file that belongs there")
+    command = [_found("flower-supernode"), "--superlink", server.superlink, "--isolation", "subprocess"]
+    command += ["--host", "127.0.0.1", "--port", str(_free_port())]
+    if server.insecure:
+        command += ["--insecure"]
+    if server.certificates:
+        command += ["--root-certificates", server.certificates]
+    if server.key:
+        command += ["--auth-supernode-private-key", server.key]
+    if server.trusted_entities:
+        command += ["--trusted-entities", server.trusted_entities]
+    return [*command, "--node-config", node_config(config)]
+
+
+def node_config(config: DeviceConfig) -> str:
+    """What the app is told of its device. Raises ConfigError for a path that Flower could not read."""
+    if '"' in config.device.socket or "\\" in config.device.socket:
+        raise ConfigError(f"device.socket: {config.device.socket}: name a path without quotes and backslashes")
+    return f'socket="{config.device.socket}" name="{config.device.name}"'
+
+
+def flower_environment(config: DeviceConfig) -> dict[str, str]:
+    """For Flower's processes: a home of their own, no calls to anybody but the server."""
+    paths = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+    return os.environ | {
+        "PATH": paths,
+        "FLWR_HOME": str(config.state / "flwr"),
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+    }
+
+
+def _found(program: str) -> str:
+    beside = Path(sys.executable).parent / program
+    found = str(beside) if beside.exists() else shutil.which(program)
+    if not found:
+        raise ConfigError(f"{program} is not installed; install fedlora[client] again, with pip")
+    return found
+
+
+def _free_port() -> int:
+    """For what Flower's processes of this device say to each other; two devices may share a machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
