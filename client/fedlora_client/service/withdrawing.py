@@ -60,7 +60,7 @@ def _place(config: DeviceConfig, file: str | None) -> tuple[str, Path]:
         return source.name, source
     if file is None:
         raise ConfigError(f"{source} is a folder; give --file the name of one of its files")
-    path = (source / file).resolve() if not Path(file).exists() else Path(file).resolve()
+    path = (source / file if (source / file).exists() else Path(file)).resolve()
     if not path.is_relative_to(source.resolve()):
         raise ConfigError(f"--file {file}: it is not below {source}; name a file of the device's data")
     return str(path.relative_to(source.resolve())), path

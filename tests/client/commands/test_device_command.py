@@ -1,0 +1,238 @@
+"""`fedlora device`: joining a fleet, the key, the check, the status, withdrawals; and what is wrong with a device.toml."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import stat
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from fedlora.base.pack import BasePack
+from fedlora.errors import BundleError, ConfigError, FedloraError
+from fedlora.fleet.bundle import Bundle, write_bundle
+from fedlora_client.commands.device import device as command
+from fedlora_client.records.withdrawn import read_withdrawn
+from fedlora_client.service.config import read_device
+from fedlora_client.service.joining import join, make_key
+from fedlora_client.service.report import report
+from fedlora_client.supervision.supernode import flower_environment, supernode_command
+from flwr.common.config import parse_config_args
+from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
+
+from tests.client.service.devices import make_device
+from tests.tiny.bundles import certificate, device_key, trusted_key
+
+
+def ran(*arguments: object) -> Result:
+    return CliRunner().invoke(command, [str(argument) for argument in arguments])
+
+
+def output_of(*arguments: object) -> str:
+    result = ran(*arguments)
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    return result.output
+
+
+def bundle_for(base: BasePack, **values: Any) -> Bundle:
+    private, public = device_key()
+    content: dict[str, Any] = {
+        "name": "kitchen", "superlink": "fleet.example.org:9092", "ca_certificate": certificate(), "public_key": public,
+        "private_key": private, "base_fingerprint": base.fingerprint, "trusted_entities": {"fpk_1": trusted_key()},
+        "issued": "2026-01-01T00:00:00Z", "expires": "2036-01-01T00:00:00Z",
+    }  # fmt: skip
+    return Bundle(**(content | values))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    (tmp_path / "my data").mkdir()
+    (tmp_path / "my data" / "notes.txt").write_text("a line of notes\n" * 50)
+    return tmp_path / "my data"
+
+
+def test_a_bundle_makes_a_device_that_flower_would_start(tmp_path: Path, base: BasePack, data: Path) -> None:
+    bundle, folder = bundle_for(base), tmp_path / "device"
+    write_bundle(bundle, tmp_path / "kitchen.json")
+    options = ("--dir", folder, "--base", base.directory, "--data", data)
+    assert output_of("join", tmp_path / "kitchen.json", *options).strip() == str(folder / "device.toml")
+    config = read_device(folder / "device.toml")
+    assert (config.device.name, config.data.source, config.policy.bases) == ("kitchen", str(data), (base.fingerprint,))
+    assert stat.S_IMODE((folder / "device.key").stat().st_mode) == 0o600
+    assert (folder / "device.key").read_text() == bundle.private_key
+    arguments = _parse_args_run_supernode().parse_args(supernode_command(config)[1:])
+    assert (arguments.superlink, arguments.insecure) == ("fleet.example.org:9092", False)
+    assert arguments.root_certificates == str(folder / "fleet.crt")
+    assert arguments.auth_supernode_private_key == str(folder / "device.key")
+    assert json.loads(Path(arguments.trusted_entities).read_text()) == dict(bundle.trusted_entities)
+    node = parse_config_args([arguments.node_config])
+    assert node == {"socket": str(folder / "run" / "device.sock"), "name": "kitchen"}
+    assert flower_environment(config)["FLWR_HOME"] == str(folder / "state" / "flwr")
+    with pytest.raises(ConfigError, match="exists already"):
+        join(tmp_path / "kitchen.json", folder, base=str(base.directory), data=data)
+
+
+def test_a_device_may_make_its_own_key(tmp_path: Path, base: BasePack, data: Path) -> None:
+    folder = tmp_path / "device"
+    line = output_of("key", "--dir", folder).strip()
+    assert output_of("key", "--dir", folder).strip() == line
+    assert line.startswith("ecdsa-sha2-nistp384 ")
+    assert stat.S_IMODE((folder / "device.key").stat().st_mode) == 0o600
+    own, others = bundle_for(base, public_key=line, private_key=None), bundle_for(base, private_key=None)
+    write_bundle(others, tmp_path / "others.json")
+    write_bundle(own, tmp_path / "own.json")
+    with pytest.raises(BundleError, match="is not the one that was enrolled"):
+        join(tmp_path / "others.json", folder, base=str(base.directory), data=data)
+    assert not (folder / "device.toml").exists()
+    path = join(tmp_path / "own.json", folder, base=str(base.directory), data=data, name="pantry")
+    assert read_device(path).device.name == "pantry"
+    (folder / "device.key").unlink()
+    with pytest.raises(ConfigError, match="only half of the pair"):
+        make_key(folder)
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "told"),
+    [
+        ({"expires": "2026-02-01T00:00:00Z"}, {}, "expired on 2026-02-01"),
+        ({"base_fingerprint": "0" * 64}, {}, "the fleet's base is 0000000000000000"),
+        ({}, {"data": Path("/nowhere/at-all")}, "no such file or folder"),
+        ({}, {"name": "no name!"}, "is no name of a device"),
+        ({}, {"base": "/nowhere/at-all"}, "/nowhere/at-all"),
+    ],
+)
+def test_what_cannot_join_writes_nothing(
+    tmp_path: Path, base: BasePack, data: Path, values: dict[str, Any], options: dict[str, Any], told: str
+) -> None:
+    write_bundle(bundle_for(base, **values), tmp_path / "kitchen.json")
+    given = {"base": str(base.directory), "data": data} | options
+    with pytest.raises(FedloraError, match=told):
+        join(tmp_path / "kitchen.json", tmp_path / "device", now=datetime(2026, 11, 30, tzinfo=UTC), **given)
+    assert not (tmp_path / "device").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "device.name is missing"),
+        ("[device]\nname = 'a b'\n", "is no name of a device"),
+        ("[device]\nname = 'a'\nbasis = 'nano'\n", r"unknown key device\.basis; did you mean device\.base\?"),
+        (
+            "[device]\nname = 'a'\n[polcy]\nmax_rank = 1\n",
+            r"unknown key polcy\.max_rank; did you mean policy\.max_rank\?",
+        ),
+        ("[device]\nname = 'a'\n[policy]\nmax_rank = 'eight'\n", r"policy\.max_rank: 'eight'; expected"),
+        ("[device]\nname = 'a'\n[policy]\nmains_only = 1\n", r"policy\.mains_only: 1; expected"),
+        ("[device]\nname = 'a'\n[policy]\nquiet_hours = '22:00-07:00'\n", r"policy\.quiet_hours: .* list of texts"),
+        ("[device]\nname = 'a'\n[policy]\nquiet_hours = ['late']\n", "expected HH:MM-HH:MM"),
+        ("[device]\nname = 'a'\n[data.fields]\nquestion = 'q'\n", r"unknown key data\.fields\.question"),
+        ("[device]\nname = 'a'\n[server]\nsuperlink = 'here'\n", "expected HOST:PORT"),
+        ("[device]\nname = 'a'\n[server]\ninsecure = true\nkey = 'k'\n", "for TLS only"),
+        ("[device]\nname = 'a'\n[serve]\nmodel = 'm'\nurl = 'http://x'\n", "give only one"),
+        ("[device]\nname = 'a'\n[serve]\nurl = 'ftp://x'\n", "expected http"),
+        ("device = 3\n", "unknown key device"),
+        ("[device\n", "not TOML"),
+    ],
+)
+def test_a_device_toml_that_is_wrong_is_refused_by_its_key(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "device.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=told) as refused:
+        read_device(path)
+    assert str(path) in str(refused.value)
+
+
+def test_paths_count_from_the_file_and_have_places_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: BasePack
+) -> None:
+    monkeypatch.setenv("FEDLORA_HOME", str(tmp_path))
+    config = make_device(tmp_path / "device", base)
+    assert config.state == tmp_path / "device" / "state"
+    assert "kitchen: the service is not running" in output_of("status")
+    told = json.loads(output_of("status", "--json"))
+    assert (told["name"], told["running"], told["rounds"]) == ("kitchen", False, [])
+    assert output_of("logs") == ""
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ("", r"server\.superlink is missing"),
+        ("[server]\nsuperlink = 'here:1'\n", r"server\.key is missing"),
+        ("[server]\nsuperlink = 'here:1'\nkey = 'none.key'\n", r"server\.key: there is no"),
+        ("[serve]\nkeep = 0\n", "at least 1"),
+    ],
+)
+def test_a_link_that_cannot_be_is_told_before_anything_runs(
+    tmp_path: Path, base: BasePack, more: str, told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        supernode_command(make_device(tmp_path, base, more))
+
+
+def test_check_tells_what_would_happen(tmp_path: Path, base: BasePack) -> None:
+    config = make_device(tmp_path, base, "[policy]\nmax_rank = 4\n[server]\nsuperlink = 'a:1'\n")
+    told = output_of("check", "--config", config.path, "--length", 16, "--rank", 2)
+    for part in ("notes.jsonl: 36 examples", "windows of 16 tokens", "MB for a step", "up to 4", "a:1, over TLS"):
+        assert part in told
+    strict = make_device(tmp_path, base, "[policy]\nmin_examples = 100\n")
+    result = ran("check", "--config", strict.path, "--length", 16)
+    assert isinstance(result.exception, FedloraError)
+    assert "policy.min_examples wants 100" in str(result.exception)
+
+
+def test_records_are_withdrawn_by_their_line_or_by_what_they_contain(tmp_path: Path, base: BasePack) -> None:
+    config = make_device(tmp_path, base)
+    config.state.mkdir()
+    told = output_of("withdraw", "--config", config.path, "--file", "notes.jsonl", "--record", 3)
+    assert "notes.jsonl: line 3: line 2: the quick" in told
+    told = output_of("withdraw", "--config", config.path, "--file", "notes.jsonl", "--contains", "line 3")
+    assert told.endswith("withdrawn: 11\n")  # 3 and 30 to 39
+    assert "withdrawn: 0" in output_of(
+        "withdraw", "--config", config.path, "--file", "notes.jsonl", "--contains", "line 3:"
+    )
+    assert len(read_withdrawn(config.withdrawn).digests) == 12
+    assert "quick" not in config.withdrawn.read_text()
+    assert "12 records withdrawn" in output_of("withdraw", "--config", config.path, "--list")
+    for wrong, said in (
+        (("--file", "notes.jsonl", "--record", 99), "record 99 is not there"),
+        (("--file", "notes.jsonl", "--contains", "zebra"), "no record with 'zebra'"),
+        (("--file", "../device.toml"), "is not below"),
+        ((), "is a folder; give --file"),
+    ):
+        assert said in str(ran("withdraw", "--config", config.path, *wrong).exception)
+
+
+def test_rows_of_a_database_and_whole_texts_are_withdrawn(tmp_path: Path, base: BasePack, data: Path) -> None:
+    database = tmp_path / "notes.db"
+    with closing(sqlite3.connect(database)) as made, made:
+        made.execute("CREATE TABLE notes (text TEXT)")
+        made.executemany("INSERT INTO notes VALUES (?)", [(f"note {n}",) for n in range(5)])
+    config = make_device(tmp_path, base, source="notes.db", query="SELECT text FROM notes")
+    assert "row 2: note 1" in output_of("withdraw", "--config", config.path, "--record", 2)
+    assert "row by row" in str(ran("withdraw", "--config", config.path).exception)
+    text = make_device(tmp_path / "two", base, source=str(data))
+    assert "the whole file" in output_of("withdraw", "--config", text.path, "--file", "notes.txt")
+    assert "withdrawn whole" in str(
+        ran("withdraw", "--config", text.path, "--file", "notes.txt", "--record", 1).exception
+    )
+
+
+def test_a_state_folder_that_is_damaged_is_still_reported(tmp_path: Path, base: BasePack) -> None:
+    config = make_device(tmp_path, base)
+    config.state.mkdir()
+    for name in ("status.json", "day.json", "adapter.json", "rounds.jsonl", "processes.json", "published.json"):
+        (config.state / name).write_text('{"half": ')
+    assert report(config, 5)["rounds"] == []
+    assert "not running" in output_of("status", "--config", config.path)
+
+
+def test_serving_that_is_asked_for_must_be_configured(tmp_path: Path, base: BasePack) -> None:
+    config = make_device(tmp_path, base)
+    assert "set serve.model" in str(ran("run", "--config", config.path, "--serve").exception)
+    assert replace(config.serve, on_commit=("true",)).is_used
