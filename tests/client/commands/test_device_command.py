@@ -110,7 +110,7 @@ def test_what_cannot_join_writes_nothing(
     tmp_path: Path, base: BasePack, data: Path, values: dict[str, Any], options: dict[str, Any], told: str
 ) -> None:
     write_bundle(bundle_for(base, **values), tmp_path / "kitchen.json")
-    given = {"base": str(base.directory), "data": data} | options
+    given: dict[str, Any] = {"base": str(base.directory), "data": data} | options
     with pytest.raises(FedloraError, match=told):
         join(tmp_path / "kitchen.json", tmp_path / "device", now=datetime(2026, 11, 30, tzinfo=UTC), **given)
     assert not (tmp_path / "device").exists()

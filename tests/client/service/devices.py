@@ -20,12 +20,13 @@ LORA = LoraConfig(rank=2, alpha=8.0)
 
 
 def run_config(base: BasePack, **train: Any) -> RunConfig:
+    values: dict[str, Any] = {"steps": 2, "batch_size": 2, "sequence_length": 16, "compute": "float32"} | train
     return RunConfig(
         name="notes",
         base="a path on the server",
         data=DataConfig(name="stdlib"),
         lora=LoraSection(rank=2, alpha=8.0),
-        train=TrainConfig(**({"steps": 2, "batch_size": 2, "sequence_length": 16, "compute": "float32"} | train)),
+        train=TrainConfig(**values),
         server=ServerConfig(rounds=9),
     )
 

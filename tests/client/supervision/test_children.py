@@ -65,7 +65,12 @@ def test_a_child_that_does_not_listen_is_killed(tmp_path: Path) -> None:
     state, lines = StateFolder(tmp_path), list[str]()
     state.make()
     children = Children([child(STUBBORN, lines)], state)
-    threading.Thread(target=lambda: (until(lambda: lines), children.stopping.set())).start()
+
+    def stop() -> None:
+        until(lambda: lines)
+        children.stopping.set()
+
+    threading.Thread(target=stop).start()
     children.run()
     assert not lives(int(lines[0]))
 
