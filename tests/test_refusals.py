@@ -68,7 +68,7 @@ def refusals() -> Iterator[Refusal]:
                 if not (isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)):
                     continue
                 kind = ast.unparse(node.exc.func).rpartition(".")[2]
-                place = 1 if kind in ("ApiError", "UpdateError", "PolicyError") else 0  # after a status, or a reason to count
+                place = 1 if kind in ("ApiError", "UpdateError", "PolicyError") else 0  # after a status, a reason
                 if kind in KINDS and len(node.exc.args) > place:
                     text = written(node.exc.args[place])
                     yield Refusal(kind, f"{file.relative_to(PROJECT).as_posix()}:{node.lineno}", text)
