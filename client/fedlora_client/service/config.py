@@ -45,7 +45,7 @@ class DeviceSection:
         try:
             check_device_name(self.name)
         except BundleError as error:
-            raise ConfigError(f"device.name: {error}") from None
+            raise ConfigError(f"device.name must be fit for a server: {error}") from None
         if not 1 <= self.max_message_mb <= 4096:
             raise ConfigError(f"device.max_message_mb: {self.max_message_mb}; expected 1 to 4096")
         if not 0 < self.busy_s <= 3600:

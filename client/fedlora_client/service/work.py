@@ -138,7 +138,7 @@ class DeviceWork:
         try:
             plan_training(device.model, [update.adapter], device.config.train, 0, update.task.trains, update.frozen)
         except ConfigError as error:
-            raise PolicyError("policy-memory", f"{error} (policy.max_memory_mb bounds it)") from None
+            raise PolicyError("policy-memory", f"policy.max_memory_mb must hold the training: {error}") from None
 
     def _node(self, config: RunConfig) -> dict[str, Scalar]:
         """The node configuration by which a device of this process is made. Raises ConfigError where it has no data."""
