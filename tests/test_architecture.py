@@ -54,7 +54,7 @@ ROOMS = {
         "onnx_model", "adapter_export", "genai", "checks", "export", "merge", "commands",
     ),
     "fedlora_serve": (
-        "errors", "limits", "session", "text", "adapters", "local", "embedding", "batching", "http.protocol",
+        "errors", "limits", "step_watch", "session", "text", "adapters", "local", "embedding", "batching", "http.protocol",
         "http.transport", "http.access", "http.service", "http.generation", "http.api", "commands",
     ),
     "fedlora_simulations": (

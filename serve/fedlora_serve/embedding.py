@@ -9,14 +9,16 @@ from pathlib import Path
 
 import numpy as np
 from fedlora.base.pack import BasePack, open_pack
-from fedlora.errors import AdapterError, AdapterMismatchError, ConfigError, GraphError, PackError
+from fedlora.errors import AdapterError, AdapterMismatchError, ConfigError, FedloraError, GraphError, PackError
 from fedlora.exported.profiles import DEFAULT, Profile, graph_name
 from fedlora.family import EncoderShape
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from fedlora_serve.adapters.loading import LoadedAdapter
+from fedlora_serve.limits import Limits
 from fedlora_serve.session import open_graph
+from fedlora_serve.step_watch import StepWatch
 from fedlora_serve.text.tokenizer import enough_of, open_tokenizer, tokens_of
 
 _PROFILES: tuple[Profile, ...] = (DEFAULT, "base")  # what a merged base has is the latter alone
@@ -26,10 +28,18 @@ _MAX_TOKENS = 2048  # of a run, with padding: the attention of 12 heads over tex
 class Embedder:
     """The exported encoder of one folder. It may be called from several threads."""
 
-    def __init__(self, directory: str | Path, *, threads: int = 0, max_tokens: int = _MAX_TOKENS) -> None:
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        threads: int = 0,
+        max_tokens: int = _MAX_TOKENS,
+        step_timeout_s: float = Limits().step_timeout_s,
+    ) -> None:
         """Verify the pack and the graph (compat, or else base), and build the session.
 
-        `threads` 0 leaves the choice to ONNX Runtime; a run has at most `max_tokens` tokens, unless one text is longer.
+        `threads` 0 leaves the choice to ONNX Runtime; a run has at most `max_tokens` tokens, unless one text is longer;
+        `step_timeout_s` is what a run may take at least (`step_watch`).
 
         Raises PackError, GraphError.
         """
@@ -40,6 +50,17 @@ class Embedder:
         self.tokenizer = open_tokenizer(self.base.directory)
         self._cut_tokenizer = self._cutting(open_tokenizer(self.base.directory))
         self._max_tokens = max_tokens
+        self.watch = StepWatch(step_timeout_s)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it takes texts."""
+        return not self.watch.is_lost
+
+    @property
+    def trouble(self) -> str:
+        """A sentence on a run that does not end, or had to be stopped; empty where all is well."""
+        return self.watch.trouble
 
     @property
     def hidden_size(self) -> int:
@@ -91,7 +112,7 @@ class Embedder:
         """The vector of each text as its last states are pooled, which the base says: not scaled to length 1.
 
         Raises ConfigError for a text that the base cannot read, AdapterError, or GraphError without an adapter, where an
-        embedding is not finite, AdapterMismatchError where the base takes no adapter.
+        embedding is not finite, AdapterMismatchError where the base takes no adapter, and what `watch` raises.
         """
         for number, tokens in enumerate(rows):
             self._check(number, tokens)
@@ -125,7 +146,10 @@ class Embedder:
         feeds = {"input_ids": ids, "attention_mask": mask.astype(np.int64), **adapter_inputs}
         graph = self.base.directory / self.graph_manifest.graph
         try:
-            embeddings: NDArray[np.float32] = self._session.run(["embedding"], feeds)[0]
+            with self.watch.step(ids.size) as options:
+                embeddings: NDArray[np.float32] = self._session.run(["embedding"], feeds, options)[0]
+        except FedloraError:  # the run did not end
+            raise
         except Exception as error:  # the runtime raises its own kinds, which share no base
             raise GraphError(f"{graph}: ONNX Runtime does not run it: {error}; export it again") from None
         if np.isfinite(embeddings).all():

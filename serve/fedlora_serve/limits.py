@@ -26,6 +26,7 @@ class Limits:
     send_timeout_s: float = 30.0  # for a client to take one piece of an answer; then its requests are cancelled
     request_timeout_s: float = 600.0  # for a whole answer, its time in the queue included
     keep_alive_timeout_s: int = 30  # a connection may wait for its next request
+    step_timeout_s: float = 120.0  # for a step of the model to end, or more where steps are slow (`step_watch`); 503
     unload_timeout_s: float = 10.0  # an answer to "unload" waits for the requests that use the adapter
     shutdown_timeout_s: float = 30.0  # running answers may go on before they are cancelled
 

@@ -16,7 +16,8 @@ import httpx
 
 ADMIN_KEY = "admin-key-0123456789"
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
-COMMAND = [sys.executable, "-c", "from fedlora.cli import main; main()", "serve"]
+MAIN = "from fedlora.cli import main; main()"
+COMMAND = [sys.executable, "-c", MAIN, "serve"]
 
 
 class Serving:
@@ -42,14 +43,14 @@ class Serving:
 
 
 @contextmanager
-def serving(model: Path, *options: str, temporary: Path) -> Iterator[Serving]:
+def serving(model: Path, *options: str, temporary: Path, before: str = "") -> Iterator[Serving]:
     """A process on one thread and a free port, with ADMIN_KEY, once it answers; killed at the end if it still runs.
 
-    It keeps its temporary files in the folder `temporary`.
+    It keeps its temporary files in the folder `temporary`; `before` is code that it runs first.
     """
     temporary.mkdir(exist_ok=True)
     process = subprocess.Popen(
-        [*COMMAND, str(model), "--port", "0", "--threads", "1", *options],
+        [sys.executable, "-c", f"{before}\n{MAIN}", "serve", str(model), "--port", "0", "--threads", "1", *options],
         env={**os.environ, "FEDLORA_ADMIN_KEY": ADMIN_KEY, "TMPDIR": str(temporary)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -18,7 +17,11 @@ from fedlora_serve.batching.row_session import open_rows
 from fedlora_serve.batching.scheduler import Scheduler
 from fedlora_serve.batching.sequence import SequenceState, failure_message
 from fedlora_serve.errors import BusyError
+from fedlora_serve.limits import Limits
+from fedlora_serve.step_watch import StepWatch
 from fedlora_serve.text.tokenizer import open_tokenizer
+
+_LAST_STEP_S = 3.0  # for the step that runs when all is cancelled, before it is told to stop
 
 
 class BatchEngine:
@@ -33,12 +36,13 @@ class BatchEngine:
         cache_budget_bytes: int = 1 << 30,
         queue: int = 256,
         prefill_tokens: int = 64,
+        step_timeout_s: float = Limits().step_timeout_s,
     ) -> None:
         """Verify the pack and its graph, build the session, and begin to wait for requests.
 
         `cache_budget_bytes` bounds the keys and values of running sequences and of kept prefixes together; `queue` is how
         many requests may wait, a fair part of it for each who asks; `prefill_tokens` how many tokens of prompts a step
-        reads beside sequences that decode.
+        reads beside sequences that decode; `step_timeout_s` what a step may take at least (`step_watch`).
 
         Raises PackError, GraphError, and ConfigError where the budget does not hold two blocks of tokens or a number is
         not positive.
@@ -56,13 +60,14 @@ class BatchEngine:
                 f"the cache of keys and values is {cache_budget_bytes} bytes; {BLOCK_TOKENS} tokens of this base take "
                 f"{self._block_bytes}: give it twice that or more"
             )
+        self._watch = StepWatch(step_timeout_s, self._give_up)
         opened = open_rows(self.base, threads=threads)
         self.graph_manifest, self.lays_out_adapters = opened.manifest, opened.lays_out_adapters
         kv_cache = KVCache(shape, rows, min(blocks_of(shape.max_positions), self._budget_blocks))
         self._limit = min(kv_cache.capacity, shape.max_positions)
         self._waiting = FairQueue(queue)
         self._scheduler = Scheduler(
-            RowGraph(opened.session, shape, kv_cache, opened.adapters),
+            RowGraph(opened.session, shape, kv_cache, opened.adapters, self._watch),
             kv_cache,
             rows=rows,
             budget_blocks=self._budget_blocks,
@@ -84,10 +89,16 @@ class BatchEngine:
         """Whether its thread runs and it takes requests."""
         return self._thread.is_alive() and not self._is_closing
 
+    @property
+    def trouble(self) -> str:
+        return self._watch.trouble
+
     def submit(self, request: Request) -> None:
         try:
             sequence = self._sequence(request)
             with self._changed:
+                if self._watch.is_lost:
+                    raise BusyError(self._watch.trouble)
                 if self._is_closing or not self._thread.is_alive():
                     raise BusyError("the server is shutting down; try another one, or again later")
                 if not self._waiting.has_room(request.share):
@@ -124,11 +135,22 @@ class BatchEngine:
         with self._changed:
             self._is_closing = True
             self._changed.notify()
-        deadline = time.monotonic() + timeout_s
-        self._thread.join(timeout_s)
+        if not self._watch.is_lost:
+            self._thread.join(timeout_s)
         with self._changed:
             self._is_over = True
-        self._thread.join(max(deadline + 10 - time.monotonic(), 1))  # a step ends by itself
+        if not self._watch.is_lost:
+            self._thread.join(_LAST_STEP_S)  # a step ends by itself
+        self._watch.close(0)
+        if not self._watch.is_lost:
+            self._thread.join(1)
+
+    def _give_up(self, message: str) -> None:
+        """Tell everybody that a step does not end. Whoever is in the batch keeps what the step may still use."""
+        with self._changed:
+            self._is_closing = True
+            for sequence in [*self._scheduler.sequences, *self._scheduler.preempted, *self._waiting]:
+                sequence.abandon(message)
 
     def _sequence(self, request: Request) -> SequenceState:
         shape, prompt = self.base.shape, request.prompt
@@ -169,6 +191,8 @@ class BatchEngine:
                     self._end_cancelled()
                     self._scheduler.admit(self._waiting)
                 self._scheduler.step()
+                if self._watch.is_lost:
+                    return
             except Exception as error:  # our own bug: whoever is here is told, and the others go on
                 self._scheduler.end_all(failure_message(error))
 

@@ -74,6 +74,11 @@ class TextEngine(Protocol):
         """Whether it takes requests: it is not closing, and its thread runs."""
         ...
 
+    @property
+    def trouble(self) -> str:
+        """A sentence on a step of the model that does not end, or had to be stopped; empty where all is well."""
+        ...
+
     def submit(self, request: Request) -> None:
         """Take a request; its events follow, and one `Finished` ends them.
 

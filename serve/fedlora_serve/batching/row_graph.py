@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from fedlora.errors import GraphError
+from fedlora.errors import FedloraError, GraphError
 from fedlora.family import DecoderShape
 from numpy.typing import NDArray
 
 from fedlora_serve.adapters.loading import LoadedAdapter
 from fedlora_serve.batching.kv_cache import KVCache
 from fedlora_serve.batching.row_adapters import RowAdapters
+from fedlora_serve.step_watch import StepWatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +33,15 @@ class RowGraph:
     """A graph whose rows are independent (`decoder.kernel.onnx`, `decoder.rows.onnx`), with everything in its place."""
 
     def __init__(
-        self, session: ort.InferenceSession, shape: DecoderShape, kv_cache: KVCache, adapters: RowAdapters
+        self,
+        session: ort.InferenceSession,
+        shape: DecoderShape,
+        kv_cache: KVCache,
+        adapters: RowAdapters,
+        watch: StepWatch | None = None,
     ) -> None:
         self._session, self._shape, self._kv_cache = session, shape, kv_cache
+        self._watch = watch or StepWatch()
         self.adapters = adapters
         self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
         self._scores = np.zeros((len(kv_cache.blocks), 1, shape.vocab_size), np.float32)
@@ -42,7 +49,7 @@ class RowGraph:
     def step(self, begin: int, parts: Sequence[Part]) -> NDArray[np.float32]:  # [n, V]
         """Read the parts of the rows from `begin` on; the scores of what follows each, until the next step.
 
-        Those of a row that read nothing mean nothing. Raises GraphError.
+        Those of a row that read nothing mean nothing. Raises GraphError, and what the watch raises.
         """
         new = [len(part.tokens) for part in parts]
         ids = np.zeros((len(parts), max(new)), np.int64)
@@ -59,7 +66,10 @@ class RowGraph:
         for name, value in feeds.items():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(value))
         try:
-            self._session.run_with_iobinding(binding)
+            with self._watch.step(ids.size) as options:
+                self._session.run_with_iobinding(binding, options)
+        except FedloraError:  # the step did not end
+            raise
         except Exception as error:  # the runtime raises its own kinds, which share no base
             raise GraphError(f"ONNX Runtime does not run a step of {len(parts)} rows: {error}; try again") from None
         return self._scores[: len(parts), 0]

@@ -37,7 +37,7 @@ class SequenceState:
         self._answer = AnswerText(request.sampling, tokenizer, self.tokens, stop_token_ids)
         self._sampler = TokenSampler(request.sampling, self.tokens, vocab_size, self._answer.ends)
         self._chosen: list[ChosenToken] = []
-        self._is_heard = True
+        self._is_heard, self._is_abandoned = True, False
 
     @property
     def adapter(self) -> LoadedAdapter | None:
@@ -99,6 +99,11 @@ class SequenceState:
             if self.request.adapter:
                 self.request.adapter.release()
 
+    def abandon(self, message: str) -> None:
+        """Tell the end, and nothing after it, on any thread. Its adapter stays: a step that does not end may read it."""
+        self._tell(Finished(reason="error", completion_tokens=self._completion_tokens, message=message))
+        self._is_abandoned = True
+
     @property
     def _completion_tokens(self) -> int:
         return len(self.tokens) - self._prompt_length + self._answer.is_ended_by_token
@@ -109,6 +114,8 @@ class SequenceState:
             self._chosen.clear()
 
     def _tell(self, event: Event) -> None:
+        if self._is_abandoned:
+            return
         try:
             self.request.on_event(event)
         except Exception:  # a listener's own bug must not end the others' sequences

@@ -11,6 +11,7 @@ from fedlora.base.pack import EMBEDDED, GENERATION_CONFIG
 from fedlora.nearest import check_there
 from fedlora.peft.finding import check_adapter
 
+from fedlora_serve.commands.interrupt import ends_at_once
 from fedlora_serve.local.engine import Engine
 from fedlora_serve.local.generate import generate as generate_text
 from fedlora_serve.text.model_defaults import GENERATION_CONFIG_CHOICES, model_defaults
@@ -96,7 +97,8 @@ def generate(
     check_there(base or model or "", (EMBEDDED,))
     if adapter:
         check_adapter(adapter, otherwise="expected a PEFT directory, a .onnx_adapter file or a hub id")
-    engine = Engine(base or model or "", threads=threads)
+    with ends_at_once():
+        engine = Engine(base or model or "", threads=threads)
     loaded = engine.load_adapter(adapter, allow_unnamed_base=allow_unnamed_base) if adapter else None
     if generation_config == "auto":
         defaults = model_defaults(engine.base)
@@ -106,8 +108,9 @@ def generate(
             click.echo(f"as the model's {GENERATION_CONFIG} says: {told} (--generation-config none)", err=True)
             sampling = replace(sampling, **open_ones)
     pieces = generate_text(engine, prompt, sampling, adapter=loaded)
-    first = next(pieces, "")  # an error comes before the first output
-    click.echo(prompt + first, nl=False)
-    for piece in pieces:
-        click.echo(piece, nl=False)
+    with ends_at_once():
+        first = next(pieces, "")  # an error comes before the first output
+        click.echo(prompt + first, nl=False)
+        for piece in pieces:
+            click.echo(piece, nl=False)
     click.echo()

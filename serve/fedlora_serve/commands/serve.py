@@ -12,6 +12,7 @@ from fedlora.errors import ConfigError
 from fedlora.nearest import check_there
 from fedlora.peft.finding import check_adapter
 
+from fedlora_serve.commands.interrupt import ends_at_once
 from fedlora_serve.http.api.server import bind
 from fedlora_serve.http.api.server import serve as serve_until_stopped
 from fedlora_serve.http.service.config import ADAPTER_DTYPES, ServeConfig, shown_size
@@ -94,7 +95,8 @@ def serve(
     for path in config.adapters.values():
         check_adapter(path)
     with bind(config.host, config.port) as bound:  # a port that is taken tells so before the base is read
-        service = open_service(base, config)
+        with ends_at_once():
+            service = open_service(base, config)
         for line in defaults_lines(service.model_defaults):
             click.echo(line, err=True)
         serve_until_stopped(

@@ -65,9 +65,9 @@ def counted(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> list[tuple[i
     session = embedder._session
 
     class Counted:
-        def run(self, names: list[str], feeds: dict[str, Any]) -> Any:
+        def run(self, names: list[str], feeds: dict[str, Any], options: Any) -> Any:
             sizes.append(feeds["input_ids"].shape)
-            return session.run(names, feeds)
+            return session.run(names, feeds, options)
 
     monkeypatch.setattr(embedder, "_session", Counted())
     return sizes

@@ -25,7 +25,7 @@ class FakeEngine:
         self.max_tokens, self.pause_s, self.most = max_tokens, pause_s, most
         self.requests: list[Request] = []
         self.cancelled: list[Request] = []
-        self.is_closed = False
+        self.is_closed, self.said_trouble = False, ""
         self._lock = threading.Lock()
         self._cancelling: dict[Request, threading.Event] = {}
 
@@ -67,6 +67,10 @@ class FakeEngine:
     @property
     def is_alive(self) -> bool:
         return not self.is_closed
+
+    @property
+    def trouble(self) -> str:
+        return self.said_trouble
 
     @property
     def running(self) -> int:

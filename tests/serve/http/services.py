@@ -27,6 +27,7 @@ from fedlora_serve.http.service.metrics import Metrics
 from fedlora_serve.http.service.state import ServiceState
 from fedlora_serve.http.transport.client_connection import SendLimit
 from fedlora_serve.limits import Limits
+from fedlora_serve.step_watch import StepWatch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
@@ -78,8 +79,10 @@ class FakeEmbedder:
 
     hidden_size, max_tokens = 2, 32
 
+    is_alive, trouble = True, ""
+
     def __init__(self) -> None:
-        self.normalized = True
+        self.normalized, self.watch = True, StepWatch()
 
     def tokens(self, text: str) -> list[int]:
         return list(text.encode())

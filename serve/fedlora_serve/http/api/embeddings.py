@@ -12,6 +12,7 @@ from fastapi import Request, Response
 from numpy.typing import NDArray
 
 from fedlora_serve.embedding import Embedder
+from fedlora_serve.errors import BusyError
 from fedlora_serve.http.api.guarded_route import counted_router, described
 from fedlora_serve.http.protocol.embeddings import Embedding, EmbeddingBody, Embeddings
 from fedlora_serve.http.protocol.envelope import EmbeddingUsage
@@ -21,6 +22,7 @@ from fedlora_serve.http.service.state import ServiceState, caller_of, service_of
 from fedlora_serve.http.transport.client_connection import while_connected
 
 router = counted_router()
+_LOOK_S = 1.0  # at whether the embedder still answers
 
 
 @router.post("/v1/embeddings", response_model=None, responses=described(Embeddings))
@@ -122,7 +124,15 @@ async def _embedded(
     computing = state.one_thread.submit(embed)
     if lease:
         computing.add_done_callback(lambda _: lease.release())
-    return await asyncio.wrap_future(computing)
+    waiting = asyncio.wrap_future(computing)
+    try:
+        while not waiting.done():
+            await asyncio.wait([waiting], timeout=_LOOK_S)
+            if embedder.watch.is_lost and not waiting.done():  # it, or one before it, holds the thread and does not end
+                raise BusyError(embedder.trouble)
+    finally:
+        waiting.cancel()  # where it has not begun
+    return waiting.result()
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:  # [n, H]

@@ -28,9 +28,11 @@ class Health(BaseModel):
 @router.get("/health", responses={503: {"model": Health}})
 async def health(request: Request) -> Response:
     """Whether requests are answered. Needs no key."""
-    engine = service_of(request).engine
-    if engine is not None and not engine.is_alive:
-        told = Health(status="unavailable", message="the service is stopping, or its generator has died")
+    service = service_of(request)
+    engine = service.engine or service.embedder
+    if engine is not None and (engine.trouble or not engine.is_alive):
+        stopped = "the service is stopping, or its generator has died"
+        told = Health(status="unavailable", message=engine.trouble or stopped)
         return JSONResponse(told.model_dump(), 503, {"Retry-After": "5"})
     return JSONResponse(Health(status="ok").model_dump())
 

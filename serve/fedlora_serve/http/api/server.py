@@ -151,5 +151,7 @@ class GracefulServer(uvicorn.Server):
     def _close(self) -> None:
         if self._service.engine is not None:
             self._service.engine.close(self._service.limits.shutdown_timeout_s)
+        if self._service.embedder is not None:
+            self._service.embedder.watch.close(self._service.limits.shutdown_timeout_s)
         if self._service.adapter_folder is not None:
             self._service.adapter_folder.close()

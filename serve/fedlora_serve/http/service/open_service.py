@@ -60,6 +60,7 @@ def _decoder(directory: Path, config: ServeConfig, base_name: str) -> ServiceSta
         cache_budget_bytes=config.cache_bytes,
         queue=config.queue,
         prefill_tokens=config.prefill_tokens,
+        step_timeout_s=config.limits.step_timeout_s,
     )
     if not engine.lays_out_adapters and config.layout != "float32":
         engine.close(0)
@@ -98,7 +99,7 @@ def _encoder(directory: Path, config: ServeConfig, base_name: str) -> ServiceSta
             f"adapter_dtype is {config.layout}, and {directory} is an encoder, which takes float32 alone; leave "
             "--adapter-dtype out"
         )
-    embedder = Embedder(directory, threads=config.threads)
+    embedder = Embedder(directory, threads=config.threads, step_timeout_s=config.limits.step_timeout_s)
     return ServiceState(
         base=embedder.base,
         base_name=base_name,
