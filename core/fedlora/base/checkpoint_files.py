@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fedlora.base.pack import CONFIG, MANIFEST, TOKENIZER, WEIGHTS
+from fedlora.base.pack import CONFIG, MANIFEST, MAX_TEXT_BYTES, TOKENIZER, WEIGHTS
 from fedlora.base.quantized import refuse_quantized
 from fedlora.errors import CheckpointError, MissingExtraError
 from fedlora.files.documents import read_object
 from fedlora.files.file_kind import kind_of
+from fedlora.files.hub import HubError, download, listing, split_revision
 from fedlora.nearest import beside
 
 _SINGLE, _INDEX = WEIGHTS, f"{WEIGHTS}.index.json"
@@ -50,18 +51,27 @@ _OTHER_WEIGHTS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
 )  # fmt: skip
 
 
-def find_checkpoint(source: str) -> Path:
-    """The directory of `source`: a local path, or a hub id, which is downloaded (needs a network)."""
+def find_checkpoint(source: str, revision: str | None = None) -> Path:
+    """The directory of `source`: a local path, or a hub id, which is downloaded (needs a network).
+
+    `revision` is a branch, a tag or a commit of the hub, which may stand in the id too (ID@REVISION); main where none
+    is told. Raises CheckpointError, MissingExtraError.
+    """
     local = Path(source)
     if local.is_dir():
+        if revision is not None:
+            raise CheckpointError(f"{source}: a local directory, which has no revision; leave --revision out")
         return local
     if local.is_file():
         raise CheckpointError(_file_instead(local))
     # A path cannot be a hub id, and nobody who mistyped a path wants a download.
-    if local.exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
+    hub_id, told = split_revision(source)
+    if local.exists() or hub_id.count("/") != 1 or source.startswith((".", "/", "~")):
         more = beside(source)
         raise CheckpointError(f"{source}: no such directory; {_EXPECTED}" + (f"; {more}" if more else ""))
-    return _from_hub(source)
+    if told is not None and revision not in (None, told):
+        raise CheckpointError(f"{source}: the revision {told} in the id, and {revision} beside it; leave one of them")
+    return _from_hub(hub_id, revision or told)
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -107,28 +117,34 @@ def no_tokenizer(directory: Path) -> CheckpointError:
     )
 
 
-def _from_hub(source: str) -> Path:
+def _from_hub(source: str, revision: str | None) -> Path:
     """The snapshot of a model. One that is refused by its configuration or its files is refused before its weights come."""
     try:
-        from huggingface_hub import list_repo_files, snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError
+        texts = download(source, _HUB_TEXTS, revision, _most_bytes)
+        if (texts / CONFIG).is_file():
+            read_config(texts)
+        directory = download(source, _HUB_FILES, revision, _most_bytes)
+        if not any(directory.rglob("*.safetensors")):
+            raise CheckpointError(_no_weights(source, _names_on_hub(source, revision)))
     except ImportError:
         raise MissingExtraError(
             f"{source}: no such directory, and a hub id needs huggingface_hub; pip install 'fedlora[hub]'"
         ) from None
-    try:
-        texts = Path(snapshot_download(source, allow_patterns=_HUB_TEXTS))
-        if (texts / CONFIG).is_file():
-            read_config(texts)
-        directory = Path(snapshot_download(source, allow_patterns=_HUB_FILES))
-        if not any(directory.rglob("*.safetensors")):
-            raise CheckpointError(_no_weights(source, list_repo_files(source)))
-    except (OSError, HfHubHTTPError, ValueError) as error:
+    except HubError as error:
         raise CheckpointError(
-            f"{source}: no local directory, and the hub does not give it: {str(error).splitlines()[0]}; "
-            f"pass a directory with {CONFIG} and {_SINGLE}, or check the id and the network"
+            f"{source}: no local directory, and the hub does not give it: {error}; "
+            f"pass a directory with {CONFIG} and {_SINGLE}, or check the id, the revision and the network"
         ) from None
     return directory
+
+
+def _most_bytes(name: str) -> int | None:
+    return None if name.endswith(".safetensors") else MAX_TEXT_BYTES
+
+
+def _names_on_hub(source: str, revision: str | None) -> list[str]:
+    found = listing(source, revision)
+    return list(found.sizes) if found else []
 
 
 def _file_instead(path: Path) -> str:

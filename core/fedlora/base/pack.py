@@ -55,6 +55,7 @@ class BasePack:
     model: ModelShape
     weights: TensorFile
     scales: str | None = None  # the rule that found them, where the manifest tells it
+    revision: str | None = None  # the commit of the hub that it was packed from, where it was
 
     def matrix(self, module: str) -> QuantizedMatrix:
         """The stored weight of a linear module, the embedding or the head."""
@@ -122,6 +123,7 @@ def open_pack(base: str | Path) -> BasePack:
             model=model,
             weights=weights,
             scales=manifest.get("scales"),
+            revision=manifest.get("revision"),
         )
     except KeyError as error:
         raise PackError(f"{directory / MANIFEST}: {error.args[0]} is missing; pack the model again") from None
@@ -206,18 +208,24 @@ def _what_else(directory: Path) -> str:
 
 
 def fingerprint_of(manifest: Mapping[str, Any]) -> str:
-    """sha256 over the manifest, in canonical JSON, without its fingerprint, the source's name and the rule of the scales:
-    the same weights and texts are the same base, wherever they were packed from and however their scales were found."""
-    content = {key: value for key, value in manifest.items() if key not in ("fingerprint", "source", "scales")}
+    """sha256 over the manifest, in canonical JSON, without its fingerprint, the name and the commit of the source, and the
+    rule of the scales: the same weights and texts are the same base, wherever they were packed from and however their
+    scales were found."""
+    content = {
+        key: value for key, value in manifest.items() if key not in ("fingerprint", "source", "revision", "scales")
+    }
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def manifest_text(source: str, quantization: Quantization, scale_rule: ScaleRule, directory: Path) -> str:
+def manifest_text(
+    source: str, quantization: Quantization, scale_rule: ScaleRule, directory: Path, revision: str | None = None
+) -> str:
     """The base.json of the files in `directory`."""
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "source": source,
+        **({"revision": revision} if revision else {}),
         "quantization": asdict(quantization),
         "scales": scale_rule,
         "files": {file.name: file_digest(file) for file in sorted(directory.iterdir())},

@@ -32,6 +32,7 @@ from fedlora.family.text_embedding import TextEmbedding
 from fedlora.files.atomic import whole_directory
 from fedlora.files.bounded import read_bounded
 from fedlora.files.documents import read_object
+from fedlora.files.hub import commit_of, split_revision
 from fedlora.files.tensor_file import Dtype, TensorPlan, write_tensor_file
 
 _SLICE_ELEMENTS = 1 << 20
@@ -47,11 +48,12 @@ def make_pack(
     quantization: Quantization,
     *,
     scale_rule: ScaleRule = "mse",
+    revision: str | None = None,
     replace: bool = False,
     progress: Callable[[str], None] = lambda tensor: None,
     tell: Callable[[str], None] = lambda sentence: None,
 ) -> None:
-    """Quantize the checkpoint `source` (a directory or a hub id) into the pack `output`.
+    """Quantize the checkpoint `source` (a directory, or a hub id, at `revision`) into the pack `output`.
 
     `output` appears whole or not at all. Peak memory is one quantized tensor and one slice of rows. Calls `progress`
     with the name of each tensor before it is written, and `tell` with what was decided where the checkpoint's files
@@ -60,8 +62,9 @@ def make_pack(
     if scale_rule not in SCALE_RULES:
         raise ConfigError(f"scales must be {' or '.join(SCALE_RULES)}, got {scale_rule}")
     source, output = str(source), Path(output)
-    directory = find_checkpoint(source)
-    name = directory.resolve().name if Path(source).is_dir() else source
+    directory = find_checkpoint(source, revision)
+    name = directory.resolve().name if Path(source).is_dir() else split_revision(source)[0]
+    commit = None if Path(source).is_dir() else commit_of(directory)
     checkpoint = Checkpoint(directory)
     shape = checkpoint.shape
     _check(checkpoint, shape, quantization)
@@ -100,23 +103,23 @@ def make_pack(
                 yield pending.pop(plan.name)
 
         write_tensor_file(aside / WEIGHTS, plans, fill)
-        (aside / MANIFEST).write_text(manifest_text(name, quantization, scale_rule, aside), encoding="utf-8")
+        (aside / MANIFEST).write_text(manifest_text(name, quantization, scale_rule, aside, commit), encoding="utf-8")
 
 
-def largest_block_size(source: str) -> int:
+def largest_block_size(source: str, revision: str | None = None) -> int:
     """The largest block that divides the hidden size of the checkpoint `source`: the fastest one. Raises CheckpointError.
 
     The smallest one where none divides it, which `make_pack` then refuses.
     """
-    directory = find_checkpoint(source)
+    directory = find_checkpoint(source, revision)
     config = read_config(directory)
     hidden = model_shape(config, str(directory / CONFIG)).hidden_size
     return max((block for block in BLOCK_SIZES if hidden % block == 0), default=min(BLOCK_SIZES))
 
 
-def default_bits(source: str) -> int:
+def default_bits(source: str, revision: str | None = None) -> int:
     """8 for an encoder, 4 for a decoder: docs/quantization.md measures what each loses. Raises CheckpointError."""
-    directory = find_checkpoint(source)
+    directory = find_checkpoint(source, revision)
     shape = model_shape(read_config(directory), str(directory / CONFIG))
     return 8 if isinstance(shape, EncoderShape) else 4
 

@@ -15,6 +15,7 @@ from fedlora.errors import ConfigError, UpdateError
 from fedlora.family import HEAD, DecoderShape, EncoderShape
 from fedlora.files.bounded import read_bounded
 from fedlora.files.file_kind import kind_of
+from fedlora.files.hub import commit_of
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.algebra import inner_product
 from fedlora.peft.directory import CONFIG, PeftDirectory, read_peft
@@ -42,6 +43,7 @@ def inspect(path: str) -> None:
         content = read_peft(place)
         base = content.base_fingerprint or f"not recorded ({content.config.get('base_model_name_or_path')})"
         stored: Facts = {"base": base, "stored as": content.dtype}
+        stored |= {"revision": commit} if (commit := commit_of(place)) else {}
         _show(
             f"adapter {place}", _adapter_facts(content.adapter) | stored | _beside_facts(content) | _chat_facts(place)
         )
@@ -91,6 +93,7 @@ def _pack_facts(pack: BasePack) -> Facts:
     stored: Facts = {
         "fingerprint": pack.fingerprint,
         "source": pack.source,
+        **({"revision": pack.revision} if pack.revision else {}),
         "weights": f"{(pack.directory / WEIGHTS).stat().st_size / 1e6:.2f} MB for {parameters / 1e6:.2f} M parameters",
         "quantization": f"{quantization.bits} bits, block {quantization.block_size}, "
         f"{'symmetric' if quantization.symmetric else 'asymmetric'}; embedding {quantization.embedding_bits} bits",

@@ -26,6 +26,7 @@ _LINE_S = 60.0  # between lines of progress where there is no terminal
 @click.command()
 @click.argument("source", type=click.Path())
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The pack's directory.")
+@click.option("--revision", metavar="REV", help="Of a hub id: a branch, a tag or a commit.  [default: main]")
 @click.option(
     "--bits", type=click.Choice(["auto", "4", "8"]), default="auto", show_default=True,
     help="Of the linear weights; auto: 4, and 8 for an encoder.",
@@ -48,6 +49,7 @@ _LINE_S = 60.0  # between lines of progress where there is no terminal
 def pack(
     source: str,
     output: Path,
+    revision: str | None,
     bits: str,
     embedding_bits: str,
     block_size: str,
@@ -56,11 +58,11 @@ def pack(
     force: bool,
 ) -> None:
     """Quantize SOURCE, a Hugging Face checkpoint directory or a hub id, into a base pack."""
-    chosen_bits = default_bits(source) if bits == "auto" else int(bits)
+    chosen_bits = default_bits(source, revision) if bits == "auto" else int(bits)
     quantization = Quantization(
         bits=chosen_bits,
         embedding_bits=int(embedding_bits),
-        block_size=largest_block_size(source) if block_size == "auto" else int(block_size),
+        block_size=largest_block_size(source, revision) if block_size == "auto" else int(block_size),
         symmetric=symmetric,
     )
     console = Console(stderr=True)
@@ -82,6 +84,7 @@ def pack(
             output,
             quantization,
             scale_rule=scale_rule,
+            revision=revision,
             replace=force,
             progress=lambda name: told(f"packing {name}", status),
             tell=lambda sentence: console.print(sentence, highlight=False, soft_wrap=True, markup=False),

@@ -7,35 +7,39 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fedlora.errors import AdapterError, MissingExtraError
+from fedlora.files.hub import HubError, download, split_revision
 from fedlora.nearest import check_there
+from fedlora.peft.configuration import MAX_CONFIG_BYTES
 from fedlora.peft.layout import COMPANIONS, CONFIG, WEIGHTS
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w./-]{1,128})?", re.ASCII)
+MAX_ADAPTER_BYTES, _MAX_COMPANION_BYTES = 8 << 30, 16 << 20
 
 
 def find_adapter(source: str | Path) -> Path:
-    """The path of `source`: what is there is for its reader to see; a hub id, such as someone/some-lora, is downloaded.
+    """The path of `source`: what is there is for its reader to see; a hub id, such as someone/some-lora, is downloaded, of
+    the commit that main is or, as someone/some-lora@REVISION, of another.
 
     Raises AdapterError where the hub does not give it, MissingExtraError without the package that asks it.
     """
-    hub_id, local = str(source), Path(source)
     if not _is_hub_id(source):
-        return local
+        return Path(source)
+    hub_id, revision = split_revision(str(source))
     try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError
+        return download(hub_id, [CONFIG, WEIGHTS, *COMPANIONS], revision, _most_bytes)
     except ImportError:
         raise MissingExtraError(
-            f"{hub_id}: no such file or directory here, and a hub id needs huggingface_hub: pip install 'fedlora[hub]'"
+            f"{source}: no such file or directory here, and a hub id needs huggingface_hub: pip install 'fedlora[hub]'"
         ) from None
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=[CONFIG, WEIGHTS, *COMPANIONS]))
-    except (OSError, HfHubHTTPError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except HubError as error:
         raise AdapterError(
-            f"{hub_id}: no such file or directory here, and the hub does not give it: {reason}; name a "
-            "PEFT directory or a .onnx_adapter file, or check the id and the network"
+            f"{source}: no such file or directory here, and the hub does not give it: {error}; name a "
+            "PEFT directory or a .onnx_adapter file, or check the id, the revision and the network"
         ) from None
+
+
+def _most_bytes(name: str) -> int | None:
+    return {CONFIG: MAX_CONFIG_BYTES, WEIGHTS: MAX_ADAPTER_BYTES}.get(name, _MAX_COMPANION_BYTES)
 
 
 def check_adapter(source: str | Path, known: Iterable[str] = (), otherwise: str = "") -> None:

@@ -9,6 +9,7 @@ import pytest
 from fedlora.base.checkpoint import Checkpoint, find_checkpoint
 from fedlora.base.packing import make_pack
 from fedlora.errors import CheckpointError
+from fedlora.files.hub import Listing
 
 from tests.tiny.checkpoints import llama_config, tiny_quantization, write_checkpoint
 
@@ -92,9 +93,11 @@ class _Hub:
     def __init__(self, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._source, self._target, self.patterns = source, target, []  # type: ignore[var-annotated]
         monkeypatch.setattr("huggingface_hub.snapshot_download", self._download)
-        monkeypatch.setattr("huggingface_hub.list_repo_files", lambda _: [path.name for path in source.iterdir()])
+        sizes = {path.name: path.stat().st_size for path in source.iterdir()}
+        monkeypatch.setattr("fedlora.files.hub._listing", lambda hub_id, revision: Listing("0" * 40, sizes))
 
-    def _download(self, _: str, allow_patterns: list[str]) -> str:
+    def _download(self, _: str, allow_patterns: list[str], revision: str) -> str:
+        assert revision == "0" * 40
         self.patterns += allow_patterns
         self._target.mkdir(exist_ok=True)
         for pattern in allow_patterns:

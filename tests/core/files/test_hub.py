@@ -1,0 +1,163 @@
+"""What is downloaded from the hub is of one commit, which the pack records, and no larger than it may be.
+
+The hub is a small one on this machine, over the interface that huggingface_hub speaks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from fedlora.base.pack import open_pack
+from fedlora.files.hub import HubError, listing, split_revision
+from fedlora.peft.directory import PeftDirectory, write_peft
+
+from tests.tiny.adapters import random_adapter
+from tests.tiny.checkpoints import tiny_pack, write_checkpoint
+
+pytest.importorskip("huggingface_hub")
+FIRST, SECOND = "a" * 40, "b" * 40
+
+
+@contextmanager
+def hub(
+    commits: dict[str, dict[str, bytes]], names: dict[str, str], sizes: dict[str, int]
+) -> Iterator[tuple[str, list[str]]]:
+    """A hub of one repository, {commit: {file: content}}, and what it was asked for; `sizes` are told for the true ones."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            path = unquote(urlsplit(self.path).path)
+            asked.append(path)
+            if match := re.fullmatch(r"/api/models/someone/it(?:/(revision|tree)/([^/]+))?", path):
+                commit = names.get(match[2] or "main", match[2])
+                files = commits.get(commit or "", {})
+                if not files:
+                    self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+                    return
+                told = {name: sizes.get(name, len(content)) for name, content in files.items()}
+                if match[1] == "tree":
+                    tree = [
+                        {"type": "file", "path": name, "size": size, "oid": hashlib.sha1(files[name]).hexdigest()}
+                        for name, size in told.items()
+                    ]
+                    self.answer(200, json.dumps(tree).encode(), {})
+                else:
+                    siblings = [{"rfilename": name, "size": size} for name, size in told.items()]
+                    about = {"id": "someone/it", "sha": commit, "siblings": siblings, "private": False}
+                    self.answer(200, json.dumps(about).encode(), {})
+            elif match := re.fullmatch(r"/someone/it/resolve/([^/]+)/(.+)", path):
+                commit = names.get(match[1], match[1])
+                content = commits.get(commit, {}).get(match[2])
+                if content is None:
+                    self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
+                    return
+                tag = hashlib.sha1(content).hexdigest()
+                self.answer(200, content, {"ETag": f'"{tag}"', "X-Repo-Commit": commit})
+            else:
+                self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+
+        def answer(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(content))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(content)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def fedlora(endpoint: str, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    environment.pop("HF_HUB_OFFLINE", None)
+    command = [sys.executable, "-c", "from fedlora.cli import main; main()", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_a_model_is_packed_from_the_commit_that_a_revision_names_which_the_pack_records(tmp_path: Path) -> None:
+    commits = {
+        FIRST: {**content_of(write_checkpoint(tmp_path / "first")), "pytorch_model.bin": b"pickle"},
+        SECOND: content_of(tmp_path / "first"),
+    }
+    commits[SECOND]["generation_config.json"] = b"{}"
+    names = {"main": SECOND, "v1": FIRST}
+    local = tiny_pack(tmp_path / "local", tmp_path / "first")
+    options = ("--block-size", str(local.quantization.block_size))
+    with hub(commits, names, {}) as (endpoint, asked):
+        made = fedlora(
+            endpoint, tmp_path / "hf", "pack", "someone/it", "-o", str(tmp_path / "p"), "--revision", "v1", *options
+        )
+        assert made.returncode == 0, made.stderr
+        again = fedlora(endpoint, tmp_path / "hf", "pack", "someone/it", "-o", str(tmp_path / "q"), *options)
+        assert again.returncode == 0, again.stderr
+        none = fedlora(endpoint, tmp_path / "hf", "pack", "someone/it@v9", "-o", str(tmp_path / "r"))
+    first, second = open_pack(tmp_path / "p"), open_pack(tmp_path / "q")
+    assert (first.revision, second.revision) == (FIRST, SECOND)
+    assert (first.source, second.source) == ("someone/it", "someone/it")
+    assert first.fingerprint != second.fingerprint
+    assert none.returncode != 0
+    assert "the hub does not give it" in none.stderr
+    assert "Traceback" not in none.stderr
+    resolved = [path for path in asked if "/resolve/" in path]
+    assert not [path for path in resolved if path.endswith(".bin")]
+    assert {path.split("/")[4] for path in resolved} == {FIRST, SECOND}  # by commit, never by a name
+    shown = fedlora("http://127.0.0.1:9", tmp_path / "hf", "inspect", str(tmp_path / "p"))
+    assert FIRST in shown.stdout
+    # The commit says where it came from, not what it is.
+    manifest = json.loads((tmp_path / "p" / "base.json").read_text())
+    del manifest["revision"]
+    (tmp_path / "p" / "base.json").write_text(json.dumps(manifest))
+    assert open_pack(tmp_path / "p").fingerprint == first.fingerprint
+
+
+def test_what_is_too_large_is_refused_before_it_is_downloaded_and_an_adapter_shows_its_commit(tmp_path: Path) -> None:
+    base = tiny_pack(tmp_path / "base", write_checkpoint(tmp_path / "checkpoint"))
+    write_peft(tmp_path / "adapter", PeftDirectory(adapter=random_adapter(base), base_fingerprint=base.fingerprint))
+    commits = {FIRST: content_of(tmp_path / "adapter")}
+    with hub(commits, {"main": FIRST}, {}) as (endpoint, _):
+        shown = fedlora(endpoint, tmp_path / "hf", "inspect", "someone/it@main")
+        assert FIRST in shown.stdout, shown.stderr
+    with hub(commits, {"main": FIRST}, {"adapter_config.json": 1 << 30}) as (endpoint, asked):
+        refused = fedlora(endpoint, tmp_path / "other", "inspect", "someone/it")
+        assert "adapter_config.json has 1073741824 bytes; at most 4194304 are downloaded" in refused.stderr
+        assert not [path for path in asked if "/resolve/" in path]
+    offline = fedlora("http://127.0.0.1:9", tmp_path / "hf", "inspect", "someone/it")  # what was downloaded once
+    assert FIRST in offline.stdout, offline.stderr
+
+
+@pytest.mark.parametrize("revision", ["", "../main", "-x", "a b", "a//b", "x" * 200, "main\n"])
+def test_a_revision_that_cannot_be_is_refused(revision: str) -> None:
+    with pytest.raises(HubError, match="expected a branch, a tag or a commit"):
+        listing("someone/it", revision)
+    assert split_revision("someone/it@refs/pr/1") == ("someone/it", "refs/pr/1")
