@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The folders with code: what is formatted, linted and type-checked.
 CODE := core client server export serve simulations tests benchmarks tools
 
-.PHONY: setup demo test check format integration slow page aarch64 lock audit release clean
+.PHONY: setup demo test check format integration slow page aarch64 fuzz lock audit release clean
 
 setup: $(VENV)/.ready
 
@@ -55,6 +55,11 @@ aarch64: setup
 	  sudo=$$(test "$$(id -u)" = 0 || echo sudo); \
 	  $$sudo apt-get update -qq && $$sudo apt-get install -y -qq qemu-user gcc-aarch64-linux-gnu > /dev/null; }
 	$(BIN)/python -m pytest -m aarch64 tests/aarch64
+
+# Every reader of what strangers send, with what goes too far; findings lie in build/fuzz. FUZZ_MINUTES says how long.
+FUZZ_MINUTES ?= 60
+fuzz: setup
+	nice $(BIN)/python -m tests.fuzz --minutes $(FUZZ_MINUTES)
 
 # locks/*.txt from constraints.txt: the hashes of every file of a release on PyPI, for every system. uv comes with flwr.
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --python-version 3.11 \

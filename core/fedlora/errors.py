@@ -24,9 +24,18 @@
 A message says where, what was expected, what came and what to do next. The command line prints it and exits with 1.
 """
 
+_MOST_CHARACTERS = 4000
+
 
 class FedloraError(Exception):
     """The root: catch this to catch whatever fedlora raises on purpose."""
+
+    def __str__(self) -> str:
+        """The message in one line: what a stranger wrote is shown in it, begins no line and steers no terminal."""
+        message = super().__str__()
+        if len(message) > _MOST_CHARACTERS:
+            message = f"{message[: _MOST_CHARACTERS // 2]} ... {message[-_MOST_CHARACTERS // 2 :]}"
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
 
 
 class ConfigError(FedloraError):

@@ -86,7 +86,7 @@ def plan_of_state(path: Path, identity: str, plan: StepPlan, compute: Compute) -
             micro_batch=int(made["micro_batch"]),
             memory_plan=replace(plan.memory_plan, chunk_rows=int(made["chunk_rows"])),
         )
-    except (FedloraError, ValueError, KeyError, TypeError) as error:
+    except (FedloraError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ConfigError(f"{path}: {_CANNOT}: {error}; {_REMEDY}") from None
 
 

@@ -157,7 +157,7 @@ def _dense(root: Path, folder: str) -> tuple[DenseLayer, Path]:
             in_features=int(config["in_features"]), out_features=int(config["out_features"]),
             biased=bool(config.get("bias", True)), activation=_ACTIVATIONS[name],
         )  # fmt: skip
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(
             f"{root / folder}: not a sound Dense of sentence-transformers: {error!r}; copy it again"
         ) from None

@@ -114,7 +114,7 @@ def read_scenario(path: str | Path) -> RunConfig:
     """Read a scenario's TOML file. A relative `base`, `data.path` or `output` counts from the file. Raises ConfigError."""
     path = Path(path)
     config = RunConfig.from_flat(flattened(read_toml(path)), str(path))
-    source, folder = str(path), path.resolve().parent
+    source, folder = str(path), Path(os.path.realpath(path)).parent
     base, data = config.base, config.data
     if base != EMBEDDED:
         base = _from(folder, base, f"{source}: base")

@@ -14,6 +14,8 @@ from fedlora.files.file_kind import kind_of
 from fedlora.nearest import beside
 
 _MAX_BYTES, _MAX_TOML_BYTES = 1 << 24, 1 << 20
+# tomllib takes the square of a key's parts, in time and memory; no key of ours has more than four.
+_MAX_DOTS, _MAX_DEPTH = 512, 32  # in a line; of tables and lists in one another
 _BYTES_PER_CONTAINER = 32  # at least, of a JSON file: a list takes 56 bytes of memory, and two of the file
 
 
@@ -40,12 +42,28 @@ def read_object(path: Path, error: type[FedloraError], expected: str, *, max_byt
 def read_toml(path: Path) -> dict[str, Any]:
     """Its content. Raises ConfigError, naming the file and what is wrong."""
     try:
-        return tomllib.loads(read_bounded(path, _MAX_TOML_BYTES).decode("utf-8"))
+        content = read_bounded(path, _MAX_TOML_BYTES)
+        for number, line in enumerate(content.splitlines(), 1):
+            if (dots := line.count(b".")) > _MAX_DOTS:
+                raise ConfigError(f"{path}: line {number} has {dots} dots; expected a key of a few parts: shorten it")
+        values = tomllib.loads(content.decode("utf-8"))
     except OSError as error:
         more = beside(path)
         raise ConfigError(f"{path}: cannot be read: {error.strerror}" + (f"; {more}" if more else "")) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of 5000 digits is a bare ValueError
         raise ConfigError(f"{path}: not TOML: {error}; write that line as TOML has it") from None
+    if _is_deep(values):
+        raise ConfigError(f"{path}: tables or lists within one another more than {_MAX_DEPTH} deep; take some away")
+    return values
+
+
+def _is_deep(values: dict[str, Any]) -> bool:
+    """Whether something lies deeper than all who read it go; without recursion, for it may be deep indeed."""
+    level: list[Any] = [values]
+    for _ in range(_MAX_DEPTH):
+        inner = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [value for some in inner for value in some if isinstance(value, (dict, list))]
+    return bool(level)
 
 
 def flattened(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,7 +16,8 @@ from fedlora.errors import BundleError
 
 CURVES = {"nistp256": 65, "nistp384": 97, "nistp521": 133}  # bytes of an uncompressed point
 MAX_CERTIFICATES = 8
-_PEM = re.compile(r"-----BEGIN ([A-Z0-9 ]{1,40})-----\s+([A-Za-z0-9+/=\s]+?)\s*-----END \1-----\s*")
+# Nothing is given back (*+): spaces that could be read in several ways would take the cube of their number.
+_PEM = re.compile(r"-----BEGIN ([A-Z0-9 ]{1,40})-----(?=\s)([A-Za-z0-9+/=\s]*+)-----END \1-----\s*+")
 _OPENSSH = "OPENSSH PRIVATE KEY"
 _MAGIC = b"openssh-key-v1\0"
 

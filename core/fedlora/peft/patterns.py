@@ -10,8 +10,10 @@ from fedlora.errors import ConfigError
 from fedlora.peft.name_pattern import NamePattern
 
 _MAX_EXPRESSIONS = 16  # in a pattern, beside plain names
-# A name, with its dots escaped or not: it has nothing to repeat, and Python's matcher takes no time.
-_PLAIN = re.compile(r"\^?(?:\w|-|\\?[.-])*\$?")
+_MAX_NAMES = 4096  # in a pattern; each is compiled, and tried on every module
+# A name, with its dots escaped or not: it has nothing to repeat, and Python's matcher takes no time. Neither does this: a
+# letter can be read in one way only, and none is given back.
+_PLAIN = re.compile(r"\^?(?:[\w.-]|\\[.-])*+\$?")
 
 
 def by_module(pattern: Mapping[str, Any], modules: Iterable[str]) -> dict[str, Any]:
@@ -19,6 +21,10 @@ def by_module(pattern: Mapping[str, Any], modules: Iterable[str]) -> dict[str, A
 
     Raises ConfigError for an expression that is not understood.
     """
+    if len(pattern) > _MAX_NAMES:
+        raise ConfigError(
+            f"a pattern has {len(pattern)} names; at most {_MAX_NAMES} are read: take out what names no module"
+        )
     matchers: list[tuple[Callable[[str], bool], Any]] = []
     expressions = 0
     for key, value in pattern.items():

@@ -8,6 +8,7 @@ held for the bookkeeping only, never while a file is read or hashed.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -67,7 +68,7 @@ class AdapterStore:
         check_adapter_name(name)
         with self._lock:
             self._check_place(name, replace)
-        source = Path(path).resolve()  # a link may show elsewhere when this version is read again
+        source = Path(os.path.realpath(path))  # a link may show elsewhere when this version is read again
         read = self._read(source)
         with self._lock:
             self._check_place(name, replace)

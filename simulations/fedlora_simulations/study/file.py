@@ -46,6 +46,9 @@ _AXES = {
 _KEYS = ("name", "methods", "variants", "settings", "seeds", "tuning", "scenario", "long")
 
 
+_MOST = 1 << 53  # of a number: TOML's integers have no end in Python
+
+
 def read_study(path: Path | str, *, long: bool = False) -> Study:
     """Read a study's TOML file. Raises ConfigError, with the place, for whatever could not be run."""
     path = Path(path)
@@ -123,6 +126,8 @@ def _list(
     value = content.get(key, [])
     kinds = kind if isinstance(kind, tuple) else (kind,)
     sound = isinstance(value, list) and all(type(one) in kinds for one in value) and (value or not needed)
+    if sound and any(type(one) is int and abs(one) > _MOST for one in value):
+        raise ConfigError(f"{where}: {key} has a number beyond 2^53, which is not kept exactly; take a smaller one")
     if not sound or len(set(value)) < len(value):
         names = " or ".join(kind.__name__ for kind in kinds)
         raise ConfigError(f"{where}: {key} must be a list of {names}, each once, got {value!r}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from fedlora.errors import ConfigError
 
 RESULTS = "results.jsonl"
 _BOUND = "aggregation.max_weight"
+_MOST = 1e300  # of a number in a result: JSON's integers have no end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,22 @@ class Result:
     config: dict[str, Any] = field(default_factory=dict)
 
 
+def _wrong_field(result: Result) -> str:
+    """The first field whose value is of another kind than its own; "" where all are sound."""
+    for each in fields(result):
+        value, kind = getattr(result, each.name), str(each.type)
+        if each.name in ("excluded", "config"):
+            sound = isinstance(value, dict)
+        elif kind == "str":
+            sound = isinstance(value, str)
+        else:
+            is_number = type(value) is int or (type(value) is float and math.isfinite(value))
+            sound = (is_number and abs(value) < _MOST) or (value is None and "None" in kind)
+        if not sound:
+            return each.name
+    return ""
+
+
 class Results:
     """The results of one study; the last line of a run counts."""
 
@@ -56,7 +74,9 @@ class Results:
                 break
             try:
                 result = Result(**json.loads(line))
-            except (ValueError, TypeError) as error:
+                if wrong := _wrong_field(result):
+                    raise TypeError(f"{wrong} is {getattr(result, wrong)!r:.60}")
+            except (ValueError, TypeError, RecursionError) as error:
                 raise ConfigError(
                     f"{self.path}: line {number}: not a result of a study: {error}; remove it, or name another directory"
                 ) from None

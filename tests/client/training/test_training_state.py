@@ -215,6 +215,15 @@ DAMAGES: dict[str, Callable[[Content], Content]] = {
     "a best A without a best B": lambda content: (
         {**content[0], "lora_A": np.concatenate((content[0]["lora_A"], content[0]["lora_A"][:1]))}, content[1]
     ),
+    "circumstances without end": lambda content: (content[0], {**content[1], "circumstances": "[" * 100_000}),
+    "an endless micro-batch": lambda content: (
+        content[0],
+        {
+            **content[1],
+            "circumstances": json.dumps({**json.loads(content[1]["circumstances"]), "micro_batch": float("inf")}),
+        },
+    ),
+    "progress without end": lambda content: (content[0], {**content[1], "progress": "[" * 100_000}),
     "no progress": lambda content: (content[0], {k: v for k, v in content[1].items() if k != "progress"}),
     "progress that is no JSON": lambda content: (content[0], {**content[1], "progress": "{"}),
     "progress that is a list": lambda content: (content[0], {**content[1], "progress": "[1]"}),

@@ -184,6 +184,15 @@ def test_a_dense_layer_without_safetensors_is_refused_with_how_to_save_it(direct
         Checkpoint(directory)
 
 
+@pytest.mark.parametrize("size", ["1e999", "-1e999", "NaN", '"eight"', "[8]", "null"])
+def test_a_dense_layer_whose_size_is_no_number_is_refused(directory: Path, size: str) -> None:
+    write_modules(directory, dense=[(64, 8, "torch.nn.Tanh", True)])
+    config = directory / "2_Dense" / "config.json"
+    config.write_text(config.read_text().replace('"out_features": 8', f'"out_features": {size}'), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="2_Dense: not a sound Dense"):
+        Checkpoint(directory)
+
+
 def test_a_decoder_with_modules_is_packed_and_it_is_told_that_it_gives_no_embeddings(tmp_path: Path) -> None:
     directory = write_checkpoint(tmp_path / "decoder")
     write_modules(directory, pooling={"pooling_mode": "lasttoken"})

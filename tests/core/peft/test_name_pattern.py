@@ -165,3 +165,17 @@ def test_the_modules_without_a_target_are_those_that_peft_would_leave_alone(conf
     # The configuration as its file has it: lists, where PEFT holds sets.
     expected = [name for name in NAMES if not check_target_module_exists(theirs, name)]
     assert untargeted(config, NAMES) == expected
+
+
+@pytest.mark.parametrize("key", ["-" * 60 + "!", "\\-" * 60 + "!", "a-" * 60 + "!", "-" * 200_000])
+def test_a_name_takes_no_time_whatever_its_letters_are(key: str) -> None:
+    """Hyphens that could be read in two ways took twice as long with each: forty of them were for ever."""
+    try:
+        assert by_module({key: 1}, ["model.layers.0.self_attn.q_proj"]) == {}
+    except ConfigError:
+        assert "!" in key
+
+
+def test_a_pattern_of_very_many_names_is_refused_before_they_are_compiled() -> None:
+    with pytest.raises(ConfigError, match="a pattern has 50000 names; at most 4096 are read"):
+        by_module({f"q_proj{number}": 1 for number in range(50_000)}, ["q_proj"])

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -145,6 +146,7 @@ WRONG = {
     "seed of the tuning": (("seed = 1", "seed = 7"), r"tuning\.seed must be one of 1, 2, got 7"),
     "no seeds": (("[1, 2]", "[]"), "seeds must be a list of int, each once"),
     "the same seed twice": (("[1, 2]", "[1, 1]"), "seeds must be a list of int, each once"),
+    "endless learning rate": (("0.1]", "1" + "0" * 400 + "]"), r"tuning: lr has a number beyond 2\^53"),
     "learning rate that is none": (("0.1]", '"0.1"]'), "tuning: lr must be a list of int or float"),
     "learning rate out of range": (("0.1]", "2.0]"), r"seeds and tuning: train\.lr must be between 0 and 1"),
     "no scenario": (("[scenario]", "[other]"), "unknown key other"),
@@ -222,6 +224,32 @@ def test_half_a_line_that_a_killed_run_left_is_written_over(study: Study, tmp_pa
 def test_a_file_of_other_results_is_refused_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "results.jsonl").write_text('{"loss": 1}\n', encoding="utf-8")
     with pytest.raises(ConfigError, match=r"results\.jsonl: line 1: not a result of a study"):
+        Results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"loss": "none"}, "loss is 'none'"),
+        ({"loss": 10**400}, "loss is 1"),
+        ({"excluded": [1]}, "excluded is"),
+        ({"row": None}, "row is None"),
+        ({"config": [[[]]] * 3}, "config is"),
+    ],
+)
+def test_a_result_of_another_kind_of_value_is_refused_with_its_line(
+    tmp_path: Path, changed: dict[str, Any], said: str
+) -> None:
+    sound = {"digest": "d", "row": "svd", "setting": "x", "seed": 1, "lr": 0.1, "loss": 1.0}
+    lines = f"{json.dumps(sound)}\n{json.dumps(sound | changed)}\n"
+    (tmp_path / "results.jsonl").write_text(lines, encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"results\.jsonl: line 2: not a result of a study: {said}"):
+        Results(tmp_path)
+
+
+def test_a_result_that_is_nested_without_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "results.jsonl").write_text("[" * 100_000 + "\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="line 1: not a result of a study"):
         Results(tmp_path)
 
 

@@ -130,7 +130,7 @@ def read_config(
 
     Raises ConfigError, naming the file and the key.
     """
-    where, folder = str(path or _NO_FILE), path.resolve().parent if path else Path()
+    where, folder = str(path or _NO_FILE), Path(os.path.realpath(path)).parent if path else Path()
     values = _validated(read_toml(path), where, folder) if path else {}
     admin = {source: values.pop(name) for name, source in _ADMIN.items() if name in values}
     inline = {source for entry in values.get("keys", ()) for source in entry}

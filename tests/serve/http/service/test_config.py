@@ -214,3 +214,9 @@ def test_a_key_in_a_configuration_that_others_may_read_is_taken_with_a_warning(
     (tmp_path / "serve.toml").chmod(0o644)
     read(tmp_path, f"[[keys]]\nname = 'a'\nkey_sha256 = '{key_digest(KEY).hex()}'")
     assert caplog.text == ""
+
+
+def test_a_file_that_is_a_link_to_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "serve.toml").symlink_to("serve.toml")
+    with pytest.raises(ConfigError, match=r"serve\.toml: cannot be read"):
+        read_config(tmp_path / "serve.toml", {}, {})
