@@ -19,7 +19,13 @@ def read(folder: Path, text: str) -> FleetSettings:
 
 @pytest.mark.parametrize("host", ["fleet.example.org", "10.0.0.7", "2001:db8::7", "localhost"])
 def test_settings_are_read_as_they_were_written(tmp_path: Path, host: str) -> None:
-    run: dict[str, Scalar] = {"name": "fleet", "data.name": "files", "server.rounds": 3, "train.lr": 0.001, "server.evaluate": False}
+    run: dict[str, Scalar] = {
+        "name": "fleet",
+        "data.name": "files",
+        "server.rounds": 3,
+        "train.lr": 0.001,
+        "server.evaluate": False,
+    }
     made = FleetSettings(folder=tmp_path, host=host, names=("other", "::1"), port=1234, listen_port=1235, run=run)
     assert read(tmp_path, settings_text(made)) == made
 
