@@ -12,7 +12,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedlora_server.fleet.enrolled_grid import EnrolledGrid
-from fedlora_server.fleet.roll import roll_of_environment
+from fedlora_server.fleet.roll import MARK, roll_of_environment
 from fedlora_server.rounds import Rounds
 from fedlora_server.run.run_directory import as_it_began, default_output, open_run
 
@@ -22,8 +22,9 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the rounds that the run configuration describes, or, with `server.resume`, those that are left of them."""
+    roll = roll_of_environment()
     if not logging.getLogger("fedlora").handlers:  # Flower shows what its ServerApp process prints
-        logging.basicConfig(format="%(message)s")
+        logging.basicConfig(format=("" if roll is None else MARK) + "%(message)s")
         logging.getLogger("fedlora").setLevel(logging.INFO)
     config = RunConfig.from_flat(context.run_config, "run configuration")
     run = f"{context.run_id:016x}"
@@ -35,7 +36,6 @@ def main(grid: Grid, context: Context) -> None:
     output = Path(config.output) if config.output else default_output(config.name, run)
     if config.server.resume:
         config = as_it_began(config, output)
-    roll = roll_of_environment()
     rounds = Rounds(grid if roll is None else EnrolledGrid(grid, roll), config, base)
     with open_run(output, config, base, run) as directory:
         rounds.run(directory)

@@ -10,6 +10,7 @@ from fedlora.errors import ConfigError
 from fedlora_server.fleet.devices import read_devices
 
 VARIABLE = "FEDLORA_FLEET"  # in a ServerApp's environment: the fleet's devices.json
+MARK = "fedlora: "  # before a line of the ServerApp that is for whoever runs the fleet, among those of Flower
 
 
 class Roll:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 
 from fedlora.errors import RunError
 
 from fedlora_server.fleet.control import control_of
+from fedlora_server.fleet.roll import MARK
 from fedlora_server.fleet.settings import FleetSettings
 
 _AGAIN_S = 2.0
 
 
-class RunLog:
-    """Follows one run at a time. `on_line` gets its lines, from another thread."""
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_ERROR = re.compile(r"^fedlora[\w.]*\.(\w+Error): (.*)")  # the last line of a traceback
 
-    def __init__(self, settings: FleetSettings, on_line: Callable[[str], None]) -> None:
-        self._settings, self._on_line = settings, on_line
+
+class RunLog:
+    """Follows one run at a time, from another thread: `keep` gets all lines, and `tell` those of ours."""
+
+    def __init__(self, settings: FleetSettings, tell: Callable[[str], None], keep: Callable[[str], None]) -> None:
+        self._settings, self._tell, self._keep = settings, tell, keep
+        self.error = ""  # what the ServerApp said last before it failed
         self._run = 0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -36,6 +43,13 @@ class RunLog:
             self._thread.join(timeout_s)
         self._stop.set()
 
+    def _hear(self, line: str) -> None:
+        self._keep(line)
+        if line.startswith(MARK):
+            self._tell(line.removeprefix(MARK))
+        elif found := _ERROR.match(line):
+            self.error = found[2]
+
     def _read(self, run: int, stop: threading.Event) -> None:
         after, rest = 0.0, ""
         while not stop.is_set():
@@ -47,7 +61,7 @@ class RunLog:
                         *lines, rest = (rest + text).split("\n")
                         after = max(after, stamp)
                         for line in lines:
-                            self._on_line(line)
+                            self._hear(_COLOUR.sub("", line))
                 return  # the run is over
             except RunError:
                 stop.wait(_AGAIN_S)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from fedlora.config.run import RunConfig
 from fedlora.errors import RunError
@@ -20,13 +21,20 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 60.0
 _GONE_S = 5.0  # without a ServerApp, a run that is running has lost it
 
 
+class Told(Protocol):
+    """What the ServerApp said."""
+
+    error: str
+
+
 class RunWatch:
     """One run. `tell` gets a line for the operator."""
 
     def __init__(
-        self, current: CurrentRun, path: Path, control: Control, digest: str, tell: Callable[[str], None]
+        self, current: CurrentRun, path: Path, control: Control, digest: str, tell: Callable[[str], None], log: Told
     ) -> None:
         self.current, self._path, self._control, self._digest, self._tell = current, path, control, digest, tell
+        self._log = log
         self._failures, self._committed, self._next = 0, last_round(Path(current.output)), 0.0
         self._was_there = False
         self._gone_since = 0.0
@@ -46,6 +54,7 @@ class RunWatch:
         run = self._control.start_run(APP, self._digest, changes)
         self._put(replace(self.current, flower_run=run, state=RUNNING))
         self._was_there, self._gone_since = False, 0.0
+        self._log.error = ""
         what = f"goes on after round {last_round(output)}" if goes_on else "begins"
         self._tell(f"run {run} {what}: {output}")
 
@@ -89,11 +98,12 @@ class RunWatch:
         committed = last_round(Path(self.current.output))
         self._failures = 1 if committed > self._committed else self._failures + 1
         self._committed = committed
+        why = f"{why}: {self._log.error}" if self._log.error else why
         if self._failures >= MOST_FAILURES:
             self._put(replace(self.current, state=FAILED))
             raise RunError(
                 f"run {self.current.flower_run}: {why}, {self._failures} times in a row without a new round; the adapter "
-                f"of round {committed} stands; mend what logs/superexec.log says, then go on: fedlora server run"
+                f"of round {committed} stands; see logs/run.log, mend what it says, then go on: fedlora server run"
             )
         pause = min(FIRST_PAUSE_S * 2 ** (self._failures - 1), LONGEST_PAUSE_S)
         self._tell(f"run {self.current.flower_run}: {why}; it goes on after round {committed} in {pause:g} s")

@@ -43,7 +43,6 @@ _TICK_S, _LOOK_S, _LAST_LINES_S = 0.5, 2.0, 5.0
 _LOG_BYTES, _LOGS = 4 << 20, 3
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _ACCESS = re.compile(r'"[A-Z]+ /\S* HTTP/[0-9.]+" 2\d\d')  # a request that went well
-_OF_FLOWER = re.compile(r"^\s*$|^(DEBUG|INFO|WARN|WARNING|ERROR)\s*:|^\[flwr-|^ServerApp finished")
 _CALL = re.compile(r"ControlServicer\.\w+\s*$")  # our own questions
 
 Tell = Callable[[str], None]
@@ -70,7 +69,7 @@ def serve_fleet(settings: FleetSettings, changes: Sequence[str], tell: Tell, *, 
         environment = commands.environment(settings)
         superlink = Child("superlink", commands.superlink(settings), environment, _logged(settings, "superlink"))
         superexec = Child("superexec", commands.superexec(settings), environment, _logged(settings, "superexec"))
-        log = RunLog(settings, _told(tell, _logged(settings, "run")))
+        log = RunLog(settings, tell, _logged(settings, "run"))
         try:
             superlink.start()
             _wait(settings, superlink, stop)
@@ -81,7 +80,7 @@ def serve_fleet(settings: FleetSettings, changes: Sequence[str], tell: Tell, *, 
                     register_all(control, devices)
                 tell(f"SuperLink answers at {settings.control}; {len(devices.current)} devices are enrolled")
                 superexec.start()
-                watch = RunWatch(current, settings.at("run.json"), control, app.digest, tell)
+                watch = RunWatch(current, settings.at("run.json"), control, app.digest, tell, log)
                 watch.begin()
                 _keep(settings, superlink, superexec, watch, log, stop, tell)
                 log.end(_LAST_LINES_S if watch.is_over else 0.0)
@@ -118,18 +117,6 @@ def _keep(
                 if watch.current.state == FAILED or is_up(settings):
                     raise
                 tell(str(error))
-
-
-def _told(tell: Tell, log: Tell) -> Tell:
-    """What takes the lines of a ServerApp: all into the log, and what is ours to whoever watches."""
-
-    def on_line(line: str) -> None:
-        plain = _COLOUR.sub("", line)
-        log(plain)
-        if not _OF_FLOWER.match(plain):
-            tell(plain)
-
-    return on_line
 
 
 def _wait(settings: FleetSettings, superlink: Child, stop: threading.Event) -> None:

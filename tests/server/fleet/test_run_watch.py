@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,7 +51,7 @@ def current(tmp_path: Path) -> CurrentRun:
 
 @pytest.fixture
 def watch(tmp_path: Path, control: FakeControl, current: CurrentRun) -> RunWatch:
-    made = RunWatch(current, tmp_path / "run.json", control, "digest", lambda line: None)  # type: ignore[arg-type]
+    made = RunWatch(current, tmp_path / "run.json", control, "digest", lambda line: None, SimpleNamespace(error=""))  # type: ignore[arg-type]
     made.begin()
     return made
 
@@ -128,7 +130,7 @@ def test_a_server_that_comes_back_ends_what_flower_still_has_of_the_run(
 ) -> None:
     again = read_current(tmp_path / "run.json")
     assert again is not None
-    RunWatch(again, tmp_path / "run.json", control, "digest", lambda line: None).begin()  # type: ignore[arg-type]
+    RunWatch(again, tmp_path / "run.json", control, "digest", lambda line: None, SimpleNamespace(error="")).begin()  # type: ignore[arg-type]
     assert control.stopped == [1]
     assert [config["output"] for config in control.started] == [watch.current.output] * 2
 
@@ -138,8 +140,6 @@ def test_a_run_goes_on_under_what_changes_no_result_and_no_other(tmp_path: Path,
     assert with_config(current, changed(config, ["seed=2"])).config["seed"] == 2  # it has not begun
     output = Path(current.output)
     output.mkdir(parents=True)
-    import json
-
     (output / "config.json").write_text(json.dumps(config.flat()))
     assert with_config(current, changed(config, ["server.min_devices=5"])).config["server.min_devices"] == 5
     with pytest.raises(ConfigError, match=r"seed is 1 there, 2 here.*--new"):
