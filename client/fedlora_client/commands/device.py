@@ -36,7 +36,11 @@ def device() -> None:
 @_config_option
 @click.option("--only", type=click.Choice(["trainer", "link", "serve"]), help="One of its processes alone.")
 @click.option("--serve", is_flag=True, help="Put committed adapters into use, as [serve] says.")
-def run(path: Path | None, only: Part | None, serve: bool) -> None:
+@click.option(
+    "--state", type=click.Path(path_type=Path), metavar="DIR",
+    help="Where --only link or serve keeps its files, where another user runs it.  [default: device.state]",
+)  # fmt: skip
+def run(path: Path | None, only: Part | None, serve: bool, state: Path | None) -> None:
     """Run the device until it is stopped: its trainer, its link to the server, and what [serve] says.
 
     The trainer owns base, data and policy, and needs no network. The link is Flower's SuperNode, and sees no data. What
@@ -45,6 +49,10 @@ def run(path: Path | None, only: Part | None, serve: bool) -> None:
     config = _read(path)
     if serve and not config.serve.is_used:
         raise ConfigError(f"{config.path}: --serve: set serve.model, serve.url or serve.on_commit there")
+    if state and only in (None, "trainer"):
+        raise ConfigError(
+            "--state is for --only link and --only serve; the trainer's folder is device.state in device.toml"
+        )
     if only == "trainer":
         from fedlora_client.supervision.trainer import run_trainer
 
@@ -53,7 +61,7 @@ def run(path: Path | None, only: Part | None, serve: bool) -> None:
     from fedlora_client.supervision.run import run_device
 
     parts: tuple[Part, ...] = ("trainer", "link", "serve") if config.serve.is_used else ("trainer", "link")
-    run_device(config, (only,) if only else parts)
+    run_device(config.with_state(state) if state else config, (only,) if only else parts)
 
 
 @device.command()
@@ -78,11 +86,27 @@ def check(path: Path | None, length: int, rank: int) -> None:
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="A file, a folder, or an SQLite database.")
 @click.option("--query", default="", metavar="SELECT", help="What is learned of a database.")
 @click.option("--name", default="", help="Another name than the bundle's.")
-def join(bundle: Path, folder: Path | None, base: str, data: Path, query: str, name: str) -> None:
+@click.option("--system", "is_system", is_flag=True, help="As a service of the system, for `fedlora device units`.")
+def join(bundle: Path, folder: Path | None, base: str, data: Path, query: str, name: str, is_system: bool) -> None:
     """Make this a device of the fleet that gave BUNDLE: write device.toml, its key and the fleet's certificate."""
     from fedlora_client.service.joining import join as join_fleet
+    from fedlora_client.service.system import FOLDER as SYSTEM_FOLDER
 
-    click.echo(join_fleet(bundle, folder or home(), base=base, data=data, query=query, name=name))
+    folder = folder or (SYSTEM_FOLDER if is_system else home())
+    click.echo(join_fleet(bundle, folder, base=base, data=data, query=query, name=name, is_system=is_system))
+
+
+@device.command()
+@_config_option
+@click.option("--dir", "folder", type=click.Path(path_type=Path), default="/etc/systemd/system", show_default=True)
+@click.option("--users-dir", type=click.Path(path_type=Path), default="/etc/sysusers.d", show_default=True)
+def units(path: Path | None, folder: Path, users_dir: Path) -> None:
+    """Write systemd's units: a trainer without network, and a link without data, each with a user of its own."""
+    from fedlora_client.service.system import FOLDER as SYSTEM_FOLDER
+    from fedlora_client.service.system import write_system
+
+    for line in write_system(read_device(path or SYSTEM_FOLDER / FILE), folder, users_dir):
+        click.echo(line)
 
 
 @device.command()

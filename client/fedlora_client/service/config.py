@@ -124,6 +124,10 @@ class DeviceConfig:
     def state(self) -> Path:
         return Path(self.device.state)
 
+    def with_state(self, folder: Path) -> DeviceConfig:
+        """The same device with another folder for what is remembered."""
+        return replace(self, device=replace(self.device, state=str(folder.absolute())))
+
     @property
     def withdrawn(self) -> Path:
         return self.state / "withdrawn.jsonl"

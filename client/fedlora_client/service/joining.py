@@ -14,6 +14,7 @@ from fedlora.fleet.bundle import Bundle, read_bundle
 from fedlora.fleet.names import check_device_name
 
 from fedlora_client.service.config import FILE
+from fedlora_client.service.system import GROUP, SOCKET, STATE
 
 KEY, PUBLIC, AUTHORITY, TRUSTED = "device.key", "device.key.pub", "fleet.crt", "trusted.yaml"
 
@@ -52,9 +53,13 @@ def join(
     data: Path,
     query: str = "",
     name: str = "",
+    is_system: bool = False,
     now: datetime | None = None,
 ) -> Path:
-    """Write a device's folder from a bundle; returns its `device.toml`. Raises FedloraError, with nothing written."""
+    """Write a device's folder from a bundle; returns its `device.toml`. Raises FedloraError, with nothing written.
+
+    That of a system's service says where systemd's units have their files.
+    """
     bundle = read_bundle(bundle_path)
     if bundle.is_expired(now or datetime.now(UTC)):
         raise BundleError(
@@ -74,14 +79,16 @@ def join(
             "--base the pack that the fleet trains"
         )
     private = _private_key(bundle, folder)
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o755 if is_system else 0o700)
     if private is not None:
         _write(folder / KEY, private, is_private=True)
         _write(folder / PUBLIC, bundle.public_key + "\n")
     _write(folder / AUTHORITY, bundle.ca_certificate)
     if bundle.trusted_entities:
         _write(folder / TRUSTED, _yaml(bundle.trusted_entities))
-    text = _toml(bundle, device_name, base if base == EMBEDDED else str(Path(base).absolute()), data.absolute(), query)
+    text = _toml(
+        bundle, device_name, base if base == EMBEDDED else str(Path(base).absolute()), data.absolute(), query, is_system
+    )
     _write(path, text)
     return path
 
@@ -102,11 +109,12 @@ def _private_key(bundle: Bundle, folder: Path) -> str | None:
     return None
 
 
-def _toml(bundle: Bundle, name: str, base: str, data: Path, query: str) -> str:
+def _toml(bundle: Bundle, name: str, base: str, data: Path, query: str, is_system: bool) -> str:
     trusted = f"trusted_entities = {json.dumps(TRUSTED)}\n" if bundle.trusted_entities else ""
+    places = f'state = "{STATE}"\nsocket = "{SOCKET}"\ngroup = "{GROUP}"\n' if is_system else ""
     asked = f"query = {json.dumps(query)}\n" if query else ""
     return (
-        f"[device]\nname = {json.dumps(name)}\nbase = {json.dumps(base)}\n\n"
+        f"[device]\nname = {json.dumps(name)}\nbase = {json.dumps(base)}\n{places}\n"
         f"[data]\nsource = {json.dumps(str(data))}\n{asked}\n"
         f"[server]\nsuperlink = {json.dumps(bundle.superlink)}\ncertificates = {json.dumps(AUTHORITY)}\n"
         f"key = {json.dumps(KEY)}\n{trusted}\n"

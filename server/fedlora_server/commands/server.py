@@ -177,6 +177,18 @@ def status(folder: Path, as_json: bool) -> None:
     click.echo(json.dumps(found.as_json(), indent=2) if as_json else "\n".join(status_lines(found)))
 
 
+@server.command()
+@_FOLDER
+@click.option("--units-dir", type=click.Path(path_type=Path), default="/etc/systemd/system", show_default=True)
+@click.option("--users-dir", type=click.Path(path_type=Path), default="/etc/sysusers.d", show_default=True)
+def units(folder: Path, units_dir: Path, users_dir: Path) -> None:
+    """Write systemd's unit for this server, and the user that it runs as."""
+    from fedlora_server.fleet.system import write_system
+
+    for line in write_system(_settings(folder), units_dir, users_dir):
+        click.echo(line)
+
+
 def _settings(folder: Path) -> FleetSettings:
     from fedlora_server.fleet.settings import read_settings
 
