@@ -47,8 +47,8 @@ ROOMS = {
         "supervision", "app", "commands",
     ),
     "fedlora_server": (
-        "bounded_pull", "exchange", "checks", "copies", "means", "methods", "aggregation", "run", "fleet", "rounds",
-        "app", "commands",
+        "bounded_pull", "exchange", "device_names", "checks", "copies", "stopwatch", "means", "methods", "aggregation",
+        "run", "fleet", "intake", "leader", "buffered_rounds", "rounds", "app", "commands",
     ),
     "fedlora_export": (
         "onnx_model", "adapter_export", "genai", "checks", "export", "merge", "commands",

@@ -84,12 +84,13 @@ class Device:
         windows = self.train_windows()
         if end := unlearnable_end(self.model, windows):
             warn_once(end)
-        generator = np.random.default_rng([self.config.seed, server_round, zlib.crc32(self.name.encode())])
+        own = [self.config.seed, server_round, zlib.crc32(self.name.encode())]
+        generator = np.random.default_rng([*own, task.again] if task.again else own)
         steps, rounds = self.config.train.steps, self.config.server.rounds
         span = Span((server_round - 1) * steps, rounds * steps)
         result = train(
             self.model, adapter, windows, self.config.train, generator,
-            span=span, saving=self._saving(server_round), trains=task.trains, frozen=frozen,
+            span=span, saving=self._saving(server_round, task.again), trains=task.trains, frozen=frozen,
         )  # fmt: skip
         if kept:
             kept.keep(result.adapter, server_round)
@@ -183,12 +184,13 @@ class Device:
         whose = (self.name, data, place, self.model.base.fingerprint, self.config.name, self.config.seed)
         return KeptFactors(folder=self._state_path, factor=task.keeps, whose=repr(whose), run=run)
 
-    def _saving(self, server_round: int) -> Saving | None:
+    def _saving(self, server_round: int, again: int = 0) -> Saving | None:
         """Where this round's training is saved; what earlier rounds left is of no use any more."""
         if self._state_path is None:
             return None
         whose = zlib.crc32(repr(self._saved_by()).encode())  # two devices may share a folder
-        mine = self._state_path / f"{whose:08x}-round-{server_round:04d}.safetensors"
+        this = f"{server_round:04d}-{again}" if again else f"{server_round:04d}"
+        mine = self._state_path / f"{whose:08x}-round-{this}.safetensors"
         for other in self._state_path.glob(f"{mine.name[:8]}-round-*.safetensors"):
             if other != mine:
                 other.unlink(missing_ok=True)

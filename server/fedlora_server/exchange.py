@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fedlora.errors import RunError
 from fedlora.wire.refusal import POLICY_REASONS, REASON, REFUSAL, SAID
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedlora_server.bounded_pull import bounded
@@ -19,8 +22,11 @@ _LONGEST_POLL_S = 1.0
 _LONGEST_TEXT = 500
 NAMED = re.compile(r"device (.{1,64}?): (.*)", re.DOTALL)
 MOST_BYTES = 1 << 20  # of a reply, beside the numbers that are due
-FAILED = "device-error"
+FAILED, NO_ANSWER, LATE = "device-error", "no-answer", "late"
+TRAIN, EVALUATE = MessageType.TRAIN, MessageType.EVALUATE
 REVOKED = "revoked"  # what a fleet's grid puts in place of the answer of a device that it does not know any more
+_MOST_LATE = 1000  # messages whose late replies are looked for
+_GONE = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +42,22 @@ class Reply:
     data: bytes = b""
     metrics: dict[str, float] | None = None
     error: str = ""
+    kind: str = TRAIN  # of the message that it replies to, ...
+    server_round: int = 0  # ... and the round that this was of: by what we sent, not by what the device says
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A message that went out."""
+
+    node: int
+    kind: str
+    server_round: int
+    most_bytes: int
+    due: float  # until when its device may reply
+
+    def reply(self, **what: Any) -> Reply:
+        return Reply(node=self.node, kind=self.kind, server_round=self.server_round, **what)
 
 
 def connected_nodes(grid: Grid, at_least: int, timeout_s: float) -> list[int]:
@@ -53,37 +75,146 @@ def connected_nodes(grid: Grid, at_least: int, timeout_s: float) -> list[int]:
         time.sleep(_LONGEST_POLL_S)
 
 
+class Outstanding:
+    """Messages that went out, and their replies as they come; no more than a few replies are held at a time."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._waiting: dict[str, _Sent] = {}  # by the message's id, in the order of sending
+        self._turn: deque[str] = deque()  # whom to ask for a reply next: each has its turn
+        self._ready: deque[Reply] = deque()
+
+    def send(
+        self, nodes: Iterable[int], kind: str, data: bytes, server_round: int, timeout_s: float,
+        most_bytes: int = MOST_BYTES,
+    ) -> None:  # fmt: skip
+        """Send `data` to each node. `kind` is Flower's message type; no reply larger than `most_bytes` is taken."""
+        array = Array(dtype="uint8", shape=(len(data),), stype="fedlora.update", data=data)
+        for node in nodes:
+            content = RecordDict({"update": ArrayRecord({"update": array})})
+            message = Message(content, node, kind, ttl=timeout_s, group_id=str(server_round))
+            for message_id in self._grid.push_messages([message]):
+                if message_id:  # Flower gives None for what it could not take: that node does not reply
+                    due = time.monotonic() + timeout_s
+                    self._waiting[message_id] = _Sent(node, kind, server_round, most_bytes, due)
+
+    def next(self, until: float) -> Reply | None:
+        """The next reply; None where none is expected any more, or `time.monotonic()` has come to `until`."""
+        pause, began = _POLL_S, time.monotonic()
+        while not self._ready:
+            if not self._waiting or time.monotonic() >= until:
+                return None
+            if not self._turn:
+                self._turn.extend(self._whom_to_ask())
+            self._pull()
+            if not self._ready and not self._turn:
+                time.sleep(max(0.0, min(pause - (time.monotonic() - began), until - time.monotonic())))
+                pause, began = min(2 * pause, _LONGEST_POLL_S), time.monotonic()
+        return self._ready.popleft()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no reply is expected, nor here."""
+        return not self._waiting and not self._ready
+
+    def nodes(self, kind: str) -> set[int]:
+        """Those that have not replied to a message of this kind."""
+        return {sent.node for sent in self._waiting.values() if sent.kind == kind}
+
+    def overdue(self) -> list[Reply]:
+        """Errors in place of the replies whose time is up; nobody waits for them any more."""
+        now = time.monotonic()
+        late = {message_id: sent for message_id, sent in self._waiting.items() if sent.due <= now}
+        for message_id in late:
+            del self._waiting[message_id]
+        return [
+            sent.reply(device=str(sent.node), error="no answer in time", reason=NO_ANSWER) for sent in late.values()
+        ]
+
+    def give_up(self, late: Late | None = None, kind: str = "") -> None:
+        """Wait for no reply any more, or for none of this kind; `late` is told of those that would still come."""
+        ids = [message_id for message_id, sent in self._waiting.items() if kind in ("", sent.kind)]
+        for message_id in ids:
+            del self._waiting[message_id]
+        self._ready = deque(reply for reply in self._ready if kind not in ("", reply.kind))
+        if ids and hasattr(self._grid, "give_up"):  # a simulation: its devices stop
+            self._grid.give_up(ids)
+        elif late:
+            late.expect(ids)
+
+    def _whom_to_ask(self) -> Iterable[str]:
+        """A grid that knows whose replies are there says so, in the order in which they came."""
+        ready = getattr(self._grid, "ready", None)
+        return [message_id for message_id in ready() if message_id in self._waiting] if ready else list(self._waiting)
+
+    def _pull(self) -> None:
+        """Ask for a few replies: a grid returns everything that is ready of what it is asked for."""
+        while self._turn and self._turn[0] not in self._waiting:
+            self._turn.popleft()
+        if not self._turn:
+            return
+        most_bytes = self._waiting[self._turn[0]].most_bytes
+        with bounded(self._grid, most_bytes) as pulls:
+            asked: list[str] = []
+            while self._turn and len(asked) < pulls.at_once:
+                sent = self._waiting.get(self._turn[0])
+                if sent and sent.most_bytes != most_bytes:
+                    break
+                message_id = self._turn.popleft()
+                if sent:
+                    asked.append(message_id)
+            for message in self._grid.pull_messages(asked):
+                # A lost node's error carries the wrong source: what it replies to is what tells the node.
+                replied_to = message.metadata.reply_to_message_id
+                if replied_to in self._waiting:
+                    sent = self._waiting.pop(replied_to)
+                    self._ready.append(_oversized(sent) if replied_to in pulls.refused else _reply(message, sent))
+
+
+class Late:
+    """Replies that nobody waits for any more: they are counted as they arrive, and their content is not read."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid, self._expected = grid, deque[str](maxlen=_MOST_LATE)
+
+    def expect(self, message_ids: Iterable[str]) -> None:
+        self._expected.extend(message_ids)
+
+    def arrived(self) -> int:
+        """How many came since this was asked last."""
+        count, here = 0, len(self._expected)
+        while here > 0:
+            with bounded(self._grid, 0) as pulls:
+                asked = [self._expected.popleft() for _ in range(min(pulls.at_once, here))]
+                here -= len(asked)
+                messages = list(self._grid.pull_messages(asked))
+            answered = {
+                message_id: message_id in pulls.refused or not _is_gone(message)
+                for message in messages
+                if (message_id := message.metadata.reply_to_message_id) in asked
+            }
+            count += sum(answered.values())
+            self._expected.extend(message_id for message_id in asked if message_id not in answered)
+        return count
+
+
 def ask(
     grid: Grid, nodes: Sequence[int], kind: str, data: bytes, server_round: int, timeout_s: float,
-    most_bytes: int = MOST_BYTES,
+    most_bytes: int = MOST_BYTES, late: Late | None = None,
 ) -> Iterator[Reply]:  # fmt: skip
     """Send `data` to each node and yield every reply once, as it arrives, until all came or `timeout_s` passed.
 
-    `kind` is Flower's message type, "train" or "evaluate". No more than a few replies are held at a
-    time, however many nodes there are, and none that is larger than `most_bytes`.
+    `kind` is Flower's message type, "train" or "evaluate". No more than a few replies are held at a time, however many
+    nodes there are, and none that is larger than `most_bytes`. `late` gets those that nobody waits for at the end.
     """
-    array = Array(dtype="uint8", shape=(len(data),), stype="fedlora.update", data=data)
-    waiting: dict[str, int] = {}
-    for node in nodes:
-        content = RecordDict({"update": ArrayRecord({"update": array})})
-        message = Message(content, node, kind, ttl=timeout_s, group_id=str(server_round))
-        for message_id in grid.push_messages([message]):
-            if message_id:  # Flower gives None for what it could not take: that node does not reply
-                waiting[message_id] = node
-    deadline, pause = time.monotonic() + timeout_s, _POLL_S
-    while waiting and (began := time.monotonic()) < deadline:
-        before = len(waiting)
-        with bounded(grid, most_bytes) as pulls:
-            for asked in _slices(list(waiting), pulls.at_once):
-                for message in grid.pull_messages(asked):
-                    # A lost node's error carries the wrong source: what it replies to is what tells the node.
-                    replied_to = message.metadata.reply_to_message_id
-                    if replied_to in waiting:
-                        node, is_refused = waiting.pop(replied_to), replied_to in pulls.refused
-                        yield _oversized(node, most_bytes) if is_refused else _reply(message, node, most_bytes)
-        pause = _POLL_S if len(waiting) < before else min(2 * pause, _LONGEST_POLL_S)
-        if len(waiting) == before:
-            time.sleep(max(0.0, pause - (time.monotonic() - began)))
+    out = Outstanding(grid)
+    try:
+        out.send(nodes, kind, data, server_round, timeout_s, most_bytes)
+        deadline = time.monotonic() + timeout_s
+        while (reply := out.next(deadline)) is not None:
+            yield reply
+    finally:
+        out.give_up(late)
 
 
 def printable(text: str) -> str:
@@ -92,74 +223,45 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in short)
 
 
-def _slices(ids: list[str], few: int) -> Iterator[list[str]]:
-    """A few at a time: a grid returns everything that is ready of what it is asked for, and that is what is held."""
-    for start in range(0, len(ids), few):
-        yield ids[start : start + few]
+def _is_gone(message: Message) -> bool:
+    """Whether it is Flower's word that there is no such message any more."""
+    return message.has_error() and message.error.code in _GONE
 
 
-TRAIN, EVALUATE = MessageType.TRAIN, MessageType.EVALUATE
+def _oversized(sent: _Sent) -> Reply:
+    error = f"its reply is larger than {sent.most_bytes} bytes, the most that a reply to this message can have"
+    return sent.reply(device=str(sent.node), error=error, reason="oversized")
 
 
-def _oversized(node: int, most_bytes: int) -> Reply:
-    error = f"its reply is larger than {most_bytes} bytes, the most that a reply to this message can have"
-    return Reply(node=node, device=str(node), error=error, reason="oversized")
-
-
-def _reply(message: Message, node: int, most_bytes: int) -> Reply:
+def _reply(message: Message, sent: _Sent) -> Reply:
     if message.has_error():
         said = message.error.reason or f"error {message.error.code}"
         named = NAMED.match(said)  # as our devices say who they are
-        device, said = (named[1], named[2]) if named else (str(node), said)
-        return Reply(node=node, device=printable(device), error=printable(said))
+        device, said = (named[1], named[2]) if named else (str(sent.node), said)
+        return sent.reply(device=printable(device), error=printable(said))
     content = message.content
     arrays = [array for record in content.array_records.values() for array in record.values()]
-    if sum(len(array.data) for array in arrays) > most_bytes:
-        return _oversized(node, most_bytes)
+    if sum(len(array.data) for array in arrays) > sent.most_bytes:
+        return _oversized(sent)
     try:
         name = printable(str(content.config_records["device"]["device"])[:64])
         if REFUSAL in content.config_records:
-            return _refusal(content.config_records[REFUSAL], node, name)
+            return _refusal(content.config_records[REFUSAL], sent, name)
         if message.metadata.message_type == MessageType.TRAIN:
-            return Reply(node=node, device=name, data=content.array_records["update"]["update"].data)
+            return sent.reply(device=name, data=content.array_records["update"]["update"].data)
         metrics = {
             key: float(value) for key, value in content.metric_records["metrics"].items() if not isinstance(value, list)
         }
-        return Reply(node=node, device=name, metrics=metrics)
+        return sent.reply(device=name, metrics=metrics)
     except (KeyError, TypeError, ValueError) as error:
-        return Reply(
-            node=node, device=str(node), error=printable(f"not an answer to {message.metadata.message_type}: {error!r}")
+        return sent.reply(
+            device=str(sent.node), error=printable(f"not an answer to {message.metadata.message_type}: {error!r}")
         )
 
 
-def _refusal(record: ConfigRecord, node: int, device: str) -> Reply:
+def _refusal(record: ConfigRecord, sent: _Sent, device: str) -> Reply:
     """What a device's policy said; by a word that is none of the known ones it is a failure like any other."""
     reason, said = record.get(REASON), record.get(SAID)
     known = isinstance(reason, str) and (reason in POLICY_REASONS or reason == REVOKED)
     text = said if isinstance(said, str) and said else "it refuses, and says nothing more"
-    return Reply(node=node, device=device, error=printable(text), reason=str(reason) if known else FAILED)
-
-
-class DeviceNames:
-    """The name that a device gives itself, with its node's number where another device has that name already."""
-
-    def __init__(self) -> None:
-        self._by_node: dict[int, str] = {}  # in the order in which they first replied
-
-    def restore(self, nodes: Mapping[str, int], connected: Container[int]) -> None:
-        """Know those of `nodes` again that are `connected`: the others' names are free, as for a node that came anew."""
-        self._by_node |= {node: name for name, node in nodes.items() if node in connected}
-
-    def known(self, reply: Reply) -> str:
-        """The device's name as far as it is known, for a word about it."""
-        return self._by_node.get(reply.node, reply.device)
-
-    def of(self, reply: Reply, heard: dict[str, int]) -> str:
-        """The device's name; one that was not known goes into `heard` with its node."""
-        if reply.node not in self._by_node:
-            name = reply.device
-            while name in self._by_node.values():
-                name = f"{name} ({reply.node})"
-            self._by_node[reply.node] = name
-            heard[name] = reply.node
-        return self._by_node[reply.node]
+    return sent.reply(device=device, error=printable(text), reason=str(reason) if known else FAILED)

@@ -71,7 +71,8 @@ class InProcessGrid(Grid):
         }
         # What a device keeps in its context must not be used by two messages at once.
         self._busy = {node: threading.Lock() for node in self._contexts}
-        self._replies: dict[str, ProtoMessage] = {}
+        self._replies: dict[str, ProtoMessage] = {}  # by what they reply to, in the order in which they came
+        self._given_up: set[str] = set()  # messages whose devices are at work, and nobody waits for them
         self._arrived = threading.Condition()
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, SUPERLINK_NODE_ID
         self._threads = DeviceThreads(workers)
@@ -106,6 +107,19 @@ class InProcessGrid(Grid):
             message_ids.append(message.metadata.message_id)
         return message_ids
 
+    def give_up(self, message_ids: Iterable[str]) -> None:
+        """Nobody waits for these replies any more: their devices end, or never begin."""
+        with self._arrived:
+            for message_id in message_ids:
+                if not self._replies.pop(message_id, None):
+                    self._given_up.add(message_id)
+
+    def ready(self) -> list[str]:
+        """The messages whose replies are there, in the order in which these came; waits a moment while none is."""
+        with self._arrived:
+            self._arrived.wait_for(lambda: self._replies, timeout=_LONGEST_WAIT_S)
+            return list(self._replies)
+
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The replies that are there; waits a moment while none is, so that a caller who polls loses no time."""
         with self._arrived:
@@ -125,12 +139,12 @@ class InProcessGrid(Grid):
 
     def _work(self, sent: Message) -> None:
         """Let the device reply; nobody waits any more for what is past its time to live."""
-        if _expired(sent):
+        if not self._is_wanted(sent):
             return
         message = message_from_proto(message_to_proto(sent))
         node = message.metadata.dst_node_id
         try:
-            with self._busy[node], while_wanted(lambda: not self._threads.closed and not _expired(sent)):
+            with self._busy[node], while_wanted(lambda: not self._threads.closed and self._is_wanted(sent)):
                 reply = self._app(message, self._contexts[node])
             reply.metadata.__dict__["_message_id"] = str(uuid.uuid4())
             packed = message_to_proto(reply)
@@ -138,12 +152,16 @@ class InProcessGrid(Grid):
             log.exception("device %d failed", node)
             reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, repr(error)), reply_to=message)
             packed = message_to_proto(reply)
-        if not _expired(sent):
+        if self._is_wanted(sent):
             with self._arrived:
                 self._replies[message.metadata.message_id] = packed
                 self._arrived.notify_all()
             if not self._threads.closed:
                 self._on_done(message)
+        self._given_up.discard(message.metadata.message_id)
+
+    def _is_wanted(self, sent: Message) -> bool:
+        return sent.metadata.message_id not in self._given_up and not _expired(sent)
 
 
 def _expired(message: Message) -> bool:

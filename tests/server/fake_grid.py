@@ -57,7 +57,8 @@ def update_of(message: Message) -> Update:
 
 def trained(node: int, down: Update) -> Update:
     """What device `node` makes of an update: the same for the same node, round and adapter."""
-    generator, trains = np.random.default_rng([node, down.server_round]), down.task.trains
+    again = [down.task.again] if down.task.again else []  # another time, other batches
+    generator, trains = np.random.default_rng([node, down.server_round, *again]), down.task.trains
     pairs = {
         module: LoraPair(
             pair.lora_A + generator.normal(0, 0.1 * ("A" in trains), pair.lora_A.shape).astype(np.float32),

@@ -19,6 +19,7 @@ from fedlora.wire.codec import CODECS
 
 Number = TypeVar("Number", int, float)
 Weights = Literal["examples", "uniform"]
+Mode = Literal["sync", "async"]
 Optimizer = Literal["none", "fedavgm", "fedadam", "fedyogi"]
 
 
@@ -188,6 +189,11 @@ class ServerConfig:
     evaluate_every: int = 1  # ... of so many; before the first and after the last in any case
     codec: str = "f32"
     resume: bool = False  # go on with the run that `output` holds
+    mode: str = "sync"  # a round waits for its devices; async: one is committed every `buffer_size` updates (FedBuff)
+    over_selection: float = 1.0  # sync: so many times devices_per_round are asked, and the first sound answers count
+    buffer_size: int = 4  # async: the sound updates of a commit
+    staleness_exponent: float = 0.5  # async: an update counts 1 / (1 + commits since its adapter) ^ this
+    max_staleness: int = 20  # async: an update on an adapter of more commits ago is left out
 
     def __post_init__(self) -> None:
         require(self.rounds >= 1, "server.rounds must be at least 1", self.rounds)
@@ -200,6 +206,23 @@ class ServerConfig:
         require(
             self.min_devices <= cap, f"server.min_devices must be at most devices_per_round ({cap})", self.min_devices
         )
+        self._check_mode()
+
+    def _check_mode(self) -> None:
+        """How a round is closed."""
+        known = get_args(Mode)
+        require(self.mode in known, f"server.mode must be one of {', '.join(known)}", self.mode)
+        got = self.over_selection
+        require(1 <= got <= 100, "server.over_selection must be from 1 (nobody beyond) to 100", got)
+        if got > 1:
+            require(self.mode == "sync", "server.over_selection must be 1 where server.mode is async", got)
+            require(
+                self.devices_per_round > 0, "server.over_selection must be 1 where devices_per_round is 0 (all)", got
+            )
+        require(self.buffer_size >= 1, "server.buffer_size must be at least 1", self.buffer_size)
+        got = self.staleness_exponent
+        require(0 <= got <= 10, "server.staleness_exponent must be from 0 (all count alike) to 10", got)
+        require(0 <= self.max_staleness <= 1000, "server.max_staleness must be from 0 to 1000", self.max_staleness)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

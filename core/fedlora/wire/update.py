@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from fedlora.errors import AdapterError, ConfigError, UpdateError
@@ -53,7 +53,7 @@ def encode_update(update: Update, codec: str = "f32") -> bytes:
         "metrics": dict(update.metrics),
         "codec": codec,
         "factors": update.factors,
-        "task": asdict(update.task),
+        "task": update.task.values(),
         **_described(update.adapter),
         "side": None if update.frozen is None else _described(update.frozen),
     }

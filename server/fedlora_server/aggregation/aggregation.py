@@ -21,6 +21,7 @@ from fedlora_server.aggregation.robust_rule import AUTO, BY_DEFAULT, NONE, Robus
 from fedlora_server.aggregation.signs import with_signs
 from fedlora_server.methods import find_method
 from fedlora_server.methods.method import Aggregator, Global, Method
+from fedlora_server.methods.moved import moved_both, moved_factors, moved_products
 
 log = logging.getLogger("fedlora.server")
 
@@ -58,6 +59,10 @@ class Aggregation:
                 raise ConfigError(
                     f"aggregation.{key} is {getattr(settings, key)}, which {name} does not take: {refusal}; leave it out"
                 )
+        if config.server.mode == "async" and self.method.refuses_async:
+            raise ConfigError(
+                f"server.mode is async, which {name} does not take: {self.method.refuses_async}; or set it to sync"
+            )
         if settings.min_rank > config.lora.rank:
             raise ConfigError(
                 f"aggregation.min_rank is {settings.min_rank}; expected at most lora.rank, {config.lora.rank}"
@@ -147,6 +152,17 @@ class Round:
         """Take one device's sound adapter, and let it go."""
         weight = num_examples if self._settings.weights == "examples" else 1
         self._aggregator.add(adapter, weight)
+
+    def add_late(self, adapter: Adapter, num_examples: int, then: Adapter, factor: float) -> None:
+        """Take an update on `then`, which went down in an earlier round: what it changed counts `factor` times."""
+        now = self.down.adapter
+        if self._method.moves == "products":
+            moved = moved_products(adapter, then, now, factor)
+        elif self.task.sends == "AB":
+            moved = moved_both(adapter, then, now, factor)
+        else:  # with one factor the same for all, factors and products are as one
+            moved = moved_factors(adapter, then, now, factor)
+        self.add(moved, num_examples)
 
     def result(self) -> State:
         """What the round made; its aggregator is used up. Raises RunError where nothing was added."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fedlora_server.means.weighted_sum import NO_UPDATES
 from fedlora_server.methods.method import Aggregator, Global
+from fedlora_server.methods.moved import products_of
 
 EXACT, DIRECTIONS = 16, 8  # all of I up to 16; else 8: a quarter off for one module, about 3% for 48 together
 MODULES = 48  # of more, so many are drawn for the round
@@ -90,7 +91,8 @@ class SketchedAggregator(Aggregator):
         self._aggregator, self._sketch = aggregator, sketch
 
     def add(self, adapter: Adapter, weight: float) -> None:
-        self._aggregator.add_and_show(adapter, weight, lambda module: self._sketch.add_module(adapter, module, weight))
+        seen = products_of(adapter)
+        self._aggregator.add_and_show(adapter, weight, lambda module: self._sketch.add_module(seen, module, weight))
         self._sketch.count(weight)
 
     def merge(self, other: Aggregator, factor: float) -> None:

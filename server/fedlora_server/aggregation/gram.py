@@ -33,15 +33,16 @@ def gram_of_changes(adapters: Sequence[Adapter], down: Adapter) -> Gram:
 
 
 def norm_of_change(adapter: Adapter, down: Adapter) -> float:
-    """||P||_F of what an adapter of the same ranks changed about `down`, all modules together.
+    """||P||_F of what an adapter of the same ranks, or larger ones, changed about `down`, all modules together.
 
     B A - B_0 A_0 = (B - B_0) A + B_0 (A - A_0): no digits are lost where the change is small beside what it changes.
     """
     squared = 0.0
     for module, before in down.pairs.items():
         pair, scaling = adapter.pairs[module], adapter.config.scaling_of(module)
-        B = np.concatenate([pair.lora_B - before.lora_B, before.lora_B], 1)  # [O, 2 R]
-        A = np.concatenate([pair.lora_A, pair.lora_A - before.lora_A])  # [2 R, I]
+        B_k, A_k = pair.lora_B[:, : before.rank], pair.lora_A[: before.rank]
+        B = np.concatenate([B_k - before.lora_B, before.lora_B, pair.lora_B[:, before.rank :]], 1)  # [O, 2 R + more]
+        A = np.concatenate([A_k, A_k - before.lora_A, pair.lora_A[before.rank :]])
         squared += scaling**2 * float(np.vdot((B.T @ B).astype(np.float64), (A @ A.T).astype(np.float64)))
     return math.sqrt(max(0.0, squared))
 

@@ -7,6 +7,7 @@ from fedlora.lora.adapter import Adapter
 from fedlora_server.means.exact_mean import ExactMean
 from fedlora_server.means.weighted_sum import FactorMean
 from fedlora_server.methods.method import Aggregator, Global
+from fedlora_server.methods.moved import products_of
 
 
 class BothMeans(Aggregator):
@@ -17,7 +18,7 @@ class BothMeans(Aggregator):
 
     def add(self, adapter: Adapter, weight: float) -> None:
         self._factors.add(adapter, weight)
-        self._products.add(adapter, weight)
+        self._products.add(products_of(adapter), weight)
 
     def merge(self, other: Aggregator, factor: float) -> None:
         assert isinstance(other, BothMeans)

@@ -22,6 +22,7 @@ from fedlora_server.methods.method import LED_ASTRAY, Aggregator, Global, Method
 class FedAvg(Method):
     refuses_mixed_ranks = "a mean of factors wants factors of one rank; use svd, stack, hetlora or raflora"
     refuses_robust = LED_ASTRAY
+    refuses_async = ""
 
     def aggregator(self, down: Global, server_round: int) -> Aggregator:
         return MeanAggregator(down, self.task(server_round).sends)

@@ -29,6 +29,7 @@ class FedEx(Method):
         "its frozen adapter makes the mean exact, and a server optimizer moves away from the mean; use svd"
     )
     refuses_robust = LED_ASTRAY
+    refuses_async = ""
 
     def start(self, first: Adapter) -> Global:
         for module, pair in first.pairs.items():

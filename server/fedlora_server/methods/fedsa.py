@@ -16,6 +16,7 @@ from fedlora_server.methods.fedavg import FedAvg
 class FedSa(FedAvg):
     personal = True
     measures_error = False
+    refuses_async = "each device keeps its B from round to round, and here there are none; use another method"
     refuses_robust = "robust rules compare B A, and the server sees no B; use another method"
 
     def task(self, server_round: int) -> Task:

@@ -22,6 +22,7 @@ from fedlora_server.methods.method import Aggregator, Global
 
 class FedSvd(FedAvg):
     refuses_robust = ""
+    refuses_async = "a B belongs to the A of its round, which the next round makes anew; use svd or ffa"
     refuses_optimizer = "it makes its factors anew in every round: moments have nothing to belong to; use svd"
     keeps_components = False
 

@@ -23,6 +23,7 @@ _LEAST_NORM = 1e-12  # so that updates that change nothing have a mean too
 
 class HetLora(Method):
     refuses_robust = LED_ASTRAY
+    refuses_async = ""
 
     def aggregator(self, down: Global, server_round: int) -> Aggregator:
         return HetLoraAggregator(down)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from fedlora.config.run import AggregationConfig
 from fedlora.lora.adapter import Adapter
@@ -69,6 +69,9 @@ class Method:
     keeps_components: ClassVar[bool] = (
         True  # component j of the result stands for what component j of the adapter before did
     )
+    # Why it takes no updates on earlier adapters (server.mode = "async"); and of those, what it moves to the present one.
+    refuses_async: ClassVar[str] = "it does not say what an update on an earlier adapter means to it; use svd"
+    moves: ClassVar[Literal["factors", "products"]] = "factors"
     personal: ClassVar[bool] = False  # a device keeps a factor for itself, and needs a place for it
     measures_error: ClassVar[bool] = True  # the server knows the products that the devices ended with
 

@@ -28,6 +28,7 @@ from fedlora_server.methods.svd import as_pair
 class RaFlora(Method):
     refuses_adaptive = "it goes element by element, and the factors are others in every round; use fedavgm"
     keeps_components = False
+    refuses_async = "it weighs component by component, and those of another round are others; use svd"
 
     def aggregator(self, down: Global, server_round: int) -> Aggregator:
         return RaFloraAggregator(self.lora)

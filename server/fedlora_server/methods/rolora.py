@@ -15,6 +15,7 @@ from fedlora_server.methods.fedavg import FedAvg
 
 class RoLora(FedAvg):
     refuses_robust = ""
+    refuses_async = "A and B take turns from round to round, and a late B would meet another A; use ffa or svd"
 
     def task(self, server_round: int) -> Task:
         return Task(trains="B", sends="B") if server_round % 2 else Task(trains="A", sends="A")

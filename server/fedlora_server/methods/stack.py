@@ -26,6 +26,8 @@ from fedlora_server.methods.svd import as_pair
 
 
 class Stack(Method):
+    refuses_async = ""
+    moves = "products"
     uses = frozenset({"max_rank"})
     refuses_optimizer = (
         "the components of its adapter are others in every round: moments have nothing to belong to; use svd"

@@ -24,6 +24,8 @@ from fedlora_server.methods.method import Aggregator, Global, Method
 class Svd(Method):
     refuses_adaptive = "it goes element by element, and the factors are others in every round; use fedavgm"
     keeps_components = False
+    refuses_async = ""
+    moves = "products"
     takes_products = True
 
     def aggregator(self, down: Global, server_round: int) -> Aggregator:

@@ -12,8 +12,11 @@ from typing import Any
 from fedlora.errors import RunError
 from fedlora.files.documents import read_object
 
+from fedlora_server.run.loss_over_devices import loss_over_devices
+
 _ADDED = (  # that earlier versions did not write
-    "examples", "cut_examples", "left_out_examples", "held_out_examples", "held_out_left_out", "measured_of"
+    "examples", "cut_examples", "left_out_examples", "held_out_examples", "held_out_left_out", "measured_of",
+    "late_answers", "staleness", "loss_over_devices",
 )  # fmt: skip
 _MOST_EXAMPLES = 1 << 53  # that a device may say that it has: what every reader of JSON takes whole
 
@@ -43,6 +46,11 @@ class RoundRecord:
     held_out_examples: dict[str, int] = field(default_factory=dict)
     held_out_left_out: dict[str, int] = field(default_factory=dict)
     measured_of: int = 0  # devices that were asked to measure
+    late_answers: int = 0  # that came in this round to questions of earlier ones, and were ignored
+    staleness: dict[str, float] = field(
+        default_factory=dict
+    )  # of the updates, in commits: mean and most; none: all new
+    loss_over_devices: dict[str, float] = field(default_factory=dict)  # of `loss`: see `loss_over_devices.py`
 
     def count_train(self, device: str, metrics: Mapping[str, float]) -> None:
         """Keep what a device says of the examples that it trains on."""
@@ -55,6 +63,7 @@ class RoundRecord:
         _count(self.held_out_left_out, device, metrics.get("left_out_examples"))
 
     def line(self) -> dict[str, Any]:
+        self.loss_over_devices = loss_over_devices(self.loss, self.held_out_examples)
         return {name: getattr(self, name) for name in self.__slots__}
 
     def summary(self, rounds: int) -> str:
@@ -64,13 +73,19 @@ class RoundRecord:
             parts.append(f"{self.replies} of {self.devices} devices")
         if self.loss:
             fewer = f" over {len(self.loss)} of {self.measured_of} devices" * (len(self.loss) < self.measured_of)
-            parts.append(f"mean held-out loss {sum(self.loss.values()) / len(self.loss):.4f}{fewer}")
+            over = loss_over_devices(self.loss, self.held_out_examples)
+            spread = f" (worst tenth {over['worst_tenth']:.4f}, spread {over['std']:.4f})" * (len(self.loss) > 1)
+            parts.append(f"mean held-out loss {over['mean']:.4f}{fewer}{spread}")
         elif self.measured_of:
             parts.append(f"held-out loss of none of {self.measured_of} devices")
         if self.excluded:
             parts.append(
                 f"excluded {', '.join(f'{count} {reason}' for reason, count in sorted(self.excluded.items()))}"
             )
+        if self.late_answers:
+            parts.append(f"{self.late_answers} late answers ignored")
+        if self.staleness:
+            parts.append(f"staleness {self.staleness['mean']:.1f}, at most {self.staleness['most']:.0f}")
         if self.aggregation_error is not None:
             parts.append(f"aggregation error {self.aggregation_error:.2%}")
         return ", ".join([*parts, f"{self.seconds:.1f} s"])

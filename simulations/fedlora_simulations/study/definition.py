@@ -21,6 +21,11 @@ _LATER: Mapping[str, Scalar] = {
     "aggregation.max_weight": 0.0,
     "aggregation.fixed_signs": False,
     "simulation.workers": 0,
+    "server.mode": "sync",
+    "server.over_selection": 1.0,
+    "server.buffer_size": 4,
+    "server.staleness_exponent": 0.5,
+    "server.max_staleness": 20,
 }
 _AS_BEFORE: Mapping[str, Scalar] = {
     "aggregation.robust": "none", "aggregation.max_weight": 0.0, "aggregation.fixed_signs": False,
