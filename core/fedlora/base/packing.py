@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ from fedlora.base.pack import (
 from fedlora.base.quantize import BLOCK_SIZES, Quantization, QuantizedMatrix, quantize
 from fedlora.base.scales import SCALE_RULES, ScaleRule
 from fedlora.base.tokenizer_file import check_tokenizer
+from fedlora.base.tokenizer_trial import TokenizerEndsProcessError, try_tokenizer
 from fedlora.errors import CheckpointError, ConfigError
 from fedlora.family import EncoderShape, ModelShape, model_shape
 from fedlora.family.text_embedding import TextEmbedding
@@ -35,6 +37,7 @@ from fedlora.files.documents import read_object
 from fedlora.files.hub import commit_of, split_revision
 from fedlora.files.tensor_file import Dtype, TensorPlan, write_tensor_file
 
+_TOKENIZER_LIBRARY = "tokenizers"  # which core itself does not need
 _SLICE_ELEMENTS = 1 << 20
 _TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", GENERATION_CONFIG)
 
@@ -174,7 +177,9 @@ def _check_tokenizer(directory: Path) -> None:
     if isinstance(content.get("model"), dict):
         try:
             check_tokenizer(content)
-        except ValueError as problem:
+            if find_spec(_TOKENIZER_LIBRARY):
+                try_tokenizer(read_bounded(path, MAX_TEXT_BYTES), _TOKENIZER_LIBRARY)
+        except (ValueError, OSError, TokenizerEndsProcessError) as problem:
             raise CheckpointError(f"{path}: {problem}; take the model's own tokenizer.json") from None
     else:
         raise CheckpointError(

@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 
 from fedlora.base.pack import MAX_TEXT_BYTES, TOKENIZER
 from fedlora.base.tokenizer_file import check_tokenizer_text
+from fedlora.base.tokenizer_trial import TokenizerEndsProcessError, try_tokenizer
 from fedlora.errors import FedloraError, PackError
 from fedlora.family import DecoderShape
 from fedlora.files.bounded import read_bounded
@@ -46,6 +47,10 @@ def plain_tokenizer(from_buffer: Callable[[bytes], T], directory: Path) -> T:
             check_tokenizer_text(content)
         except ValueError as problem:
             raise PackError(f"{path}: not a tokenizer: {problem}; {_REMEDY}") from None
+        try:
+            try_tokenizer(content, getattr(getattr(from_buffer, "__self__", None), "__module__", None) or "tokenizers")
+        except TokenizerEndsProcessError as problem:
+            raise PackError(f"{path}: not a sound tokenizer: {problem}; {_REMEDY}") from None
         _sound.add(digest)
     with library_errors(f"{path}: not a tokenizer", _REMEDY):
         tokenizer = from_buffer(content)
