@@ -23,9 +23,12 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the rounds that the run configuration describes, or, with `server.resume`, those that are left of them."""
     roll = roll_of_environment()
-    if not logging.getLogger("fedlora").handlers:  # Flower shows what its ServerApp process prints
-        logging.basicConfig(format=("" if roll is None else MARK) + "%(message)s")
-        logging.getLogger("fedlora").setLevel(logging.INFO)
+    log = logging.getLogger("fedlora")
+    if not log.handlers:  # Flower shows what its ServerApp process prints
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter(("" if roll is None else MARK) + "%(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
     config = RunConfig.from_flat(context.run_config, "run configuration")
     run = f"{context.run_id:016x}"
     if config.server.resume and not config.output:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,10 @@ import click
 
 if TYPE_CHECKING:
     from fedlora_server.fleet.settings import FleetSettings
+
+for _part in ("cryptography", "flwr"):  # which the commands import when they run
+    if find_spec(_part) is None:
+        raise ImportError(f"there is no {_part}")
 
 _FOLDER = click.argument("folder", metavar="[DIR]", type=click.Path(path_type=Path), default="fleet")
 _AT = click.option(
@@ -54,14 +59,14 @@ def init(folder: Path, hosts: tuple[str, ...], port: int, listen_port: int | Non
     from fedlora.config.run import RunConfig, Scalar, changed
 
     from fedlora_server.fleet.making import make_fleet
-    from fedlora_server.fleet.settings import LOOPBACK, FleetSettings
+    from fedlora_server.fleet.settings import LOOPBACK, FleetSettings, placed
 
     default = RunConfig.from_flat({"name": "fleet", "data.name": "files"}, "--set")
     run = changed(default, changes)
     plain = RunConfig().flat()
     flat = {key: value for key, value in run.flat().items() if value != plain[key]}
     chosen: dict[str, Scalar] = {
-        "base": run.base,
+        "base": placed(run.base, Path.cwd()),
         "server.rounds": run.server.rounds,
         "server.min_devices": run.server.min_devices,
     }

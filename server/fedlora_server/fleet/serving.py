@@ -11,7 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from types import FrameType
 
 from fedlora.base.pack import open_pack
@@ -36,7 +38,7 @@ from fedlora_server.fleet.flower_app import signed_app, store_app, write_app
 from fedlora_server.fleet.registration import register_all
 from fedlora_server.fleet.run_log import RunLog
 from fedlora_server.fleet.run_watch import RunWatch
-from fedlora_server.fleet.settings import FleetSettings
+from fedlora_server.fleet.settings import FleetSettings, placed
 
 START_S = 180.0  # for SuperLink to answer; it imports for seconds
 _TICK_S, _LOOK_S, _LAST_LINES_S = 0.5, 2.0, 5.0
@@ -54,6 +56,7 @@ def serve_fleet(settings: FleetSettings, changes: Sequence[str], tell: Tell, *, 
     Raises ConfigError before anything is started, RunError where Flower's processes or the run cannot be kept up.
     """
     config = changed(RunConfig.from_flat(settings.run, str(settings.at("server.toml"))), changes)
+    config = replace(config, base=placed(config.base, Path.cwd()))
     open_pack(config.base)
     with _alone(settings), _stopping() as stop:
         current = _current(settings, config, is_new=is_new)

@@ -14,11 +14,13 @@ nginx.conf           what stands between SuperLink and other machines
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from fedlora.base.pack import EMBEDDED
 from fedlora.config.run import RunConfig, Scalar
 from fedlora.errors import ConfigError
 from fedlora.files.documents import flattened, read_toml
@@ -104,10 +106,18 @@ def read_settings(folder: Path) -> FleetSettings:
         raise ConfigError(f"{path}: names must be a list of texts")
     if not (isinstance(run, dict) and isinstance(values.get("listen", ""), str)):
         raise ConfigError(f"{path}: run must be a table, and listen a text")
+    flat = flattened(run)
+    if isinstance(flat.get("base"), str):
+        flat["base"] = placed(flat["base"], folder.absolute())
     try:
-        return FleetSettings(folder=folder.absolute(), **values | {"names": tuple(names), "run": flattened(run)})
+        return FleetSettings(folder=folder.absolute(), **values | {"names": tuple(names), "run": flat})
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def placed(base: str, folder: Path) -> str:
+    """A base pack by its place, whatever folder Flower's processes work in; a relative one counts from `folder`."""
+    return base if base == EMBEDDED else os.path.normpath(folder / Path(base).expanduser())
 
 
 def settings_text(settings: FleetSettings) -> str:

@@ -30,6 +30,13 @@ def test_settings_are_read_as_they_were_written(tmp_path: Path, host: str) -> No
     assert read(tmp_path, settings_text(made)) == made
 
 
+def test_a_base_counts_from_the_file_and_nano_from_nowhere(tmp_path: Path) -> None:
+    text = 'host = "a"\n[run]\nbase = "{}"'
+    assert read(tmp_path, text.format("packs/../mine")).run["base"] == str(tmp_path / "mine")
+    assert read(tmp_path, text.format("/packs/mine")).run["base"] == "/packs/mine"
+    assert read(tmp_path, text.format("nano")).run["base"] == "nano"
+
+
 @given(st.text(max_size=40), st.integers(-10, 70000))
 def test_whatever_settings_are_made_of_they_are_refused_by_us_or_are_an_address(host: str, port: int) -> None:
     try:
