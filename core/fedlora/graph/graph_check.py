@@ -165,8 +165,10 @@ def _same_node(got: Node, expected: Node) -> bool:
 
 
 def _same_attribute(got: Attribute, expected: Attribute) -> bool:
-    if isinstance(got, float) and isinstance(expected, float):  # a file holds float32
-        return got == expected or math.isclose(got, expected, rel_tol=1e-6)
+    if isinstance(got, float) and isinstance(expected, float):
+        with np.errstate(over="ignore", under="ignore"):
+            stored = float(np.float32(expected))
+        return got == stored or math.isclose(got, stored, rel_tol=1e-6)
     return type(got) is type(expected) and got == expected
 
 

@@ -137,7 +137,7 @@ class _OnnxReader:
         name, kind = attribute["name"], _VALUES.get(attribute["type"])
         if kind is None:
             raise self._reader.error(f"{what}: attribute {name!r:.80} is of type {attribute['type']}")
-        if any(attribute[other] for other in _VALUES.values() if other != kind):
+        if attribute["present"] - {"name", "type", kind}:
             raise self._reader.error(f"{what}: attribute {name!r:.80} has several values")
         value = attribute[kind]
         return name, tuple(value) if isinstance(value, list) else value
@@ -146,8 +146,8 @@ class _OnnxReader:
         tensor = self._reader.read(data, _TENSOR, "an initializer")
         what = f"initializer {tensor['name']!r:.120}"
         content: bytes | Place = bytes(tensor["raw_data"])
-        if tensor["data_location"] or tensor["external_data"]:
-            if content or tensor["data_location"] != _EXTERNAL:
+        if tensor["present"] & {"data_location", "external_data"}:
+            if "raw_data" in tensor["present"] or tensor["data_location"] != _EXTERNAL:
                 raise self._reader.error(f"{what} has both values and a place, or neither")
             content = self._place(tensor["external_data"], what)
         return Tensor(name=tensor["name"], dtype=tensor["data_type"], dims=tuple(tensor["dims"]), content=content)

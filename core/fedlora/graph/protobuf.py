@@ -42,7 +42,8 @@ class MessageReader:
     max_fields: int
 
     def read(self, data: memoryview, message: Message, what: str) -> dict[str, Any]:
-        """{field: value} of all fields of the message; 0, "" or nothing of one that is not there. Messages stay bytes."""
+        """{field: value} of all fields of the message; 0, "" or nothing of one that is not there; messages stay bytes.
+        `present` names the fields that are there."""
         values: dict[str, Any] = {
             field.name: []
             if field.is_list
@@ -50,13 +51,16 @@ class MessageReader:
             for field in message.values()
             if field.kind != "refused"
         }
-        seen = set[int]()
+        present = values["present"] = set[str]()
         for count, (number, wire_type, value) in enumerate(self._fields(data, what)):
             if count >= self.max_fields:
                 raise self.error(f"{what} has more than {self.max_fields} parts")
             field = message.get(number)
             if field is None or field.kind == "refused":
                 raise self.error(f"{what} has {field.name if field else f'a field of number {number}'}")
+            if field.name in present and not field.is_list:
+                raise self.error(f"{what} has {field.name} twice")
+            present.add(field.name)
             if field.is_list and field.kind == "number" and wire_type == _BYTES:
                 values[field.name] += [_signed(each) for each in self._packed(value, what)]
                 continue
@@ -65,9 +69,6 @@ class MessageReader:
             if field.is_list:
                 values[field.name].append(self._value(field, value, what))
                 continue
-            if number in seen:
-                raise self.error(f"{what} has {field.name} twice")
-            seen.add(number)
             values[field.name] = self._value(field, value, what)
         return values
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from fedlora.errors import GraphError
 from fedlora.family import DecoderShape, Rotary
 from fedlora.graph.builder import GraphBuilder, Value
 from fedlora.graph.graph import DataType
+
+# Of a table: a million positions of heads of 128. The runtime computes it in float64, three at a time.
+MOST_NUMBERS = 1 << 26
 
 
 def is_rotary_fused(shape: DecoderShape) -> bool:
@@ -21,6 +25,11 @@ def rotary_table(builder: GraphBuilder, rotary: Rotary, name: str) -> tuple[Valu
     at position 100,000 those of float32 are a hundredth of a turn off.
     """
     positions = builder.base.shape.max_positions
+    if positions * len(rotary.frequencies) > MOST_NUMBERS:
+        raise GraphError(
+            f"{builder.base.directory}: {positions} positions of {len(rotary.frequencies)} angles each make tables of more "
+            f"than {MOST_NUMBERS} numbers; lower max_position_embeddings in the checkpoint's config.json and pack it again"
+        )
     zero, one = (builder.constant(f"position_{n}", float(n), np.float64) for n in (0, 1))
     end = builder.constant("position_end", float(positions), np.float64)
     counted = builder.op("Range", [zero, end, one], f"{name}.positions")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from fedlora.base.packing import make_pack
 from fedlora.errors import GraphError
 from fedlora.exported.graph_manifest import read_graph_manifest, write_graph_manifest
 from fedlora.exported.profiles import PROFILES
+from fedlora.graph.build import build_graph
 from fedlora.graph.graph_check import read_checked_graph
+from fedlora.graph.rotary import MOST_NUMBERS
 from fedlora_export.adapter_export import write_onnx_adapter
 from fedlora_export.checks.verify import verify_folder
 from fedlora_export.export import export_base
@@ -261,3 +264,43 @@ def test_the_graph_of_one_profile_is_none_of_another(exported_folder: Path, grap
 def test_a_level_of_accuracy_that_the_runtime_has_not_is_refused(exported_folder: Path, level: int) -> None:
     with pytest.raises(GraphError, match=f"accuracy level {level}; expected 0 to 4"):
         read_checked_graph(exported_folder / "decoder.onnx", open_pack(exported_folder), "compat", level)
+
+
+def message(number: int, content: bytes) -> bytes:
+    """A field of protobuf that holds a message."""
+    size, length = len(content), b""
+    while size >= 0x80:
+        length, size = length + bytes([size & 0x7F | 0x80]), size >> 7
+    return bytes([number << 3 | 2]) + length + bytes([size]) + content
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (message(7, message(1, b"") * 100_000), r"its graph has more than \d+ parts"),
+        (message(7, message(13, b"") * 100_000), r"its graph has more than \d+ parts"),
+        (b"\x08\x0b" + b"\x08\x0b", "it has ir_version twice"),
+        (b"\x08\x8b\x00", "a number that is cut off, or longer than it needs to be"),
+        (b"\x08" + b"\xff" * 11, "a number that is cut off, or longer than it needs to be"),
+        (b"\x0b", "it has a field of wire type 3"),
+        (b"\x3a\x7f", "it ends within a field"),
+        (b"\xa2\x01\x00", "it has training_info"),
+        (b"\xfa\x7f\x00", "it has a field of number 2047"),
+        (b"\x12\x01\xff", "producer_name of it is not UTF-8"),
+        (b"\0" * (8 << 20), "File too large|more than"),
+    ],
+)
+def test_what_a_reader_might_choke_on_is_refused(own_folder: Path, content: bytes, words: str) -> None:
+    (own_folder / "decoder.onnx").write_bytes(content)
+    with pytest.raises(GraphError, match=words) as caught:
+        read_checked_graph(own_folder / "decoder.onnx", open_pack(own_folder), "compat", 4)
+    assert str(caught.value).endswith("export it again")
+
+
+def test_a_base_whose_tables_of_positions_would_fill_the_memory_has_no_graph(exported_folder: Path) -> None:
+    base = open_pack(exported_folder)
+    most = MOST_NUMBERS // len(base.shape.rotary.frequencies)
+    for positions in (most, most + 1):
+        large = replace(base, model=replace(base.shape, max_positions=positions))
+        with pytest.raises(GraphError, match="lower max_position_embeddings") if positions > most else nullcontext():
+            build_graph(large, "compat", 4)
