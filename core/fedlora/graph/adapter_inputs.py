@@ -73,7 +73,7 @@ class RowInputs:
         return [self._one(builder, x, module) for module in modules]
 
     def _one(self, builder: GraphBuilder, x: Value, module: str) -> Value:
-        rows, columns = builder.base.model.linear_modules()[module]
+        rows, columns = builder.linear_modules[module]
         base = linear(builder, x, [module], f"{module}.base")
         name_a, name_b = input_names(module)
         lora_A = builder.input(name_a, DataType.FLOAT, ("batch", columns, f"{module}.rank"))
@@ -93,7 +93,7 @@ class KernelInputs:
         return [self._one(builder, x, group) for group in groups]
 
     def _one(self, builder: GraphBuilder, x: Value, modules: Sequence[str]) -> Value:
-        shapes, name = builder.base.model.linear_modules(), joined_name(modules)
+        shapes, name = builder.linear_modules, joined_name(modules)
         base = linear(builder, x, modules, f"{name}.base")
         return builder.op(
             OPERATOR, [base, x, builder.input(NUMBERS, DataType.INT64, ["batch"])], f"{name}.out", domain=DOMAIN,
@@ -103,7 +103,7 @@ class KernelInputs:
 
 def _with_adapter(builder: GraphBuilder, x: Value, modules: Sequence[str], name: str) -> Value:
     """x W^T + (x A) B [N, O]; at rank 0 it is x W^T, bit for bit."""
-    shapes = builder.base.model.linear_modules()
+    shapes = builder.linear_modules
     rows, columns = sum(shapes[module][0] for module in modules), shapes[modules[0]][1]
     base = linear(builder, x, modules, f"{name}.base")
     name_a, name_b = input_names(name)

@@ -71,6 +71,8 @@ class GraphBuilder:
     def __init__(self, base: BasePack, accuracy_level: int = 0) -> None:
         """`accuracy_level` is that of every product with a packed weight, see `packed_layers`."""
         self.base, self.accuracy_level = base, accuracy_level
+        self.linear_modules = base.model.linear_modules()
+        self.matrices = base.model.vocabulary_modules() | self.linear_modules
         self._nodes: list[_Operation] = []
         self._inputs: dict[str, Value] = {}
         self._initializers: dict[str, tuple[Value, Tensor]] = {}

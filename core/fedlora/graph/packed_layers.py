@@ -17,8 +17,7 @@ FLOAT_ACCURACY, INT8_ACCURACY = 0, 4
 
 def linear(builder: GraphBuilder, x: Value, modules: Sequence[str], name: str) -> Value:
     """x W^T + bias [N, O], W packed. Several modules that lie side by side are one, their outputs one after another."""
-    base = builder.base
-    shapes = base.model.vocabulary_modules() | base.model.linear_modules()
+    base, shapes = builder.base, builder.matrices
     rows, columns = sum(shapes[module][0] for module in modules), shapes[modules[0]][1]
     inputs: list[Value | None] = [x, *(builder.stored(tensors) for tensors in _matrix_tensors(builder, modules))]
     biases = [f"{module}.bias" for module in modules]

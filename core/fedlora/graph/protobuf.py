@@ -117,6 +117,8 @@ class MessageReader:
 
     def _varint(self, data: memoryview, at: int, what: str) -> tuple[int, int]:
         """(the number at `at`, the place after it)"""
+        if at < len(data) and data[at] < 0x80:  # most are this short
+            return data[at], at + 1
         value = 0
         for place, byte in enumerate(data[at : at + _MAX_VARINT_BYTES]):
             value |= (byte & 0x7F) << 7 * place
