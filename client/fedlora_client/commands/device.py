@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 def _config_option(command: click.decorators.FC) -> click.decorators.FC:
     return click.option(
-        "--config", "path", type=click.Path(path_type=Path), metavar="FILE",
-        help=f"The device's {FILE}.  [default: that in $FEDLORA_HOME/device, or ~/.fedlora/device]",
+        "--config", "--dir", "path", type=click.Path(path_type=Path), metavar="PATH",
+        help=f"The device's {FILE}, or its folder.  [default: $FEDLORA_HOME/device, or ~/.fedlora/device]",
     )(command)  # fmt: skip
 
 
 def _read(path: Path | None) -> DeviceConfig:
-    return read_device(path or home() / FILE)
+    path = path or home()
+    return read_device(path / FILE if path.is_dir() or path.suffix != ".toml" else path)
 
 
 @click.group()
@@ -79,7 +80,9 @@ def check(path: Path | None, length: int, rank: int) -> None:
 
 @device.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--dir", "folder", type=click.Path(path_type=Path), help="The device's folder.  [default: as --config]")
+@click.option(
+    "--dir", "folder", type=click.Path(path_type=Path), help="The device's folder.  [default: $FEDLORA_HOME/device]"
+)
 @click.option(
     "--base", required=True, help="The base pack that the fleet trains; nano: the one that ships with fedlora."
 )
@@ -110,7 +113,9 @@ def units(path: Path | None, folder: Path, users_dir: Path) -> None:
 
 
 @device.command()
-@click.option("--dir", "folder", type=click.Path(path_type=Path), help="The device's folder.  [default: as --config]")
+@click.option(
+    "--dir", "folder", type=click.Path(path_type=Path), help="The device's folder.  [default: $FEDLORA_HOME/device]"
+)
 def key(folder: Path | None) -> None:
     """Make the device's own pair of keys, and print the public one, for `fedlora server enrol --public-key`."""
     from fedlora_client.service.joining import make_key
@@ -145,6 +150,27 @@ def withdraw(path: Path | None, file: str | None, record: int | None, contains: 
     for one in found:
         click.echo(one)
     click.echo(f"withdrawn: {new}, {len(found) - new} of them before" if new < len(found) else f"withdrawn: {new}")
+
+
+@device.command()
+@_config_option
+def pause(path: Path | None) -> None:
+    """Let the device refuse whatever it is asked, until `fedlora device resume`. What it does ends, and is saved."""
+    config = _read(path)
+    from fedlora_client.service.state import StateFolder
+
+    StateFolder(config.state).make()
+    config.paused.touch()
+    click.echo(f"{config.device.name} takes no part")
+
+
+@device.command()
+@_config_option
+def resume(path: Path | None) -> None:
+    """Let the device take part again."""
+    config = _read(path)
+    config.paused.unlink(missing_ok=True)
+    click.echo(f"{config.device.name} takes part")
 
 
 @device.command()

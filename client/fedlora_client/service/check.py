@@ -52,6 +52,8 @@ def checked(config: DeviceConfig, length: int, rank: int, machine: Machine = HER
     except PolicyError as refusal:
         yield f"now it would refuse: {refusal.reason}: {refusal}"
     server = config.server
+    if config.paused.exists():
+        yield "now it would refuse: policy-paused: its owner has paused it"
     how = "without TLS" if server.insecure else "over TLS"
     yield (
         f"server: {server.superlink}, {how}" if server.superlink else "server: none; join a fleet: fedlora device join"

@@ -21,6 +21,7 @@ def report(config: DeviceConfig, rounds: int) -> dict[str, Any]:
         "name": config.device.name,
         "running": pid is not None,
         "pid": pid,
+        "paused": config.paused.exists(),
         "doing": told.get("doing") if pid else None,
         "started": told.get("started"),
         "memory_mb": _memory_mb(pid, "VmRSS"),
@@ -46,6 +47,8 @@ def lines(told: dict[str, Any]) -> Iterator[str]:
         yield f"memory: {told['memory_mb']} MB now, {told['peak_mb']} MB at most"
     else:
         yield f"{told['name']}: the service is not running; what follows is from when it last ran"
+    if told["paused"]:
+        yield "paused: it refuses whatever it is asked, until fedlora device resume"
     others = {name: pid for name, pid in told["processes"].items() if name != "trainer"}
     if others:
         yield "processes: " + ", ".join(f"{name} {pid or 'is being started'}" for name, pid in others.items())

@@ -89,6 +89,7 @@ class DeviceWork:
         self._count_bytes(len(question.data or b""))
         try:
             config = RunConfig.from_flat(question.run_config, "run configuration")
+            self._check_paused()
             self._config.policy.check_run(config)
             self._config.policy.check_power(self._now(), self._machine)
             self._config.policy.check_idle(self._machine)
@@ -126,7 +127,12 @@ class DeviceWork:
         self.told.say(doing=what, base_fingerprint=device.model.base.fingerprint, adapter_error=said)
 
     def check_power(self) -> None:
+        self._check_paused()
         self._config.policy.check_power(self._now(), self._machine)
+
+    def _check_paused(self) -> None:
+        if self._config.paused.exists():
+            raise PolicyError("policy-paused", "its owner has paused it; fedlora device resume lets it take part")
 
     @property
     def max_seconds(self) -> float:

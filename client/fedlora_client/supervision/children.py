@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any
+
+from fedlora.errors import FedloraError
 
 from fedlora_client.service.state import StateFolder, now_text
 
@@ -21,7 +24,7 @@ log = logging.getLogger("fedlora.device")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 _LIVED_S = 60.0  # after which a child that ends is started again at once
 _LOOK_S, _END_S = 0.2, 6.0
-_PR_SET_PDEATHSIG = 1
+_WITH_PARENT = Path(__file__).with_name("end_with_parent.py")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,11 +60,13 @@ class Child:
 
     def _start(self, now: float) -> None:
         try:
+            # By way of a program: between a fork and its exec, a process of several threads may do next to nothing.
+            command = [sys.executable, "-I", "-S", str(_WITH_PARENT), str(os.getpid()), *self.command()]
             self.process = subprocess.Popen(
-                self.command(), env=dict(self.environment), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True, preexec_fn=_end_with_parent,
+                command, env=dict(self.environment), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
             )  # fmt: skip
-        except OSError as error:
+        except (OSError, FedloraError) as error:
             self._pause_s = min(2 * self._pause_s or _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
             self._next = now + self._pause_s
             log.error("%s was not started: %s; again in %g s", self.name, error, self._pause_s)  # noqa: TRY400
@@ -118,15 +123,6 @@ class Children:
                 child.process.wait()
             _kill_group(child.process.pid)
         self.state.write("processes", {})
-
-
-_prctl = getattr(ctypes.CDLL(None), "prctl", None)
-
-
-def _end_with_parent() -> None:
-    """In the child, before it is another program: SIGTERM when the supervisor was killed."""
-    if _prctl is not None:
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _kill_group(pid: int) -> None:

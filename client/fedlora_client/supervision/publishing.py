@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import subprocess
+import tempfile
 import threading
 import urllib.error
 import urllib.request
@@ -33,6 +34,7 @@ class Publisher:
     url: str = ""  # of a `fedlora serve`
     admin_key: str = ""
     starts: Callable[[], int] = lambda: 0  # of that service, where it is a child: one that starts has no adapter
+    _process: subprocess.Popen[bytes] | None = None
 
     def run(self, stopping: threading.Event) -> None:
         """Until `stopping` is set."""
@@ -91,16 +93,31 @@ class Publisher:
                 word = word.replace(key, value)
             command.append(word)
         try:
-            done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=self.config.serve.timeout_s, check=False,
-                cwd=self.config.path.parent,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return f"{command[0]} did not end within {self.config.serve.timeout_s:g} s"
+            with tempfile.TemporaryFile() as told:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=told,
+                    cwd=self.config.path.parent,
+                )
+                try:
+                    code = self._process.wait(self.config.serve.timeout_s)
+                except subprocess.TimeoutExpired:
+                    self.end()
+                    return f"{command[0]} did not end within {self.config.serve.timeout_s:g} s"
+                told.seek(max(0, told.tell() - _MOST_TOLD))
+                said = told.read(_MOST_TOLD).decode(errors="replace").strip()
         except OSError as error:
             return f"{command[0]}: {error.strerror or error}"
-        told = done.stderr.decode(errors="replace").strip()[-_MOST_TOLD:]
-        return f"{command[0]} ended with {done.returncode}: {told}" if done.returncode else ""
+        return f"{command[0]} ended with {code}: {said}" if code else ""
+
+    def end(self) -> None:
+        """End the command that runs, if one does."""
+        process = self._process
+        if process is not None and process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 def admin_key_of(config: DeviceConfig) -> str:

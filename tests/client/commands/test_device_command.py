@@ -232,6 +232,22 @@ def test_a_state_folder_that_is_damaged_is_still_reported(tmp_path: Path, base: 
     assert "not running" in output_of("status", "--config", config.path)
 
 
+def test_a_device_is_paused_and_takes_part_again(tmp_path: Path, base: BasePack) -> None:
+    config = make_device(tmp_path, base)
+    assert output_of("pause", "--dir", tmp_path) == "kitchen takes no part\n"
+    assert "paused" in output_of("status", "--config", config.path)
+    assert "policy-paused" in output_of("check", "--dir", tmp_path, "--length", 16)
+    assert output_of("resume", "--dir", tmp_path) == "kitchen takes part\n"
+    assert "paused" not in output_of("status", "--dir", tmp_path)
+
+
+def test_a_link_that_is_another_users_has_a_folder_of_its_own(tmp_path: Path, base: BasePack) -> None:
+    config = make_device(tmp_path, base, "[server]\nstate = 'link'\n")
+    assert config.link_state == tmp_path / "link"
+    assert flower_environment(config)["FLWR_HOME"] == str(tmp_path / "link" / "flwr")
+    assert make_device(tmp_path, base).link_state == config.state
+
+
 def test_serving_that_is_asked_for_must_be_configured(tmp_path: Path, base: BasePack) -> None:
     config = make_device(tmp_path, base)
     assert "set serve.model" in str(ran("run", "--config", config.path, "--serve").exception)

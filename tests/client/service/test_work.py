@@ -119,6 +119,27 @@ def test_a_training_that_runs_into_quiet_hours_ends(
     assert given.refusal == "policy-hours"
 
 
+def test_a_device_that_its_owner_paused_refuses_and_ends_what_it_does(
+    device: DeviceConfig, base: BasePack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work_module, "_LOOK_EVERY_S", 0.0)
+    work, polls = DeviceWork(device, machine=Machine(device.state / "none"), now=lambda: NOON), [0]
+
+    def is_wanted() -> bool:
+        polls[0] += 1
+        if polls[0] == 20:
+            device.paused.touch()
+        return True
+
+    for _ in range(2):
+        given = work(question(base, run=run_config(base, steps=100_000)), is_wanted)
+        assert given.refusal == "policy-paused"
+    assert polls[0] >= 20
+    assert report(device, 1)["paused"]
+    device.paused.unlink()
+    assert not work(question(base), lambda: True).said
+
+
 def test_a_device_of_a_smaller_rank_trains_what_it_may_where_the_run_takes_that(tmp_path: Path, base: BasePack) -> None:
     config = make_device(tmp_path, base, "[policy]\nmax_rank = 1\n")
     run = dataclasses.replace(run_config(base), aggregation=AggregationConfig(min_rank=1))

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from fedlora.errors import ConfigError
 from fedlora_client.service.state import StateFolder
 from fedlora_client.supervision.children import Child, Children
 
@@ -79,6 +80,7 @@ def test_the_kernel_ends_the_children_of_a_supervisor_that_is_killed(tmp_path: P
     program = f"""
 import os, sys
 from pathlib import Path
+from fedlora.errors import ConfigError
 from fedlora_client.service.state import StateFolder
 from fedlora_client.supervision.children import Child, Children
 state = StateFolder(Path({str(tmp_path)!r}))
@@ -97,9 +99,19 @@ Children([one], state).run()
     until(lambda: not lives(pid))
 
 
-def test_a_program_that_is_not_there_is_told_and_tried_again(tmp_path: Path) -> None:
-    one = Child(name="none", command=lambda: ["/nowhere/at-all"], environment={}, on_line=print)
+def test_a_program_that_is_not_there_is_told_and_tried_again_later() -> None:
+    lines: list[str] = []
+    one = Child(name="none", command=lambda: ["/nowhere/at-all"], environment=dict(os.environ), on_line=lines.append)
     one.look()
-    assert one.process is None
+    until(lambda: (one.look(), one.process is None)[1])
+    until(lambda: lines)
+    assert lines == ["/nowhere/at-all: No such file or directory"]
     one.look()
-    assert one.starts == 0
+    assert (one.process, one.starts) == (None, 1)
+
+    def cannot() -> list[str]:
+        raise ConfigError("the key is gone; give another")
+
+    other = Child(name="none", command=cannot, environment={}, on_line=print)
+    other.look()
+    assert (other.process, other.starts) == (None, 0)
