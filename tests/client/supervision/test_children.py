@@ -103,7 +103,12 @@ def test_a_program_that_is_not_there_is_told_and_tried_again_later() -> None:
     lines: list[str] = []
     one = Child(name="none", command=lambda: ["/nowhere/at-all"], environment=dict(os.environ), on_line=lines.append)
     one.look()
-    until(lambda: (one.look(), one.process is None)[1])
+
+    def has_ended() -> bool:
+        one.look()
+        return one.process is None
+
+    until(has_ended)
     until(lambda: lines)
     assert lines == ["/nowhere/at-all: No such file or directory"]
     one.look()
