@@ -100,7 +100,9 @@ def join(bundle: Path, folder: Path | None, base: str, data: Path, query: str, n
 
 
 @device.command()
-@_config_option
+@click.option(
+    "--config", "path", type=click.Path(path_type=Path), help=f"The device's {FILE}.  [default: in /etc/fedlora]"
+)
 @click.option("--dir", "folder", type=click.Path(path_type=Path), default="/etc/systemd/system", show_default=True)
 @click.option("--users-dir", type=click.Path(path_type=Path), default="/etc/sysusers.d", show_default=True)
 def units(path: Path | None, folder: Path, users_dir: Path) -> None:

@@ -70,7 +70,6 @@ class ServerSection:
     key: str = ""  # the device's private key, OpenSSH's format
     trusted_entities: str = ""  # YAML: whose apps may run here, for Flower's --trusted-entities
     insecure: bool = False  # without TLS and keys, to try things out on one machine
-    state: str = ""  # what the link remembers, where it is another user's process than the trainer; else device.state
 
     def __post_init__(self) -> None:
         if self.superlink and not re.fullmatch(r".+:\d{1,5}", self.superlink):
@@ -130,10 +129,6 @@ class DeviceConfig:
         return replace(self, device=replace(self.device, state=str(folder.absolute())))
 
     @property
-    def link_state(self) -> Path:
-        return Path(self.server.state) if self.server.state else self.state
-
-    @property
     def withdrawn(self) -> Path:
         return self.state / "withdrawn.jsonl"
 
@@ -152,7 +147,7 @@ _SECTIONS = {
 }  # fmt: skip
 _PATHS = {
     "device": ("base", "state", "socket"), "data": ("source",), "serve": ("model", "admin_key_file"),
-    "server": ("certificates", "key", "trusted_entities", "state"),
+    "server": ("certificates", "key", "trusted_entities"),
 }  # fmt: skip
 
 

@@ -25,12 +25,11 @@ Part = Literal["trainer", "link", "serve"]
 
 def run_device(config: DeviceConfig, parts: tuple[Part, ...]) -> None:
     """Run these parts until SIGTERM or SIGINT. Raises ConfigError where one could never run."""
-    folder = config.link_state if parts == ("link",) else config.state
-    state = StateFolder(folder)
+    state = StateFolder(config.state)
     with ExitStack() as held:
         for part in parts:
             held.enter_context(state.held(f"{part}-supervisor"))
-        log_into(folder / "log", "run")
+        log_into(config.state / "log", "run")
         children, publisher = _children(config, parts)
         stopping = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -51,7 +50,7 @@ def _children(config: DeviceConfig, parts: tuple[Part, ...]) -> tuple[list[Child
         children.append(_child("trainer", lambda: command, dict(os.environ), _to_stderr))
     if "link" in parts:
         supernode_command(config)  # what is wrong with it is told now
-        lines = file_logger(config.link_state / "log", "link")
+        lines = file_logger(config.state / "log", "link")
 
         def to_both(line: str) -> None:
             lines.info("%s", line)

@@ -53,7 +53,7 @@ def flower_environment(config: DeviceConfig) -> dict[str, str]:
     paths = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
     return os.environ | {
         "PATH": paths,
-        "FLWR_HOME": str(config.link_state / "flwr"),
+        "FLWR_HOME": str(config.state / "flwr"),
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",

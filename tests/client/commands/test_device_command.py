@@ -241,13 +241,6 @@ def test_a_device_is_paused_and_takes_part_again(tmp_path: Path, base: BasePack)
     assert "paused" not in output_of("status", "--dir", tmp_path)
 
 
-def test_a_link_that_is_another_users_has_a_folder_of_its_own(tmp_path: Path, base: BasePack) -> None:
-    config = make_device(tmp_path, base, "[server]\nstate = 'link'\n")
-    assert config.link_state == tmp_path / "link"
-    assert flower_environment(config)["FLWR_HOME"] == str(tmp_path / "link" / "flwr")
-    assert make_device(tmp_path, base).link_state == config.state
-
-
 def test_serving_that_is_asked_for_must_be_configured(tmp_path: Path, base: BasePack) -> None:
     config = make_device(tmp_path, base)
     assert "set serve.model" in str(ran("run", "--config", config.path, "--serve").exception)
