@@ -19,6 +19,7 @@ from fedlora_serve.batching.sequence import SequenceState, failure_message
 from fedlora_serve.errors import BusyError
 from fedlora_serve.limits import Limits
 from fedlora_serve.step_watch import StepWatch
+from fedlora_serve.text.penalties import check_tokens
 from fedlora_serve.text.tokenizer import open_tokenizer
 
 _LAST_STEP_S = 3.0  # for the step that runs when all is cancelled, before it is told to stop
@@ -93,16 +94,16 @@ class BatchEngine:
     def trouble(self) -> str:
         return self._watch.trouble
 
+    def check_room(self, share: str, count: int) -> None:
+        with self._changed:
+            free = self._rows - len(self._scheduler.sequences)  # rows that take some of them at once
+            self._check_room(share, max(1, count - max(0, free)))
+
     def submit(self, request: Request) -> None:
         try:
             sequence = self._sequence(request)
             with self._changed:
-                if self._watch.is_lost:
-                    raise BusyError(self._watch.trouble)
-                if self._is_closing or not self._thread.is_alive():
-                    raise BusyError("the server is shutting down; try another one, or again later")
-                if not self._waiting.has_room(request.share):
-                    raise BusyError(f"{len(self._waiting)} requests are waiting already; try again later")
+                self._check_room(request.share)
                 self._waiting.append(sequence)
                 self._changed.notify()
         except Exception:
@@ -152,11 +153,19 @@ class BatchEngine:
             for sequence in [*self._scheduler.sequences, *self._scheduler.preempted, *self._waiting]:
                 sequence.abandon(message)
 
+    def _check_room(self, share: str, count: int = 1) -> None:
+        if self._watch.is_lost:
+            raise BusyError(self._watch.trouble)
+        if self._is_closing or not self._thread.is_alive():
+            raise BusyError("the server is shutting down; try another one, or again later")
+        if not self._waiting.has_room(share, count):
+            raise BusyError(f"{len(self._waiting)} requests are waiting already; try again later")
+
     def _sequence(self, request: Request) -> SequenceState:
         shape, prompt = self.base.shape, request.prompt
         if not prompt:
             raise ConfigError("the prompt has no tokens; give it at least one")
-        if not all(0 <= token < shape.vocab_size for token in prompt):
+        if min(prompt) < 0 or max(prompt) >= shape.vocab_size:  # in C: there may be a hundred thousand
             raise ConfigError(
                 f"the prompt has a token that is not from 0 to {shape.vocab_size - 1}; give the base's own"
             )
@@ -164,6 +173,8 @@ class BatchEngine:
             raise ConfigError(
                 f"the prompt has {len(prompt)} tokens; prompt and answer together have room for {self._limit}: shorten it"
             )
+        check_tokens("logit_bias", request.sampling.logit_bias, shape.vocab_size)
+        check_tokens("stop_token_ids", request.sampling.stop_token_ids, shape.vocab_size)
         return SequenceState(
             request,
             self.tokenizer,
@@ -190,11 +201,15 @@ class BatchEngine:
                         self._changed.wait()
                     self._end_cancelled()
                     self._scheduler.admit(self._waiting)
-                self._scheduler.step()
+                self._scheduler.step(self._somebody_has_come)
                 if self._watch.is_lost:
                     return
             except Exception as error:  # our own bug: whoever is here is told, and the others go on
                 self._scheduler.end_all(failure_message(error))
+
+    def _somebody_has_come(self) -> bool:
+        with self._changed:
+            return self._waiting.has_newcomer(self._scheduler.sequences)
 
     def _end_cancelled(self) -> None:
         if not (self._cancelled or self._is_over):

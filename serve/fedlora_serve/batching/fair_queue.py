@@ -27,10 +27,15 @@ class FairQueue:
         for queue in self._queues.values():
             yield from queue
 
-    def has_room(self, share: str) -> bool:
-        """Whether one more of theirs may wait: while there is room, and else up to an equal part."""
+    def has_room(self, share: str, count: int = 1) -> bool:
+        """Whether so many more of theirs may wait: while there is room, and else up to an equal part."""
         mine = len(self._queues.get(share, ()))
-        return len(self) < self._capacity or mine < self._capacity // len({*self._queues, share})
+        part = self._capacity // len({*self._queues, share})
+        return len(self) + count <= self._capacity or mine + count <= part
+
+    def has_newcomer(self, running: Sequence[SequenceState]) -> bool:
+        """Whether somebody waits who has no row."""
+        return not self._queues.keys() <= rows_by_share(running).keys()
 
     def append(self, sequence: SequenceState) -> None:
         self._queues.setdefault(sequence.request.share, deque()).append(sequence)

@@ -79,6 +79,10 @@ class TextEngine(Protocol):
         """A sentence on a step of the model that does not end, or had to be stopped; empty where all is well."""
         ...
 
+    def check_room(self, share: str, count: int) -> None:
+        """Raises BusyError where so many requests of one share would not be taken: before anything is done for them."""
+        ...
+
     def submit(self, request: Request) -> None:
         """Take a request; its events follow, and one `Finished` ends them.
 

@@ -19,6 +19,8 @@ from fedlora_serve.batching.kv_cache import KVCache
 from fedlora_serve.batching.row_adapters import RowAdapters
 from fedlora_serve.step_watch import StepWatch
 
+_MAX_BINDINGS = 512  # of 16 rows there are 136
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -78,6 +80,8 @@ class RowGraph:
         """Past and present of these rows are the same memory, and the scores of all steps have one place."""
         if (begin, rows) in self._bindings:
             return self._bindings[begin, rows]
+        if len(self._bindings) >= _MAX_BINDINGS:
+            self._bindings.clear()
         binding = self._session.io_binding()
         binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(self._scores[:rows]))
         names = [f"{layer}.{kind}" for layer in range(self._shape.num_layers) for kind in ("key", "value")]

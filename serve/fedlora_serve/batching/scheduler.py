@@ -4,14 +4,17 @@ A step reads a part of the prompts that are here, then one token of every sequen
 delays the others by one part at a time. The oldest prompt and the shortest take turns: a long one holds up no short ones,
 and short ones do not hold up a long one. Rows that decode stand wherever they are: those between them read nothing.
 
-Rows are shared fairly (`fair_queue`). Who has more than others and has all rows, or all memory, gives one up to those who
-wait: the sequence of theirs that joined last is preempted. So is it where memory does not suffice for the next token of
-everybody. It waits, and reads again what was not kept.
+Rows are shared fairly (`fair_queue`), and so is time (`fair_time`): a step reads the sequences that are due. Who has more
+rows than others and has all of them, or all memory, gives one up to those who wait: the sequence of theirs that joined last
+is preempted. So is it where memory does not suffice for the next token of everybody. It waits, and reads again what was not
+kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import cycle
 
 import numpy as np
@@ -20,6 +23,7 @@ from numpy.typing import NDArray
 
 from fedlora_serve.batching.block_manager import BlockManager, computes_prefix_of
 from fedlora_serve.batching.fair_queue import FairQueue, rows_by_share
+from fedlora_serve.batching.fair_time import FairTime
 from fedlora_serve.batching.kv_cache import KVCache, blocks_of
 from fedlora_serve.batching.request import FinishReason
 from fedlora_serve.batching.row_graph import Part, RowGraph
@@ -27,13 +31,21 @@ from fedlora_serve.batching.rows import Rows
 from fedlora_serve.batching.sequence import SequenceState, failure_message
 
 _ALONE_TOKENS = 512  # of prompts in a step, where no sequence waits for it
+_MAX_GAP = 1  # rows that only stand between, where not everybody takes part: they cost a step what others do
 
 
 class Scheduler:
     """Takes sequences in, and takes them further step by step until they end. One thread at a time."""
 
     def __init__(
-        self, graph: RowGraph, kv_cache: KVCache, *, rows: int, budget_blocks: int, prefill_tokens: int
+        self,
+        graph: RowGraph,
+        kv_cache: KVCache,
+        *,
+        rows: int,
+        budget_blocks: int,
+        prefill_tokens: int,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.blocks = BlockManager(kv_cache, budget_blocks)
         self.preempted: list[SequenceState] = []  # who had to leave, and has to come back: the newest first
@@ -41,6 +53,8 @@ class Scheduler:
         self._graph, self._capacity = graph, kv_cache.capacity
         self._max_rows, self._prefill_tokens = rows, prefill_tokens
         self._oldest_first = cycle((True, False))
+        self._time, self._clock = FairTime(clock), clock
+        self._has_given_way = False  # in the last step, to somebody who had come
 
     @property
     def sequences(self) -> list[SequenceState]:
@@ -67,10 +81,16 @@ class Scheduler:
             except Exception as error:  # it is in no list now, and must be told here
                 sequence.end("error", failure_message(error))
 
-    def step(self) -> None:
-        """Read a part of some prompts, and take every sequence that decodes one token further."""
-        self._prefill()
-        self._decode()
+    def step(self, has_come: Callable[[], bool] = lambda: False) -> None:
+        """Read a part of some prompts, and take every sequence that decodes and is due one token further.
+
+        Where `has_come()`, once the prompts were read, somebody waits who is to be let in first, the second is left out.
+        """
+        due = self._time.due(self.sequences)
+        # Not twice: who waits for somebody else's row comes in when those that decode have gone on.
+        self._has_given_way = self._prefill(due) and not self._has_given_way and has_come()
+        if not self._has_given_way:
+            self._decode(due)
 
     def end(self, sequence: SequenceState, reason: FinishReason, message: str = "") -> None:
         """End a sequence of the batch, and free its row."""
@@ -84,11 +104,12 @@ class Scheduler:
         for sequence in self._rows.clear():
             sequence.end("error", message)
 
-    def _prefill(self) -> None:
-        rows = self._rows_to_prefill()
+    def _prefill(self, due: Collection[SequenceState]) -> bool:
+        """Whether there was a prompt to read."""
+        rows = self._rows_to_prefill(due)
         if not rows:
-            return
-        is_alone = not any(sequence.is_decoding for sequence in self.sequences)
+            return False
+        is_alone = not self._time.is_shared and not any(sequence.is_decoding for sequence in due)
         token_budget = max(_ALONE_TOKENS, self._prefill_tokens) if is_alone else self._prefill_tokens
         shortest = min(rows, key=lambda row: self.sequences[row].uncomputed_tokens)
         first = rows[0] if next(self._oldest_first) else shortest
@@ -104,13 +125,14 @@ class Scheduler:
             parts.append(Part(sequence.tokens[sequence.length : end], sequence.length, sequence.adapter))
             width = max(width, end - sequence.length)
         self._run(first, parts)
+        return True
 
-    def _rows_to_prefill(self) -> list[int]:
-        """The rows with a prompt to read, the oldest first.
+    def _rows_to_prefill(self, due: Collection[SequenceState]) -> list[int]:
+        """The rows with a prompt to read that are due, the oldest first.
 
         Who begins like an older one begins later: it finds what that one is about to read.
         """
-        unread = [row for row, sequence in enumerate(self.sequences) if not sequence.is_decoding]
+        unread = [row for row, each in enumerate(self.sequences) if each in due and not each.is_decoding]
         unread.sort(key=lambda row: self.sequences[row].number)
         for place, row in enumerate(unread):
             sequence = self.sequences[row]
@@ -119,20 +141,26 @@ class Scheduler:
                 self.blocks.load_prefix(row, sequence)
         return [row for row in unread if self.sequences[row].has_begun and not self.sequences[row].is_decoding]
 
-    def _decode(self) -> None:
-        while any(
-            sequence.is_decoding and not self.blocks.grow(row, sequence.length + 1)
-            for row, sequence in enumerate(self.sequences)
-        ):
+    def _decode(self, due: Collection[SequenceState]) -> None:
+        while any(not self.blocks.grow(row, self.sequences[row].length + 1) for row in self._rows_that_decode(due)):
             self._preempt(max(self.sequences, key=self._by_rows))
-        last = max((row for row, sequence in enumerate(self.sequences) if sequence.is_decoding), default=-1)
-        self._run(
-            0,
-            [
-                Part(sequence.tokens[-1:] if sequence.is_decoding else (), sequence.length, sequence.adapter)
-                for sequence in self.sequences[: last + 1]
-            ],
-        )
+        everybody = len(due) == len(self.sequences)
+        # The last rows first: who takes over the row of one that has ended comes from behind it.
+        for rows in reversed(
+            [*_neighbours(self._rows_that_decode(due), len(self.sequences) if everybody else _MAX_GAP)]
+        ):
+            first = 0 if everybody else rows[0]
+            decoding = {self.sequences[row] for row in rows}
+            self._run(
+                first,
+                [
+                    Part(each.tokens[-1:] if each in decoding else (), each.length, each.adapter)
+                    for each in self.sequences[first : rows[-1] + 1]
+                ],
+            )
+
+    def _rows_that_decode(self, due: Collection[SequenceState]) -> list[int]:
+        return [row for row, each in enumerate(self.sequences) if each in due and each.is_decoding]
 
     def _has_place_for(self, sequence: SequenceState) -> bool:
         if len(self.sequences) == self._max_rows:
@@ -157,7 +185,7 @@ class Scheduler:
         """One step over the rows from `first` on; sequences whose tokens are all read get one more, and may end with it."""
         if not parts:
             return
-        sequences = self.sequences[first : first + len(parts)]
+        sequences, began = self.sequences[first : first + len(parts)], self._clock()
         try:
             scores = self._graph.step(first, parts)
         except FedloraError as error:
@@ -173,12 +201,28 @@ class Scheduler:
                 reason, message = _next_token(sequence, scores[place])
                 if reason:
                     ended.append((sequence, reason, message))
+        read = Counter[str]()
+        for sequence, part in zip(sequences, parts, strict=True):
+            read[sequence.request.share] += len(part.tokens)
+        self._time.took(self._clock() - began, read)
         self._end_each(ended)
 
     def _end_each(self, ended: Sequence[tuple[SequenceState, FinishReason, str]]) -> None:
         """The last rows first: what takes over a row is then never one that has ended."""
         for sequence, reason, message in reversed(ended):
             self.end(sequence, reason, message)
+
+
+def _neighbours(rows: Sequence[int], max_gap: int) -> Iterator[list[int]]:
+    """Rows in ascending order in runs, between whose rows are no more than `max_gap` others."""
+    run: list[int] = []
+    for row in rows:
+        if run and row - run[-1] > max_gap + 1:
+            yield run
+            run = []
+        run.append(row)
+    if run:
+        yield run
 
 
 def _next_token(sequence: SequenceState, scores: NDArray[np.float32]) -> tuple[FinishReason | None, str]:  # [V]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 from fedlora.errors import FedloraError
@@ -34,10 +35,21 @@ class SequenceState:
         self.cached_tokens = 0  # of the prompt, which it has not read itself
         self._prompt_length = len(self.tokens)
         self._limit = limit
-        self._answer = AnswerText(request.sampling, tokenizer, self.tokens, stop_token_ids)
-        self._sampler = TokenSampler(request.sampling, self.tokens, vocab_size, self._answer.ends)
+        self._tokenizer, self._vocab_size, self._stop_token_ids = tokenizer, vocab_size, stop_token_ids
         self._chosen: list[ChosenToken] = []
         self._is_heard, self._is_abandoned = True, False
+        self._has_answer = False  # a token of it was chosen
+
+    # Made with its first token: most of those that somebody asks for at once wait, and may be cancelled.
+    @cached_property
+    def _answer(self) -> AnswerText:
+        prompt = self.tokens[: self._prompt_length]
+        return AnswerText(self.request.sampling, self._tokenizer, prompt, self._stop_token_ids)
+
+    @cached_property
+    def _sampler(self) -> TokenSampler:
+        prompt = self.tokens[: self._prompt_length]
+        return TokenSampler(self.request.sampling, prompt, self._vocab_size, self._answer.ends)
 
     @property
     def adapter(self) -> LoadedAdapter | None:
@@ -65,6 +77,7 @@ class SequenceState:
 
     def take(self, scores: NDArray[np.float32]) -> FinishReason | None:  # scores [V]
         """Choose the next token from its scores, and send what became text; why the sequence ends, if it does."""
+        self._has_answer = True
         chosen = self._sampler.choose(scores)
         text = self._answer.push(chosen.token)
         if not self._answer.is_ended_by_token:
@@ -106,6 +119,8 @@ class SequenceState:
 
     @property
     def _completion_tokens(self) -> int:
+        if self.is_prompt_only and not self._has_answer:
+            return 0
         return len(self.tokens) - self._prompt_length + self._answer.is_ended_by_token
 
     def _send(self, text: str, *, always: bool = False) -> None:

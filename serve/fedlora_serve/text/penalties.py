@@ -10,7 +10,7 @@ bias         s + b                             the tokens that are named        
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from fedlora.errors import ConfigError
@@ -21,14 +21,19 @@ from fedlora_serve.text.sampling import Sampling
 _LARGEST = float(np.finfo(np.float32).max)
 
 
+def check_tokens(name: str, tokens: Iterable[int], vocab_size: int) -> None:
+    """Raises ConfigError where one of the tokens that a parameter names is none of the base's."""
+    wrong = [token for token in tokens if token >= vocab_size]
+    if wrong:
+        raise ConfigError(f"{name} names token {wrong[0]}; the base's tokens are 0 to {vocab_size - 1}")
+
+
 class Penalties:
     """The penalties and biases of one answer, in this order. Only the scores of the K tokens concerned are touched."""
 
     def __init__(self, sampling: Sampling, prompt: Sequence[int], vocab_size: int) -> None:
         """Raises ConfigError where a bias names a token that the base has not."""
-        wrong = [token for token in sampling.logit_bias if token >= vocab_size]
-        if wrong:
-            raise ConfigError(f"logit_bias names token {wrong[0]}; the base's tokens are 0 to {vocab_size - 1}")
+        check_tokens("logit_bias", sampling.logit_bias, vocab_size)
         self._repetition = sampling.repetition_penalty
         self._presence, self._frequency = sampling.presence_penalty, sampling.frequency_penalty
         self._counting = (self._repetition, self._presence, self._frequency) != (1, 0, 0)
@@ -36,7 +41,8 @@ class Penalties:
         self._biased = np.fromiter(sampling.logit_bias.keys(), np.int64)
         self._biases = np.fromiter(sampling.logit_bias.values(), np.float64)
         # Only a repetition penalty asks for the prompt.
-        self._tokens = np.unique(np.asarray(prompt if self._repetition != 1 else [], np.int64))  # [K]
+        said = np.unique(np.asarray(prompt, np.int64)) if self._repetition != 1 else np.zeros(0, np.int64)
+        self._tokens: NDArray[np.int64] = said  # [K]
         self._times = np.zeros(len(self._tokens))  # [K], in the answer
         self._places = {int(token): place for place, token in enumerate(self._tokens)}
 

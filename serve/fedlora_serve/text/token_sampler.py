@@ -17,11 +17,10 @@ import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from fedlora.errors import ConfigError
 from numpy.typing import NDArray
 
 from fedlora_serve.text.filters import min_p_floor, top_k_floor, top_p_floor
-from fedlora_serve.text.penalties import Penalties
+from fedlora_serve.text.penalties import Penalties, check_tokens
 from fedlora_serve.text.running_sum import first_above
 from fedlora_serve.text.sampling import ChosenToken, Sampling
 
@@ -36,9 +35,7 @@ class TokenSampler:
         """`prompt` are its tokens, for the repetition penalty; `ends` are the tokens that end it, of which none is chosen
         before there are `min_tokens` others. Raises ConfigError where a bias or a stop names no token."""
         self._sampling, self._penalties = sampling, Penalties(sampling, prompt, vocab_size)
-        wrong = [token for token in sampling.stop_token_ids if token >= vocab_size]
-        if wrong:
-            raise ConfigError(f"stop_token_ids names token {wrong[0]}; the base's tokens are 0 to {vocab_size - 1}")
+        check_tokens("stop_token_ids", sampling.stop_token_ids, vocab_size)
         self._ends = np.array(sorted({*ends, *sampling.stop_token_ids}), np.int64)
         self._left = sampling.min_tokens if len(self._ends) else 0  # tokens to come before it may end
         self._random = np.random.default_rng(None if sampling.seed is None else sampling.seed % 2**64)

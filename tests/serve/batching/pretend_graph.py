@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import cast
 from zlib import crc32
@@ -94,8 +95,9 @@ class PretendBatch:
 
     def __init__(
         self, shape: DecoderShape, tokenizer: Tokenizer, *, rows: int, budget_blocks: int, prefill_tokens: int = 64,
-        capacity_blocks: int = 16,
+        capacity_blocks: int = 16, look_s: float = 0.0,
     ) -> None:  # fmt: skip
+        looks = count()  # at the clock: one passes `look_s`
         self.kv_cache = KVCache(shape, rows, min(capacity_blocks, budget_blocks))
         self.graph = PretendGraph(self.kv_cache, shape.vocab_size)
         self.waiting = FairQueue(capacity=1000)
@@ -106,6 +108,7 @@ class PretendBatch:
             rows=rows,
             budget_blocks=budget_blocks,
             prefill_tokens=prefill_tokens,
+            clock=lambda: next(looks) * look_s,
         )
         self._tokenizer, self._vocab_size = tokenizer, shape.vocab_size
 

@@ -41,6 +41,7 @@ def test_whatever_is_asked_under_any_budget_every_answer_is_the_one_that_it_woul
         budget_blocks=blocks,
         capacity_blocks=capacity,
         prefill_tokens=int(random.choice([1, 3, 16, 64])),
+        look_s=float(random.choice([0.0, 0.02, 1.0])),
     )
     limit = capacity * BLOCK_TOKENS
     adapters = [None, adapter_of("a"), adapter_of("b")]
@@ -245,6 +246,23 @@ def test_who_asks_for_much_leaves_others_their_share(batches: Batches, rows: int
     ]:
         assert listener.wait().reason == "length"
         assert listener.tokens == said(prompt_of(20, seed=seed), count)
+
+
+def test_a_step_reads_those_alone_who_had_less_of_the_time_and_the_others_keep_their_rows(batches: Batches) -> None:
+    batch = batches(rows=8, budget_blocks=200, look_s=0.01)
+    much = [batch.ask(prompt_of(20, seed=n), 200, share="a") for n in range(8)]
+    for _ in range(100):
+        batch.step()
+    little = batch.ask(prompt_of(20, seed=99), 8, share="b")
+    before = len(batch.graph.steps)
+    while not little.ended.is_set():
+        batch.step()
+    assert len(batch.scheduler.sequences) == 7, "one gave up its row"
+    assert [len(read) for _, read in batch.graph.steps[before:]] == [1] * 8
+    batch.finish()
+    assert little.tokens == said(prompt_of(20, seed=99), 8)
+    for seed, listener in enumerate(much):
+        assert listener.tokens == said(prompt_of(20, seed=seed), 200)
 
 
 def test_rows_that_are_given_up_are_not_read_again_from_the_beginning(batches: Batches) -> None:

@@ -29,6 +29,9 @@ class FakeEngine:
         self._lock = threading.Lock()
         self._cancelling: dict[Request, threading.Event] = {}
 
+    def check_room(self, share: str, count: int) -> None:
+        pass
+
     def submit(self, request: Request) -> None:
         with self._lock:
             error = self._refused(request)

@@ -42,13 +42,13 @@ async def create_chat_completion(body: ChatBody, request: Request) -> Response:
     n = body.choices_per_prompt
     async with served_model(state, caller, body.model) as model:
         engine = engine_of(state)
-        prompt = await chat_prompt(state, body, adapter=model.version, choices=n)
+        prompt = await chat_prompt(state, body, share=caller.name, adapter=model.version, choices=n)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         requested = requested_choices(
             state, engine, body, [prompt], asked=asked, default=None, logprobs=logprobs, param=param
         )
         caller.take(len(prompt))
-        choices = Choices(state, engine, caller, model, requested, choices_per_prompt=n)
+        choices = await Choices(state, engine, caller, model, requested, choices_per_prompt=n).submit()
     writer = _Writer(state, body, new_envelope(model, "chatcmpl"))
     if body.stream:
         return EventStream(choices, writer.chunks(choices), model.headers)

@@ -37,7 +37,7 @@ async def create_completion(body: CompletionBody, request: Request) -> Response:
     async with served_model(state, caller, body.model) as model:
         engine = engine_of(state)
         prompts = await completion_prompts(
-            state, body.prompt, choices=n, add_special_tokens=body.add_special_tokens is not False
+            state, body.prompt, share=caller.name, choices=n, add_special_tokens=body.add_special_tokens is not False
         )
         requested = requested_choices(
             state, engine, body, prompts, asked=body.max_tokens, default=_DEFAULT_TOKENS, logprobs=body.logprobs,
@@ -45,7 +45,7 @@ async def create_completion(body: CompletionBody, request: Request) -> Response:
         )  # fmt: skip
         writer = _Writer(state, body, new_envelope(model, "cmpl"), prompts)
         caller.take(sum(map(len, prompts)))
-        choices = Choices(state, engine, caller, model, requested, choices_per_prompt=n)
+        choices = await Choices(state, engine, caller, model, requested, choices_per_prompt=n).submit()
     if body.stream:
         return EventStream(choices, writer.chunks(choices), model.headers)
     whole = await whole_choices(request, choices, len(requested))

@@ -11,8 +11,9 @@ import numpy as np
 from fastapi import Request, Response
 from numpy.typing import NDArray
 
-from fedlora_serve.embedding import Embedder
+from fedlora_serve.embedding import Embedder, batches_by_length
 from fedlora_serve.errors import BusyError
+from fedlora_serve.http.access.callers import Caller
 from fedlora_serve.http.api.guarded_route import counted_router, described
 from fedlora_serve.http.protocol.embeddings import Embedding, EmbeddingBody, Embeddings
 from fedlora_serve.http.protocol.envelope import EmbeddingUsage
@@ -23,6 +24,7 @@ from fedlora_serve.http.transport.client_connection import while_connected
 
 router = counted_router()
 _LOOK_S = 1.0  # at whether the embedder still answers
+_TURN_TOKENS = 512  # with padding, of a caller's texts before others have their turn
 
 
 @router.post("/v1/embeddings", response_model=None, responses=described(Embeddings))
@@ -33,9 +35,7 @@ async def create_embeddings(body: EmbeddingBody, request: Request) -> Response:
         embedder = _embedder(state)
         _check(state, embedder, body)
         asked = _normalizes(body)
-        rows = await asyncio.get_running_loop().run_in_executor(
-            state.few_threads, lambda: [_tokens(embedder, text) for text in body.input]
-        )
+        rows = await state.few_threads.run(caller.name, lambda: [_tokens(embedder, text) for text in body.input])
         for row in rows:
             if not 1 <= len(row) <= embedder.max_tokens:
                 raise ApiError(
@@ -55,7 +55,7 @@ async def create_embeddings(body: EmbeddingBody, request: Request) -> Response:
         tokens = sum(map(len, rows))
         caller.take(tokens)
         state.metrics.request_started(model.name)
-        vectors = await while_connected(request.receive, _embedded(state, embedder, model, rows))
+        vectors = await while_connected(request.receive, _embedded(state, caller, embedder, model, rows))
         if embedder.normalized if asked is None else asked:
             vectors = _unit(vectors)
     state.metrics.embedded(model.name, time.perf_counter() - began, tokens)
@@ -113,15 +113,25 @@ def _tokens(embedder: Embedder, text: str | tuple[int, ...]) -> Sequence[int]:
 
 
 async def _embedded(
-    state: ServiceState, embedder: Embedder, model: ServedModel, rows: Sequence[Sequence[int]]
+    state: ServiceState, caller: Caller, embedder: Embedder, model: ServedModel, rows: Sequence[Sequence[int]]
 ) -> NDArray[np.float32]:
-    """The vectors, computed one request at a time; the adapter stays in memory until its last use has ended."""
+    """The vectors, some texts at a time: callers take turns, so that many texts of one hold up no others."""
+    vectors = np.empty((len(rows), embedder.hidden_size), np.float32)
+    for some in batches_by_length([len(row) for row in rows], _TURN_TOKENS):
+        vectors[some] = await _some_embedded(state, caller, embedder, model, [rows[number] for number in some])
+    return vectors
+
+
+async def _some_embedded(
+    state: ServiceState, caller: Caller, embedder: Embedder, model: ServedModel, rows: Sequence[Sequence[int]]
+) -> NDArray[np.float32]:
+    """The vectors of these texts; the adapter stays in memory until its last use has ended."""
     lease = model.lease()
 
     def embed() -> NDArray[np.float32]:
         return embedder.embed(rows, lease.version if lease else None)
 
-    computing = state.one_thread.submit(embed)
+    computing = state.one_thread.submit(caller.name, embed)
     if lease:
         computing.add_done_callback(lambda _: lease.release())
     waiting = asyncio.wrap_future(computing)

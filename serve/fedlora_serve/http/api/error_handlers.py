@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from fedlora_serve.http.service.state import service_of, without_folders
 from fedlora_serve.http.transport.client_connection import ClientLeftError
 
 _CLIENT_CLOSED_REQUEST = 499  # nginx's word for it, for whoever counts
+_TOO_MUCH = (http.HTTPStatus.TOO_MANY_REQUESTS, http.HTTPStatus.SERVICE_UNAVAILABLE)
+_REFUSED_AFTER_S = 0.1  # who asks for more than there is, again and again without a pause, costs the others less
 _MAX_PROBLEMS = 4  # of a body that are told at once
 
 
@@ -32,6 +35,8 @@ def add_error_handlers(app: FastAPI) -> None:
 
 async def _answer(request: Request, error: Exception) -> Response:
     answer = api_error(error)
+    if answer.status in _TOO_MUCH:
+        await asyncio.sleep(_REFUSED_AFTER_S)
     if isinstance(error, FedloraError):
         detail = answer.body.error
         detail.message = without_folders(detail.message, service_of(request).base.directory)

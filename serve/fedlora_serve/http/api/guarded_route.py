@@ -48,11 +48,17 @@ class GuardedRoute(APIRoute):
 
 
 class CountedRoute(GuardedRoute):
-    """A route whose requests are counted before they are read, whatever becomes of them."""
+    """A route whose requests are counted before they are read, whatever becomes of them.
+
+    Who has no room left for one more answer is told so before anything is read.
+    """
 
     def check(self, keys: Keys, request: Request) -> None:
         super().check(keys, request)
-        caller_of(request).begin()
+        caller = caller_of(request)
+        caller.begin()
+        if (engine := service_of(request).engine) is not None:
+            engine.check_room(caller.name, 1)
 
 
 def guarded_router() -> APIRouter:

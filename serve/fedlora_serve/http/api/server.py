@@ -32,6 +32,7 @@ from fedlora_serve.http.transport.head_limit import HeadLimit
 from fedlora_serve.http.transport.host_check import HostCheck
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SWITCH_INTERVAL_S = 0.001  # that a thread goes on while another waits for its turn: Python's own 5 ms are a whole step
 _GRACE_S = 5  # for cancelled answers to reach their clients
 
 
@@ -69,6 +70,7 @@ def serve(
     service: ServiceState, config: ServeConfig, bound: socket.socket, when_ready: Callable[[], None] = lambda: None
 ) -> None:
     """Answer requests that come to `bound` until a signal comes, then close the service. Returns when all has ended."""
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # what strangers send is no warning
     logging.getLogger("uvicorn.access").setLevel(logging.INFO)

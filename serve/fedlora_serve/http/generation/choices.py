@@ -19,6 +19,9 @@ from fedlora_serve.http.service.state import ServiceState, without_folders
 FinishReason = Literal["stop", "length"]
 
 
+_AT_ONCE_TOKENS = 1 << 16  # of prompts that are submitted before others on the event loop have their turn
+
+
 class Choices:
     """Choices 0, 1, ... of one model, from their submission to their ends."""
 
@@ -32,7 +35,7 @@ class Choices:
         *,
         choices_per_prompt: int,  # choices i * n to i * n + n - 1 are of prompt i
     ) -> None:
-        """Submit all of them; what is raised for one takes back those before it."""
+        """Nothing is submitted yet."""
         self.model, self._caller, self._engine, self._metrics = model, caller, engine, state.metrics
         self._requested, self._per_prompt = requested, choices_per_prompt
         self._folders = [state.base.directory, *([model.version.source.parent] if model.version else [])]
@@ -44,12 +47,21 @@ class Choices:
         self._requests: list[Request] = []
         self._completion_tokens: dict[int, int] = {}  # of each choice, so far
         self._ended: dict[int, Finished] = {}
+
+    async def submit(self) -> Choices:
+        """Submit all of them; what is raised for one takes back those before it."""
+        submitted = 0
         try:
-            for index, one in enumerate(requested):
+            for index, one in enumerate(self._requested):
                 self._submit(index, one)
+                submitted += len(one.prompt)
+                if submitted > _AT_ONCE_TOKENS:
+                    submitted = 0
+                    await asyncio.sleep(0)
         except BaseException:
             self.cancel()
             raise
+        return self
 
     async def events(self) -> AsyncIterator[tuple[int, Event]]:
         """What comes, (index, event), until all have ended. Raises ApiError where one fails or the time is over."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from fedlora_serve.adapters.loading import LoadedAdapter
@@ -13,6 +12,7 @@ from fedlora_serve.http.protocol.errors import ApiError
 from fedlora_serve.http.service.state import ServiceState
 from fedlora_serve.text.tokenizer import prompt_tokens
 
+_AT_ONCE = 2048  # characters, or tokens, of prompts that are cut into tokens on the event loop: within a millisecond
 _CONTEXT = "context_length_exceeded"
 
 
@@ -29,40 +29,51 @@ def engine_of(state: ServiceState) -> TextEngine:
 
 
 async def completion_prompts(
-    state: ServiceState, prompts: Sequence[str | tuple[int, ...]], *, choices: int, add_special_tokens: bool = True
+    state: ServiceState,
+    prompts: Sequence[str | tuple[int, ...]],
+    *,
+    share: str = "",
+    choices: int,
+    add_special_tokens: bool = True,
 ) -> list[tuple[int, ...]]:
     """The tokens of each prompt; a text begins as the base's tokenizer has it, unless there are to be no special tokens.
 
-    `choices` is how many each prompt gets.
+    `choices` is how many each prompt gets. Raises BusyError where the engine has no room for those of this share.
     """
     _check_number(state, len(prompts), choices)
-    tokens = await asyncio.get_running_loop().run_in_executor(
-        state.few_threads, lambda: [_completion_tokens(state, one, add_special_tokens) for one in prompts]
-    )
-    for prompt in tokens:
-        _check_tokens(state, prompt, "prompt")
-    return tokens
+    engine_of(state).check_room(share, len(prompts) * choices)
+
+    def tokens() -> list[tuple[int, ...]]:
+        result = [_completion_tokens(state, one, add_special_tokens) for one in prompts]
+        for prompt in result:
+            _check_tokens(state, prompt, "prompt")
+        return result
+
+    if sum(map(len, prompts)) <= _AT_ONCE:
+        return tokens()
+    return await state.few_threads.run(share, tokens)
 
 
 async def chat_prompt(
-    state: ServiceState, body: ChatBody, *, adapter: LoadedAdapter | None = None, choices: int
+    state: ServiceState, body: ChatBody, *, share: str = "", adapter: LoadedAdapter | None = None, choices: int
 ) -> tuple[int, ...]:
     """The tokens of a chat, written by the adapter's template, or else the base's.
 
     It writes the special ones too, so that none are added unasked. Raises ApiError where there is no template, or it
-    refuses the messages.
+    refuses the messages, BusyError where the engine has no room for the choices of this share.
     """
     _check_number(state, 1, choices)
+    engine_of(state).check_room(share, choices)
 
     def rendered() -> tuple[int, ...]:
         template = state.adapter_templates.of(adapter) or state.template
         if template is None:
             raise _no_template(state, adapter)
-        return _text_tokens(state, chat_text(template, body), bool(body.add_special_tokens))
+        tokens = _text_tokens(state, chat_text(template, body), bool(body.add_special_tokens))
+        _check_tokens(state, tokens, "messages")
+        return tokens
 
-    tokens = await asyncio.get_running_loop().run_in_executor(state.one_thread, rendered)
-    _check_tokens(state, tokens, "messages")
-    return tokens
+    return await state.one_thread.run(share, rendered)
 
 
 def _no_template(state: ServiceState, adapter: LoadedAdapter | None) -> ApiError:

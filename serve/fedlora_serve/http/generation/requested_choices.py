@@ -44,13 +44,13 @@ def requested_choices(
         message = f"min_tokens: expected at most {param}, which is {min(lengths)}, got {body.min_tokens}"
         raise ApiError(400, message, param="min_tokens")
     _check_tokens(state, body)
+
+    def sampling(length: int, index: int) -> Sampling:
+        return body.sampling(max_tokens=length, logprobs=logprobs, index=index, defaults=state.model_defaults.values)
+
+    alike = {length: sampling(length, 0) for length in {*lengths}} if body.seed is None else {}
     return [
-        RequestedChoice(
-            prompt=prompt,
-            sampling=body.sampling(
-                max_tokens=length, logprobs=logprobs, index=index * n + number, defaults=state.model_defaults.values
-            ),
-        )
+        RequestedChoice(prompt=prompt, sampling=alike.get(length) or sampling(length, index * n + number))
         for index, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
         for number in range(n)
     ]

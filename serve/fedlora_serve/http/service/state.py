@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,18 +18,19 @@ from fedlora_serve.embedding import Embedder
 from fedlora_serve.http.access.keys import Caller, Keys
 from fedlora_serve.http.service.adapter_folder import AdapterFolder
 from fedlora_serve.http.service.adapter_templates import AdapterTemplates
+from fedlora_serve.http.service.fair_threads import FairThreads
 from fedlora_serve.http.service.metrics import Metrics
 from fedlora_serve.http.service.token_strings import TokenStrings
 from fedlora_serve.limits import Limits
 from fedlora_serve.text.model_defaults import ModelDefaults
 
 
-def _one_thread() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="fedlora-one")
+def _one_thread() -> FairThreads:
+    return FairThreads(1, "fedlora-one")
 
 
-def _few_threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=2, thread_name_prefix="fedlora-few")
+def _few_threads() -> FairThreads:
+    return FairThreads(2, "fedlora-few")
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -56,9 +56,9 @@ class ServiceState:
     token_strings: TokenStrings = field(init=False)
     started_at: float = field(default_factory=time.time)  # unix seconds
     # For what takes one thread at a time, off the event loop: the template and the embedder.
-    one_thread: ThreadPoolExecutor = field(default_factory=_one_thread)
+    one_thread: FairThreads = field(default_factory=_one_thread)
     # For tokenizing, off the event loop: a text of some MB takes a hundred times as much memory meanwhile.
-    few_threads: ThreadPoolExecutor = field(default_factory=_few_threads)
+    few_threads: FairThreads = field(default_factory=_few_threads)
 
     def __post_init__(self) -> None:
         self.token_strings = TokenStrings(self.tokenizer)
