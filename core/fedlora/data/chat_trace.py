@@ -17,12 +17,15 @@ _EMPTY: tuple[object, ...] = (None, "", [], {}, ())
 # What ends a thought that stands before an answer in its content, as models write it.
 _THOUGHT_BEGINS = re.compile(r"<(?:think|thinking|thought|reasoning)>|\[THINK\]", re.IGNORECASE)
 _THOUGHT_ENDS = re.compile(r"\s*(?:</(?:think|thinking|thought|reasoning)>|\[/THINK\])", re.IGNORECASE)
+_PIECE = 1 << 16  # characters that are looked at in one piece, in which no other thread runs
 _MAX_TRIALS = 8  # messages that are left out for a trial: each costs a rendering of the whole chat
 
 
 def unused_marks(messages: Sequence[ChatMessage], count: int) -> list[str]:
     """Up to `count` characters for private use that nobody in the chat has used."""
-    used = set("".join(strings_in([message.given() for message in messages])))
+    used: set[str] = set()
+    for text in strings_in([message.given() for message in messages]):
+        used |= _characters(text)
     marks: list[str] = []
     for mark in map(chr, _PRIVATE_USE):
         if len(marks) == count:
@@ -46,6 +49,14 @@ def marked(message: ChatMessage, mark: str) -> ChatMessage:
         if message.given().get(name):
             message = _marked(message, name, mark)
     return message
+
+
+def _characters(text: str) -> set[str]:
+    """Those of a text, piece by piece."""
+    found: set[str] = set()
+    for begin in range(0, len(text), _PIECE):
+        found.update(text[begin : begin + _PIECE])
+    return found
 
 
 class ChatTrace:
@@ -129,7 +140,7 @@ class ChatTrace:
                     places.append((mark, index, name))
             trial.append(with_marks)
         try:
-            found = set(self._write(trial))
+            found = _characters(self._write(trial))
         except FedloraError:  # a template may look into what is said
             found = set()
         heard: list[set[str]] = [set() for _ in self._messages]

@@ -15,9 +15,11 @@ from fastapi.responses import PlainTextResponse
 from fedlora.errors import AdapterError, AdapterExistsError, AdapterStoreFullError, UnknownAdapterError
 from pydantic import BaseModel
 
+from fedlora_serve.adapters.status import AdapterStatus
 from fedlora_serve.http.api.guarded_route import admin_router, guarded_router, listed
 from fedlora_serve.http.protocol.errors import ApiError
 from fedlora_serve.http.protocol.request_body import NamedFields
+from fedlora_serve.http.protocol.written import written
 from fedlora_serve.http.service.adapter_folder import AdapterFolder, NoSuchAdapterError
 from fedlora_serve.http.service.state import ServiceState, caller_of, service_of
 
@@ -68,13 +70,18 @@ listing = guarded_router()
 admin = admin_router()
 
 
-@listing.get("/v1/adapters", tags=["adapters"], responses=listed(401))
-async def list_adapters(request: Request) -> AdapterList:
+@listing.get("/v1/adapters", tags=["adapters"], response_model=AdapterList, responses=listed(401))
+async def list_adapters(request: Request) -> Response:
     """The adapters that the caller's key may use, with their versions."""
     service, caller = service_of(request), caller_of(request)
     shown = service.adapter_folder.shown if service.adapter_folder else lambda source: source.name
-    infos = [
-        AdapterInfo(
+
+    def content() -> bytes:
+        infos = [info(status) for status in service.store.list() if caller.may_use(status.name)]
+        return written(AdapterList(data=infos))
+
+    def info(status: AdapterStatus) -> AdapterInfo:
+        return AdapterInfo(
             name=status.name,
             version=status.number,
             digest=status.digest,
@@ -87,10 +94,9 @@ async def list_adapters(request: Request) -> AdapterList:
             loaded_at=status.loaded_at,
             last_used_at=status.last_used_at,
         )
-        for status in await asyncio.to_thread(service.store.list)  # there may be thousands
-        if caller.may_use(status.name)
-    ]
-    return AdapterList(data=infos)
+
+    answer = await asyncio.to_thread(content)  # there may be thousands
+    return Response(answer, media_type="application/json")
 
 
 @admin.post("/v1/adapters/{name:path}/pin", status_code=204, responses=listed(400, 401, 403, 404, 503))

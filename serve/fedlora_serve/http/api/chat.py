@@ -11,7 +11,7 @@ from fedlora_serve.batching.request import Finished
 from fedlora_serve.http.api.guarded_route import counted_router, described
 from fedlora_serve.http.generation.choices import Choices, FinishReason, finish_reason
 from fedlora_serve.http.generation.event_stream import EventStream
-from fedlora_serve.http.generation.logprobs import chat_logprobs
+from fedlora_serve.http.generation.logprobs import chat_logprobs, whole_chat_logprobs
 from fedlora_serve.http.generation.prompts import chat_prompt, engine_of
 from fedlora_serve.http.generation.requested_choices import check_stream_options, requested_choices
 from fedlora_serve.http.generation.whole_choices import WholeChoice, whole_choices
@@ -27,6 +27,7 @@ from fedlora_serve.http.protocol.chat import (
 )
 from fedlora_serve.http.protocol.envelope import EnvelopeFields, Usage
 from fedlora_serve.http.protocol.errors import ApiError
+from fedlora_serve.http.protocol.written import written
 from fedlora_serve.http.service.served_model import new_envelope, served_model
 from fedlora_serve.http.service.state import ServiceState, caller_of, service_of
 from fedlora_serve.text.sampling import ChosenToken
@@ -79,19 +80,22 @@ class _Writer:
     def __init__(self, state: ServiceState, body: ChatBody, envelope: EnvelopeFields) -> None:
         self._state, self._body, self._envelope = state, body, envelope
 
-    def written(self, whole: Sequence[WholeChoice], usage: Usage) -> str:
+    def written(self, whole: Sequence[WholeChoice], usage: Usage) -> bytes:
         """All choices, as JSON. Log-probabilities may take a second: not for the event loop."""
-        choices = [
-            ChatChoice(
+        strings = self._state.token_strings
+        choices = (
+            ChatChoice.model_construct(
                 index=index,
                 message=ChatAnswer(role="assistant", content=choice.text, refusal=None),
-                logprobs=self._logprobs(choice.tokens),
+                logprobs=whole_chat_logprobs(strings, choice.tokens) if self._body.logprobs else None,
                 finish_reason=choice.finish_reason,
             )
             for index, choice in enumerate(whole)
-        ]
-        completion = ChatCompletion(**self._envelope, object="chat.completion", choices=choices, usage=usage)
-        return completion.model_dump_json()
+        )
+        completion = ChatCompletion.model_construct(
+            **self._envelope, object="chat.completion", choices=choices, usage=usage
+        )
+        return written(completion)
 
     async def chunks(self, choices: Choices) -> AsyncIterator[ChatChunk]:
         """The role of each choice, their text as it comes, then their usage, where that is asked for."""

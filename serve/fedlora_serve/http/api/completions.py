@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 from fastapi import Request, Response
 
@@ -18,6 +18,7 @@ from fedlora_serve.http.generation.whole_choices import WholeChoice, whole_choic
 from fedlora_serve.http.protocol.completions import Completion, CompletionBody, CompletionChoice
 from fedlora_serve.http.protocol.envelope import EnvelopeFields, Usage
 from fedlora_serve.http.protocol.errors import ApiError
+from fedlora_serve.http.protocol.written import written
 from fedlora_serve.http.service.served_model import new_envelope, served_model
 from fedlora_serve.http.service.state import ServiceState, caller_of, service_of
 from fedlora_serve.text.sampling import ChosenToken
@@ -96,10 +97,17 @@ class _Writer:
     def completion(self, choices: list[CompletionChoice], usage: Usage | None = None) -> Completion:
         return Completion(**self._envelope, object="text_completion", choices=choices, usage=usage)
 
-    def written(self, whole: Sequence[WholeChoice], usage: Usage) -> str:
+    def written(self, whole: Sequence[WholeChoice], usage: Usage) -> bytes:
         """All choices, as JSON. Log-probabilities may take a second: not for the event loop."""
-        choices = [self.choice(i, one.text, one.tokens, reason=one.finish_reason) for i, one in enumerate(whole)]
-        return self.completion(choices, usage).model_dump_json()
+
+        def choices() -> Iterator[CompletionChoice]:
+            for index, one in enumerate(whole):
+                yield self.choice(index, one.text, one.tokens, reason=one.finish_reason)
+                one.tokens.clear()
+
+        return written(
+            Completion.model_construct(**self._envelope, object="text_completion", choices=choices(), usage=usage)
+        )
 
     async def chunks(self, choices: Choices) -> AsyncIterator[Completion]:
         """The choices as they come, then their usage, where that is asked for."""

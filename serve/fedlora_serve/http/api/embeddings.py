@@ -18,6 +18,7 @@ from fedlora_serve.http.api.guarded_route import counted_router, described
 from fedlora_serve.http.protocol.embeddings import Embedding, EmbeddingBody, Embeddings
 from fedlora_serve.http.protocol.envelope import EmbeddingUsage
 from fedlora_serve.http.protocol.errors import ApiError
+from fedlora_serve.http.protocol.written import written
 from fedlora_serve.http.service.served_model import ServedModel, served_model
 from fedlora_serve.http.service.state import ServiceState, caller_of, service_of
 from fedlora_serve.http.transport.client_connection import while_connected
@@ -59,13 +60,17 @@ async def create_embeddings(body: EmbeddingBody, request: Request) -> Response:
         if embedder.normalized if asked is None else asked:
             vectors = _unit(vectors)
     state.metrics.embedded(model.name, time.perf_counter() - began, tokens)
-    data = [
-        Embedding(object="embedding", index=index, embedding=_written(vector, body.encoding_format))
-        for index, vector in enumerate(vectors)
-    ]
     usage = EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens)
-    answer = Embeddings(object="list", data=data, model=model.name, usage=usage)
-    return Response(answer.model_dump_json(), media_type="application/json", headers=model.headers)
+
+    def content() -> bytes:
+        data = [
+            Embedding(object="embedding", index=index, embedding=_numbers(vector, body.encoding_format))
+            for index, vector in enumerate(vectors)
+        ]
+        return written(Embeddings(object="list", data=data, model=model.name, usage=usage))
+
+    answer = await state.few_threads.run(caller.name, content)
+    return Response(answer, media_type="application/json", headers=model.headers)
 
 
 def _embedder(state: ServiceState) -> Embedder:
@@ -152,7 +157,8 @@ def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:  # [n, H]
     return unit
 
 
-def _written(vector: NDArray[np.float32], encoding: str | None) -> list[float] | str:
+def _numbers(vector: NDArray[np.float32], encoding: str | None) -> list[float] | str:
     if encoding == "base64":
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
-    return [float(number) for number in vector]
+    numbers: list[float] = vector.astype(np.float64).tolist()
+    return numbers

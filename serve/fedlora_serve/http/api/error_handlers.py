@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from fedlora_serve.http.api.other_routes import no_such_route
 from fedlora_serve.http.protocol.errors import ApiError, ErrorResponse, api_error
 from fedlora_serve.http.service.state import service_of, without_folders
+from fedlora_serve.http.transport.body_values import InvalidBodyError
 from fedlora_serve.http.transport.client_connection import ClientLeftError
 
 _CLIENT_CLOSED_REQUEST = 499  # nginx's word for it, for whoever counts
@@ -28,6 +29,7 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _answer)
     app.add_exception_handler(FedloraError, _answer)
     app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(InvalidBodyError, _answer_invalid)
     app.add_exception_handler(RequestValidationError, _answer_validation)
     app.add_exception_handler(ClientLeftError, _answer_nobody)
     app.add_exception_handler(Exception, _answer)  # and the server, which gets it after this, logs it
@@ -64,6 +66,11 @@ async def _answer_http(request: Request, error: Exception) -> Response:
             return ErrorResponse(encoded)
         detail.message = "the body is not JSON in UTF-8 of a sensible depth, or a number in it is too long"
     return ErrorResponse(answer)
+
+
+async def _answer_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, InvalidBodyError)
+    return await _answer_validation(request, RequestValidationError(error.problems))
 
 
 async def _answer_validation(request: Request, error: Exception) -> Response:

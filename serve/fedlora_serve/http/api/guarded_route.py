@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -34,12 +35,21 @@ class GuardedRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
+        validate = partial(self.body_field.validate, loc=("body",)) if self.body_field else None
 
         async def guarded(request: Request) -> Response:
-            self.check(service_of(request).keys, request)
-            return await handle(BoundedRequest(request.scope, request.receive))
+            service = service_of(request)
+            self.check(service.keys, request)
+            bounded = BoundedRequest(request.scope, request.receive)
+            bounded.validate = validate
+            bounded.elsewhere = partial(service.few_threads.run, self.share(request))
+            return await handle(bounded)
 
         return guarded
+
+    def share(self, request: Request) -> str:
+        """Under whose name the request is read."""
+        return caller_of(request).name
 
     def check(self, keys: Keys, request: Request) -> None:
         """Raises ApiError for who is not let in; tells the request who is."""
@@ -92,6 +102,9 @@ def described(model: type, *, streams: bool = False) -> dict[int | str, Any]:
 
 class AdminRoute(GuardedRoute):
     """A route that asks for the admin key first."""
+
+    def share(self, request: Request) -> str:
+        return "the operator"
 
     def check(self, keys: Keys, request: Request) -> None:
         keys.authorize_admin(request.headers.get("authorization"))

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from fedlora_serve.adapters.status import AdapterStatus
 from fedlora_serve.http.api.guarded_route import guarded_router, listed
 from fedlora_serve.http.protocol.field_types import DIGEST_HEADER
+from fedlora_serve.http.protocol.written import written
 from fedlora_serve.http.service.served_model import unknown_model
 from fedlora_serve.http.service.state import ServiceState, caller_of, service_of
 
@@ -38,13 +39,17 @@ class ModelList(BaseModel):
     data: list[Model]
 
 
-@router.get("/v1/models", responses=listed(401, 500))
-async def list_models(request: Request) -> ModelList:
+@router.get("/v1/models", response_model=ModelList, responses=listed(401, 500))
+async def list_models(request: Request) -> Response:
     """What the caller may use."""
     state, caller = service_of(request), caller_of(request)
-    loaded = await asyncio.to_thread(state.store.list)  # there may be thousands
-    models = [_base(state), *(_adapter(state, status) for status in loaded)]
-    return ModelList(data=[model for model in models if caller.may_use(model.id)])
+
+    def content() -> bytes:
+        models = [_base(state), *(_adapter(state, status) for status in state.store.list())]
+        return written(ModelList(data=[model for model in models if caller.may_use(model.id)]))
+
+    answer = await asyncio.to_thread(content)  # there may be thousands
+    return Response(answer, media_type="application/json")
 
 
 @router.get("/v1/models/{model:path}", responses=listed(401, 404, 500))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from fedlora_serve.http.protocol.chat import ChatLogprobs, ChosenLogprob, TokenLogprob
 from fedlora_serve.http.protocol.completions import CompletionLogprobs
@@ -39,6 +39,17 @@ def chat_logprobs(strings: TokenStrings, tokens: Iterable[ChosenToken]) -> ChatL
         for chosen in tokens
     ]
     return ChatLogprobs(content=content, refusal=None)
+
+
+def whole_chat_logprobs(strings: TokenStrings, tokens: list[ChosenToken]) -> ChatLogprobs:
+    """The same, to be written once (`protocol.written`); tokens that were written are taken out of the list."""
+
+    def content() -> Iterator[ChosenLogprob]:
+        tokens.reverse()
+        while tokens:
+            yield from chat_logprobs(strings, [tokens.pop()]).content
+
+    return ChatLogprobs.model_construct(content=content(), refusal=None)
 
 
 def _token(strings: TokenStrings, token: int, logprob: float) -> TokenLogprob:

@@ -17,7 +17,7 @@ class WholeChoice:
     """One choice."""
 
     text: str
-    tokens: tuple[ChosenToken, ...]
+    tokens: list[ChosenToken]  # whoever writes them takes them out: a hundred thousand are not let go at once
     finish_reason: FinishReason
 
 
@@ -39,6 +39,4 @@ async def _collected(choices: Choices, count: int) -> list[WholeChoice]:
         else:
             texts[index].append(event.text)
             tokens[index].extend(event.tokens)
-    return [
-        WholeChoice(text="".join(texts[i]), tokens=tuple(tokens[i]), finish_reason=reasons[i]) for i in range(count)
-    ]
+    return [WholeChoice(text="".join(texts[i]), tokens=tokens[i], finish_reason=reasons[i]) for i in range(count)]

@@ -21,6 +21,8 @@ MAX_STOPS, MAX_STOP_CHARACTERS = 16, 1024
 MAX_BIASES = MAX_STOP_TOKENS = 1024
 # Before anything is done with them; a service's limits are lower.
 MAX_TEXTS, MAX_TOKENS = 2048, 1 << 20
+_PIECE = 1 << 14  # token ids
+_NO_TOKENS = "expected token ids, at least one, none below 0"
 
 
 class Body(BaseModel):
@@ -48,6 +50,12 @@ def _not_set(value: object) -> None:
     """Clients send empty values for what they do not use."""
     if not is_one_of(value, EMPTY):
         raise ValueError("this service does not support it; leave it out")
+
+
+def _not_used(value: object) -> dict[str, Any] | None:
+    if value is not None and not isinstance(value, dict):
+        raise ValueError("expected an object")
+    return None
 
 
 def _whole(value: object) -> object:
@@ -89,10 +97,16 @@ def token_ids(value: Sequence[Any]) -> tuple[int, ...]:
     """Token ids as they come in JSON. Raises ValueError."""
     if len(value) > MAX_TOKENS:
         raise ValueError(f"expected at most {MAX_TOKENS} token ids, got {len(value)}")
-    # A million of them are looked at in C: nobody else is answered meanwhile.
-    tokens = value if set(map(type, value)) == {int} else [_whole(token) for token in value]
-    if set(map(type, tokens)) != {int} or min(tokens) < 0 or max(tokens) >= 1 << 31:
-        raise ValueError("expected token ids, at least one, none below 0")
+    tokens: list[int] = []
+    for begin in range(0, len(value), _PIECE):  # in C, and between two pieces others have their turn
+        piece = value[begin : begin + _PIECE]
+        if set(map(type, piece)) != {int}:
+            piece = [_whole(token) for token in piece]
+        if set(map(type, piece)) != {int} or min(piece) < 0 or max(piece) >= 1 << 31:
+            raise ValueError(_NO_TOKENS)
+        tokens.extend(piece)
+    if not tokens:
+        raise ValueError(_NO_TOKENS)
     return tuple(tokens)
 
 
@@ -109,12 +123,12 @@ def texts_or_tokens(value: object) -> tuple[str | tuple[int, ...], ...]:
     given: list[Any] = value if isinstance(value, list) else [value]
     if len(given) > MAX_TEXTS and not isinstance(given[0], int | float):
         raise ValueError(f"expected at most {MAX_TEXTS} of them in one request, got {len(given)}")
+    if isinstance(value, list) and value and isinstance(value[0], int | float) and not isinstance(value[0], bool):
+        return (token_ids(value),)
     if given and all(isinstance(one, str) for one in given):
         return tuple(unicode_text(text) for text in given)
     if given and all(isinstance(one, list) for one in given):
         return tuple(token_ids(tokens) for tokens in given)
-    if isinstance(value, list) and given and set(map(type, given)) <= {int, float}:
-        return (token_ids(given),)
     raise ValueError("expected a string, token ids, or a list of strings or of lists of token ids, and at least one")
 
 
@@ -135,7 +149,11 @@ TopCountOrNone = Annotated[
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0, "maximum": 20}, {"const": False}, {"type": "null"}]}),
 ]
 NotUsedText = Annotated[Text | None, Field(description="Taken and not used.")]
-NotUsedObject = Annotated[dict[str, Any] | None, Field(description="Taken and not used.")]
+NotUsedObject = Annotated[
+    dict[str, Any] | None,
+    PlainValidator(_not_used),
+    WithJsonSchema({"anyOf": [{"type": "object"}, {"type": "null"}], "description": "Taken and not used."}),
+]
 Number = Annotated[float, AfterValidator(_finite)]
 ModelName = Annotated[Text, Field(min_length=1, max_length=256, description="The base's name or an adapter's.")]
 Stops = Annotated[

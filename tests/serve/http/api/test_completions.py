@@ -323,7 +323,7 @@ def test_the_log_probabilities_of_one_request_are_bounded(base: BasePack) -> Non
         (completions, "completion_logprobs", "/v1/completions", {"prompt": "a", "logprobs": 1}),
         (
             chat,
-            "chat_logprobs",
+            "whole_chat_logprobs",
             "/v1/chat/completions",
             {"messages": [{"role": "user", "content": "a"}], "logprobs": True},
         ),

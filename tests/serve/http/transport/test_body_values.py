@@ -21,6 +21,7 @@ BOMBS = {
     "objects": b'{"model":"m","messages":[' + b"{}," * 600_000 + b"{}]}",
     "names": b"{" + b",".join(b'"%x":0' % number for number in range(200_000)) + b"}",
     "among strings": b'["a","[{:",[],' * 100_000,
+    "strings": b'["' + b'","' * 500_000 + b'"]',
     "depth": b"[" * 1_900_000,
 }
 
@@ -35,7 +36,7 @@ def test_a_body_of_too_many_values_is_refused(base: BasePack, body: bytes, route
     response = sent(service(base, FakeEngine()), f"/v1/{route}", body)
     assert response.status_code == 400
     assert response.json()["error"]["message"].startswith(
-        "the body has more than 65536 lists and objects, or 131072 names"
+        "the body has more than 65536 lists and objects, 65536 names in them, or 131072 strings"
     )
 
 
