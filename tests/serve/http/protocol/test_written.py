@@ -16,7 +16,9 @@ def vectors(count: int, size: int) -> Embeddings:
         Embedding(object="embedding", index=index, embedding=[index + number / 7 for number in range(size)])
         for index in range(count)
     ]
-    return Embeddings(object="list", data=data, model='a "name" é', usage=EmbeddingUsage(prompt_tokens=1, total_tokens=1))
+    return Embeddings(
+        object="list", data=data, model='a "name" é', usage=EmbeddingUsage(prompt_tokens=1, total_tokens=1)
+    )
 
 
 @pytest.mark.parametrize(("count", "size"), [(0, 0), (1, 3), (3, 1024), (2, 1025), (2, 5000)])
