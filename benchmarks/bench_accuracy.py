@@ -15,10 +15,10 @@ import numpy as np
 import onnxruntime as ort
 from fedlora.base.pack import open_pack
 from fedlora.exported.profiles import graph_name
+from fedlora.graph.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
 from fedlora_client.data.tokenizer import open_tokenizer
 from fedlora_export.checks.check import open_session
 from fedlora_export.export import export_base
-from fedlora.graph.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
 from numpy.typing import NDArray
 
 from harness.record import record

@@ -77,7 +77,7 @@ def read_texts(path: Path, count: int) -> list[str]:
 
 def reference(checkpoint: str, embedder: Embedder, rows: list[list[int]]) -> Floats:
     """transformers' states in float32, pooled as the checkpoint says, one text at a time."""
-    model = AutoModel.from_pretrained(checkpoint, dtype=torch.float32)
+    model = AutoModel.from_pretrained(checkpoint, dtype=torch.float32)  # nosec B615
     model, shape = model.eval(), embedder.base.model
     steps = shape.embedding  # type: ignore[union-attr]  # an embedder's base is an encoder
     floats = {name: torch.from_numpy(embedder.base.floats(name)) for name in steps.float_tensors()}

@@ -226,7 +226,7 @@ def model_subject(name: str, directory: Path, windows: torch.Tensor) -> Subject:
     """The checkpoint in `directory` on `windows` [M, T] of tokens."""
     checkpoint = Checkpoint(directory)
     shape = decoder_shape(checkpoint.config, str(directory))
-    model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32)  # nosec B615
     model.eval()
 
     def weights(modules: Mapping[str, tuple[int, int]]) -> Weights:
@@ -248,7 +248,7 @@ def model_subject(name: str, directory: Path, windows: torch.Tensor) -> Subject:
 
 def story_windows(model: Path, texts: Path) -> torch.Tensor:
     """[M, 512]: stories in a row, each after <s>."""
-    config = LlamaConfig.from_pretrained(model)
+    config = LlamaConfig.from_pretrained(model)  # nosec B615
     tokenizer = open_tokenizer(model)
     with gzip.open(texts, "rt", encoding="utf-8") as file:
         stories = [json.loads(line)["text"] for line in file][:STORIES]

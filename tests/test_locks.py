@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -97,3 +100,17 @@ def test_the_makefile_installs_the_torch_that_is_pinned() -> None:
     told = set(re.findall(r"torch==([\d.]+)", (PROJECT / "Makefile").read_text(encoding="utf-8")))
     assert told == {constraints()["torch"]}
     assert f'version = "{constraints()["torch"]}"' in (PROJECT / "tools/lock/uv.toml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", LOCKED)
+def test_a_lock_becomes_a_cyclonedx_document_that_its_schema_takes(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cyclonedx_py", "requirements", str(PROJECT / "locks" / f"{name}.txt")]
+    options = ["--spec-version", "1.6", "--output-format", "JSON", "--output-reproducible", "--validate"]
+    output = tmp_path / "sbom.cdx.json"
+    done = subprocess.run(
+        [*command, *options, "--output-file", str(output)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    components = json.loads(output.read_text(encoding="utf-8"))["components"]
+    told = {canonicalize_name(each["name"]): each["version"] for each in components}
+    assert told == {each: pin.version for each, pin in lock(name).items()}
