@@ -91,9 +91,12 @@ class AdapterFolder:
     def _instead(self, path: str) -> str:
         """What lies at `path` within the folder, where no adapter does."""
         place = self._folder / path
-        if not place.resolve().is_relative_to(self._folder):
+        try:
+            if not place.resolve().is_relative_to(self._folder):
+                return ""
+            return told_instead(place).replace(f"{self._folder}/", "")
+        except OSError:  # it changes meanwhile
             return ""
-        return told_instead(place).replace(f"{self._folder}/", "")
 
     def keep(self, name: str, copy: Path) -> None:
         """`copy` is what the adapter `name` is read from now on; the one before is deleted."""
