@@ -25,6 +25,7 @@ from fedlora_client.service.state import StateFolder, now_text
 
 log = logging.getLogger("fedlora.device")
 RECORD = "adapter"  # of the state folder: which adapter it is
+MAX_NAME = 64  # characters of a run's name that are told: a server chose it
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,8 @@ class CommittedAdapters:
 
     def _write(self, device: Device, update: Update, kind: Kind, server_round: int) -> None:
         before = self.state.read(RECORD)
-        is_same_round = (before.get("run"), before.get("round")) == (update.run, server_round)
+        run, name = run_digest(update), device.config.name[:MAX_NAME]
+        is_same_round = (before.get("run"), before.get("round")) == (run, server_round)
         if is_same_round and kind == "train" and Path(str(before.get("path"))).is_dir():
             return  # measured before, as it was committed: what comes down may be written in another way
         adapter = device.as_used(update.adapter, server_round, task=update.task, run=update.run)
@@ -59,8 +61,7 @@ class CommittedAdapters:
         digest = _digest(adapter)
         if is_same_round and before.get("digest") == digest and Path(str(before.get("path"))).is_dir():
             return
-        whose = hashlib.sha256(update.run.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-        path = self.folder / f"{device.config.name}-{whose}-{server_round:04d}-{digest[:8]}"
+        path = self.folder / f"{name}-{run[:8]}-{server_round:04d}-{digest[:8]}"
         base, texts = device.model.base, {}
         with suppress(DataError):  # without data there are no answers whose ends could be told
             texts = answer_ends_files(device.model, device.train_windows())
@@ -69,17 +70,22 @@ class CommittedAdapters:
         self.state.write(
             RECORD,
             {
-                "path": str(path), "name": device.config.name, "run": update.run, "round": server_round, "digest": digest,
+                "path": str(path), "name": name, "run": run, "round": server_round, "digest": digest,
                 "base": base.fingerprint, "rank": max(pair.rank for pair in adapter.pairs.values()), "at": now_text(),
             },
         )  # fmt: skip
-        log.info("the adapter that round %d of %s committed is %s", server_round, device.config.name, path)
+        log.info("the adapter that round %d of %s committed is %s", server_round, name, path)
         self._remove_old(path)
 
     def _remove_old(self, newest: Path) -> None:
         others = [path for path in self.folder.iterdir() if path != newest and (path / CONFIG).is_file()]
         for path in sorted(others, key=lambda path: path.stat().st_mtime)[: -self.keep + 1 or None]:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def run_digest(update: Update) -> str:
+    """What stands for the run's number, which may be of any length."""
+    return hashlib.sha256(update.run.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _digest(adapter: Adapter) -> str:

@@ -15,6 +15,7 @@ from fedlora_client.service.state import StateFolder
 def report(config: DeviceConfig, rounds: int) -> dict[str, Any]:
     """The status as plain values: the service, the base, the adapter in use, the last rounds, refusals."""
     state = StateFolder(config.state)
+    state.check_readable()
     pid = state.holder("trainer")
     told = state.read("status")
     return {

@@ -50,11 +50,20 @@ class StateFolder:
                 raise ConfigError(
                     f"{path}: process {_pid_in(path)} is this device's {role} already; stop it, or wait for its end"
                 ) from None
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+            with suppress(OSError):  # a full disk: the lock is what counts
+                file.truncate(0)
+                file.write(str(os.getpid()))
+                file.flush()
             yield
-            file.truncate(0)
+            with suppress(OSError):
+                file.truncate(0)
+
+    def check_readable(self) -> None:
+        """Raise ConfigError where this user may not see what there is to know."""
+        if self.path.exists() and not os.access(self.path, os.R_OK | os.X_OK):
+            raise ConfigError(
+                f"device.state: {self.path} may not be read by this user; take the user that runs the device"
+            )
 
     def holder(self, role: str) -> int | None:
         """The process that has `role`; None where none has."""

@@ -24,7 +24,7 @@ from fedlora_client.device import Device
 from fedlora_client.opened import forget_data, forget_models
 from fedlora_client.policy.day_counts import DayCounter
 from fedlora_client.policy.machine import HERE, Machine
-from fedlora_client.service.committed import CommittedAdapters
+from fedlora_client.service.committed import MAX_NAME, CommittedAdapters, run_digest
 from fedlora_client.service.config import DeviceConfig
 from fedlora_client.service.energy import EnergyMeter
 from fedlora_client.service.kept_answer import KeptAnswer
@@ -35,6 +35,7 @@ from fedlora_client.training.wanted import while_wanted
 
 log = logging.getLogger("fedlora.device")
 _LOOK_EVERY_S = 5.0  # at power and time, while it works
+_MOST_TOLD = 500  # characters of what an answer says, on this side
 
 IsWanted = Callable[[], bool]
 
@@ -79,10 +80,10 @@ class DeviceWork:
                 "seconds": round(time.monotonic() - began, 3), "bytes_down": len(question.data or b""),
                 "bytes_up": len(given.data), "rss_mb": round(resident_bytes() / 1e6), "peak_mb": round(peak_bytes() / 1e6),
                 "joules": energy and round(energy[0], 2), "energy_of": energy and energy[1],
-                "refusal": given.refusal or ("device-error" if given.said else ""), "said": given.said[:500],
+                "refusal": given.refusal or ("device-error" if given.said else ""), "said": given.said[:_MOST_TOLD],
             }
         )  # fmt: skip
-        log.info("%s: %s", question.kind, given.said or f"done in {time.monotonic() - began:.1f} s")
+        log.info("%s: %s", question.kind, given.said[:_MOST_TOLD] or f"done in {time.monotonic() - began:.1f} s")
         return given
 
     def _answer(self, question: Question, is_wanted: IsWanted) -> Answer:
@@ -113,17 +114,18 @@ class DeviceWork:
     def allow(self, question: Question, device: Device, update: Update) -> None:
         """Raise PolicyError where the device does not do this; remember that it does."""
         policy, is_training = self._config.policy, question.kind == "train"
-        self._last = {"run": device.config.name, "round": update.server_round}
+        run_name = device.config.name[:MAX_NAME]
+        self._last = {"run": run_name, "round": update.server_round}
         policy.check_base(device.model.base.fingerprint)
         said = self._committed.offer(device, update, question.kind)
-        name = f"{update.run}/{update.server_round}" if is_training else None
+        name = f"{run_digest(update)}/{update.server_round}" if is_training else None
         counts = self._counter.today(self._now().date())
         counts.check(policy, name, len(question.data or b"") if is_training else 0)
         if is_training:
             policy.check_examples(device.account().train)
             self._check_memory(device, update)
             self._keep_counts(counts.with_round(str(name)))
-        what = f"{question.kind}, round {update.server_round} of {device.config.name}, since {now_text()}"
+        what = f"{question.kind}, round {update.server_round} of {run_name}, since {now_text()}"
         self.told.say(doing=what, base_fingerprint=device.model.base.fingerprint, adapter_error=said)
 
     def check_power(self) -> None:

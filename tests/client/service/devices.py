@@ -43,12 +43,12 @@ def make_device(folder: Path, base: BasePack, more: str = "", name: str = "kitch
 
 
 def question(
-    base: BasePack, kind: Kind = "train", server_round: int = 3, seconds: float = 300.0, run: RunConfig | None = None,
+    base: BasePack, kind: Kind = "train", server_round: int = 3, seconds: float = 300.0, config: RunConfig | None = None,
     **update: Any,
 ) -> Question:  # fmt: skip
     circumstances: dict[str, Any] = {"run": "run-7", "server_round": server_round, "base_fingerprint": base.fingerprint}
     sent = Update(**({"adapter": random_adapter(base, LORA)} | circumstances | update))
-    flat = (run or run_config(base)).flat()
+    flat = (config or run_config(base)).flat()
     return Question(kind=kind, run_config=flat, run_id=7, seconds=seconds, data=encode_update(sent))
 
 

@@ -98,7 +98,7 @@ def test_a_training_beyond_its_seconds_ends_and_is_refused(
     tmp_path: Path, base: BasePack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_device(tmp_path, base, "[policy]\nmax_seconds = 0.5\n")
-    given = answered(config, question(base, run=run_config(base, steps=100_000)))
+    given = answered(config, question(base, config=run_config(base, steps=100_000)))
     assert given.refusal == "policy-seconds"
     assert list((config.state / "training").glob("*.safetensors"))
 
@@ -115,7 +115,7 @@ def test_a_training_that_runs_into_quiet_hours_ends(
         return NOON + timedelta(minutes=10 * asked)
 
     work = DeviceWork(config, machine=Machine(tmp_path / "none"), now=now)
-    given = work(question(base, run=run_config(base, steps=100_000)), lambda: True)
+    given = work(question(base, config=run_config(base, steps=100_000)), lambda: True)
     assert given.refusal == "policy-hours"
 
 
@@ -132,7 +132,7 @@ def test_a_device_that_its_owner_paused_refuses_and_ends_what_it_does(
         return True
 
     for _ in range(2):
-        given = work(question(base, run=run_config(base, steps=100_000)), is_wanted)
+        given = work(question(base, config=run_config(base, steps=100_000)), is_wanted)
         assert given.refusal == "policy-paused"
     assert polls[0] >= 20
     assert report(device, 1)["paused"]
@@ -143,7 +143,7 @@ def test_a_device_that_its_owner_paused_refuses_and_ends_what_it_does(
 def test_a_device_of_a_smaller_rank_trains_what_it_may_where_the_run_takes_that(tmp_path: Path, base: BasePack) -> None:
     config = make_device(tmp_path, base, "[policy]\nmax_rank = 1\n")
     run = dataclasses.replace(run_config(base), aggregation=AggregationConfig(min_rank=1))
-    update = decode_update(bytes(answered(config, question(base, run=run)).data))
+    update = decode_update(bytes(answered(config, question(base, config=run)).data))
     assert {pair.rank for pair in update.adapter.pairs.values()} == {1}
 
 

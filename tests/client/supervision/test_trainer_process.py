@@ -67,7 +67,7 @@ def device(short_path: Path, base: BasePack) -> DeviceConfig:
 
 
 def long_question(base: BasePack) -> Question:
-    return question(base, run=run_config(base, steps=200))
+    return question(base, config=run_config(base, steps=200))
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_a_trainer_ends_within_seconds_saves_what_it_did_and_is_the_only_one_of_
     device: DeviceConfig, base: BasePack
 ) -> None:
     trainer = started(device)
-    asked = question(base, run=run_config(base, steps=1_000_000))
+    asked = question(base, config=run_config(base, steps=1_000_000))
 
     def give_up() -> None:
         with suppress(CourierError):
