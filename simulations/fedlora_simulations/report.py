@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 import matplotlib as mpl
 from fedlora.files.atomic import write_text
+from fedlora_server.run.loss_over_devices import loss_over_devices
 from fedlora_server.run.run_directory import CONFIG, devices_to_measure, loss_unit, read_metrics
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -42,6 +43,7 @@ def write_report(run: Path | str) -> Path:
         config=config,
         records=records,
         mean_loss=[_mean(record["loss"]) for record in records],
+        over=[loss_over_devices(record["loss"], record.get("held_out_examples", {})) for record in records],
         whole=devices_to_measure(records),
         unit=unit,
         devices=_devices(records),

@@ -15,6 +15,7 @@ from fedlora.threads import cores
 from fedlora_client.ops.compute import choose_compute
 from fedlora_client.ops.native_ops import NativeOps
 from fedlora_server.aggregation.aggregation import Aggregation
+from fedlora_server.run.loss_over_devices import loss_over_devices
 from fedlora_server.run.run_directory import devices_to_measure, loss_unit, read_metrics
 from rich.console import Console
 from rich.logging import RichHandler
@@ -87,18 +88,31 @@ def rounds_table(run: Path | str) -> Table:
     """The rounds of a run, as its metrics tell them."""
     table = Table(title="rounds", title_justify="left")
     loss = f"mean held-out loss, nats per {loss_unit(Path(run))}"
-    for heading in ("round", "answers", loss, "aggregation error", "MB down", "MB up", "seconds"):
+    for heading in (
+        "round",
+        "answers",
+        loss,
+        "worst tenth",
+        "spread",
+        "aggregation error",
+        "MB down",
+        "MB up",
+        "seconds",
+    ):
         table.add_column(heading, justify="right")
     records = read_metrics(run)
     whole = devices_to_measure(records)
     for record in records:
         losses, error = record["loss"].values(), record["aggregation_error"]
         excluded = ", ".join(f"{count} {reason}" for reason, count in sorted(record["excluded"].items()))
+        over = loss_over_devices(record["loss"], record["held_out_examples"])
         fewer = f" ({len(losses)} of {whole})" if len(losses) < whole else ""
         table.add_row(
             str(record["round"]),
             f"{record['replies']} of {record['devices']}{excluded and f' ({excluded})'}" if record["round"] else "base",
             f"{sum(losses) / len(losses):.4f}{fewer}" if losses else "",
+            f"{over['worst_tenth']:.4f}" if over else "",
+            f"{over['std']:.4f}" if over else "",
             "" if error is None else f"{error:.2%}",
             f"{record['bytes_down'] / 1e6:.2f}",
             f"{record['bytes_up'] / 1e6:.2f}",

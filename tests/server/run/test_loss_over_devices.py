@@ -1,0 +1,36 @@
+"""What the losses of a round say of its devices together."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from fedlora_server.run.loss_over_devices import loss_over_devices
+from fedlora_server.run.round_record import RoundRecord
+
+
+@pytest.mark.parametrize("count", [1, 2, 9, 10, 11, 40])
+def test_the_measures_are_those_of_a_sorted_list(count: int) -> None:
+    generator = np.random.default_rng(count)
+    loss = {f"device-{k}": float(value) for k, value in enumerate(generator.uniform(1, 4, count))}
+    examples = {device: int(generator.integers(1, 90)) for device in loss}
+    found, worst = loss_over_devices(loss, examples), sorted(loss.values())[-math.ceil(count / 10) :]
+    assert found["worst_tenth"] == pytest.approx(sum(worst) / len(worst))
+    assert found["mean"] == pytest.approx(sum(loss.values()) / count)
+    weighted = sum(loss[device] * examples[device] for device in loss) / sum(examples.values())
+    assert found["weighted_mean"] == pytest.approx(weighted)
+    assert (found["min"], found["max"]) == (min(loss.values()), max(loss.values()))
+    assert found["std"] == pytest.approx(np.std(list(loss.values())))
+
+
+def test_without_losses_there_are_no_measures_and_without_all_weights_no_weighted_mean() -> None:
+    assert loss_over_devices({}, {}) == {}
+    assert "weighted_mean" not in loss_over_devices({"a": 1.0, "b": 2.0}, {"a": 3})
+
+
+def test_a_round_tells_them_in_its_line_and_its_summary() -> None:
+    record = RoundRecord(1, loss={"a": 1.0, "b": 3.0}, measured_of=2, late_answers=2)
+    assert record.line()["loss_over_devices"]["std"] == 1.0
+    assert "mean held-out loss 2.0000 (worst tenth 3.0000, spread 1.0000)" in record.summary(5)
+    assert "2 late answers ignored" in record.summary(5)
