@@ -45,7 +45,7 @@ def relative_error(method: str, settings: AggregationConfig, attack: Attack, see
         try:
             update = decode_update(data, lambda: this.down.adapter)
             expectation.check(update)
-            copies.check(str(number), payload(data))
+            copies.check(number, str(number), payload(data))
         except UpdateError:
             continue
         this.add(update.adapter, update.num_examples)

@@ -47,6 +47,7 @@ class Intake:
         self._added: list[tuple[Reply, Mapping[str, float]]] = []  # with what each says of its training
         self._heard = set[int]()  # nodes that said who they are
         self._first: dict[str, str] = {}  # what the first device of each reason said
+        self._examples: dict[int, int] = {}  # of the devices whose updates were added
         self._late = list[int]()  # of those added: the commits since their adapters
         self._watch = Stopwatch()
 
@@ -70,19 +71,38 @@ class Intake:
                 record.bytes_up += len(reply.data)
                 update = decode_update(reply.data, lambda: then)
                 asked.expectation.check(update)
-                self._copies.check(reply.device, payload(reply.data))
+                late = record.round - asked.server_round
+                gives_way = self._copies.check(reply.node, reply.device, payload(reply.data))
+                if gives_way is not None:
+                    self._take_back(gives_way, reply, update.adapter, late)
             except UpdateError as error:
                 self.exclude(reply, error.reason, str(error))
                 return False
-            late = record.round - asked.server_round
             if late:
                 self._this.add_late(update.adapter, update.num_examples, then, factor)
             else:
                 self._this.add(update.adapter, update.num_examples)
             self._late.append(late)
             self._added.append((reply, update.metrics))
+            self._examples[reply.node] = update.num_examples
             record.replies += 1
         return True
+
+    def _take_back(self, node: int, instead: Reply, adapter: Adapter, late: int) -> None:
+        """Let what `node` sent not count: it is equal to `adapter`, which `instead` has sent.
+
+        Raises UpdateError where one of the two is late: the first then counts.
+        """
+        place = next(place for place, (reply, _) in enumerate(self._added) if reply.node == node)
+        if late or self._late[place]:
+            raise UpdateError(
+                "duplicate", f"the numbers are those of device {self._added[place][0].device}: they count once"
+            )
+        self._this.remove(adapter, self._examples.pop(node))
+        reply, _ = self._added.pop(place)
+        del self._late[place]
+        self._record.replies -= 1
+        self.exclude(reply, "duplicate", f"the numbers are those of device {instead.device}: they count once")
 
     def exclude(self, reply: Reply, reason: str, why: str) -> None:
         """Count a reply that is not added."""
@@ -95,7 +115,7 @@ class Intake:
         """Enter what the devices say of their training, under their names: once it is known who did not answer."""
         record = self._record
         self._names.round_over(asked, self._heard, connected)
-        for reply, metrics in self._added:
+        for reply, metrics in sorted(self._added, key=lambda pair: pair[0].node):  # in whichever order they came
             if metrics:
                 name = self._names.of(reply, record.nodes)
                 record.count_train(name, metrics)

@@ -106,7 +106,7 @@ class Leader:
 
     def enter_losses(self, record: RoundRecord, replies: list[Reply]) -> None:
         """Enter sound replies under the names of their devices."""
-        for reply in replies:
+        for reply in sorted(replies, key=lambda reply: reply.node):  # in whichever order they came
             metrics = reply.metrics or {}
             name = self.names.of(reply, record.nodes)
             record.loss[name] = metrics["loss"]

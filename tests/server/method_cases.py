@@ -93,6 +93,13 @@ def devices(this: Round, count: int = 5, *, seed: int = 0, ranks: Sequence[int] 
     return [(device(this, seed + k, next(own)), next(weights)) for k in range(count)]
 
 
+def bits(state: State) -> bytes:
+    """All that a round carries on, as it lies in memory."""
+    adapters = [adapter for adapter in (state.now.adapter, state.now.frozen) if adapter]
+    arrays = [array for adapter in adapters for p in adapter.pairs.values() for array in (p.lora_A, p.lora_B)]
+    return b"".join(array.tobytes() for array in (*arrays, *(state.moments[key] for key in sorted(state.moments))))
+
+
 def dense(adapter: Adapter) -> Dense:
     """gamma B A, module by module, in float64."""
     return {

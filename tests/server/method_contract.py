@@ -13,7 +13,7 @@ import pytest
 from fedlora.config.run import AggregationConfig
 from fedlora.errors import RunError
 
-from tests.server.method_cases import SHAPES, Case, Reference, assert_close, dense, device, devices, with_side
+from tests.server.method_cases import SHAPES, Case, Reference, assert_close, bits, dense, device, devices, with_side
 
 
 class MethodContract:
@@ -34,12 +34,31 @@ class MethodContract:
         only = device(this, 0)
         assert_close(case.dense(this, [(only, 3), (only, 5), (only, 1)]), dense(only))
 
-    def test_a_method_does_not_depend_on_the_order_of_arrival(self, case: Case) -> None:
+    def test_a_method_has_the_same_bits_in_every_order_of_arrival(self, case: Case) -> None:
         state = case.later()
-        updates = devices(case.round(2, state))
-        forward = case.dense(case.round(2, state), updates)
-        for order in ([4, 2, 0, 3, 1], [4, 3, 2, 1, 0]):
-            assert_close(case.dense(case.round(2, state), [updates[i] for i in order]), forward)
+        updates = devices(case.round(2, state), 7)
+        made = set()
+        for order in ([0, 1, 2, 3, 4, 5, 6], [4, 2, 6, 0, 3, 5, 1], [6, 5, 4, 3, 2, 1, 0]):
+            this = case.round(2, state)
+            after = case.played(this, [updates[i] for i in order])
+            made.add((bits(after), this.error(case.aggregation.committed(after))))
+        assert len(made) == 1
+
+    def test_an_update_that_is_taken_back_leaves_no_trace(self, case: Case) -> None:
+        state = case.later()
+        updates = devices(case.round(2, state), 6)
+        plain, this = case.round(2, state), case.round(2, state)
+        expected = case.played(plain, updates[:4])
+        for adapter, weight in [updates[5], *updates[:2], updates[4]]:
+            this.add(adapter, weight)
+        this.remove(*updates[4])
+        for adapter, weight in updates[3:1:-1]:
+            this.add(adapter, weight)
+        this.remove(*updates[5])
+        got = this.result()
+        assert bits(got) == bits(expected)
+        committed = case.aggregation.committed(got)
+        assert this.error(committed) == plain.error(committed)
 
     @pytest.mark.parametrize("factor", [3, 10**6])
     def test_a_method_does_not_depend_on_the_scale_of_the_weights(self, case: Case, factor: int) -> None:

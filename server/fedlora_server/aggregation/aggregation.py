@@ -13,7 +13,7 @@ from fedlora.lora.adapter import Adapter
 from fedlora.lora.algebra import inner_product
 from fedlora.wire.task import FactorSet
 
-from fedlora_server.aggregation.capped_weights import CappedAggregator, merges
+from fedlora_server.aggregation.capped_weights import CappedAggregator, in_any_order, merges
 from fedlora_server.aggregation.error_sketch import ErrorSketch, SketchedAggregator
 from fedlora_server.aggregation.optimizers import ADAPTIVE, USES, Moments, optimized
 from fedlora_server.aggregation.robust_aggregator import WeighingAggregator, all_alike
@@ -110,7 +110,10 @@ class Aggregation:
 
 
 class Round:
-    """One round: what goes down, the aggregator of what comes up, and what that made."""
+    """One round: what goes down, the aggregator of what comes up, and what that made.
+
+    The order of `add` changes no bit of it.
+    """
 
     def __init__(
         self, method: Method, rule: RobustRule | None, config: RunConfig, state: State, server_round: int
@@ -128,10 +131,13 @@ class Round:
         """The method's aggregator with the rule, or with what bounds the weights that devices give themselves."""
         down, most = self.down.adapter, self._settings.max_weight
         if rule:
-            return rule.aggregator(self._new(), down)
-        if self._settings.weights == "uniform" or not most:
+            ruled = rule.aggregator(self._new(), down)
+            return ruled if in_any_order(ruled) else WeighingAggregator(ruled, down, all_alike, 0)
+        most = 0.0 if self._settings.weights == "uniform" else most
+        plain = self._method.aggregator(self.down, self._server_round)
+        if in_any_order(plain) and not most:
             return self._new()
-        if merges(self._method.aggregator(self.down, self._server_round)):
+        if in_any_order(plain) and merges(plain):
             return CappedAggregator(self._new, most)
         return WeighingAggregator(self._new(), down, all_alike, most)
 
@@ -150,8 +156,14 @@ class Round:
 
     def add(self, adapter: Adapter, num_examples: int) -> None:
         """Take one device's sound adapter, and let it go."""
-        weight = num_examples if self._settings.weights == "examples" else 1
-        self._aggregator.add(adapter, weight)
+        self._aggregator.add(adapter, self._weight(num_examples))
+
+    def remove(self, adapter: Adapter, num_examples: int) -> None:
+        """Take back what was added: what the round makes has the bits that it would have without."""
+        self._aggregator.remove(adapter, self._weight(num_examples))
+
+    def _weight(self, num_examples: int) -> float:
+        return num_examples if self._settings.weights == "examples" else 1
 
     def add_late(self, adapter: Adapter, num_examples: int, then: Adapter, factor: float) -> None:
         """Take an update on `then`, which went down in an earlier round: what it changed counts `factor` times."""

@@ -3,7 +3,7 @@
 The median is known when the round ends, and the updates are gone by then. So those whose weights lie between the same two
 powers of two are aggregated by themselves, and what the round makes is put together from these groups: a group with
 weights above the cap counts as the sum of its capped weights. Only within such a group, where weights differ by less than
-twofold, do they keep their ratio.
+twofold, do they keep their ratio. Groups below the cap are put together without rounding.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ def capped(weights: Sequence[float], multiple: float) -> NDArray[np.float64]:
     return np.minimum(given, multiple * np.median(given)) if multiple and len(given) else given
 
 
+def in_any_order(aggregator: Aggregator) -> bool:
+    """Whether the order of its updates changes no bit of it: then what was added can be taken back."""
+    return type(aggregator).remove is not Aggregator.remove
+
+
 def merges(aggregator: Aggregator) -> bool:
     """Whether it can take what another one was given."""
     return type(aggregator).merge is not Aggregator.merge
@@ -37,6 +42,8 @@ class CappedAggregator(Aggregator):
     def __init__(self, new: Callable[[], Aggregator], multiple: float) -> None:
         """`new` makes an empty aggregator of the round: the first one is that of the result."""
         self._new, self._multiple = new, multiple
+        self._all = new()
+        self._latest: Aggregator | None = None  # the only one in which updates may wait
         self._groups: dict[int, tuple[Aggregator, list[float]]] = {}  # by the exponent of the weights
 
     def add(self, adapter: Adapter, weight: float) -> None:
@@ -44,17 +51,23 @@ class CappedAggregator(Aggregator):
         if exponent not in self._groups:
             self._groups[exponent] = self._new(), []
         aggregator, weights = self._groups[exponent]
+        if self._latest is not aggregator and self._latest is not None:
+            self._latest.settle()
+        self._latest = aggregator
         aggregator.add(adapter, weight)
         weights.append(weight)
 
+    def remove(self, adapter: Adapter, weight: float) -> None:
+        aggregator, weights = self._groups[math.frexp(weight)[1]]
+        aggregator.remove(adapter, weight)
+        weights.remove(weight)
+
     def result(self) -> Global:
-        if not self._groups:
+        groups = [(aggregator, sorted(own)) for _, (aggregator, own) in sorted(self._groups.items()) if own]
+        if not groups:
             raise RunError(NO_UPDATES)
-        groups = list(self._groups.values())
         counts = capped([weight for _, weights in groups for weight in weights], self._multiple)
         ends = np.cumsum([len(weights) for _, weights in groups])
-        factors = [part.sum() / sum(own) for part, (_, own) in zip(np.split(counts, ends[:-1]), groups, strict=True)]
-        first, _ = groups[0]
-        for (aggregator, _), factor in zip(groups[1:], factors[1:], strict=True):
-            first.merge(aggregator, float(factor / factors[0]))
-        return first.result()
+        for part, (aggregator, own) in zip(np.split(counts, ends[:-1]), groups, strict=True):
+            self._all.merge(aggregator, math.fsum(part) / math.fsum(own))
+        return self._all.result()

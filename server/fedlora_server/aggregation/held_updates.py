@@ -11,6 +11,8 @@ from fedlora.errors import RunError
 from fedlora.lora.adapter import Adapter, LoraPair
 from numpy.typing import NDArray
 
+from fedlora_server.methods.moved import Moved
+
 _IN_MEMORY_BYTES = 1 << 28
 
 
@@ -23,6 +25,9 @@ class HeldUpdates:
 
     def hold(self, adapter: Adapter) -> Adapter:
         """The same adapter, to be kept. Raises RunError where there is no room for the file."""
+        if isinstance(adapter, Moved):
+            factors = self.hold(Adapter(adapter.config, adapter.pairs))
+            return Moved(factors.config, factors.pairs, self.hold(adapter.products))
         self._bytes += adapter.size_bytes
         if self._bytes <= _IN_MEMORY_BYTES:
             return adapter

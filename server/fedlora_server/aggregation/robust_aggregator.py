@@ -15,6 +15,7 @@ from fedlora.lora.low_rank import Matrix
 from numpy.typing import NDArray
 
 from fedlora_server.aggregation.capped_weights import capped
+from fedlora_server.aggregation.fixed_order import fixed_order, same_numbers
 from fedlora_server.aggregation.held_updates import HeldUpdates
 from fedlora_server.means.parallel_modules import parallel_modules
 from fedlora_server.means.weighted_sum import NO_UPDATES, positive
@@ -39,14 +40,23 @@ class _Holding(Aggregator):
         self._given.append(positive(weight))
         self._adapters.append(self._holder.hold(adapter))
 
-    def _held(self) -> list[Adapter]:
+    def remove(self, adapter: Adapter, weight: float) -> None:
+        place = next(
+            place
+            for place, (held, given) in enumerate(zip(self._adapters, self._given, strict=True))
+            if given == weight and same_numbers(held, adapter)
+        )
+        del self._adapters[place], self._given[place]
+
+    def _order(self) -> list[int]:
+        """The places of the updates among those that were added, in the order in which they are used."""
         if not self._adapters:
             raise RunError(NO_UPDATES)
-        return self._adapters
+        return fixed_order(self._adapters, self._given)
 
 
 class WeighingAggregator(_Holding):
-    """`inner` gets each update with its capped weight times that which a rule gives it.
+    """`inner` gets each update with its capped weight times that which a rule gives it, in a fixed order.
 
     Memory: the held updates', beside inner's.
     """
@@ -57,12 +67,13 @@ class WeighingAggregator(_Holding):
         self.left_out: list[int] = []  # of the updates, in the order in which they were added
 
     def result(self) -> Global:
-        adapters = self._held()
+        order = self._order()
+        adapters, given = [self._adapters[place] for place in order], [self._given[place] for place in order]
         weights = self._weights(adapters, self._down)
-        self.left_out = [number for number, weight in enumerate(weights) if not weight > 0]
-        for number, weight in enumerate(weights * capped(self._given, self._max_weight)):
+        self.left_out = sorted(place for place, weight in zip(order, weights, strict=True) if not weight > 0)
+        for adapter, weight in zip(adapters, weights * capped(given, self._max_weight), strict=True):
             if weight > 0:
-                self._inner.add(adapters[number], float(weight))
+                self._inner.add(adapter, float(weight))
         return self._inner.result()
 
 
@@ -84,7 +95,8 @@ class MedianAggregator(_Holding):
         self._lora = lora
 
     def result(self) -> Global:
-        return Global(Adapter(self._lora, parallel_modules(self._best, self._held()[0].pairs)))
+        self._adapters = [self._adapters[place] for place in self._order()]
+        return Global(Adapter(self._lora, parallel_modules(self._best, self._adapters[0].pairs)))
 
     def _best(self, module: str) -> LoraPair:
         best = truncated(Dense(self._median(module)), self._lora.rank_of(module))

@@ -18,6 +18,8 @@ class ExactMean:
     Memory: the factors of a module are kept as they came until they hold as many numbers as the matrix [O, I] does, at
     K = O I / (O + I). Then one product folds them into that matrix, and collecting starts again: a module never holds
     more than 2 O I numbers and one adapter's factors, 4 O I while it folds, whatever the number of adapters.
+
+    The order of the adapters changes the last bits: a round gives them in one that does not depend on their arrival.
     """
 
     def __init__(self) -> None:
@@ -32,18 +34,6 @@ class ExactMean:
         for module, pair in adapter.pairs.items():
             self._add_term(module, pair, adapter.config.scaling_of(module) * weight)
         self.count += 1
-
-    def merge(self, other: ExactMean, factor: float) -> None:
-        """Add all that was added to `other`, with its weights times `factor`."""
-        self._weight += other._weight * factor
-        for module, terms in other._terms.items():
-            for pair, weight in terms:
-                self._add_term(module, pair, weight * factor)
-        for module, matrix in other._folded.items():
-            folded = matrix.scaled(factor)
-            mine = self._folded.get(module)
-            self._folded[module] = folded if mine is None else Dense(mine.B + folded.B)
-        self.count += other.count
 
     def _add_term(self, module: str, pair: LoraPair, weight: float) -> None:
         rows, columns = pair.shape

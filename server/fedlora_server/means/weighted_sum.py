@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from fedlora.errors import RunError
@@ -13,91 +15,119 @@ from fedlora.lora.adapter import Adapter, LoraPair
 from fedlora.wire.task import FactorSet
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+from fedlora_server.means.ring_sum import RingSum
+from fedlora_server.means.ring_windows import Term
 
-_BLOCK = 1 << 16  # numbers
+Array = NDArray[np.float32]
+Number = TypeVar("Number", np.float32, np.int64)
+Then = Callable[[str], None]  # told of each module while the cache has it
+
+_AT_ONCE = 4  # updates that are added in one pass through the sums
 NO_UPDATES = "the mean of no updates is not defined"
 
 
+def nothing(module: str) -> None:
+    """What there is to do where nobody looks."""
+
+
+class _Added(NamedTuple):
+    adapter: Adapter
+    weight: float  # below 0 where it is taken back
+    then: Then
+
+
 class FactorMean:
-    """sum_k w_k A_k / sum_k w_k, and that of B: one sum in float32, and no copy of an update.
+    """sum_k w_k A_k / sum_k w_k, and that of B: the same bits in every order, by a `RingSum` for each factor.
 
     An adapter of a smaller rank counts as zero in the components that it lacks; a component that none of them has stays as
-    it was. The error of a sum of N terms in float32 is about sqrt(N) 6e-8 of its size.
+    it was. Memory: 8 bytes a number (`RingSum`), and three updates, which wait for a fourth: memory is what takes time, and
+    four are added in one pass through the sums.
     """
 
     def __init__(self, like: Adapter, factors: FactorSet = "AB") -> None:
         """`like` is what went down: the modules, their shapes, and what is not averaged."""
         self._like, self._factors = like, factors
-        self._sums: dict[str, dict[str, Array]] = {}
-        self._components = dict.fromkeys(like.pairs, 0)  # the largest rank that came
-        self.weight = 0.0
+        self._sums: dict[tuple[str, str], RingSum] = {}  # by module and factor
+        self._ranks: dict[str, dict[int, int]] = {module: {} for module in like.pairs}  # how often each came
+        self._weight = Fraction(0)  # exact, too
+        self._waiting: list[_Added] = []
 
-    def add(self, adapter: Adapter, weight: float, then: Callable[[str], None] = lambda module: None) -> None:
+    def add(self, adapter: Adapter, weight: float, then: Then = nothing) -> None:
         """Raises RunError unless `weight` is positive and finite. `then` is told of each module while the cache has it."""
-        self.weight += positive(weight)
-        if not self._sums:
-            self._sums = {module: {} for module in self._like.pairs}
-        scratch: dict[tuple[int, ...], Array] = {}  # by shape
-        for module in self._sums:
-            self._add_module(module, adapter.pairs[module], np.float32(weight), scratch)
-            then(module)
+        self._add(_Added(adapter, positive(weight), then))
+
+    def remove(self, adapter: Adapter, weight: float) -> None:
+        """Take back what was added with this weight: the bits are those of a mean that never had it."""
+        self._add(_Added(adapter, -positive(weight), nothing))
 
     def merge(self, other: FactorMean, factor: float) -> None:
         """Add all that was added to `other`, with its weights times `factor`."""
-        self.weight += other.weight * factor
-        for module, sums in other._sums.items():
-            self._components[module] = max(self._components[module], other._components[module])
-            for name, total in sums.items():
-                total *= np.float32(factor)
-                mine = self._sums.setdefault(module, {})
-                if name in mine:
-                    mine[name] += total
-                else:
-                    mine[name] = total
+        self.settle()
+        other.settle()
+        self._weight += other._weight * Fraction(factor)
+        for module, counts in other._ranks.items():
+            for rank, count in counts.items():
+                self._count(module, rank, count)
+        for key, total in other._sums.items():
+            self._sums.setdefault(key, RingSum(total.shape)).merge(total, factor)
+        other._sums = {}
 
     def mean(self) -> Adapter:
-        """The mean; the sums become it, so nothing can be added afterwards. Raises RunError where nothing was."""
-        if not self.weight:
+        """The mean; the sums are used up, so nothing can be added afterwards. Raises RunError where nothing was."""
+        self.settle()
+        if not self._weight:
             raise RunError(NO_UPDATES)
-        pairs = {}
-        for module, sums in self._sums.items():
-            before, held = _factors(self._like.pairs[module]), self._components[module]
-            for factor, total in sums.items():
-                total /= np.float32(self.weight)
+        pairs, means = {}, self._rooms(np.dtype(np.float32))
+        for module, before in self._like.pairs.items():
+            held = max(rank for rank, count in self._ranks[module].items() if count)
+            arrays = _factors(before)
+            for factor in self._factors:
+                mean = self._sums.pop((module, factor)).mean(self._weight, means[module, factor])
                 rest = np.s_[held:] if factor == "A" else np.s_[:, held:]
-                total[rest] = before[factor][rest]
-            pairs[module] = LoraPair(**{f"lora_{factor}": array for factor, array in (before | sums).items()})
-        self._sums = {}
+                mean[rest] = arrays[factor][rest]
+                arrays[factor] = mean
+            pairs[module] = LoraPair(arrays["A"], arrays["B"])
         return Adapter(self._like.config, pairs)
 
-    def _add_module(
-        self, module: str, pair: LoraPair, scale: np.float32, scratch: dict[tuple[int, ...], Array]
-    ) -> None:
-        sums, rank = self._sums[module], pair.rank
-        like, arrays = _factors(self._like.pairs[module]), _factors(pair)
-        self._components[module] = max(self._components[module], rank)
-        for factor in self._factors:
-            is_first = factor not in sums
-            if is_first:
-                sums[factor] = (np.empty_like if rank == self._like.pairs[module].rank else np.zeros_like)(like[factor])
-            total = sums[factor][:rank] if factor == "A" else sums[factor][:, :rank]
-            if is_first:
-                np.multiply(arrays[factor], scale, out=total)
-            else:
-                _add(total, arrays[factor], scale, scratch)
+    def _add(self, added: _Added) -> None:
+        for module, pair in added.adapter.pairs.items():
+            self._count(module, pair.rank, 1 if added.weight > 0 else -1)
+        self._weight += Fraction(added.weight)
+        self._waiting.append(added)
+        if len(self._waiting) == _AT_ONCE:
+            self.settle()
 
+    def settle(self) -> None:
+        """Add what waits for others, and let it go."""
+        if not self._waiting:
+            return
+        if not self._sums:
+            rooms = self._rooms(np.dtype(np.int64))
+            self._sums = {key: RingSum((len(room), room.shape[1]), room) for key, room in rooms.items()}
+        for module in self._like.pairs:
+            pairs = [added.adapter.pairs[module] for added in self._waiting]
+            alike = len({pair.rank for pair in pairs}) == 1
+            for factor in self._factors:
+                terms = [Term(_factors(p)[factor], a.weight) for p, a in zip(pairs, self._waiting, strict=True)]
+                for some in [terms] if alike else [[term] for term in terms]:
+                    self._sums[module, factor].add(*some)
+            for added in self._waiting:
+                added.then(module)
+        self._waiting = []
 
-def _add(total: Array, array: Array, scale: np.float32, scratch: dict[tuple[int, ...], Array]) -> None:
-    """total += scale * array, some rows at a time: what is scaled is added while the cache has it."""
-    step = max(1, _BLOCK // array.shape[1])
-    for start in range(0, len(array), step):
-        rows = array[start : start + step]
-        scaled = scratch.get(rows.shape)
-        if scaled is None:
-            scaled = scratch[rows.shape] = np.empty(rows.shape, np.float32)
-        np.multiply(rows, scale, out=scaled)
-        total[start : start + step] += scaled
+    def _rooms(self, dtype: np.dtype[Number]) -> dict[tuple[str, str], NDArray[Number]]:
+        """Memory for every factor that is averaged, in one piece: the system gives it sooner than many small ones."""
+        shapes = {
+            (module, factor): _factors(pair)[factor].shape
+            for module, pair in self._like.pairs.items()
+            for factor in self._factors
+        }
+        numbers = np.empty(sum(map(math.prod, shapes.values())), dtype)
+        parts = np.split(numbers, np.cumsum([math.prod(shape) for shape in shapes.values()])[:-1])
+        return {key: part.reshape(shape) for part, (key, shape) in zip(parts, shapes.items(), strict=True)}
+
+    def _count(self, module: str, rank: int, count: int) -> None:
+        self._ranks[module][rank] = self._ranks[module].get(rank, 0) + count
 
 
 def positive(weight: float) -> float:

@@ -19,8 +19,3 @@ class BothMeans(Aggregator):
     def add(self, adapter: Adapter, weight: float) -> None:
         self._factors.add(adapter, weight)
         self._products.add(products_of(adapter), weight)
-
-    def merge(self, other: Aggregator, factor: float) -> None:
-        assert isinstance(other, BothMeans)
-        self._factors.merge(other._factors, factor)
-        self._products.merge(other._products, factor)

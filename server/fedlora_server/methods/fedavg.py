@@ -37,6 +37,12 @@ class MeanAggregator(Aggregator):
     def add(self, adapter: Adapter, weight: float) -> None:
         self._mean.add(adapter, weight)
 
+    def remove(self, adapter: Adapter, weight: float) -> None:
+        self._mean.remove(adapter, weight)
+
+    def settle(self) -> None:
+        self._mean.settle()
+
     def merge(self, other: Aggregator, factor: float) -> None:
         assert isinstance(other, MeanAggregator)
         self._mean.merge(other._mean, factor)

@@ -32,6 +32,12 @@ class FedRotAggregator(Aggregator):
     def add(self, adapter: Adapter, weight: float) -> None:
         self._mean.add(rotated_onto(adapter, self._target), weight)
 
+    def remove(self, adapter: Adapter, weight: float) -> None:
+        self._mean.remove(rotated_onto(adapter, self._target), weight)
+
+    def settle(self) -> None:
+        self._mean.settle()
+
     def merge(self, other: Aggregator, factor: float) -> None:
         assert isinstance(other, FedRotAggregator)
         self._mean.merge(other._mean, factor)

@@ -34,9 +34,13 @@ class HetLoraAggregator(Aggregator):
         self._mean = FactorMean(down.adapter)
 
     def add(self, adapter: Adapter, weight: float) -> None:
-        products = [adapter.product(module) for module in adapter.pairs]
-        norm = math.sqrt(max(0.0, sum(inner_product(product, product) for product in products)))
-        self._mean.add(adapter, positive(weight) * max(norm, _LEAST_NORM))
+        self._mean.add(adapter, positive(weight) * _norm(adapter))
+
+    def remove(self, adapter: Adapter, weight: float) -> None:
+        self._mean.remove(adapter, positive(weight) * _norm(adapter))
+
+    def settle(self) -> None:
+        self._mean.settle()
 
     def merge(self, other: Aggregator, factor: float) -> None:
         assert isinstance(other, HetLoraAggregator)
@@ -44,3 +48,8 @@ class HetLoraAggregator(Aggregator):
 
     def result(self) -> Global:
         return Global(self._mean.mean())
+
+
+def _norm(adapter: Adapter) -> float:
+    products = [adapter.product(module) for module in adapter.pairs]
+    return max(_LEAST_NORM, math.sqrt(max(0.0, sum(inner_product(product, product) for product in products))))

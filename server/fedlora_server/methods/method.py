@@ -30,7 +30,11 @@ class Global:
 
 
 class Aggregator(ABC):
-    """One round of one method. The order of `add` changes nothing but rounding."""
+    """One round of one method.
+
+    One that has `remove` promises that the order of `add` changes no bit, and is given the updates as they arrive; a mean
+    that is made of `RingSum` keeps that promise. All others get them at the end of the round, in a fixed order.
+    """
 
     @abstractmethod
     def add(self, adapter: Adapter, weight: float) -> None:
@@ -45,11 +49,15 @@ class Aggregator(ABC):
         for module in adapter.pairs:
             show(module)
 
-    def merge(self, other: Aggregator, factor: float) -> None:
-        """Take all that `other`, of the same round, was given, with its weights times `factor`; `other` is used up.
+    def settle(self) -> None:  # noqa: B027 (most hold nothing)
+        """Add what is held only to be added together with what comes next, and let it go."""
 
-        An aggregator that cannot is given its updates when their weights are known, at the end of the round.
-        """
+    def merge(self, other: Aggregator, factor: float) -> None:
+        """Take all that `other`, of the same round, was given, with its weights times `factor`; `other` is used up."""
+        raise NotImplementedError
+
+    def remove(self, adapter: Adapter, weight: float) -> None:
+        """Take back what was added with this weight, as if it had never been."""
         raise NotImplementedError
 
     @abstractmethod

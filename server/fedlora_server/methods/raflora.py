@@ -42,10 +42,6 @@ class RaFloraAggregator(Aggregator):
     def add(self, adapter: Adapter, weight: float) -> None:
         self._held.append((adapter, positive(weight)))
 
-    def merge(self, other: Aggregator, factor: float) -> None:
-        assert isinstance(other, RaFloraAggregator)
-        self._held += [(adapter, weight * factor) for adapter, weight in other._held]
-
     def result(self) -> Global:
         if not self._held:
             raise RunError(NO_UPDATES)

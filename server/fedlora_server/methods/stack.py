@@ -67,10 +67,6 @@ class StackAggregator(Aggregator):
     def add(self, adapter: Adapter, weight: float) -> None:
         self._mean.add(adapter, weight)
 
-    def merge(self, other: Aggregator, factor: float) -> None:
-        assert isinstance(other, StackAggregator)
-        self._mean.merge(other._mean, factor)
-
     def result(self) -> Global:
         frozen = self._down.frozen
 

@@ -39,10 +39,6 @@ class SvdAggregator(Aggregator):
     def add(self, adapter: Adapter, weight: float) -> None:
         self._mean.add(adapter, weight)
 
-    def merge(self, other: Aggregator, factor: float) -> None:
-        assert isinstance(other, SvdAggregator)
-        self._mean.merge(other._mean, factor)
-
     def result(self) -> Global:
         def best(module: str) -> LoraPair:
             mean = self._mean.mean(module)

@@ -64,7 +64,8 @@ class RoundRecord:
 
     def line(self) -> dict[str, Any]:
         self.loss_over_devices = loss_over_devices(self.loss, self.held_out_examples)
-        return {name: getattr(self, name) for name in self.__slots__}
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return values | {"excluded": dict(sorted(self.excluded.items()))}  # in whichever order they were refused
 
     def summary(self, rounds: int) -> str:
         """The round in one line, of so many."""

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from fedlora.config.run import AggregationConfig
 from fedlora.lora.config import LoraConfig
-from fedlora_server.aggregation.capped_weights import capped, merges
+from fedlora_server.aggregation.capped_weights import capped, in_any_order, merges
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.server.method_cases import METHODS, Case, assert_close, device
 
 LORA = LoraConfig(rank=3, alpha=6.0)
+OF_PRODUCTS = ("fedex", "lorafair", "raflora", "stack", "svd")  # whose sums depend on the order
 GIVEN = (100, 70, 130, 10**9, 90, 399, 1)  # of which the median is 100
 COUNT = (100, 70, 130, 400, 90, 399, 1)
 CAPPED = AggregationConfig(robust="none")
@@ -55,13 +56,22 @@ def test_the_error_of_a_capped_round_is_that_against_the_capped_mean(method: str
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_every_method_of_fedlora_bounds_weights_as_updates_arrive(method: str) -> None:
+def test_every_mean_of_factors_bounds_weights_as_updates_arrive(method: str) -> None:
     this = Case(method, LORA).round()
-    assert merges(this._method.aggregator(this.down, 1))
+    aggregator = this._method.aggregator(this.down, 1)
+    assert merges(aggregator) == in_any_order(aggregator) == (method not in OF_PRODUCTS)
+
+
+def test_a_mean_of_products_caps_each_weight_by_itself() -> None:
+    giant, plain = Case("svd", LORA, CAPPED), Case("svd", LORA, UNCAPPED)
+    adapters = [device(giant.round(), seed) for seed in range(6)]
+    given = zip(adapters, (100, 100, 100, 100, 2**20, 2**20 + 2**19), strict=True)
+    expected = zip(adapters, (100, 100, 100, 100, 400, 400), strict=True)
+    assert_close(giant.dense(giant.round(), list(given)), plain.dense(plain.round(), list(expected)))
 
 
 def test_two_giants_of_one_group_together_count_as_two_caps() -> None:
-    giant, plain = Case("svd", LORA, CAPPED), Case("svd", LORA, UNCAPPED)
+    giant, plain = Case("fedavg", LORA, CAPPED), Case("fedavg", LORA, UNCAPPED)
     adapters = [device(giant.round(), seed) for seed in range(6)]
     weights, share = (100, 100, 100, 100, 2**20, 2**20 + 2**19), 800 / 2.5
     expected = [100, 100, 100, 100, share, 1.5 * share]
