@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -100,8 +101,42 @@ def _encoding_of(request: Request) -> ApiError | None:
 
 
 def _sentence(problem: Mapping[str, Any]) -> str:
-    message = str(problem["msg"]).removeprefix("Value error, ")
+    message = _in_our_words(problem) or str(problem["msg"]).removeprefix("Value error, ")
     return f"{_path(problem) or 'the body'}: {message[:1].lower()}{message[1:]}"
+
+
+_EXPECTED = {
+    "missing": "it is needed",
+    "int_type": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "float_type": "expected a number",
+    "bool_type": "expected true or false",
+    "string_type": "expected a string",
+    "list_type": "expected a list",
+    "model_type": "expected an object",
+    "model_attributes_type": "expected an object",
+    "greater_than_equal": "expected at least {ge}",
+    "greater_than": "expected more than {gt}",
+    "less_than_equal": "expected at most {le}",
+    "less_than": "expected less than {lt}",
+    "string_too_short": "expected at least {min_length} characters",
+    "string_too_long": "expected at most {max_length} characters",
+    "too_short": "expected at least {min_length}, got {actual_length}",
+    "too_long": "expected at most {max_length}",
+    "literal_error": "expected {expected}",
+}
+_SHOWN = (int, float, bool, str)  # values that are shown, where they are short
+
+
+def _in_our_words(problem: Mapping[str, Any]) -> str:
+    """What is wrong, where it is one of pydantic's own checks; else empty."""
+    expected = _EXPECTED.get(problem["type"])
+    if expected is None:
+        return ""
+    told, value = expected.format(**problem.get("ctx", {})), problem.get("input")
+    if problem["type"] == "missing" or ", got" in told or not isinstance(value, _SHOWN) or len(str(value)) > 40:
+        return told
+    return f"{told}, got {json.dumps(value)}"
 
 
 def _path(problem: Mapping[str, Any]) -> str:

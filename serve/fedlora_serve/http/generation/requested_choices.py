@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from fedlora_serve.batching.request import TextEngine
 from fedlora_serve.http.protocol.errors import ApiError
+from fedlora_serve.http.protocol.field_types import ALL_THAT_FIT
 from fedlora_serve.http.protocol.generation_body import GenerationBody
 from fedlora_serve.http.service.state import ServiceState
 from fedlora_serve.text.sampling import Sampling
@@ -33,10 +34,13 @@ def requested_choices(
 ) -> list[RequestedChoice]:
     """n choices for each prompt, side by side, each with a seed of its own.
 
-    `asked` is their length, by the name `param`; `default` stands for it where it is None, as far as there is room.
+    `asked` is their length, by the name `param`, or ALL_THAT_FIT; `default` stands for it where it is None, as far as there
+    is room.
     Raises ApiError.
     """
     n = body.choices_per_prompt
+    if asked == ALL_THAT_FIT:
+        asked, default = None, state.limits.max_tokens
     default = state.model_defaults.max_tokens if default is None else default
     lengths = [_max_tokens(state, engine, prompt, asked, default, param) for prompt in prompts]
     _check_logprobs(state, n * sum(lengths), logprobs, param)

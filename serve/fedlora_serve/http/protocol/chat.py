@@ -19,7 +19,7 @@ from pydantic import (
 from fedlora_serve.http.protocol.envelope import Envelope, Usage
 from fedlora_serve.http.protocol.field_types import (
     Body,
-    Count,
+    Length,
     NotSupported,
     Text,
     TopCount,
@@ -135,8 +135,8 @@ class ChatBody(GenerationBody):
     """A chat, to which the assistant answers."""
 
     messages: Annotated[list[ChatMessageBody], Field(min_length=1, max_length=_MAX_MESSAGES, fail_fast=True)]
-    max_tokens: Count | None = Field(None, description="None: what the context leaves.")
-    max_completion_tokens: Count | None = Field(None, description="The newer name of max_tokens.")
+    max_tokens: Length | None = Field(None, description="None and -1: what the context leaves.")
+    max_completion_tokens: Length | None = Field(None, description="The newer name of max_tokens.")
     add_special_tokens: bool | None = Field(False, description="Begin the chat as a text begins; a template does, too.")
     logprobs: bool | None = False
     top_logprobs: TopCount | None = Field(None, description="Needs logprobs.")

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from fedlora_serve.http.protocol.envelope import Envelope, Usage
-from fedlora_serve.http.protocol.field_types import Count, TextsOrTokens, TopCountOrNone
+from fedlora_serve.http.protocol.field_types import Count, Length, TextsOrTokens, TopCountOrNone
 from fedlora_serve.http.protocol.generation_body import GenerationBody
 
 
@@ -15,7 +15,7 @@ class CompletionBody(GenerationBody):
     """Prompts to go on from."""
 
     prompt: TextsOrTokens
-    max_tokens: Count | None = Field(None, description="None: 16, or what the context leaves.")
+    max_tokens: Length | None = Field(None, description="None: 16, or what the context leaves; -1: all of that.")
     best_of: Count | None = Field(None, description="Only as many as n.")
     add_special_tokens: bool | None = Field(True, description="Begin a text as the model's texts begin.")
     echo: bool | None = Field(False, description="The prompt's text before the answer; not together with logprobs.")

@@ -21,6 +21,7 @@ MAX_STOPS, MAX_STOP_CHARACTERS = 16, 1024
 MAX_BIASES = MAX_STOP_TOKENS = 1024
 # Before anything is done with them; a service's limits are lower.
 MAX_TEXTS, MAX_TOKENS = 2048, 1 << 20
+ALL_THAT_FIT = -1  # as llama.cpp's clients ask for it
 _PIECE = 1 << 14  # token ids
 _NO_TOKENS = "expected token ids, at least one, none below 0"
 
@@ -61,6 +62,12 @@ def _not_used(value: object) -> dict[str, Any] | None:
 def _whole(value: object) -> object:
     """5.0 is a whole number to JSON Schema, and to JavaScript."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _length(value: int) -> int:
+    if value < 1 and value != ALL_THAT_FIT:
+        raise ValueError(f"expected 1 or more tokens, or {ALL_THAT_FIT} for as many as there is room for, got {value}")
+    return value
 
 
 def _finite(value: float) -> float:
@@ -142,6 +149,11 @@ _STOP_SCHEMA = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARACTE
 Text = Annotated[str, AfterValidator(unicode_text)]
 Whole = Annotated[int, BeforeValidator(_whole)]
 Count = Annotated[Whole, Field(ge=1)]
+Length = Annotated[  # of an answer, in tokens
+    Whole,
+    AfterValidator(_length),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": ALL_THAT_FIT}]}),
+]
 TopCount = Annotated[Whole, Field(ge=0, le=20)]  # of likeliest tokens
 TopCountOrNone = Annotated[
     TopCount | None,

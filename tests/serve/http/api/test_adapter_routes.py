@@ -94,8 +94,8 @@ def test_a_name_that_is_loaded_is_400_unless_it_is_to_be_replaced(
     [
         ({"lora_name": "", "lora_path": "tone"}, "Both 'lora_name' and 'lora_path' must be provided."),
         ({"lora_name": "a", "lora_path": ""}, "Both 'lora_name' and 'lora_path' must be provided."),
-        ({"lora_name": "a"}, "lora_path: field required"),
-        ({}, "lora_name: field required"),
+        ({"lora_name": "a"}, "lora_path: it is needed"),
+        ({}, "lora_name: it is needed"),
         ({"lora_name": 3, "lora_path": "tone"}, "lora_name"),
         ({"lora_name": BASE, "lora_path": "tone"}, "is the base's name"),
         ({"lora_name": "a b", "lora_path": "tone"}, "an adapter cannot be called 'a b'"),

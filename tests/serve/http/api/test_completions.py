@@ -366,3 +366,40 @@ def test_a_long_text_is_cut_into_tokens_while_others_are_answered(base: BasePack
         return count
 
     assert asyncio.run(turns()) > 20
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_minus_one_asks_for_as_many_tokens_as_there_is_room_for(base: BasePack, path: str) -> None:
+    engine = FakeEngine(words("one two"), max_tokens=64)
+    asked = {"prompt": [1, 2, 3]} if path == "/v1/completions" else {"messages": [{"role": "user", "content": "a"}]}
+    client = Client(service(base, engine))
+    assert client.post(path, {"model": BASE, "max_tokens": -1, **asked}).status_code == 200
+    [request] = engine.requests
+    assert request.sampling.max_tokens == 64 - len(request.prompt)
+    for wrong in (0, -2):
+        message = refusal(client.post(path, {"model": BASE, "max_tokens": wrong, **asked}))["message"]
+        assert message == f"max_tokens: expected 1 or more tokens, or -1 for as many as there is room for, got {wrong}"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"temperature": "hot"}, 'temperature: expected a number, got "hot"'),
+        ({"temperature": -1}, "temperature: expected at least 0, got -1"),
+        ({"top_p": 0}, "top_p: expected more than 0, got 0"),
+        ({"n": 0}, "n: expected at least 1, got 0"),
+        ({"n": 1.5}, "n: expected a whole number, got 1.5"),
+        ({"stream": "yes"}, 'stream: expected true or false, got "yes"'),
+        ({"service_tier": "flex"}, "service_tier: expected 'auto' or 'default', got \"flex\""),
+        ({"model": ""}, "model: expected at least 1, got 0"),
+        ({"model": 3}, "model: expected a string, got 3"),
+        ({"stream_options": 1}, "stream_options: expected an object, got 1"),
+    ],
+)
+def test_what_is_wrong_with_a_field_is_told_in_words_of_our_own(
+    base: BasePack, fields: dict[str, Any], message: str
+) -> None:
+    client = Client(service(base, FakeEngine()))
+    told = refusal(client.post("/v1/completions", {"model": BASE, "prompt": "a", **fields}))["message"]
+    assert told == message
+    assert "nput should" not in told
