@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.fuzz.model_readers import adapter_files, chats, checkpoints, encoders, graphs, packs, peft, tokenizers
 from tests.fuzz.reader import Reader
-from tests.fuzz.run_readers import bundles, runs, scenarios, services, states, studies, updates
+from tests.fuzz.run_readers import bundles, devices, runs, scenarios, services, states, studies, updates
 from tests.fuzz.text_readers import bodies, data
 
 READERS: Mapping[str, Callable[[Path], Reader]] = {
@@ -26,6 +26,7 @@ READERS: Mapping[str, Callable[[Path], Reader]] = {
     "exported folder": graphs,
     "update": updates,
     "bundle": bundles,
+    "device and fleet": devices,
     "run directory": runs,
     "scenario": scenarios,
     "study": studies,

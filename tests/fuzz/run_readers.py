@@ -161,3 +161,38 @@ def states(folder: Path) -> Reader:
             go_on(place)
 
     return Reader(folder / "state", ("state.safetensors", *names), read)
+
+
+def devices(folder: Path) -> Reader:
+    """The configuration of a device, and that of a fleet's server."""
+    from fedlora_client.service.config import read_device
+    from fedlora_server.fleet.settings import FleetSettings, read_settings, settings_text
+
+    device = """[device]
+name = "kitchen"
+base = "nano"
+state = "state"
+socket = "run/device.sock"
+
+[data]
+source = "notes.txt"
+
+[policy]
+runs = ["7"]
+
+[server]
+superlink = "fleet.example.org:9092"
+
+[serve]
+on_commit = ["echo", "{adapter}"]
+"""
+    server = settings_text(FleetSettings(folder=folder, host="fleet.example.org", run={"base": "nano"}))
+    files = {"device.toml": device, "server.toml": server}
+
+    def read(place: Path, name: str) -> None:
+        if name == "device.toml":
+            read_device(place / name)
+        else:
+            read_settings(place)
+
+    return Reader(written(folder / "fleet", files), tuple(files), read)
