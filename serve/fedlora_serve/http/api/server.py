@@ -120,6 +120,7 @@ class GracefulServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: ServiceState, when_ready: Callable[[], None]) -> None:
         super().__init__(config)
         self._service, self._when_ready = service, when_ready
+        self._requests_over = threading.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         for bound in sockets or ():
@@ -134,6 +135,7 @@ class GracefulServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         closing = asyncio.create_task(asyncio.to_thread(self._close))
         await super().shutdown(sockets)
+        self._requests_over.set()
         await closing
 
     @contextlib.contextmanager
@@ -158,6 +160,7 @@ class GracefulServer(uvicorn.Server):
         if self._service.engine is not None:
             self._service.engine.close(self._service.limits.shutdown_timeout_s)
         if self._service.embedder is not None:
-            self._service.embedder.watch.close(self._service.limits.shutdown_timeout_s)
+            self._requests_over.wait(self._service.limits.shutdown_timeout_s)
+            self._service.embedder.watch.close(0)
         if self._service.adapter_folder is not None:
             self._service.adapter_folder.close()
