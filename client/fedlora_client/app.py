@@ -17,7 +17,6 @@ from flwr.common.constant import ErrorCode
 
 from fedlora_client.courier.courier import ask
 from fedlora_client.courier.question import Answer, Kind, Question
-from fedlora_client.data.clients import node_name
 
 app = ClientApp()
 _KIND_OF: dict[str, Kind] = {MessageType.TRAIN: "train", MessageType.EVALUATE: "evaluate"}
@@ -46,7 +45,7 @@ def _reply(message: Message, context: Context) -> Message:
 
         return _message(answer(question, node), message)
     except FedloraError as error:
-        return _message(Answer(device=node_name(node), said=str(error)), message)
+        return _message(Answer(device=str(node.get("name") or "without name"), said=str(error)), message)
 
 
 def _question(message: Message, context: Context) -> Question:

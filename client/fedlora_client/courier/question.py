@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from fedlora.config.run import Scalar
 from fedlora.errors import CourierError
+
+if TYPE_CHECKING:  # a courier is one process a message: it loads what it uses
+    from fedlora.config.run import Scalar
 
 Kind = Literal["train", "evaluate"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
