@@ -31,7 +31,7 @@ message.metadata.__dict__["_message_id"] = "message-1"
 message.metadata.__dict__["_created_at"] = time.time() - age
 node = UserConfig({"socket": path, "name": "kitchen"})
 reply = app(message, Context(7, 1, node, RecordDict(), UserConfig({"train.lr": 0.1, "name": "notes"})))
-told = {"heavy": sorted({"torch", "tokenizers", "onnxruntime"} & set(sys.modules))}
+told = {"heavy": sorted({"torch", "tokenizers", "onnxruntime", "fedlora.base.pack"} & set(sys.modules))}
 if reply.has_error():
     told["error"] = reply.error.reason
 else:
