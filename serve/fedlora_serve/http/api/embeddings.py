@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 from fastapi import Request, Response
@@ -25,6 +26,8 @@ from fedlora_serve.http.transport.client_connection import while_connected
 
 router = counted_router()
 _LOOK_S = 1.0  # at whether the embedder still answers
+_T = TypeVar("_T")
+_AT_ONCE = 2048  # characters, tokens or numbers: within a millisecond
 _TURN_TOKENS = 512  # with padding, of a caller's texts before others have their turn
 
 
@@ -36,7 +39,8 @@ async def create_embeddings(body: EmbeddingBody, request: Request) -> Response:
         embedder = _embedder(state)
         _check(state, embedder, body)
         asked = _normalizes(body)
-        rows = await state.few_threads.run(caller.name, lambda: [_tokens(embedder, text) for text in body.input])
+        is_small = sum(map(len, body.input)) <= _AT_ONCE
+        rows = await _done(state, caller, lambda: [_tokens(embedder, text) for text in body.input], at_once=is_small)
         for row in rows:
             if not 1 <= len(row) <= embedder.max_tokens:
                 raise ApiError(
@@ -69,8 +73,13 @@ async def create_embeddings(body: EmbeddingBody, request: Request) -> Response:
         ]
         return written(Embeddings(object="list", data=data, model=model.name, usage=usage))
 
-    answer = await state.few_threads.run(caller.name, content)
+    answer = await _done(state, caller, content, at_once=vectors.size <= _AT_ONCE)
     return Response(answer, media_type="application/json", headers=model.headers)
+
+
+async def _done(state: ServiceState, caller: Caller, work: Callable[[], _T], *, at_once: bool) -> _T:
+    """What `work` returns: a little is done here, and much in its turn, off the event loop."""
+    return work() if at_once else await state.few_threads.run(caller.name, work)
 
 
 def _embedder(state: ServiceState) -> Embedder:
