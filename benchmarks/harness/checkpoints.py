@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from fedlora.base.pack import EMBEDDED, find_pack
 from fedlora.family import decoder_shape
 from fedlora.files.tensor_file import TensorPlan, from_float32, write_tensor_file
 from numpy.typing import NDArray
@@ -39,10 +41,10 @@ CONFIGS: Mapping[str, Config] = MappingProxyType(
 
 
 def make_checkpoint(directory: Path, config: Config, shards: int = 1) -> None:
-    """Write a checkpoint with `config`: bf16 weights, matrices N(0, 0.02), norms 1; the tokenizer is an empty file."""
+    """Write a checkpoint with `config`: bf16 weights, matrices N(0, 0.02), norms 1; fedlora-nano's tokenizer."""
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(dict(config)))
-    (directory / "tokenizer.json").write_text("{}")
+    shutil.copy(find_pack(EMBEDDED) / "tokenizer.json", directory)
     shape = decoder_shape(config, "benchmark")
     matrices = shape.vocabulary_modules() | shape.linear_modules()
     plans = [TensorPlan(name=f"{name}.weight", dtype="BF16", shape=dims) for name, dims in matrices.items()]
