@@ -22,7 +22,7 @@ def completion_logprobs(
     for text in texts:
         offsets.append(offset)
         offset += len(text)
-    return CompletionLogprobs(
+    return CompletionLogprobs.model_construct(  # our own numbers, up to 100,000 of them: not validated in one go
         tokens=texts,
         token_logprobs=[_finite(token.logprob) for token in tokens],
         top_logprobs=[_likeliest(strings, token) for token in tokens] if top else None,

@@ -37,9 +37,10 @@ def _parts(value: object) -> Iterator[bytes]:
         case list() if _are_models(value):
             yield from _parts(iter(value))
         case list() if _is_large(value):
-            for begin in range(0, len(value), _PIECE):
+            step = _PIECE // max(1, len(value[0])) or 1 if isinstance(value[0], dict) else _PIECE
+            for begin in range(0, len(value), step):
                 yield b"," if begin else b"["
-                yield to_json(value[begin : begin + _PIECE])[1:-1]
+                yield to_json(value[begin : begin + step])[1:-1]
             yield b"]"
         case _:
             yield to_json(value)
@@ -48,7 +49,7 @@ def _parts(value: object) -> Iterator[bytes]:
 def _is_large(value: object) -> bool:
     """Whether it may have to be written in pieces."""
     if isinstance(value, list):
-        return len(value) > _PIECE or _are_models(value)
+        return len(value) > _PIECE or _are_models(value) or (bool(value) and isinstance(value[0], dict))
     return isinstance(value, BaseModel | Iterator)
 
 

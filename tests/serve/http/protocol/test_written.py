@@ -6,6 +6,7 @@ import json
 
 import pytest
 from fedlora_serve.http.protocol.chat import ChatLogprobs, ChosenLogprob, TokenLogprob
+from fedlora_serve.http.protocol.completions import CompletionLogprobs
 from fedlora_serve.http.protocol.embeddings import Embedding, Embeddings
 from fedlora_serve.http.protocol.envelope import EmbeddingUsage
 from fedlora_serve.http.protocol.written import written
@@ -37,3 +38,13 @@ def test_a_list_may_be_made_while_it_is_written(count: int) -> None:
     whole = ChatLogprobs(content=[token(number) for number in range(count)], refusal=None)
     made = ChatLogprobs.model_construct(content=(token(number) for number in range(count)), refusal=None)
     assert json.loads(written(made)) == json.loads(written(whole)) == json.loads(whole.model_dump_json())
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 48, 49, 400])
+@pytest.mark.parametrize("likeliest", [0, 1, 21, 2000])
+def test_the_likeliest_tokens_of_each_place_are_written_some_places_at_a_time(tokens: int, likeliest: int) -> None:
+    top = [{f"é{number}": -number / 7 for number in range(likeliest if place % 5 else 0)} for place in range(tokens)]
+    answer = CompletionLogprobs(
+        tokens=["a"] * tokens, token_logprobs=[-0.5] * tokens, top_logprobs=top, text_offset=list(range(tokens))
+    )
+    assert written(answer).decode() == answer.model_dump_json()
