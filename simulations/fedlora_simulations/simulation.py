@@ -86,19 +86,9 @@ def warnings_above(progress: Progress) -> Iterator[None]:
 
 def rounds_table(run: Path | str) -> Table:
     """The rounds of a run, as its metrics tell them."""
-    table = Table(title="rounds", title_justify="left")
-    loss = f"mean held-out loss, nats per {loss_unit(Path(run))}"
-    for heading in (
-        "round",
-        "answers",
-        loss,
-        "worst tenth",
-        "spread",
-        "aggregation error",
-        "MB down",
-        "MB up",
-        "seconds",
-    ):
+    unit = loss_unit(Path(run))
+    table = Table(title=f"rounds: held-out loss over the devices, nats per {unit}", title_justify="left")
+    for heading in ("round", "answers", "mean", "worst tenth", "spread", "error", "MB down", "MB up", "s"):
         table.add_column(heading, justify="right")
     records = read_metrics(run)
     whole = devices_to_measure(records)
