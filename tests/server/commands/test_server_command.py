@@ -107,6 +107,8 @@ def test_a_device_keeps_a_key_that_it_made_itself(folder: Path, tmp_path: Path) 
         (trusted_key(), "ssh-ed25519"),
         (device_key()[0], "public_key"),
     ],
+    # Keys are made anew in each process, and processes must agree on the names of cases.
+    ids=["none", "no key", "another kind", "private"],
 )
 def test_a_key_of_another_kind_enrols_nobody(folder: Path, tmp_path: Path, content: str | None, said: str) -> None:
     if content is not None:
