@@ -92,18 +92,19 @@ class _Hub:
 
     def __init__(self, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._source, self._target, self.patterns = source, target, []  # type: ignore[var-annotated]
-        monkeypatch.setattr("huggingface_hub.snapshot_download", self._download)
+        monkeypatch.setattr("fedlora.files.hub._snapshot", self._download)
         sizes = {path.name: path.stat().st_size for path in source.iterdir()}
         monkeypatch.setattr("fedlora.files.hub._listing", lambda hub_id, revision: Listing("0" * 40, sizes))
 
-    def _download(self, _: str, allow_patterns: list[str], revision: str) -> str:
+    def _download(self, _: str, revision: str, patterns: list[str], wanted: dict[str, int]) -> Path:
         assert revision == "0" * 40
-        self.patterns += allow_patterns
+        self.patterns += patterns
         self._target.mkdir(exist_ok=True)
-        for pattern in allow_patterns:
+        for pattern in patterns:
             for path in self._source.glob(pattern):
+                assert wanted[path.name] == path.stat().st_size
                 shutil.copyfile(path, self._target / path.name)
-        return str(self._target)
+        return self._target
 
 
 def test_a_model_of_the_hub_is_downloaded_with_its_weights(
@@ -111,7 +112,7 @@ def test_a_model_of_the_hub_is_downloaded_with_its_weights(
 ) -> None:
     hub = _Hub(checkpoint, tmp_path / "hub", monkeypatch)
     assert find_checkpoint("someone/some-model") == tmp_path / "hub"
-    assert "*.safetensors" in hub.patterns
+    assert "model.safetensors" in hub.patterns
     make_pack(tmp_path / "hub", tmp_path / "pack", tiny_quantization())
 
 
@@ -125,7 +126,7 @@ def test_a_quantized_model_of_the_hub_is_refused_before_its_weights_are_download
     hub = _Hub(source, tmp_path / "hub", monkeypatch)
     with pytest.raises(CheckpointError, match=r"quantized already, with AWQ, 4 bits; .*\(someone/plain\)"):
         find_checkpoint("someone/some-model")
-    assert "*.safetensors" not in hub.patterns
+    assert "model.safetensors" not in hub.patterns
 
 
 @pytest.mark.parametrize(("name", "kind"), [("model-q8_0.gguf", "a GGUF file"), ("pytorch_model.bin", "weights as a")])

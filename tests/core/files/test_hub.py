@@ -20,7 +20,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from fedlora.base.pack import open_pack
-from fedlora.files.hub import HubError, listing, split_revision
+from fedlora.files import hub as hub_module
+from fedlora.files.hub import HubError, HubSilentError, download, listing, split_revision
 from fedlora.peft.directory import PeftDirectory, write_peft
 
 from tests.tiny.adapters import random_adapter
@@ -161,3 +162,145 @@ def test_a_revision_that_cannot_be_is_refused(revision: str) -> None:
     with pytest.raises(HubError, match="expected a branch, a tag or a commit"):
         listing("someone/it", revision)
     assert split_revision("someone/it@refs/pr/1") == ("someone/it", "refs/pr/1")
+
+
+WELL: dict[str, object] = {"id": "someone/it", "sha": FIRST, "private": False}
+LIES: dict[str, list[dict[str, object]]] = {
+    "a size that is text": [{"rfilename": "config.json", "size": "100"}],
+    "a size that is a list": [{"rfilename": "config.json", "size": [1]}],
+    "a size that is true": [{"rfilename": "config.json", "size": True}],
+    "a size below nothing": [{"rfilename": "config.json", "size": -(10**15)}],
+    "a size of many digits": [{"rfilename": "config.json", "size": 10**400}],
+    "no number": [{"rfilename": "config.json", "size": float("nan")}],
+    "no name": [{"rfilename": None, "size": 1}],
+    "a name that is a number": [{"rfilename": 7, "size": 1}],
+    "an empty name": [{"rfilename": "", "size": 1}],
+    "a name that steers a terminal": [{"rfilename": "\x1b[31mconfig.json", "size": 1}],
+    "a long name": [{"rfilename": "e" * 5000 + ".json", "size": 1}],
+    "half of a letter": [{"rfilename": "\ud800.json", "size": 1}],
+}
+NO_LISTS: dict[str, object] = {
+    "numbers for files": {**WELL, "siblings": [1, 2]},
+    "nothing": None,
+    "a list": [],
+}
+
+
+@contextmanager
+def lying_hub(monkeypatch: pytest.MonkeyPatch, home: Path, answers: list[bytes | None]) -> Iterator[threading.Event]:
+    """A hub that says these one after the other, and the last again and again; None: nothing until the event is set."""
+    over, left = threading.Event(), list(answers)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            about = "/api/models/" in self.path
+            if not about and "/resolve/" not in self.path:
+                self.send_error(404)
+                return
+            said = left[0] if about else left[-1]
+            if about and "/tree/" in self.path:
+                said = json.dumps([{"type": "file", "path": "config.json", "size": 100, "oid": FIRST}]).encode()
+            if said is None and self.command != "HEAD":
+                over.wait(60)
+                return
+            said = said or b"x" * 100
+            self.send_response(200)
+            for name, value in {"ETag": f'"{FIRST}"', "X-Repo-Commit": FIRST, "Content-Length": str(len(said))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(said)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # the client hangs up, as it should
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+    monkeypatch.setenv("HF_HOME", str(home))
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(hub_module, "_cache", lambda: home)
+    hub_module._listing.cache_clear()
+    try:
+        yield over
+    finally:
+        over.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+        hub_module._listing.cache_clear()
+
+
+@pytest.mark.parametrize("lie", sorted(LIES))
+def test_a_hub_that_lies_about_names_and_sizes_is_refused(lie: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [[each["rfilename"], each["size"]] for each in LIES[lie]]
+    monkeypatch.setattr(hub_module, "_asked", lambda *_: {"commit": FIRST, "files": files})
+    hub_module._listing.cache_clear()
+    with pytest.raises(HubError, match=r"it lists .*; expected ") as caught:
+        download("someone/it", ["*.json"], None, lambda name: 100)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("what", sorted(NO_LISTS))
+def test_a_hub_that_gives_no_list_is_one_that_does_not_answer_and_nothing_is_downloaded(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        lying_hub(monkeypatch, tmp_path, [json.dumps(NO_LISTS[what]).encode(), b"x" * 100]),
+        pytest.raises(HubError, match=r"it does not answer \(.*\), and no earlier download has these files"),
+    ):
+        download("someone/it", ["*.json"], None, lambda name: 100)
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_file_that_is_not_in_the_list_does_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with lying_hub(monkeypatch, tmp_path, [json.dumps({**WELL, "siblings": None}).encode(), b"x" * 100]):
+        try:
+            download("someone/it", ["*.json"], None, lambda name: 100)
+        except HubError as error:
+            assert "config.json" not in str(error)
+    assert not list(tmp_path.rglob("config.json"))
+
+
+def test_a_listing_without_end_takes_no_more_than_its_memory_and_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_module, "_LISTING_MEMORY", 320 << 20)
+    with (
+        lying_hub(monkeypatch, tmp_path, [b" " * (400 << 20)]),
+        pytest.raises(HubSilentError, match=r"it sends what takes more than 320 MB of memory"),
+    ):
+        hub_module._listing("someone/it", None)
+    monkeypatch.setattr(hub_module, "_LISTING_S", 3.0)
+    with lying_hub(monkeypatch, tmp_path, [None]), pytest.raises(HubSilentError, match=r"no answer within 3 s"):
+        hub_module._listing("someone/it", None)
+
+
+def test_a_file_that_goes_on_beyond_its_announced_size_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = json.dumps({**WELL, "siblings": [{"rfilename": "config.json", "size": 100}]}).encode()
+    monkeypatch.setattr(hub_module, "_SLACK_BYTES", 1 << 20)
+    with (
+        lying_hub(monkeypatch, tmp_path, [about, b"x" * (64 << 20)]),
+        pytest.raises(HubError, match=r"beyond the size that was announced|more comes than the \d+ bytes"),
+    ):
+        download("someone/it", ["*.json"], None, lambda name: 100)
+    assert sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()) < 16 << 20
+
+
+def test_a_file_that_never_comes_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    about = json.dumps({**WELL, "siblings": [{"rfilename": "config.json", "size": 100}]}).encode()
+    monkeypatch.setattr(hub_module, "_QUIET_S", 1.0)
+    with (
+        lying_hub(monkeypatch, tmp_path, [about, None]),
+        pytest.raises(HubError, match=r"less than 65536 bytes came in 1 s"),
+    ):
+        download("someone/it", ["*.json"], None, lambda name: 100)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from fedlora.errors import AdapterError
+from fedlora.files.hub import HubError, Listing
 from fedlora.lora.adapter import Adapter
 from fedlora.peft.directory import PeftDirectory, read_peft, write_peft
 from fedlora.peft.finding import find_adapter
@@ -143,16 +144,17 @@ def test_a_snapshot_that_was_copied_without_its_blobs_is_told(sound: Path, tmp_p
 def test_a_hub_id_is_asked_of_the_hub_and_a_path_is_not(
     sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub = pytest.importorskip("huggingface_hub")
+    pytest.importorskip("huggingface_hub")
     asked: list[str] = []
 
-    def snapshot_download(hub_id: str, **options: object) -> str:
+    def snapshot(hub_id: str, *_: object) -> Path:
         asked.append(hub_id)
         if hub_id == "someone/some-lora":
-            return str(sound)
-        raise OSError("offline mode is on")
+            return sound
+        raise HubError("offline mode is on")
 
-    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr("fedlora.files.hub._listing", lambda hub_id, revision: Listing("0" * 40, {}))
+    monkeypatch.setattr("fedlora.files.hub._snapshot", snapshot)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     assert read_peft(find_adapter("someone/some-lora")).adapter.pairs
