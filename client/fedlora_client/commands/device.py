@@ -25,7 +25,14 @@ def _config_option(command: click.decorators.FC) -> click.decorators.FC:
 
 def _read(path: Path | None) -> DeviceConfig:
     path = path or home()
-    return read_device(path / FILE if path.is_dir() or path.suffix != ".toml" else path)
+    path = path / FILE if path.is_dir() or path.suffix != ".toml" else path
+    if not path.exists():
+        where = "" if path.parent == home() else f" --dir {path.parent}"
+        raise ConfigError(
+            f"{path}: there is no device; join a fleet: fedlora device join BUNDLE --base BASE --data DATA{where}, or name "
+            "another --dir"
+        )
+    return read_device(path)
 
 
 @click.group()
@@ -96,7 +103,10 @@ def join(bundle: Path, folder: Path | None, base: str, data: Path, query: str, n
     from fedlora_client.service.system import FOLDER as SYSTEM_FOLDER
 
     folder = folder or (SYSTEM_FOLDER if is_system else home())
-    click.echo(join_fleet(bundle, folder, base=base, data=data, query=query, name=name, is_system=is_system))
+    joined = read_device(join_fleet(bundle, folder, base=base, data=data, query=query, name=name, is_system=is_system))
+    click.echo(f"{folder / FILE}: {joined.device.name}, a device of {joined.server.superlink}")
+    where = "" if folder == home() else f" --dir {folder}"
+    click.echo("next: fedlora device " + ("units" if is_system else f"check{where}, and fedlora device run{where}"))
 
 
 @device.command()

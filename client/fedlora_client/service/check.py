@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 
 from fedlora.config.run import DataConfig, LoraSection, RunConfig, Scalar, TrainConfig
 from fedlora.errors import ConfigError, FedloraError, PolicyError
@@ -11,7 +12,9 @@ from fedlora.errors import ConfigError, FedloraError, PolicyError
 from fedlora_client.data.account import account, by_file, notices
 from fedlora_client.device import Device
 from fedlora_client.policy.machine import HERE, Machine
+from fedlora_client.records.folder import data_files
 from fedlora_client.service.config import DeviceConfig
+from fedlora_client.service.reaching import hindrance
 from fedlora_client.training.planning import plan_training
 
 
@@ -54,7 +57,21 @@ def checked(config: DeviceConfig, length: int, rank: int, machine: Machine = HER
     server = config.server
     if config.paused.exists():
         yield "now it would refuse: policy-paused: its owner has paused it"
-    how = "without TLS" if server.insecure else "over TLS"
-    yield (
-        f"server: {server.superlink}, {how}" if server.superlink else "server: none; join a fleet: fedlora device join"
-    )
+    if not server.superlink:
+        yield "server: none; join a fleet: fedlora device join"
+        return
+    how, why = "without TLS" if server.insecure else "over TLS", hindrance(server)
+    yield f"server: {server.superlink}, {how}, " + (f"cannot be reached: {why}" if why else "answers")
+
+
+def data_hindrance(config: DeviceConfig) -> str:
+    """Why there is nothing to learn from, as far as the names of files tell; empty where there is something."""
+    source = Path(config.data.source)
+    try:
+        if not config.data.source or not source.exists():
+            raise ConfigError(f"{config.path}: data.source: there is no {source}; name the file or folder to train on")
+        if source.is_dir():
+            data_files(source)
+    except FedloraError as error:
+        return str(error)
+    return ""

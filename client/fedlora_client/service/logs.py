@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _FORMAT = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S%z")
+_CHILD_FORMAT = logging.Formatter("%(asctime)s %(message)s", _FORMAT.datefmt)  # whose lines have a level of their own
 _STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} ")
 _FILE_BYTES, _FILES = 1 << 20, 3
 
@@ -34,7 +35,7 @@ def file_logger(folder: Path, name: str) -> logging.Logger:
     logger.setLevel(logging.INFO)
     with suppress(OSError):
         handler = _file(folder, name)
-        handler.setFormatter(_FORMAT)
+        handler.setFormatter(_CHILD_FORMAT)
         logger.handlers = [handler]
     return logger
 

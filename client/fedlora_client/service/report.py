@@ -28,6 +28,7 @@ def report(config: DeviceConfig, rounds: int) -> dict[str, Any]:
         "memory_mb": _memory_mb(pid, "VmRSS"),
         "peak_mb": _memory_mb(pid, "VmHWM"),
         "processes": state.read("processes").get("pids", {}),
+        "link": state.read("link") or None,
         "base": config.device.base,
         "base_fingerprint": told.get("base_fingerprint"),
         "adapter": state.read("adapter") or None,
@@ -53,6 +54,8 @@ def lines(told: dict[str, Any]) -> Iterator[str]:
     others = {name: pid for name, pid in told["processes"].items() if name != "trainer"}
     if others:
         yield "processes: " + ", ".join(f"{name} {pid or 'is being started'}" for name, pid in others.items())
+    if told["link"] and others.get("link"):
+        yield f"link: {told['link'].get('said')}, since {told['link'].get('at')}"
     fingerprint = told["base_fingerprint"]
     yield f"base: {told['base']}" + (f" ({fingerprint:.16})" if fingerprint else ", not opened yet")
     adapter, published = told["adapter"], told["published"]
@@ -67,7 +70,7 @@ def lines(told: dict[str, Any]) -> Iterator[str]:
         yield f"adapter: {told['adapter_error']}"
     today = told["today"]
     if today:
-        yield f"day {today.get('day')}: {today.get('rounds')} rounds, {today.get('bytes')} bytes"
+        yield f"day {today.get('day')}: {today.get('rounds')} rounds, {today.get('bytes'):,} bytes"
     for number, entry in enumerate(told["rounds"]):
         if not number:
             yield "last answers:"
@@ -86,11 +89,16 @@ def _round(entry: dict[str, Any]) -> str:
         return f"{where}: {entry['refusal']}: {entry.get('said')}"
     loss = entry.get("loss")
     told = [f"loss {loss:.4f}"] if isinstance(loss, float) else []
-    told += [f"{entry.get('seconds')} s", f"{entry.get('bytes_down')} bytes down, {entry.get('bytes_up')} up"]
+    told += [f"{entry.get('seconds')} s", f"{_bytes(entry, 'bytes_down')} bytes down, {_bytes(entry, 'bytes_up')} up"]
     told += [f"{entry.get('rss_mb')} MB, {entry.get('peak_mb')} at most"]
     if entry.get("joules"):
         told.append(f"{entry['joules']} J of the {entry.get('energy_of')}")
     return f"{where}: {', '.join(told)}"
+
+
+def _bytes(entry: dict[str, Any], key: str) -> str:
+    count = entry.get(key)
+    return f"{count:,}" if isinstance(count, int) else "?"
 
 
 def _counted(value: Any) -> Any:

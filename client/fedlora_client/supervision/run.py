@@ -15,8 +15,10 @@ from fedlora.errors import ConfigError
 
 from fedlora_client.service.config import DeviceConfig
 from fedlora_client.service.logs import file_logger, log_into
+from fedlora_client.service.reaching import hindrance
 from fedlora_client.service.state import StateFolder
 from fedlora_client.supervision.children import Child, Children
+from fedlora_client.supervision.link_words import LinkWords, plain
 from fedlora_client.supervision.publishing import Publisher, admin_key_of
 from fedlora_client.supervision.supernode import flower_environment, supernode_command
 
@@ -51,12 +53,14 @@ def _children(config: DeviceConfig, parts: tuple[Part, ...]) -> tuple[list[Child
     if "link" in parts:
         supernode_command(config)  # what is wrong with it is told now
         lines = file_logger(config.state / "log", "link")
+        words = LinkWords(config.server.superlink, StateFolder(config.state), lambda: hindrance(config.server))
 
-        def to_both(line: str) -> None:
-            lines.info("%s", line)
-            _to_stderr(line)
+        def on_line(line: str) -> None:
+            if line := plain(line):
+                lines.info("%s", line)
+                words.hear(line)
 
-        children.append(_child("link", lambda: supernode_command(config), flower_environment(config), to_both))
+        children.append(_child("link", lambda: supernode_command(config), flower_environment(config), on_line))
     if "serve" in parts:
         if not config.serve.is_used:
             raise ConfigError(

@@ -30,6 +30,7 @@ def run_trainer(config: DeviceConfig) -> None:
         # Here: whoever only asks about a device does without torch, which takes seconds to load.
         from fedlora_client.opened import opened_model
         from fedlora_client.ops.compute import choose_compute
+        from fedlora_client.service.check import data_hindrance
         from fedlora_client.service.work import DeviceWork
 
         work = DeviceWork(config)
@@ -43,6 +44,8 @@ def run_trainer(config: DeviceConfig) -> None:
         model = opened_model(config.device.base, choose_compute())
         work.told.say(base_fingerprint=model.base.fingerprint)
         log.info("%s listens at %s, with the base %s", config.device.name, config.device.socket, model.base.directory)
+        if lacking := data_hindrance(config):
+            log.warning("there is nothing to train on yet: %s", lacking)
         server.serve()
         until = time.monotonic() + _LAST_WAIT_S
         while server.is_working and time.monotonic() < until:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from fedlora.base.pack import EMBEDDED
 
 if TYPE_CHECKING:
+    from fedlora.config.run import Scalar
+
     from fedlora_server.fleet.settings import FleetSettings
 
 for _part in ("cryptography", "flwr"):  # which the commands import when they run
@@ -56,7 +60,9 @@ def server() -> None:
 )
 def init(folder: Path, hosts: tuple[str, ...], port: int, listen_port: int | None, changes: tuple[str, ...]) -> None:
     """Make DIR: settings, a private CA, a TLS certificate, the key that signs the fleet's app."""
-    from fedlora.config.run import RunConfig, Scalar, changed
+    from fedlora.base.pack import open_pack
+    from fedlora.config.run import RunConfig, changed
+    from fedlora.errors import FedloraError
 
     from fedlora_server.fleet.making import make_fleet
     from fedlora_server.fleet.settings import LOOPBACK, FleetSettings, placed
@@ -81,6 +87,10 @@ def init(folder: Path, hosts: tuple[str, ...], port: int, listen_port: int | Non
         click.echo(
             f"SuperLink listens on {settings.control}; {folder}/nginx.conf lets devices reach its Fleet API, and no more"
         )
+    try:
+        open_pack(str(chosen["base"]))
+    except FedloraError as error:
+        click.echo(f"warning: run.base: {error}; until then bundles do not name the fleet's base", err=True)
     click.echo(f"next: fedlora server enrol NAME --dir {folder}")
 
 
@@ -130,6 +140,7 @@ def enrol(name: str, folder: Path, public_key: Path | None, output: Path | None)
         else "SuperLink learns its key when fedlora server run starts"
     )
     click.echo(f"{file}: the bundle of {name}; {known}")
+    click.echo(f"next, on that device: fedlora device join {file.name} --base {_named(settings.run)} --data DATA")
 
 
 @server.command()
@@ -192,6 +203,11 @@ def units(folder: Path, units_dir: Path, users_dir: Path) -> None:
 
     for line in write_system(_settings(folder), units_dir, users_dir):
         click.echo(line)
+
+
+def _named(run: Mapping[str, Scalar]) -> str:
+    """How a device names the base of these runs: the one that ships, or a place of its own."""
+    return EMBEDDED if run.get("base", EMBEDDED) == EMBEDDED else "BASE"
 
 
 def _settings(folder: Path) -> FleetSettings:

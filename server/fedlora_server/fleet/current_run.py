@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,19 +28,20 @@ class CurrentRun:
     config: dict[str, Scalar]  # flat, without output and server.resume
     flower_run: int = 0  # as Flower numbers it; 0 before it was started
     state: str = RUNNING
+    changes: list[str] = field(default_factory=list)  # KEY=VALUE, by which it differs from server.toml
 
 
-def new_run(folder: Path, config: RunConfig, now: datetime) -> CurrentRun:
+def new_run(folder: Path, config: RunConfig, now: datetime, changes: Sequence[str] = ()) -> CurrentRun:
     """A run that is to begin, in a directory of its own below the fleet's."""
     name = f"{config.name}-{now:%Y%m%d-%H%M%S}"
     output, number = folder / "runs" / name, 1
     while output.exists():
         number += 1
         output = folder / "runs" / f"{name}-{number}"
-    return CurrentRun(output=str(output), config=_flat(config))
+    return CurrentRun(output=str(output), config=_flat(config), changes=list(changes))
 
 
-def with_config(current: CurrentRun, config: RunConfig) -> CurrentRun:
+def with_config(current: CurrentRun, config: RunConfig, changes: Sequence[str] = ()) -> CurrentRun:
     """A run that goes on under `config`. Raises ConfigError where it would become another run."""
     output = Path(current.output)
     if (output / CONFIG).is_file():
@@ -47,7 +49,7 @@ def with_config(current: CurrentRun, config: RunConfig) -> CurrentRun:
             check_goes_on(read_config(output), as_it_began(config, output), output)
         except ConfigError as error:
             raise ConfigError(f"{error}; or pass --new to leave that run and begin another") from None
-    return replace(current, config=_flat(config))
+    return replace(current, config=_flat(config), changes=list(changes))
 
 
 def read_current(path: Path) -> CurrentRun | None:
@@ -55,7 +57,8 @@ def read_current(path: Path) -> CurrentRun | None:
     if not path.exists():
         return None
     content: dict[str, Any] = read_object(path, ConfigError, "the run of a fleet")
-    kinds = {"output": str, "config": dict, "flower_run": int, "state": str}
+    kinds = {"output": str, "config": dict, "flower_run": int, "state": str, "changes": list}
+    content = {"changes": []} | content
     if content.keys() != {each.name for each in fields(CurrentRun)} or any(
         type(content[key]) is not kind for key, kind in kinds.items()
     ):

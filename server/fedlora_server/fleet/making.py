@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from datetime import UTC, datetime
 
+from fedlora.errors import ConfigError
 from fedlora.files.atomic import whole_directory, whole_file, write_text
 
 from fedlora_server.fleet.authority import make_authority, make_server_certificate
@@ -27,6 +28,8 @@ def make_fleet(settings: FleetSettings, now: datetime | None = None) -> None:
     """Make the folder of a fleet's server. Raises ConfigError where it exists already."""
     now = now or datetime.now(UTC)
     folder = settings.folder
+    if folder.exists():
+        raise ConfigError(f"{folder} exists already, and may hold a fleet's only keys; name another DIR")
     with whole_directory(folder) as aside:
         for name in ("tls", "app", "runs", "logs", "flower"):
             (aside / name).mkdir()

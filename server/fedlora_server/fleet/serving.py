@@ -7,47 +7,35 @@ import logging
 import logging.handlers
 import re
 import signal
+import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from datetime import UTC, datetime
-from pathlib import Path
 from types import FrameType
 
-from fedlora.base.pack import open_pack
-from fedlora.config.run import RunConfig, changed
 from fedlora.errors import ConfigError, RunError
 
 from fedlora_server.fleet import commands
 from fedlora_server.fleet.authority import WARNING_DAYS, days_left
 from fedlora_server.fleet.children import Child, members
+from fedlora_server.fleet.chosen_run import Tell, chosen_run
 from fedlora_server.fleet.control import control_of, is_up, wait_until_up
-from fedlora_server.fleet.current_run import (
-    COMPLETED,
-    FAILED,
-    CurrentRun,
-    new_run,
-    read_current,
-    with_config,
-    write_current,
-)
+from fedlora_server.fleet.current_run import FAILED
 from fedlora_server.fleet.devices import changing
 from fedlora_server.fleet.flower_app import signed_app, store_app, write_app
 from fedlora_server.fleet.registration import register_all
 from fedlora_server.fleet.run_log import RunLog
 from fedlora_server.fleet.run_watch import RunWatch
-from fedlora_server.fleet.settings import FleetSettings, placed
+from fedlora_server.fleet.settings import FleetSettings
 
 START_S = 180.0  # for SuperLink to answer; it imports for seconds
 _TICK_S, _LOOK_S, _LAST_LINES_S = 0.5, 2.0, 5.0
+_PORT_S = 5.0
 _LOG_BYTES, _LOGS = 4 << 20, 3
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _ACCESS = re.compile(r'"[A-Z]+ /\S* HTTP/[0-9.]+" 2\d\d')  # a request that went well
 _CALL = re.compile(r"ControlServicer\.\w+\s*$")  # our own questions
-
-Tell = Callable[[str], None]
 
 
 def serve_fleet(settings: FleetSettings, changes: Sequence[str], tell: Tell, *, is_new: bool = False) -> bool:
@@ -55,17 +43,15 @@ def serve_fleet(settings: FleetSettings, changes: Sequence[str], tell: Tell, *, 
 
     Raises ConfigError before anything is started, RunError where Flower's processes or the run cannot be kept up.
     """
-    config = changed(RunConfig.from_flat(settings.run, str(settings.at("server.toml"))), changes)
-    config = replace(config, base=placed(config.base, Path.cwd()))
-    open_pack(config.base)
     with _alone(settings), _stopping() as stop:
-        current = _current(settings, config, is_new=is_new)
+        current = chosen_run(settings, changes, tell, is_new=is_new)
         for name in ("server.crt", "ca.crt"):
             left = days_left(settings.at("tls", name))
             if left < 0:
                 raise ConfigError(f"{name} expired {-left} days ago; renew it: fedlora server rotate {settings.folder}")
             if left <= WARNING_DAYS:
                 tell(f"{name} expires in {left} days; renew it: fedlora server rotate {settings.folder}")
+        _check_port(settings)
         write_app(settings.at("app"))
         app = signed_app(settings, int(time.time()))
         store_app(settings, app)
@@ -74,6 +60,7 @@ def serve_fleet(settings: FleetSettings, changes: Sequence[str], tell: Tell, *, 
         superexec = Child("superexec", commands.superexec(settings), environment, _logged(settings, "superexec"))
         log = RunLog(settings, tell, _logged(settings, "run"))
         try:
+            tell(f"SuperLink is being started at {settings.control}")
             superlink.start()
             _wait(settings, superlink, stop)
             with control_of(settings) as control:
@@ -122,6 +109,24 @@ def _keep(
                 tell(str(error))
 
 
+def _check_port(settings: FleetSettings) -> None:
+    """Raise ConfigError where another process has SuperLink's port. One that was just killed is given time to end."""
+    deadline = time.monotonic() + _PORT_S
+    while True:
+        try:
+            with socket.socket(socket.AF_INET6 if ":" in settings.listen else socket.AF_INET) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as SuperLink's own server does
+                probe.bind((settings.listen, settings.listen_port))
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"{settings.at('server.toml')}: {settings.listen}:{settings.listen_port} cannot be listened at: "
+                    f"{error.strerror}; end what has it, or set another listen_port (and port, by which devices come)"
+                ) from None
+            time.sleep(_TICK_S)
+
+
 def _wait(settings: FleetSettings, superlink: Child, stop: threading.Event) -> None:
     """Until SuperLink answers. Raises RunError where it does not, or dies for good."""
     deadline = time.monotonic() + START_S
@@ -134,18 +139,6 @@ def _wait(settings: FleetSettings, superlink: Child, stop: threading.Event) -> N
                 f"SuperLink does not answer at {settings.control} after {START_S:g} s; see logs/superlink.log, mend "
                 "what it says, and start again"
             )
-
-
-def _current(settings: FleetSettings, config: RunConfig, *, is_new: bool) -> CurrentRun:
-    """The run that goes on, or a new one."""
-    path = settings.at("run.json")
-    current = read_current(path)
-    if current is None or is_new or current.state == COMPLETED:
-        current = new_run(settings.folder, config, datetime.now(UTC))
-    else:
-        current = with_config(current, config)
-    write_current(path, current)
-    return current
 
 
 @contextmanager

@@ -60,7 +60,9 @@ def test_a_bundle_makes_a_device_that_flower_would_start(tmp_path: Path, base: B
     bundle, folder = bundle_for(base), tmp_path / "device"
     write_bundle(bundle, tmp_path / "kitchen.json")
     options = ("--dir", folder, "--base", base.directory, "--data", data)
-    assert output_of("join", tmp_path / "kitchen.json", *options).strip() == str(folder / "device.toml")
+    told = output_of("join", tmp_path / "kitchen.json", *options).splitlines()
+    assert told[0] == f"{folder / 'device.toml'}: kitchen, a device of fleet.example.org:9092"
+    assert told[1] == f"next: fedlora device check --dir {folder}, and fedlora device run --dir {folder}"
     config = read_device(folder / "device.toml")
     assert (config.device.name, config.data.source, config.policy.bases) == ("kitchen", str(data), (base.fingerprint,))
     assert stat.S_IMODE((folder / "device.key").stat().st_mode) == 0o600
@@ -176,9 +178,15 @@ def test_a_link_that_cannot_be_is_told_before_anything_runs(
 
 
 def test_check_tells_what_would_happen(tmp_path: Path, base: BasePack) -> None:
-    config = make_device(tmp_path, base, "[policy]\nmax_rank = 4\n[server]\nsuperlink = 'a:1'\n")
+    config = make_device(tmp_path, base, "[policy]\nmax_rank = 4\n[server]\nsuperlink = '127.0.0.1:1'\n")
     told = output_of("check", "--config", config.path, "--length", 16, "--rank", 2)
-    for part in ("notes.jsonl: 36 examples", "windows of 16 tokens", "MB for a step", "up to 4", "a:1, over TLS"):
+    for part in (
+        "notes.jsonl: 36 examples",
+        "windows of 16 tokens",
+        "MB for a step",
+        "up to 4",
+        "127.0.0.1:1, over TLS, cannot be reached: nobody listens",
+    ):
         assert part in told
     strict = make_device(tmp_path, base, "[policy]\nmin_examples = 100\n")
     result = ran("check", "--config", strict.path, "--length", 16)

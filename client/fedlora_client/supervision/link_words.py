@@ -1,0 +1,61 @@
+"""What a device's link says, in a few words of ours: whether it is connected, and what keeps it from that."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from fedlora_client.service.state import StateFolder, now_text
+
+log = logging.getLogger("fedlora.device")
+
+CONNECTED = "connected"
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_LEVEL = re.compile(r"^([A-Z]+) *: +")  # "WARNING :   text"
+_FAILED = ("Connection attempt failed", "CERTIFICATE_VERIFY_FAILED")
+_ANSWERED = ("SuperNode ID:", "Receiving:")
+_AGAIN = "Connection successful"  # to the server, or to a process of Flower's own on this machine
+_NOT_KNOWN = "Failed to activate SuperNode"
+
+
+def plain(line: str) -> str:
+    """A line of Flower's without colours and columns."""
+    return _LEVEL.sub(r"\1 ", _COLOUR.sub("", line)).rstrip()
+
+
+@dataclass(slots=True)
+class LinkWords:
+    """Hears the lines of Flower's SuperNode; tells only what has changed, and keeps it for `fedlora device status`."""
+
+    superlink: str
+    state: StateFolder
+    hindrance: Callable[[], str]  # tried where Flower says that it cannot connect, which does not say why
+    _said: str = field(default="")
+
+    def hear(self, line: str) -> None:
+        if any(words in line for words in _FAILED):
+            hindrance = self.hindrance()
+            if hindrance:  # else it is a process of Flower's own on this machine that it waits for
+                self._tell(f"{self.superlink} cannot be reached: {hindrance}; it is tried until it can")
+        elif _NOT_KNOWN in line:
+            self._tell(
+                f"{self.superlink} does not take this device's key: it was revoked, or is not enrolled there; join with a "
+                "bundle of that server"
+            )
+        elif self._said != CONNECTED and self._answered(line):
+            self._tell(CONNECTED)
+
+    def _answered(self, line: str) -> bool:
+        return any(words in line for words in _ANSWERED) or (_AGAIN in line and not self.hindrance())
+
+    def _tell(self, said: str) -> None:
+        if said == self._said:
+            return
+        self._said = said
+        if said == CONNECTED:
+            log.info("link: connected to %s", self.superlink)
+        else:
+            log.warning("link: %s", said)
+        self.state.write("link", {"said": said, "at": now_text()})

@@ -1,0 +1,46 @@
+"""What a link says is told once for each change, with the reason that Flower does not give."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from fedlora_client.service.state import StateFolder
+from fedlora_client.supervision.link_words import LinkWords, plain
+
+RETRY = "WARNING Connection attempt failed, retrying in 0.39 seconds"
+
+
+def test_lines_of_flowers_lose_their_colours_and_columns() -> None:
+    assert plain("\x1b[93mWARNING \x1b[0m:   Connection attempt failed") == "WARNING Connection attempt failed"
+    assert plain("\x1b[92mINFO \x1b[0m:      ") == "INFO"
+    assert plain("no level: here") == "no level: here"
+
+
+def test_only_changes_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    reasons = ["nobody listens there", "nobody listens there", "", "no answer", ""]
+    words = LinkWords("here:1", StateFolder(tmp_path), lambda: reasons.pop(0))
+    told: list[str] = []
+    with caplog.at_level(logging.INFO, "fedlora.device"):
+        for line, state in (
+            (RETRY, "here:1 cannot be reached: nobody listens there; it is tried until it can"),
+            (RETRY, "here:1 cannot be reached: nobody listens there; it is tried until it can"),
+            (RETRY, "here:1 cannot be reached: nobody listens there; it is tried until it can"),  # of another process
+            ("INFO SuperNode ID: 4711", "connected"),
+            ("INFO Receiving: train message (ID: 1)", "connected"),
+            (RETRY, "here:1 cannot be reached: no answer; it is tried until it can"),
+            ("INFO Connection successful after 8.77 seconds and 5 tries.", "connected"),
+            ("[code: 2004] Failed to activate SuperNode.", "does not take this device's key"),
+        ):
+            words.hear(line)
+            assert state in StateFolder(tmp_path).read("link")["said"]
+        told = [record.message for record in caplog.records]
+    assert len(told) == 5
+    assert told[1] == "link: connected to here:1"
+
+
+def test_a_connection_within_the_machine_is_none_to_the_server(tmp_path: Path) -> None:
+    words = LinkWords("here:1", StateFolder(tmp_path), lambda: "nobody listens there")
+    words.hear("INFO Connection successful after 1.00 seconds and 2 tries.")
+    assert StateFolder(tmp_path).read("link") == {}
