@@ -27,6 +27,11 @@ A message says where, what was expected, what came and what to do next. The comm
 _MOST_CHARACTERS = 4000
 
 
+def printable(text: str) -> str:
+    """What a stranger may have written, in one line that steers no terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class FedloraError(Exception):
     """The root: catch this to catch whatever fedlora raises on purpose."""
 
@@ -35,7 +40,7 @@ class FedloraError(Exception):
         message = super().__str__()
         if len(message) > _MOST_CHARACTERS:
             message = f"{message[: _MOST_CHARACTERS // 2]} ... {message[-_MOST_CHARACTERS // 2 :]}"
-        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+        return printable(message)
 
 
 class ConfigError(FedloraError):

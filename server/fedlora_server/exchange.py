@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedlora.errors import RunError
+from fedlora.errors import printable as one_line
 from fedlora.wire.refusal import POLICY_REASONS, REASON, REFUSAL, SAID
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
@@ -220,7 +221,7 @@ def ask(
 def printable(text: str) -> str:
     """What a stranger wrote, fit for one line of a log."""
     short = text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + "..."
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in short)
+    return one_line(short)
 
 
 def _is_gone(message: Message) -> bool:

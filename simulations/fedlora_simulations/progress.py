@@ -40,7 +40,12 @@ class RunProgress:
 @contextmanager
 def showing(console: Console) -> Iterator[Progress]:
     """A progress display on `console`."""
-    columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description:<24}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     progress = Progress(*columns, console=console, disable=not console.is_terminal)
     with progress, lines_of(progress):
         yield progress

@@ -11,6 +11,7 @@ from typing import Literal
 
 from fedlora.base.pack import open_pack
 from fedlora.config.run import RunConfig
+from fedlora.terminal import Terminal
 from fedlora.threads import cores
 from fedlora_client.ops.compute import choose_compute
 from fedlora_client.ops.native_ops import NativeOps
@@ -41,7 +42,7 @@ def simulate(
     Raises FedloraError.
     """
     check_simulation(config)
-    return run_checked(with_output(config), engine, workers, console or Console(stderr=True))
+    return run_checked(with_output(config), engine, workers, console or Terminal(stderr=True))
 
 
 def run_checked(config: RunConfig, engine: Engine, workers: int | None, console: Console) -> Path:

@@ -9,6 +9,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import FrameType
 
@@ -17,7 +18,7 @@ from fedlora.base.checkpoint import Checkpoint
 from fedlora.base.pack import open_pack
 from fedlora.base.packing import make_pack
 from fedlora.base.quantize import Quantization
-from fedlora.config.run import read_scenario
+from fedlora.config.run import DataConfig, read_scenario
 from fedlora.data.chat_template import load_chat_template
 from fedlora.errors import FedloraError
 from fedlora.exported.adapter_loading import load_adapter_file
@@ -27,8 +28,12 @@ from fedlora.lora.config import LoraConfig
 from fedlora.peft.directory import PeftDirectory, read_peft, write_peft
 from fedlora_export.adapter_export import write_onnx_adapter
 from fedlora_serve.http.service.config_file import read_config
+from fedlora_simulations.datasets.shakespeare import shakespeare
 from fedlora_simulations.study.file import read_study
+from fedlora_simulations.study.results import Results
 
+from tests.fuzz.reader import Reader as FuzzReader
+from tests.fuzz.run_readers import runs
 from tests.tiny.adapters import adapter_on
 from tests.tiny.checkpoints import tiny_pack, write_checkpoint
 
@@ -63,13 +68,21 @@ READERS: Mapping[str, tuple[str, ...]] = {
     "study": ("study.toml",),
     "service": ("serve.toml",),
     "bundle": ("bundle.json",),
-}
+    "run directory": (
+        "config.json", "run.json", "metrics.jsonl", "rounds/0001/round.json", "rounds/0001/sealed.json",
+        "rounds/0001/adapter/adapter_config.json", "rounds/0001/adapter/adapter_model.safetensors",
+    ),
+    "results": ("results.jsonl",),
+    "roles": ("roles.jsonl.gz",),
+}  # fmt: skip
 
 UNREAD = {
     *(
         ("pack", "generation_config.json", each) for each in (pipe, endless, brackets, hole)
     ),  # which base.json does not list
     ("checkpoint", "tokenizer_config.json", brackets),  # copied as a text; the readers of "chat" refuse it
+    ("run directory", "metrics.jsonl", brackets),  # half a line, as a killed server leaves it
+    ("results", "results.jsonl", brackets),  # half a line
 }
 
 
@@ -85,9 +98,16 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_peft(folder / "adapter", PeftDirectory(adapter=adapter, base_fingerprint=pack.fingerprint))
     (folder / "adapter file").mkdir()
     write_onnx_adapter(adapter, pack.fingerprint, folder / "adapter file" / "a.onnx_adapter")
-    for name in ("run", "study", "service", "bundle"):
+    shutil.copytree(run_reader(folder).folder, folder / "run directory")
+    for name in ("run", "study", "service", "bundle", "results", "roles"):
         (folder / name).mkdir()
     return folder
+
+
+@cache
+def run_reader(sound: Path) -> FuzzReader:
+    """The directory of a run, and what goes on with it."""
+    return runs(sound / "made")
 
 
 def reader(name: str, sound: Path) -> Reader:
@@ -111,6 +131,9 @@ def reader(name: str, sound: Path) -> Reader:
         "study": lambda folder: read_study(folder / "study.toml"),
         "service": lambda folder: read_config(folder / "serve.toml", {}, {}),
         "bundle": lambda folder: read_bundle(folder / "bundle.json"),
+        "run directory": lambda folder: run_reader(sound).read(folder, ""),
+        "results": Results,
+        "roles": lambda folder: shakespeare(DataConfig(path=str(folder / "roles.jsonl.gz")), {}),
     }
     return readers[name]
 

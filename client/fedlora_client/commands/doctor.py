@@ -6,9 +6,9 @@ import platform
 
 import click
 from fedlora.native import compiler
+from fedlora.terminal import Terminal
 from fedlora.threads import cores, waiting
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 
@@ -20,7 +20,7 @@ def doctor() -> None:
     table.add_column(overflow="fold")
     for name, finding in findings().items():
         table.add_row(name, finding)
-    Console().print(table)
+    Terminal().print(table)
 
 
 def findings() -> dict[str, str]:

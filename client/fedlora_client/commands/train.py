@@ -14,6 +14,8 @@ from fedlora.errors import ConfigError, RunError
 from fedlora.files.atomic import check_directory
 from fedlora.nearest import check_there
 from fedlora.peft.finding import check_adapter
+from fedlora.terminal import Terminal
+from fedlora.terminal import warning as as_warning
 from rich.console import Console
 
 if TYPE_CHECKING:
@@ -90,7 +92,7 @@ def train(
         data=data, output=output.absolute(), config=config, start=adapter, epochs=epochs or 0,
         evaluate_every=evaluate_every or 0, patience=patience or 0, save_every=save_every or 20, replace=force,
     )  # fmt: skip
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     if full:
         unused = sorted(keys - _FULL_KEYS)
         if adapter or resume or patience or evaluate_every or save_every or unused:
@@ -106,7 +108,7 @@ def train(
     for line in training.data_lines():
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     for warning in training.warnings():
-        console.print(f"[yellow]warning:[/yellow] {warning}", soft_wrap=True, highlight=False)
+        console.print(as_warning(warning), soft_wrap=True)
     console.print(
         f"{training.device.model.compute}; {len(training.windows)} windows, {training.windows.learned_tokens} tokens"
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from fedlora.data.examples import ASSISTANT
 from fedlora.errors import DataError
+from fedlora.files.json_text import parse_json
 from fedlora.nearest import hint
 
 from fedlora_client.records.json_values import kind
@@ -34,7 +34,7 @@ def as_tools(tools: object, turns: object) -> object:
     if not isinstance(turns, list) or not any(map(_is_turn, turns)):
         return tools
     try:
-        listed = json.loads(tools) if isinstance(tools, str) else tools
+        listed = parse_json(tools) if isinstance(tools, str) else tools
     except (ValueError, RecursionError):
         return tools  # whoever reads it says what is wrong
     if not isinstance(listed, list):
@@ -70,7 +70,7 @@ def _turn(turn: Mapping[str, Any], where: str) -> Message:
 def _calls(value: object, where: str) -> list[dict[str, Any]]:
     """The calls of a turn, as a message has them."""
     try:
-        called = json.loads(value) if isinstance(value, str) else value
+        called = parse_json(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):
         called = None
     calls: list[Any] = called if isinstance(called, list) else [called]

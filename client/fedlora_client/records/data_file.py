@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ from fedlora.errors import DataError
 
 from fedlora_client.records.byte_source import COMPRESSED, read_text
 from fedlora_client.records.jsonl import parse_example, read_json
+from fedlora_client.records.record_forms import parse_record
 from fedlora_client.records.records import Records
 from fedlora_client.records.tables import read_table
 
@@ -22,6 +24,8 @@ FORMATS: dict[str, Format] = {
     ".txt": "text", ".jsonl": "lines", ".ndjson": "lines", ".jsonlines": "lines", ".json": "document", ".csv": "csv",
     ".tsv": "tsv", ".tab": "tsv",
 }  # fmt: skip
+
+_LOOKED_AT = 1 << 16  # characters of a text, for a hint
 
 Split = tuple[tuple[Example, ...], tuple[Example, ...]]  # train, held-out
 
@@ -86,13 +90,13 @@ def content_of(records: Records) -> FileContent:
 def _looks_like_records(text: str) -> tuple[str, ...]:
     line, _, _ = text.partition("\n")
     try:
-        if line.lstrip().startswith("["):
-            value = json.loads(text)
-            parse_example(json.dumps(value[0]) if value else "")
+        begin = text[:_LOOKED_AT]
+        if re.match(r"\s*\[\s*\{", begin):
+            parse_record(json.JSONDecoder().raw_decode(begin, begin.index("{"))[0])
             return ("learned as plain text, though it is a list of records; a file of them ends in .json",)
         if line.startswith("{"):
             parse_example(line)
             return ("learned as plain text, though its first line is a record; a file of records ends in .jsonl",)
-    except (DataError, ValueError, RecursionError):
+    except (DataError, ValueError, RecursionError):  # such as a first record that is longer
         pass
     return ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from io import BufferedReader, BytesIO
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from fedlora.config.sections import FieldNames
 from fedlora.data.examples import Example
 from fedlora.errors import DataError, NotRecordsError
+from fedlora.files.json_text import parse_json
 
 from fedlora_client.records.byte_source import BYTE_ORDER_MARK, MAX_LINE_BYTES, opened, read_rest
 from fedlora_client.records.json_values import kind
@@ -19,7 +19,6 @@ from fedlora_client.records.record_forms import EXPECTED, is_known, parse_record
 from fedlora_client.records.records import Records, collected
 
 Place = tuple[str, Mapping[str, Any]]  # where a record stands, and the record
-_SMALL_BYTES, _BYTES_PER_CONTAINER = 1 << 20, 8  # a list takes 64 bytes of memory
 _A_LINE = "one JSON object a line"
 _TO_RECORDS = (
     'python -c "import sys, json, pandas; pandas.DataFrame(json.load(open(sys.argv[1]))).to_json(sys.argv[2], '
@@ -48,8 +47,7 @@ def _records(file: BufferedReader[Any], path: Path, is_document: bool, fields: F
     if is_document or _begins_with_a_list(file):
         data = read_rest(file, path)
         try:
-            _check_nesting(data)
-            value = json.loads(data.removeprefix(BYTE_ORDER_MARK))
+            value = parse_json(data.removeprefix(BYTE_ORDER_MARK))
         except (ValueError, RecursionError) as error:
             if data.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"["):
                 raise DataError(f"{path}: not JSON: {error}; expected one list of objects, or {_A_LINE}") from None
@@ -130,19 +128,9 @@ def _lines(lines: Iterable[bytes], path: Path) -> Iterator[tuple[int, str]]:
 
 def _value(line: str) -> object:
     try:
-        _check_nesting(line.encode())
-        return json.loads(line)
+        return parse_json(line)
     except (ValueError, RecursionError) as error:
         raise DataError(f"not JSON: {error}; expected {_A_LINE}") from None
-
-
-def _check_nesting(data: bytes) -> None:
-    """Raise ValueError where lists and objects alone would take many times the memory of their text."""
-    if len(data) <= _SMALL_BYTES:
-        return
-    containers, most = data.count(b"[") + data.count(b"{"), len(data) // _BYTES_PER_CONTAINER
-    if containers > most:
-        raise ValueError(f"{containers} lists and objects in {len(data)} bytes; at most {most} are read")
 
 
 def _object(value: object) -> Mapping[str, Any]:

@@ -8,13 +8,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from fedlora.data.chat_fields import TRAIN, WEIGHT
 from fedlora.data.examples import ASSISTANT, SAID, SYSTEM, Chat, ChatMessage, Part, strings_in
 from fedlora.errors import DataError
+from fedlora.files.json_text import parse_json
 
 from fedlora_client.records.json_values import kind, text_field
 
@@ -105,7 +105,7 @@ def _objects(value: object, name: str) -> tuple[Mapping[str, Any], ...] | None:
     """A list of objects; some data sets keep it as JSON in a string, so that all rows have one type."""
     if isinstance(value, str) and value.strip():
         try:
-            value = json.loads(value)
+            value = parse_json(value)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{name} is a string that is not JSON: {error}; expected a list of objects") from None
     if value is None or value == "":

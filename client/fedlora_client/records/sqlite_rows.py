@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from urllib.parse import quote
 
 from fedlora.config.sections import FieldNames
 from fedlora.errors import DataError
+from fedlora.files.json_text import parse_json
 
 from fedlora_client.records.byte_source import MAX_LINE_BYTES
 from fedlora_client.records.records import Records, collected
@@ -81,7 +81,7 @@ def _value(name: str, value: object) -> object:
         raise DataError(f"column {name:.40} holds bytes; select text, with CAST(... AS TEXT)")
     if name in _LISTS and isinstance(value, str):
         try:
-            return json.loads(value)
+            return parse_json(value)
         except (ValueError, RecursionError) as error:
             raise DataError(f"column {name} is not JSON: {error}; expected a list") from None
     return value

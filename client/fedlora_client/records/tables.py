@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import csv
-import io
-import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from fedlora.config.sections import FieldNames
 from fedlora.errors import DataError, NotRecordsError
+from fedlora.files.json_text import parse_json
 
 from fedlora_client.records.byte_source import MAX_LINE_BYTES, read_text
 from fedlora_client.records.record_forms import EXPECTED, is_known
 from fedlora_client.records.records import Records, collected
 
-_MAX_HEADER = 1 << 20
+_MAX_HEADER, _MAX_COLUMNS = 1 << 20, 1 << 12  # characters of the first row, and cells in it
 _LISTS = ("messages", "conversations", "tools")  # written in a cell as JSON
 # An empty cell of these is an empty text; of all others, no value.
 _TEXTS = ("text", "prompt", "completion", "instruction", "input", "output")
@@ -36,14 +36,10 @@ def _rows(path: Path, fields: FieldNames, separator: str) -> tuple[list[Row], li
     """(the rows, the names of their fields)"""
     text = read_text(path)
     csv.field_size_limit(MAX_LINE_BYTES)
-    if text.find("\n", 0, _MAX_HEADER) < 0 and len(text) >= _MAX_HEADER:
-        raise NotRecordsError(
-            f"{path}: the first line has more than {_MAX_HEADER} characters; it must name the columns: expected {EXPECTED}"
-        )
     header: list[str] = []
     for candidate in (separator, *(other for other in _OTHER_SEPARATORS if other != separator)):
         # The header decides what separates: spreadsheets write what their country writes.
-        names = [name.strip() for name in next(csv.reader(io.StringIO(text), delimiter=candidate), [])]
+        names = _names(text, candidate, path)
         if is_known(names, fields):
             separator, header = candidate, names
             break
@@ -54,9 +50,33 @@ def _rows(path: Path, fields: FieldNames, separator: str) -> tuple[list[Row], li
             f"{path}: the first line must name the columns: expected {EXPECTED}, got {got:.200}; rename them, or say what "
             "they are called in data.fields (--set data.fields.prompt=question)"
         )
-    if repeated := sorted({name for name in header if name and header.count(name) > 1}):
+    if repeated := sorted(name for name, count in Counter(filter(None, header)).items() if count > 1):
         raise DataError(f"{path}: the first line names {', '.join(repeated)} twice; rename the columns")
     return _parsed(text, separator, len(header), path), header
+
+
+def _names(text: str, separator: str, path: Path) -> list[str]:
+    """The cells of the first row, which a quotation mark may take over several lines."""
+    reader = csv.reader(_lines(text[:_MAX_HEADER]), delimiter=separator)
+    names = [name.strip() for name in next(reader, [])]
+    if len(text) > _MAX_HEADER and next(reader, None) is None:
+        raise NotRecordsError(
+            f"{path}: the first line has more than {_MAX_HEADER} characters; it must name the columns: expected {EXPECTED}"
+        )
+    if len(names) > _MAX_COLUMNS:
+        raise NotRecordsError(
+            f"{path}: the first line names {len(names)} columns; expected at most {_MAX_COLUMNS}, among them {EXPECTED}"
+        )
+    return names
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Its lines with their ends; a file in memory, as of io, would take four times its size once more."""
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start) + 1 or len(text)
+        yield text[start:end]
+        start = end
 
 
 def _parsed(text: str, separator: str, columns: int, path: Path) -> list[Row]:
@@ -73,7 +93,7 @@ def _parsed(text: str, separator: str, columns: int, path: Path) -> list[Row]:
 
 
 def _quoted(text: str, separator: str, columns: int) -> list[Row]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    reader = csv.reader(_lines(text), delimiter=separator, strict=True)
     rows = []
     try:
         next(reader, None)
@@ -108,6 +128,6 @@ def _records(
 
 def _list(cell: str, where: str) -> object:
     try:
-        return json.loads(cell)
+        return parse_json(cell)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not JSON: {error}; write the list as JSON, not as Python does") from None

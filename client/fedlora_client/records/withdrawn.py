@@ -20,6 +20,7 @@ from fedlora.data.examples import Example
 from fedlora.errors import DataError
 from fedlora.files.atomic import write_text
 from fedlora.files.bounded import read_bounded
+from fedlora.files.json_text import parse_json
 
 _MAX_BYTES = 1 << 26
 
@@ -74,7 +75,7 @@ def _key(entry: Mapping[str, Any]) -> tuple[Any, Any]:
 def _entries(path: Path) -> list[dict[str, Any]]:
     try:
         lines = read_bounded(path, _MAX_BYTES).decode().splitlines()
-        entries = [json.loads(line) for line in lines if line.strip()]
+        entries = [parse_json(line) for line in lines if line.strip()]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, RecursionError) as error:

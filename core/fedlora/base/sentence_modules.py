@@ -8,7 +8,6 @@ config_sentence_transformers.json       prompts, one of which may stand before e
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +17,7 @@ from fedlora.family import EncoderShape
 from fedlora.family.text_embedding import Activation, DenseLayer, Pooling, TextEmbedding
 from fedlora.files.bounded import read_bounded
 from fedlora.files.documents import read_object
+from fedlora.files.json_text import parse_json
 
 MODULES = "modules.json"
 _MAX_MODULES_BYTES = 1 << 20
@@ -95,7 +95,7 @@ def _modules(root: Path) -> list[tuple[str, str]]:
     """[(the kind of a step, its folder)]"""
     path = root / MODULES
     try:
-        listed = json.loads(read_bounded(path, _MAX_MODULES_BYTES).decode("utf-8"))
+        listed = parse_json(read_bounded(path, _MAX_MODULES_BYTES))
         modules = [(str(module["type"]).rsplit(".", 1)[-1], str(module.get("path", ""))) for module in listed]
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(

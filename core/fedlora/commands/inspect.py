@@ -11,7 +11,7 @@ from fedlora.base.checkpoint import Checkpoint
 from fedlora.base.pack import CONFIG as MODEL_CONFIG
 from fedlora.base.pack import EMBEDDED, MANIFEST, WEIGHTS, BasePack, find_pack, open_pack
 from fedlora.data.adapter_chat import adapter_chat_settings
-from fedlora.errors import ConfigError, UpdateError
+from fedlora.errors import ConfigError, UpdateError, printable
 from fedlora.family import HEAD, DecoderShape, EncoderShape
 from fedlora.files.bounded import read_bounded
 from fedlora.files.file_kind import kind_of
@@ -186,5 +186,4 @@ def _show(title: str, facts: Facts) -> None:
     click.echo(title)
     for name, value in facts.items():
         # What a stranger wrote is shown, not obeyed: a line break in a name must not forge a line.
-        safe = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
-        click.echo(f"  {name:<22}{safe}")
+        click.echo(f"  {name:<22}{printable(str(value))}")

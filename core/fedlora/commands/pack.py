@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import get_args
 
 import click
-from rich.console import Console
 from rich.status import Status
 
 from fedlora.base.pack import WEIGHTS, open_pack
 from fedlora.base.packing import default_bits, largest_block_size, make_pack
 from fedlora.base.quantize import BLOCK_SIZES, Quantization
 from fedlora.base.scales import ScaleRule
+from fedlora.terminal import Terminal
 
 _WHY_8 = (
     "an encoder, packed at 8 bits: at 4 all-MiniLM-L6-v2 loses a sixth of each text's nearest neighbours, at 8 3% "
@@ -65,7 +65,7 @@ def pack(
         block_size=largest_block_size(source, revision) if block_size == "auto" else int(block_size),
         symmetric=symmetric,
     )
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     last = time.monotonic()
 
     def told(what: str, status: Status) -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from fedlora.data.examples import ChatMessage
+from fedlora.files.json_text import parse_json
 
 _CALLS = "tool_calls"
 
@@ -74,7 +75,7 @@ def _object(given: Any) -> Any:
     if not isinstance(given, str):
         return given
     try:
-        value = json.loads(given)
+        value = parse_json(given)
     except (ValueError, RecursionError):
         return given
     return value if isinstance(value, dict) else given

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from fedlora.errors import TensorFileError
 from fedlora.files.file_kind import kind_of
+from fedlora.files.json_text import parse_json
 
 MAX_HEADER_BYTES = 1 << 20
 MAX_TENSORS = 4096
@@ -208,7 +209,7 @@ def _read_header(
         raise TensorFileError(f"{path}: header of {length} bytes; at most {max_header_bytes} are read")
     text = file.read(length)
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
+        header = parse_json(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
         metadata = header.pop("__metadata__", {})
         if len(header) > max_tensors:
             raise ValueError(f"{len(header)} tensors; at most {max_tensors} are read")

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedlora.errors import AdapterError, ConfigError, UpdateError
+from fedlora.files.json_text import parse_json
 from fedlora.lora.adapter import Adapter, LoraPair
 from fedlora.lora.config import LoraConfig
 from fedlora.wire.codec import CODECS
@@ -202,7 +203,7 @@ def _split(view: memoryview) -> tuple[dict[str, Any], memoryview]:
     if length > _MAX_HEADER_BYTES or end > len(view):
         raise UpdateError("bad-header", f"header of {length} bytes in an update of {len(view)}; is it truncated?")
     try:
-        header = json.loads(bytes(view[_PREAMBLE_BYTES:end]))
+        header = parse_json(bytes(view[_PREAMBLE_BYTES:end]))
     except (ValueError, RecursionError) as error:
         raise UpdateError("bad-header", f"the header is not JSON: {error}") from None
     if not isinstance(header, dict):

@@ -10,10 +10,13 @@ from typing import Any
 
 from fedlora.errors import RunError
 from fedlora.files.atomic import write_text
+from fedlora.files.bounded import read_bounded
+from fedlora.files.json_text import parse_json
 
 from fedlora_server.run.round_record import wrong_value
 
 METRICS = "metrics.jsonl"
+_MAX_BYTES = 1 << 30
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -22,7 +25,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises RunError for a value of another kind than the record's: a server that was killed leaves none.
     """
     records = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+    for number, line in enumerate(_content(path).split(b"\n")[:-1], 1):
         if (record := _record(line)) is None:
             continue
         if name := wrong_value(record):
@@ -41,7 +44,7 @@ class MetricsFile:
         """What is not a line of a round is taken out of the file."""
         self._path = path
         lines = _by_round(path) if path.exists() else {}
-        if lines and path.read_bytes() != _text(lines).encode():
+        if lines and _content(path) != _text(lines).encode():
             write_text(path, _text(lines))
         self._rounds = set(lines)
 
@@ -68,6 +71,15 @@ class MetricsFile:
         self._rounds.add(server_round)
 
 
+def _content(path: Path) -> bytes:
+    try:
+        return read_bounded(path, _MAX_BYTES)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror}; copy the run again") from None
+
+
 def _by_round(path: Path) -> dict[int, dict[str, Any]]:
     return {record["round"]: record for record in read_lines(path)}
 
@@ -91,7 +103,7 @@ def _append(path: Path, data: bytes) -> None:
 
 def _record(line: bytes) -> dict[str, Any] | None:
     try:
-        value = json.loads(line)
+        value = parse_json(line)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and type(value.get("round")) is int else None

@@ -18,6 +18,7 @@ from fedlora.files.atomic import whole_directory
 from fedlora.files.documents import read_object
 from fedlora.files.tensor_file import TensorFile, write_in_order
 from fedlora.lora.adapter import Adapter
+from fedlora.lora.config import MAX_RANK
 from fedlora.lora.ranks import with_ranks
 from fedlora.peft.directory import PeftDirectory, read_peft, write_peft
 
@@ -44,7 +45,7 @@ def write_round(
 
 def read_round(directory: Path, first: Adapter, base: BasePack, run: str) -> tuple[Adapter, Moments]:
     """What a round committed; `first` is the adapter that the run began with. Raises FedloraError where it is damaged."""
-    _check_seal(directory, run)
+    _check_seal(directory, run, _most_bytes(first))
     content = read_peft(directory / ADAPTER)
     if content.base_fingerprint != base.fingerprint:
         raise AdapterMismatchError(
@@ -85,7 +86,12 @@ def _read_moments(path: Path) -> Moments:
         raise RunError(str(error)) from None
 
 
-def _check_seal(directory: Path, run: str) -> None:
+def _most_bytes(first: Adapter) -> int:
+    """What no file of a round passes: all of an adapter's matrices at the largest rank, and their names."""
+    return (1 << 26) + 4 * MAX_RANK * sum(sum(pair.shape) for pair in first.pairs.values())
+
+
+def _check_seal(directory: Path, run: str, most_bytes: int) -> None:
     """Raise RunError unless the directory is what this run committed as that round, to the bit."""
     seal = read_object(directory / SEAL, RunError, "the seal of a round")
     if (seal.get("round"), seal.get("run")) != (int(directory.name), run):
@@ -93,6 +99,9 @@ def _check_seal(directory: Path, run: str) -> None:
             f"{directory}: it is round {seal.get('round')} of run {seal.get('run')}; expected round "
             f"{int(directory.name)} of run {run}; copy the run again"
         )
+    for path in directory.rglob("*"):
+        if path.is_file() and (size := path.stat().st_size) > most_bytes:  # holes take no room, and for ever to read
+            raise RunError(f"{path}: {size} bytes; expected at most {most_bytes}: copy the run again")
     sealed, there = seal.get("files"), _digests(directory)
     if sealed != there:
         known = sealed if isinstance(sealed, dict) else {}

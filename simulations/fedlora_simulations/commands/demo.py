@@ -11,6 +11,7 @@ import click
 from fedlora.base.pack import open_pack
 from fedlora.config.run import RunConfig, read_scenario
 from fedlora.peft.directory import PeftDirectory, read_peft, write_peft
+from fedlora.terminal import Terminal
 from fedlora.threads import cores
 from fedlora_server.run.run_directory import RunDirectory, loss_unit, read_metrics
 from rich import box
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 )
 def demo(scenario: Path, prompt: str, max_tokens: int, workers: int) -> None:
     """Federate SCENARIO, train each device alone beside it, export, and answer one prompt three ways."""
-    started, console = time.monotonic(), Console()
+    started, console = time.monotonic(), Terminal()
     config = read_scenario(scenario)
     config = dataclasses.replace(config, output=str(Path("runs", f"demo-{time.strftime('%Y%m%d-%H%M%S')}").absolute()))
     check_simulation(config)
@@ -53,7 +54,7 @@ def _demonstrate(config: RunConfig, prompt: str, max_tokens: int, workers: int, 
     from fedlora_simulations.simulation import rounds_table, run_checked
 
     console.print(
-        f"[b]{config.simulation.devices} devices[/b] tune one model together: {config.server.rounds} rounds of "
+        f"{config.simulation.devices} devices tune one model together: {config.server.rounds} rounds of "
         f"{config.train.steps} steps, method {config.server.method}"
     )
     run = run_checked(config, "in-process", workers, console)

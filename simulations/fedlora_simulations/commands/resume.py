@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 from fedlora.config.run import changed
 from fedlora.nearest import check_there
+from fedlora.terminal import Terminal
 from fedlora_server.run.resume import check_goes_on
 from fedlora_server.run.run_directory import last_round, read_config
-from rich.console import Console
 
 from fedlora_simulations.checks import check_simulation
 from fedlora_simulations.commands.stopped import stopped
@@ -39,7 +39,7 @@ def resume(run: Path, workers: int | None, changes: tuple[str, ...]) -> None:
     from fedlora_simulations.report import REPORT
     from fedlora_simulations.simulation import rounds_table, run_checked
 
-    console, done, rounds = Console(stderr=True), last_round(run), config.server.rounds
+    console, done, rounds = Terminal(stderr=True), last_round(run), config.server.rounds
     state = f"goes on after round {done} of {rounds}" if done < rounds else f"has all of its {rounds} rounds"
     console.print(f"{run} {state}", soft_wrap=True, highlight=False)
     try:

@@ -8,7 +8,7 @@ from typing import cast
 
 import click
 from fedlora.config.run import changed, read_scenario
-from rich.console import Console
+from fedlora.terminal import Terminal
 
 from fedlora_simulations.checks import check_simulation, with_output
 from fedlora_simulations.commands.stopped import stopped
@@ -32,7 +32,7 @@ def simulate(scenario: Path, engine: str, output: Path | None, workers: int | No
     from fedlora_simulations.report import REPORT
     from fedlora_simulations.simulation import Engine, rounds_table, run_checked
 
-    config, console = with_output(config), Console(stderr=True)
+    config, console = with_output(config), Terminal(stderr=True)
     try:
         run = run_checked(config, cast(Engine, engine), workers, console)
     except KeyboardInterrupt:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 from fedlora.errors import ConfigError, RunError
+from fedlora.terminal import Terminal, warning
 from fedlora.threads import cores
-from rich.console import Console
 
 from fedlora_simulations.study.checks import check_study
 from fedlora_simulations.study.failures import check_any, failures, told
@@ -33,7 +33,7 @@ def study(file: Path, output: Path, long: bool, table: bool, workers: int) -> No
     """
     results = Results(output)
     plan = as_it_began(read_study(file, long=long), results)
-    errors = Console(stderr=True)
+    errors = Terminal(stderr=True)
     if not table:
         check_study(plan, results)
         # Here, because it takes torch seconds to load: what is wrong with the file has been told.
@@ -50,11 +50,11 @@ def study(file: Path, output: Path, long: bool, table: bool, workers: int) -> No
         raise ConfigError(f"{output} holds no result of {file}: leave --table out to run it")
     check_any(plan, results)
     for line in told(failures(plan, results)):
-        errors.print(f"[yellow]warning:[/yellow] {line}", soft_wrap=True, highlight=False)
+        errors.print(warning(line), soft_wrap=True)
     from fedlora_simulations.study.plot import write_plot
     from fedlora_simulations.study.table import console_tables, write_table
 
-    console = Console()
+    console = Terminal()
     if not console.is_terminal:  # a file has room for whole lines
         console.width = max(console.width, 120)
     for each in console_tables(plan, results):

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.errors import ConfigError
+from fedlora.files.bounded import read_bounded
+from fedlora.files.json_text import parse_json
 
 RESULTS = "results.jsonl"
+_MAX_BYTES = 1 << 30
 _BOUND = "aggregation.max_weight"
 _MOST = 1e300  # of a number in a result: JSON's integers have no end
 
@@ -60,6 +63,15 @@ def _wrong_field(result: Result) -> str:
     return ""
 
 
+def _content(path: Path) -> bytes:
+    try:
+        return read_bounded(path, _MAX_BYTES)
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}; name another directory") from None
+
+
 class Results:
     """The results of one study; the last line of a run counts."""
 
@@ -68,12 +80,12 @@ class Results:
         self.path = Path(directory) / RESULTS
         self._results: dict[str, Result] = {}
         self._sound_bytes = 0  # a run that was killed while it wrote leaves half a line
-        content = self.path.read_bytes() if self.path.exists() else b""
+        content = _content(self.path)
         for number, line in enumerate(content.splitlines(keepends=True), 1):
             if not line.endswith(b"\n"):
                 break
             try:
-                result = Result(**json.loads(line))
+                result = Result(**parse_json(line))
                 if wrong := _wrong_field(result):
                     raise TypeError(f"{wrong} is {getattr(result, wrong)!r:.60}")
             except (ValueError, TypeError, RecursionError) as error:

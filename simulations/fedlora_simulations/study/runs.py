@@ -185,7 +185,8 @@ def _machine() -> str:
 
 def _showing(console: Console) -> Progress:
     return Progress(
-        TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn(),
-        TextColumn("{task.fields[now]}"), console=console, speed_estimate_period=900,
+        TextColumn("{task.description}", markup=False), BarColumn(20), TimeElapsedColumn(), TextColumn("left:"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[now]}", markup=False), console=console, speed_estimate_period=900,
         disable=not console.is_terminal,
     )  # fmt: skip

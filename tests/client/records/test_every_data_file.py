@@ -6,6 +6,7 @@ import gzip
 import os
 import resource
 import signal
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from types import FrameType
 
 import pytest
 from fedlora.config.run import FieldNames
-from fedlora.errors import DataError
+from fedlora.errors import DataError, NotRecordsError
 from fedlora_client.records.data_file import read_file
 
 MOST_SECONDS, MOST_KILOBYTES = 10, 200_000
@@ -120,6 +121,63 @@ def test_whatever_lies_in_a_data_files_place_is_refused(
             read_file(path, FieldNames())
     assert str(told.value).startswith(str(path))
     assert "\n" not in str(told.value)
+
+
+def brackets_in(beginning: bytes, end: bytes) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        path.write_bytes(beginning + b"[]," * 5_000_000 + b"[]" + end)
+
+    return write
+
+
+JSON_IN_OTHERS = {
+    "a cell": ("data.csv", brackets_in(b'messages\n"[', b']"\n')),
+    "tools as a text": ("data.jsonl", brackets_in(b'{"messages":[{"role":"assistant","content":"x"}],"tools":"[', b']"}')),
+    "the tools of turns": (
+        "data.jsonl", brackets_in(b'{"conversations":[{"from":"gpt","value":"x"}],"tools":"[', b']"}')),
+    "a call": ("data.jsonl", brackets_in(b'{"conversations":[{"from":"function_call","value":"[', b']"}]}')),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("where", JSON_IN_OTHERS)
+def test_json_within_a_text_is_bounded_like_a_file_of_it(tmp_path: Path, where: str) -> None:
+    name, write = JSON_IN_OTHERS[where]
+    write(tmp_path / name)
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"lists and objects|function_call"):
+            read_file(tmp_path / name, FieldNames())
+        assert tracemalloc.get_traced_memory()[1] < MOST_KILOBYTES * 1000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("beginning", [b"[", b'[{"text": "x"},'])
+def test_a_text_that_looks_like_a_list_is_not_read_as_one(tmp_path: Path, beginning: bytes) -> None:
+    path = tmp_path / "data.txt"
+    brackets_in(beginning, b"]")(path)
+    tracemalloc.start()
+    try:
+        content = read_file(path, FieldNames())
+        assert tracemalloc.get_traced_memory()[1] < MOST_KILOBYTES * 1000
+    finally:
+        tracemalloc.stop()
+    assert bool(content.notices) == (b"text" in beginning)
+
+
+def test_a_table_of_very_many_columns_is_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("text," + ",".join(map(str, range(150_000))) + "\n" + "," * 150_000 + "\n")
+    with bounded(), pytest.raises(NotRecordsError, match="names 150001 columns; expected at most 4096"):
+        read_file(path, FieldNames())
+
+
+@pytest.mark.parametrize("beginning", [b'"text', b'text,"x'])
+def test_a_first_row_that_does_not_end_is_refused(tmp_path: Path, beginning: bytes) -> None:
+    path = tmp_path / "data.csv"
+    path.write_bytes(beginning + b"a\n" * (1 << 25))
+    with pytest.raises(NotRecordsError, match="the first line has more than 1048576 characters"):
+        read_file(path, FieldNames())
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root reads everything")
