@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from fedlora.errors import ConfigError
+from fedlora.errors import ConfigError, printable
 
 from fedlora_client.service.config import FILE, DeviceConfig, home, read_device
 
@@ -199,7 +199,7 @@ def status(path: Path | None, as_json: bool, rounds: int) -> None:
         click.echo(json.dumps({"at": datetime.now(UTC).isoformat(timespec="seconds"), **told}, indent=1))
         return
     for line in lines(told):
-        click.echo(line)
+        click.echo(printable(line))
 
 
 @device.command()
@@ -211,4 +211,4 @@ def logs(path: Path | None, count: int) -> None:
     from fedlora_client.service.logs import last_lines
 
     for line in last_lines(config.state / "log", count):
-        click.echo(line)
+        click.echo(printable(line))

@@ -6,16 +6,15 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, Any
 
 from fedlora.errors import FedloraError
+from fedlora.fleet.with_parent import with_parent
 
 from fedlora_client.service.state import StateFolder, now_text
 
@@ -24,7 +23,6 @@ log = logging.getLogger("fedlora.device")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 _LIVED_S = 60.0  # after which a child that ends is started again at once
 _LOOK_S, _END_S = 0.2, 6.0
-_WITH_PARENT = Path(__file__).with_name("end_with_parent.py")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,8 +58,7 @@ class Child:
 
     def _start(self, now: float) -> None:
         try:
-            # By way of a program: between a fork and its exec, a process of several threads may do next to nothing.
-            command = [sys.executable, "-I", "-S", str(_WITH_PARENT), str(os.getpid()), *self.command()]
+            command = [*with_parent(signal.SIGTERM), *self.command()]
             self.process = subprocess.Popen(
                 command, env=dict(self.environment), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,

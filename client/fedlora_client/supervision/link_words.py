@@ -7,12 +7,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from fedlora.fleet.flower_lines import without_colours
+
 from fedlora_client.service.state import StateFolder, now_text
 
 log = logging.getLogger("fedlora.device")
 
 CONNECTED = "connected"
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LEVEL = re.compile(r"^([A-Z]+) *: +")  # "WARNING :   text"
 _FAILED = ("Connection attempt failed", "CERTIFICATE_VERIFY_FAILED")
 _ANSWERED = ("SuperNode ID:", "Receiving:")
@@ -22,7 +23,7 @@ _NOT_KNOWN = "Failed to activate SuperNode"
 
 def plain(line: str) -> str:
     """A line of Flower's without colours and columns."""
-    return _LEVEL.sub(r"\1 ", _COLOUR.sub("", line)).rstrip()
+    return _LEVEL.sub(r"\1 ", without_colours(line)).rstrip()
 
 
 @dataclass(slots=True)

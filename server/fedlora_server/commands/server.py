@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 from fedlora.base.pack import EMBEDDED
+from fedlora.errors import printable
 
 if TYPE_CHECKING:
     from fedlora.config.run import Scalar
@@ -190,7 +191,7 @@ def status(folder: Path, as_json: bool) -> None:
     from fedlora_server.fleet.status import fleet_status, status_lines
 
     found = fleet_status(_settings(folder))
-    click.echo(json.dumps(found.as_json(), indent=2) if as_json else "\n".join(status_lines(found)))
+    click.echo(json.dumps(found.as_json(), indent=2) if as_json else "\n".join(map(printable, status_lines(found))))
 
 
 @server.command()
@@ -217,5 +218,5 @@ def _settings(folder: Path) -> FleetSettings:
 
 
 def _tell(line: str) -> None:
-    click.echo(line)
+    click.echo(printable(line))
     sys.stdout.flush()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from fedlora.errors import RunError
+from fedlora.fleet.with_parent import with_parent
 
-_LAUNCHER = Path(__file__).with_name("dies_with_parent.py")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 SETTLED_S = 60.0  # alive for that long, it has started well
 MOST_DEATHS = 6  # in a row, none of them settled
@@ -44,11 +43,10 @@ class Child:
 
     def start(self) -> None:
         """Start it, from the main thread: the kernel ends it with the thread that started it."""
-        launcher = [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid())]
         self._began = time.monotonic()
         self._process = subprocess.Popen(
-            [*launcher, *self._command], env=self._environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
+            [*with_parent(signal.SIGKILL), *self._command], env=self._environment, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
         self._reader.start()

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 
 from fedlora.errors import RunError
+from fedlora.fleet.flower_lines import without_colours
 
 from fedlora_server.fleet.control import control_of
 from fedlora_server.fleet.roll import MARK
@@ -15,7 +16,6 @@ from fedlora_server.fleet.settings import FleetSettings
 _AGAIN_S = 2.0
 
 
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _ERROR = re.compile(r"^fedlora[\w.]*\.(\w+Error): (.*)")  # the last line of a traceback
 
 
@@ -61,7 +61,7 @@ class RunLog:
                         *lines, rest = (rest + text).split("\n")
                         after = max(after, stamp)
                         for line in lines:
-                            self._hear(_COLOUR.sub("", line))
+                            self._hear(without_colours(line))
                 return  # the run is over
             except RunError:
                 stop.wait(_AGAIN_S)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from fedlora.errors import ConfigError, RunError
+from fedlora.fleet.flower_lines import without_colours
 
 from fedlora_server.fleet import commands
 from fedlora_server.fleet.authority import WARNING_DAYS, days_left
@@ -33,7 +34,6 @@ START_S = 180.0  # for SuperLink to answer; it imports for seconds
 _TICK_S, _LOOK_S, _LAST_LINES_S = 0.5, 2.0, 5.0
 _PORT_S = 5.0
 _LOG_BYTES, _LOGS = 4 << 20, 3
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _ACCESS = re.compile(r'"[A-Z]+ /\S* HTTP/[0-9.]+" 2\d\d')  # a request that went well
 _CALL = re.compile(r"ControlServicer\.\w+\s*$")  # our own questions
 
@@ -180,7 +180,7 @@ def _logged(settings: FleetSettings, name: str) -> Tell:
     log.addHandler(file)
 
     def on_line(line: str) -> None:
-        plain = _COLOUR.sub("", line)
+        plain = without_colours(line)
         if not (_ACCESS.search(plain) or _CALL.search(plain)):
             log.info("%s", plain)
 

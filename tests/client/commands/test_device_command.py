@@ -240,6 +240,18 @@ def test_a_state_folder_that_is_damaged_is_still_reported(tmp_path: Path, base: 
     assert "not running" in output_of("status", "--config", config.path)
 
 
+def test_what_a_server_calls_its_run_steers_no_terminal(tmp_path: Path, base: BasePack) -> None:
+    config = make_device(tmp_path, base)
+    (config.state / "log").mkdir(parents=True)
+    (config.state / "log" / "link.log").write_text("\x1b[2Jgone\n")
+    entry = {"at": "now", "kind": "train", "run": "\x1b[2Jspring", "round": 1}
+    (config.state / "rounds.jsonl").write_text(json.dumps(entry) + "\n")
+    for name, told in (("status", "spring"), ("logs", "gone")):
+        shown = CliRunner().invoke(command, [name, "--dir", str(tmp_path)], color=True).output
+        assert told in shown
+        assert "\x1b" not in shown
+
+
 def test_a_device_is_paused_and_takes_part_again(tmp_path: Path, base: BasePack) -> None:
     config = make_device(tmp_path, base)
     assert output_of("pause", "--dir", tmp_path) == "kitchen takes no part\n"
