@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fedlora.errors import RunError
@@ -18,6 +19,7 @@ from flwr.serverapp import Grid
 
 from fedlora_server.bounded_pull import bounded
 
+log = logging.getLogger("fedlora.server")
 _POLL_S = 0.05
 _LONGEST_POLL_S = 1.0
 _LONGEST_TEXT = 500
@@ -27,6 +29,8 @@ FAILED, NO_ANSWER, LATE = "device-error", "no-answer", "late"
 TRAIN, EVALUATE = MessageType.TRAIN, MessageType.EVALUATE
 REVOKED = "revoked"  # what a fleet's grid puts in place of the answer of a device that it does not know any more
 _MOST_LATE = 1000  # messages whose late replies are looked for
+_LOOK_S = 5.0  # at which devices were started again, and which are in sight again
+_GRACE_S = 30.0  # for a device that SuperLink has lost sight of: it may have been SuperLink that was away
 _GONE = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
 
 
@@ -56,6 +60,8 @@ class _Sent:
     server_round: int
     most_bytes: int
     due: float  # until when its device may reply
+    data: bytes
+    activated: str  # when its device had come to SuperLink last, as far as that tells
 
     def reply(self, **what: Any) -> Reply:
         return Reply(node=self.node, kind=self.kind, server_round=self.server_round, **what)
@@ -77,10 +83,18 @@ def connected_nodes(grid: Grid, at_least: int, timeout_s: float) -> list[int]:
 
 
 class Outstanding:
-    """Messages that went out, and their replies as they come; no more than a few replies are held at a time."""
+    """Messages that went out, and their replies as they come; no more than a few replies are held at a time.
 
-    def __init__(self, grid: Grid) -> None:
-        self._grid = grid
+    SuperLink gives a message to its device once. With `repeats`, a device that was started again since, or that was lost
+    from sight and is back, is sent it again: it goes on from what it saved. The first answer counts, and an error only
+    where no other answer is expected. A simulation's devices live as long as it.
+    """
+
+    def __init__(self, grid: Grid, *, repeats: bool = False) -> None:
+        self._grid, self._look_at = grid, 0.0
+        self._repeats = repeats and type(grid).get_nodes is not Grid.get_nodes
+        self._gone: list[tuple[float, _Sent, Reply]] = []  # until when one that was lost from sight is looked for
+        self._twin: dict[str, str] = {}  # the id before of a message that was sent again, and the other way round
         self._waiting: dict[str, _Sent] = {}  # by the message's id, in the order of sending
         self._turn: deque[str] = deque()  # whom to ask for a reply next: each has its turn
         self._ready: deque[Reply] = deque()
@@ -90,24 +104,23 @@ class Outstanding:
         most_bytes: int = MOST_BYTES,
     ) -> None:  # fmt: skip
         """Send `data` to each node. `kind` is Flower's message type; no reply larger than `most_bytes` is taken."""
-        array = Array(dtype="uint8", shape=(len(data),), stype="fedlora.update", data=data)
+        activated = self._activated()
+        self._look_at = time.monotonic() + _LOOK_S
         for node in nodes:
-            content = RecordDict({"update": ArrayRecord({"update": array})})
-            message = Message(content, node, kind, ttl=timeout_s, group_id=str(server_round))
-            for message_id in self._grid.push_messages([message]):
-                if message_id:  # Flower gives None for what it could not take: that node does not reply
-                    due = time.monotonic() + timeout_s
-                    self._waiting[message_id] = _Sent(node, kind, server_round, most_bytes, due)
+            due = time.monotonic() + timeout_s
+            self._send(_Sent(node, kind, server_round, most_bytes, due, data, activated.get(node, "")), timeout_s)
 
     def next(self, until: float) -> Reply | None:
         """The next reply; None where none is expected any more, or `time.monotonic()` has come to `until`."""
         pause, began = _POLL_S, time.monotonic()
         while not self._ready:
-            if not self._waiting or time.monotonic() >= until:
+            if not (self._waiting or self._gone) or time.monotonic() >= until:
                 return None
             if not self._turn:
                 self._turn.extend(self._whom_to_ask())
             self._pull()
+            if self._repeats and time.monotonic() >= self._look_at:
+                self._send_again()
             if not self._ready and not self._turn:
                 time.sleep(max(0.0, min(pause - (time.monotonic() - began), until - time.monotonic())))
                 pause, began = min(2 * pause, _LONGEST_POLL_S), time.monotonic()
@@ -116,7 +129,7 @@ class Outstanding:
     @property
     def is_empty(self) -> bool:
         """Whether no reply is expected, nor here."""
-        return not self._waiting and not self._ready
+        return not self._waiting and not self._ready and not self._gone
 
     def nodes(self, kind: str) -> set[int]:
         """Those that have not replied to a message of this kind."""
@@ -142,6 +155,54 @@ class Outstanding:
             self._grid.give_up(ids)
         elif late:
             late.expect(ids)
+
+    def _send(self, sent: _Sent, ttl: float) -> str:
+        """The id of the message; empty where Flower could not take it: that node does not reply."""
+        array = Array(dtype="uint8", shape=(len(sent.data),), stype="fedlora.update", data=sent.data)
+        content = RecordDict({"update": ArrayRecord({"update": array})})
+        message = Message(content, sent.node, sent.kind, ttl=ttl, group_id=str(sent.server_round))
+        (message_id,) = self._grid.push_messages([message])
+        if message_id:
+            self._waiting[message_id] = sent
+        return message_id or ""
+
+    def _activated(self) -> dict[int, str]:
+        """When each node that is connected came to SuperLink last."""
+        return {node.node_id: node.last_activated_at for node in self._grid.get_nodes()} if self._repeats else {}
+
+    def _send_again(self) -> None:
+        """To each device that was started again: its message went with the process that had taken it."""
+        self._look_at, activated = time.monotonic() + _LOOK_S, self._activated()
+        for message_id, sent in list(self._waiting.items()):
+            at = activated.get(sent.node, sent.activated)
+            if at == sent.activated or message_id not in self._waiting:
+                continue
+            self._waiting.pop(self._twin.pop(message_id, ""), None)  # of one that was started again twice, the first
+            self._waiting[message_id] = again = replace(sent, activated=at)
+            if second := self._send(again, max(0.0, sent.due - time.monotonic())):
+                self._twin |= {message_id: second, second: message_id}
+                log.info("node %d was started again: it is asked again", sent.node)
+        gone, self._gone = self._gone, []
+        for until, sent, reply in gone:
+            if sent.node in activated:
+                self._send(replace(sent, activated=activated[sent.node]), max(0.0, sent.due - time.monotonic()))
+                log.info("node %d is in sight again: it is asked again", sent.node)
+            elif time.monotonic() < until:
+                self._gone.append((until, sent, reply))
+            else:
+                self._ready.append(reply)
+
+    def _take(self, message_id: str, reply: Reply, sent: _Sent, *, is_lost: bool) -> None:
+        """Keep a reply, unless it is an error and the same device may still answer."""
+        twin = self._twin.pop(message_id, "")
+        self._twin.pop(twin, None)
+        if reply.error and twin in self._waiting:
+            return
+        self._waiting.pop(twin, None)
+        if is_lost and self._repeats:
+            self._gone.append((time.monotonic() + _GRACE_S, sent, reply))
+        else:
+            self._ready.append(reply)
 
     def _whom_to_ask(self) -> Iterable[str]:
         """A grid that knows whose replies are there says so, in the order in which they came."""
@@ -169,7 +230,9 @@ class Outstanding:
                 replied_to = message.metadata.reply_to_message_id
                 if replied_to in self._waiting:
                     sent = self._waiting.pop(replied_to)
-                    self._ready.append(_oversized(sent) if replied_to in pulls.refused else _reply(message, sent))
+                    reply = _oversized(sent) if replied_to in pulls.refused else _reply(message, sent)
+                    is_lost = message.has_error() and message.error.code == ErrorCode.NODE_UNAVAILABLE
+                    self._take(replied_to, reply, sent, is_lost=is_lost)
 
 
 class Late:
@@ -208,7 +271,7 @@ def ask(
     `kind` is Flower's message type, "train" or "evaluate". No more than a few replies are held at a time, however many
     nodes there are, and none that is larger than `most_bytes`. `late` gets those that nobody waits for at the end.
     """
-    out = Outstanding(grid)
+    out = Outstanding(grid, repeats=True)
     try:
         out.send(nodes, kind, data, server_round, timeout_s, most_bytes)
         deadline = time.monotonic() + timeout_s

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import pytest
 from fedlora.errors import RunError
 from fedlora.wire.refusal import POLICY_REASONS
+from fedlora_server import exchange
 from fedlora_server.exchange import EVALUATE, TRAIN, ask, connected_nodes
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.proto.node_pb2 import NodeInfo
 
-from tests.server.fake_grid import FakeGrid, evaluation_reply, training_reply
+from tests.server.fake_grid import Device, FakeGrid, evaluation_reply, training_reply
 
 
 def echo(message: Message) -> Sequence[Message]:
@@ -250,3 +253,78 @@ def test_however_many_replies_wait_only_a_few_are_pulled_at_a_time(monkeypatch: 
     monkeypatch.setattr(grid, "pull_messages", counted)
     assert len(list(ask(grid, range(1, 41), TRAIN, b"data", 1, 30.0))) == 40
     assert max(sizes) <= 8
+
+
+class Restarting(FakeGrid):
+    """Devices that were started again, each at the time in `started`; before that they answer to nothing."""
+
+    def __init__(self, devices: Mapping[int, Device]) -> None:
+        super().__init__(devices)
+        self.started = dict.fromkeys(devices, "1")
+
+    def get_nodes(self) -> list[NodeInfo]:
+        return [NodeInfo(node_id=node, last_activated_at=at) for node, at in self.started.items()]
+
+
+def test_a_device_that_was_started_again_is_asked_again_and_its_first_answer_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(exchange, "_LOOK_S", 0.0)
+    kept: list[Message] = []
+
+    def forgets(message: Message) -> list[Message]:
+        kept.append(message)
+        if len(kept) == 1:
+            grid.started[1] = "2"
+            return []
+        return [*echo(kept[0]), *echo(message)]  # it had not been lost after all
+
+    grid = Restarting({1: forgets, 2: echo})
+    replies = list(ask(grid, [1, 2], TRAIN, b"data", 1, 30.0))
+    assert sorted(reply.node for reply in replies) == [1, 2]
+    assert not any(reply.error for reply in replies)
+    assert [node for _, node in grid.asked] == [1, 2, 1]
+
+
+def test_an_error_of_a_device_that_was_asked_again_counts_only_where_no_other_answer_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(exchange, "_LOOK_S", 0.0)
+    kept: list[Message] = []
+
+    def busy(message: Message) -> list[Message]:
+        kept.append(message)
+        grid.started[1] = str(len(kept))
+        error = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "device kitchen: busy with another question")
+        if len(kept) == 1:
+            grid.started[1] = "2"
+            return []
+        return [Message(error, reply_to=message), *(echo(kept[0]) if sound else [Message(error, reply_to=kept[0])])]
+
+    for sound in (True, False):
+        kept.clear()
+        grid = Restarting({1: busy})
+        (reply,) = ask(grid, [1], TRAIN, b"data", 1, 30.0)
+        assert bool(reply.error) is not sound
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_device_that_was_lost_from_sight_is_asked_again_if_it_is_back_before_long(
+    monkeypatch: pytest.MonkeyPatch, comes_back: bool
+) -> None:
+    monkeypatch.setattr(exchange, "_LOOK_S", 0.0)
+    monkeypatch.setattr(exchange, "_GRACE_S", 0.3)
+    kept: list[Message] = []
+
+    def lost(message: Message) -> Sequence[Message]:
+        kept.append(message)
+        if len(kept) > 1:
+            return echo(message)
+        if not comes_back:
+            del grid.started[1]
+        return [Message(Error(ErrorCode.NODE_UNAVAILABLE, "no heartbeat"), reply_to=message)]
+
+    grid = Restarting({1: lost, 2: echo})
+    replies = {reply.node: reply for reply in ask(grid, [1, 2], TRAIN, b"data", 1, 30.0)}
+    assert sorted(replies) == [1, 2]
+    assert replies[1].error == ("" if comes_back else "no heartbeat")

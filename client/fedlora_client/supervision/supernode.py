@@ -12,6 +12,13 @@ from fedlora.errors import ConfigError
 
 from fedlora_client.service.config import DeviceConfig
 
+_PROCESS = Path(__file__).with_name("supernode_process.py")
+
+
+def supernode_process(config: DeviceConfig) -> list[str]:
+    """The command of `supernode_command` in a process that ends when the SuperNode has given up. Raises as that does."""
+    return [sys.executable, "-P", str(_PROCESS), *supernode_command(config)]
+
 
 def supernode_command(config: DeviceConfig) -> list[str]:
     """`flower-supernode` with all it needs. Raises ConfigError where the configuration does not say whom it belongs to."""
