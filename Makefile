@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The folders with code: what is formatted, linted and type-checked.
 CODE := core client server export serve simulations tests benchmarks tools
 
-.PHONY: setup demo test check format integration slow page aarch64 fuzz lock audit release clean
+.PHONY: setup demo test check format integration slow page aarch64 faults soak fuzz lock audit release clean
 
 setup: $(VENV)/.ready
 
@@ -55,6 +55,18 @@ aarch64: setup
 	  sudo=$$(test "$$(id -u)" = 0 || echo sudo); \
 	  $$sudo apt-get update -qq && $$sudo apt-get install -y -qq qemu-user gcc-aarch64-linux-gnu > /dev/null; }
 	$(BIN)/python -m pytest -m aarch64 tests/aarch64
+
+# A fleet of real processes that are killed, cut off and starved. Debian's faketime sets a device's clock wrong.
+faults: setup
+	ls /usr/lib/*/faketime/libfaketime.so.1 > /dev/null 2>&1 || { \
+	  sudo=$$(test "$$(id -u)" = 0 || echo sudo); \
+	  $$sudo apt-get update -qq && $$sudo apt-get install -y -qq faketime > /dev/null; }
+	$(BIN)/python -m pytest -m faults -rs tests/faults
+
+# The same for many rounds, beside a run to which nothing happens; the report is docs/soak.md.
+SOAK := --devices 8 --rounds 50 --seed 1
+soak: setup
+	$(BIN)/python -m tests.faults.soak $(SOAK) --out docs/soak.md
 
 # Every reader of what strangers send, with what goes too far; findings lie in build/fuzz. FUZZ_MINUTES says how long.
 FUZZ_MINUTES ?= 60

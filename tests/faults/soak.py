@@ -1,0 +1,224 @@
+"""A fleet for many rounds, with faults drawn with a seed, beside the same run without any: python -m tests.faults.soak
+
+Every device takes part in every round (server.min_devices is their number), so the method's result is one and the same,
+whatever was killed: a round that loses an answer is given up at its deadline and done again. The report goes to --out; the
+last line on standard output is one JSON object. Exit status 1 where a round was lost or the adapter is another one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.faults.faulty_proxy import FaultyProxy
+from tests.faults.fleets import Fleet, free_port
+from tests.tiny.checkpoints import tiny_pack, write_checkpoint
+
+SERVER = {"ServerApp": "flwr-serverapp", "superexec": "flower-superexec", "SuperLink": "flower-superlink"}
+KINDS = (*SERVER, "server", "trainer", "link", "device", "network")
+SHARE_OF_ROUNDS, SHARE_OF_REQUESTS = 0.5, 0.2
+SETTLED = 10  # rounds after which memory is compared
+_LOOK_S = 0.2
+
+
+@dataclass
+class Seen:
+    """What a run was like."""
+
+    seconds: float = 0.0
+    faults: Counter[str] = field(default_factory=Counter)
+    starts: int = 1  # of the server, by whoever keeps it running
+    digest: str = ""
+    rounds: int = 0
+    answers: int = 0  # sound ones, of all rounds
+    memory_mb: list[dict[str, float]] = field(default_factory=list)  # by role, one a round
+
+    def growth(self) -> dict[str, tuple[float, float]]:
+        """(MB after round 10, MB at the end) of each role, each a mean over up to 5 rounds; empty for short runs."""
+        kept = self.memory_mb[SETTLED:] if len(self.memory_mb) > SETTLED + 1 else []
+        few = max(1, min(5, len(kept) // 2))
+        roles = {role for one in kept for role in one}
+        told = {role: [one[role] for one in kept if role in one] for role in sorted(roles)}
+        return {r: (sum(v[:few]) / len(v[:few]), sum(v[-few:]) / len(v[-few:])) for r, v in told.items() if v}
+
+
+def soak(fleet: Fleet, network: FaultyProxy, rounds: int, faults: dict[int, str], draw: random.Random) -> Seen:
+    """One run of so many rounds; `faults` says what is done in which."""
+    seen, began, left, seen_rounds = Seen(), time.monotonic(), dict(faults), 0
+    fleet.begin(server__rounds=rounds)
+    assert fleet.server is not None
+    while fleet.server.is_alive or fleet.server.wait():
+        if not fleet.server.is_alive:  # as a unit does
+            seen.starts += 1
+            assert seen.starts < 3 * rounds, fleet.said()
+            fleet.start_server()
+        committed = fleet.committed if seen_rounds or _is_begun(fleet) else 0
+        if committed > seen_rounds:
+            network.share = 0.0
+            seen_rounds = committed
+            seen.memory_mb.append(memory_mb(fleet))
+        kind = left.get(committed + 1)
+        if kind and any(fleet.trains(name, committed + 1) for name in fleet.names):
+            del left[committed + 1]
+            seen.faults[kind] += 1
+            _do(kind, fleet, network, draw)
+        time.sleep(_LOOK_S)
+    lines = fleet.rounds()
+    seen.seconds, seen.digest, seen.rounds = time.monotonic() - began, fleet.digest(), len(lines)
+    seen.answers = sum(line["replies"] for line in lines)
+    return seen
+
+
+def _is_begun(fleet: Fleet) -> bool:
+    return "begins" in fleet.said().rpartition("SuperLink answers")[2]
+
+
+def _do(kind: str, fleet: Fleet, network: FaultyProxy, draw: random.Random) -> None:
+    name = draw.choice(fleet.names)
+    assert fleet.server is not None
+    with suppress(psutil.Error, ProcessLookupError):
+        if kind in SERVER:
+            for one in fleet.server_part(SERVER[kind])[:1]:
+                one.kill()
+        elif kind == "server":
+            fleet.server.kill()
+        elif kind == "trainer":
+            psutil.Process(fleet.status(name)["pid"]).kill()
+        elif kind == "link":
+            for one in fleet.devices[name].children("flower-supernode"):
+                one.kill()
+        elif kind == "device":
+            fleet.devices[name].kill()
+            fleet.start_device(name)
+        else:
+            network.share = SHARE_OF_REQUESTS
+
+
+def memory_mb(fleet: Fleet) -> dict[str, float]:
+    """Resident memory by role; that of devices is a mean over them."""
+    found: dict[str, list[float]] = {}
+    for role, command in SERVER.items():
+        for one in fleet.server_part(command)[:1]:
+            with suppress(psutil.Error):
+                found.setdefault(role, []).append(one.memory_info().rss / 1e6)
+    for process in fleet.devices.values():
+        for role, command in (("trainer", "supervision.trainer"), ("link", "flower-supernode")):
+            for one in process.children(command)[:1]:
+                with suppress(psutil.Error):
+                    found.setdefault(role, []).append(one.memory_info().rss / 1e6)
+        with suppress(psutil.Error):
+            found.setdefault("device run", []).append(psutil.Process(process.pid).memory_info().rss / 1e6)
+    return {role: sum(values) / len(values) for role, values in found.items()}
+
+
+def report(arguments: argparse.Namespace, plain: Seen, faulty: Seen) -> str:
+    """docs/soak.md"""
+    command = (
+        f"python -m tests.faults.soak --devices {arguments.devices} --rounds {arguments.rounds} --seed {arguments.seed}"
+    )
+    cores, load = os.cpu_count(), os.getloadavg()[1]
+    rows = [
+        f"| {role} | {' | '.join(_mb(seen.growth().get(role)) for seen in (plain, faulty))} |"
+        for role in sorted({*plain.growth(), *faulty.growth()})
+    ]
+    same = "the same" if plain.digest == faulty.digest else "ANOTHER"
+    lines = [
+        "# A soak: many rounds, faults drawn with a seed",
+        "",
+        f"    {command} --out docs/soak.md",
+        "",
+        f"{arguments.devices} devices and their server, all as real processes on one machine of {cores} cores",
+        f"(load {load:.1f}), over TLS; a base whose training is seconds; method `svd`. First a run to which nothing",
+        f"happens, then the same run, where with the seed {arguments.seed} a fault was drawn for about every second round.",
+        "",
+        "| | nothing happens | faults |",
+        "|---|---|---|",
+        *(
+            f"| {what} | {one} | {two} |"
+            for what, one, two in (
+                ("rounds committed", f"{plain.rounds} of {arguments.rounds}", f"{faulty.rounds} of {arguments.rounds}"),
+                ("sound answers", plain.answers, faulty.answers),
+                ("faults", 0, sum(faulty.faults.values())),
+                ("starts of `fedlora server run`", plain.starts, faulty.starts),
+                (
+                    "seconds a round",
+                    f"{plain.seconds / arguments.rounds:.1f}",
+                    f"{faulty.seconds / arguments.rounds:.1f}",
+                ),
+                ("adapter", f"`{plain.digest:.16}`", f"`{faulty.digest:.16}`, {same}"),
+            )
+        ),
+        "",
+        "Faults: " + (", ".join(f"{count} {kind}" for kind, count in sorted(faulty.faults.items())) or "none") + ". "
+        "SIGKILL of the ServerApp, superexec, SuperLink, all of the server, a trainer, a link, all of a device;",
+        f"`network`: of the requests of a round, {SHARE_OF_REQUESTS:.0%} are reset, late or cut.",
+        "",
+    ]
+    if rows:
+        lines += [
+            f"Memory, MB: after round {SETTLED} and at the end, each a mean over up to 5 rounds, and over the devices.",
+            "",
+            "| | nothing happens | faults |",
+            "|---|---|---|",
+            *rows,
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _mb(pair: tuple[float, float] | None) -> str:
+    return f"{pair[0]:.0f} → {pair[1]:.0f} ({pair[1] / pair[0] - 1:+.0%})" if pair else ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--devices", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--timeout-s", type=float, default=60.0, help="of a round; one that lost an answer waits for it"
+    )
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    draw = random.Random(arguments.seed)
+    faults = {n: draw.choice(KINDS) for n in range(1, arguments.rounds + 1) if draw.random() < SHARE_OF_ROUNDS}
+    with tempfile.TemporaryDirectory() as folder:
+        base = tiny_pack(Path(folder) / "pack", write_checkpoint(Path(folder) / "checkpoint"))
+        superlink = free_port()
+        network = FaultyProxy(superlink)
+        network.seed(arguments.seed)
+        names = tuple(f"device-{n}" for n in range(1, arguments.devices + 1))
+        more = {"server.min_devices": len(names), "server.round_timeout_s": arguments.timeout_s, "train.steps": 100}
+        fleet = Fleet(base, names, port=network.port, listen_port=superlink, **more)
+        try:
+            plain = soak(fleet, network, arguments.rounds, {}, draw)
+            print(f"undisturbed: {plain.rounds} rounds, {plain.seconds:.0f} s", flush=True)
+            faulty = soak(fleet, network, arguments.rounds, faults, draw)
+        finally:
+            fleet.end()
+            network.close()
+    if arguments.out:
+        arguments.out.write_text(report(arguments, plain, faulty), encoding="utf-8")
+    told: dict[str, Any] = {name: _plain(seen) for name, seen in (("undisturbed", plain), ("faulty", faulty))}
+    print(json.dumps(told))
+    sys.exit(plain.digest != faulty.digest or faulty.rounds != arguments.rounds)
+
+
+def _plain(seen: Seen) -> dict[str, Any]:
+    return {key: value for key, value in asdict(seen).items() if key != "memory_mb"} | {"growth_mb": seen.growth()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""A disk that is full: what was there before stays whole, the message says so, and with room it goes on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.faults.fleets import Fleet, until
+
+pytestmark = pytest.mark.faults
+
+
+@contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[None]:
+    """In the block, `folder` with its content lies on a disk of that size."""
+    if os.geteuid() or subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("a small disk is mounted by root alone")
+    copy = folder.with_name(f"{folder.name}.copy")
+    shutil.copytree(folder, copy, symlinks=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=0700", "tmpfs", str(folder)], check=True)
+    try:
+        shutil.copytree(copy, folder, symlinks=True, dirs_exist_ok=True)
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+        shutil.rmtree(copy)
+
+
+def fill(folder: Path) -> Path:
+    """A file that takes all the room that is left."""
+    path = folder / "filler"
+    with suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    return path
+
+
+def test_a_server_whose_disk_is_full_keeps_what_it_committed_and_goes_on_with_room(
+    fleet: Fleet, undisturbed: str, row: Callable[[str, str], None]
+) -> None:
+    fleet.all_there()
+    with small_disk(fleet.folder / "fleet" / "runs", 8):
+        fleet.begin()
+        fleet.until_training(2)
+        committed = fleet.digest()
+        filler = fill(fleet.folder / "fleet" / "runs")
+        until(lambda: "No space left" in fleet.said(), fleet.said())
+        assert (fleet.committed, fleet.digest()) == (1, committed)
+        filler.unlink()
+        fleet.finish()
+        assert fleet.digest() == undisturbed
+        fleet.server = None
+    line = next(line for line in fleet.said().splitlines() if "No space left" in line)
+    row("the server's disk full in round 2", line)
+
+
+def test_a_device_whose_disk_is_full_says_so_and_takes_part_again_with_room(
+    fleet: Fleet, row: Callable[[str, str], None]
+) -> None:
+    fleet.all_there()
+    fleet.devices["pantry"].end()
+    state = fleet.folder / "pantry" / "own" / "state"
+    with small_disk(state, 16):
+        filler = fill(state)
+        fleet.begin(server__min_devices=3, server__round_timeout_s=60)
+        until(lambda: fleet.committed >= 1, "round 1 is not committed")
+        filler.unlink()
+        fleet.finish()
+        first, second = fleet.rounds()
+        said = fleet.said("pantry")
+        fleet.devices["pantry"].end()
+    assert first["replies"] >= 3
+    assert second["replies"] == 4, (first, second)
+    assert "No space left" in said
+    line = next(line for line in said.splitlines() if "No space left" in line)
+    row("a device's disk full in round 1", f"{first['excluded']}, then 4 of 4 devices; {line}")
