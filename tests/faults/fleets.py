@@ -36,7 +36,7 @@ NAMES = ("kitchen", "cellar", "attic", "pantry")
 # A round is seconds of training: long enough to be hit, short enough to be waited for.
 RUN: Mapping[str, object] = {
     "server.rounds": 2, "server.min_devices": 4, "server.round_timeout_s": 240, "server.evaluate": "false",
-    "train.steps": 300, "train.sequence_length": 16, "train.batch_size": 2, "train.compute": "float32", "lora.rank": 2,
+    "train.steps": 150, "train.sequence_length": 16, "train.batch_size": 2, "train.compute": "float32", "lora.rank": 2,
 }  # fmt: skip
 
 
