@@ -3,7 +3,9 @@
 Flower's object tree names the objects of a reply and no sizes. So each object is measured by the length that its HTTP
 response announces, before the body is read: what passes the bound of its reply ends the pull, and Flower's grid then gives
 an error in that reply's place. An array may name one of its parts many times, and then is larger than what came: its parts
-are counted as often as it names them. What Flower cannot put together ends its pull too, or it would end the whole run.
+are counted as often as it names them. What Flower cannot put together ends its pull too, or it would end the whole run; and
+so does a reply whose device has pushed its head and nothing more for a while: Flower would wait for the rest for
+minutes, and take nobody else's reply meanwhile.
 This reaches into Flower's HttpGrid, at the version that we pin; another grid is pulled from one reply at a time.
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,15 +34,17 @@ log = logging.getLogger("fedlora.server")
 
 AT_ONCE = 8
 _ARRAY, _PART = b"Array ", b"ArrayChunk "  # how the heads of these objects begin
+_STALL_S = 20.0  # without anything new of a reply
 _FEW_OBJECTS, _CHUNK_BYTES = 32, 1 << 20  # of a reply: its records, and its array in parts (Flower's have 5 MB)
 
 
 @dataclass
 class Pulls:
-    """What may be pulled at once, and the messages whose replies were refused so far."""
+    """What may be pulled at once, and the messages whose replies were refused so far, or never came whole."""
 
     at_once: int
     refused: set[str] = field(default_factory=set)
+    stalled: set[str] = field(default_factory=set)
 
 
 @contextmanager
@@ -74,6 +79,7 @@ class _Incoming:
     contents: dict[str, bytes] = field(default_factory=dict)  # of each that came; of a part of an array its head alone
     size_bytes: int = 0
     unsound: str = ""  # why no message can be made of it
+    waits_since: float = 0.0  # for an object that is not there yet
 
     @property
     def is_refused(self) -> bool:
@@ -87,6 +93,7 @@ class _Incoming:
 
     def take(self, object_id: str, content: bytes) -> None:
         """Look at an object that came: how often it names others, and, with the last one, whether all make a message."""
+        self.waits_since = 0.0
         if object_id in self.contents:
             return
         end = content.find(HEAD_BODY_DIVIDER) + 1
@@ -139,6 +146,8 @@ class _Meter:
         try:
             response = self._client.PullObject(request)
             self._count(request.object_id, len(response.object_content), response)
+            if response.object_found and not response.object_available:
+                self._wait_for(request.object_id)
         except ObjectPullError:
             self._this_thread.object_id = None
             self._let_go(request.object_id)
@@ -167,6 +176,17 @@ class _Meter:
                 self._pulls.refused |= {reply.replies_to for reply in large}
                 reason = f"its reply is larger than {self._most} bytes" if large else holders[0].unsound
                 raise ObjectPullError(object_id, reason)
+
+    def _wait_for(self, object_id: str) -> None:
+        """Raise ObjectPullError where every reply that has the object has stood still for too long."""
+        now = time.monotonic()
+        with self._lock:
+            holders = [reply for reply in self._incoming if object_id in reply.objects]
+            for reply in holders:
+                reply.waits_since = reply.waits_since or now
+            if holders and all(now - reply.waits_since > _STALL_S for reply in holders):
+                self._pulls.stalled |= {reply.replies_to for reply in holders}
+                raise ObjectPullError(object_id, f"nothing more of its reply came for {_STALL_S:g} s")
 
     def _let_go(self, object_id: str) -> None:
         """Tell the SuperLink that it need not keep what is refused."""

@@ -30,6 +30,7 @@ TRAIN, EVALUATE = MessageType.TRAIN, MessageType.EVALUATE
 REVOKED = "revoked"  # what a fleet's grid puts in place of the answer of a device that it does not know any more
 _MOST_LATE = 1000  # messages whose late replies are looked for
 _LOOK_S = 5.0  # at which devices were started again, and which are in sight again
+_MOST_TIMES = 4  # that a device is asked whose replies are lost
 _GRACE_S = 30.0  # for a device that SuperLink has lost sight of: it may have been SuperLink that was away
 _GONE = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
 
@@ -62,6 +63,7 @@ class _Sent:
     due: float  # until when its device may reply
     data: bytes
     activated: str  # when its device had come to SuperLink last, as far as that tells
+    times: int = 1  # that it was sent because a reply was lost
 
     def reply(self, **what: Any) -> Reply:
         return Reply(node=self.node, kind=self.kind, server_round=self.server_round, **what)
@@ -185,7 +187,8 @@ class Outstanding:
         gone, self._gone = self._gone, []
         for until, sent, reply in gone:
             if sent.node in activated:
-                self._send(replace(sent, activated=activated[sent.node]), max(0.0, sent.due - time.monotonic()))
+                again = replace(sent, activated=activated[sent.node], times=sent.times + 1)
+                self._send(again, max(0.0, sent.due - time.monotonic()))
                 log.info("node %d is in sight again: it is asked again", sent.node)
             elif time.monotonic() < until:
                 self._gone.append((until, sent, reply))
@@ -199,7 +202,7 @@ class Outstanding:
         if reply.error and twin in self._waiting:
             return
         self._waiting.pop(twin, None)
-        if is_lost and self._repeats:
+        if is_lost and self._repeats and sent.times < _MOST_TIMES:
             self._gone.append((time.monotonic() + _GRACE_S, sent, reply))
         else:
             self._ready.append(reply)
@@ -232,6 +235,7 @@ class Outstanding:
                     sent = self._waiting.pop(replied_to)
                     reply = _oversized(sent) if replied_to in pulls.refused else _reply(message, sent)
                     is_lost = message.has_error() and message.error.code == ErrorCode.NODE_UNAVAILABLE
+                    is_lost = is_lost or replied_to in pulls.stalled
                     self._take(replied_to, reply, sent, is_lost=is_lost)
 
 

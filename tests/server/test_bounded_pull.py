@@ -9,12 +9,15 @@ from typing import Any
 
 import httpx
 import pytest
+from fedlora_server import bounded_pull, exchange
 from fedlora_server.exchange import MOST_BYTES, TRAIN, ask
 from flwr.app import Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_to_proto
 from flwr.proto.message_pb2 import ConfirmMessageReceivedResponse, ObjectTree, PullObjectRequest, PullObjectResponse
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.proto.runtime_pb2 import (
+    GetNodesResponse,
     PullAppMessagesRequest,
     PullAppMessagesResponse,
     PushAppMessagesRequest,
@@ -205,3 +208,35 @@ def test_a_grid_that_tells_no_sizes_is_pulled_from_one_reply_at_a_time() -> None
     assert grid.most_at_once == 1
     assert [node for node, reply in sorted(replies.items()) if reply.reason == "oversized"] == [5, 6, 7, 8]
     assert all(not replies[node].data for node in (5, 6, 7, 8))
+
+
+def test_a_reply_that_never_comes_whole_holds_up_nobody_and_its_device_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    halted: set[str] = set()
+
+    def first_of_1(node: int, objects: dict[str, bytes], tree: ObjectTree) -> ObjectTree:
+        halted.update(objects if node == 1 else ())
+        return tree
+
+    class Halting(SuperLink):
+        """The first reply of node 1 is announced, and its parts do not come."""
+
+        times = 0
+
+        def __call__(self, request: httpx.Request) -> httpx.Response:
+            path, body = request.url.path.rsplit("/", 1)[-1], request.read()
+            self.times += path == "push-messages"
+            answer: Any = None
+            if path == "get-nodes":
+                answer = GetNodesResponse(nodes=[NodeInfo(node_id=node) for node in self.sizes])
+            elif path == "pull-object" and self.times == 2 and PullObjectRequest.FromString(body).object_id in halted:
+                answer = PullObjectResponse(object_found=True, object_available=False)
+            return httpx.Response(200, content=answer.SerializeToString()) if answer else super().__call__(request)
+
+    monkeypatch.setattr(bounded_pull, "_STALL_S", 0.0)
+    monkeypatch.setattr(exchange, "_LOOK_S", 0.0)
+    link = Halting({1: 1000, 2: 2000}, first_of_1)
+    replies = {reply.node: reply for reply in ask(grid_over(link), [1, 2], TRAIN, b"data", 1, 60)}
+    assert {node: len(reply.data) for node, reply in replies.items()} == {1: 1000, 2: 2000}
+    assert link.times == 3
