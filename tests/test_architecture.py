@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -144,35 +145,65 @@ def test_a_package_has_the_face_that_it_promises(package: str) -> None:
     assert set(face.__all__) <= set(dir(face))
 
 
-def loaded_by(statement: str) -> set[str]:
-    """The top-level modules of a fresh process after `statement`."""
-    code = f"{statement}\nimport sys\nprint(*sorted({{name.split('.')[0] for name in sys.modules}}))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+def loaded_by(statements: Sequence[str]) -> dict[str, set[str]]:
+    """{statement: the top-level modules of one fresh process after it}, for statements one after another"""
+    code = "import sys\n" + "".join(
+        f"{statement}\nprint(*sorted({{name.split('.')[0] for name in sys.modules}}))\n" for statement in statements
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
-    return set(result.stdout.split())
+    return dict(zip(statements, (set(line.split()) for line in result.stdout.splitlines()), strict=True))
 
 
+COMMANDS = {
+    "fedlora": ("pack", "inspect"),
+    "fedlora_client": ("train", "doctor", "device"),
+    "fedlora_server": ("server",),
+    "fedlora_export": ("export", "export_adapter", "verify"),
+    "fedlora_serve": ("generate", "serve"),
+    "fedlora_simulations": ("simulate", "resume", "study", "demo"),
+}
+
+
+# What a process does without after all the statements of a line, it does without after any of them: they share one.
 @pytest.mark.parametrize(
-    ("statement", "absent"),
+    ("statements", "absent"),
     [
-        *((f"import {package}", {"torch", "flwr", "onnx", "onnxruntime", "fastapi"}) for package in PACKAGES),
-        ("import fedlora.cli", {"torch", "flwr", "onnx", "onnxruntime"}),
-        ("import fedlora, fedlora_serve.local.engine", {"torch", "flwr", "transformers"}),
-        ("import fedlora_serve.commands.generate", {"torch", "flwr", "transformers"}),
-        ("import fedlora_serve.http.api.app", {"torch", "flwr", "transformers", "onnx"}),
-        ("import fedlora_export.commands.export", {"torch", "flwr", "transformers"}),
-        ("import fedlora_server.app", {"torch", "onnxruntime", "transformers"}),
-        ("import fedlora_server.commands.server", {"torch", "flwr", "cryptography"}),
-        *(
-            (f"import fedlora_{role}.commands.{name}", {"torch", "flwr", "onnxruntime"})
-            for role, names in (
-                ("simulations", ("simulate", "resume", "study", "demo")),
-                ("client", ("train", "doctor", "device")),
-            )
-            for name in names
+        ([f"import {package}" for package in PACKAGES], {"torch", "flwr", "onnx", "onnxruntime", "fastapi"}),
+        (
+            [
+                "import fedlora.cli",
+                *(f"import {of}.commands.{name}" for of, names in COMMANDS.items() for name in names),
+            ],
+            {"torch", "flwr", "onnx", "onnxruntime", "fastapi", "cryptography", "transformers"},
         ),
-        ("import fedlora_client.app", {"torch", "onnxruntime", "transformers", "peft"}),
+        (
+            ["import fedlora, fedlora_serve.local.engine", "import fedlora_serve.http.api.app"],
+            {"torch", "flwr", "transformers", "onnx"},
+        ),
+        (["import fedlora_export.export, fedlora_export.merge"], {"torch", "flwr", "transformers"}),
+        (["import fedlora_client.app", "import fedlora_server.app"], {"torch", "onnxruntime", "transformers", "peft"}),
     ],
+    ids=("packages", "commands", "serving", "exporting", "apps"),
 )
-def test_a_fresh_process_does_not_load_what_it_does_not_need(statement: str, absent: set[str]) -> None:
-    assert loaded_by(statement) & absent == set()
+def test_a_fresh_process_does_not_load_what_it_does_not_need(statements: list[str], absent: set[str]) -> None:
+    assert {after: found & absent for after, found in loaded_by(statements).items() if found & absent} == {}
+
+
+def test_help_and_what_only_reads_and_writes_files_loads_no_runtime(tmp_path: Path) -> None:
+    runs = [
+        ["--help"],
+        *([name.replace("_", "-"), "--help"] for names in COMMANDS.values() for name in names),
+        ["inspect", "nano"],
+        ["server", "init", "fleet", "--host", "localhost"],
+        *(["server", name, "kitchen", "--dir", "fleet"] for name in ("enrol", "revoke")),
+        ["server", "rotate", "fleet"],
+        ["device", "join", "kitchen.json", "--dir", "device", "--base", "nano", "--data", "notes.txt"],
+        *(["device", name, "--dir", "device"] for name in ("status", "pause", "resume")),
+    ]
+    (tmp_path / "notes.txt").write_text("Something to learn. " * 50, encoding="utf-8")
+    start = [f"import os, click.testing, fedlora.cli; os.chdir({str(tmp_path)!r})"]
+    invoked = [f"click.testing.CliRunner().invoke(fedlora.cli.commands, {run!r})" for run in runs]
+    told = loaded_by([*start, *(f"done = {one}; assert not done.exit_code, ({one!r}, done.output)" for one in invoked)])
+    heavy = {"torch", "flwr", "onnx", "onnxruntime", "transformers"}
+    assert {after: found & heavy for after, found in told.items() if found & heavy} == {}

@@ -57,8 +57,8 @@ def test_ctrl_c_means_what_it_meant_afterwards() -> None:
 def test_a_service_that_still_loads_ends_when_told(model: Path, tmp_path: Path, number: signal.Signals) -> None:
     ready = tmp_path / "ready"
     before = (
-        "import time, fedlora_serve.commands.serve as serve\n"
-        f"serve.open_service = lambda *_: (open({str(ready)!r}, 'w').close(), time.sleep(60))\n"
+        "import time, fedlora_serve.http.service.open_service as opening\n"
+        f"opening.open_service = lambda *_: (open({str(ready)!r}, 'w').close(), time.sleep(60))\n"
     )
     command = [sys.executable, "-c", f"{before}{MAIN}", "serve", str(model), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

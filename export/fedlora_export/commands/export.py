@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import click
 from click.core import ParameterSource
 from fedlora.base.pack import EMBEDDED, open_pack
+from fedlora.commands.needed import needed
 from fedlora.errors import ConfigError
 from fedlora.exported.profiles import DEFAULT, PROFILES, Profile
 from fedlora.graph.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
@@ -15,8 +16,10 @@ from fedlora.nearest import check_there
 from fedlora.peft.finding import check_adapter, find_adapter
 from fedlora.peft.for_base import adapter_of
 
-from fedlora_export.export import ExportedGraph, export_base
-from fedlora_export.merge import export_merged
+if TYPE_CHECKING:
+    from fedlora_export.export import ExportedGraph
+
+needed("onnx", "onnx_ir", "onnxruntime")
 
 _ACCURACY = {"int8": INT8_ACCURACY, "float32": FLOAT_ACCURACY}
 
@@ -52,6 +55,10 @@ def export(
     check_there(base, (EMBEDDED,))
     if merge is not None:
         check_adapter(merge)
+    # Here: `fedlora --help` asks for this command's summary, and onnx and ONNX Runtime take long to load.
+    from fedlora_export.export import export_base
+    from fedlora_export.merge import export_merged
+
     pack, level = open_pack(base), _ACCURACY[accuracy]
     if merge is not None:
         if output is None:

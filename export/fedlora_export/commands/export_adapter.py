@@ -7,12 +7,13 @@ from typing import cast
 
 import click
 from fedlora.base.pack import EMBEDDED, open_pack
+from fedlora.commands.needed import needed
 from fedlora.exported.adapter_manifest import FILE_PROFILES
 from fedlora.exported.profiles import DEFAULT, Profile
 from fedlora.nearest import check_there
 from fedlora.peft.finding import check_adapter
 
-from fedlora_export.adapter_export import export_peft
+needed("onnxruntime")
 
 
 @click.command("export-adapter")
@@ -28,6 +29,8 @@ def export_adapter(adapter: Path, output: Path, base: str | None, profile: str) 
     check_adapter(adapter)
     if base is not None:
         check_there(base, (EMBEDDED,))
+    from fedlora_export.adapter_export import export_peft  # here: `fedlora --help` needs no ONNX Runtime
+
     pack = None if base is None else open_pack(base)
     export_peft(adapter, output, pack, profile=cast(Profile, profile))
     click.echo(f"{output}: {output.stat().st_size / 1e3:.0f} kB", err=True)

@@ -8,14 +8,15 @@ from typing import Any
 
 import click
 from fedlora.base.pack import EMBEDDED, GENERATION_CONFIG
+from fedlora.commands.needed import needed
 from fedlora.nearest import check_there
 from fedlora.peft.finding import check_adapter
 
 from fedlora_serve.commands.interrupt import ends_at_once
-from fedlora_serve.local.engine import Engine
-from fedlora_serve.local.generate import generate as generate_text
 from fedlora_serve.text.model_defaults import GENERATION_CONFIG_CHOICES, model_defaults
 from fedlora_serve.text.sampling import Sampling
+
+needed("jinja2", "onnxruntime", "tokenizers")
 
 
 @click.command()
@@ -97,6 +98,10 @@ def generate(
     check_there(base or model or "", (EMBEDDED,))
     if adapter:
         check_adapter(adapter, otherwise="expected a PEFT directory, a .onnx_adapter file or a hub id")
+    # Here: `fedlora --help` asks for this command's summary, and ONNX Runtime takes long to load.
+    from fedlora_serve.local.engine import Engine
+    from fedlora_serve.local.generate import generate as generate_text
+
     with ends_at_once():
         engine = Engine(base or model or "", threads=threads)
     loaded = engine.load_adapter(adapter, allow_unnamed_base=allow_unnamed_base) if adapter else None

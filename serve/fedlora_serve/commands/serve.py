@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from fedlora.base.pack import EMBEDDED, GENERATION_CONFIG
+from fedlora.commands.needed import needed
 from fedlora.errors import ConfigError
 from fedlora.nearest import check_there
 from fedlora.peft.finding import check_adapter
+from fedlora.row_lora.layout import LayoutDtype
 
 from fedlora_serve.commands.interrupt import ends_at_once
-from fedlora_serve.http.api.server import bind
-from fedlora_serve.http.api.server import serve as serve_until_stopped
-from fedlora_serve.http.service.config import ADAPTER_DTYPES, ServeConfig, shown_size
-from fedlora_serve.http.service.config_file import ADMIN_ENV, read_config
-from fedlora_serve.http.service.open_service import open_service
-from fedlora_serve.http.service.state import ServiceState
+from fedlora_serve.http.access.admin_key import ADMIN_ENV
 from fedlora_serve.text.model_defaults import GENERATION_CONFIG_CHOICES, ModelDefaults
+
+if TYPE_CHECKING:
+    from fedlora_serve.http.service.config import ServeConfig
+    from fedlora_serve.http.service.state import ServiceState
+
+needed("fastapi", "jinja2", "onnxruntime", "prometheus_client", "tokenizers", "uvicorn")
 
 
 @click.command(epilog=f"The admin key comes from {ADMIN_ENV} in the environment, or from the file of --config.")
@@ -45,7 +48,7 @@ from fedlora_serve.text.model_defaults import GENERATION_CONFIG_CHOICES, ModelDe
 @click.option("--adapter-memory", metavar="SIZE", help="For adapters.  [default: 1GiB]")
 @click.option(
     "--adapter-dtype",
-    type=click.Choice(ADAPTER_DTYPES),
+    type=click.Choice(get_args(LayoutDtype)),
     help="Of adapters in memory; float16 takes half, on the graph `kernel`.  [default: float32]",
 )
 @click.option("--queue", type=int, help="Requests that may wait.  [default: 256]")
@@ -79,6 +82,12 @@ def serve(
     BASE is the folder of a base pack with a graph `kernel` or `rows`, or an encoder's.
     """
     check_there(base, (EMBEDDED,))
+    # Here: `fedlora --help` asks for this command's summary, and ONNX Runtime and FastAPI take a second to load.
+    from fedlora_serve.http.api.server import bind
+    from fedlora_serve.http.api.server import serve as serve_until_stopped
+    from fedlora_serve.http.service.config_file import read_config
+    from fedlora_serve.http.service.open_service import open_service
+
     options: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
     options["adapters"] = _by_name(adapters)
     if allow_origin:
@@ -114,6 +123,8 @@ def defaults_lines(defaults: ModelDefaults) -> list[str]:
 
 def ready_line(service: ServiceState, config: ServeConfig, address: tuple[Any, ...]) -> str:
     """What is served, where, with how much memory, and to whom."""
+    from fedlora_serve.http.service.config import shown_size
+
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
     loaded = service.store.stats()
     adapters = _count(loaded.loaded, "adapter")

@@ -36,12 +36,12 @@ from fedlora.files.ownership import open_to_others
 from fedlora.nearest import unknown_key
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, ValidationInfo, create_model
 
+from fedlora_serve.http.access.admin_key import ADMIN_ENV
 from fedlora_serve.http.access.key_source import KEY_SOURCES, digest_from
 from fedlora_serve.http.access.keys import ApiKey
 from fedlora_serve.http.service.config import ServeConfig
 from fedlora_serve.limits import Limits
 
-ADMIN_ENV = "FEDLORA_ADMIN_KEY"
 _logger = logging.getLogger(__name__)
 
 _INLINE = KEY_SOURCES[0]  # the key itself, in the configuration
