@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny.documents import write_beginning
+
 PROJECT = Path(__file__).resolve().parents[1]
 
 
@@ -31,7 +33,7 @@ def run(command: list[str], folder: Path) -> str:
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """(a folder with what the commands make, what the last of them wrote)"""
     folder = tmp_path_factory.mktemp("docs")
-    (folder / "README.md").symlink_to(PROJECT / "README.md")
+    write_beginning("README.md", folder)
     (commands,) = blocks("sh")
     output = run(["bash", "-ec", commands], folder)
     return folder, output[output.rindex("def main(") :].strip()
