@@ -29,7 +29,7 @@ def test_the_blocks_run_one_after_another(tmp_path: Path) -> None:
     write_beginning("README.md", tmp_path, as_name="notes.txt")
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(BLOCKS)], cwd=tmp_path, env=os.environ | {"MPLBACKEND": "agg"},
-        capture_output=True, text=True, timeout=300, check=False,
+        capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert [f"round {number}" in done.stdout for number in range(4)] == [True] * 4
