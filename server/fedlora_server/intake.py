@@ -17,7 +17,7 @@ from fedlora_server.checks import Expectation
 from fedlora_server.copies import Copies
 from fedlora_server.device_names import DeviceNames
 from fedlora_server.exchange import Reply, printable
-from fedlora_server.run.round_record import RoundRecord
+from fedlora_server.run.round_record import MAX_LOSS, RoundRecord
 from fedlora_server.stopwatch import Stopwatch
 
 log = logging.getLogger("fedlora.server")
@@ -119,7 +119,7 @@ class Intake:
             if metrics:
                 name = self._names.of(reply, record.nodes)
                 record.count_train(name, metrics)
-                if "train_loss" in metrics:
+                if 0 <= metrics.get("train_loss", math.nan) <= MAX_LOSS:
                     record.train_loss[name] = metrics["train_loss"]
         if any(self._late):
             record.staleness = {"mean": sum(self._late) / len(self._late), "most": max(self._late)}

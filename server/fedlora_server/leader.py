@@ -21,7 +21,7 @@ from fedlora_server.device_names import DeviceNames
 from fedlora_server.exchange import EVALUATE, MOST_BYTES, Reply, ask
 from fedlora_server.intake import Asked, Intake
 from fedlora_server.methods.method import Global
-from fedlora_server.run.round_record import RoundRecord
+from fedlora_server.run.round_record import MAX_LOSS, RoundRecord
 from fedlora_server.run.run_directory import RunDirectory
 
 log = logging.getLogger("fedlora.server")
@@ -99,10 +99,11 @@ class Leader:
     def is_loss(self, record: RoundRecord, reply: Reply) -> bool:
         """Whether a device replied with a loss. Where it did not, the log tells."""
         loss = math.nan if reply.metrics is None else reply.metrics.get("loss", math.nan)
-        if not math.isfinite(loss):
+        if not 0 <= loss <= MAX_LOSS:  # NaN is neither
             why = reply.error or f"its loss is {loss}"
             log.warning("round %d: device %s was not measured: %s", record.round, self.names.known(reply), why)
-        return math.isfinite(loss)
+            return False
+        return True
 
     def enter_losses(self, record: RoundRecord, replies: list[Reply]) -> None:
         """Enter sound replies under the names of their devices."""

@@ -405,6 +405,9 @@ def losses_of_bad_evaluations() -> Mapping[str, Callable[[Message], Sequence[Mes
         ],
         "measures NaN": lambda message: [evaluation_reply(message, math.nan, "device-2")],
         "measures infinity": lambda message: [evaluation_reply(message, math.inf, "device-2")],
+        "measures what has no square": lambda message: [evaluation_reply(message, 1e200, "device-2")],
+        "measures what has no sum": lambda message: [evaluation_reply(message, 1.7e308, "device-2")],
+        "measures less than nothing": lambda message: [evaluation_reply(message, -3.0, "device-2")],
     }
 
 
@@ -431,6 +434,17 @@ def test_a_mean_over_fewer_devices_says_over_how_many(play: Player, caplog: pyte
     assert [record["measured_of"] for record in played.metrics] == [2, 2, 2]
     assert caplog.text.count("over 1 of 2 devices") == 3
     assert "device two was not measured: nothing is held out" in caplog.text
+
+
+@pytest.mark.parametrize("told", [1e200, 1.7e308, -1.0])
+def test_a_loss_of_training_that_is_none_is_not_kept(play: Player, told: float) -> None:
+    def lying(message: Message, update: Update) -> Sequence[Message]:
+        changed = dataclasses.replace(update, metrics={"train_loss": told})
+        return [training_reply(message, encode_update(changed), "device-2")]
+
+    played = play.soundly({1: Honest(1), 2: Honest(2, lying)})
+    assert all("device-2" not in record["train_loss"] for record in played.metrics)
+    assert [record["replies"] for record in played.metrics] == [0, 2, 2]
 
 
 @pytest.mark.parametrize("told", [3.0, -1.0, 1e300, None])

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from fedlora.errors import CheckpointError
 from fedlora.family import EncoderShape
+from fedlora.family.sizes import whole
 from fedlora.family.text_embedding import Activation, DenseLayer, Pooling, TextEmbedding
 from fedlora.files.bounded import read_bounded
 from fedlora.files.documents import read_object
@@ -154,7 +155,7 @@ def _dense(root: Path, folder: str) -> tuple[DenseLayer, Path]:
         )
     try:
         layer = DenseLayer(
-            in_features=int(config["in_features"]), out_features=int(config["out_features"]),
+            in_features=whole(config["in_features"]), out_features=whole(config["out_features"]),
             biased=bool(config.get("bias", True)), activation=_ACTIVATIONS[name],
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, OverflowError) as error:

@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ _BEGINNINGS: Mapping[str, tuple[int, ...]] = {
     "9e46d0c60bc13f0ba080a80fbaecc7bd3ef08276b8b226ce554df4692f6f77a1": (0,),
 }
 _MAX_TOKENIZER_BYTES = 1 << 26
+_MAX_CONTAINERS = 1 << 21  # lists and objects; a list of merges has one for each
+_MOST_AROUND = 1024  # tokens before a text, and after it
 _SPACE = re.compile(r"\s*")
 
 
@@ -50,6 +52,8 @@ def read_special_tokens(directory: Path, names: Collection[str]) -> SpecialToken
     """
     try:
         content = read_bounded(directory / TOKENIZER, _MAX_TOKENIZER_BYTES)
+        if content.count(b"[") + content.count(b"{") > _MAX_CONTAINERS:
+            return None
         members = _members(content.decode())
         before, after = _around(members.get("post_processor"))
         before = _BEGINNINGS.get(hashlib.sha256(content).hexdigest(), before)
@@ -115,9 +119,9 @@ def _around(processor: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _joined(parts: Iterable[Iterable[int]]) -> tuple[int, ...]:
-    ids = tuple(chain.from_iterable(parts))
-    if any(type(token) is not int for token in ids):
-        raise ValueError(f"expected token ids, got {ids}")
+    ids = tuple(islice(chain.from_iterable(parts), _MOST_AROUND + 1))  # a template may name its own tokens many times
+    if len(ids) > _MOST_AROUND or any(type(token) is not int for token in ids):
+        raise ValueError(f"expected at most {_MOST_AROUND} token ids")
     return ids
 
 

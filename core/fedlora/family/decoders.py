@@ -9,7 +9,7 @@ from typing import Any
 
 from fedlora.family.decoder import Activation, BlockNorms, DecoderShape
 from fedlora.family.rotary import Rotary, read_rotary
-from fedlora.family.sizes import check_sizes
+from fedlora.family.sizes import check_sizes, number, whole
 
 Config = Mapping[str, Any]  # a config.json
 
@@ -49,13 +49,13 @@ def read_decoder(architecture: str, config: Config) -> DecoderShape:
     if isinstance(kind, str) and kind in family.rope_types:
         scaling["rope_type"] = family.rope_types[kind]
     full, local = scaling.get("full_attention", scaling), scaling.get("sliding_attention")
-    theta = float(full.get("rope_theta", config.get("rope_theta", 10000.0)))
+    theta = number(full.get("rope_theta", config.get("rope_theta", 10000.0)))
     rotary, positions = read_rotary(full, theta, sizes["head_dim"], sizes["max_positions"])
     local_rotary = _local_rotary(local, config, sizes["head_dim"], positions)
     fields: dict[str, Any] = {
         **sizes,
         "max_positions": positions,
-        "rms_norm_eps": float(config.get("rms_norm_eps", 1e-6)),
+        "rms_norm_eps": number(config.get("rms_norm_eps", 1e-6)),
         "rotary": rotary,
         "local_rotary": local_rotary,
         "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
@@ -74,16 +74,16 @@ def read_decoder(architecture: str, config: Config) -> DecoderShape:
 
 
 def _sizes(config: Config) -> dict[str, int]:
-    heads = int(config["num_attention_heads"])
+    heads = whole(config["num_attention_heads"])
     sizes = {
-        "hidden_size": int(config["hidden_size"]),
-        "intermediate_size": int(config["intermediate_size"]),
-        "num_layers": int(config["num_hidden_layers"]),
+        "hidden_size": whole(config["hidden_size"]),
+        "intermediate_size": whole(config["intermediate_size"]),
+        "num_layers": whole(config["num_hidden_layers"]),
         "num_heads": heads,
-        "num_kv_heads": int(config.get("num_key_value_heads") or heads),
-        "head_dim": int(config.get("head_dim") or int(config["hidden_size"]) // heads),
-        "vocab_size": int(config["vocab_size"]),
-        "max_positions": int(config.get("max_position_embeddings", 2048)),
+        "num_kv_heads": whole(config.get("num_key_value_heads") or heads),
+        "head_dim": whole(config.get("head_dim") or whole(config["hidden_size"]) // heads),
+        "vocab_size": whole(config["vocab_size"]),
+        "max_positions": whole(config.get("max_position_embeddings", 2048)),
     }
     check_sizes(sizes)
     small = ", ".join(f"{_SIZES[name]} {size}" for name, size in sizes.items() if size < 1)
@@ -122,7 +122,7 @@ def _local_rotary(scaling: Config | None, config: Config, head_dim: int, positio
     theta = (scaling or {}).get("rope_theta", config.get("rope_local_base_freq"))
     if theta is None:
         return None
-    return read_rotary(scaling or {}, float(theta), head_dim, positions)[0]
+    return read_rotary(scaling or {}, number(theta), head_dim, positions)[0]
 
 
 def _activation(name: str) -> Activation:
@@ -163,10 +163,10 @@ def _gemma2(config: Config) -> Mapping[str, Any]:
         "activation": _activation(config.get("hidden_activation") or "gelu_pytorch_tanh"),
         "norms": _FOUR_NORMS,
         "norm_offset": 1.0,
-        "embedding_scale": math.sqrt(int(config["hidden_size"])),
-        "attention_scale": 1 / math.sqrt(float(config["query_pre_attn_scalar"])),
-        "attention_cap": float(config.get("attn_logit_softcapping") or 0),
-        "logit_cap": float(config.get("final_logit_softcapping") or 0),
+        "embedding_scale": math.sqrt(whole(config["hidden_size"])),
+        "attention_scale": 1 / math.sqrt(number(config["query_pre_attn_scalar"])),
+        "attention_cap": number(config.get("attn_logit_softcapping") or 0),
+        "logit_cap": number(config.get("final_logit_softcapping") or 0),
     }
 
 
@@ -176,13 +176,13 @@ def _gemma3(config: Config) -> Mapping[str, Any]:
 
 def _all_layers(config: Config) -> tuple[int, ...]:
     """One window, if any, for every layer."""
-    return (int(config.get("sliding_window") or 0),) * int(config["num_hidden_layers"])
+    return (whole(config.get("sliding_window") or 0),) * whole(config["num_hidden_layers"])
 
 
 def _layer_types(config: Config, slides: Callable[[int], bool]) -> tuple[int, ...]:
     """`layer_types` say which layers slide; where they are missing, `slides(layer)` does."""
-    layers, types = int(config["num_hidden_layers"]), config.get("layer_types")
-    window = int(config.get("sliding_window") or 0)
+    layers, types = whole(config["num_hidden_layers"]), config.get("layer_types")
+    window = whole(config.get("sliding_window") or 0)
     if types is None:
         types = ["sliding_attention" if slides(layer) else "full_attention" for layer in range(layers)]
     if not isinstance(types, list) or len(types) != layers or set(types) - {"sliding_attention", "full_attention"}:
@@ -199,11 +199,11 @@ def _no_window(config: Config) -> tuple[int, ...]:
 def _qwen_windows(config: Config) -> tuple[int, ...]:
     if not config.get("use_sliding_window"):
         return ()
-    return _layer_types(config, lambda layer: layer >= int(config.get("max_window_layers", 28)))
+    return _layer_types(config, lambda layer: layer >= whole(config.get("max_window_layers", 28)))
 
 
 def _gemma3_windows(config: Config) -> tuple[int, ...]:
-    pattern = int(config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6)
+    pattern = whole(config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6)
     return _layer_types(config, lambda layer: (layer + 1) % pattern != 0)
 
 

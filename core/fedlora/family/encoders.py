@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from fedlora.family.encoder import EncoderNames, EncoderShape
-from fedlora.family.sizes import check_sizes
+from fedlora.family.sizes import check_sizes, number, whole
 from fedlora.family.text_embedding import TextEmbedding
 
 Config = Mapping[str, Any]  # a config.json
@@ -90,18 +90,18 @@ ENCODERS: Mapping[str, _Family] = {
 def read_encoder(architecture: str, config: Config) -> EncoderShape:
     """Raises KeyError for what is missing, and ValueError or TypeError for what makes no sense."""
     family, has_head = ENCODERS[architecture], architecture.endswith("ForSequenceClassification")
-    sizes = {name: int(config[key]) for name, key in family.sizes.items()}
-    sizes["vocab_size"] = int(config["vocab_size"])
+    sizes = {name: whole(config[key]) for name, key in family.sizes.items()}
+    sizes["vocab_size"] = whole(config["vocab_size"])
     named = config.get("pad_token_id")
-    padding = family.padding if named is None else int(named)
+    padding = family.padding if named is None else whole(named)
     first = padding + 1 if family.offset else 0
-    sizes["max_positions"] = int(config["max_position_embeddings"]) - first
+    sizes["max_positions"] = whole(config["max_position_embeddings"]) - first
     _check(config, sizes, padding)
     return EncoderShape(
         **sizes,
         first_position=first,
-        type_vocab_size=int(config.get("type_vocab_size", 2)) if family.types else 0,
-        layer_norm_eps=family.layer_norm_eps or float(config.get("layer_norm_eps", 1e-12)),
+        type_vocab_size=whole(config.get("type_vocab_size", 2)) if family.types else 0,
+        layer_norm_eps=family.layer_norm_eps or number(config.get("layer_norm_eps", 1e-12)),
         pad_token_id=padding,
         labels=_labels(config) if has_head else (),
         head_activation=family.head_activation,
@@ -136,8 +136,10 @@ def _check(config: Config, sizes: Mapping[str, int], padding: int) -> None:
 
 def _labels(config: Config) -> tuple[str, ...]:
     """The names of the classes, by number; transformers' default is two."""
-    check_sizes({"num_labels": int(config.get("num_labels", 2))})
-    named = config.get("id2label") or {number: f"LABEL_{number}" for number in range(int(config.get("num_labels", 2)))}
+    check_sizes({"num_labels": whole(config.get("num_labels", 2))})
+    named = config.get("id2label") or {
+        number: f"LABEL_{number}" for number in range(whole(config.get("num_labels", 2)))
+    }
     if not isinstance(named, Mapping):
         raise TypeError(f"id2label must be an object, got {named!r:.120}")
     numbers = sorted((int(number), str(label)) for number, label in named.items())

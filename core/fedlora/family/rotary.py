@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedlora.family.sizes import number
+
 Frequencies = NDArray[np.float64]  # [D / 2], radians per position
 
 
@@ -70,13 +72,13 @@ def _default(
 def _linear(
     plain: Frequencies, theta: float, scaling: Mapping[str, Any], context: int
 ) -> tuple[Frequencies, float, int]:
-    return plain / float(scaling["factor"]), 1.0, context
+    return plain / number(scaling["factor"]), 1.0, context
 
 
 def _llama3(
     plain: Frequencies, theta: float, scaling: Mapping[str, Any], context: int
 ) -> tuple[Frequencies, float, int]:
-    factor, low, high = (float(scaling[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+    factor, low, high = (number(scaling[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     # Waves of the original context: 1 at the longest that is kept, 0 at the shortest that is stretched.
     waves = _original(scaling, context) * plain / (2 * math.pi)
     kept = np.clip((waves - low) / (high - low), 0, 1)
@@ -92,7 +94,7 @@ def _yarn(plain: Frequencies, theta: float, scaling: Mapping[str, Any], context:
         """The pair that turns so often within the original context."""
         return pairs * math.log(original / (turns * 2 * math.pi)) / math.log(theta)
 
-    begin, end = feature(float(scaling.get("beta_fast") or 32)), feature(float(scaling.get("beta_slow") or 1))
+    begin, end = feature(number(scaling.get("beta_fast") or 32)), feature(number(scaling.get("beta_slow") or 1))
     if scaling.get("truncate", True):
         begin, end = math.floor(begin), math.ceil(end)
     begin, end = max(begin, 0), min(end, 2 * pairs - 1)
@@ -107,7 +109,7 @@ def _yarn_magnitude(scaling: Mapping[str, Any], factor: float) -> float:
     if scaling.get("attention_factor") is not None:
         return float(scaling["attention_factor"])
     if scaling.get("mscale") and scaling.get("mscale_all_dim"):
-        return magnitude(float(scaling["mscale"])) / magnitude(float(scaling["mscale_all_dim"]))
+        return magnitude(number(scaling["mscale"])) / magnitude(number(scaling["mscale_all_dim"]))
     return magnitude(1.0)
 
 
@@ -127,7 +129,7 @@ def _longrope(
 ) -> tuple[Frequencies, float, int]:
     """Beyond the original context every angle would be another, also of the tokens before: it ends there."""
     original = int(_original(scaling, context))
-    short = np.array(scaling["short_factor"], np.float64)
+    short = np.array([number(factor) for factor in scaling["short_factor"]], np.float64)
     if short.shape != plain.shape:
         raise ValueError(f"short_factor must have {len(plain)} numbers, got {short.size}")
     factor = _factor(scaling, context, original)

@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 _LARGEST = {"num_layers": 1024, "head_dim": 4096, "num_heads": 4096, "num_labels": 65536}
 _LARGEST_OTHER = 1 << 24
+
+
+def whole(value: Any) -> int:
+    """The integer that a config.json has for a size. Raises ValueError: "8", 8.5 and true are none."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if type(value) is not int:
+        raise ValueError(f"a size must be an integer, got {value!r:.40}")
+    return value
+
+
+def number(value: Any) -> float:
+    """The number that a config.json has for a constant. Raises TypeError for a text or a truth."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"a constant must be a number, got {value!r:.40}")
+    return float(value)
 
 
 def check_sizes(sizes: Mapping[str, int]) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+_SQUARES_END = 1e150  # what is larger has no square
+
 
 def loss_over_devices(loss: Mapping[str, float], examples: Mapping[str, float]) -> dict[str, float]:
     """{measure: loss} of the losses by device; empty where there are none.
@@ -20,6 +22,9 @@ def loss_over_devices(loss: Mapping[str, float], examples: Mapping[str, float]) 
     losses = np.array(list(loss.values()), np.float64)
     if not len(losses):
         return {}
+    if (largest := np.abs(losses).max()) > _SQUARES_END:  # in the file of a run that was not ours
+        scaled = loss_over_devices({device: value / largest for device, value in loss.items()}, examples)
+        return {name: value * float(largest) for name, value in scaled.items()}
     worst = np.sort(losses)[-math.ceil(len(losses) / 10) :]
     found = {
         "mean": losses.mean(), "worst_tenth": worst.mean(), "std": losses.std(), "min": losses.min(), "max": losses.max(),

@@ -18,6 +18,7 @@ _ADDED = (  # that earlier versions did not write
     "examples", "cut_examples", "left_out_examples", "held_out_examples", "held_out_left_out", "measured_of",
     "late_answers", "staleness", "loss_over_devices",
 )  # fmt: skip
+MAX_LOSS = 1e9  # in nats: a device's word beyond it is no loss, and would leave no mean over the devices
 _MOST_EXAMPLES = 1 << 53  # that a device may say that it has: what every reader of JSON takes whole
 
 

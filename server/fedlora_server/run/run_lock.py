@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 from fedlora.errors import ConfigError
 
 LOCK = "lock"
+
+_OPEN = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
 
 log = logging.getLogger("fedlora.server")
 
@@ -23,7 +26,9 @@ def locked(run: Path) -> Iterator[None]:
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
-        file = (run / LOCK).open("ab")
+        file = os.fdopen(
+            os.open(run / LOCK, _OPEN, 0o666), "ab"
+        )  # a pipe would be waited for, a link be another's file
     except OSError as error:
         raise ConfigError(f"{run}: cannot be written: {error.strerror}; name another output") from None
     with file:

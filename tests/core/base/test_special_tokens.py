@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tracemalloc
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -160,3 +161,27 @@ def test_a_damaged_tokenizer_says_nothing(tmp_path: Path, content: str) -> None:
     assert read_special_tokens(tmp_path, names_in(tmp_path)) is None
     (tmp_path / "tokenizer.json").unlink()
     assert read_special_tokens(tmp_path, set()) is None
+
+
+@pytest.mark.parametrize(("times", "tokens"), [(20_000, 20_000), (1, 1025), (1025, 1)])
+def test_a_template_that_names_its_tokens_many_times_says_nothing(tmp_path: Path, times: int, tokens: int) -> None:
+    special = {"X": {"id": "X", "ids": [1] * tokens, "tokens": ["x"] * tokens}}
+    single = [{"SpecialToken": {"id": "X", "type_id": 0}}] * times + [{"Sequence": {"id": "A", "type_id": 0}}]
+    template = {"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": special}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": [], "post_processor": template, "model": {}}))
+    tracemalloc.start()
+    try:
+        assert read_special_tokens(tmp_path, {"tokenizer.json"}) is None
+        assert tracemalloc.get_traced_memory()[1] < 100_000_000  # a read makes room for 64 MiB
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_tokenizer_of_brackets_is_not_parsed(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(b'{"added_tokens":[' + b"[]," * 3_000_000 + b"[]]}")
+    tracemalloc.start()
+    try:
+        assert read_special_tokens(tmp_path, {"tokenizer.json"}) is None
+        assert tracemalloc.get_traced_memory()[1] < 100_000_000  # a read makes room for 64 MiB
+    finally:
+        tracemalloc.stop()

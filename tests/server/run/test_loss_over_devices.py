@@ -24,6 +24,15 @@ def test_the_measures_are_those_of_a_sorted_list(count: int) -> None:
     assert found["std"] == pytest.approx(np.std(list(loss.values())))
 
 
+@pytest.mark.parametrize("losses", [[1e200, 3.0], [1.7e308, 1.7e308, -1.7e308], [1e151] * 20])
+def test_losses_that_no_device_has_leave_no_measure_out(losses: list[float]) -> None:
+    loss = {str(number): value for number, value in enumerate(losses)}
+    found = loss_over_devices(loss, dict.fromkeys(loss, 7))
+    assert found.keys() == {"mean", "weighted_mean", "worst_tenth", "std", "min", "max"}
+    assert all(math.isfinite(value) for value in found.values())
+    RoundRecord(1, loss=loss).summary(2)
+
+
 def test_without_losses_there_are_no_measures_and_without_all_weights_no_weighted_mean() -> None:
     assert loss_over_devices({}, {}) == {}
     assert "weighted_mean" not in loss_over_devices({"a": 1.0, "b": 2.0}, {"a": 3})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -474,6 +475,18 @@ def test_a_line_that_cannot_be_written_ends_the_run_with_what_stands_and_how_to_
     (stopped,) = runs.folder.iterdir()
     assert runs.goes_on(Played(FakeGrid({}), stopped)).error is None
     assert left(stopped) == left(runs.whole().path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_what_is_no_lock_is_not_waited_for_and_not_followed(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "run").mkdir()
+    if kind == "pipe":
+        os.mkfifo(tmp_path / "run" / "lock")
+    else:
+        (tmp_path / "run" / "lock").symlink_to(tmp_path / "of another")
+    with pytest.raises(ConfigError, match="cannot be written"), locked(tmp_path / "run"):
+        pass
+    assert not (tmp_path / "of another").exists()
 
 
 def test_a_file_system_without_locks_is_warned_of(
