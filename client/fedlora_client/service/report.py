@@ -27,7 +27,7 @@ def report(config: DeviceConfig, rounds: int) -> dict[str, Any]:
         "started": told.get("started"),
         "memory_mb": _memory_mb(pid, "VmRSS"),
         "peak_mb": _memory_mb(pid, "VmHWM"),
-        "processes": state.read("processes").get("pids", {}),
+        "processes": state.read("processes").get("pids", {}) if _is_supervised(state) else {},
         "link": state.read("link") or None,
         "base": config.device.base,
         "base_fingerprint": told.get("base_fingerprint"),
@@ -84,7 +84,9 @@ def lines(told: dict[str, Any]) -> Iterator[str]:
 
 
 def _round(entry: dict[str, Any]) -> str:
-    where = f"{entry.get('at')} {entry.get('kind')} round {entry.get('round')} of {entry.get('run')}"
+    # One that was refused was not looked into.
+    of = "" if entry.get("round") is None else f" round {entry['round']} of {entry.get('run')}"
+    where = f"{entry.get('at')} {entry.get('kind')}{of}"
     if entry.get("refusal"):
         return f"{where}: {entry['refusal']}: {entry.get('said')}"
     loss = entry.get("loss")
@@ -94,6 +96,11 @@ def _round(entry: dict[str, Any]) -> str:
     if entry.get("joules"):
         told.append(f"{entry['joules']} J of the {entry.get('energy_of')}")
     return f"{where}: {', '.join(told)}"
+
+
+def _is_supervised(state: StateFolder) -> bool:
+    """Whether who wrote of the processes is there: one that was killed could not say that they ended."""
+    return any(state.holder(f"{part}-supervisor") for part in ("trainer", "link", "serve"))
 
 
 def _bytes(entry: dict[str, Any], key: str) -> str:

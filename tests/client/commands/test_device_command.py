@@ -21,6 +21,7 @@ from fedlora_client.records.withdrawn import read_withdrawn
 from fedlora_client.service.config import read_device
 from fedlora_client.service.joining import join, make_key
 from fedlora_client.service.report import report
+from fedlora_client.service.state import StateFolder
 from fedlora_client.supervision.supernode import flower_environment, supernode_command
 from flwr.common.config import parse_config_args
 from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
@@ -238,6 +239,23 @@ def test_a_state_folder_that_is_damaged_is_still_reported(tmp_path: Path, base: 
         (config.state / name).write_text('{"half": ')
     assert report(config, 5)["rounds"] == []
     assert "not running" in output_of("status", "--config", config.path)
+
+
+def test_a_supervisor_that_was_killed_has_no_processes_any_more(tmp_path: Path, base: BasePack) -> None:
+    config = make_device(tmp_path, base)
+    state = StateFolder(config.state)
+    state.make()
+    state.write("processes", {"pids": {"trainer": None, "link": 4711}})
+    state.write("link", {"said": "connected", "at": "now"})
+    state.add_round({"at": "now", "kind": "train", "refusal": "policy-hours", "said": "it is night"})
+    with state.held("link-supervisor"):
+        told = output_of("status", "--dir", tmp_path)
+    assert "processes: link 4711\n" in told
+    assert "link: connected, since now\n" in told
+    assert "  now train: policy-hours: it is night\n" in told
+    told = output_of("status", "--dir", tmp_path)
+    assert "4711" not in told
+    assert "connected" not in told
 
 
 def test_what_a_server_calls_its_run_steers_no_terminal(tmp_path: Path, base: BasePack) -> None:
