@@ -48,8 +48,8 @@ ROOMS = {
         "supervision", "app", "commands",
     ),
     "fedlora_server": (
-        "bounded_pull", "exchange", "device_names", "checks", "copies", "stopwatch", "means", "methods", "aggregation",
-        "run", "fleet", "intake", "leader", "buffered_rounds", "rounds", "app", "commands",
+        "ways", "bounded_pull", "exchange", "device_names", "checks", "copies", "stopwatch", "means", "methods",
+        "aggregation", "run", "fleet", "intake", "leader", "buffered_rounds", "rounds", "app", "commands",
     ),
     "fedlora_export": (
         "onnx_model", "adapter_export", "genai", "checks", "export", "merge", "commands",

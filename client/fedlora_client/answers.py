@@ -7,11 +7,15 @@ from collections.abc import Callable, Mapping
 
 from fedlora.config.run import RunConfig, Scalar
 from fedlora.errors import FedloraError, PolicyError, UpdateError
+from fedlora.wire.costs import told_costs
 from fedlora.wire.update import Update, decode_update, encode_update
 
 from fedlora_client.courier.question import Answer, Question
 from fedlora_client.data.clients import node_name
 from fedlora_client.device import Device
+from fedlora_client.training.energy import EnergyMeter
+from fedlora_client.training.memory import peak_bytes
+from fedlora_client.training.trainer import TrainResult
 
 Allow = Callable[[Device, Update], None]  # raises PolicyError
 
@@ -38,7 +42,7 @@ def answer(question: Question, node: Mapping[str, Scalar], allow: Allow = lambda
 
 def _trained(device: Device, update: Update) -> Answer:
     """Train the adapter that came down; send what is asked for of it up."""
-    started = time.monotonic()
+    started, meter = time.monotonic(), EnergyMeter()
     result = device.train(update.adapter, update.server_round, task=update.task, frozen=update.frozen, run=update.run)
     windows, counts = device.train_windows(), device.account()
     trained = Update(
@@ -58,7 +62,20 @@ def _trained(device: Device, update: Update) -> Answer:
         },
     )
     data = encode_update(trained, device.config.server.codec)
-    return Answer(device=device.name, data=data, metrics=trained.metrics)
+    return Answer(device=device.name, data=data, metrics={**trained.metrics, **_costs(result, meter)})
+
+
+def _costs(result: TrainResult, meter: EnergyMeter) -> dict[str, float]:
+    """What the training took, as far as it is known: `fedlora.wire.costs` has the names."""
+    told: dict[str, object] = {"peak_mb": peak_bytes() / 1e6}
+    if steps := len(result.step_seconds):
+        told |= {
+            "step_s": sum(result.step_seconds) / steps, "step_cpu_s": sum(result.step_cpu_seconds) / steps,
+            "rss_mb": sum(result.resident) / steps / 1e6,
+        }  # fmt: skip
+    if energy := meter.joules():
+        told["joules"] = energy[0]
+    return told_costs(told)
 
 
 def _measured(device: Device, update: Update) -> Answer:

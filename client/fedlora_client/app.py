@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 
 from fedlora.errors import CourierError, FedloraError
+from fedlora.wire.costs import COSTS, told_costs
 from fedlora.wire.refusal import REASON, REFUSAL, SAID
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -35,17 +36,17 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def _reply(message: Message, context: Context) -> Message:
-    node = context.node_config
+    node, began = context.node_config, time.monotonic()
     try:
         question = _question(message, context)
         if "socket" in node:
-            return _message(ask(str(node["socket"]), question), message)
+            return _message(ask(str(node["socket"]), question), message, began)
         # Here: a courier does without torch, which takes seconds to load.
         from fedlora_client.answers import answer
 
-        return _message(answer(question, node), message)
+        return _message(answer(question, node), message, began)
     except FedloraError as error:
-        return _message(Answer(device=str(node.get("name") or "without name"), said=str(error)), message)
+        return _message(Answer(device=str(node.get("name") or "without name"), said=str(error)), message, began)
 
 
 def _question(message: Message, context: Context) -> Question:
@@ -70,7 +71,7 @@ def _seconds_left(message: Message) -> float:
     return min(left, ttl)
 
 
-def _message(answer: Answer, message: Message) -> Message:
+def _message(answer: Answer, message: Message, began: float) -> Message:
     name = ConfigRecord({"device": answer.device})
     if answer.refusal:
         refusal = ConfigRecord({REASON: answer.refusal, SAID: answer.said})
@@ -83,4 +84,6 @@ def _message(answer: Answer, message: Message) -> Message:
         return Message(RecordDict({"metrics": MetricRecord({**answer.metrics}), "device": name}), reply_to=message)
     data = bytes(answer.data)
     array = Array(dtype="uint8", shape=(len(data),), stype="fedlora.update", data=data)
-    return Message(RecordDict({"update": ArrayRecord({"update": array}), "device": name}), reply_to=message)
+    costs = MetricRecord({**told_costs({**answer.metrics, "work_s": time.monotonic() - began})})
+    content = RecordDict({"update": ArrayRecord({"update": array}), "device": name, COSTS: costs})
+    return Message(content, reply_to=message)

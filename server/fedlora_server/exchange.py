@@ -6,18 +6,20 @@ import logging
 import re
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fedlora.errors import RunError
 from fedlora.errors import printable as one_line
+from fedlora.wire.costs import COSTS, told_costs
 from fedlora.wire.refusal import POLICY_REASONS, REASON, REFUSAL, SAID
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedlora_server.bounded_pull import bounded
+from fedlora_server.ways import ways_s
 
 log = logging.getLogger("fedlora.server")
 _POLL_S = 0.05
@@ -48,6 +50,7 @@ class Reply:
     data: bytes = b""
     metrics: dict[str, float] | None = None
     error: str = ""
+    costs: Mapping[str, float] = field(default_factory=dict)  # what it took: `run/device_costs.py`
     kind: str = TRAIN  # of the message that it replies to, ...
     server_round: int = 0  # ... and the round that this was of: by what we sent, not by what the device says
 
@@ -64,6 +67,7 @@ class _Sent:
     data: bytes
     activated: str  # when its device had come to SuperLink last, as far as that tells
     times: int = 1  # that it was sent because a reply was lost
+    sent_at: float = 0.0  # by this machine's clock, as Flower has it
 
     def reply(self, **what: Any) -> Reply:
         return Reply(node=self.node, kind=self.kind, server_round=self.server_round, **what)
@@ -165,7 +169,7 @@ class Outstanding:
         message = Message(content, sent.node, sent.kind, ttl=ttl, group_id=str(sent.server_round))
         (message_id,) = self._grid.push_messages([message])
         if message_id:
-            self._waiting[message_id] = sent
+            self._waiting[message_id] = replace(sent, sent_at=message.metadata.created_at)
         return message_id or ""
 
     def _activated(self) -> dict[int, str]:
@@ -316,7 +320,12 @@ def _reply(message: Message, sent: _Sent) -> Reply:
         if REFUSAL in content.config_records:
             return _refusal(content.config_records[REFUSAL], sent, name)
         if message.metadata.message_type == MessageType.TRAIN:
-            return sent.reply(device=name, data=content.array_records["update"]["update"].data)
+            data = content.array_records["update"]["update"].data
+            told = told_costs(content.metric_records.get(COSTS, {}))
+            ways = ways_s(sent.sent_at, message.metadata.created_at, time.time(), told.get("work_s"))
+            return sent.reply(
+                device=name, data=data, costs={**told, **ways, "bytes_down": len(sent.data), "bytes_up": len(data)}
+            )
         metrics = {
             key: float(value) for key, value in content.metric_records["metrics"].items() if not isinstance(value, list)
         }

@@ -48,6 +48,7 @@ class Intake:
         self._heard = set[int]()  # nodes that said who they are
         self._first: dict[str, str] = {}  # what the first device of each reason said
         self._examples: dict[int, int] = {}  # of the devices whose updates were added
+        self._took: dict[int, float] = {}  # seconds, of the same
         self._late = list[int]()  # of those added: the commits since their adapters
         self._watch = Stopwatch()
 
@@ -61,7 +62,7 @@ class Intake:
 
         Any other one is counted by its reason; False then.
         """
-        record, then = self._record, asked.expectation.adapter
+        record, then, before_s = self._record, asked.expectation.adapter, self._watch.seconds
         if reply.device != str(reply.node):
             self._heard.add(reply.node)
         with self._watch:
@@ -86,6 +87,7 @@ class Intake:
             self._added.append((reply, update.metrics))
             self._examples[reply.node] = update.num_examples
             record.replies += 1
+        self._took[reply.node] = self._watch.seconds - before_s
         return True
 
     def _take_back(self, node: int, instead: Reply, adapter: Adapter, late: int) -> None:
@@ -118,6 +120,7 @@ class Intake:
         for reply, metrics in sorted(self._added, key=lambda pair: pair[0].node):  # in whichever order they came
             if metrics:
                 name = self._names.of(reply, record.nodes)
+                record.costs[name] = {**reply.costs, "server_s": self._took[reply.node]}
                 record.count_train(name, metrics)
                 if 0 <= metrics.get("train_loss", math.nan) <= MAX_LOSS:
                     record.train_loss[name] = metrics["train_loss"]

@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 import matplotlib as mpl
 from fedlora.files.atomic import write_text
+from fedlora_server.run.device_costs import COST_UNITS, median_costs
 from fedlora_server.run.loss_over_devices import loss_over_devices
 from fedlora_server.run.run_directory import CONFIG, devices_to_measure, loss_unit, read_metrics
 from matplotlib.axes import Axes
@@ -48,6 +49,8 @@ def write_report(run: Path | str) -> Path:
         unit=unit,
         devices=_devices(records),
         totals=_totals(records),
+        costs=(costs := median_costs(trained)),
+        cost_units={name: unit for name, unit in COST_UNITS.items() if any(name in told for told in costs.values())},
         excluded=dict(excluded),
         loss_plot=_svg(partial(_plot_loss, unit=unit), records),
         bytes_plot=_svg(_plot_bytes, records),

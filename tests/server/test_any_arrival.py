@@ -42,7 +42,7 @@ def left(played: Played, rounds: int = 2) -> tuple[list[bytes], list[dict[str, A
     """The bits of what was committed, and the records without times."""
     adapters = [played.adapter(number) for number in range(1, rounds + 1)]
     numbers = [a.tobytes() for each in adapters for p in each.pairs.values() for a in (p.lora_A, p.lora_B)]
-    return numbers, [{k: v for k, v in r.items() if k not in ("seconds", "server_s")} for r in played.metrics]
+    return numbers, [{k: v for k, v in r.items() if k not in ("seconds", "server_s", "costs")} for r in played.metrics]
 
 
 def in_each_order(play: Player, devices: dict[int, Device], **server: Any) -> list[tuple[list[bytes], list[str]]]:

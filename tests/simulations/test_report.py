@@ -78,3 +78,15 @@ def test_the_report_counts_who_was_left_out_over_all_rounds(tmp_path: Path) -> N
 def test_the_same_metrics_give_the_same_report(tmp_path: Path) -> None:
     records = record(0, {"a": 1.0}), record(1, {"a": 0.5})
     assert report_of(tmp_path / "one", *records) == report_of(tmp_path / "two", *records)
+
+
+def test_the_report_tells_what_a_round_took_on_each_device(tmp_path: Path) -> None:
+    rounds = [
+        record(1, {}, costs={"a": {"step_s": 0.25, "bytes_up": 1000}, "b": {"step_s": 2.0}}),
+        record(2, {}, costs={}),
+    ]
+    page = report_of(tmp_path, record(0, {}), *rounds)
+    for cell in ("What a round took", "local step, s", '<td>a<td class="n">0.250<td class="n">1000', "2.000"):
+        assert cell in page
+    assert "energy" not in page
+    assert "What a round took" not in report_of(tmp_path, record(0, {}), record(1, {}))

@@ -132,3 +132,17 @@ def test_a_run_of_an_earlier_version_has_its_report(tmp_path: Path) -> None:
     assert page.count("(1 of 2)") == 1
     assert "<td>b<" in page
     assert write_report(tmp_path).exists()
+
+
+def test_what_a_round_took_on_each_device_is_in_the_record_and_the_report(told_run: tuple[Path, str]) -> None:
+    run, _ = told_run
+    costs = read_metrics(run)[1]["costs"]
+    assert set(costs) == {"alice", "bob", "carol"}
+    for told in costs.values():
+        assert set(told) - {"joules"} == {
+            "step_s", "step_cpu_s", "work_s", "download_s", "upload_s", "server_s", "rss_mb", "peak_mb", "bytes_down", "bytes_up",
+        }  # fmt: skip
+        assert 0 < told["step_s"] < told["work_s"]
+        assert 0 < told["rss_mb"] <= told["peak_mb"] * 1.01
+    assert sum(told["bytes_up"] for told in costs.values()) == read_metrics(run)[1]["bytes_up"]
+    assert "What a round took on each device" in (run / "report.html").read_text(encoding="utf-8")

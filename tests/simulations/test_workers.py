@@ -16,7 +16,7 @@ def left(run: Path) -> tuple[str, list[str]]:
     digest = hashlib.sha256()
     for adapter in sorted(run.glob("rounds/*/adapter/adapter_model.safetensors")):
         digest.update(adapter.read_bytes())
-    records = [{k: v for k, v in r.items() if k not in ("seconds", "server_s")} for r in read_metrics(run)]
+    records = [{k: v for k, v in r.items() if k not in ("seconds", "server_s", "costs")} for r in read_metrics(run)]
     return digest.hexdigest(), [repr(record) for record in records]
 
 

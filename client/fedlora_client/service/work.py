@@ -26,10 +26,10 @@ from fedlora_client.policy.day_counts import DayCounter
 from fedlora_client.policy.machine import HERE, Machine
 from fedlora_client.service.committed import MAX_NAME, CommittedAdapters, run_digest
 from fedlora_client.service.config import DeviceConfig
-from fedlora_client.service.energy import EnergyMeter
 from fedlora_client.service.kept_answer import KeptAnswer
 from fedlora_client.service.state import StateFolder, Told, now_text
-from fedlora_client.training.memory import peak_bytes, resident_bytes
+from fedlora_client.training.energy import EnergyMeter
+from fedlora_client.training.memory import forget_peak, peak_bytes, resident_bytes
 from fedlora_client.training.planning import plan_training
 from fedlora_client.training.wanted import while_wanted
 
@@ -62,6 +62,7 @@ class DeviceWork:
     def __call__(self, question: Question, is_wanted: IsWanted) -> Answer:
         began, meter = time.monotonic(), EnergyMeter(self._machine.root)
         self._last = {}
+        forget_peak()
         self.told.say(doing=f"{question.kind} for Flower's run {question.run_id}, since {now_text()}")
         try:
             given = self._answer(question, is_wanted)

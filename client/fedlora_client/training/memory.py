@@ -6,6 +6,7 @@ import ctypes
 import re
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -32,7 +33,7 @@ def available_bytes() -> int:
 
 
 def peak_bytes() -> int:
-    """The most that the process has taken since it began."""
+    """The most that the process has taken since it began, or since `forget_peak`."""
     try:  # getrusage would begin at what the parent had when it forked
         found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     except OSError:
@@ -41,6 +42,12 @@ def peak_bytes() -> int:
         return int(found[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def forget_peak() -> None:
+    """Let the peak begin anew, where the kernel can: a resident process tells that of each piece of work."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # only that, says proc(5)
 
 
 def give_back_freed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from fedlora_client.data.windows import Windows
 from fedlora_client.layers.step_plan import StepPlan
 from fedlora_client.model import Model
 from fedlora_client.ops.compute import Compute
+from fedlora_client.training.memory import resident_bytes
 from fedlora_client.training.planning import plan_training
 from fedlora_client.training.training import Span, Training, mean_loss
 from fedlora_client.training.training_state import Progress, identity_of, plan_of_state, restore_state, write_state
@@ -34,6 +36,9 @@ class TrainResult:
     tokens: int  # that were learned; of an encoder, the labels
     evaluations: tuple[tuple[int, float], ...] = ()  # (steps done, held-out loss)
     head: NDArray[np.float32] | None = None  # [V, H], where it was trained too
+    step_seconds: tuple[float, ...] = ()  # of each step that was done now, not before it was stopped
+    step_cpu_seconds: tuple[float, ...] = ()  # of the process's processor time, during the same
+    resident: tuple[int, ...] = ()  # bytes of the process after each of these
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,19 +102,23 @@ def train(
     watcher.on_plan(plan)
     training = Training(model, [adapter], [windows], config, [generator], plan, span, head, trains, frozen)
     del adapter, frozen  # where the caller does not hold them, their memory is free from here
-    progress = Progress()
+    progress, step_seconds, step_cpu_seconds, resident = Progress(), list[float](), list[float](), list[int]()
     if saving and saving.file.exists():
         progress = restore_state(saving.file, training)
     if evaluation and not progress.evaluations:
         _evaluate(evaluation, training, progress)
         watcher.on_evaluation(*progress.evaluations[-1])
     while training.step < config.steps and not (evaluation and evaluation.is_over(progress.evaluations)):
+        began, cpu_began = time.perf_counter(), time.process_time()
         try:
             (step,) = training.run_step()
         except RunError:  # nobody waits any more: whoever asks again gets what was done
             if saving and training.step:
                 _save(saving, identity, training, progress)
             raise
+        step_seconds.append(time.perf_counter() - began)
+        step_cpu_seconds.append(time.process_time() - cpu_began)
+        resident.append(resident_bytes())
         progress.losses.append(step.loss)
         progress.tokens += step.tokens
         watcher.on_step(training.step - 1, step.loss)
@@ -131,6 +140,9 @@ def train(
         tokens=progress.tokens,
         evaluations=tuple(progress.evaluations),
         head=lora.head(),
+        step_seconds=tuple(step_seconds),
+        step_cpu_seconds=tuple(step_cpu_seconds),
+        resident=tuple(resident),
     )
 
 

@@ -16,7 +16,7 @@ from fedlora_server.run.loss_over_devices import loss_over_devices
 
 _ADDED = (  # that earlier versions did not write
     "examples", "cut_examples", "left_out_examples", "held_out_examples", "held_out_left_out", "measured_of",
-    "late_answers", "staleness", "loss_over_devices",
+    "late_answers", "staleness", "loss_over_devices", "costs",
 )  # fmt: skip
 MAX_LOSS = 1e9  # in nats: a device's word beyond it is no loss, and would leave no mean over the devices
 _MOST_EXAMPLES = 1 << 53  # that a device may say that it has: what every reader of JSON takes whole
@@ -52,6 +52,7 @@ class RoundRecord:
         default_factory=dict
     )  # of the updates, in commits: mean and most; none: all new
     loss_over_devices: dict[str, float] = field(default_factory=dict)  # of `loss`: see `loss_over_devices.py`
+    costs: dict[str, dict[str, float]] = field(default_factory=dict)  # of training, by device: see `device_costs.py`
 
     def count_train(self, device: str, metrics: Mapping[str, float]) -> None:
         """Keep what a device says of the examples that it trains on."""
@@ -110,13 +111,19 @@ def wrong_value(values: Mapping[str, Any]) -> str:
     """The first of the record's values here that is of another kind than its own; "" where all are sound."""
     for name, default in RoundRecord(0).line().items():
         value = values.get(name, default)
-        if isinstance(default, dict):
-            sound = isinstance(value, Mapping) and all(map(_is_number, value.values()))
+        if name == "costs":
+            sound = isinstance(value, Mapping) and all(map(_is_numbers, value.values()))
+        elif isinstance(default, dict):
+            sound = _is_numbers(value)
         else:
             sound = _is_number(value) or (value is None and default is None)
         if not sound:
             return name
     return ""
+
+
+def _is_numbers(value: object) -> bool:
+    return isinstance(value, Mapping) and all(map(_is_number, value.values()))
 
 
 def _is_number(value: object) -> bool:

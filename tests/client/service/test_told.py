@@ -13,10 +13,10 @@ from fedlora.errors import ConfigError
 from fedlora.files import atomic
 from fedlora_client.policy.machine import Machine
 from fedlora_client.service import state as state_module
-from fedlora_client.service.energy import EnergyMeter
 from fedlora_client.service.logs import last_lines
 from fedlora_client.service.state import StateFolder
 from fedlora_client.service.work import DeviceWork
+from fedlora_client.training.energy import EnergyMeter
 
 from tests.client.service.devices import make_device, question
 

@@ -28,7 +28,7 @@ from tests.server.fake_grid import FINGERPRINT, LORA, SHAPE, FakeGrid, Honest, u
 from tests.tiny.checkpoints import tree
 
 ROUNDS = 3
-TIMES = ("seconds", "server_s")
+TIMES = ("seconds", "server_s", "costs")
 Run = tuple[str, str]  # method, optimizer
 RUNS: tuple[Run, ...] = (("svd", "none"), ("fedavg", "fedadam"))
 

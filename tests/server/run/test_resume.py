@@ -34,7 +34,7 @@ from tests.server.method_cases import METHODS
 from tests.tiny.checkpoints import tree
 
 ROUNDS = 3
-TIMES = ("seconds", "server_s")
+TIMES = ("seconds", "server_s", "costs")
 PLAIN = AggregationConfig(max_rank=9)  # stack and fedex come to cut what they commit
 CASES = {
     **{method: (method, PLAIN) for method in METHODS},

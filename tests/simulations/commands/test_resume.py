@@ -25,7 +25,7 @@ from tests.tiny.checkpoints import tree
 if TYPE_CHECKING:
     from tests.simulations.conftest import Simulator
 
-TIMES = ("seconds", "server_s")
+TIMES = ("seconds", "server_s", "costs")
 SCENARIO = """
 [data]
 name = "stdlib"
