@@ -126,7 +126,8 @@ def train(
         if evaluation and (is_last or training.step % evaluation.every == 0):
             _evaluate(evaluation, training, progress)
             watcher.on_evaluation(*progress.evaluations[-1])
-        if saving and (is_last or training.step % saving.every == 0):
+        # After the last step it would be removed at once: three times an adapter to a board's flash, each round.
+        if saving and (saving.keeps if is_last else training.step % saving.every == 0):
             _save(saving, identity, training, progress)
     if saving and not saving.keeps:
         saving.file.unlink(missing_ok=True)
