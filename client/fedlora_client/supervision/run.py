@@ -20,7 +20,7 @@ from fedlora_client.service.state import StateFolder
 from fedlora_client.supervision.children import Child, Children
 from fedlora_client.supervision.link_words import LinkWords, plain
 from fedlora_client.supervision.publishing import Publisher, admin_key_of
-from fedlora_client.supervision.supernode import flower_environment, supernode_command, supernode_process
+from fedlora_client.supervision.supernode import flower_environment, supernode_command, supernode_process, warm_app_of
 
 Part = Literal["trainer", "link", "serve"]
 
@@ -60,7 +60,10 @@ def _children(config: DeviceConfig, parts: tuple[Part, ...]) -> tuple[list[Child
                 lines.info("%s", line)
                 words.hear(line)
 
-        children.append(_child("link", lambda: supernode_process(config), flower_environment(config), on_line))
+        warm, environment_of_link = warm_app_of(config)
+        if warm:
+            children.append(_child("app", lambda: warm, flower_environment(config), on_line))
+        children.append(_child("link", lambda: supernode_process(config), environment_of_link, on_line))
     if "serve" in parts:
         if not config.serve.is_used:
             raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import socket
@@ -11,6 +12,9 @@ from pathlib import Path
 from fedlora.errors import ConfigError
 
 from fedlora_client.service.config import DeviceConfig
+from fedlora_client.supervision.warm_app import PROGRAM, has_room, warm_program
+
+log = logging.getLogger("fedlora.device")
 
 _PROCESS = Path(__file__).with_name("supernode_process.py")
 
@@ -65,6 +69,23 @@ def flower_environment(config: DeviceConfig) -> dict[str, str]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
     }
+
+
+def warm_app_of(config: DeviceConfig) -> tuple[list[str] | None, dict[str, str]]:
+    """(the command of the warm app, the environment in which SuperNode's messages go to it).
+
+    None, and the plain environment, where it has no place: then each message loads its app anew.
+    """
+    environment, path = flower_environment(config), config.state / "app.sock"
+    try:
+        if not has_room(path):
+            return None, environment
+        folder = warm_program(config.state / "bin", path, _found(PROGRAM))
+    except OSError as error:
+        log.warning("%s: %s; each message loads its app anew", config.state, error.strerror)
+        return None, environment
+    command = [sys.executable, "-m", "fedlora_client.supervision.warm_app", str(path)]
+    return command, environment | {"PATH": os.pathsep.join((str(folder), environment["PATH"]))}
 
 
 def _found(program: str) -> str:

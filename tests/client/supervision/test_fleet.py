@@ -126,7 +126,7 @@ def test_devices_train_by_their_policies_come_back_to_a_server_that_was_killed_a
                 assert adapters_of(serving)[0]["version"] in (1, 2)
                 assert report(configs[1], 9)["refused"]["policy-rounds"]["count"] == 1
                 pids = [pid for pid in told["processes"].values() if pid]
-                assert len(pids) == 3
+                assert len(pids) == 4
                 one.terminate()
                 one.wait(20)
                 assert not any(map(lives, pids))
