@@ -513,7 +513,8 @@ def kinds() -> dict[str, tuple[str, object]]:
     for key, default in RoundRecord(0).line().items():
         if key == "round":
             continue
-        for value in ("5", True, [], [1], math.nan, math.inf, 10**400, {"a": "5"}, {"a": None}, {"a": {"b": 1}}):
+        deeper: dict[str, object] = {"a": {"b": "5"}} if key == "costs" else {"a": {"b": 1}}  # by device and what
+        for value in ("5", True, [], [1], math.nan, math.inf, 10**400, {"a": "5"}, {"a": None}, deeper):
             wrong[f"{key} {value!r:.20}"] = (key, value)
         if default is not None:
             wrong[f"{key} null"] = (key, None)
