@@ -140,7 +140,8 @@ def test_what_a_round_took_on_each_device_is_in_the_record_and_the_report(told_r
     assert set(costs) == {"alice", "bob", "carol"}
     for told in costs.values():
         assert set(told) - {"joules"} == {
-            "step_s", "step_cpu_s", "work_s", "download_s", "upload_s", "server_s", "rss_mb", "peak_mb", "bytes_down", "bytes_up",
+            "step_s", "step_cpu_s", "work_s", "download_s", "upload_s", "server_s", "rss_mb", "peak_mb", "bytes_down",
+            "bytes_up",
         }  # fmt: skip
         assert 0 < told["step_s"] < told["work_s"]
         assert 0 < told["rss_mb"] <= told["peak_mb"] * 1.01
