@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ class Overhead:
 
 
 def overheads(
-    records: Iterable[Mapping[str, Any]], launches: Mapping[str, list[Mapping[str, float]]], steps: int
+    records: Iterable[Mapping[str, Any]], launches: Mapping[str, Sequence[Mapping[str, float]]], steps: int
 ) -> Iterator[Overhead]:
     """Of every device in every round. Raises WorkerError where a round has more or fewer processes than one a device."""
     for position, record in enumerate(records):

@@ -72,7 +72,7 @@ def carried(kind: str, answer: Answer | None, age_s: float = 0.0) -> tuple[dict[
 
 def test_an_update_is_carried_both_ways_without_torch() -> None:
     told, (asked,) = carried("train", Answer(device="kitchen", data=b"xyz", metrics={"step_s": 2.0, "other": 1}))
-    costs = told.pop("metrics")["costs"]  # type: ignore[attr-defined]
+    costs = told.pop("metrics")["costs"]  # type: ignore[index]
     assert set(costs) == {"work_s", "step_s"}, "what it took, and nothing else of what it measured"
     assert told == {"heavy": [], "records": {"device": {"device": "kitchen"}}, "data": ["xyz"]}
     assert (asked.kind, asked.run_id, bytes(asked.data or b"")) == ("train", 7, b"abc")
