@@ -104,8 +104,8 @@ def _generated(monkeypatch: pytest.MonkeyPatch, base: BasePack, *options: str) -
         seen.append(sampling)
         yield "!"
 
-    monkeypatch.setattr(generate_module, "Engine", lambda *_, **__: SimpleNamespace(base=base))
-    monkeypatch.setattr(generate_module, "generate_text", generate)
+    monkeypatch.setattr("fedlora_serve.local.engine.Engine", lambda *_, **__: SimpleNamespace(base=base))
+    monkeypatch.setattr("fedlora_serve.local.generate.generate", generate)
     result = CliRunner().invoke(generate_module.generate, [str(base.directory), "--prompt", "x", *options])
     assert result.exception is None, result.exception
     return seen[0], result.stderr
