@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import bz2
 import errno
-import gzip
 import io
 import lzma
 import os
@@ -30,6 +29,7 @@ MAX_LINE_BYTES = 1 << 26  # of one record
 _FREE_BYTES = 1 << 25
 _BLOCK_BYTES = 1 << 18
 _HOLE = bytes(_BLOCK_BYTES)
+_GZIP = 16 + zlib.MAX_WBITS
 _XZ_MEMORY_BYTES = 1 << 28  # xz -9 needs a quarter; a file may ask for 4 GiB
 _MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ\x00": ".xz"}
 _NAMES = {".gz": "a gzipped", ".bz2": "a bzip2", ".xz": "an xz"}
@@ -122,7 +122,7 @@ def _compression(head: bytes) -> str | None:
 def _expanded(file: BinaryIO, kind: str) -> io.RawIOBase | io.BufferedIOBase:
     match kind:
         case ".gz":
-            return gzip.GzipFile(fileobj=file, mode="rb")
+            return _Gzip(file)
         case ".bz2":
             return bz2.BZ2File(file, "rb")
         case _:
@@ -153,6 +153,42 @@ class _Bounded(io.RawIOBase):
         return len(data)
 
 
+class _Gzip(io.RawIOBase):
+    """The content of a gzip file. Python's own reader takes a header byte by byte: a name without an end takes minutes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._stream, self._left = file, zlib.decompressobj(wbits=_GZIP), b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        while True:
+            if self._stream.eof:
+                self._left = _after_padding(self._file, self._left)
+                if not self._left:
+                    return 0
+                self._stream = zlib.decompressobj(wbits=_GZIP)  # files that were put one after another
+            given, self._left = self._left, b""
+            data = self._stream.decompress(given, len(buffer))  # of nothing too: it may hold some back
+            self._left = self._stream.unused_data if self._stream.eof else self._stream.unconsumed_tail
+            if data:
+                buffer[: len(data)] = data
+                return len(data)
+            if not self._left and not self._stream.eof:
+                self._left = self._file.read(io.DEFAULT_BUFFER_SIZE)
+                if not self._left:
+                    raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+
+
+def _after_padding(file: BinaryIO, left: bytes) -> bytes:
+    """What follows a stream, without the zeros that may stand between two; empty at the file's end."""
+    while not (left := left.lstrip(b"\x00")):
+        if not (left := file.read(io.DEFAULT_BUFFER_SIZE)):
+            break
+    return left
+
+
 class _Xz(io.RawIOBase):
     """The content of an xz file, with a bound on the memory that it may ask for."""
 
@@ -165,7 +201,7 @@ class _Xz(io.RawIOBase):
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         while True:
             if self._stream.eof:
-                self._left = (self._stream.unused_data or self._file.read(io.DEFAULT_BUFFER_SIZE)).lstrip(b"\x00")
+                self._left = _after_padding(self._file, self._stream.unused_data)
                 if not self._left:
                     return 0
                 self._stream = _xz_stream()  # files that were put one after another

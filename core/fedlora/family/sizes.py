@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_LARGEST = {"num_layers": 1024, "head_dim": 4096, "num_heads": 4096, "num_labels": 65536}
+_LARGEST = {"num_layers": 1024, "head_dim": 4096, "num_heads": 4096, "num_labels": 65536, "max_positions": 1 << 22}
 _LARGEST_OTHER = 1 << 24
 
 

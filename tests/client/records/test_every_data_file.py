@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import json
+import lzma
 import os
 import resource
 import signal
@@ -14,6 +16,7 @@ from types import FrameType
 
 import pytest
 from fedlora.config.run import FieldNames
+from fedlora.data.examples import TextRecord
 from fedlora.errors import DataError, NotRecordsError
 from fedlora_client.records.data_file import read_file
 
@@ -178,6 +181,35 @@ def test_a_first_row_that_does_not_end_is_refused(tmp_path: Path, beginning: byt
     path.write_bytes(beginning + b"a\n" * (1 << 25))
     with pytest.raises(NotRecordsError, match="the first line has more than 1048576 characters"):
         read_file(path, FieldNames())
+
+
+@pytest.mark.parametrize("padding", [0, 4, 8188, 8192, 20_000])
+@pytest.mark.parametrize("name", ["data.jsonl.gz", "data.jsonl.xz"])
+def test_what_follows_zeros_behind_a_compressed_file_is_read_too(tmp_path: Path, name: str, padding: int) -> None:
+    compress = gzip.compress if name.endswith(".gz") else lzma.compress
+    sound = b"".join(compress(LINE * 8) + bytes(padding) for _ in range(3))
+    (tmp_path / name).write_bytes(sound)
+    assert len(read_file(tmp_path / name, FieldNames()).all) == 24
+    for damaged in (sound + compress(LINE * 8)[:-5], sound + b"garbage", sound[:20] + b"????" + sound[24:]):
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(DataError, match="cannot be read"):
+            read_file(tmp_path / name, FieldNames())
+
+
+def test_many_parts_and_large_ones_are_what_gzip_reads(tmp_path: Path) -> None:
+    lines = [b'{"text": "%d %s"}\n' % (number, bytes([97 + number % 26]) * 9_000) for number in range(400)]
+    parts = [b"".join(lines[:390]), b"", *lines[390:]]
+    (tmp_path / "data.jsonl.gz").write_bytes(b"".join(map(gzip.compress, parts)))
+    content = read_file(tmp_path / "data.jsonl.gz", FieldNames())
+    assert [example.text for example in content.all if isinstance(example, TextRecord)] == [
+        json.loads(line)["text"] for line in lines
+    ]
+
+
+def test_the_name_in_a_gzip_file_has_an_end(tmp_path: Path) -> None:
+    (tmp_path / "data.txt.gz").write_bytes(b"\x1f\x8b\x08\x08" + bytes(6) + b"a" * 100_000_000)
+    with bounded(), pytest.raises(DataError, match="cannot be read"):
+        read_file(tmp_path / "data.txt.gz", FieldNames())
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root reads everything")

@@ -120,6 +120,7 @@ def test_there_are_two_norms_per_layer_and_one_at_the_end() -> None:
         ({"head_dim": 7}, "head_dim (7) even"),
         ({"head_dim": -8}, "head_dim (-8)"),
         ({"max_position_embeddings": 0}, "max_position_embeddings"),
+        ({"max_position_embeddings": (1 << 22) + 1}, "max_positions is 4.19e+06; at most 4194304 is read"),
     ],
 )
 def test_a_config_that_is_not_a_plain_llama_is_refused_with_its_place(changes: dict[str, Any], message: str) -> None:
