@@ -22,7 +22,7 @@ class DayCounts:
     """The rounds and bytes of one day."""
 
     day: str = "1970-01-01"
-    rounds: tuple[str, ...] = ()  # RUN/ROUND, each counted once however often it was asked for
+    rounds: tuple[str, ...] = ()  # RUN/ROUND/QUESTION, each counted once however often it was asked for
     bytes: int = 0
 
     def on(self, today: date) -> DayCounts:

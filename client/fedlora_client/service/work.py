@@ -26,7 +26,7 @@ from fedlora_client.policy.day_counts import DayCounter
 from fedlora_client.policy.machine import HERE, Machine
 from fedlora_client.service.committed import MAX_NAME, CommittedAdapters, run_digest
 from fedlora_client.service.config import DeviceConfig
-from fedlora_client.service.kept_answer import KeptAnswer
+from fedlora_client.service.kept_answer import KeptAnswer, digest_of
 from fedlora_client.service.state import StateFolder, Told, now_text
 from fedlora_client.training.energy import EnergyMeter
 from fedlora_client.training.memory import forget_peak, peak_bytes, resident_bytes
@@ -119,7 +119,8 @@ class DeviceWork:
         self._last = {"run": run_name, "round": update.server_round}
         policy.check_base(device.model.base.fingerprint)
         said = self._committed.offer(device, update, question.kind)
-        name = f"{run_digest(update)}/{update.server_round}" if is_training else None
+        # By what is asked: another question under the same number is another round's work.
+        name = f"{run_digest(update)}/{update.server_round}/{digest_of(question, '')[:16]}" if is_training else None
         counts = self._counter.today(self._now().date())
         counts.check(policy, name, len(question.data or b"") if is_training else 0)
         if is_training:

@@ -165,6 +165,23 @@ def test_a_days_rounds_are_counted_over_restarts_and_a_question_that_is_repeated
     assert answered(config, question(base, server_round=5), now=NOON).refusal == "policy-rounds"
 
 
+def test_another_question_under_the_number_of_a_round_is_another_round_of_the_day(
+    tmp_path: Path, base: BasePack
+) -> None:
+    config = make_device(tmp_path, base, "[policy]\nrounds_a_day = 1\n")
+    for _ in range(2):
+        assert not answered(config, question(base)).said
+    for other in (
+        question(base, config=run_config(base, steps=3)),
+        question(base, adapter=random_adapter(base, LORA, seed=5)),
+        question(base, task=Task(again=1)),
+        question(base, run="another"),
+        question(base, server_round=4),
+    ):
+        assert answered(config, other).refusal == "policy-rounds"
+    assert not answered(config, dataclasses.replace(question(base), seconds=9.0)).said
+
+
 def test_an_answer_that_was_not_taken_is_kept_and_a_new_record_makes_another(
     device: DeviceConfig, base: BasePack
 ) -> None:

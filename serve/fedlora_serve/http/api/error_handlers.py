@@ -61,7 +61,7 @@ async def _answer_http(request: Request, error: Exception) -> Response:
         allowed = answer.headers.get("Allow", "another method")
         if "GET" in allowed and "HEAD" not in allowed:  # and HEAD wherever that is
             answer.headers["Allow"] = allowed = f"{allowed}, HEAD"
-        detail.message, detail.code = f"{where}: use {allowed}", "method_not_allowed"
+        detail.message, detail.code = f"{where:.300}: use {allowed}", "method_not_allowed"
     elif answer.status == http.HTTPStatus.BAD_REQUEST and detail.message == "There was an error parsing the body":
         if encoded := _encoding_of(request):
             return ErrorResponse(encoded)
