@@ -72,7 +72,8 @@ class Answer:
         for name, text in texts.items():
             if not isinstance(text, str):
                 raise CourierError(f"{name}: {text!r:.40}; expected a text")
-        metrics = {name: float(value) for name, value in _mapping(header, "metrics", (int, float)).items()}
+        told = _mapping(header, "metrics", (int, float))
+        metrics = {name: _number(told, name) for name in told}
         return cls(
             device=str(texts["device"]),
             data=data,
@@ -91,6 +92,12 @@ def _mapping(header: Mapping[str, Any], name: str, kinds: tuple[type, ...]) -> d
 
 def _number(header: Mapping[str, Any], name: str) -> float:
     value = header.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise CourierError(f"{name}: {value!r:.40}; expected a finite number")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of more digits than a float reaches
+        number = math.inf
+    if not math.isfinite(number):
+        raise CourierError(f"{name}: {value!r:.40}; expected a finite number")
+    return number

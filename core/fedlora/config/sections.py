@@ -131,6 +131,9 @@ class LoraSection:
         )  # fmt: skip
 
 
+MAX_BATCH = 1 << 16  # windows: a step's are drawn before its first part, and who asks chooses how many
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """What a device does in one round, and what it computes with."""
@@ -155,6 +158,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require(self.steps >= 1, "train.steps must be at least 1", self.steps)
         require(self.batch_size >= 1, "train.batch_size must be at least 1", self.batch_size)
+        require(self.batch_size <= MAX_BATCH, f"train.batch_size must be at most {MAX_BATCH}", self.batch_size)
         require(self.sequence_length >= 2, "train.sequence_length must be at least 2", self.sequence_length)
         require(0 < self.lr < 1, "train.lr must be between 0 and 1", self.lr)
         require(0 <= self.weight_decay < 1, "train.weight_decay must be from 0 to 1", self.weight_decay)

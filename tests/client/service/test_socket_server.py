@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import socket
@@ -278,3 +279,21 @@ def test_a_header_beyond_its_bound_is_not_sent() -> None:
     here, there = socket.socketpair()
     with here, there, pytest.raises(CourierError, match="no JSON"):
         send_frame(here, {"loss": float("nan")}, b"", 1)
+
+
+@pytest.mark.parametrize(
+    "number", ["NaN", "Infinity", "1e400", "1" + "0" * 400, "-1" + "0" * 4000, "true", '"8"', "null"]
+)
+def test_a_number_that_is_none_is_told_at_both_ends(path: Path, number: str) -> None:
+    asked = json.loads(json.dumps(question().header() | {"seconds": "HERE"}).replace('"HERE"', number))
+    with pytest.raises(CourierError, match=r"seconds: .*; expected a finite number"):
+        Question.read(asked, bytearray())
+    given = Answer(device="kitchen", metrics={"loss": 0.5}).header()
+    given["metrics"] = {"loss": json.loads(number)}
+    with pytest.raises(CourierError, match="expected"):
+        Answer.read(given, bytearray())
+    header = json.dumps(question(data=None).header() | {"seconds": "HERE"}).replace('"HERE"', number).encode()
+    with serving(path), connected(path) as connection:
+        connection.sendall(struct.pack("<4sB3xIQ", b"FLDV", 1, len(header), 0) + header)
+        answer = Answer.read(*receive_frame(connection, 30.0))
+        assert "the question cannot be read: seconds: " in answer.said

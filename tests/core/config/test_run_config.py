@@ -55,7 +55,7 @@ CONFIGS = st.builds(
     train=st.builds(
         TrainConfig,
         steps=POSITIVE,
-        batch_size=POSITIVE,
+        batch_size=st.integers(1, 1 << 16),
         sequence_length=st.integers(2, 10**5),
         lr=st.floats(0, 1 / 1024, exclude_min=True),
         schedule=st.sampled_from(["constant", "cosine"]),
@@ -247,6 +247,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(tmp_path: Path, te
         pytest.param("train.lr", 10**400, "train.lr", id="train.lr that no float holds"),
         ("train.steps", 0, "train.steps must be at least 1, got 0"),
         ("train.batch_size", -1, "train.batch_size must be at least 1, got -1"),
+        ("train.batch_size", 1 << 40, "train.batch_size must be at most 65536, got 1099511627776"),
         ("train.sequence_length", 1, "train.sequence_length must be at least 2, got 1"),
         ("train.lr", 0.0, "train.lr must be between 0 and 1, got 0.0"),
         ("train.lr", 1, "train.lr must be between 0 and 1, got 1.0"),
