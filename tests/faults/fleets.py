@@ -212,6 +212,13 @@ class Fleet:
     def trains(self, name: str, server_round: int) -> bool:
         return f"train, round {server_round} of" in str(self.status(name)["doing"])
 
+    def until_it_trains(self, name: str) -> int:
+        """The round in whose middle the device is, once it is in one."""
+        until(lambda: "train, round" in str(self.status(name)["doing"]), f"{name} does not train")
+        found = re.search(r"train, round (\d+) of", str(self.status(name)["doing"]))
+        assert found, f"{name} trained too shortly to be hit"
+        return int(found[1])
+
     def until_training(self, server_round: int, *names: str) -> None:
         """Until all of these (or any device) are in the middle of that round."""
         assert self.server is not None

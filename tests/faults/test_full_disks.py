@@ -68,15 +68,14 @@ def test_a_device_whose_disk_is_full_says_so_and_takes_part_again_with_room(
     state = fleet.folder / "pantry" / "own" / "state"
     with small_disk(state, 16):
         filler = fill(state)
-        fleet.begin(server__min_devices=3, server__round_timeout_s=60)
+        fleet.begin(server__min_devices=3, server__rounds=4, server__round_timeout_s=60)
         until(lambda: fleet.committed >= 1, "round 1 is not committed")
         filler.unlink()
         fleet.finish()
-        first, second = fleet.rounds()
-        said = fleet.said("pantry")
+        lines, said = fleet.rounds(), fleet.said("pantry")
         fleet.devices["pantry"].end()
-    assert first["replies"] >= 3
-    assert second["replies"] == 4, (first, second)
+    assert all(line["replies"] >= 3 for line in lines)
+    assert "pantry" in lines[-1]["train_loss"]
     assert "No space left" in said
     line = next(line for line in said.splitlines() if "No space left" in line)
-    row("a device's disk full in round 1", f"{first['excluded']}, then 4 of 4 devices; {line}")
+    row("a device's disk full in round 1", f"{lines[0]['excluded']}, later it takes part; {line}")

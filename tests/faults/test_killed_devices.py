@@ -14,23 +14,32 @@ pytestmark = pytest.mark.faults
 
 
 @pytest.mark.parametrize("killed", [("pantry",), ("pantry", "attic")])
-def test_a_round_commits_without_the_devices_that_were_killed_which_come_back_by_their_names(
-    fleet: Fleet, killed: tuple[str, ...], row: Callable[[str, str], None]
+def test_devices_that_are_killed_and_started_again_give_what_they_would_have_given(
+    fleet: Fleet, undisturbed: str, killed: tuple[str, ...], row: Callable[[str, str], None]
 ) -> None:
-    left = sorted({*fleet.names} - {*killed})
-    fleet.begin(server__min_devices=len(left), server__round_timeout_s=60)
-    fleet.until_training(1, *killed)
+    fleet.begin()
+    fleet.until_training(2, *killed)
     for name in killed:
         fleet.devices[name].kill()
-    until(lambda: fleet.committed >= 1, "round 1 is not committed")
-    for name in killed:
-        fleet.start_device(name)
+        fleet.start_device(name)  # as its unit does
     fleet.finish()
-    first, second = fleet.rounds()
-    assert sorted(first["train_loss"]) == left
-    assert sum(first["excluded"].values()) == len(killed)
-    assert second["devices"] == 4
-    row(f"SIGKILL of {len(killed)} of 4 devices in round 1", f"round 1 without {', '.join(killed)} {first['excluded']}")
+    assert [line["replies"] for line in fleet.rounds()] == [4, 4]
+    assert fleet.rounds()[1]["train_loss"].keys() == {*fleet.names}
+    assert fleet.digest() == undisturbed
+    row(f"SIGKILL of {len(killed)} of 4 devices in round 2", f"asked again by name, adapter {undisturbed:.16}")
+
+
+def test_a_round_commits_without_a_device_that_was_killed_and_stays_away(
+    fleet: Fleet, row: Callable[[str, str], None]
+) -> None:
+    fleet.begin(server__min_devices=2, server__round_timeout_s=90)
+    hit = fleet.until_it_trains("pantry")
+    fleet.devices["pantry"].kill()
+    fleet.finish()
+    line = fleet.rounds()[hit - 1]
+    assert "pantry" not in line["train_loss"]
+    assert line["replies"] >= 2
+    row("SIGKILL of a device that stays away", f"round {hit}: {line['replies']} answers, {line['excluded']}")
 
 
 def test_a_trainer_that_is_killed_while_the_courier_waits_goes_on_with_the_same_result(
