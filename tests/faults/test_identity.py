@@ -1,4 +1,4 @@
-"""A device whose clock, certificate or enrolment is wrong: it says so, and the round goes on without it."""
+"""A device whose certificate or enrolment is wrong: it says so, and the round goes on without it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from tests.faults.fleets import Fleet, until
 
 pytestmark = pytest.mark.faults
-FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 
 
 def without_pantry(fleet: Fleet) -> None:
@@ -33,15 +32,6 @@ def stopped(fleet: Fleet) -> Iterator[Fleet]:
     fleet.devices["pantry"].end()
     yield fleet
     fleet.devices["pantry"].end()
-
-
-@pytest.mark.skipif(FAKETIME is None, reason="faketime is not installed; make faults installs it")
-def test_a_device_whose_clock_is_off_by_ten_minutes_says_so(stopped: Fleet, row: Callable[[str, str], None]) -> None:
-    stopped.start_device("pantry", LD_PRELOAD=str(FAKETIME), FAKETIME="+10m")
-    without_pantry(stopped)
-    until(lambda: "clock" in stopped.said("pantry"), stopped.said("pantry"), 60)
-    line = next(line for line in stopped.said("pantry").splitlines() if "clock" in line)
-    row("a clock ahead by 10 minutes", line)
 
 
 def test_a_device_whose_certificate_has_expired_says_so(stopped: Fleet, row: Callable[[str, str], None]) -> None:
