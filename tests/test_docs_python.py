@@ -10,8 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.tiny.documents import write_beginning
-
 PROJECT = Path(__file__).resolve().parents[1]
 BLOCKS = re.findall(r"```python\n(.*?)```", (PROJECT / "docs" / "python.md").read_text(encoding="utf-8"), re.DOTALL)
 
@@ -26,7 +24,7 @@ def test_the_blocks_import_only_from_the_faces_of_the_packages() -> None:
 
 
 def test_the_blocks_run_one_after_another(tmp_path: Path) -> None:
-    write_beginning("README.md", tmp_path, as_name="notes.txt")
+    (tmp_path / "notes.txt").symlink_to(PROJECT / "README.md")
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(BLOCKS)], cwd=tmp_path, env=os.environ | {"MPLBACKEND": "agg"},
         capture_output=True, text=True, timeout=900, check=False,

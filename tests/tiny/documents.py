@@ -8,7 +8,7 @@ _PROJECT = Path(__file__).resolve().parents[2]
 _CHARACTERS = 1500
 
 
-def write_beginning(name: str, folder: Path, *, as_name: str = "") -> None:
-    """Write the beginning of a document of the project into a folder, under its name or another."""
+def write_beginning(name: str, folder: Path) -> None:
+    """Write the beginning of a document of the project into a folder, under its name."""
     text = (_PROJECT / name).read_text(encoding="utf-8")
-    (folder / (as_name or name)).write_text(text[:_CHARACTERS], encoding="utf-8")
+    (folder / name).write_text(text[:_CHARACTERS], encoding="utf-8")
