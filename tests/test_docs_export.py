@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny.documents import write_beginning
-
 PROJECT = Path(__file__).resolve().parents[1]
 
 
@@ -33,7 +31,7 @@ def run(command: list[str], folder: Path) -> str:
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """(a folder with what the commands make, what the last of them wrote)"""
     folder = tmp_path_factory.mktemp("docs")
-    write_beginning("README.md", folder)
+    (folder / "README.md").symlink_to(PROJECT / "README.md")
     (commands,) = blocks("sh")
     output = run(["bash", "-ec", commands], folder)
     return folder, output[output.rindex("def main(") :].strip()

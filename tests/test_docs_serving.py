@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny.documents import write_beginning
-
 PROJECT = Path(__file__).resolve().parents[1]
 TEXT = (PROJECT / "docs" / "serving.md").read_text(encoding="utf-8")
 SHELL, PYTHON, TOML = (
@@ -35,7 +33,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with what the first commands make."""
     folder = tmp_path_factory.mktemp("docs")
     for name in ("README.md", "CHANGELOG.md"):
-        write_beginning(name, folder)
+        (folder / name).symlink_to(PROJECT / name)
     run(["bash", "-ec", SHELL[0]], folder)
     return folder
 

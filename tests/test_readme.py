@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny.documents import write_beginning
-
 PROJECT = Path(__file__).resolve().parents[1]
 
 
@@ -34,8 +32,8 @@ def run(command: list[str], folder: Path) -> str:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with what the first steps need of a checkout."""
-    (tmp_path / "simulations").symlink_to(PROJECT / "simulations")
-    write_beginning("README.md", tmp_path)
+    for name in ("simulations", "README.md"):
+        (tmp_path / name).symlink_to(PROJECT / name)
     return tmp_path
 
 
