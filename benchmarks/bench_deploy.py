@@ -56,7 +56,8 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=1, help="of each kind and adapter  [default: 1]")
     parser.add_argument("--devices", type=int, default=4, choices=range(1, len(TEXTS) + 1), help="[default: 4]")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="fleet-", dir="/tmp") as folder:  # a socket's path is short
+    # A socket's path is short, whatever TMPDIR says.
+    with tempfile.TemporaryDirectory(prefix="fleet-", dir="/tmp") as folder:  # nosec B108
         figures = fleet_figures(Path(folder), options.rounds, options.blocks, options.devices)
     base = open_pack("nano")
     alike, straggling = (
