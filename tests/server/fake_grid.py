@@ -73,7 +73,7 @@ def trained(node: int, down: Update) -> Update:
         base_fingerprint=down.base_fingerprint,
         factors=down.task.sends,
         num_examples=10 * (node % 1009),  # of any id that Flower draws
-        metrics={"train_loss": 1.0 + node},
+        metrics={"train_loss": 1.0 + node % 1009},
     )
 
 
@@ -103,7 +103,7 @@ class Honest:
         down = update_of(message)
         name = self.name or f"device-{self.node}"
         if message.metadata.message_type == MessageType.EVALUATE:
-            return [evaluation_reply(message, self.node + 1 / (1 + down.server_round), name)]
+            return [evaluation_reply(message, self.node % 1009 + 1 / (1 + down.server_round), name)]
         update = trained(self.node, down)
         if self.change is not None and down.server_round >= self.from_round:
             return self.change(message, update)
