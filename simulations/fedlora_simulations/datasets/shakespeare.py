@@ -22,6 +22,8 @@ def shakespeare(config: DataConfig, node: Mapping[str, Scalar]) -> DeviceData:
 @lru_cache(maxsize=1)
 def _roles(path: Path) -> list[DeviceData]:
     roles = []
+    if not path.exists():
+        raise DataError(f"{path}: cannot be read: there is no such file; set data.path to a roles.jsonl.gz")
     try:
         with opened(path) as file:
             for number, line in enumerate(file, 1):
