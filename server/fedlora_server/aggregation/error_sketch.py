@@ -65,7 +65,8 @@ class ErrorSketch:
         return show
 
     def width(self, adapter: Adapter, module: str) -> int:
-        return self._directions[adapter.pairs[module].shape[1]].shape[1]
+        _, seen = self._directions[adapter.pairs[module].shape[1]].shape
+        return int(seen)
 
     def count(self, weight: float) -> None:
         self._weight += Fraction(weight)
