@@ -23,10 +23,9 @@ from fedlora_server.means.ring_windows import EMPTY, Term
 _MOST_PARTS = 64  # that the kernel puts together
 _ROWS, _COLUMNS, _WINDOW, _TERMS = 1, 2, 3, 4  # of a sum, after its address
 
-_WORTH_KEEPING = 1 << 18  # numbers
-# The memory of a round's sums is kept for the next round's, at most that of two groups of weights: the system takes longer
-# to find it than two updates take to be added.
-_spare: deque[NDArray[np.int64]] = deque(maxlen=2)
+# The memory of a round's sums is kept for the next round's, at most that of two groups of weights and of their sketches:
+# the system takes longer to find it than two updates take to be added.
+_spare: deque[NDArray[np.int64]] = deque(maxlen=4)
 
 Array = NDArray[np.float32]
 Shape = tuple[int, int]
@@ -109,7 +108,7 @@ class RingSums:
         self._table[:, 0] = _address(self._room) + 8 * np.cumsum([0, *sizes[:-1]])
 
     def _let_go(self) -> None:
-        if len(self._room) >= _WORTH_KEEPING:
+        if len(self._room) and sum(len(room) == len(self._room) for room in _spare) < 2:
             _spare.append(self._room)
         self._room = np.empty(0, np.int64)
         self._table[:, _WINDOW], self._table[:, _TERMS] = EMPTY, 0
@@ -139,9 +138,9 @@ def give_back_spare() -> None:
 
 def _room(count: int) -> NDArray[np.int64]:
     """Memory for so many numbers, whatever it holds."""
-    while _spare:
-        room = _spare.pop()
+    for place, room in enumerate(_spare):
         if len(room) == count:
+            del _spare[place]
             return room
     return np.empty(count, np.int64)
 
