@@ -43,9 +43,8 @@ def sketched(
 ) -> float:
     sketch = ErrorSketch(committed, np.random.default_rng(seed))
     for adapter, weight in updates:
-        show = sketch.look(adapter, weight)
         for module in adapter.pairs:
-            show(module)
+            sketch.add_module(adapter, module, weight)
         sketch.count(weight)
     return sketch.relative_error(committed, frozen)
 
