@@ -110,6 +110,15 @@ def test_a_shell_gets_a_script_that_asks_fedlora_and_is_told_where_to_put_it(
     assert fedlora("completion") == (0, script, "")
 
 
+def test_a_script_is_the_same_where_another_package_has_its_own_way_to_complete(
+    fedlora: Fedlora, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = fedlora("completion", "bash")
+    other = type("Other", (click.shell_completion.BashComplete,), {"source_template": "another script"})
+    monkeypatch.setitem(click.shell_completion._available_shells, "bash", other)
+    assert fedlora("completion", "bash") == expected
+
+
 def test_a_shell_that_cannot_complete_is_named(fedlora: Fedlora, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHELL", "/bin/dash")
     code, out, err = fedlora("completion")

@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 
 import click
-from click.shell_completion import get_completion_class
+from click.shell_completion import BashComplete, FishComplete, ShellComplete, ZshComplete
 
+# click's own: those that it finds by name are typer's in a process that has loaded Flower's commands.
+_SCRIPTS: dict[str, type[ShellComplete]] = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
 VARIABLE = "_FEDLORA_COMPLETE"  # by which click knows that a shell asks
 _PLACES = {
     "bash": "fedlora completion bash > ~/.local/share/bash-completion/completions/fedlora",
@@ -30,7 +32,7 @@ def completion(context: click.Context, shell: str | None) -> None:
       fish  fedlora completion fish > ~/.config/fish/completions/fedlora.fish
     """
     name = shell or Path(os.environ.get("SHELL", "")).name
-    found = get_completion_class(name) if name in _PLACES else None
+    found = _SCRIPTS.get(name)
     if found is None:
         raise click.UsageError(f"$SHELL is {name or 'not set'!r}; name one of {', '.join(_PLACES)}")
     script = found(context.find_root().command, {}, "fedlora", VARIABLE).source()
