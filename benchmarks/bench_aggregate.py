@@ -29,6 +29,7 @@ from fedlora.lora.adapter import Adapter
 from fedlora.wire.update import decode_update
 from fedlora_server.aggregation.aggregation import Aggregation
 from fedlora_server.checks import Expectation
+from fedlora_server.means.ring_sums import give_back_spare
 from flwr.app import Message
 from flwr.serverapp.strategy import FedAvg
 from flwr.supercore.task_identity import TaskIdentity
@@ -217,6 +218,7 @@ def peaks_bytes(clients: Clients, count: int) -> tuple[int, int]:
 
 
 def allocated_bytes(work: Callable[[], object]) -> int:
+    give_back_spare()
     tracemalloc.start()
     work()
     _, peak = tracemalloc.get_traced_memory()

@@ -16,7 +16,7 @@ from fedlora.errors import RunError
 from fedlora.lora.adapter import Adapter
 from numpy.typing import NDArray
 
-from fedlora_server.means.weighted_sum import NO_UPDATES, positive
+from fedlora_server.means.weighted_sum import AT_ONCE, NO_UPDATES, positive
 from fedlora_server.methods.method import Aggregator, Global
 
 
@@ -43,7 +43,6 @@ class CappedAggregator(Aggregator):
         """`new` makes an empty aggregator of the round: the first one is that of the result."""
         self._new, self._multiple = new, multiple
         self._all = new()
-        self._latest: Aggregator | None = None  # the only one in which updates may wait
         self._groups: dict[int, tuple[Aggregator, list[float]]] = {}  # by the exponent of the weights
 
     def add(self, adapter: Adapter, weight: float) -> None:
@@ -51,16 +50,21 @@ class CappedAggregator(Aggregator):
         if exponent not in self._groups:
             self._groups[exponent] = self._new(), []
         aggregator, weights = self._groups[exponent]
-        if self._latest is not aggregator and self._latest is not None:
-            self._latest.settle()
-        self._latest = aggregator
         aggregator.add(adapter, weight)
         weights.append(weight)
+        self._settle_most()
 
     def remove(self, adapter: Adapter, weight: float) -> None:
         aggregator, weights = self._groups[math.frexp(weight)[1]]
         aggregator.remove(adapter, weight)
         weights.remove(weight)
+        self._settle_most()
+
+    def _settle_most(self) -> None:
+        """So that all groups together hold no more than one of them may."""
+        aggregators = [aggregator for aggregator, _ in self._groups.values()]
+        if sum(aggregator.waiting for aggregator in aggregators) >= AT_ONCE:
+            max(aggregators, key=lambda aggregator: aggregator.waiting).settle()
 
     def result(self) -> Global:
         groups = [(aggregator, sorted(own)) for _, (aggregator, own) in sorted(self._groups.items()) if own]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from ctypes import c_double, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from fedlora.native import Build, BuildError, cached_library, instruction_flags, loaded_library
@@ -32,6 +33,11 @@ class RingKernel:
         self._add.argtypes = (c_void_p, c_void_p, *(c_int64,) * 3, c_void_p, c_int64, c_int64, c_void_p)
         self._add.restype = c_int64
         self._mean.argtypes, self._mean.restype = (c_void_p, c_void_p, c_int64, c_double, c_double), None
+        self._add_all, self._means = loaded.fedlora_ring_add_all, loaded.fedlora_ring_means
+        self._add_all.argtypes = (c_void_p, *(c_int64,) * 3, c_void_p, c_void_p, c_int64, c_void_p, c_void_p)
+        self._add_all.restype = c_int64
+        self._means.argtypes = (c_void_p, c_void_p, c_int64, c_int64, c_double, c_void_p, c_void_p)
+        self._means.restype = None
         self._ring = np.array([WIDTH, BITS, LOWEST], np.int64)
         self._ring_at = _address(self._ring)
 
@@ -54,6 +60,31 @@ class RingKernel:
         """out = total * scale * share"""
         assert total.flags.c_contiguous and out.flags.c_contiguous and total.shape == out.shape
         self._mean(_address(total), _address(out), total.size, scale, share)
+
+    def add_all(
+        self,
+        sums: NDArray[np.int64],  # [sums, 5]: address, rows, columns, window, terms
+        first: int,
+        last: int,
+        terms: NDArray[np.int64],  # [updates, sums, 3]: address, rows, columns
+        weights: NDArray[np.float64],  # [updates]
+        left: NDArray[np.uint8],  # [updates, sums]
+    ) -> int:
+        """Add to the sums from `first` to before `last`. Returns how many terms were left, which `left` tells."""
+        found: int = self._add_all(
+            _address(sums), len(sums), first, last, _address(terms), _address(weights), len(terms), _address(left),
+            self._ring_at,
+        )  # fmt: skip
+        return found
+
+    def means(
+        self, parts: Sequence[NDArray[np.int64]], factors: Sequence[float], share: float, out: Sequence[Array]
+    ) -> None:
+        """out = share * (the sum of parts * factors), one array for each sum; `factors` ascend."""
+        into = np.array([_address(array) for array in out], np.int64)
+        tables = np.array([_address(part) for part in parts], np.int64)
+        by = np.array(factors, np.float64)
+        self._means(_address(tables), _address(by), len(parts), len(parts[0]), share, _address(into), self._ring_at)
 
 
 @cache
@@ -109,6 +140,6 @@ def _plain(array: Array) -> Array:
     return array if array.flags.carray or array.flags.c_contiguous else np.ascontiguousarray(array)
 
 
-def _address(array: NDArray[np.float32] | NDArray[np.float64] | NDArray[np.int64]) -> int:
+def _address(array: NDArray[Any]) -> int:
     address: int = array.__array_interface__["data"][0]
     return address

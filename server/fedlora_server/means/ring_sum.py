@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from fedlora_server.means.ring_kernel import RingKernel, ring_kernel
 from fedlora_server.means.ring_windows import ALL_ZERO, NOT_FINITE, Term, add_rounded, exponent, window_of
 
-_MOST_TERMS = 1 << 15  # in a sum whose terms have 48 bits
+MOST_TERMS = 1 << 15  # in a sum whose terms have 48 bits
 _HALF = 32  # bits
 _BLOCK = 1 << 14  # numbers that a cache has room for, in float64
 
@@ -46,7 +46,7 @@ class _Window:
     def make_room(self, terms: int) -> None:
         """Be ready for so many more."""
         self.terms += terms
-        if self.terms > _MOST_TERMS:
+        if self.terms > MOST_TERMS:
             self._carry()
             self.terms = terms + 1  # what is left of those before is smaller than one of them
 
@@ -106,6 +106,13 @@ class RingSum:
             window.terms -= len(terms)
             return False
         return True
+
+    def take(self, number: int, numbers: NDArray[np.int64], terms: int) -> None:
+        """Add the sum of so many terms of one window; its memory becomes this sum's."""
+        if number in self._own:
+            self._own[number].take(_Window(numbers, terms))
+        else:
+            self._own[number] = _Window(numbers, terms)
 
     def merge(self, other: RingSum, factor: float) -> None:
         """Add the sum of `other` times `factor`; `other` is used up. Sums that are merged with one factor stay exact."""

@@ -15,6 +15,7 @@ LOWEST = -5  # window: what is smaller is rounded as there
 # What stands in the place of a window.
 NOT_FINITE = 1 << 40
 ALL_ZERO = NOT_FINITE + 1
+EMPTY = NOT_FINITE + 3  # a sum that has no window yet
 
 _NEAREST = 6755399441055744.0  # 1.5 * 2^52: what is added to it is rounded to an integer, in its lowest bits
 _NEAREST_BITS = np.int64(0x4338000000000000)

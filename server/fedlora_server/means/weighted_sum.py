@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from fractions import Fraction
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from fedlora.errors import RunError
@@ -15,14 +15,12 @@ from fedlora.lora.adapter import Adapter, LoraPair
 from fedlora.wire.task import FactorSet
 from numpy.typing import NDArray
 
-from fedlora_server.means.ring_sum import RingSum
-from fedlora_server.means.ring_windows import Term
+from fedlora_server.means.ring_sums import Batch, RingSums
 
 Array = NDArray[np.float32]
-Number = TypeVar("Number", np.float32, np.int64)
 Then = Callable[[str], None]  # told of each module while the cache has it
 
-_AT_ONCE = 4  # updates that are added in one pass through the sums
+AT_ONCE = 4  # updates that are added in one pass through the sums
 NO_UPDATES = "the mean of no updates is not defined"
 
 
@@ -37,17 +35,19 @@ class _Added(NamedTuple):
 
 
 class FactorMean:
-    """sum_k w_k A_k / sum_k w_k, and that of B: the same bits in every order, by a `RingSum` for each factor.
+    """sum_k w_k A_k / sum_k w_k, and that of B: the same bits in every order, by `RingSums`.
 
     An adapter of a smaller rank counts as zero in the components that it lacks; a component that none of them has stays as
-    it was. Memory: 8 bytes a number (`RingSum`), and three updates, which wait for a fourth: memory is what takes time, and
-    four are added in one pass through the sums.
+    it was. Memory: 8 bytes a number (`RingSums`), and three updates, which wait for a fourth: memory is what takes time,
+    and four are added in one pass through the sums.
     """
 
     def __init__(self, like: Adapter, factors: FactorSet = "AB") -> None:
         """`like` is what went down: the modules, their shapes, and what is not averaged."""
         self._like, self._factors = like, factors
-        self._sums: dict[tuple[str, str], RingSum] = {}  # by module and factor
+        shapes = {(m, f): _factors(pair)[f].shape for m, pair in like.pairs.items() for f in factors}
+        self._keys = list(shapes)  # (module, factor): the factors of a module side by side
+        self._sums = RingSums(list(shapes.values()))
         self._ranks: dict[str, dict[int, int]] = {module: {} for module in like.pairs}  # how often each came
         self._weight = Fraction(0)  # exact, too
         self._waiting: list[_Added] = []
@@ -62,27 +62,29 @@ class FactorMean:
 
     def merge(self, other: FactorMean, factor: float) -> None:
         """Add all that was added to `other`, with its weights times `factor`."""
-        self.settle()
+        if factor == 1:  # what waits there may as well be added here
+            self._waiting += other._waiting
+            other._waiting = []
+            if self._sums.is_empty:
+                self._sums, other._sums = other._sums, self._sums
         other.settle()
         self._weight += other._weight * Fraction(factor)
         for module, counts in other._ranks.items():
             for rank, count in counts.items():
                 self._count(module, rank, count)
-        for key, total in other._sums.items():
-            self._sums.setdefault(key, RingSum(total.shape)).merge(total, factor)
-        other._sums = {}
+        self._sums.merge(other._sums, factor)
 
     def mean(self) -> Adapter:
         """The mean; the sums are used up, so nothing can be added afterwards. Raises RunError where nothing was."""
         self.settle()
         if not self._weight:
             raise RunError(NO_UPDATES)
-        pairs, means = {}, self._rooms(np.dtype(np.float32))
+        pairs, means = {}, dict(zip(self._keys, self._sums.means(self._weight), strict=True))
         for module, before in self._like.pairs.items():
             held = max(rank for rank, count in self._ranks[module].items() if count)
             arrays = _factors(before)
             for factor in self._factors:
-                mean = self._sums.pop((module, factor)).mean(self._weight, means[module, factor])
+                mean = means[module, factor]
                 rest = np.s_[held:] if factor == "A" else np.s_[:, held:]
                 mean[rest] = arrays[factor][rest]
                 arrays[factor] = mean
@@ -94,37 +96,26 @@ class FactorMean:
             self._count(module, pair.rank, 1 if added.weight > 0 else -1)
         self._weight += Fraction(added.weight)
         self._waiting.append(added)
-        if len(self._waiting) == _AT_ONCE:
+        if len(self._waiting) == AT_ONCE:
             self.settle()
+
+    @property
+    def waiting(self) -> int:
+        """The updates that wait."""
+        return len(self._waiting)
 
     def settle(self) -> None:
         """Add what waits for others, and let it go."""
         if not self._waiting:
             return
-        if not self._sums:
-            rooms = self._rooms(np.dtype(np.int64))
-            self._sums = {key: RingSum((len(room), room.shape[1]), room) for key, room in rooms.items()}
-        for module in self._like.pairs:
-            pairs = [added.adapter.pairs[module] for added in self._waiting]
-            alike = len({pair.rank for pair in pairs}) == 1
-            for factor in self._factors:
-                terms = [Term(_factors(p)[factor], a.weight) for p, a in zip(pairs, self._waiting, strict=True)]
-                for some in [terms] if alike else [[term] for term in terms]:
-                    self._sums[module, factor].add(*some)
+        arrays = [[_factors(added.adapter.pairs[m])[f] for m, f in self._keys] for added in self._waiting]
+        batch = Batch(arrays, [added.weight for added in self._waiting])
+        apiece = len(self._factors)
+        for number, module in enumerate(self._like.pairs):
+            self._sums.add(batch, number * apiece, (number + 1) * apiece)
             for added in self._waiting:
                 added.then(module)
         self._waiting = []
-
-    def _rooms(self, dtype: np.dtype[Number]) -> dict[tuple[str, str], NDArray[Number]]:
-        """Memory for every factor that is averaged, in one piece: the system gives it sooner than many small ones."""
-        shapes = {
-            (module, factor): _factors(pair)[factor].shape
-            for module, pair in self._like.pairs.items()
-            for factor in self._factors
-        }
-        numbers = np.empty(sum(map(math.prod, shapes.values())), dtype)
-        parts = np.split(numbers, np.cumsum([math.prod(shape) for shape in shapes.values()])[:-1])
-        return {key: part.reshape(shape) for part, (key, shape) in zip(parts, shapes.items(), strict=True)}
 
     def _count(self, module: str, rank: int, count: int) -> None:
         self._ranks[module][rank] = self._ranks[module].get(rank, 0) + count

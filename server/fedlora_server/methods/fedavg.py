@@ -40,6 +40,10 @@ class MeanAggregator(Aggregator):
     def remove(self, adapter: Adapter, weight: float) -> None:
         self._mean.remove(adapter, weight)
 
+    @property
+    def waiting(self) -> int:
+        return self._mean.waiting
+
     def settle(self) -> None:
         self._mean.settle()
 

@@ -35,6 +35,10 @@ class FedRotAggregator(Aggregator):
     def remove(self, adapter: Adapter, weight: float) -> None:
         self._mean.remove(rotated_onto(adapter, self._target), weight)
 
+    @property
+    def waiting(self) -> int:
+        return self._mean.waiting
+
     def settle(self) -> None:
         self._mean.settle()
 

@@ -39,6 +39,10 @@ class HetLoraAggregator(Aggregator):
     def remove(self, adapter: Adapter, weight: float) -> None:
         self._mean.remove(adapter, positive(weight) * _norm(adapter))
 
+    @property
+    def waiting(self) -> int:
+        return self._mean.waiting
+
     def settle(self) -> None:
         self._mean.settle()
 

@@ -49,8 +49,13 @@ class Aggregator(ABC):
         for module in adapter.pairs:
             show(module)
 
+    @property
+    def waiting(self) -> int:
+        """How many updates are held only to be added together with what comes next."""
+        return 0
+
     def settle(self) -> None:  # noqa: B027 (most hold nothing)
-        """Add what is held only to be added together with what comes next, and let it go."""
+        """Add what waits, and let it go."""
 
     def merge(self, other: Aggregator, factor: float) -> None:
         """Take all that `other`, of the same round, was given, with its weights times `factor`; `other` is used up."""

@@ -43,8 +43,9 @@ def sketched(
 ) -> float:
     sketch = ErrorSketch(committed, np.random.default_rng(seed))
     for adapter, weight in updates:
+        show = sketch.look(adapter, weight)
         for module in adapter.pairs:
-            sketch.add_module(adapter, module, weight)
+            show(module)
         sketch.count(weight)
     return sketch.relative_error(committed, frozen)
 
