@@ -13,8 +13,8 @@ two adapters: `all-linear` of rank 16, the default, 19.5 MB in float32, and `att
 
 The last line is one JSON object. device_overhead_ratio is seconds of the plain device over the courier's, for the default
 adapter, device_cpu_ratio the same of the processor, with `_attention` those of the smaller one; bytes_over_payload is the
-highest of the courier's; async_commit_slowdown is that of `bench_async.py`; order_free_cost is how much longer aggregating
-ten updates takes than with sums in float32.
+highest of the courier's; async_commit_slowdown is that of `bench_async.py`; order_free_cost is that of `bench_order.py`
+for ten clients of the 135M shape.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ from fedlora.base.quantize import Quantization
 from fedlora_server.run.device_costs import COST_UNITS
 
 import bench_async
+import bench_order
+from aggregate.clients import SHAPES, Clients
 from deploy.figures import Overhead, bytes_over_payload, median_costs_over_devices, medians, overheads
 from deploy.fleet import Block, Fleet, Kind
-from deploy.order_free import order_free_cost
 from harness.checkpoints import CONFIGS, make_checkpoint
 from harness.record import record
 
@@ -46,7 +47,6 @@ SETTINGS = (
 )  # fmt: skip
 ADAPTERS = {"all-linear": (), "attention": ("lora.rank=8", "lora.target_modules=q_proj,v_proj")}
 ASYNC_STEP_S = 1.0  # long beside what a busy machine adds
-REPEATS = 5  # of an aggregation
 LONGEST_S = 900.0  # of a block
 
 
@@ -65,7 +65,7 @@ def main() -> None:
     )
     figures |= {
         "async_commit_slowdown": round(straggling / alike, 3),
-        "order_free_cost": round(order_free_cost(REPEATS), 3),
+        "order_free_cost": round(order_free_cost(), 3),
     }
     record("deploy", {**vars(options), "shape": SHAPE, "settings": SETTINGS, "adapters": ADAPTERS}, figures)
 
@@ -124,6 +124,12 @@ class Row:
         costs = median_costs_over_devices(self.records)
         told = [f"{costs[name]:.4g}" if name in costs else "-" for name in COST_UNITS]
         return [*(f"{value:.2f}" for value in self.seconds.values()), f"{self.bytes_ratio:.4f}", *told]
+
+
+def order_free_cost() -> float:
+    """Seconds of a round's aggregation over those of one whose sums are float32."""
+    shape = next(shape for shape in SHAPES if shape.name == SHAPE)
+    return bench_order.order_free_cost(Clients(shape, shape.layers)).ratio
 
 
 def made_pack(folder: Path) -> Path:

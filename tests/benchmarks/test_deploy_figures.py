@@ -9,7 +9,6 @@ import pytest
 
 from deploy.counted import CountedPort
 from deploy.figures import bytes_over_payload, medians, overheads
-from deploy.order_free import share_of_round
 from harness.process import WorkerError
 
 RECORDS = [
@@ -39,11 +38,6 @@ def test_bytes_are_those_of_the_network_by_those_of_the_adapters() -> None:
     assert bytes_over_payload(RECORDS, 303) == pytest.approx(1.01)
     with pytest.raises(WorkerError):
         bytes_over_payload([], 303)
-
-
-def test_the_cost_of_sums_is_what_they_add_to_a_round() -> None:
-    assert share_of_round(11.0, 3.0, 2.0) == pytest.approx(0.1)
-    assert share_of_round(10.0, 2.0, 2.0) == 0.0
 
 
 def test_a_counted_port_passes_on_every_byte_both_ways() -> None:

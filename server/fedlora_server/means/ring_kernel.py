@@ -15,7 +15,18 @@ from fedlora.native import Build, BuildError, cached_library, instruction_flags,
 from fedlora.row_lora.library import instruction_set
 from numpy.typing import NDArray
 
-from fedlora_server.means.ring_windows import ALL_ZERO, BITS, LOWEST, NOT_FINITE, WIDTH, Term, add_rounded, window_of
+from fedlora_server.means.ring_windows import (
+    ALL_ZERO,
+    BITS,
+    EMPTY,
+    LOWEST,
+    NOT_FINITE,
+    WIDTH,
+    Term,
+    add_rounded,
+    exponent,
+    window_of,
+)
 
 SOURCE = Path(__file__).with_name("ring_sum.c")
 _FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-ffp-contract=off", "-fno-math-errno")
@@ -109,6 +120,10 @@ def built_library() -> Path:
 
 def disagreement(kernel: RingKernel) -> str | None:
     """The first sum of which a bit differs from numpy's; None where all agree."""
+    return _of_one_sum(kernel) or _of_whole_updates(kernel)
+
+
+def _of_one_sum(kernel: RingKernel) -> str | None:
     generator = np.random.default_rng(0)
     for power in (-149, -100, -40, -1, 0, 20, 100):
         for weight in (1.0, -3.0, 1e9, 0.1):
@@ -132,6 +147,36 @@ def disagreement(kernel: RingKernel) -> str | None:
                 kernel.mean(got, 2.0**power, 1 / weight, mean)
                 if not np.array_equal(mean, (got * 2.0**power * (1 / weight)).astype(np.float32)):
                     return f"a mean of numbers near 2^{power} differs from numpy's"
+    return None
+
+
+def _of_whole_updates(kernel: RingKernel) -> str | None:
+    """Two sums, of three updates each; one array is smaller than its sum, and one is of a window that is left."""
+    generator, shapes, weights = np.random.default_rng(1), [(3, 700), (4, 5)], np.array([3.0, -1.0, 5.0])
+    for power in (-40, 0, 20):
+        arrays = [[np.ldexp(generator.normal(size=s), power).astype(np.float32) for s in shapes] for _ in weights]
+        arrays[1][1] = np.ascontiguousarray(arrays[1][1][:3, :4])
+        arrays[2][0] *= np.float32(2.0 ** (2 * WIDTH))
+        got, expected = ([np.zeros(shape, np.int64) for shape in shapes] for _ in range(2))
+        windows = [window_of(array, weights[0]) for array in arrays[0]]
+        left = np.zeros((len(weights), len(shapes)), np.uint8)
+        sums = np.array([(_address(total), *total.shape, EMPTY, 0) for total in got], np.int64)
+        terms = np.array([[(_address(a), *a.shape) for a in own] for own in arrays], np.int64)
+        others = kernel.add_all(sums, 0, len(shapes), terms, weights, left)
+        for update, number in np.ndindex(left.shape):
+            array, weight, window = arrays[update][number], float(weights[update]), windows[number]
+            if (window_of(array, weight) == window) == left[update, number]:
+                return f"updates of numbers near 2^{power} are of other windows than numpy's"
+            if not left[update, number]:
+                add_rounded(expected[number], array, weight, window)
+        if others != left.sum() or not all(map(np.array_equal, got, expected)):
+            return f"sums of updates of numbers near 2^{power} differ from numpy's"
+        means, factors = [np.empty(shape, np.float32) for shape in shapes], (0.3, 1.0)
+        kernel.means([sums, sums], factors, 0.1, means)
+        for mean, total, window in zip(means, expected, windows, strict=True):
+            values = total * 2.0 ** exponent(window)
+            if not np.array_equal(mean, ((0.0 + values * factors[0] + values) * 0.1).astype(np.float32)):
+                return f"means of updates of numbers near 2^{power} differ from numpy's"
     return None
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -213,24 +215,54 @@ def test_a_window_is_named_by_its_largest_number() -> None:
         assert number == max(-5, math.ceil((power + 2) / WIDTH))
 
 
-def test_a_kernel_that_adds_other_bits_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+class Wrong(RingKernel):
+    """A kernel in one of whose routes one bit is another."""
+
+    def __init__(self, inner: RingKernel, route: str) -> None:
+        self.inner, self.route = inner, route
+
+    def add(self, *arguments: Any) -> int:
+        return self.inner.add(*arguments)
+
+    def mean(self, total: NDArray[np.int64], scale: float, share: float, out: Array) -> None:
+        self.inner.mean(total, scale, share, out)
+        self._change("mean", out)
+
+    def add_all(self, sums: NDArray[np.int64], first: int, last: int, *arguments: Any) -> int:
+        others = self.inner.add_all(sums, first, last, *arguments)
+        left: NDArray[np.uint8] = arguments[-1]
+        if self.route == "left":
+            left[0, 0] ^= 1
+        if self.route == "add_all":
+            ctypes.c_int64.from_address(int(sums[0, 0])).value += 1
+        return others
+
+    def means(self, parts: Any, factors: Any, share: float, out: Any) -> None:
+        self.inner.means(parts, factors, share, out)
+        self._change("means", out[-1])
+
+    def _change(self, route: str, out: Array) -> None:
+        if self.route == route:
+            out[0, 0] = np.nextafter(out[0, 0], np.float32(1))
+
+
+@pytest.mark.parametrize(
+    ("route", "told"),
+    [
+        ("mean", "a mean of numbers"),
+        ("left", "updates of numbers near .* are of other windows"),
+        ("add_all", "sums of updates of numbers"),
+        ("means", "means of updates of numbers"),
+    ],
+)
+def test_a_kernel_that_adds_other_bits_is_not_used(monkeypatch: pytest.MonkeyPatch, route: str, told: str) -> None:
     if (kernel := ring_kernel()) is None:
         pytest.skip("there is no C compiler here")
     assert disagreement(kernel) is None
-
-    class Wrong(RingKernel):
-        def __init__(self, inner: RingKernel) -> None:
-            self.add = inner.add  # type: ignore[method-assign]
-
-        def mean(self, total: NDArray[np.int64], scale: float, share: float, out: Array) -> None:
-            out[:] = np.nextafter((total * scale * share).astype(np.float32), np.float32(1))
-
-    monkeypatch.setattr(kernel_module, "RingKernel", lambda library: Wrong(kernel))
+    monkeypatch.setattr(kernel_module, "RingKernel", lambda library: Wrong(kernel, route))
     ring_kernel.cache_clear()
     try:
-        with pytest.warns(
-            RuntimeWarning, match="a mean of numbers near .* differs from numpy's; sums are made in numpy"
-        ):
+        with pytest.warns(RuntimeWarning, match=f"{told}.*numpy's; sums are made in numpy"):
             assert ring_kernel() is None
     finally:
         ring_kernel.cache_clear()
