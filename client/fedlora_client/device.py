@@ -199,7 +199,8 @@ class Device:
     def _saved_by(self) -> tuple[object, tuple[tuple[str, Scalar], ...]]:
         """What a device finds again by what it saved: what it trains on. Its text must stay as it always was."""
         data, node = self._key[0], tuple(item for item in self._key[1] if item[0] != _CHANGES)
-        return (data, data.fields) if data.fields.given() else data, node
+        told = (data, data.fields) if data.fields.given() else data
+        return (told, data.fields.owner, data.partition) if data.partition.rule else told, node
 
     def _windows(self, part: Part) -> Windows:
         length = self.config.train.sequence_length

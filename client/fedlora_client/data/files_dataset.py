@@ -11,6 +11,7 @@ from fedlora.data.examples import Example
 from fedlora.errors import DataError, NotRecordsError
 
 from fedlora_client.data.clients import place_of
+from fedlora_client.data.partition.dealing import dealt
 from fedlora_client.records.data_file import FileContent, Split, content_of, format_of, read_file
 from fedlora_client.records.folder import Folder, data_files
 from fedlora_client.records.sqlite_rows import read_query
@@ -26,8 +27,10 @@ def files(config: DataConfig, node: Mapping[str, Scalar]) -> DeviceData:
     the last of a text's lines, the last records; where every record has a label, a fair part of each label. A simulated
     device takes its own file or folder in `data.path` instead. On a real one the run's configuration names no path: it
     comes from the server, which must not choose what a device reads. With `data-query`, `data-path` is an SQLite database.
-    What the file `data-withdrawn` names is left out. Raises DataError.
+    What the file `data-withdrawn` names is left out. With `data.partition`, `data.path` is dealt out. Raises DataError.
     """
+    if config.partition.rule:
+        return dealt(config, node)
     place = place_of(config, node)
     withdrawn = read_withdrawn(Path(str(node["data-withdrawn"]))) if node.get("data-withdrawn") else Withdrawn()
     query = str(node.get("data-query") or "")

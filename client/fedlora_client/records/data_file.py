@@ -39,6 +39,7 @@ class FileContent:
     left_out: int = 0
     notices: tuple[str, ...] = ()
     places: tuple[str, ...] = ()  # of `all` in the file, where it holds records
+    owners: tuple[str, ...] = ()  # of `all`, where data.fields names the field that tells
 
 
 def format_of(file: Path) -> Format | None:
@@ -84,6 +85,7 @@ def content_of(records: Records) -> FileContent:
         left_out=records.left_out,
         notices=tuple(records.notices()),
         places=records.places,
+        owners=records.owners,
     )
 
 

@@ -57,6 +57,7 @@ class Parsed:
 
     example: Example | None
     ignored: tuple[str, ...] = ()
+    owner: str = ""  # whose it is, where data.fields names the field that tells
 
 
 def parse_record(record: Mapping[str, Any], fields: FieldNames = _NO_FIELDS) -> Parsed:
@@ -70,11 +71,21 @@ def parse_record(record: Mapping[str, Any], fields: FieldNames = _NO_FIELDS) -> 
         raise DataError(f"{name} is not supported: {_REFUSED[name]}")
     if form == "completion" and str(given.get("label")).lower() in ("false", "0"):
         raise DataError("label says that the completion is a bad one; only good ones are learned: leave the record out")
-    theirs = {fields.given().get(name, name) for name in names}  # that are looked at
+    theirs = {fields.given().get(name, name) for name in names} | {fields.owner}  # that are looked at
     ignored = tuple(name for name, value in record.items() if value is not None and name not in theirs | _MEANT)
     if not _counts(meant):
         return Parsed(None, ignored)
-    return Parsed(_example(form, given, meant), ignored)
+    return Parsed(_example(form, given, meant), ignored, _owner(record, fields))
+
+
+def _owner(record: Mapping[str, Any], fields: FieldNames) -> str:
+    if not fields.owner:
+        return ""
+    owner = record.get(fields.owner)
+    if type(owner) not in (str, int) or owner == "":
+        got = kind(owner) if fields.owner in record else f"a record with {_listed(record)}"
+        raise DataError(f"{fields.owner} (data.fields.owner) must be a text or an integer, got {got}")
+    return str(owner)
 
 
 def _example(form: str, given: Mapping[str, Any], meant: Mapping[str, Any]) -> Example | None:

@@ -24,6 +24,7 @@ class Records:
     left_out: int = 0  # records that say themselves that they are not to be learned
     ignored: tuple[str, ...] = ()  # the fields that no record's form has
     places: tuple[str, ...] = ()  # where in the file each example stands, "line 3"
+    owners: tuple[str, ...] = ()  # whose each example is; empty texts where no field tells
 
     def notices(self) -> list[str]:
         """What a person should know of it, a sentence each."""
@@ -41,6 +42,7 @@ def collected(path: Path, records: Iterable[tuple[str, Mapping[str, Any]]], fiel
     """The examples of (place in the file, record). Raises DataError with the file and the place."""
     examples: list[Example] = []
     places: list[str] = []
+    owners: list[str] = []
     ignored: dict[str, None] = {}
     left_out = 0
     for place, record in records:
@@ -54,7 +56,10 @@ def collected(path: Path, records: Iterable[tuple[str, Mapping[str, Any]]], fiel
         else:
             examples.append(parsed.example)
             places.append(place)
+            owners.append(parsed.owner)
     if not examples:
         why = f" but {left_out} that are not to be learned" if left_out else ""
         raise NotRecordsError(f"{path}: no example in it{why}; expected a JSON object a line, with {EXPECTED}")
-    return Records(examples=tuple(examples), left_out=left_out, ignored=tuple(ignored), places=tuple(places))
+    return Records(
+        examples=tuple(examples), left_out=left_out, ignored=tuple(ignored), places=tuple(places), owners=tuple(owners)
+    )

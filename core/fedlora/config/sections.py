@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar, get_args
 
+from fedlora.config.partition import PartitionConfig
 from fedlora.errors import ConfigError
 from fedlora.family import HEAD
 from fedlora.lora.config import ALL_LINEAR, MAX_RANK, LoraConfig
@@ -43,6 +44,8 @@ class FieldNames:
     instruction: str = ""
     input: str = ""
     output: str = ""
+    # Of no form: says whose a record is, where data.partition.rule is natural. Not in its repr, see DataConfig.
+    owner: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         named = self.given()
@@ -51,8 +54,9 @@ class FieldNames:
         require(len(set(named.values())) == len(named), "data.fields must name different fields", named)
 
     def given(self) -> dict[str, str]:
-        """{field: its name in the files}, of those that have another."""
-        return {field.name: name for field in fields(self) if (name := getattr(self, field.name))}
+        """{field: its name in the files}, of those of a form that have another."""
+        names = dict.fromkeys(name for form in FORMS.values() for name in form)
+        return {name: theirs for name in names if (theirs := getattr(self, name))}
 
     @property
     def form(self) -> str:
@@ -83,10 +87,25 @@ class DataConfig:
     max_bytes: int = 0  # of each device's text; 0: all of it
     # Not in its repr, by which devices find what they saved under earlier versions.
     fields: FieldNames = field(default_factory=FieldNames, repr=False)
+    partition: PartitionConfig = field(default_factory=PartitionConfig, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", os.fspath(self.path))  # a Path is as good as a text
         require(self.max_bytes >= 0, "data.max_bytes must be 0 (all) or more", self.max_bytes)
+        is_natural, owner = self.partition.rule == "natural", self.fields.owner
+        require(
+            bool(owner) or not is_natural,
+            'natural needs the field that says whose a record is, such as data.fields.owner = "user"',
+            owner,
+        )
+        require(
+            is_natural or not owner, "data.fields.owner means something to data.partition.rule = natural alone", owner
+        )
+        require(
+            not self.partition.rule or bool(self.path),
+            "data.partition needs data.path, a file or a folder of records",
+            self.path,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,7 @@ class DeviceData:
     name: str
     train: tuple[Example, ...]
     held_out: tuple[Example, ...]
+    test: tuple[Example, ...] = ()  # its share of a test set that all devices measure together
     # Where they came from, and what was not read: told before a training, and nothing that it depends on.
     sources: tuple[DataSource, ...] = field(default=(), compare=False)
     notices: tuple[str, ...] = field(default=(), compare=False)

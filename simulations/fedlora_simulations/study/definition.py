@@ -16,7 +16,7 @@ from fedlora.config.run import RunConfig, Scalar
 
 # Keys that came after studies were run, with what runs did before: there a run is known by what it was known by then.
 _LATER: Mapping[str, Scalar] = {
-    **{key: value for key, value in RunConfig().flat().items() if key.startswith("data.fields.")},
+    **{key: value for key, value in RunConfig().flat().items() if key.startswith(("data.fields.", "data.partition."))},
     "lora.layers": "",
     "aggregation.max_weight": 0.0,
     "aggregation.fixed_signs": False,

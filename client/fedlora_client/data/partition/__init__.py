@@ -1,0 +1,1 @@
+"""One data set dealt out to the devices of a simulation."""
