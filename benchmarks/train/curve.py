@@ -120,7 +120,8 @@ def _ours(base: BasePack, adapter: Adapter, ids: NDArray[np.int64], compute: str
     from fedlora_client.data.windows import Windows
     from fedlora_client.decoder.decoder import Decoder
     from fedlora_client.ops.compute import choose_compute
-    from fedlora_client.training.trainer import evaluate, train
+    from fedlora_client.training.measuring import evaluate
+    from fedlora_client.training.trainer import train
 
     def windows(part: NDArray[np.int64]) -> Windows:
         tokens = torch.from_numpy(part)

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from fedlora_client.local_training import LocalRun, LocalTraining
     from fedlora_client.model import Model, open_model
     from fedlora_client.ops.compute import choose_compute
-    from fedlora_client.training.trainer import TrainResult, Watcher, evaluate, train
+    from fedlora_client.training.measuring import evaluate
+    from fedlora_client.training.trainer import TrainResult, Watcher, train
 
 __all__ = [
     "Device", "LocalRun", "LocalTraining", "Model", "TrainResult", "Watcher", "choose_compute", "evaluate",

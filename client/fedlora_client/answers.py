@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping
 from fedlora.config.run import RunConfig, Scalar
 from fedlora.errors import FedloraError, PolicyError, UpdateError
 from fedlora.wire.costs import told_costs
+from fedlora.wire.label_counts import TEST
 from fedlora.wire.update import Update, decode_update, encode_update
 
 from fedlora_client.courier.question import Answer, Question
 from fedlora_client.data.clients import node_name
 from fedlora_client.device import Device
+from fedlora_client.opened import Part
 from fedlora_client.training.energy import EnergyMeter
 from fedlora_client.training.memory import peak_bytes
 from fedlora_client.training.trainer import TrainResult
@@ -79,10 +81,15 @@ def _costs(result: TrainResult, meter: EnergyMeter) -> dict[str, float]:
 
 
 def _measured(device: Device, update: Update) -> Answer:
-    """Measure the adapter that came down on the held-out text."""
-    loss, tokens = device.evaluate(
-        update.adapter, update.server_round, task=update.task, frozen=update.frozen, run=update.run
-    )
-    measured = device.held_out_windows().examples
-    told = {"examples": measured, "left_out_examples": len(device.data.held_out) - measured}
-    return Answer(device=device.name, metrics={"loss": loss, "tokens": tokens, **told})
+    """Measure the adapter that came down on the held-out text, and on its share of the test set where there is one."""
+
+    def measured(part: Part) -> dict[str, float]:
+        one = device.measure(
+            part, update.adapter, update.server_round, task=update.task, frozen=update.frozen, run=update.run
+        )
+        return {"loss": one.loss, "tokens": one.tokens, **(one.labels.told() if one.labels else {})}
+
+    examples = device.held_out_windows().examples
+    told = {"examples": examples, "left_out_examples": len(device.data.held_out) - examples}
+    test = {f"{TEST}{name}": value for name, value in measured("test").items()} if device.data.test else {}
+    return Answer(device=device.name, metrics={**measured("held_out"), **told, **test})

@@ -24,7 +24,8 @@ from fedlora_client.end_tokens import unlearnable_end, warn_once
 from fedlora_client.kept_factors import KeptFactors
 from fedlora_client.opened import Part, device_windows, opened_model
 from fedlora_client.ops.compute import choose_compute
-from fedlora_client.training.trainer import Saving, TrainResult, evaluate, train
+from fedlora_client.training.measuring import Measured, measure
+from fedlora_client.training.trainer import Saving, TrainResult, train
 from fedlora_client.training.training import Span
 
 _WHOLE = Task()  # all trains, all is sent
@@ -104,10 +105,18 @@ class Device:
 
         Of an encoder, (nats per text, texts).
         """
+        measured = self.measure("held_out", adapter, server_round, task=task, frozen=frozen, run=run)
+        return measured.loss, measured.tokens
+
+    def measure(
+        self, part: Part, adapter: Adapter | None, server_round: int = 0, *, task: Task = _WHOLE,
+        frozen: Adapter | None = None, run: str = "",
+    ) -> Measured:  # fmt: skip
+        """`evaluate` for a part of the device's data, with what its labels tell."""
         if adapter:
             adapter = self.as_used(adapter, server_round, task=task, run=run)
         memory_mb = self.config.train.memory_mb
-        return evaluate(self.model, adapter, self.held_out_windows(), memory_mb=memory_mb, frozen=frozen)
+        return measure(self.model, adapter, self._windows(part), memory_mb=memory_mb, frozen=frozen)
 
     def as_used(self, adapter: Adapter, server_round: int, *, task: Task = _WHOLE, run: str = "") -> Adapter:
         """The adapter that `server_round` committed as this device has it: with what it kept of its own."""

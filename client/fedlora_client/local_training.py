@@ -12,7 +12,7 @@ import numpy as np
 from fedlora.base.pack import BasePack
 from fedlora.config.run import RunConfig
 from fedlora.errors import AdapterMismatchError, DataError
-from fedlora.family import HEAD
+from fedlora.family import HEAD, EncoderShape
 from fedlora.files.atomic import check_directory
 from fedlora.files.tensor_file import Dtype, as_float32
 from fedlora.lora.adapter import Adapter
@@ -27,6 +27,7 @@ from fedlora_client.data.account import by_file, chat_notices, notices
 from fedlora_client.device import Device
 from fedlora_client.end_tokens import unlearnable_end
 from fedlora_client.training.learning_rate import with_epochs
+from fedlora_client.training.measuring import measure
 from fedlora_client.training.memory import peak_bytes
 from fedlora_client.training.trainer import Evaluation, Saving, TrainResult, Watcher, train
 
@@ -168,7 +169,10 @@ class LocalTraining:
         """What the model tells of the held-out data beside the loss, for the report."""
         if self._evaluation is None:
             return {}
-        return self.device.model.metrics(adapter, self._evaluation.windows, memory_mb=self.config.memory_mb)
+        windows = self._evaluation.windows
+        if not isinstance(self.device.model.shape, EncoderShape):
+            return {}
+        return measure(self.device.model, adapter, windows, memory_mb=self.config.memory_mb).scores
 
     def _made_evaluation(self) -> tuple[Evaluation | None, str]:
         """How the training is measured; or why it is not."""

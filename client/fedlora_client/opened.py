@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Literal
 
@@ -14,7 +15,9 @@ from fedlora_client.data.windows import Windows
 from fedlora_client.model import Model, open_model
 from fedlora_client.ops.compute import Compute
 
-Part = Literal["train", "held_out"]  # of a device's data
+Part = Literal["train", "held_out", "test"]  # of a device's data
+
+_CALLED: Mapping[Part, str] = {"train": "training", "held_out": "held-out", "test": "test"}
 
 _opening = threading.Lock()
 
@@ -31,8 +34,8 @@ def device_windows(
 ) -> Windows:
     """The windows of `length` tokens that a base reads a part of the device's data in."""
     data, model = device_data(config, node), opened_model(base, compute)
-    examples, what = (data.train, "training") if part == "train" else (data.held_out, "held-out")
-    return model.windows(examples, length, f"device {data.name}: {what} text")
+    examples = {"train": data.train, "held_out": data.held_out, "test": data.test}[part]
+    return model.windows(examples, length, f"device {data.name}: {_CALLED[part]} text")
 
 
 def forget_data() -> None:

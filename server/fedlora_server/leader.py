@@ -11,6 +11,7 @@ from contextlib import suppress
 from fedlora.base.pack import BasePack
 from fedlora.config.run import RunConfig
 from fedlora.errors import ConfigError, FedloraError, RunError, UpdateError
+from fedlora.family import EncoderShape
 from fedlora.wire.task import FactorSet, Task
 from fedlora.wire.update import Update, encode_update
 from flwr.serverapp import Grid
@@ -21,6 +22,7 @@ from fedlora_server.device_names import DeviceNames
 from fedlora_server.exchange import EVALUATE, MOST_BYTES, Reply, ask
 from fedlora_server.intake import Asked, Intake
 from fedlora_server.methods.method import Global
+from fedlora_server.run.label_scores import enter_scores
 from fedlora_server.run.round_record import MAX_LOSS, RoundRecord
 from fedlora_server.run.run_directory import RunDirectory
 
@@ -107,11 +109,14 @@ class Leader:
 
     def enter_losses(self, record: RoundRecord, replies: list[Reply]) -> None:
         """Enter sound replies under the names of their devices."""
+        told: dict[str, Mapping[str, float]] = {}
         for reply in sorted(replies, key=lambda reply: reply.node):  # in whichever order they came
-            metrics = reply.metrics or {}
             name = self.names.of(reply, record.nodes)
+            told[name] = metrics = reply.metrics or {}
             record.loss[name] = metrics["loss"]
             record.count_held_out(name, metrics)
+        shape = self.base.model
+        enter_scores(record, told, len(shape.labels) if isinstance(shape, EncoderShape) else 0)
 
     def commit(self, record: RoundRecord, intake: Intake, began: float, directory: RunDirectory) -> None:
         """Commit what a round made, `began` being its start. One that comes to nothing has its line too."""

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import matplotlib as mpl
 from fedlora.files.atomic import write_text
 from fedlora_server.run.device_costs import COST_UNITS, median_costs
 from fedlora_server.run.loss_over_devices import loss_over_devices
 from fedlora_server.run.run_directory import CONFIG, devices_to_measure, loss_unit, read_metrics
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from fedlora_simulations.partition import partition_plot, read_partition
+from fedlora_simulations.plots import svg
 
 REPORT = "report.html"
 COUNTS = {  # of examples, and what they are called
     "examples": "examples trained on", "cut_examples": "cut", "left_out_examples": "left out",
     "held_out_examples": "held out", "held_out_left_out": "left out of these",
 }  # fmt: skip
+SCORES = {"loss": "loss", "accuracy": "accuracy", "macro_f1": "macro F1", "mcc": "Matthews"}
 Record = dict[str, Any]
 
 
@@ -53,6 +54,10 @@ def write_report(run: Path | str) -> Path:
         cost_units={name: unit for name, unit in COST_UNITS.items() if any(name in told for told in costs.values())},
         excluded=dict(excluded),
         loss_plot=_svg(partial(_plot_loss, unit=unit), records),
+        score_plot=_svg(_plot_scores, records) if any(_has_scores(record) for record in records) else "",
+        last_scores=_last_scores(records),
+        score_names=SCORES,
+        partition_plot="" if (partition := read_partition(run)) is None else partition_plot(partition),
         bytes_plot=_svg(_plot_bytes, records),
         error_plot=_svg(_plot_error, trained) if any(r["aggregation_error"] is not None for r in trained) else "",
     )
@@ -101,18 +106,13 @@ def _mean(losses: dict[str, float]) -> float | None:
     return sum(losses.values()) / len(losses) if losses else None
 
 
-def _svg(draw: Any, records: Sequence[Record]) -> str:
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fedlora", "font.size": 10}):
-        figure = Figure(figsize=(8, 3.6), layout="constrained")
-        axes = figure.subplots()
-        axes.spines[["top", "right"]].set_visible(False)
+def _svg(draw: Callable[[Axes, Sequence[Record]], None], records: Sequence[Record]) -> str:
+    def drawn(axes: Axes) -> None:
         axes.set_xlabel("round")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         draw(axes, records)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=False, metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+
+    return svg(drawn)
 
 
 def _plot_loss(axes: Axes, records: Sequence[Record], unit: str) -> None:
@@ -133,6 +133,32 @@ def _plot_loss(axes: Axes, records: Sequence[Record], unit: str) -> None:
             )
         axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     axes.set_ylabel(f"held-out loss, nats per {unit}")
+
+
+def _has_scores(record: Record) -> bool:
+    return bool(record.get("scores") or record.get("test"))
+
+
+def _last_scores(records: Sequence[Record]) -> dict[str, dict[str, float]]:
+    """{what was measured: {measure: value}} after the last round that was."""
+    last = next((record for record in reversed(records) if _has_scores(record)), {})
+    parts = {"held-out texts of all devices": last.get("scores", {}), "test set": last.get("test", {})}
+    return {part: {name: values[name] for name in SCORES if name in values} for part, values in parts.items() if values}
+
+
+def _plot_scores(axes: Axes, records: Sequence[Record]) -> None:
+    """Accuracy where texts have labels; of other test sets the loss."""
+    for name in sorted({name for record in records for name in record.get("accuracy", {})}):
+        points = [(r["round"], r["accuracy"][name]) for r in records if name in r.get("accuracy", {})]
+        axes.plot(*zip(*points, strict=True), color="0.75", linewidth=0.7)
+    labelled = any("accuracy" in record.get(part, {}) for record in records for part in ("scores", "test"))
+    measure = "accuracy" if labelled else "loss"
+    for part, label, color in (("scores", "held-out, all devices", "black"), ("test", "test set", "tab:blue")):
+        points = [(r["round"], r[part][measure]) for r in records if measure in r.get(part, {})]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, linewidth=2, color=color, label=label)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    axes.set_ylabel(measure)
 
 
 def _plot_bytes(axes: Axes, records: Sequence[Record]) -> None:

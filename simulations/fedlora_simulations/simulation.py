@@ -26,10 +26,12 @@ from rich.table import Table
 from fedlora_simulations.checks import check_simulation, with_output
 from fedlora_simulations.device_accounts import data_accounts, tell_data
 from fedlora_simulations.engines import run_in_process, run_on_flower
+from fedlora_simulations.partition import partition_of
 from fedlora_simulations.progress import RunProgress, showing
 from fedlora_simulations.report import write_report
 
 Engine = Literal["in-process", "flower"]
+_ACCURACY = {"scores": "right", "test": "of test"}  # headings: the share of the held-out texts, and of the test set
 
 
 def simulate(
@@ -59,6 +61,7 @@ def run_checked(config: RunConfig, engine: Engine, workers: int | None, console:
             bars = RunProgress(progress, config.server.rounds)
             run_in_process(config, workers=workers, on_push=bars.pushed, on_done=bars.done)
     run = Path(config.output)
+    partition_of(config).write(run)
     write_report(run)
     return run
 
@@ -89,9 +92,11 @@ def rounds_table(run: Path | str) -> Table:
     """The rounds of a run, as its metrics tell them."""
     unit = loss_unit(Path(run))
     table = Table(title=f"rounds: held-out loss over the devices, nats per {unit}", title_justify="left")
-    for heading in ("round", "answers", "mean", "worst tenth", "spread", "error", "MB down", "MB up", "s"):
-        table.add_column(heading, justify="right")
     records = read_metrics(run)
+    scores = [name for name in ("scores", "test") if any("accuracy" in record.get(name, {}) for record in records)]
+    more = [_ACCURACY[name] for name in scores]
+    for heading in ("round", "answers", "mean", "worst tenth", "spread", *more, "error", "MB down", "MB up", "s"):
+        table.add_column(heading, justify="right")
     whole = devices_to_measure(records)
     for record in records:
         losses, error = record["loss"].values(), record["aggregation_error"]
@@ -104,6 +109,7 @@ def rounds_table(run: Path | str) -> Table:
             f"{sum(losses) / len(losses):.4f}{fewer}" if losses else "",
             f"{over['worst_tenth']:.4f}" if over else "",
             f"{over['std']:.4f}" if over else "",
+            *(f"{record[name]['accuracy']:.1%}" if record.get(name) else "" for name in scores),
             "" if error is None else f"{error:.2%}",
             f"{record['bytes_down'] / 1e6:.2f}",
             f"{record['bytes_up'] / 1e6:.2f}",

@@ -23,7 +23,7 @@ from fedlora_client.data.files_dataset import files
 from fedlora_client.data.windows import make_windows
 from fedlora_client.decoder.decoder import Decoder
 from fedlora_client.device import Device
-from fedlora_client.training.trainer import evaluate
+from fedlora_client.training.measuring import evaluate
 from flwr.app import Array, ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.app.user_config import UserConfig
 from flwr.common.constant import SUPERLINK_NODE_ID

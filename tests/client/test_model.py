@@ -15,6 +15,7 @@ from fedlora_client.decoder.decoder import Decoder
 from fedlora_client.encoder.encoder import Encoder
 from fedlora_client.model import Model, open_model
 from fedlora_client.ops.compute import Compute
+from fedlora_client.training.measuring import measure
 
 from tests.tiny.encoders import save_encoder_pack
 from tests.tiny.llamas import DEFAULT, Variant, save_pack
@@ -49,9 +50,9 @@ def test_a_model_cuts_examples_into_what_it_takes_losses_of(model: Model, kind: 
 
 
 def test_an_encoder_tells_its_accuracy_beside_the_loss(model: Model, kind: str) -> None:
-    metrics = model.metrics(None, model.windows(EXAMPLES, LENGTH, "here"))
-    assert metrics.keys() == ({"accuracy"} if kind == "encoder" else set())
-    assert all(0 <= value <= 1 for value in metrics.values())
+    scores = measure(model, None, model.windows(EXAMPLES, LENGTH, "here")).scores
+    assert scores.keys() == ({"accuracy", "macro_f1", "mcc"} if kind == "encoder" else set())
+    assert all(-1 <= value <= 1 for value in scores.values())
 
 
 def test_a_measurement_that_saves_memory_takes_one_window_at_a_time(model: Model) -> None:

@@ -16,7 +16,7 @@ from fedlora_client.data.tokenizer import open_tokenizer
 from fedlora_client.data.windows import Windows
 from fedlora_client.decoder.decoder import Decoder
 from fedlora_client.ops.compute import choose_compute
-from fedlora_client.training.trainer import evaluate
+from fedlora_client.training.measuring import evaluate
 
 from corpus import WINDOW, documents, ngram_losses, tokens_of
 

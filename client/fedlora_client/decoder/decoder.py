@@ -73,11 +73,11 @@ class Decoder:
         """(windows of `length` tokens at a time, memory plan) of a measurement, which keeps nothing."""
         return budget.cut_measurement(self.shape, length, self.compute, frugal=frugal)
 
-    def metrics(
-        self, adapter: Adapter | None, windows: Windows, *, memory_mb: int = 0, frozen: Adapter | None = None
-    ) -> dict[str, float]:
-        """{name: value} of what is measured beside the loss: nothing."""
-        return {}
+    def losses_and_labels(
+        self, windows: Windows, lora: LoraTensors | None, space: Workspace, memory_plan: MemoryPlan
+    ) -> tuple[Tensor, Tensor | None]:
+        """(`losses` of the windows, None: their texts have no labels)"""
+        return self.losses(windows.inputs, windows.targets, windows.starts, lora, space, memory_plan), None
 
     def trainable_head(self) -> NDArray[np.float32]:
         """The base's head [V, H], dequantized, for a training to begin with."""

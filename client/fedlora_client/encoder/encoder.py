@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fedlora_client.data.encoder_windows import label_windows
 from fedlora_client.data.tokenizer import open_tokenizer
-from fedlora_client.data.windows import Windows, parts
+from fedlora_client.data.windows import Windows
 from fedlora_client.encoder import budget
 from fedlora_client.encoder.block import EncoderBlock, LayerNorm, TextBatch
 from fedlora_client.encoder.checkpointing import CheckpointedPass
@@ -85,26 +85,14 @@ class Encoder:
         """(texts of `length` tokens at a time, memory plan) of a measurement, which keeps nothing."""
         return 1 if frugal else max(1, self.compute.rows // length), NOTHING_KEPT
 
-    def metrics(
-        self, adapter: Adapter | None, windows: Windows, *, memory_mb: int = 0, frozen: Adapter | None = None
-    ) -> dict[str, float]:
-        """{name: value} of what is measured beside the loss: the accuracy."""
-        return {"accuracy": self.accuracy(adapter, windows, memory_mb=memory_mb, frozen=frozen)}
-
-    def accuracy(
-        self, adapter: Adapter | None, windows: Windows, *, memory_mb: int = 0, frozen: Adapter | None = None
-    ) -> float:
-        """The share of the texts, which all have a label, whose highest score is that of their label.
-
-        adapter None measures the base, `memory_mb` is a bound or 0: with it the texts come as in `evaluate`.
-        """
-        lora = None if adapter is None else self.lora(adapter, frozen=frozen)
-        texts, _ = self.cut_measurement(windows.inputs.shape[1], frugal=bool(memory_mb))
-        right = 0
-        for (part,) in parts([windows], texts):
-            scores = self.logits(part.inputs, lora, part.starts)
-            right += int((scores.argmax(1).cpu() == part.targets[:, 0]).sum())
-        return right / len(windows)
+    def losses_and_labels(
+        self, windows: Windows, lora: LoraTensors | None, space: Workspace, memory_plan: MemoryPlan
+    ) -> tuple[Tensor, Tensor | None]:
+        """(`losses` of the windows, int64 [S]: the label of the highest score of each text)"""
+        y, _ = self._forward(windows.inputs, windows.starts, lora, space)
+        head, first = self._trained_head(), y[:, 0]
+        losses = _at_first(head.losses(first, self._labels(windows.targets)), windows.targets)
+        return losses, head.scores(first).argmax(1)
 
     def trainable_head(self) -> NDArray[np.float32]:
         """Raise ConfigError: no head of an encoder trains."""

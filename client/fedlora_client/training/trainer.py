@@ -21,7 +21,7 @@ from fedlora_client.model import Model
 from fedlora_client.ops.compute import Compute
 from fedlora_client.training.memory import resident_bytes
 from fedlora_client.training.planning import plan_training
-from fedlora_client.training.training import Span, Training, mean_loss
+from fedlora_client.training.training import Span, Training
 from fedlora_client.training.training_state import Progress, identity_of, plan_of_state, restore_state, write_state
 
 log = logging.getLogger("fedlora.client")
@@ -172,13 +172,3 @@ def _evaluate(evaluation: Evaluation, training: Training, progress: Progress) ->
     if all(loss < earlier for _, earlier in progress.evaluations):
         progress.best = {name: flat.value.clone() for name, flat in training.lora.flats.items()}
     progress.evaluations.append((training.step, loss))
-
-
-def evaluate(
-    model: Model, adapter: Adapter | None, windows: Windows, *, memory_mb: int = 0, frozen: Adapter | None = None
-) -> tuple[float, int]:
-    """(mean nats per token, tokens) over all windows; adapter None measures the base, `memory_mb` is a bound or 0."""
-    lora = None if adapter is None else model.lora(adapter, frozen=frozen)
-    length = windows.inputs.shape[1]
-    micro_batch, memory_plan = model.cut_measurement(length, frugal=bool(memory_mb))
-    return mean_loss(model, lora, windows, model.workspace(), micro_batch, memory_plan)

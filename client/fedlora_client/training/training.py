@@ -21,11 +21,11 @@ from torch import Tensor
 from fedlora_client.data.windows import IGNORED, Windows, parts
 from fedlora_client.layers.dropout import SeededDropout
 from fedlora_client.layers.lora import LoraTensors
-from fedlora_client.layers.step_plan import MemoryPlan, StepPlan
+from fedlora_client.layers.step_plan import StepPlan
 from fedlora_client.model import Model
-from fedlora_client.ops.workspace import Workspace
 from fedlora_client.training.adamw import AdamW
 from fedlora_client.training.learning_rate import learning_rate
+from fedlora_client.training.measuring import measured_with
 from fedlora_client.training.memory import give_back_freed
 from fedlora_client.training.wanted import check_wanted
 
@@ -128,8 +128,8 @@ class Training:
 
     def loss_on(self, windows: Windows) -> float:
         """Mean nats per token of the present adapter, in no more memory than a step takes."""
-        loss, _ = mean_loss(self._model, self.lora, windows, self._space, self.plan.micro_batch, self.plan.memory_plan)
-        return loss
+        plan = self.plan
+        return measured_with(self._model, self.lora, windows, self._space, plan.micro_batch, plan.memory_plan).loss
 
     def _pull_back(self) -> None:
         """gradient += mu (value - value at the start): that of FedProx's mu / 2 ||value - start||^2 (arXiv:1812.06127)"""
@@ -147,24 +147,6 @@ class Training:
         if self.config.max_grad_norm and float(scale.min()) < 1:
             for gradient in gradients:
                 gradient.mul_(scale[:, None, None])
-
-
-def mean_loss(
-    model: Model,
-    lora: LoraTensors | None,
-    windows: Windows,
-    space: Workspace,
-    micro_batch: int,
-    memory_plan: MemoryPlan,
-) -> tuple[float, int]:
-    """(mean nats per token, tokens) over all windows, `micro_batch` of them at a time."""
-    total, tokens = 0.0, 0
-    for (part,) in parts([windows], micro_batch):
-        check_wanted()
-        losses = model.losses(part.inputs, part.targets, part.starts, lora, space, memory_plan)
-        total += float(losses.double().sum())
-        tokens += part.learned_tokens
-    return total / tokens, tokens
 
 
 def batches(count: int, config: TrainConfig, generator: np.random.Generator) -> Iterator[Tensor]:

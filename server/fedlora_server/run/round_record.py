@@ -16,7 +16,7 @@ from fedlora_server.run.loss_over_devices import loss_over_devices
 
 _ADDED = (  # that earlier versions did not write
     "examples", "cut_examples", "left_out_examples", "held_out_examples", "held_out_left_out", "measured_of",
-    "late_answers", "staleness", "loss_over_devices", "costs",
+    "late_answers", "staleness", "loss_over_devices", "costs", "accuracy", "scores", "test",
 )  # fmt: skip
 MAX_LOSS = 1e9  # in nats: a device's word beyond it is no loss, and would leave no mean over the devices
 _MOST_EXAMPLES = 1 << 53  # that a device may say that it has: what every reader of JSON takes whole
@@ -52,6 +52,13 @@ class RoundRecord:
         default_factory=dict
     )  # of the updates, in commits: mean and most; none: all new
     loss_over_devices: dict[str, float] = field(default_factory=dict)  # of `loss`: see `loss_over_devices.py`
+    accuracy: dict[str, float] = field(default_factory=dict)  # held-out, by device: where texts have labels
+    scores: dict[str, float] = field(
+        default_factory=dict
+    )  # of the held-out texts of all devices: see `label_counts.py`
+    test: dict[str, float] = field(
+        default_factory=dict
+    )  # of the test set that all measure: loss, texts or tokens, scores
     costs: dict[str, dict[str, float]] = field(default_factory=dict)  # of training, by device: see `device_costs.py`
 
     def count_train(self, device: str, metrics: Mapping[str, float]) -> None:
@@ -79,6 +86,8 @@ class RoundRecord:
             over = loss_over_devices(self.loss, self.held_out_examples)
             spread = f" (worst tenth {over['worst_tenth']:.4f}, spread {over['std']:.4f})" * (len(self.loss) > 1)
             parts.append(f"mean held-out loss {over['mean']:.4f}{fewer}{spread}")
+            parts += [f"accuracy {self.scores['accuracy']:.1%}"] if self.scores else []
+            parts += [f"test set {_told(self.test)}"] if self.test else []
         elif self.measured_of:
             parts.append(f"held-out loss of none of {self.measured_of} devices")
         if self.excluded:
@@ -129,6 +138,10 @@ def _is_numbers(value: object) -> bool:
 def _is_number(value: object) -> bool:
     """One that every reader of the record can work with: JSON's integers have no end, and Python's JSON has NaN."""
     return (type(value) is int and abs(value) <= 1 << 64) or (type(value) is float and math.isfinite(value))
+
+
+def _told(test: Mapping[str, float]) -> str:
+    return f"{test['accuracy']:.1%} right" if "accuracy" in test else f"loss {test['loss']:.4f}"
 
 
 def _count(counts: dict[str, int], device: str, value: float | None) -> None:

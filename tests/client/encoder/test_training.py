@@ -18,15 +18,17 @@ from fedlora.data.examples import Labelled, TextRecord
 from fedlora.errors import ConfigError, DataError
 from fedlora.lora.adapter import Adapter, LoraPair
 from fedlora.peft.directory import read_peft
+from fedlora.wire.label_counts import LabelCounts
 from fedlora_client import local_training
 from fedlora_client.commands.train import train as train_command
 from fedlora_client.data.encoder_windows import label_windows
 from fedlora_client.data.tokenizer import open_tokenizer
-from fedlora_client.data.windows import IGNORED, read_windows
+from fedlora_client.data.windows import IGNORED, Windows, read_windows
 from fedlora_client.device import Device
 from fedlora_client.encoder.encoder import Encoder
 from fedlora_client.local_training import LocalRun, LocalTraining
-from fedlora_client.training.trainer import Saving, TrainResult, Watcher, evaluate, train
+from fedlora_client.training.measuring import Measured, evaluate, measure
+from fedlora_client.training.trainer import Saving, TrainResult, Watcher, train
 
 from tests.client.train_cases import assert_equal_bits
 from tests.tiny.adapters import random_adapter
@@ -81,6 +83,10 @@ def device_of(base: BasePack, data: Path, **train: Any) -> Device:
     return Device(config_of(base, **train), {"data-path": str(data)})
 
 
+def accuracy(device: Device, adapter: Adapter, windows: Windows) -> float:
+    return measure(device.model, adapter, windows).scores["accuracy"]
+
+
 def encoder_of(device: Device) -> Encoder:
     assert isinstance(device.model, Encoder)
     return device.model
@@ -95,7 +101,7 @@ def test_a_device_learns_its_labels_and_tells_held_out_texts(base: BasePack, tmp
     assert result.tokens == 40 * 8  # labels
     assert np.mean(result.losses[-5:]) < 0.5 * np.mean(result.losses[:5])
     assert after < 0.5 * before
-    assert encoder_of(device).accuracy(result.adapter, device.held_out_windows()) >= 8 / 9
+    assert accuracy(device, result.adapter, device.held_out_windows()) >= 8 / 9
 
 
 def test_a_labelled_problem_is_learned_in_rounds_over_devices_that_each_lack_a_label(
@@ -111,8 +117,8 @@ def test_a_labelled_problem_is_learned_in_rounds_over_devices_that_each_lack_a_l
     alone = devices[0].train(adapter, 1).adapter
     for server_round in (1, 2, 3):
         adapter = mean([device.train(adapter, server_round).adapter for device in devices])
-    assert encoder_of(everything).accuracy(adapter, windows) > 0.9
-    assert encoder_of(everything).accuracy(alone, windows) < 0.75  # one label is not in its data
+    assert accuracy(everything, adapter, windows) > 0.9
+    assert accuracy(everything, alone, windows) < 0.75  # one label is not in its data
 
 
 def mean(adapters: Sequence[Adapter]) -> Adapter:
@@ -318,24 +324,38 @@ def test_a_text_is_cut_as_its_tokenizer_cuts_it_and_the_tokenizer_stays_as_it_wa
     assert tokenizer.truncation is None
 
 
-def test_accuracy_keeps_to_the_memory_that_a_measurement_may_take(
+def test_a_measurement_keeps_to_the_memory_that_it_may_take(
     base: BasePack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device, adapter = device_of(base, written(tmp_path / "notes.jsonl", records(60))), random_adapter(base)
     encoder, windows = encoder_of(device), device.train_windows()
     sizes: list[int] = []
-    logits = Encoder.logits
+    measured = Encoder.losses_and_labels
 
-    def watched(self: Encoder, tokens: torch.Tensor, *others: Any) -> torch.Tensor:
-        sizes.append(len(tokens))
-        return logits(self, tokens, *others)
+    def watched(self: Encoder, part: Windows, *others: Any) -> Any:
+        sizes.append(len(part))
+        return measured(self, part, *others)
 
-    monkeypatch.setattr(Encoder, "logits", watched)
-    told = encoder.accuracy(adapter, windows)
+    monkeypatch.setattr(Encoder, "losses_and_labels", watched)
+    told = measure(encoder, adapter, windows)
     assert max(sizes) > 1
     sizes.clear()
-    assert encoder.accuracy(adapter, windows, memory_mb=5) == told
+    frugal = measure(encoder, adapter, windows, memory_mb=5)
+    assert frugal.scores == told.scores
+    assert frugal.loss == pytest.approx(told.loss)
     assert set(sizes) == {1}
+
+
+def test_what_is_measured_is_what_all_scores_say(base: BasePack, tmp_path: Path) -> None:
+    device, adapter = device_of(base, written(tmp_path / "notes.jsonl", records(60))), random_adapter(base)
+    encoder, windows = encoder_of(device), device.train_windows()
+    scores = encoder.logits(windows.inputs, encoder.lora(adapter), windows.starts)
+    labels = windows.targets[:, 0]
+    measured = measure(encoder, adapter, windows)
+    assert measured.loss == pytest.approx(float(torch.nn.functional.cross_entropy(scores, labels)), rel=1e-5)
+    assert measured.scores["accuracy"] == pytest.approx(float((scores.argmax(1) == labels).float().mean()))
+    assert measured.labels is not None
+    assert measured.labels.actual.tolist() == torch.bincount(labels, minlength=len(LABELS)).tolist()
 
 
 def test_the_peak_that_is_reported_holds_the_measurement_of_the_accuracy(
@@ -343,15 +363,16 @@ def test_the_peak_that_is_reported_holds_the_measurement_of_the_accuracy(
 ) -> None:
     done: list[str] = []
 
-    def measured(*arguments: object, memory_mb: int, frozen: None) -> float:
+    def measured(*arguments: object, memory_mb: int) -> Measured:
         done.append(f"accuracy in {memory_mb} MB")
-        return 0.5
+        labels = np.array([0, 0])
+        return Measured(loss=1.0, tokens=2, labels=LabelCounts.of(labels, np.array([0, 1]), 2))
 
     def peak() -> int:
         done.append("peak")
         return 7_000_000
 
-    monkeypatch.setattr(Encoder, "accuracy", measured)
+    monkeypatch.setattr(local_training, "measure", measured)
     monkeypatch.setattr(local_training, "peak_bytes", peak)
     data = written(tmp_path / "notes.jsonl", records(30))
     run = LocalRun(config=config_of(base, steps=1, memory_mb=100_000), data=data, output=tmp_path / "adapter")

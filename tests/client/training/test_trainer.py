@@ -20,7 +20,8 @@ from fedlora_client.data.windows import IGNORED, Windows
 from fedlora_client.decoder.decoder import Decoder
 from fedlora_client.ops.compute import Compute
 from fedlora_client.ops.native_ops import NativeOps
-from fedlora_client.training.trainer import Watcher, evaluate, train
+from fedlora_client.training.measuring import evaluate
+from fedlora_client.training.trainer import Watcher, train
 from numpy.typing import NDArray
 from torch import Tensor
 

@@ -18,7 +18,8 @@ from fedlora.lora.adapter import Adapter
 from fedlora_client.data.windows import Windows
 from fedlora_client.decoder.decoder import Decoder
 from fedlora_client.ops.compute import Compute, choose_compute
-from fedlora_client.training.trainer import Evaluation, Saving, TrainResult, Watcher, evaluate, train
+from fedlora_client.training.measuring import evaluate
+from fedlora_client.training.trainer import Evaluation, Saving, TrainResult, Watcher, train
 from fedlora_client.training.training import Span
 from numpy.typing import NDArray
 

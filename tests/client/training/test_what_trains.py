@@ -25,8 +25,9 @@ from fedlora_client.layers.dropout import SeededDropout
 from fedlora_client.layers.step_plan import MemoryPlan, StepPlan
 from fedlora_client.ops.compute import Compute, choose_compute
 from fedlora_client.ops.ops import Ops
+from fedlora_client.training.measuring import evaluate
 from fedlora_client.training.planning import plan_training
-from fedlora_client.training.trainer import Saving, evaluate, train
+from fedlora_client.training.trainer import Saving, train
 from fedlora_client.training.training import Span, Training
 from torch import Tensor
 

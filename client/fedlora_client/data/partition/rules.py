@@ -47,8 +47,8 @@ def dirichlet(
                 part.append(some)
         dealt = [np.concatenate(part) for part in parts]
         if min(map(len, dealt)) >= least:
-            for part in dealt:
-                generator.shuffle(part)
+            for own in dealt:
+                generator.shuffle(own)
             return dealt
     raise DataError(
         f"in {_MOST_TRIES} tries no dealing by labels with alpha {alpha:g} gave each of {devices} devices {least} of "

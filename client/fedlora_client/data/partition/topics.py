@@ -72,20 +72,20 @@ def topics_of(texts: Sequence[str], count: int, generator: np.random.Generator) 
 def _tf_idf(texts: Sequence[str]) -> _Texts:
     counts = [Counter(_WORD.findall(text[:_LOOKED_AT].lower())) for text in texts]
     having: Counter[str] = Counter()
-    for words in counts:
-        having.update(words.keys())
+    for each in counts:
+        having.update(each.keys())
     known = [word for word, number in having.most_common() if 2 <= number <= len(texts) / 2][:_MOST_WORDS]
     numbers = {word: number for number, word in enumerate(known)}
     idf = {word: np.log(len(texts) / having[word]) for word in known}
     found = [
         (text, numbers[word], (1 + np.log(times)) * idf[word])
-        for text, words in enumerate(counts)
-        for word, times in words.items()
+        for text, having_words in enumerate(counts)
+        for word, times in having_words.items()
         if word in numbers
     ]
-    of_texts, words, weights = (np.array(column) for column in zip(*found, strict=True)) if found else ([], [], [])
-    of_texts, words = np.asarray(of_texts, np.int64), np.asarray(words, np.int64)
-    weights = np.asarray(weights, np.float64)
+    of_texts = np.array([text for text, _, _ in found], np.int64)
+    words = np.array([word for _, word, _ in found], np.int64)
+    weights = np.array([weight for _, _, weight in found], np.float64)
     norms = np.sqrt(np.bincount(of_texts, weights**2, len(texts)))
     return _Texts(words, weights / norms[of_texts], of_texts, len(texts), len(known))
 
@@ -106,4 +106,5 @@ def _first_centres(rows: _Texts, count: int, generator: np.random.Generator) -> 
 
 def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+    units: NDArray[np.float64] = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+    return units

@@ -1,0 +1,140 @@
+"""Who has how much of what: the examples of a simulation's devices by label or topic, as a table and as a picture."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from fedlora.config.run import RunConfig
+from fedlora.data.examples import Labelled
+from fedlora.errors import RunError
+from fedlora.files.atomic import write_text
+from fedlora.files.documents import read_object
+from fedlora_client.data.device_data import device_data
+from fedlora_client.data.partition.dealing import dealing_of
+from matplotlib.axes import Axes
+from rich import box
+from rich.table import Table
+
+from fedlora_simulations.nodes import node_configs
+from fedlora_simulations.plots import svg
+
+FILE = "partition.json"
+EXAMPLES = "examples"  # what they are where they have neither label nor topic
+_MOST_KINDS = 12  # that have a column or a colour of their own
+_OTHERS = "others"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partition:
+    """{device: {label or topic: examples}}, those that it trains on and those held out; and the size of the test set."""
+
+    devices: Mapping[str, Mapping[str, int]]
+    test: int = 0
+
+    @property
+    def kinds(self) -> list[str]:
+        """The most frequent labels or topics, in their order; `others` at the end where there are more."""
+        counts: Counter[str] = Counter()
+        for own in self.devices.values():
+            counts.update(own)
+        frequent = [kind for kind, _ in counts.most_common(_MOST_KINDS)]
+        return [*sorted(frequent, key=_in_order), *([_OTHERS] if len(counts) > len(frequent) else [])]
+
+    def rows(self) -> list[tuple[str, list[int]]]:
+        """(device, its examples of each of `kinds`)"""
+        kinds = self.kinds
+        named = set(kinds)
+        rows = []
+        for device, own in self.devices.items():
+            others = sum(count for kind, count in own.items() if kind not in named)
+            rows.append((device, [others if kind == _OTHERS else own.get(kind, 0) for kind in kinds]))
+        return rows
+
+    def write(self, run: Path) -> None:
+        """RUN/partition.json, which the report shows."""
+        content = {"devices": {device: dict(own) for device, own in self.devices.items()}, "test": self.test}
+        write_text(run / FILE, json.dumps(content, indent=1) + "\n")
+
+
+def partition_of(config: RunConfig) -> Partition:
+    """That of a simulation, before anything trains. Raises DataError."""
+    nodes = node_configs(config)
+    if config.data.partition.rule:
+        dealing = dealing_of(config.data, config.simulation.devices)
+        kinds = dealing.kinds()
+        devices = {share.name: _counted(kinds[record] for record in share.records) for share in dealing.shares}
+        return Partition(devices=devices, test=len(dealing.test))
+    devices = {}
+    for node in nodes:
+        data = device_data(config.data, tuple(sorted(node.items())))
+        devices[data.name] = _counted(
+            str(one.label) if isinstance(one, Labelled) else "" for one in (*data.train, *data.held_out)
+        )
+    return Partition(devices=devices)
+
+
+def read_partition(run: Path) -> Partition | None:
+    """What `Partition.write` wrote; None in a run of an earlier version. Raises RunError for anything else."""
+    path = run / FILE
+    if not path.exists():
+        return None
+    content = read_object(path, RunError, "a run's partition")
+    devices, test = content.get("devices"), content.get("test")
+    sound = isinstance(devices, dict) and all(
+        isinstance(own, dict) and all(type(count) is int for count in own.values()) for own in devices.values()
+    )
+    if not sound or type(test) is not int or not devices:
+        raise RunError(f"{path}: expected examples by device and kind, and the test set's size; copy the run again")
+    return Partition(devices=devices, test=test)
+
+
+def partition_table(partition: Partition) -> Table:
+    """A row for each device, a column for each label or topic."""
+    kinds, rows = partition.kinds, partition.rows()
+    total = [sum(counts[place] for _, counts in rows) for place in range(len(kinds))]
+    table = Table(title="examples of each device", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("device", overflow="fold")
+    table.add_column("all", justify="right")
+    for kind in kinds if kinds != [EXAMPLES] else ():
+        table.add_column(kind, justify="right", overflow="fold")
+    for device, counts in [*rows, (f"all {len(rows)}", total)]:
+        own = counts if kinds != [EXAMPLES] else []
+        table.add_row(device, str(sum(counts)), *(str(count) if count else "" for count in own))
+    return table
+
+
+def partition_plot(partition: Partition) -> str:
+    """The same as one SVG: a bar for each device, cut by label or topic."""
+    height = max(2.4, min(0.24 * len(partition.devices) + 1.2, 12))
+    return svg(partial(_plot, partition=partition), height=height)
+
+
+def _plot(axes: Axes, partition: Partition) -> None:
+    kinds, rows = partition.kinds, partition.rows()
+    names, left = [device.replace("$", r"\$") for device, _ in rows], [0] * len(rows)
+    for place, kind in enumerate(kinds):
+        counts = [own[place] for _, own in rows]
+        axes.barh(range(len(rows)), counts, left=left, height=0.8, label=kind.replace("$", r"\$"))
+        left = [before + count for before, count in zip(left, counts, strict=True)]
+    if len(rows) <= 50:  # more names than that cannot be read
+        axes.set_yticks(range(len(rows)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel("examples, trained on and held out")
+    if kinds != [EXAMPLES]:
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+
+
+def _counted(kinds: Iterable[str]) -> dict[str, int]:
+    counts = Counter(kind or EXAMPLES for kind in kinds)
+    return {kind: counts[kind] for kind in sorted(counts, key=_in_order)}
+
+
+def _in_order(kind: str) -> tuple[str, int, str]:
+    """Numbers by their size, also behind a word."""
+    word, _, number = kind.rpartition(" ")
+    return (word, int(number), "") if number.isdecimal() else (kind, 0, kind)
