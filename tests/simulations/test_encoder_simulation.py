@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+from fedlora.config.partition import PartitionConfig
 from fedlora.config.run import DataConfig, LoraSection, RunConfig, ServerConfig, SimulationConfig, TrainConfig
 from fedlora.peft.directory import read_peft
+from fedlora_client.device import Device
 from fedlora_server.run.run_directory import read_metrics
-from fedlora_simulations.simulation import simulate
+from fedlora_simulations.simulation import rounds_table, simulate
 from rich.console import Console
 
 from tests.client.encoder.test_training import records, written
 from tests.tiny.encoders import LABELS, save_encoder_pack
+
+SCORES = ("accuracy", "macro_f1", "mcc")
 
 
 def test_labels_are_learned_in_a_simulation(tmp_path: Path) -> None:
@@ -31,3 +37,42 @@ def test_labels_are_learned_in_a_simulation(tmp_path: Path) -> None:
     assert losses[-1] < 0.5 * losses[0]
     adapter = read_peft(run / "rounds" / "0003" / "adapter").adapter
     assert len(adapter.pairs) == 12
+
+
+def test_a_data_set_is_dealt_out_and_its_test_set_is_measured_by_all(tmp_path: Path) -> None:
+    base = save_encoder_pack("bert", tmp_path / "pack")
+    (tmp_path / "data").mkdir()
+    written(tmp_path / "data" / "train.jsonl", records(120))
+    written(tmp_path / "data" / "test.jsonl", records(50, seed=9))
+    config = RunConfig(
+        base=str(base.directory), output=str(tmp_path / "run"),
+        data=DataConfig(
+            name="files", path=str(tmp_path / "data"), partition=PartitionConfig(rule="dirichlet", alpha=1.0, least=20)
+        ),
+        lora=LoraSection(rank=4, alpha=8.0), server=ServerConfig(rounds=2), simulation=SimulationConfig(devices=3),
+        train=TrainConfig(steps=10, batch_size=8, sequence_length=24, lr=0.01, compute="float32", device="cpu"),
+    )  # fmt: skip
+    run = simulate(config, "in-process", 1, Console(quiet=True))
+    base_record, *_, last = read_metrics(run)
+    assert (last["test"]["tokens"], last["test"]["devices"]) == (50, 3)
+    assert last["test"]["accuracy"] > max(0.6, base_record["test"]["accuracy"])
+    assert last["accuracy"].keys() == last["loss"].keys() == {"0", "1", "2"}
+    weights = last["held_out_examples"]
+    pooled = sum(last["accuracy"][name] * weights[name] for name in weights) / sum(weights.values())
+    assert last["scores"]["accuracy"] == pytest.approx(pooled)
+
+    # The same by one device that has all of the test set.
+    adapter = read_peft(run / "rounds" / "0002" / "adapter").adapter
+    whole = replace(config, data=DataConfig(name="files"))
+    device = Device(whole, {"data-path": str(tmp_path / "data" / "test.jsonl")})
+    measured = [device.measure(part, adapter) for part in ("train", "held_out")]
+    texts = sum(one.tokens for one in measured)
+    assert sum(one.loss * one.tokens for one in measured) / texts == pytest.approx(last["test"]["loss"], rel=1e-5)
+    labels = [one.labels for one in measured if one.labels]
+    assert (labels[0] + labels[1]).scores() == pytest.approx({name: last["test"][name] for name in SCORES})
+
+    page = (run / "report.html").read_text()
+    assert "Accuracy" in page
+    assert "Who has what" in page
+    told = rounds_table(run)
+    assert [str(column.header) for column in told.columns][5:7] == ["right", "of test"]
