@@ -67,8 +67,10 @@ class Model(Protocol):
 
     def add_gradients(
         self, tokens: Tensor, targets: Tensor, starts: Tensor, row_scale: Tensor, lora: LoraTensors, space: Workspace,
-        memory_plan: MemoryPlan = ..., dropout: Dropout = ...,
+        memory_plan: MemoryPlan = ..., dropout: Dropout = ..., shift: Tensor | None = ...,
     ) -> Tensor: ...  # fmt: skip
+
+    def score_shift(self, windows: Windows, label_prior: float) -> Tensor | None: ...
 
 
 def open_model(base: BasePack, compute: Compute | None = None) -> Model:

@@ -14,6 +14,7 @@ from fedlora.base.pack import BasePack
 from fedlora.base.quantize import dequantize
 from fedlora.config.run import TrainConfig
 from fedlora.data.examples import Example
+from fedlora.errors import ConfigError
 from fedlora.family import EMBEDDING, FINAL_NORM, HEAD
 from fedlora.lora.adapter import Adapter
 from fedlora.wire.task import FactorSet
@@ -79,6 +80,14 @@ class Decoder:
         """(`losses` of the windows, None: their texts have no labels)"""
         return self.losses(windows.inputs, windows.targets, windows.starts, lora, space, memory_plan), None
 
+    def score_shift(self, windows: Windows, label_prior: float) -> None:
+        """None. Raises ConfigError where one is asked for."""
+        if label_prior:
+            raise ConfigError(
+                f"train.label_prior is {label_prior}, and {self.shape.model_type} is a decoder, which learns no labels; "
+                "leave it out"
+            )
+
     def trainable_head(self) -> NDArray[np.float32]:
         """The base's head [V, H], dequantized, for a training to begin with."""
         return dequantize(self.base.matrix(self._head_module))
@@ -127,6 +136,7 @@ class Decoder:
         space: Workspace,
         memory_plan: MemoryPlan = NOTHING_KEPT,
         dropout: Dropout = no_dropout,
+        shift: Tensor | None = None,  # no decoder has one
     ) -> Tensor:  # float32 [S, T]
         """Add the gradients of sum(row_scale * losses) to those of `lora`; return the losses."""
         device = self.compute.device

@@ -94,6 +94,17 @@ class Encoder:
         losses = _at_first(head.losses(first, self._labels(windows.targets)), windows.targets)
         return losses, head.scores(first).argmax(1)
 
+    def score_shift(self, windows: Windows, label_prior: float) -> Tensor | None:
+        """What is added to the scores of these texts while they are learned, float32 [L]; None without a prior.
+
+        label_prior * log(share of the texts with each label): -inf for a label that none has, which then has no part in
+        the softmax. Menon et al., "Long-Tail Learning via Logit Adjustment", arXiv:2007.07314.
+        """
+        if not label_prior:
+            return None
+        counts = torch.bincount(windows.targets[:, 0], minlength=len(self.shape.labels)).float()
+        return label_prior * torch.log(counts / counts.sum())
+
     def trainable_head(self) -> NDArray[np.float32]:
         """Raise ConfigError: no head of an encoder trains."""
         raise self._head_stays_frozen()
@@ -137,6 +148,7 @@ class Encoder:
         space: Workspace,
         memory_plan: MemoryPlan = NOTHING_KEPT,
         dropout: Dropout = no_dropout,
+        shift: Tensor | None = None,  # float32 [S, L], see `score_shift`
     ) -> Tensor:  # float32 [S, T]
         """Add the gradients of sum(row_scale * losses) to those of `lora`; return the losses."""
         x, batch = self._begin(tokens, starts, lora, space, dropout)
@@ -147,7 +159,8 @@ class Encoder:
             x = passes[-1].output
         with torch.enable_grad():
             y = x.detach().requires_grad_()
-            losses = self._trained_head().losses(y.view(*batch.is_text.shape, -1)[:, 0], self._labels(targets))
+            first, labels = y.view(*batch.is_text.shape, -1)[:, 0], self._labels(targets)
+            losses = self._trained_head().losses(first, labels, shift)
             scaled = (losses * row_scale[:, 0].to(losses.device)).sum()
         (gradient,) = torch.autograd.grad(scaled, y)
         while passes:

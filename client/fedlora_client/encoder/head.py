@@ -31,6 +31,8 @@ class EncoderHead:
         """first [S, H], of the texts' first tokens -> float32 [S, L]"""
         return F.linear(self._activation(F.linear(first.float(), *self._dense)), *self._out)
 
-    def losses(self, first: Tensor, labels: Tensor) -> Tensor:
-        """-log softmax(scores)[label] of each text in nats, float32 [S], 0 where it is IGNORED; labels int64 [S]"""
-        return F.cross_entropy(self.scores(first), labels, ignore_index=IGNORED, reduction="none")
+    def losses(self, first: Tensor, labels: Tensor, shift: Tensor | None = None) -> Tensor:
+        """-log softmax(scores + shift)[label] of each text in nats, float32 [S], 0 where it is IGNORED; labels int64 [S]"""
+        scores = self.scores(first)
+        scores = scores if shift is None else scores + shift.to(scores.device)
+        return F.cross_entropy(scores, labels, ignore_index=IGNORED, reduction="none")

@@ -73,6 +73,7 @@ class Training:
         self._orders = [batches(len(w), config, g) for w, g in zip(windows, generators, strict=True)]
         # Drawn only where it is used: without dropout, the order of the windows is that of any other training.
         seeds = tuple(int(g.integers(1 << 62)) if config.dropout else 0 for g in generators)
+        self._shifts = [model.score_shift(w, config.label_prior) for w in windows]  # [L] each
         self._dropout = SeededDropout(config.dropout, seeds, model.compute)
         self._flats = list(self.lora.flats.values())
         self.optimizers = {
@@ -104,7 +105,7 @@ class Training:
             losses = self._model.add_gradients(
                 torch.cat([w.inputs for w in part]), torch.cat([w.targets for w in part]),
                 torch.cat([w.starts for w in part]), scale, self.lora, self._space, self.plan.memory_plan,
-                self._dropout.of(self._span.first_step + self.step, number),
+                self._dropout.of(self._span.first_step + self.step, number), self._shift_of(part),
             )  # fmt: skip
             totals += losses.double().cpu().view(len(drawn), -1).sum(1)
         means = [total / count for total, count in zip(totals.tolist(), counts, strict=True)]
@@ -130,6 +131,11 @@ class Training:
         """Mean nats per token of the present adapter, in no more memory than a step takes."""
         plan = self.plan
         return measured_with(self._model, self.lora, windows, self._space, plan.micro_batch, plan.memory_plan).loss
+
+    def _shift_of(self, part: Sequence[Windows]) -> Tensor | None:
+        """What is added to the scores of each text of a part [S, L]: that of the adapter whose text it is."""
+        rows = [shift.expand(len(w), -1) for w, shift in zip(part, self._shifts, strict=True) if shift is not None]
+        return torch.cat(rows) if rows else None
 
     def _pull_back(self) -> None:
         """gradient += mu (value - value at the start): that of FedProx's mu / 2 ||value - start||^2 (arXiv:1812.06127)"""

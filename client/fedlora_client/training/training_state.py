@@ -138,7 +138,10 @@ def identity_of(
     frozen: Adapter | None,
 ) -> str:
     """sha256 over what a training is, but for how it is computed."""
-    plain = (model.base.fingerprint, asdict(config), generator.bit_generator.state, asdict(span), trains)
+    settings = asdict(config)
+    if not config.label_prior:
+        del settings["label_prior"]  # states of before are known by what they were known by then
+    plain = (model.base.fingerprint, settings, generator.bit_generator.state, asdict(span), trains)
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode())
     for tensor in (windows.inputs, windows.targets, windows.starts):
         digest.update(tensor.contiguous().numpy().data)

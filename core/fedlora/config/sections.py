@@ -167,6 +167,10 @@ class TrainConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0  # 0: no clipping
     fedprox_mu: float = 0.0  # pulls A and B back to those of the round's start (FedProx, arXiv:1812.06127)
+    # Times the logarithm of how frequent each label is in a device's data, added to the scores of a text while they are
+    # learned: a label that it lacks is then not unlearned (logit adjustment, arXiv:2007.07314, in a federation
+    # arXiv:2209.00189).
+    label_prior: float = 0.0
     dropout: float = 0.0  # of what the adapters see of each module's input
     memory_mb: int = 0  # that the process may take in all; 0: what it likes
     checkpointing: str = "auto"  # compute activations again in the backward: on, off, or auto: as memory asks for
@@ -183,6 +187,7 @@ class TrainConfig:
         require(0 <= self.weight_decay < 1, "train.weight_decay must be from 0 to 1", self.weight_decay)
         require(self.max_grad_norm >= 0, "train.max_grad_norm must be 0 (none) or more", self.max_grad_norm)
         require(0 <= self.fedprox_mu < math.inf, "train.fedprox_mu must be 0 (none) or more", self.fedprox_mu)
+        require(0 <= self.label_prior <= 10, "train.label_prior must be from 0 (none) to 10", self.label_prior)
         require(self.warmup_steps >= 0, "train.warmup_steps must be 0 or more", self.warmup_steps)
         require(0 < self.lora_plus_ratio <= 1000, "train.lora_plus_ratio must be up to 1000", self.lora_plus_ratio)
         require(

@@ -10,7 +10,7 @@ import torch
 from fedlora.base.pack import BasePack
 from fedlora.errors import DataError
 from fedlora.lora.config import LoraConfig
-from fedlora_client.data.windows import IGNORED
+from fedlora_client.data.windows import IGNORED, Windows
 from fedlora_client.encoder.encoder import Encoder
 from fedlora_client.layers.dropout import SeededDropout
 from fedlora_client.layers.step_plan import MemoryPlan
@@ -66,25 +66,34 @@ def test_embeddings_are_the_mean_of_transformers_last_states_over_the_text(compu
     assert_close(Encoder(base, compute).logits(tokens, starts=starts_of(mask.numpy())), expected)
 
 
+@pytest.mark.parametrize("label_prior", [0.0, 1.0, 0.5])
 @pytest.mark.parametrize("name", ENCODERS)
-def test_scores_losses_and_every_gradient_equal_pefts(compute: Compute, name: str) -> None:
+def test_scores_losses_and_every_gradient_equal_pefts(compute: Compute, name: str, label_prior: float) -> None:
     base = encoder_pack(name)
     encoder, adapter = Encoder(base, compute), random_adapter(base)
     tokens, targets, starts = problem_of(base)
+    if label_prior:
+        targets[targets[:, 0] == 2, 0] = 0
     model, parameters = peft_encoder(base, adapter)
     out = model(input_ids=tokens, attention_mask=(starts == 0).long())
     weights = torch.tensor([0.1, 0.4, 0.2, 0.3])
-    expected = torch.nn.functional.cross_entropy(out.logits, targets[:, 0], reduction="none")
+    shares = torch.bincount(targets[:, 0], minlength=out.logits.shape[1]) / len(targets)
+    assert (0 in shares) == bool(label_prior)  # of an absent label the score takes part in nothing
+    added = label_prior * shares.log() if label_prior else torch.zeros(out.logits.shape[1])
+    expected = torch.nn.functional.cross_entropy(out.logits + added, targets[:, 0], reduction="none")
     torch.autograd.backward(weights @ expected)
 
     lora = encoder.lora(adapter)
+    shift = encoder.score_shift(Windows(tokens, targets, starts, examples=len(tokens)), label_prior)
     losses = encoder.add_gradients(
-        tokens, targets, starts, weights[:, None].expand(targets.shape), lora, encoder.workspace()
-    )
+        tokens, targets, starts, weights[:, None].expand(targets.shape), lora, encoder.workspace(),
+        shift=None if shift is None else shift.expand(len(tokens), -1),
+    )  # fmt: skip
     assert_close(encoder.logits(tokens, lora, starts), out.logits)
     assert_close(losses[:, 0], expected)
     assert not losses[:, 1:].any()
-    assert_close(encoder.losses(tokens, targets, starts, lora, encoder.workspace()), losses)
+    if not label_prior:  # what is measured has none
+        assert_close(encoder.losses(tokens, targets, starts, lora, encoder.workspace()), losses)
     assert lora.gradients().keys() == parameters.keys()
     for module, gradients in lora.gradients().items():
         for mine, theirs in zip(gradients, parameters[module], strict=True):

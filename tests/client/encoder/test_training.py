@@ -121,6 +121,27 @@ def test_a_labelled_problem_is_learned_in_rounds_over_devices_that_each_lack_a_l
     assert accuracy(everything, alone, windows) < 0.75  # one label is not in its data
 
 
+def test_with_a_label_prior_a_device_does_not_unlearn_a_label_that_it_lacks(base: BasePack, tmp_path: Path) -> None:
+    """The others' texts are learned as well, and those of the label are less surprising than without."""
+    own = [record for record in records(90) if record["label"] not in (LABELS[0], 0)]
+    of_lacking = [record for record in records(90, seed=9) if record["label"] in (LABELS[0], 0)]
+    lacking = device_of(base, written(tmp_path / "lacking.jsonl", of_lacking)).train_windows()
+    losses = {}
+    for prior in (0.0, 1.0):
+        device = device_of(base, written(tmp_path / "own.jsonl", own), label_prior=prior)
+        adapter = device.train(device.first_adapter(), 1).adapter
+        losses[prior] = measure(device.model, adapter, lacking).loss
+        assert device.train(device.first_adapter(), 1).losses[-1] < 0.3
+    assert losses[1.0] < 0.7 * losses[0.0]
+
+
+def test_a_decoder_refuses_a_label_prior(tmp_path: Path) -> None:
+    base = save_pack(DECODER, tmp_path / "pack")
+    device = device_of(base, written(tmp_path / "notes.jsonl", [{"text": "a text"}] * 20), label_prior=1.0)
+    with pytest.raises(ConfigError, match=r"train.label_prior is 1.0, and llama is a decoder, which learns no labels"):
+        device.train(device.first_adapter(), 1)
+
+
 def mean(adapters: Sequence[Adapter]) -> Adapter:
     """FedAvg by hand: the mean of the factors."""
     pairs = {
