@@ -117,16 +117,25 @@ def partition_plot(partition: Partition) -> str:
 def _plot(axes: Axes, partition: Partition) -> None:
     kinds, rows = partition.kinds, partition.rows()
     names, left = [device.replace("$", r"\$") for device, _ in rows], [0] * len(rows)
-    for place, kind in enumerate(kinds):
+    bars = []
+    for place in range(len(kinds)):
         counts = [own[place] for _, own in rows]
-        axes.barh(range(len(rows)), counts, left=left, height=0.8, label=kind.replace("$", r"\$"))
+        bars.append(axes.barh(range(len(rows)), counts, left=left, height=0.8))
         left = [before + count for before, count in zip(left, counts, strict=True)]
     if len(rows) <= 50:  # more names than that cannot be read
         axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()
     axes.set_xlabel("examples, trained on and held out")
     if kinds != [EXAMPLES]:
-        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+        # By hand: a label that begins with an underscore is otherwise none.
+        axes.legend(
+            bars,
+            [kind.replace("$", r"\$") for kind in kinds],
+            fontsize=8,
+            loc="upper left",
+            bbox_to_anchor=(1, 1),
+            frameon=False,
+        )
 
 
 def _counted(kinds: Iterable[str]) -> dict[str, int]:
