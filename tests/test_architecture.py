@@ -59,7 +59,8 @@ ROOMS = {
         "http.transport", "http.access", "http.service", "http.generation", "http.api", "commands",
     ),
     "fedlora_simulations": (
-        "datasets", "nodes", "checks", "device_accounts", "device_threads", "grid", "progress", "report", "engines",
+        "datasets", "nodes", "checks", "device_accounts", "device_threads", "grid", "progress", "plots",
+        "partition", "report", "engines",
         "alone", "simulation", "study", "commands",
     ),
 }  # fmt: skip

@@ -29,7 +29,7 @@ if not TYPE_CHECKING:  # to a type checker, any name would be there
             "TrainResult": "training.trainer",
             "Watcher": "training.trainer",
             "choose_compute": "ops.compute",
-            "evaluate": "training.trainer",
+            "evaluate": "training.measuring",
             "open_model": "model",
             "train": "training.trainer",
         },
