@@ -18,7 +18,7 @@ from fedlora.wire.task import FactorSet
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedlora_client.data.windows import IGNORED, Windows, parts
+from fedlora_client.data.windows import Windows, parts
 from fedlora_client.layers.dropout import SeededDropout
 from fedlora_client.layers.lora import LoraTensors
 from fedlora_client.layers.step_plan import MemoryPlan, StepPlan
