@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -15,6 +14,7 @@ from fedlora.errors import ConfigError, PolicyError
 from fedlora_client.policy.machine import Machine
 from fedlora_client.policy.quiet_hours import QuietHours
 
+_LARGEST = 1 << 53  # of a number: a larger one bounds nothing
 _DIGITS = 16  # of a fingerprint, at least
 _NUMBERS = ("max_rank", "max_steps", "max_memory_mb", "min_examples", "rounds_a_day", "bytes_a_day")
 
@@ -41,8 +41,8 @@ class Policy:
     def __post_init__(self) -> None:
         for name in (*_NUMBERS, "min_battery", "max_seconds"):
             value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise ConfigError(f"policy.{name}: {value}; expected 0 (no bound) or more")
+            if not 0 <= value < _LARGEST:
+                raise ConfigError(f"policy.{name}: {value!r:.40}; expected 0 (no bound) or more, less than 2^53")
         if self.min_battery > 100:
             raise ConfigError(f"policy.min_battery: {self.min_battery}; expected a percentage, at most 100")
         for base in self.bases:
