@@ -26,7 +26,7 @@ from fedlora_client.opened import Part, device_windows, opened_model
 from fedlora_client.ops.compute import choose_compute
 from fedlora_client.training.measuring import Measured, measure
 from fedlora_client.training.trainer import Saving, TrainResult, train
-from fedlora_client.training.training import Span
+from fedlora_client.training.training import Span, drawn_windows
 
 _WHOLE = Task()  # all trains, all is sent
 _NOT_ITS_DATA = ("max-rank", "memory-mb", "state-path")  # keys of a node that change nothing of what it trains on
@@ -85,17 +85,20 @@ class Device:
         windows = self.train_windows()
         if end := unlearnable_end(self.model, windows):
             warn_once(end)
-        own = [self.config.seed, server_round, zlib.crc32(self.name.encode())]
-        generator = np.random.default_rng([*own, task.again] if task.again else own)
         steps, rounds = self.config.train.steps, self.config.server.rounds
         span = Span((server_round - 1) * steps, rounds * steps)
         result = train(
-            self.model, adapter, windows, self.config.train, generator,
+            self.model, adapter, windows, self.config.train, self._generator(server_round, task),
             span=span, saving=self._saving(server_round, task.again), trains=task.trains, frozen=frozen,
         )  # fmt: skip
         if kept:
             kept.keep(result.adapter, server_round)
         return result
+
+    def examples_of_round(self, server_round: int, task: Task = _WHOLE) -> int:
+        """How many different examples the batches of that training hold. Raises DataError as their windows do."""
+        windows, generator = self.train_windows(), self._generator(server_round, task)
+        return windows.examples_in(drawn_windows(len(windows), self.config.train, generator))
 
     def evaluate(
         self, adapter: Adapter | None, server_round: int = 0, *, task: Task = _WHOLE, frozen: Adapter | None = None,
@@ -122,6 +125,11 @@ class Device:
         """The adapter that `server_round` committed as this device has it: with what it kept of its own."""
         kept = self._kept(task, run)
         return kept.put_into(adapter, newest=server_round) if kept else adapter
+
+    def _generator(self, server_round: int, task: Task) -> np.random.Generator:
+        """What orders the windows of a training."""
+        own = [self.config.seed, server_round, zlib.crc32(self.name.encode())]
+        return np.random.default_rng([*own, task.again] if task.again else own)
 
     def train_windows(self) -> Windows:
         return self._windows("train")

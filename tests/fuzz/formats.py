@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import tomli_w
 
+from tests.fuzz.graphs import changed_graph
 from tests.fuzz.mutations import damaged_bytes
 from tests.fuzz.structures import COUNTS, DEPTHS, MOST_CHARACTERS, TEXTS, mutated
 
@@ -162,6 +163,6 @@ _FORMATS: Mapping[str, Change] = {
     "gz": _compressed(gzip.compress, gzip.decompress),
     "bz2": _compressed(bz2.compress, bz2.decompress),
     "xz": _compressed(lzma.compress, lzma.decompress),
-    "onnx": _damaged,
+    "onnx": changed_graph,
     "onnx_adapter": _damaged,
 }

@@ -35,9 +35,9 @@ def bundles(folder: Path) -> Reader:
     from tests.tiny.bundles import bundle_fields
 
     content = {"format": "fedlora-device-1", **bundle_fields()}
-    return files_reader(
-        written(folder / "bundle", {"b.json": json.dumps(content)}), lambda place: read_bundle(place / "b.json")
-    )
+    written(folder / "bundle", {"b.json": json.dumps(content)})
+    (folder / "bundle" / "b.json").chmod(0o600)
+    return files_reader(folder / "bundle", lambda place: read_bundle(place / "b.json"))
 
 
 def runs(folder: Path) -> Reader:

@@ -8,15 +8,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
+import onnx_ir as ir
 import pytest
 from fedlora.errors import ConfigError
+from fedlora_export.export import build_graph
 
 from tests.fuzz import __main__ as command
-from tests.fuzz import child, formats, structures
+from tests.fuzz import child, formats, graphs, structures
 from tests.fuzz.formats import changed
 from tests.fuzz.reader import Reader
 from tests.fuzz.readers import READERS
 from tests.fuzz.structures import mutated
+from tests.tiny.checkpoints import tiny_pack, write_checkpoint
 
 SOUND = json.dumps({"a": [1, {"b": "text"}], "c": {"d": None, "e": 0.5}}).encode()
 # These take seconds to make; `make fuzz` has them.
@@ -52,6 +56,31 @@ def test_the_same_chance_changes_a_file_in_the_same_way(name: str) -> None:
     data = b'x = 1\n[table]\ny = "z"\n' if name.endswith("toml") else SOUND
     first, second = (changed(name, data, random.Random(3), ("b.json",)) for _ in range(2))
     assert first == second
+
+
+@pytest.fixture(scope="module")
+def sound_graph(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    base = tiny_pack(
+        tmp_path_factory.mktemp("graph") / "pack", write_checkpoint(tmp_path_factory.mktemp("graph") / "c")
+    )
+    return ir.to_proto(build_graph(base, "compat", 0)).SerializeToString()
+
+
+@pytest.mark.parametrize("change", graphs._CHANGES, ids=lambda change: change.__name__)
+def test_every_change_of_a_graph_makes_another_file_of_bounded_size(change: graphs.Change, sound_graph: bytes) -> None:
+    others = set()
+    for seed in range(20):
+        model = onnx.ModelProto.FromString(sound_graph)
+        written = change(model, random.Random(seed), ("model.safetensors",))
+        content = model.SerializeToString() if written is None else written
+        assert len(content) < 40_000_000
+        others.add(content)
+    assert len(others - {sound_graph}) > 2
+
+
+def test_subgraphs_within_one_another_are_what_protobuf_reads() -> None:
+    node = onnx.NodeProto.FromString(graphs.nested_subgraphs(3))
+    assert node.attribute[0].g.node[0].attribute[0].g.node[0].op_type == "Loop"
 
 
 def raises(error: BaseException) -> Callable[[Path, str], object]:

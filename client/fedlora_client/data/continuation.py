@@ -12,45 +12,44 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from fedlora_client.data.tokenizer import decoded, encoded
+from fedlora_client.data.tokenizer import decoded, encoded, token_ids
+
+Ids = NDArray[np.int64]  # the tokens [N] of a text
 
 # After each of these the completion may be cut off again: a tokenizer joins few of them with what follows.
 _BEFORE = ("\n", "a", ".", "0", ")", "|", "—")
 
 
-def split_tokens(tokenizer: Tokenizer, prompt: str, completion: str) -> tuple[list[int], list[int]]:
+def split_tokens(tokenizer: Tokenizer, prompt: str, completion: str) -> tuple[Ids, Ids]:
     """(the tokens of the prompt, those of the completion after them); no special ones are added.
 
     Both decoded together are what the joined text's own tokens decode to, as far as the tokenizer can tell.
     """
-    read, joined = _ids(tokenizer, prompt), _ids(tokenizer, prompt + completion)
-    if joined[: len(read)] == read and len(joined) > len(read):
+    read, joined = token_ids(tokenizer, prompt), token_ids(tokenizer, prompt + completion)
+    if len(joined) > len(read) and np.array_equal(joined[: len(read)], read):
         return read, joined[len(read) :]
     wanted = (_text(tokenizer, joined), prompt + completion)
     for learned in _candidates(tokenizer, prompt, completion):
-        if learned and _text(tokenizer, [*read, *learned]) in wanted:
+        if len(learned) and _text(tokenizer, np.concatenate([read, learned])) in wanted:
             return read, learned
-    return read, _ids(tokenizer, completion)
+    return read, token_ids(tokenizer, completion)
 
 
-def _candidates(tokenizer: Tokenizer, prompt: str, completion: str) -> Iterator[list[int]]:
+def _candidates(tokenizer: Tokenizer, prompt: str, completion: str) -> Iterator[Ids]:
     """What may be the completion's tokens, the likeliest first."""
     joined = encoded(tokenizer, prompt + completion)
     # As the joined text has it, after a border that falls between the two, though the tokens before it differ.
-    yield [token for token, (begin, _) in zip(joined.ids, joined.offsets, strict=True) if begin >= len(prompt)]
-    yield _ids(tokenizer, completion)
+    yield joined.ids[joined.begins >= len(prompt)]
+    yield token_ids(tokenizer, completion)
     for before in (*_BEFORE, prompt[-1:]):
-        cut, whole = _ids(tokenizer, before), _ids(tokenizer, before + completion)
-        if whole[: len(cut)] == cut:
+        cut, whole = token_ids(tokenizer, before), token_ids(tokenizer, before + completion)
+        if np.array_equal(whole[: len(cut)], cut):
             yield whole[len(cut) :]
 
 
-def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    ids: list[int] = encoded(tokenizer, text).ids
-    return ids
-
-
-def _text(tokenizer: Tokenizer, tokens: list[int]) -> str:
-    return decoded(tokenizer, tokens)
+def _text(tokenizer: Tokenizer, tokens: Ids) -> str:
+    return decoded(tokenizer, tokens.tolist())

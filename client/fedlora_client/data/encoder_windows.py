@@ -12,15 +12,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from fedlora.data.examples import Example, Labelled
 from fedlora.errors import ConfigError, DataError
 from fedlora.family import EncoderShape
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from fedlora_client.data.encoding import IGNORED, checked_ids
-from fedlora_client.data.tokenizer import encoded
+from fedlora_client.data.tokenizer import PIECE, encoding_of
 from fedlora_client.data.windows import Windows
+
+_MOST_CHARACTERS = 1 << 22  # of a text that are looked at
 
 
 def label_windows(
@@ -61,8 +64,8 @@ def label_windows(
         if example.has_pair:
             raise DataError(f"{here}: text_pair is not supported: a label belongs to one text; join the two in text")
         targets[row, 0] = label_number(example.label, shape.labels, here)
-        encoding = encoded(tokenizer, example.text)
-        if len(encoding.ids) > length - special:
+        encoding, is_whole = _beginning(tokenizer, example.text, length)
+        if len(encoding.ids) > length - special or not is_whole:
             truncated.append(row)
         encoding.truncate(length - special)
         ids = checked_ids(tokenizer.post_process(encoding).ids, shape.vocab_size, here)
@@ -70,8 +73,22 @@ def label_windows(
             raise DataError(f"{here}: its text gives no token; remove the record or give it text")
         inputs[row, : len(ids)], starts[row, : len(ids)] = torch.from_numpy(ids), 0
     return Windows(
-        inputs, targets, starts, examples=len(examples), truncated=len(truncated), truncated_at=tuple(truncated)
-    )
+        inputs, targets, starts, examples=len(examples), truncated=len(truncated), truncated_at=tuple(truncated),
+        spans=np.arange(len(examples))[:, None].repeat(2, 1),
+    )  # fmt: skip
+
+
+def _beginning(tokenizer: Tokenizer, text: str, tokens: int) -> tuple[Encoding, bool]:
+    """A beginning of the text with more than so many tokens, where it has them in 4 Mi characters, and whether it is all.
+
+    Twice as many, because where a text is cut its last tokens may be others.
+    """
+    size = PIECE
+    while True:
+        encoding = encoding_of(tokenizer, text[:size])
+        if size >= len(text) or size >= _MOST_CHARACTERS or len(encoding.ids) > 2 * tokens:
+            return encoding, size >= len(text)
+        size *= 8
 
 
 def label_number(label: object, labels: Sequence[str], where: str) -> int:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,11 +12,11 @@ from fedlora.data.chat_template import ChatTemplate
 from fedlora.data.examples import Chat, Completion, Example, Labelled, TextRecord
 from fedlora.errors import DataError, PackError
 from fedlora.family import DecoderShape
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from tokenizers import Tokenizer
 
 from fedlora_client.data.continuation import split_tokens
-from fedlora_client.data.tokenizer import encoded
+from fedlora_client.data.tokenizer import encoded, token_ids
 
 IGNORED = -100  # the target of a position where nothing is learned, which the loss leaves out
 
@@ -56,14 +55,14 @@ class ExampleEncoder:
         """
         match example:
             case str():
-                return self._pairs([], begun(self.shape, self._ids(example)), where)
+                return self._pairs([], self._begun(self._ids(example)), where)
             case TextRecord() | Labelled():  # a label is for an encoder; to a decoder it is one more field
-                return self._pairs([], begun(self.shape, ended(self.shape, self._ids(example.text))), where)
+                return self._pairs([], self._begun(self._ended(self._ids(example.text))), where)
             case Completion():
                 # Apart, so that no token holds a bit of both: when it is asked, the model reads the prompt alone.
                 prompt, completion = split_tokens(self.tokenizer, example.prompt, example.completion)
-                learned = ended(self.shape, completion)
-                whole = begun(self.shape, [*prompt, *learned])
+                learned = self._ended(completion)
+                whole = self._begun(np.concatenate([prompt, learned]))
                 return self._pairs(whole[: len(whole) - len(learned)], learned, where)
             case Chat():
                 return self._chat(example, where)
@@ -75,9 +74,8 @@ class ExampleEncoder:
                 "pack a model whose chat_template.jinja or tokenizer_config.json has one"
             )
         rendered = self.chat_template.rendered(chat, where)
-        encoding = encoded(self.tokenizer, rendered.text)
-        ids = self._checked(encoding.ids, where)
-        begins, ends = np.array(encoding.offsets, np.int64).reshape(-1, 2).T
+        tokens, begins, ends = encoded(self.tokenizer, rendered.text)
+        ids = self._checked(tokens, where)
         learned = np.zeros(len(ids), bool)
         for begin, end in rendered.spans:
             # A token is the assistant's if any character of it is; one without characters, if it stands there.
@@ -85,22 +83,29 @@ class ExampleEncoder:
         targets = np.where(learned, ids, IGNORED)[1:]
         return Pairs(ids[:-1], targets, not_found=rendered.not_found, unheard=rendered.unheard)
 
-    def _pairs(self, read: Sequence[int], learned: Sequence[int], where: str) -> Pairs:
-        ids = self._checked([*read, *learned], where)
+    def _pairs(self, read: ArrayLike, learned: NDArray[np.int64], where: str) -> Pairs:
+        ids = self._checked(np.concatenate([np.asarray(read, np.int64), learned]), where)
         targets = ids.copy()
-        targets[: len(read)] = IGNORED
+        targets[: len(ids) - len(learned)] = IGNORED
         return Pairs(ids[:-1], targets[1:])
 
-    def _ids(self, text: str) -> list[int]:
-        return list(encoded(self.tokenizer, text).ids)
+    def _begun(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        first = ids[: len(self.shape.tokens_before_text)]
+        return np.concatenate([np.array(begun(self.shape, first.tolist()), np.int64), ids[len(first) :]])
 
-    def _checked(self, ids: Sequence[int], where: str) -> NDArray[np.int64]:
+    def _ended(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.concatenate([ids[:-1], np.array(ended(self.shape, ids[-1:].tolist()), np.int64)])
+
+    def _ids(self, text: str) -> NDArray[np.int64]:
+        return token_ids(self.tokenizer, text)
+
+    def _checked(self, ids: NDArray[np.int64], where: str) -> NDArray[np.int64]:
         return checked_ids(ids, self.shape.vocab_size, where)
 
 
-def checked_ids(ids: Sequence[int], vocabulary: int, where: str) -> NDArray[np.int64]:
+def checked_ids(ids: ArrayLike, vocabulary: int, where: str) -> NDArray[np.int64]:
     """The ids [N]. Raises PackError where the tokenizer is another model's."""
-    result = np.array(ids, np.int64)
+    result: NDArray[np.int64] = np.asarray(ids, np.int64)
     if len(result) and result.max() >= vocabulary:
         raise PackError(
             f"{where}: the tokenizer gave id {result.max()}, the base's vocabulary has {vocabulary}: they "

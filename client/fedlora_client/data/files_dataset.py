@@ -10,7 +10,7 @@ from fedlora.data.datasets import DataSource, DeviceData
 from fedlora.data.examples import Example
 from fedlora.errors import DataError, NotRecordsError
 
-from fedlora_client.data.clients import place_of
+from fedlora_client.data.clients import node_name, place_of
 from fedlora_client.data.partition.dealing import dealt
 from fedlora_client.records.data_file import FileContent, Split, content_of, format_of, read_file
 from fedlora_client.records.folder import Folder, data_files
@@ -29,8 +29,16 @@ def files(config: DataConfig, node: Mapping[str, Scalar]) -> DeviceData:
     comes from the server, which must not choose what a device reads. With `data-query`, `data-path` is an SQLite database.
     What the file `data-withdrawn` names is left out. With `data.partition`, `data.path` is dealt out. Raises DataError.
     """
-    if config.partition.rule:
-        return dealt(config, node)
+    try:
+        return dealt(config, node) if config.partition.rule else _read(config, node)
+    except OSError as error:  # a folder that may not be looked into, a file that went away meanwhile
+        raise DataError(
+            f"{error.filename or node_name(node)}: cannot be read: {error.strerror}; let the device's user read it, or take "
+            "it out of its data"
+        ) from None
+
+
+def _read(config: DataConfig, node: Mapping[str, Scalar]) -> DeviceData:
     place = place_of(config, node)
     withdrawn = read_withdrawn(Path(str(node["data-withdrawn"]))) if node.get("data-withdrawn") else Withdrawn()
     query = str(node.get("data-query") or "")

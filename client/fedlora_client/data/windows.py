@@ -20,6 +20,7 @@ from fedlora.data.chat_template import ChatTemplate, load_chat_template
 from fedlora.data.examples import Chat, Example, Labelled, TextRecord
 from fedlora.errors import ConfigError, DataError
 from fedlora.family import DecoderShape
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -47,6 +48,7 @@ class Windows:
     skipped_at: tuple[int, ...] = ()
     not_found: int = 0  # answers of chats that could not be told from the rest of their text, and are not learned
     unheard: tuple[str, ...] = ()  # fields of messages that the base's chat template does not write
+    spans: NDArray[np.int64] | None = None  # [E, 2], the first and the last window of each example
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -58,6 +60,18 @@ class Windows:
     @property
     def learned_tokens(self) -> int:
         return int((self.targets != IGNORED).sum())
+
+    @property
+    def learned_in_each(self) -> Tensor:
+        """int64 [M]"""
+        return (self.targets != IGNORED).sum(1)
+
+    def examples_in(self, drawn: NDArray[np.bool_]) -> int:
+        """How many different examples have a part in the windows that are `drawn` [M]."""
+        if self.spans is None:
+            return 0
+        before = np.concatenate([[0], np.cumsum(drawn)])  # of each window, how many are drawn
+        return int((before[self.spans[:, 1] + 1] > before[self.spans[:, 0]]).sum())
 
 
 def read_windows(examples: Sequence[Example], directory: Path, shape: DecoderShape, length: int, where: str) -> Windows:
@@ -112,22 +126,28 @@ def make_windows(
         )
     if not row and not whole:
         raise DataError(f"{where}: no text to train or measure on; give this device data, or leave it out of the run")
-    inputs, targets, starts = _filled(row, whole, length)
+    inputs, targets, starts, spans = _filled(row, whole, length)
     return Windows(
         inputs, targets, starts, examples=len(row) + len(whole), truncated=len(truncated), skipped=len(skipped),
         truncated_at=tuple(truncated), skipped_at=tuple(skipped),
-        not_found=not_found, unheard=tuple(unheard),
+        not_found=not_found, unheard=tuple(unheard), spans=spans,
     )  # fmt: skip
 
 
-def parts(windows: Sequence[Windows], micro_batch: int) -> Iterator[list[Windows]]:
-    """`micro_batch` rows at a time, the same ones of each of `windows`."""
-    for rows in torch.split(torch.arange(len(windows[0])), micro_batch):
-        yield [each.batch(rows) for each in windows]
+def parts(
+    windows: Sequence[Windows], micro_batch: int, rows: Sequence[Tensor] | None = None
+) -> Iterator[list[Windows]]:
+    """`micro_batch` at a time of the windows that have the numbers in `rows`, the same many of each; None: of all.
+
+    A step may draw more of them than memory would hold a second time.
+    """
+    rows = rows or [torch.arange(len(each)) for each in windows]
+    for numbers in zip(*(torch.split(each, micro_batch) for each in rows), strict=True):
+        yield [each.batch(some) for each, some in zip(windows, numbers, strict=True)]
 
 
-def _filled(row: list[Pairs], whole: list[Pairs], length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(inputs, targets, starts), each [M, T]: the row's windows, then those of whole examples."""
+def _filled(row: list[Pairs], whole: list[Pairs], length: int) -> tuple[Tensor, Tensor, Tensor, NDArray[np.int64]]:
+    """(inputs, targets, starts), each [M, T]: the row's windows, then those of whole examples; and their spans [E, 2]."""
     places: list[tuple[int, Pairs]] = []  # where each example begins, counted over all windows
     end = 0
     for pairs in row:
@@ -145,8 +165,11 @@ def _filled(row: list[Pairs], whole: list[Pairs], length: int) -> tuple[Tensor, 
     for begin, pairs in places:
         there = slice(begin, begin + len(pairs))
         inputs[there], targets[there], begins[there] = pairs.inputs, pairs.targets, begin
-    window_begins = np.arange(size) // length * length
+    window_begins = np.arange(0, size, length)[:, None]
     # An example that runs over begins anew in the next window.
-    starts = np.maximum(begins, window_begins) - window_begins
+    starts = begins.reshape(-1, length)
+    np.maximum(starts, window_begins, out=starts)
+    starts -= window_begins
     first, second, third = (torch.from_numpy(part).view(-1, length) for part in (inputs, targets, starts))
-    return first, second, third
+    ends = [(begin, begin + len(pairs) - 1) for begin, pairs in places]
+    return first, second, third, np.array(ends, np.int64).reshape(-1, 2) // length

@@ -24,6 +24,7 @@ class DayCounts:
     day: str = "1970-01-01"
     rounds: tuple[str, ...] = ()  # RUN/ROUND/QUESTION, each counted once however often it was asked for
     bytes: int = 0
+    measured: int = 0  # times, the same adapter each time that it was asked for: no answer is kept
 
     def on(self, today: date) -> DayCounts:
         """The counts as they are `today`: nothing on a later day, and as they were on an earlier one.
@@ -38,15 +39,26 @@ class DayCounts:
     def with_round(self, name: str) -> DayCounts:
         return self if name in self.rounds else replace(self, rounds=(*self.rounds, name))
 
+    def with_measurement(self) -> DayCounts:
+        return replace(self, measured=self.measured + 1)
+
     def with_bytes(self, count: int) -> DayCounts:
         return replace(self, bytes=self.bytes + count)
 
     def check(self, policy: Policy, name: str | None, coming_bytes: int) -> None:
-        """Raise PolicyError where the round `name` (None: no training), or so many more bytes, would be too much."""
+        """Raise PolicyError where the round `name` (None: a measurement), or so many more bytes, would be too much.
+
+        There is a measurement more than there are rounds: of the base, before the first.
+        """
         is_new = name is not None and name not in self.rounds
         if policy.rounds_a_day and is_new and len(self.rounds) >= policy.rounds_a_day:
             raise PolicyError(
                 "policy-rounds", f"{len(self.rounds)} rounds today; policy.rounds_a_day takes {policy.rounds_a_day}"
+            )
+        if policy.rounds_a_day and name is None and self.measured > policy.rounds_a_day:
+            raise PolicyError(
+                "policy-rounds",
+                f"{self.measured} measurements today; policy.rounds_a_day takes {policy.rounds_a_day} and one more",
             )
         if policy.bytes_a_day and self.bytes + coming_bytes > policy.bytes_a_day:
             raise PolicyError(
@@ -82,8 +94,8 @@ class DayCounter:
 
 
 def _counts(content: dict[str, object]) -> DayCounts:
-    day, rounds, count = content["day"], content["rounds"], content["bytes"]
-    if not isinstance(day, str) or not isinstance(rounds, list) or type(count) is not int or count < 0:
-        raise ValueError("expected a day, rounds and bytes")
+    day, rounds, counts = content["day"], content["rounds"], (content["bytes"], content.get("measured", 0))
+    if not isinstance(day, str) or not isinstance(rounds, list) or any(type(n) is not int or n < 0 for n in counts):
+        raise ValueError("expected a day, rounds, bytes and measurements")
     date.fromisoformat(day)
-    return DayCounts(day=day, rounds=tuple(map(str, rounds)), bytes=count)
+    return DayCounts(day=day, rounds=tuple(map(str, rounds)), bytes=counts[0], measured=counts[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -15,6 +14,7 @@ from fedlora.errors import ConfigError, PolicyError
 from fedlora_client.policy.machine import Machine
 from fedlora_client.policy.quiet_hours import QuietHours
 
+_LARGEST = 1 << 53  # of a number: a larger one bounds nothing
 _DIGITS = 16  # of a fingerprint, at least
 _NUMBERS = ("max_rank", "max_steps", "max_memory_mb", "min_examples", "rounds_a_day", "bytes_a_day")
 
@@ -28,21 +28,21 @@ class Policy:
     methods: tuple[str, ...] = ()
     max_rank: int = 0
     max_steps: int = 0  # of a round
-    max_seconds: float = 0.0  # of a round's training
+    max_seconds: float = 0.0  # of a round's training, and of a measurement
     max_memory_mb: int = 0  # of the whole process
-    min_examples: int = 0  # fewer of them would show in what is sent
+    min_examples: int = 0  # in all and in a round's batches: fewer of them would show in what is sent
     quiet_hours: tuple[str, ...] = ()  # HH:MM-HH:MM, by the device's clock
     min_battery: int = 0  # percent
     mains_only: bool = False
     idle_only: bool = False  # as a question comes: not while the device itself works on it
-    rounds_a_day: int = 0
+    rounds_a_day: int = 0  # that it trains in; and of measurements, one more
     bytes_a_day: int = 0  # of adapters, down and up
 
     def __post_init__(self) -> None:
         for name in (*_NUMBERS, "min_battery", "max_seconds"):
             value = getattr(self, name)
-            if not 0 <= value < math.inf:
-                raise ConfigError(f"policy.{name}: {value}; expected 0 (no bound) or more")
+            if not 0 <= value < _LARGEST:
+                raise ConfigError(f"policy.{name}: {value!r:.40}; expected 0 (no bound) or more, less than 2^53")
         if self.min_battery > 100:
             raise ConfigError(f"policy.min_battery: {self.min_battery}; expected a percentage, at most 100")
         for base in self.bases:
@@ -90,10 +90,10 @@ class Policy:
             named = ", ".join(base[:_DIGITS] for base in self.bases)
             raise PolicyError("policy-base", f"the run's base is {fingerprint[:_DIGITS]}; policy.bases takes {named}")
 
-    def check_examples(self, examples: int) -> None:
+    def check_examples(self, examples: int, what: str = "to train on") -> None:
         if examples < self.min_examples:
             raise PolicyError(
-                "policy-examples", f"{examples} examples to train on; policy.min_examples wants {self.min_examples}"
+                "policy-examples", f"{examples} examples {what}; policy.min_examples wants {self.min_examples}"
             )
 
     def check_power(self, now: datetime, machine: Machine) -> None:
@@ -121,14 +121,14 @@ class Policy:
             "methods": f"takes the methods {', '.join(self.methods)} only",
             "max_rank": f"trains ranks up to {self.max_rank}",
             "max_steps": f"trains up to {self.max_steps} steps a round",
-            "max_seconds": f"trains up to {self.max_seconds:g} s a round",
+            "max_seconds": f"trains up to {self.max_seconds:g} s a round, and measures as long",
             "max_memory_mb": f"takes up to {self.max_memory_mb} MB of memory",
-            "min_examples": f"takes part with {self.min_examples} examples or more",
+            "min_examples": f"takes part with {self.min_examples} examples or more in a round's batches",
             "quiet_hours": f"is quiet at {', '.join(self.quiet_hours)}, by its own clock",
             "min_battery": f"works with a battery of {self.min_battery}% and more",
             "mains_only": "works on mains power only",
             "idle_only": "begins while the machine is idle only",
-            "rounds_a_day": f"trains in up to {self.rounds_a_day} rounds a day",
+            "rounds_a_day": f"trains in up to {self.rounds_a_day} rounds a day, and measures once more",
             "bytes_a_day": f"receives and sends up to {self.bytes_a_day / 1e6:g} MB of adapters a day",
         }
         bounds = [texts[part.name] for part in fields(self) if getattr(self, part.name)]

@@ -12,7 +12,7 @@ import lzma
 import os
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -119,20 +119,20 @@ def _compression(head: bytes) -> str | None:
     return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
 
 
-def _expanded(file: BinaryIO, kind: str) -> io.RawIOBase | io.BufferedIOBase:
+def _expanded(file: BinaryIO, kind: str) -> io.RawIOBase:
     match kind:
         case ".gz":
             return _Gzip(file)
         case ".bz2":
-            return bz2.BZ2File(file, "rb")
+            return _Streams(file, bz2.BZ2Decompressor)
         case _:
-            return _Xz(file)
+            return _Streams(file, _xz_stream)
 
 
 class _Bounded(io.RawIOBase):
     """Another stream, as far as it is not larger than a data file may be."""
 
-    def __init__(self, inner: io.RawIOBase | io.BufferedIOBase, path: Path, size_bytes: int) -> None:
+    def __init__(self, inner: io.RawIOBase, path: Path, size_bytes: int) -> None:
         self._inner, self._path, self._taken = inner, path, 0
         self._limit = min(MAX_EXPANDED_BYTES, max(_FREE_BYTES, MAX_FOLD * size_bytes))
         self._size = size_bytes
@@ -189,11 +189,11 @@ def _after_padding(file: BinaryIO, left: bytes) -> bytes:
     return left
 
 
-class _Xz(io.RawIOBase):
-    """The content of an xz file, with a bound on the memory that it may ask for."""
+class _Streams(io.RawIOBase):
+    """The content of an xz or a bzip2 file. Python's own readers leave out what follows a stream and is none."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._stream, self._left = file, _xz_stream(), b""
+    def __init__(self, file: BinaryIO, begun: Callable[[], lzma.LZMADecompressor | bz2.BZ2Decompressor]) -> None:
+        self._file, self._begun, self._stream, self._left = file, begun, begun(), b""
 
     def readable(self) -> bool:
         return True
@@ -204,7 +204,7 @@ class _Xz(io.RawIOBase):
                 self._left = _after_padding(self._file, self._stream.unused_data)
                 if not self._left:
                     return 0
-                self._stream = _xz_stream()  # files that were put one after another
+                self._stream = self._begun()  # files that were put one after another
             if self._stream.needs_input and not self._left:
                 self._left = self._file.read(io.DEFAULT_BUFFER_SIZE)
                 if not self._left:
@@ -216,4 +216,5 @@ class _Xz(io.RawIOBase):
 
 
 def _xz_stream() -> lzma.LZMADecompressor:
+    """With a bound on the memory that it may ask for."""
     return lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=_XZ_MEMORY_BYTES)

@@ -1,26 +1,31 @@
-"""Records from an SQLite database: the rows of one query, read only, within bounds."""
+"""Records from an SQLite database: the rows of one query, read only, within bounds, by a process of its own."""
 
 from __future__ import annotations
 
-import sqlite3
+import json
+import math
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 from fedlora.config.sections import FieldNames
 from fedlora.errors import DataError
 from fedlora.files.json_text import parse_json
 
+from fedlora_client.records import sqlite_child
 from fedlora_client.records.byte_source import MAX_LINE_BYTES
 from fedlora_client.records.records import Records, collected
 
 MAX_ROWS, MAX_BYTES, MAX_SECONDS = 1_000_000, 1 << 30, 60.0
-_ALLOWED = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE)
-_NOT_FUNCTIONS = ("load_extension", "readfile", "writefile", "edit", "fts3_tokenizer")
-_STEPS = 10_000  # of SQLite's machine, between two looks at the clock
+_MEMORY_BYTES = 1 << 30  # of addresses, of the process that reads
+_MOST_ROW_BYTES = 2 * MAX_LINE_BYTES  # as JSON
+_START_S = 20.0  # for a busy machine to begin it, beside the seconds of the query
 _LISTS = ("messages", "conversations", "tools", "documents")  # fields that are lists: kept as JSON in a column
 
 
@@ -30,45 +35,76 @@ def read_query(
 ) -> Records:  # fmt: skip
     """The records that a SELECT gives, a column for each field. Raises DataError.
 
-    The database is opened read only; whatever is no reading is refused by SQLite itself as it compiles the query.
+    The database is opened read only; whatever is no reading is refused by SQLite itself as it compiles the query. What its
+    views and functions take of time and memory is bounded (`sqlite_child`).
     """
-    deadline = time.monotonic() + max_seconds
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such database; give data-path that of an SQLite file")
+    request = {
+        "uri": f"file:{quote(str(path.absolute()))}?mode=ro", "query": query, "seconds": max_seconds,
+        "cpu_seconds": math.ceil(max_seconds) + 1, "memory_bytes": _MEMORY_BYTES, "value_bytes": MAX_LINE_BYTES,
+    }  # fmt: skip
+    with _asked(request, max_seconds + _START_S) as answer:
+        return collected(path, _rows(_values(answer, path, query, max_seconds), path, max_rows, max_bytes), fields)
+
+
+@contextmanager
+def _asked(request: Mapping[str, Any], patience_s: float) -> Iterator[BinaryIO]:
+    """What the process that reads writes; it is ended with the block, or when its time is over."""
+    command = [sys.executable, "-I", sqlite_child.__file__]
     try:
-        if not path.is_file():
-            raise DataError(f"{path}: there is no such database; give data-path that of an SQLite file")
-        uri = f"file:{quote(str(path.absolute()))}?mode=ro"
-        with closing(sqlite3.connect(uri, uri=True, timeout=max_seconds)) as database:
-            database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_LINE_BYTES)
-            database.set_authorizer(_authorize)
-            database.set_progress_handler(lambda: time.monotonic() > deadline, _STEPS)
-            rows = _rows(database.execute(query), path, max_rows, max_bytes)
-            return collected(path, rows, fields)
-    except sqlite3.Error as error:
-        if time.monotonic() > deadline:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    except OSError as error:
+        raise DataError(f"no process could be begun to read a database: {error.strerror}; end others") from None
+    over = threading.Timer(patience_s, process.kill)
+    over.daemon = True
+    over.start()
+    try:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with process.stdout:
+            try:
+                process.stdin.write(json.dumps(request).encode())
+                process.stdin.close()
+            except BrokenPipeError:  # it has ended: what it wrote tells nothing
+                pass
+            yield process.stdout  # type: ignore[misc]
+    finally:
+        over.cancel()
+        process.kill()
+        process.wait()
+
+
+def _values(answer: BinaryIO, path: Path, query: str, seconds: float) -> Iterator[list[Any]]:
+    """The names of the columns, and each row. Raises DataError where it ended otherwise than well."""
+    began = time.monotonic()
+    while line := answer.readline(_MOST_ROW_BYTES + 1):
+        if len(line) > _MOST_ROW_BYTES:
+            raise DataError(f"{path}: the query gives a row of more than {_MOST_ROW_BYTES} bytes; select less of it")
+        value = json.loads(line.decode("utf-8", "surrogatepass"))
+        if isinstance(value, list):
+            yield value
+        elif not value:
+            return
+        elif value["kind"] == "bound":
+            raise DataError(f"{path}: the query {value['error']}; make it smaller, or give the table an index")
+        else:
             raise DataError(
-                f"{path}: the query takes longer than {max_seconds:g} s; make it smaller, or give the table an index"
-            ) from None
-        raise DataError(
-            f"{path}: the query {query!r:.120} cannot be read: {error}; expected one SELECT that only reads this database"
-        ) from None
-    except (sqlite3.Warning, ValueError, OverflowError) as error:  # several statements; a text with a null character
-        raise DataError(f"{path}: the query {query!r:.120}: {error}; expected one SELECT") from None
+                f"{path}: the query {query!r:.120} cannot be read: {value['error']}; expected one SELECT that only reads "
+                "this database"
+            )
+    took = f"longer than {seconds:g} s" if time.monotonic() - began > seconds else "more memory or time than it may"
+    raise DataError(f"{path}: the query takes {took}; make it smaller, or give the table an index")
 
 
-def _authorize(action: int, first: str | None, second: str | None, database: str | None, trigger: str | None) -> int:
-    if action in _ALLOWED or (action == sqlite3.SQLITE_FUNCTION and str(second).lower() not in _NOT_FUNCTIONS):
-        return sqlite3.SQLITE_OK
-    return sqlite3.SQLITE_DENY
-
-
-def _rows(cursor: sqlite3.Cursor, path: Path, max_rows: int, max_bytes: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if cursor.description is None:
-        raise DataError(f"{path}: the query gives no rows; expected one SELECT")
-    names, size = [str(column[0]) for column in cursor.description], 0
+def _rows(
+    values: Iterator[list[Any]], path: Path, max_rows: int, max_bytes: int
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    names, size = [str(name) for name in next(values)], 0
     if len(set(names)) != len(names):
         raise DataError(f"{path}: the query gives two columns of one name; name them apart, with AS")
-    for number, row in enumerate(cursor, 1):
-        size += sum(len(value) if isinstance(value, str | bytes) else 8 for value in row)
+    for number, row in enumerate(values, 1):
+        size += sum(len(value) if isinstance(value, str) else 8 for value in row)
         if number > max_rows or size > max_bytes:
             raise DataError(
                 f"{path}: the query gives more than {max_rows} rows or {max_bytes} bytes; give it a LIMIT, at most that"
@@ -77,7 +113,7 @@ def _rows(cursor: sqlite3.Cursor, path: Path, max_rows: int, max_bytes: int) -> 
 
 
 def _value(name: str, value: object) -> object:
-    if isinstance(value, bytes):
+    if isinstance(value, dict):
         raise DataError(f"column {name:.40} holds bytes; select text, with CAST(... AS TEXT)")
     if name in _LISTS and isinstance(value, str):
         try:

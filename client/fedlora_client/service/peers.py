@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from fedlora.errors import ConfigError
 
+_LARGEST = (1 << 32) - 2
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: struct ucred
 
 
@@ -37,15 +38,23 @@ class Peers:
         return f"user {uid} may not ask this device; name it in device.peers of device.toml"
 
 
+def _number(name: str) -> int:
+    """Raises ValueError for what no user and no group can have: the largest of all stands for nobody."""
+    number = int(name)
+    if number > _LARGEST:
+        raise ValueError(f"{name:.40} is no number of a user or a group")
+    return number
+
+
 def _user(name: str) -> int:
     try:
-        return int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid
-    except KeyError:
+        return _number(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid
+    except (KeyError, ValueError):
         raise ConfigError(f"device.peers: this machine has no user {name!r}; name one that it has") from None
 
 
 def _group(name: str) -> int:
     try:
-        return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
-    except KeyError:
+        return _number(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
+    except (KeyError, ValueError):
         raise ConfigError(f"device.group: this machine has no group {name!r}; name one that it has") from None

@@ -125,8 +125,11 @@ class DeviceWork:
         counts.check(policy, name, len(question.data or b"") if is_training else 0)
         if is_training:
             policy.check_examples(device.account().train)
+            if policy.min_examples:
+                drawn = device.examples_of_round(update.server_round, update.task)
+                policy.check_examples(drawn, "in the batches that this round draws")
             self._check_memory(device, update)
-            self._keep_counts(counts.with_round(str(name)))
+        self._keep_counts(counts.with_measurement() if name is None else counts.with_round(name))
         what = f"{question.kind}, round {update.server_round} of {run_name}, since {now_text()}"
         self.told.say(doing=what, base_fingerprint=device.model.base.fingerprint, adapter_error=said)
 
@@ -220,7 +223,7 @@ class _Guard:
     def allow(self, question: Question) -> Callable[[Device, Update], None]:
         def allow(device: Device, update: Update) -> None:
             self._work.allow(question, device, update)
-            if self._work.max_seconds and question.kind == "train":
+            if self._work.max_seconds:
                 self._until = time.monotonic() + self._work.max_seconds
 
         return allow

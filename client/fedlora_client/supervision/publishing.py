@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.errors import ConfigError
+from fedlora.files.ownership import read_secret
 
 from fedlora_client.service.config import DeviceConfig
 from fedlora_client.service.state import StateFolder, now_text
@@ -24,6 +25,7 @@ from fedlora_client.service.state import StateFolder, now_text
 log = logging.getLogger("fedlora.device")
 _LOOK_S, _LONGEST_PAUSE_S = 1.0, 60.0
 _MOST_TOLD = 500
+_MOST_KEY_BYTES = 4096
 
 
 @dataclass(slots=True)
@@ -124,10 +126,14 @@ class Publisher:
 def admin_key_of(config: DeviceConfig) -> str:
     """Raises ConfigError where there is none."""
     if config.serve.admin_key_file:
+        path, where = Path(config.serve.admin_key_file), "serve.admin_key_file"
         try:
-            return Path(config.serve.admin_key_file).read_text(encoding="utf-8").strip()
+            return read_secret(path, _MOST_KEY_BYTES, where).decode().strip()
         except (OSError, ValueError) as error:
-            raise ConfigError(f"serve.admin_key_file: {config.serve.admin_key_file}: {error}; name its file") from None
+            told = getattr(error, "strerror", None) or "no text"
+            raise ConfigError(
+                f"{where}: {path}: cannot be read: {told}; name a file that holds the key alone"
+            ) from None
     key = os.environ.get("FEDLORA_ADMIN_KEY", "")
     if not key:
         raise ConfigError(

@@ -79,10 +79,10 @@ class FullTraining:
         order = batches(len(self.train_windows), config, np.random.default_rng([self.config.seed, 1]))
         losses: list[float] = []
         for step in range(config.steps):
-            batch = self.train_windows.batch(next(order))
-            learned = max(1, batch.learned_tokens)
+            rows = next(order)
+            learned = max(1, int(self.train_windows.learned_in_each[rows].sum()))
             total = 0.0
-            for (part,) in parts([batch], _MICRO_BATCH):
+            for (part,) in parts([self.train_windows], _MICRO_BATCH, [rows]):
                 loss = self._loss(part) / learned
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.item()

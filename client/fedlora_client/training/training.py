@@ -18,7 +18,7 @@ from fedlora.wire.task import FactorSet
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedlora_client.data.windows import IGNORED, Windows, parts
+from fedlora_client.data.windows import Windows, parts
 from fedlora_client.layers.dropout import SeededDropout
 from fedlora_client.layers.lora import LoraTensors
 from fedlora_client.layers.step_plan import StepPlan
@@ -70,10 +70,10 @@ class Training:
         self._model, self._span = model, span
         self._space = model.workspace()
         self._windows = tuple(windows)
+        self._learned = [w.learned_in_each for w in windows]
         self._orders = [batches(len(w), config, g) for w, g in zip(windows, generators, strict=True)]
-        # Drawn only where it is used: without dropout, the order of the windows is that of any other training.
-        seeds = tuple(int(g.integers(1 << 62)) if config.dropout else 0 for g in generators)
         self._shifts = [model.score_shift(w, config.label_prior) for w in windows]  # [L] each
+        seeds = tuple(_dropout_seed(config, g) for g in generators)
         self._dropout = SeededDropout(config.dropout, seeds, model.compute)
         self._flats = list(self.lora.flats.values())
         self.optimizers = {
@@ -94,12 +94,12 @@ class Training:
         Raises DataError where a loss or a gradient is not finite, RunError where nobody waits for this thread any more; the
         adapters are then those of the step before.
         """
-        drawn = [self._windows[c].batch(next(rows)) for c, rows in enumerate(self._orders)]
-        counts = [max(1, int((batch.targets != IGNORED).sum())) for batch in drawn]
+        drawn = [next(order) for order in self._orders]
+        counts = [max(1, int(learned[rows].sum())) for learned, rows in zip(self._learned, drawn, strict=True)]
         for flat in self._flats:
             flat.gradient.zero_()
         totals = torch.zeros(len(drawn), dtype=torch.float64)
-        for number, part in enumerate(parts(drawn, self.plan.micro_batch)):
+        for number, part in enumerate(parts(self._windows, self.plan.micro_batch, drawn)):
             check_wanted()
             scale = torch.cat([torch.full(w.targets.shape, 1 / n) for w, n in zip(part, counts, strict=True)])
             losses = self._model.add_gradients(
@@ -153,6 +153,22 @@ class Training:
         if self.config.max_grad_norm and float(scale.min()) < 1:
             for gradient in gradients:
                 gradient.mul_(scale[:, None, None])
+
+
+def drawn_windows(count: int, config: TrainConfig, generator: np.random.Generator) -> NDArray[np.bool_]:
+    """[count], which of the windows a training draws whose order the same generator makes."""
+    order, drawn = batches(count, config, generator), np.zeros(count, bool)
+    _dropout_seed(config, generator)
+    for _ in range(config.steps):
+        drawn[next(order).numpy()] = True
+        if drawn.all():
+            break
+    return drawn
+
+
+def _dropout_seed(config: TrainConfig, generator: np.random.Generator) -> int:
+    """Drawn only where it is used: without dropout, the order of the windows is that of any other training."""
+    return int(generator.integers(1 << 62)) if config.dropout else 0
 
 
 def batches(count: int, config: TrainConfig, generator: np.random.Generator) -> Iterator[Tensor]:

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from fedlora.errors import CheckpointError
 from fedlora.family import EncoderShape
-from fedlora.family.sizes import whole
+from fedlora.family.sizes import switch, whole
 from fedlora.family.text_embedding import Activation, DenseLayer, Pooling, TextEmbedding
 from fedlora.files.bounded import read_bounded
 from fedlora.files.documents import read_object
@@ -74,7 +74,7 @@ def read_sentence_modules(root: Path, transformer: Path, shape: EncoderShape) ->
     notes: list[str] = []
     pooling_config = _config(root, modules[1][1])
     prompt = _prompt(root, notes)
-    if prompt and pooling_config.get("include_prompt") is False:
+    if prompt and not _switch(pooling_config, "include_prompt", root / modules[1][1], default=True):
         raise _refused(root / modules[1][1], "include_prompt false: the tokens of the prompt are not pooled")
     dense = [_dense(root, path) for kind, path in modules if kind == "Dense"]
     embedding = TextEmbedding(
@@ -117,6 +117,14 @@ def _refused(where: Path, what: str) -> CheckpointError:
     )
 
 
+def _switch(config: dict[str, Any], key: str, where: Path, *, default: bool = False) -> bool:
+    """What a configuration says of a switch; null is as one that is not there. Raises CheckpointError."""
+    try:
+        return switch(config, key, default=default)
+    except TypeError as error:
+        raise CheckpointError(f"{where}: {error}; correct it") from None
+
+
 def _config(root: Path, folder: str) -> dict[str, Any]:
     return read_object(root / folder / "config.json", CheckpointError, "a module of sentence-transformers")
 
@@ -130,9 +138,10 @@ def _pooling(config: dict[str, Any], where: Path) -> Pooling:
             raise _refused(where, f"the pooling {unknown[0]!r:.60}")
         chosen = [_POOLING_NAMES[name] for name in names]
     else:
-        defaults = {key: key == "pooling_mode_mean_tokens" for key in _POOLINGS}
-        chosen = [_POOLINGS[key] for key, on in defaults.items() if config.get(key, on)]
-        others = [key for key, on in config.items() if key.startswith("pooling_mode_") and on and key not in _POOLINGS]
+        defaults = {key: key == "pooling_mode_mean_tokens" and key not in config for key in _POOLINGS}
+        chosen = [_POOLINGS[key] for key, on in defaults.items() if _switch(config, key, where, default=on)]
+        others = [key for key in config if key.startswith("pooling_mode_") and key not in _POOLINGS]
+        others = [key for key in others if _switch(config, key, where)]
         if others:
             raise _refused(where, f"the pooling {others[0]!r:.60}")
     if len(chosen) != 1:
@@ -145,7 +154,7 @@ def _dense(root: Path, folder: str) -> tuple[DenseLayer, Path]:
     name = str(config.get("activation_function", "torch.nn.modules.activation.Tanh")).rsplit(".", 1)[-1]
     if name not in _ACTIVATIONS:
         raise _refused(root / folder, f"a Dense with the activation {name!r:.60}")
-    if config.get("use_residual"):
+    if _switch(config, "use_residual", root / folder):
         raise _refused(root / folder, "a Dense with a residual")
     file = root / folder / "model.safetensors"
     if not file.is_file():
@@ -156,7 +165,7 @@ def _dense(root: Path, folder: str) -> tuple[DenseLayer, Path]:
     try:
         layer = DenseLayer(
             in_features=whole(config["in_features"]), out_features=whole(config["out_features"]),
-            biased=bool(config.get("bias", True)), activation=_ACTIVATIONS[name],
+            biased=_switch(config, "bias", root / folder, default=True), activation=_ACTIVATIONS[name],
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(
@@ -184,7 +193,7 @@ def _text_fields(transformer: Path, shape: EncoderShape, notes: list[str]) -> di
         )
     return {
         "max_tokens": min(int(length), shape.max_positions),
-        "lower_case": bool(config.get("do_lower_case")),
+        "lower_case": _switch(config, "do_lower_case", found or transformer),
         "cut_left": told.get("truncation_side") == "left",
     }
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from fedlora.family.decoder import Activation, BlockNorms, DecoderShape
 from fedlora.family.rotary import Rotary, read_rotary
-from fedlora.family.sizes import check_sizes, number, whole
+from fedlora.family.sizes import check_sizes, number, switch, whole
 
 Config = Mapping[str, Any]  # a config.json
 
@@ -58,7 +58,7 @@ def read_decoder(architecture: str, config: Config) -> DecoderShape:
         "rms_norm_eps": number(config.get("rms_norm_eps", 1e-6)),
         "rotary": rotary,
         "local_rotary": local_rotary,
-        "tie_word_embeddings": bool(config.get("tie_word_embeddings", False)),
+        "tie_word_embeddings": switch(config, "tie_word_embeddings"),
         **_special_tokens(config, sizes["vocab_size"]),
         "attention_scale": 1 / math.sqrt(sizes["head_dim"]),
         "model_type": str(config.get("model_type", "llama")),
@@ -132,8 +132,8 @@ def _activation(name: str) -> Activation:
 
 
 def _llama(config: Config) -> Mapping[str, Any]:
-    attention = ("q_proj", "k_proj", "v_proj", "o_proj") if config.get("attention_bias") else ()
-    mlp = ("gate_proj", "up_proj", "down_proj") if config.get("mlp_bias") else ()
+    attention = ("q_proj", "k_proj", "v_proj", "o_proj") if switch(config, "attention_bias") else ()
+    mlp = ("gate_proj", "up_proj", "down_proj") if switch(config, "mlp_bias") else ()
     return {"activation": _activation(config.get("hidden_act") or "silu"), "biases": attention + mlp}
 
 
@@ -146,7 +146,7 @@ def _qwen2(config: Config) -> Mapping[str, Any]:
 
 
 def _qwen3(config: Config) -> Mapping[str, Any]:
-    biases = ("q_proj", "k_proj", "v_proj", "o_proj") if config.get("attention_bias") else ()
+    biases = ("q_proj", "k_proj", "v_proj", "o_proj") if switch(config, "attention_bias") else ()
     return {"activation": _activation(config.get("hidden_act") or "silu"), "biases": biases, "qk_norm": True}
 
 
@@ -155,9 +155,9 @@ def _phi3(config: Config) -> Mapping[str, Any]:
 
 
 def _gemma2(config: Config) -> Mapping[str, Any]:
-    if config.get("attention_bias"):
+    if switch(config, "attention_bias"):
         raise ValueError("attention_bias is True; only False is supported for Gemma")
-    if config.get("use_bidirectional_attention"):
+    if switch(config, "use_bidirectional_attention"):
         raise ValueError("use_bidirectional_attention is set; only a causal Gemma is supported")
     return {
         "activation": _activation(config.get("hidden_activation") or "gelu_pytorch_tanh"),
@@ -197,7 +197,7 @@ def _no_window(config: Config) -> tuple[int, ...]:
 
 
 def _qwen_windows(config: Config) -> tuple[int, ...]:
-    if not config.get("use_sliding_window"):
+    if not switch(config, "use_sliding_window"):
         return ()
     return _layer_types(config, lambda layer: layer >= whole(config.get("max_window_layers", 28)))
 

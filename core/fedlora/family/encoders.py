@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from fedlora.family.encoder import EncoderNames, EncoderShape
-from fedlora.family.sizes import check_sizes, number, whole
+from fedlora.family.sizes import check_sizes, number, switch, whole
 from fedlora.family.text_embedding import TextEmbedding
 
 Config = Mapping[str, Any]  # a config.json
@@ -125,7 +125,7 @@ def _check(config: Config, sizes: Mapping[str, int], padding: int) -> None:
         raise ValueError(f"pad_token_id must be from 0 to {sizes['vocab_size'] - 1}, got {padding}")
     expected = {
         "position_embedding_type": ("absolute", config.get("position_embedding_type", "absolute")),
-        "is_decoder": (False, config.get("is_decoder") or False),
+        "is_decoder": (False, switch(config, "is_decoder")),
         "activation": ("gelu", config.get("hidden_act") or config.get("activation") or "gelu"),
         "problem_type": ("single_label_classification", config.get("problem_type") or "single_label_classification"),
     }

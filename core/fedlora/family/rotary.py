@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora.family.sizes import number
+from fedlora.family.sizes import number, switch
 
 Frequencies = NDArray[np.float64]  # [D / 2], radians per position
 
@@ -51,7 +51,7 @@ def read_rotary(
     Raises KeyError for a missing number, ValueError for a kind of scaling that is not known, or not supported.
     """
     kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if float(scaling.get("partial_rotary_factor") or 1) != 1:
+    if number(scaling.get("partial_rotary_factor") or 1) != 1:
         raise ValueError(f"partial_rotary_factor is {scaling['partial_rotary_factor']!r}; only 1 is supported")
     if kind not in _KINDS:
         raise ValueError(f"rope_type is {kind!r}; expected one of {', '.join(_KINDS)}")
@@ -95,7 +95,7 @@ def _yarn(plain: Frequencies, theta: float, scaling: Mapping[str, Any], context:
         return pairs * math.log(original / (turns * 2 * math.pi)) / math.log(theta)
 
     begin, end = feature(number(scaling.get("beta_fast") or 32)), feature(number(scaling.get("beta_slow") or 1))
-    if scaling.get("truncate", True):
+    if switch(scaling, "truncate", default=True):
         begin, end = math.floor(begin), math.ceil(end)
     begin, end = max(begin, 0), min(end, 2 * pairs - 1)
     stretched = np.clip((np.arange(pairs) - begin) / max(end - begin, 1e-3), 0, 1)
@@ -107,7 +107,7 @@ def _yarn_magnitude(scaling: Mapping[str, Any], factor: float) -> float:
         return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
 
     if scaling.get("attention_factor") is not None:
-        return float(scaling["attention_factor"])
+        return number(scaling["attention_factor"])
     if scaling.get("mscale") and scaling.get("mscale_all_dim"):
         return magnitude(number(scaling["mscale"])) / magnitude(number(scaling["mscale_all_dim"]))
     return magnitude(1.0)
@@ -115,13 +115,13 @@ def _yarn_magnitude(scaling: Mapping[str, Any], factor: float) -> float:
 
 def _original(scaling: Mapping[str, Any], context: int) -> float:
     """The positions that the model was trained on before it was stretched; transformers takes all where none are told."""
-    return float(scaling.get("original_max_position_embeddings") or context)
+    return number(scaling.get("original_max_position_embeddings") or context)
 
 
 def _factor(scaling: Mapping[str, Any], context: int, original: float) -> float:
     """How far the context is stretched: what is told, or else the ratio of the contexts."""
     told = scaling.get("factor")
-    return context / original if told is None else float(told)
+    return context / original if told is None else number(told)
 
 
 def _longrope(

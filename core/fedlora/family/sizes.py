@@ -25,6 +25,22 @@ def number(value: Any) -> float:
     return float(value)
 
 
+def truth(value: Any) -> bool:
+    """The truth that a configuration has for a switch. Raises TypeError: "false", 0 and 1 are none."""
+    if type(value) is not bool:
+        raise TypeError(f"a switch must be true or false, got {value!r:.40}")
+    return value
+
+
+def switch(config: Mapping[str, Any], key: str, *, default: bool = False) -> bool:
+    """What a configuration says of a switch; null is as one that is not there. Raises TypeError."""
+    value = config.get(key)
+    try:
+        return default if value is None else truth(value)
+    except TypeError as error:
+        raise TypeError(f"{key}: {error}") from None
+
+
 def check_sizes(sizes: Mapping[str, int]) -> None:
     """Raise ValueError for a size that no model has: a config.json of a few bytes would fill the memory."""
     for name, size in sizes.items():

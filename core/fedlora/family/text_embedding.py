@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from fedlora.family.sizes import check_sizes
+from fedlora.family.sizes import check_sizes, truth, whole
 
 Pooling = Literal["mean", "cls", "max", "mean_sqrt_len", "weighted_mean", "last_token"]
 Activation = Literal["identity", "tanh", "relu", "gelu"]
@@ -37,7 +37,8 @@ class DenseLayer:
 
     def __post_init__(self) -> None:
         """Raises ValueError, TypeError."""
-        check_sizes({"in_features": self.in_features, "out_features": self.out_features})
+        check_sizes({"in_features": whole(self.in_features), "out_features": whole(self.out_features)})
+        truth(self.biased)
         if min(self.in_features, self.out_features) < 1 or self.activation not in get_args(Activation):
             raise ValueError(f"a dense layer must have positive sizes and one of {get_args(Activation)}, got {self}")
 

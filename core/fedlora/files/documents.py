@@ -52,9 +52,21 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}" + (f"; {more}" if more else "")) from None
     except (ValueError, RecursionError) as error:  # a number of 5000 digits is a bare ValueError
         raise ConfigError(f"{path}: not TOML: {error}; write that line as TOML has it") from None
+    if b"\\u0000" in content.lower() and _has_null(values):
+        raise ConfigError(f"{path}: a text with a null character, which no name, path or address has; take it away")
     if _is_deep(values):
         raise ConfigError(f"{path}: tables or lists within one another more than {_MAX_DEPTH} deep; take some away")
     return values
+
+
+def _has_null(values: dict[str, Any]) -> bool:
+    left: list[Any] = [values]
+    while left:
+        value = left.pop()
+        if isinstance(value, str) and "\0" in value:
+            return True
+        left += [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return False
 
 
 def _is_deep(values: dict[str, Any]) -> bool:

@@ -35,7 +35,10 @@ _MAX_REVISION = 128
 _MAX_FILES, _MAX_NAME, _SERVER_FAILS = 10_000, 512, 500
 _MAX_BYTES = 1 << 50  # of a file
 _SLACK_BYTES = 64 << 20  # beside what was announced: lists that the library keeps, what is left of other downloads
-_LISTING_MEMORY, _DOWNLOAD_MEMORY = 1 << 30, 16 << 30  # bytes of addresses; hf_xet, where it is there, takes gigabytes
+# Bytes of addresses. Eight files of 60 MB at a time took 870 MB of them, and 350 MB of memory. hf_xet would take gigabytes,
+# and write to a cache of its own that nobody bounds: a download is by HTTP, as every hub offers it.
+_LISTING_MEMORY, _DOWNLOAD_MEMORY = 1 << 30, 2 << 30
+_PLAIN = {"HF_HUB_DISABLE_XET": "1"}
 _LISTING_S = 60.0
 _QUIET_S, _LEAST_BYTES = 300.0, 64 << 10  # a download that brings less in this time has ended
 
@@ -168,7 +171,7 @@ def _asked(request: Mapping[str, Any], patience_s: float | None) -> dict[str, An
     try:
         done = subprocess.run(
             [sys.executable, "-P", hub_child.__file__], input=json.dumps(request).encode(),
-            stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}, timeout=patience_s, check=False,
+            stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path, **_PLAIN}, timeout=patience_s, check=False,
         )  # fmt: skip
         answer = json.loads(done.stdout)
     except subprocess.TimeoutExpired:

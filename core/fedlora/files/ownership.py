@@ -58,6 +58,18 @@ def open_to_others(path: Path) -> str:
         return ""
 
 
+def mode_open_to_others(path: Path) -> str:
+    """As `open_to_others`, whoever the file belongs to: it is one that somebody gave to this user, and is read once."""
+    status = path.stat()
+    taken = _NOT_BY_OTHERS if status.st_uid == ROOT else _NOBODY_ELSE
+    if not hasattr(os, "getuid") or not status.st_mode & taken:
+        return ""
+    return (
+        f"others may read or write it (mode {_mode(status)}), and it holds a key; close it with: chmod 600 "
+        f"{shlex.quote(str(path))}"
+    )
+
+
 def _open_to_others(status: os.stat_result, path: Path) -> str:
     """Who else may read or write a secret, and what closes it; empty where nobody may."""
     if not hasattr(os, "getuid"):

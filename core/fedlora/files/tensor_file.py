@@ -32,6 +32,7 @@ from fedlora.files.json_text import parse_json
 
 MAX_HEADER_BYTES = 1 << 20
 MAX_TENSORS = 4096
+_NAMES_OF_A_TENSOR, _MORE_NAMES = 4, 1 << 16  # in a header of more than MAX_HEADER_BYTES
 _ALIGNMENT = 64
 _MAX_DIMENSIONS = 8
 
@@ -208,6 +209,12 @@ def _read_header(
     if length > max_header_bytes:
         raise TensorFileError(f"{path}: header of {length} bytes; at most {max_header_bytes} are read")
     text = file.read(length)
+    # Each tensor has its own name and three fields; millions of others, as of __metadata__, would take long to read.
+    if length > MAX_HEADER_BYTES and (names := text.count(b":")) > _NAMES_OF_A_TENSOR * max_tensors + _MORE_NAMES:
+        raise TensorFileError(
+            f"{path}: header of {names} names; at most {_NAMES_OF_A_TENSOR * max_tensors + _MORE_NAMES} are read: save "
+            "its tensors without so much __metadata__"
+        )
     try:
         header = parse_json(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
         metadata = header.pop("__metadata__", {})

@@ -22,6 +22,7 @@ from typing import Any
 from fedlora.errors import BundleError
 from fedlora.files.atomic import whole_file
 from fedlora.files.documents import read_object
+from fedlora.files.ownership import mode_open_to_others
 from fedlora.fleet.keys import check_certificates, check_private_key, check_public_key, check_trusted_key
 from fedlora.fleet.names import check_device_name, split_address
 from fedlora.nearest import hint
@@ -93,9 +94,12 @@ def read_bundle(path: Path) -> Bundle:
         if name not in content and not is_optional:
             raise BundleError(f"{path}: {name} is missing; expected {_EXPECTED}, whole")
     try:
-        return Bundle(**content)
+        bundle = Bundle(**content)
     except BundleError as error:
         raise BundleError(f"{path}: {error}") from None
+    if bundle.private_key is not None and (told := mode_open_to_others(path)):
+        raise BundleError(f"{path}: {told}; where somebody may have read it, revoke the device and enrol it anew")
+    return bundle
 
 
 def write_bundle(bundle: Bundle, path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -96,7 +97,9 @@ def read_devices(path: Path) -> Devices:
     listed = content.get("devices")
     if content.get("format") != FORMAT or not isinstance(listed, list):
         raise ConfigError(f"{path}: format {content.get('format')!r:.40}; expected {FORMAT!r}, {_EXPECTED}")
-    return Devices(path, tuple(_entry(each, path) for each in listed))
+    entries = tuple(_entry(each, path) for each in listed)
+    _check_distinct(entries, path)
+    return Devices(path, entries)
 
 
 @contextmanager
@@ -120,12 +123,29 @@ def _entry(value: Any, path: Path) -> Enrolled:
     for key, given in value.items():
         if type(given) not in kinds.get(key, (str,)):
             raise ConfigError(f"{path}: {key} is {given!r:.40}; expected {_EXPECTED}")
+    if value["node"] is not None and not 0 < value["node"] < 1 << 64:
+        raise ConfigError(
+            f"{path}: node is {value['node']!r:.40}; expected one of Flower's numbers, from 1 to 2^64 - 1"
+        )
     try:
         check_device_name(value["name"])
         check_public_key(value["public_key"])
     except BundleError as error:
         raise ConfigError(f"{path}: {error}") from None
     return Enrolled(**value)
+
+
+def _check_distinct(entries: tuple[Enrolled, ...], path: Path) -> None:
+    """Raise ConfigError where two entries have one key, or two devices of the fleet one name or one node."""
+    current = [entry for entry in entries if not entry.revoked]
+    for what, values in (
+        ("public_key", [" ".join(entry.public_key.split()[:2]) for entry in entries]),
+        ("name", [entry.name for entry in current]),
+        ("node", [str(entry.node) for entry in current if entry.node is not None]),
+    ):
+        twice = [value for value, times in Counter(values).items() if times > 1]
+        if twice:
+            raise ConfigError(f"{path}: two devices have the {what} {twice[0]:.60}; take one of them away")
 
 
 def _list(names: list[str], most: int = 8) -> str:

@@ -107,9 +107,9 @@ def read_settings(folder: Path) -> FleetSettings:
     if not (isinstance(run, dict) and isinstance(values.get("listen", ""), str)):
         raise ConfigError(f"{path}: run must be a table, and listen a text")
     flat = flattened(run)
-    if isinstance(flat.get("base"), str):
-        flat["base"] = placed(flat["base"], folder.absolute())
     try:
+        if isinstance(flat.get("base"), str):
+            flat["base"] = placed(flat["base"], folder.absolute())
         return FleetSettings(folder=folder.absolute(), **values | {"names": tuple(names), "run": flat})
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
@@ -117,7 +117,10 @@ def read_settings(folder: Path) -> FleetSettings:
 
 def placed(base: str, folder: Path) -> str:
     """A base pack by its place, whatever folder Flower's processes work in; a relative one counts from `folder`."""
-    return base if base == EMBEDDED else os.path.normpath(folder / Path(base).expanduser())
+    try:
+        return base if base == EMBEDDED else os.path.normpath(folder / Path(base).expanduser())
+    except RuntimeError as error:
+        raise ConfigError(f"run.base: {base:.80}: {error}; give the whole path") from None
 
 
 def settings_text(settings: FleetSettings) -> str:

@@ -134,20 +134,20 @@ def _answer(
     if graph.exact:
         console.print(f"exported to ONNX; largest difference of logits from torch: {max(graph.exact.values()):.1e}")
     own = min(alone, key=lambda result: result.train_bytes)
-    write_peft(run / "alone" / own.device, PeftDirectory(adapter=own.adapter, base_fingerprint=base.fingerprint))
+    write_peft(run / "alone", PeftDirectory(adapter=own.adapter, base_fingerprint=base.fingerprint))
     federated = read_peft(RunDirectory.adapter_of(run, config.server.rounds)).adapter
     engine = Engine(model)
     table = Table(box=box.SIMPLE_HEAD, show_lines=True)
     table.add_column("answer of")
     table.add_column(f"prompt: {prompt}")
-    for name, adapter in (
-        ("the base", None),
-        ("the federated adapter", federated),
-        (f"{own.device} alone", own.adapter),
+    for name, file, adapter in (  # a device's name is its own word, and no file's
+        ("the base", "", None),
+        ("the federated adapter", "federated", federated),
+        (f"{own.device} alone", "alone", own.adapter),
     ):
         loaded = None
         if adapter is not None:
-            path = model / f"{name.replace(' ', '-')}.onnx_adapter"
+            path = model / f"{file}.onnx_adapter"
             write_onnx_adapter(adapter, base.fingerprint, path)
             loaded = engine.load_adapter(path)
         pieces = generate(engine, prompt, Sampling(max_tokens=max_tokens), adapter=loaded)

@@ -25,6 +25,11 @@ PARTS = st.lists(st.sampled_from(ENDS), max_size=6).map("".join)
 Opened = Callable[[str], tuple[Tokenizer, DecoderShape]]
 
 
+def split(tokenizer: Tokenizer, prompt: str, completion: str) -> tuple[list[int], list[int]]:
+    read, learned = split_tokens(tokenizer, prompt, completion)
+    return read.tolist(), learned.tolist()
+
+
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
     @cache
@@ -48,7 +53,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
 @example(prompt="cat</s>", completion=" the")
 def test_what_is_read_and_learned_is_the_joined_text(opened: Opened, kind: str, prompt: str, completion: str) -> None:
     tokenizer, _ = opened(kind)
-    read, learned = split_tokens(tokenizer, prompt, completion)
+    read, learned = split(tokenizer, prompt, completion)
     joined = tokenizer.encode(prompt + completion, add_special_tokens=False).ids
     assert read == tokenizer.encode(prompt, add_special_tokens=False).ids, "as generate reads the prompt"
 
@@ -67,7 +72,7 @@ def test_a_text_may_be_cut_anywhere(opened: Opened, kind: str) -> None:
     for text in TEXT:
         joined = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids, skip_special_tokens=False)
         for place in range(len(text)):
-            read, learned = split_tokens(tokenizer, text[:place], text[place:])
+            read, learned = split(tokenizer, text[:place], text[place:])
             assert learned or not text[place:].strip()
             if joined == text:
                 assert tokenizer.decode([*read, *learned], skip_special_tokens=False) == text
@@ -84,7 +89,7 @@ def test_nothing_is_added_between_prompt_and_completion_and_no_end_is_doubled(op
         return [*pairs.inputs.tolist(), pairs.targets.tolist()[-1]], learned
 
     row, learned = rows("Lily said", "\nhello")
-    read, said = split_tokens(tokenizer, "Lily said", "\nhello")
+    read, said = split(tokenizer, "Lily said", "\nhello")
     assert row == [*begun(shape, read), *learned]
     assert learned[: len(said)] == said
     assert learned[len(said) :] == list(shape.tokens_after_text or shape.eos_token_ids[:1])

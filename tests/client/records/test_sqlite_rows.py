@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -98,6 +100,32 @@ def test_a_query_is_bounded_in_rows_bytes_and_time(
 ) -> None:
     with pytest.raises(DataError, match=told):
         read_query(database, query, NO_NAMES, **bound)  # type: ignore[arg-type]
+
+
+HOSTILE = {
+    "one call that takes hours": "replace(printf('%.*c', 3000000, 'a'), printf('%.*c', 1500000, 'a') || 'b', 'c') AS text",
+    "a row of gigabytes": ", ".join(f"printf('%.*c', 50000000, 'x') AS c{n}" for n in range(60)),
+    "bytes without end": ", ".join(f"zeroblob(60000000) AS c{n}" for n in range(60)),
+    "one text without end": f"({ENDLESS} group_concat(i) FROM n) AS text",
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_what_a_view_of_the_database_takes_is_bounded(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "hostile.db"
+    with closing(sqlite3.connect(path)) as made, made:
+        made.execute(f"CREATE VIEW notes AS SELECT {HOSTILE[what]}")
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with pytest.raises(DataError, match=r"takes (more|longer) than|gives a row of more than|too big|takes more memory"):
+        read_query(path, "SELECT * FROM notes", NO_NAMES, max_seconds=1.0)
+    assert time.process_time() - began < 5  # of this process
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000
+
+
+def test_letters_of_every_kind_come_as_they_are(database: Path) -> None:
+    letters = 'é \u6771 \U0001f600 \n\t\r\x1f \u2028 " \\ '
+    query = f"SELECT '{letters}' || question AS prompt, answer AS completion FROM notes WHERE question = 'what is 3?'"
+    assert read_query(database, query, NO_NAMES).examples == (Completion(f"{letters}what is 3?", "it is 3"),)
 
 
 def test_what_is_no_database_is_told(tmp_path: Path) -> None:

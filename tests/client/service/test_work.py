@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 from fedlora.base.pack import BasePack
-from fedlora.config.run import AggregationConfig
+from fedlora.config.run import AggregationConfig, DataConfig
 from fedlora.peft.directory import read_peft
 from fedlora.wire.refusal import POLICY_REASONS
 from fedlora.wire.task import Task
 from fedlora.wire.update import decode_update
 from fedlora_client.courier.question import Answer, Question
+from fedlora_client.data.tokenizer import open_tokenizer
+from fedlora_client.data.windows import Windows, make_windows
+from fedlora_client.device import Device
 from fedlora_client.policy.machine import Machine
 from fedlora_client.records.jsonl import read_jsonl
 from fedlora_client.records.withdrawn import digest_of, withdraw
@@ -24,6 +27,7 @@ from fedlora_client.service import work as work_module
 from fedlora_client.service.config import DeviceConfig
 from fedlora_client.service.report import lines, report
 from fedlora_client.service.work import DeviceWork
+from torch import Tensor
 
 from tests.client.service.devices import LORA, make_device, question, run_config
 from tests.tiny.adapters import random_adapter
@@ -103,6 +107,54 @@ def test_a_training_beyond_its_seconds_ends_and_is_refused(
     assert list((config.state / "training").glob("*.safetensors"))
 
 
+def test_a_measurement_beyond_its_seconds_ends_and_is_refused(tmp_path: Path, base: BasePack) -> None:
+    config = make_device(tmp_path, base, "[policy]\nmax_seconds = 1e-9\n")
+    assert answered(config, question(base, "evaluate")).refusal == "policy-seconds"
+
+
+def test_a_round_whose_batches_hold_too_few_examples_is_refused(tmp_path: Path, base: BasePack) -> None:
+    """A window of 64 tokens is of two records: what one step with a batch of one sends would be theirs alone."""
+    config = make_device(tmp_path, base, "[policy]\nmin_examples = 3\n")
+    for steps, batch_size, is_taken in ((1, 1, False), (4, 1, True), (1, 4, True)):
+        asked = question(base, config=run_config(base, steps=steps, batch_size=batch_size, sequence_length=64))
+        given = answered(config, asked)
+        assert given.refusal == ("" if is_taken else "policy-examples")
+        assert is_taken or "2 examples in the batches that this round draws" in given.said
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_the_examples_of_a_round_are_those_of_the_windows_that_its_training_draws(
+    device: DeviceConfig, base: BasePack, dropout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    batch = Windows.batch
+
+    def seen(windows: Windows, rows: Tensor) -> Windows:
+        drawn.extend(rows.tolist())
+        return batch(windows, rows)
+
+    run = run_config(base, steps=3, batch_size=3, sequence_length=24, dropout=dropout)
+    made = Device(
+        dataclasses.replace(run, data=DataConfig(name="files"), base=str(base.directory)),
+        {"data-path": device.data.source},
+    )
+    monkeypatch.setattr(Windows, "batch", seen)
+    for server_round, again in ((1, 0), (2, 0), (2, 1)):
+        drawn.clear()
+        task = Task(again=again)
+        made.train(random_adapter(base, LORA), server_round, task=task)
+        windows, examples = made.train_windows(), set[int]()
+        begin = 0
+        for number, example in enumerate(
+            made.data.train
+        ):  # one row of all, cut every 24 tokens: each has its own place
+            length = make_windows([example], open_tokenizer(base.directory), base.shape, 24, "").learned_tokens
+            examples |= {number} if set(range(begin // 24, (begin + length - 1) // 24 + 1)) & set(drawn) else set()
+            begin += length
+        assert len(windows) == -(-begin // 24)
+        assert made.examples_of_round(server_round, task) == len(examples)
+
+
 def test_a_training_that_runs_into_quiet_hours_ends(
     tmp_path: Path, base: BasePack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +210,9 @@ def test_a_days_rounds_are_counted_over_restarts_and_a_question_that_is_repeated
     refused = answered(config, question(base, server_round=3))
     assert (refused.refusal, first.refusal) == ("policy-rounds", "")
     assert not answered(config, question(base, "evaluate", server_round=3)).said
+    assert not answered(config, question(base, "evaluate", server_round=3)).said
+    assert not answered(config, question(base, "evaluate", server_round=2)).said
+    assert answered(config, question(base, "evaluate", server_round=3)).refusal == "policy-rounds"
     assert not answered(config, question(base, server_round=3), now=NOON + timedelta(days=1)).said
     assert (
         answered(config, question(base, server_round=4), now=NOON).said == ""

@@ -11,6 +11,7 @@ from fedlora.config.run import LoraSection, RunConfig, TrainConfig
 from fedlora.errors import DataError
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
+from fedlora_client.data.windows import Windows
 from fedlora_client.decoder.decoder import Decoder
 from fedlora_client.layers.step_plan import MemoryPlan, StepPlan
 from fedlora_client.training.adamw import AdamW
@@ -44,6 +45,18 @@ def moved(before: Adapter, after: Adapter, kind: str) -> float:
         if name.endswith(kind)
     ]
     return float(np.concatenate(distances).mean())
+
+
+def test_no_more_windows_of_a_step_are_copied_at_a_time_than_are_computed(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    batch = Windows.batch
+    monkeypatch.setattr(Windows, "batch", lambda w, rows: sizes.append(len(rows)) or batch(w, rows))
+    config = dataclasses.replace(CONFIG, batch_size=13)
+    training = training_of(decoder, config, dataclasses.replace(PLAN, micro_batch=2))
+    training.run_step()
+    assert sizes == [2, 2, 2, 2, 2, 2, 1]
 
 
 def test_adamw_is_torchs() -> None:

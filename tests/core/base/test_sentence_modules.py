@@ -168,6 +168,44 @@ def test_what_cannot_be_done_is_refused_by_name(directory: Path, tmp_path: Path,
     assert not (tmp_path / "pack").exists()
 
 
+SWITCHED: dict[str, dict[str, Any]] = {
+    "pooling_mode_mean_tokens": {"pooling": {"pooling_mode_mean_tokens": "WRONG"}},
+    "pooling_mode_cls_token": {"pooling": {"pooling_mode_cls_token": "WRONG"}},
+    "pooling_mode_median": {"pooling": {"pooling_mode_median": "WRONG"}},
+    "include_prompt": {
+        "pooling": {"include_prompt": "WRONG"}, "sentences": {"prompts": {"q": "x: "}, "default_prompt_name": "q"},
+    },
+    "do_lower_case": {"transformer": {"do_lower_case": "WRONG"}},
+    "bias": {"dense": [(64, 8, "torch.nn.Tanh", "WRONG")]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", ['"false"', "0", "1", "[]", "0.0"])
+@pytest.mark.parametrize("key", SWITCHED)
+def test_a_switch_that_is_neither_true_nor_false_is_refused(directory: Path, key: str, wrong: str) -> None:
+    write_modules(directory, **SWITCHED[key])
+    for file in directory.rglob("*.json"):
+        if not file.is_symlink():
+            file.write_text(file.read_text().replace('"WRONG"', wrong))
+    with pytest.raises(CheckpointError, match=f"{key}: a switch must be true or false, got "):
+        Checkpoint(directory)
+
+
+def test_a_switch_that_is_null_is_as_one_that_is_not_there(directory: Path) -> None:
+    write_modules(
+        directory, pooling=dict.fromkeys(SWITCHES.values()) | {"pooling_mode_cls_token": True},
+        transformer={"do_lower_case": None},
+    )  # fmt: skip
+    assert (_steps(directory).pooling, _steps(directory).lower_case) == ("cls", False)
+
+
+@pytest.mark.parametrize("changes", [{"biased": 1}, {"biased": "true"}, {"in_features": "8"}, {"out_features": 8.5}])
+def test_a_dense_layer_of_a_pack_has_values_of_its_types(changes: dict[str, Any]) -> None:
+    layer = {"in_features": 8, "out_features": 8, "biased": True, "activation": "tanh"}
+    with pytest.raises((TypeError, ValueError), match="must be"):
+        TextEmbedding.from_object({"dense": [layer | changes]})
+
+
 @pytest.mark.parametrize(
     "content", ["{", "{}", "[]", "[3]", '[{"type": "x.Transformer", "path": "../.."}]', "[" * 99_999]
 )

@@ -296,6 +296,21 @@ def test_a_file_that_goes_on_beyond_its_announced_size_is_given_up(
     assert sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()) < 16 << 20
 
 
+def test_a_download_that_takes_more_than_its_memory_ends_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    about = json.dumps({**WELL, "siblings": [{"rfilename": "config.json", "size": 100}]}).encode()
+    monkeypatch.setattr(hub_module, "_DOWNLOAD_MEMORY", 64 << 20)  # too little for the library itself
+    with lying_hub(monkeypatch, tmp_path, [about, b"x" * 100]), pytest.raises(HubError) as caught:
+        download("someone/it", ["*.json"], None, lambda name: 100)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_download_is_by_plain_http_whatever_is_installed() -> None:
+    code = "import os; os.environ.update({'HF_HUB_DISABLE_XET': '0'}); from fedlora.files import hub; hub.subprocess.run = "
+    code += "lambda *_, env, **__: print(env['HF_HUB_DISABLE_XET']) or exit(); hub._asked({}, None)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
+
+
 def test_a_file_that_never_comes_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     about = json.dumps({**WELL, "siblings": [{"rfilename": "config.json", "size": 100}]}).encode()
     monkeypatch.setattr(hub_module, "_QUIET_S", 1.0)

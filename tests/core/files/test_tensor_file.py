@@ -236,6 +236,17 @@ def test_a_header_larger_than_the_limit_is_refused_before_it_is_read(tmp_path: P
         TensorFile(path, max_header_bytes=2001)
 
 
+def test_a_large_header_of_millions_of_other_names_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    metadata = ",".join(f'"{number:x}":""' for number in range(400_000))
+    path = _raw(tmp_path / "x", f'{{"__metadata__":{{{metadata}}}}}'.encode())
+    with pytest.raises(TensorFileError, match="header of 400001 names; at most 65936 are read"):
+        TensorFile(path, max_header_bytes=1 << 26, max_tensors=100)
+    entry = '{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+    tensors = ",".join(f'"a_tensor_with_a_name_{number}":{entry}' for number in range(20_000))
+    path = _raw(tmp_path / "y", f"{{{tensors}}}".encode())
+    assert len(TensorFile(path, max_header_bytes=1 << 26, max_tensors=20_000).entries) == 20_000
+
+
 def test_more_tensors_than_the_limit_are_refused(tmp_path: Path) -> None:
     header = {f"t{i}": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for i in range(5)}
     assert len(TensorFile(_raw(tmp_path / "x", header), max_tensors=5).entries) == 5

@@ -20,6 +20,7 @@ from tests.tiny.bundles import bundle, bundle_fields, certificate, device_key, t
 def saved(path: Path, **changed: object) -> dict[str, object]:
     content: dict[str, object] = {"format": "fedlora-device-1"} | bundle_fields(**changed)
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    path.chmod(0o600)
     return content
 
 
@@ -30,6 +31,24 @@ def test_a_bundle_is_read_as_it_was_written(tmp_path: Path, curve: str) -> None:
     sound = bundle(private_key=private, public_key=public, trusted_entities=trusted, base_fingerprint="0f" * 32)
     write_bundle(sound, tmp_path / "b.json")
     assert read_bundle(tmp_path / "b.json") == sound
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o620, 0o604])
+def test_a_bundle_with_a_key_that_others_may_read_is_refused_and_one_without_is_taken(
+    tmp_path: Path, mode: int
+) -> None:
+    path = tmp_path / "b.json"
+    write_bundle(bundle(), path)
+    path.chmod(mode)
+    if os.getuid() == 0 and mode == 0o640:  # root's, for a group: as keys are mounted into containers
+        assert read_bundle(path).private_key
+        return
+    with pytest.raises(BundleError, match=rf"others may read or write it \(mode {mode:04o}\).* chmod 600 "):
+        read_bundle(path)
+    path.unlink()
+    write_bundle(bundle(private_key=None), path)
+    path.chmod(mode)
+    assert read_bundle(path).private_key is None
 
 
 def test_a_bundle_is_for_its_owner_alone_whatever_the_umask_says(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -52,6 +53,53 @@ def test_what_is_taken_is_refused_with_the_way_out(tmp_path: Path) -> None:
     assert devices.add("kitchen", KEYS[1], NOW).public_key == KEYS[1]
     with pytest.raises(ConfigError, match="did you mean kitchen"):
         devices.revoke("kitchn", NOW)
+
+
+def _edit(path: Path, **changes: object) -> None:
+    content = json.loads(path.read_text())
+    content["devices"][1] |= changes
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"name": "kitchen"}, "two devices have the name kitchen"),
+        ({"public_key": KEYS[0]}, "two devices have the public_key ecdsa"),
+        (
+            {"public_key": KEYS[0] + " with a comment", "revoked": "2026-11-30T12:00:00Z"},
+            "two devices have the public_key",
+        ),
+        ({"node": 7}, "two devices have the node 7"),
+        ({"node": 0}, "node is 0; expected one of Flower's numbers"),
+        ({"node": -7}, "node is -7"),
+        ({"node": 1 << 64}, "node is 18446744073709551616"),
+        ({"node": 10**400}, "node is 1000"),
+        ({"node": 7.0}, "node is 7.0"),
+        ({"node": True}, "node is True"),
+    ],
+)
+def test_a_node_a_name_or_a_key_that_two_devices_have_or_none_can_have_is_refused(
+    tmp_path: Path, changes: dict[str, object], told: str
+) -> None:
+    path = tmp_path / "devices.json"
+    with changing(path) as devices:
+        devices.put(replace(devices.add("kitchen", KEYS[0], NOW), node=7))
+        devices.add("cellar", KEYS[1], NOW)
+    _edit(path, node=(1 << 64) - 1)
+    assert [entry.node for entry in read_devices(path).entries] == [7, (1 << 64) - 1]
+    _edit(path, **changes)
+    with pytest.raises(ConfigError, match=rf"devices\.json: {told}"):
+        read_devices(path)
+
+
+def test_a_node_and_a_name_of_a_revoked_device_may_be_anothers(tmp_path: Path) -> None:
+    path = tmp_path / "devices.json"
+    with changing(path) as devices:
+        devices.put(replace(devices.add("kitchen", KEYS[0], NOW), node=7))
+        devices.revoke("kitchen", NOW)
+        devices.put(replace(devices.add("kitchen", KEYS[1], NOW), node=7))
+    assert [entry.public_key for entry in read_devices(path).current] == [KEYS[1]]
 
 
 steps = st.tuples(st.sampled_from(["add", "revoke"]), st.sampled_from(["a", "b", "c"]), st.sampled_from(KEYS))

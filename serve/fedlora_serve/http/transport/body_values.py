@@ -7,6 +7,7 @@ the event loop, and each number in it lets others have their turn; of what gives
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from json.decoder import py_scanstring  # type: ignore[attr-defined]
@@ -42,7 +43,7 @@ class BoundedRequest(Request):
         """What the body says; of a large one what the route takes of it. Raises HTTPException, JSONDecodeError."""
         content = await self.body()
         if len(content) <= _AT_ONCE_BYTES:
-            return json.loads(content)
+            return json.loads(content, object_pairs_hook=_each_once)
         return await self.elsewhere(partial(_read, content, self.validate))
 
 
@@ -60,11 +61,22 @@ def _read(content: bytes, validate: Validate | None) -> Any:
 
 def _decoder(*, in_python: bool) -> json.JSONDecoder:
     """A function of Python is where a thread lets others go on; in C a million numbers, an object, a text are one piece."""
-    decoder = json.JSONDecoder(parse_int=lambda digits: int(digits), parse_float=lambda digits: float(digits))
+    decoder = json.JSONDecoder(
+        object_pairs_hook=_each_once, parse_int=lambda digits: int(digits), parse_float=lambda digits: float(digits)
+    )
     if in_python:
         decoder.parse_string = py_scanstring  # type: ignore[attr-defined]
         decoder.scan_once = py_make_scanner(decoder)  # type: ignore[attr-defined]
     return decoder
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object. Raises HTTPException where a name is in it twice: a proxy before us might have read the other value."""
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise HTTPException(400, f"{twice!r:.80} is there more than once in one object of the body; send it once")
+    return values
 
 
 def check_values(content: bytes) -> None:

@@ -48,6 +48,25 @@ def test_brackets_in_a_text_are_no_lists(base: BasePack) -> None:
     check_values(json.dumps([text] * 10).encode())
 
 
+@pytest.mark.parametrize("filling", [0, 20_000, 2_000_000])  # read at once, elsewhere, and of many values
+@pytest.mark.parametrize("route", ["completions", "chat/completions"])
+def test_a_name_that_is_there_twice_is_refused(base: BasePack, route: str, filling: int) -> None:
+    body = b'{"model":"other","model":"%s","prompt":"%s"}' % (BASE.encode(), b"a" * filling)
+    deep = b'{"model":"m","x":[{"y":{"a":1,"b":2,"a":1}}],"prompt":"%s"}' % (b"a" * filling)
+    for content, name in ((body, "model"), (deep, "a")):
+        response = sent(service(base, FakeEngine(words("one"), max_tokens=1 << 22)), f"/v1/{route}", content)
+        assert response.status_code == 400
+        assert response.json()["error"]["message"].startswith(f"'{name}' is there more than once")
+
+
+def test_many_names_twice_take_no_longer_than_once(base: BasePack) -> None:
+    body = b"{" + b",".join(b'"%d":0' % number for number in range(MAX_NAMES // 2)) + b","
+    body += b",".join(b'"%d":0' % number for number in range(MAX_NAMES // 2 - 1)) + b"}"
+    response = sent(service(base, FakeEngine()), "/v1/completions", body)
+    assert response.status_code == 400
+    assert "is there more than once" in response.json()["error"]["message"]
+
+
 @given(st.recursive(st.text() | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
 def test_what_a_body_holds_is_counted_as_it_is(value: object) -> None:
     content = json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
