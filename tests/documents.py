@@ -40,7 +40,7 @@ def run_shell(commands: str, folder: Path, factory: pytest.TempPathFactory) -> s
     """
     command, name = _trains_on_the_readme(commands)
     made = _made_once(factory, "trained-on-readme", _train)
-    return run(["bash", "-ec", commands.replace(command, f"cp -r '{made}' {name}")], folder)
+    return run(["bash", "-ec", commands.replace(command, f"mkdir -p {name} && cp '{made}'/* {name}")], folder)
 
 
 def _trains_on_the_readme(commands: str) -> tuple[str, str]:
