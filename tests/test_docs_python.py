@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ast
 import importlib
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parents[1]
-BLOCKS = re.findall(r"```python\n(.*?)```", (PROJECT / "docs" / "python.md").read_text(encoding="utf-8"), re.DOTALL)
+import pytest
+
+from tests.documents import ENVIRONMENT, PROJECT, blocks, run
+
+BLOCKS = blocks("docs/python.md", "python")
+# What is only long in a block is short here.
+LONG, SHORT = '"simulation.devices": 4,', '"simulation.devices": 2,'
 
 
 def test_the_blocks_import_only_from_the_faces_of_the_packages() -> None:
@@ -23,17 +26,16 @@ def test_the_blocks_import_only_from_the_faces_of_the_packages() -> None:
         assert [alias.name for alias in node.names if alias.name not in public] == [], f"not a name of {package}"
 
 
-def test_the_blocks_run_one_after_another(tmp_path: Path) -> None:
+def test_the_blocks_run_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENVIRONMENT, "MPLBACKEND", "agg")
     (tmp_path / "notes.txt").symlink_to(PROJECT / "README.md")
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(BLOCKS)], cwd=tmp_path, env=os.environ | {"MPLBACKEND": "agg"},
-        capture_output=True, text=True, timeout=900, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert [f"round {number}" in done.stdout for number in range(4)] == [True] * 4
-    assert "held-out loss after 20 steps" in done.stdout
-    assert "decoder.onnx" in done.stdout
-    base, mine, federated = re.split(r"--- \w+\n", done.stdout)[1:]
+    code = "\n".join(BLOCKS)
+    assert code.count(LONG) == 1
+    output = run([sys.executable, "-c", code.replace(LONG, SHORT)], tmp_path)
+    assert [f"round {number}" in output for number in range(4)] == [True] * 4
+    assert "held-out loss after 20 steps" in output
+    assert "decoder.onnx" in output
+    base, mine, federated = re.split(r"--- \w+\n", output)[1:]
     assert base != mine, "the adapter of one file changed nothing"
     assert base != federated, "the adapter of the federation changed nothing"
     assert (tmp_path / "loss.png").is_file()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -11,21 +10,11 @@ from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).resolve().parents[1]
+from tests.documents import ENVIRONMENT, PROJECT, blocks, run, run_shell
+
 TEXT = (PROJECT / "docs" / "serving.md").read_text(encoding="utf-8")
-SHELL, PYTHON, TOML = (
-    re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL) for language in ("sh", "python", "toml")
-)
-ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+SHELL, PYTHON, TOML = (blocks("docs/serving.md", language) for language in ("sh", "python", "toml"))
 ADDRESS = "http://127.0.0.1:8000"
-
-
-def run(command: list[str], folder: Path) -> str:
-    done = subprocess.run(
-        command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=900, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +23,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
     for name in ("README.md", "CHANGELOG.md"):
         (folder / name).symlink_to(PROJECT / name)
-    run(["bash", "-ec", SHELL[0]], folder)
+    run_shell(SHELL[0], folder, tmp_path_factory)
     return folder
 
 

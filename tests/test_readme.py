@@ -2,45 +2,34 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).resolve().parents[1]
+from tests.documents import PROJECT, blocks, run, run_shell
 
-
-def block(language: str) -> str:
-    """The README's only block in a language."""
-    (found,) = re.findall(rf"```{language}\n(.*?)```", (PROJECT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    return str(found)
-
-
-def run(command: list[str], folder: Path) -> str:
-    """What a command prints in a folder. It must not fail."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        command, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=900, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+SCENARIO = Path("simulations", "scenarios", "demo.toml")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with what the first steps need of a checkout."""
-    for name in ("simulations", "README.md"):
-        (tmp_path / name).symlink_to(PROJECT / name)
+    """A folder with what the first steps need of a checkout; of the demo's eight devices, the first two."""
+    (tmp_path / "README.md").symlink_to(PROJECT / "README.md")
+    scenario = (PROJECT / SCENARIO).read_text(encoding="utf-8")
+    assert scenario.count("\ndevices = 8\n") == 1
+    (tmp_path / SCENARIO).parent.mkdir(parents=True)
+    (tmp_path / SCENARIO).write_text(scenario.replace("\ndevices = 8\n", "\ndevices = 2\n"), encoding="utf-8")
     return tmp_path
 
 
-def test_the_first_steps_of_the_readme_run_as_they_stand(folder: Path) -> None:
-    activation, *commands = block("sh").splitlines()
+def test_the_first_steps_of_the_readme_run_as_they_stand(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    (commands,) = blocks("README.md", "sh")
+    activation, steps = commands.split("\n", 1)
     assert activation == ". .venv/bin/activate"
-    output = run(["bash", "-ec", "\n".join(commands)], folder)
+    output = run_shell(steps, folder, tmp_path_factory)
     assert (folder / "runs" / "first" / "report.html").is_file()
     assert (folder / "mine" / "adapter_model.safetensors").is_file()
     base, tuned = output.split("def main(")[1:]
@@ -50,7 +39,8 @@ def test_the_first_steps_of_the_readme_run_as_they_stand(folder: Path) -> None:
 
 
 def test_the_lines_of_python_in_the_readme_train_export_and_generate(folder: Path) -> None:
-    output = run([sys.executable, "-c", block("python")], folder)
+    (lines,) = blocks("README.md", "python")
+    output = run([sys.executable, "-c", lines], folder)
     assert (folder / "my-adapter" / "adapter_model.safetensors").is_file()
     assert (folder / "my-model" / "decoder.onnx").is_file()
     assert output.startswith("def main(")

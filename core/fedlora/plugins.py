@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 
 from fedlora.errors import ConfigError, MissingExtraError
 from fedlora.nearest import hint
@@ -20,14 +23,14 @@ class Plugins:
 
     def names(self) -> list[str]:
         """The names of all that are installed, in order. Nothing is imported."""
-        return sorted({point.name for point in entry_points(group=self.group)})
+        return sorted({point.name for point in self._points()})
 
     def load(self, name: str) -> object:
         """What a name stands for.
 
         Raises ConfigError unless one package offers it and it loads, MissingExtraError where that needs another package.
         """
-        points = [point for point in entry_points(group=self.group) if point.name == name]
+        points = [point for point in self._points() if point.name == name]
         if not points:
             known = self.names()
             if not known:
@@ -56,6 +59,22 @@ class Plugins:
         except AttributeError as error:
             raise ConfigError(f"{self.key}: {what} is not where its entry point says: {error}; mend it there") from None
         return found
+
+    def _points(self) -> tuple[EntryPoint, ...]:
+        return _installed(self.group, tuple((folder, _changed_ns(folder)) for folder in sys.path))
+
+
+@lru_cache(maxsize=16)
+def _installed(group: str, folders: tuple[tuple[str, int], ...]) -> tuple[EntryPoint, ...]:
+    """A group's entry points; read again once the folders of imports are others or were written to, as pip does."""
+    return tuple(entry_points(group=group))
+
+
+def _changed_ns(folder: str) -> int:
+    try:
+        return Path(folder).stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _package(point: EntryPoint) -> str:

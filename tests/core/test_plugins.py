@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,15 @@ def test_a_thing_of_a_package_is_found_by_its_name(folder: Path) -> None:
 def test_names_are_told_without_an_import(folder: Path) -> None:
     offer(folder, "things_raising", "raise RuntimeError\n", b="B", a="A")
     assert THINGS.names() == ["a", "b"]
+
+
+def test_a_package_that_is_installed_after_a_first_look_is_found(folder: Path) -> None:
+    offer(folder, "things_early", "ONE = 1\n", one="ONE")
+    assert THINGS.names() == ["one"]
+    time.sleep(0.02)  # a file system tells times in steps of milliseconds
+    offer(folder, "things_later", "TWO = 2\n", two="TWO")
+    assert THINGS.names() == ["one", "two"]
+    assert THINGS.load("two") == 2
 
 
 @pytest.mark.parametrize(("name", "hint"), [("tree", "did you mean 'three'?"), ("?", "there is one, three")])

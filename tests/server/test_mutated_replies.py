@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -153,29 +156,49 @@ MUTATIONS: dict[str, tuple[str | tuple[str, ...], Mutation]] = {
 }  # fmt: skip
 
 
-def replying(mutate: Mutation) -> Callable[[Message, Update], Sequence[Message]]:
+def replying(mutate: Mutation, name: str) -> Callable[[Message, Update], Sequence[Message]]:
     def change(message: Message, update: Update) -> Sequence[Message]:
         changed = mutate(update)
         data = changed if isinstance(changed, bytes) else encode_update(changed)
-        return [training_reply(message, data, "bad")]
+        return [training_reply(message, data, name)]
 
     return change
 
 
+def reasons_in(log: Sequence[logging.LogRecord]) -> list[tuple[str, str]]:
+    """(device, the reason for which its reply was excluded), in the order of the replies"""
+    lines = (record.getMessage() for record in log if "excluded" in record.msg)
+    found = (re.fullmatch(r"round 1: excluded \(([\w-]+)\): device (.+?): .+", line, re.DOTALL) for line in lines)
+    return [(match[2], match[1]) for match in found if match]
+
+
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_the_round_commits_as_if_a_mutated_reply_had_not_been_there(play: Player, method: str) -> None:
+def test_the_round_commits_as_if_mutated_replies_had_not_been_there(
+    play: Player, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
     assert len(MUTATIONS) >= 40
-    honest: dict[int, Device] = {node: Honest(node) for node in (1, 2, 4)}
+    first: dict[int, Device] = {node: Honest(node) for node in (1, 2)}
+    last: dict[int, Device] = {4: Honest(4)}
+    names = {f"bad-{number}": what for number, what in enumerate(MUTATIONS)}
+    bad: dict[int, Device] = {
+        100 + number: Honest(100 + number, replying(mutate, f"bad-{number}"))
+        for number, (_, mutate) in enumerate(MUTATIONS.values())
+    }
     settings: dict[str, Any] = {"method": method, "evaluate": False, "rounds": 1}
-    expected = play.soundly(honest, **settings).adapter(1)
-    for what, (reasons, mutate) in MUTATIONS.items():
-        played = play.soundly(honest | {3: Honest(3, replying(mutate))}, min_devices=3, **settings)
-        ((reason, count),) = played.metrics[1]["excluded"].items()
-        assert reason in ((reasons,) if isinstance(reasons, str) else reasons), f"{what}: {reason}"
-        assert count == 1
-        for module, pair in played.adapter(1).pairs.items():
-            np.testing.assert_array_equal(pair.lora_A, expected.pairs[module].lora_A, err_msg=what)
-            np.testing.assert_array_equal(pair.lora_B, expected.pairs[module].lora_B, err_msg=what)
+    expected = play.soundly(first | last, **settings).adapter(1)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "fedlora.server"):
+        played = play.soundly(first | bad | last, min_devices=3, **settings)  # which reply between the honest ones
+    told = reasons_in(caplog.records)
+    assert sorted(device for device, _ in told) == sorted(names)
+    for device, reason in told:
+        reasons = MUTATIONS[names[device]][0]
+        assert reason in ((reasons,) if isinstance(reasons, str) else reasons), f"{names[device]}: {reason}"
+    assert played.metrics[1]["excluded"] == Counter(reason for _, reason in told)
+    assert played.metrics[1]["replies"] == 3
+    for module, pair in played.adapter(1).pairs.items():
+        np.testing.assert_array_equal(pair.lora_A, expected.pairs[module].lora_A)
+        np.testing.assert_array_equal(pair.lora_B, expected.pairs[module].lora_B)
 
 
 @pytest.mark.parametrize(("rank", "reason"), [(1, "wrong-rank"), (2, None), (3, None), (4, None), (5, "wrong-rank")])
@@ -187,6 +210,6 @@ def test_a_run_of_several_ranks_takes_those_from_the_least_to_its_own(
         ranks = {name: pair.rank for name, pair in changed.items()}
         return dataclasses.replace(update, adapter=Adapter(with_ranks(update.adapter.config, ranks), changed))
 
-    devices: dict[int, Device] = {1: Honest(1), 2: Honest(2, replying(of_rank))}
+    devices: dict[int, Device] = {1: Honest(1), 2: Honest(2, replying(of_rank, "bad"))}
     played = play.soundly(devices, rounds=1, rank=4, min_rank=2)
     assert played.metrics[1]["excluded"] == ({reason: 1} if reason else {})
