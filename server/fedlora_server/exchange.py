@@ -138,8 +138,9 @@ class Outstanding:
         return not self._waiting and not self._ready and not self._gone
 
     def nodes(self, kind: str) -> set[int]:
-        """Those that have not replied to a message of this kind."""
-        return {sent.node for sent in self._waiting.values() if sent.kind == kind}
+        """Those whose replies to messages of this kind were not given out by `next` yet."""
+        sent = [*self._waiting.values(), *self._ready, *(sent for _, sent, _ in self._gone)]
+        return {one.node for one in sent if one.kind == kind}
 
     def overdue(self) -> list[Reply]:
         """Errors in place of the replies whose time is up; nobody waits for them any more."""

@@ -19,6 +19,7 @@ _FAILED = ("Connection attempt failed", "CERTIFICATE_VERIFY_FAILED")
 _ANSWERED = ("SuperNode ID:", "Receiving:")
 _AGAIN = "Connection successful"  # to the server, or to a process of Flower's own on this machine
 _NOT_KNOWN = "Failed to activate SuperNode"
+_NOT_SIGNED = "401 Unauthorized"  # the answer to a signature that is not taken: of another key, or another time
 
 
 def plain(line: str) -> str:
@@ -33,6 +34,7 @@ class LinkWords:
     superlink: str
     state: StateFolder
     hindrance: Callable[[], str]  # tried where Flower says that it cannot connect, which does not say why
+    clock_fault: Callable[[], str]  # looked for where SuperLink refuses a signature
     _said: str = field(default="")
 
     def hear(self, line: str) -> None:
@@ -40,13 +42,17 @@ class LinkWords:
             hindrance = self.hindrance()
             if hindrance:  # else it is a process of Flower's own on this machine that it waits for
                 self._tell(f"{self.superlink} cannot be reached: {hindrance}; it is tried until it can")
-        elif _NOT_KNOWN in line:
-            self._tell(
-                f"{self.superlink} does not take this device's key: it was revoked, or is not enrolled there; join with a "
-                "bundle of that server"
-            )
+        elif _NOT_KNOWN in line or _NOT_SIGNED in line:
+            fault = self.clock_fault() if _NOT_SIGNED in line else ""
+            self._tell(f"{self.superlink} refuses this device: {fault}" if fault else self._unknown_key())
         elif self._said != CONNECTED and self._answered(line):
             self._tell(CONNECTED)
+
+    def _unknown_key(self) -> str:
+        return (
+            f"{self.superlink} does not take this device's key: it was revoked, or is not enrolled there; join with a "
+            "bundle of that server"
+        )
 
     def _answered(self, line: str) -> bool:
         return any(words in line for words in _ANSWERED) or (_AGAIN in line and not self.hindrance())

@@ -13,6 +13,7 @@ from typing import Literal
 
 from fedlora.errors import ConfigError
 
+from fedlora_client.service.clock import clock_fault
 from fedlora_client.service.config import DeviceConfig
 from fedlora_client.service.logs import file_logger, log_into
 from fedlora_client.service.reaching import hindrance
@@ -53,7 +54,10 @@ def _children(config: DeviceConfig, parts: tuple[Part, ...]) -> tuple[list[Child
     if "link" in parts:
         supernode_command(config)  # what is wrong with it is told now
         lines = file_logger(config.state / "log", "link")
-        words = LinkWords(config.server.superlink, StateFolder(config.state), lambda: hindrance(config.server))
+        server = config.server
+        words = LinkWords(
+            server.superlink, StateFolder(config.state), lambda: hindrance(server), lambda: clock_fault(server)
+        )
 
         def on_line(line: str) -> None:
             if line := plain(line):

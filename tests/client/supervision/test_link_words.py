@@ -20,7 +20,7 @@ def test_lines_of_flowers_lose_their_colours_and_columns() -> None:
 
 def test_only_changes_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     reasons = ["nobody listens there", "nobody listens there", "", "no answer", ""]
-    words = LinkWords("here:1", StateFolder(tmp_path), lambda: reasons.pop(0))
+    words = LinkWords("here:1", StateFolder(tmp_path), lambda: reasons.pop(0), lambda: "")
     told: list[str] = []
     with caplog.at_level(logging.INFO, "fedlora.device"):
         for line, state in (
@@ -41,6 +41,15 @@ def test_only_changes_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 
 
 def test_a_connection_within_the_machine_is_none_to_the_server(tmp_path: Path) -> None:
-    words = LinkWords("here:1", StateFolder(tmp_path), lambda: "nobody listens there")
+    words = LinkWords("here:1", StateFolder(tmp_path), lambda: "nobody listens there", lambda: "")
     words.hear("INFO Connection successful after 1.00 seconds and 2 tries.")
     assert StateFolder(tmp_path).read("link") == {}
+
+
+def test_a_signature_that_is_refused_is_told_with_the_clocks_fault_or_as_an_unknown_key(tmp_path: Path) -> None:
+    faults = ["this device's clock is 10 minutes ahead of the server's", ""]
+    words = LinkWords("here:1", StateFolder(tmp_path), lambda: "", lambda: faults.pop(0))
+    refused = "Client error '401 Unauthorized' for url 'https://here:1/v1/fleet/activate-node'"
+    for told in ("here:1 refuses this device: this device's clock is 10 minutes", "does not take this device's key"):
+        words.hear(refused)
+        assert told in StateFolder(tmp_path).read("link")["said"]
