@@ -30,6 +30,7 @@ MOST_BYTES = 1 << 20  # of a reply, beside the numbers that are due
 FAILED, NO_ANSWER, LATE = "device-error", "no-answer", "late"
 TRAIN, EVALUATE = MessageType.TRAIN, MessageType.EVALUATE
 REVOKED = "revoked"  # what a fleet's grid puts in place of the answer of a device that it does not know any more
+LATE_S = 60.0  # that SuperLink takes an answer after its time, so that it is counted
 _MOST_LATE = 1000  # messages whose late replies are looked for
 _LOOK_S = 5.0  # at which devices were started again, and which are in sight again
 _MOST_TIMES = 4  # that a device is asked whose replies are lost
@@ -111,10 +112,11 @@ class Outstanding:
     ) -> None:  # fmt: skip
         """Send `data` to each node. `kind` is Flower's message type; no reply larger than `most_bytes` is taken."""
         activated = self._activated()
+        ttl = timeout_s if hasattr(self._grid, "give_up") else timeout_s + LATE_S
         self._look_at = time.monotonic() + _LOOK_S
         for node in nodes:
             due = time.monotonic() + timeout_s
-            self._send(_Sent(node, kind, server_round, most_bytes, due, data, activated.get(node, "")), timeout_s)
+            self._send(_Sent(node, kind, server_round, most_bytes, due, data, activated.get(node, "")), ttl)
 
     def next(self, until: float) -> Reply | None:
         """The next reply; None where none is expected any more, or `time.monotonic()` has come to `until`."""

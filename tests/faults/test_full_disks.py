@@ -67,8 +67,9 @@ def test_a_device_whose_disk_is_full_says_so_and_takes_part_again_with_room(
     fleet.devices["pantry"].end()
     state = fleet.folder / "pantry" / "own" / "state"
     with small_disk(state, 16):
+        fleet.all_there()
         filler = fill(state)
-        fleet.begin(server__min_devices=3, server__rounds=4, server__round_timeout_s=60)
+        fleet.begin(server__min_devices=3, server__rounds=4, server__round_timeout_s=150)
         until(lambda: fleet.committed >= 1, "round 1 is not committed")
         filler.unlink()
         fleet.finish()

@@ -37,7 +37,8 @@ class LinkWords:
     clock_fault: Callable[[], str]  # looked for where SuperLink refuses a signature
     _said: str = field(default="")
 
-    def hear(self, line: str) -> None:
+    def hear(self, line: str) -> bool:
+        """Whether the line says that the server has answered."""
         if any(words in line for words in _FAILED):
             hindrance = self.hindrance()
             if hindrance:  # else it is a process of Flower's own on this machine that it waits for
@@ -45,17 +46,18 @@ class LinkWords:
         elif _NOT_KNOWN in line or _NOT_SIGNED in line:
             fault = self.clock_fault() if _NOT_SIGNED in line else ""
             self._tell(f"{self.superlink} refuses this device: {fault}" if fault else self._unknown_key())
-        elif self._said != CONNECTED and self._answered(line):
+        elif any(words in line for words in _ANSWERED):
             self._tell(CONNECTED)
+            return True
+        elif self._said != CONNECTED and _AGAIN in line and not self.hindrance():
+            self._tell(CONNECTED)
+        return False
 
     def _unknown_key(self) -> str:
         return (
             f"{self.superlink} does not take this device's key: it was revoked, or is not enrolled there; join with a "
-            "bundle of that server"
+            "bundle of that server (a device that was cut off as it came is taken again within a minute)"
         )
-
-    def _answered(self, line: str) -> bool:
-        return any(words in line for words in _ANSWERED) or (_AGAIN in line and not self.hindrance())
 
     def _tell(self, said: str) -> None:
         if said == self._said:

@@ -62,12 +62,14 @@ def _children(config: DeviceConfig, parts: tuple[Part, ...]) -> tuple[list[Child
         def on_line(line: str) -> None:
             if line := plain(line):
                 lines.info("%s", line)
-                words.hear(line)
+                if words.hear(line):
+                    link.worked()
 
         warm, environment_of_link = warm_app_of(config)
         if warm:
             children.append(_child("app", lambda: warm, flower_environment(config), on_line))
-        children.append(_child("link", lambda: supernode_process(config), environment_of_link, on_line))
+        link = _child("link", lambda: supernode_process(config), environment_of_link, on_line)
+        children.append(link)
     if "serve" in parts:
         if not config.serve.is_used:
             raise ConfigError(

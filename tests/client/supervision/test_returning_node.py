@@ -1,0 +1,81 @@
+"""A node that SuperLink does not know to be gone is signed off and comes back; nobody else's is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fedlora_client.supervision.returning_node import ReturningClient
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, ActivateNodeResponse, DeactivateNodeRequest
+from flwr.supernode.fleet_http_client import FleetHttpClient
+
+NODE = (1 << 63) + 7
+
+
+class SuperLink:
+    """As flwr 1.42 does: a node is activated only while it is offline."""
+
+    def __init__(self) -> None:
+        self.is_online, self.asked = False, list[str]()
+
+    def activate(self, client: Any, request: ActivateNodeRequest) -> ActivateNodeResponse:
+        self.asked.append("activate")
+        if self.is_online:
+            raise refusal()
+        self.is_online = True
+        return ActivateNodeResponse(node_id=NODE)
+
+    def deactivate(self, client: Any, request: DeactivateNodeRequest) -> None:
+        self.asked.append("deactivate")
+        if request.node_id != NODE:
+            raise refusal()
+        self.is_online = False
+
+
+def refusal() -> httpx.HTTPStatusError:
+    request = httpx.Request("POST", "https://here:1/v1/fleet/activate-node")
+    return httpx.HTTPStatusError("refused", request=request, response=httpx.Response(403, request=request))
+
+
+@pytest.fixture
+def superlink(monkeypatch: pytest.MonkeyPatch) -> SuperLink:
+    superlink = SuperLink()
+    monkeypatch.setattr(FleetHttpClient, "ActivateNode", lambda *given: superlink.activate(*given))
+    monkeypatch.setattr(FleetHttpClient, "DeactivateNode", lambda *given: superlink.deactivate(*given))
+    return superlink
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> ReturningClient:
+    client = object.__new__(ReturningClient)
+    client.node_file = tmp_path / "node"
+    return client
+
+
+def test_a_node_that_still_counts_as_online_comes_back_at_once(superlink: SuperLink, client: ReturningClient) -> None:
+    assert client.ActivateNode(ActivateNodeRequest()).node_id == NODE
+    assert client.node_file.read_text() == f"{NODE}\n"
+    superlink.asked.clear()
+    assert client.ActivateNode(ActivateNodeRequest()).node_id == NODE, "as after a kill"
+    assert superlink.asked == ["activate", "deactivate", "activate"]
+
+
+@pytest.mark.parametrize("kept", [None, "", "no number", "12"], ids=["nothing", "empty", "text", "another's"])
+def test_a_node_whose_number_is_not_known_is_refused_as_before(
+    superlink: SuperLink, client: ReturningClient, kept: str | None
+) -> None:
+    superlink.is_online = True
+    if kept is not None:
+        client.node_file.write_text(kept)
+    with pytest.raises(httpx.HTTPStatusError):
+        client.ActivateNode(ActivateNodeRequest())
+    assert superlink.is_online
+    assert superlink.asked.count("activate") == 1
+
+
+def test_a_disk_that_is_full_costs_only_the_number(superlink: SuperLink, client: ReturningClient) -> None:
+    client.node_file = client.node_file.parent / "gone" / "node"
+    client.node_file.parent.write_text("a file where its folder would be")
+    assert client.ActivateNode(ActivateNodeRequest()).node_id == NODE
