@@ -1,8 +1,11 @@
-"""A SuperNode that comes back at once: without it, SuperLink takes none back that it does not know to be gone.
+"""A SuperNode that bears a network that fails: it comes back at once, and what it sent twice is no error.
 
 SuperLink of flwr 1.42 activates a node only while it counts as offline. A SuperNode that was killed, or whose answer to its
 activation was lost on the way, counts as online until 60 s after its last heartbeat, and is refused until then. So its
 number is kept, and a node that is refused is first signed off, with its own key, and then tried once more.
+An object whose acknowledgement was lost is pushed once more, and SuperLink says of what it has already that it was not
+stored: the SuperNode would drop its answer. After a lost acknowledgement that word counts as stored; were it not,
+the server would wait for the object in vain for some seconds, and ask again.
 This reaches into Flower's SuperNode, at the version that we pin.
 """
 
@@ -10,12 +13,13 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 from fedlora.errors import ConfigError
 from fedlora.files.atomic import write_text
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, ActivateNodeResponse, DeactivateNodeRequest
+from flwr.proto.message_pb2 import PushObjectRequest, PushObjectResponse
 from flwr.supernode import fleet_http_connection
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
@@ -30,6 +34,7 @@ class ReturningClient(FleetHttpClient):
     """Flower's client of SuperLink."""
 
     node_file: Path
+    _unacknowledged: ClassVar[set[str]] = set()  # objects
 
     def ActivateNode(self, request: ActivateNodeRequest) -> ActivateNodeResponse:  # noqa: N802 (Flower's name)
         try:
@@ -40,6 +45,17 @@ class ReturningClient(FleetHttpClient):
             answer = super().ActivateNode(request)
         with suppress(OSError, ConfigError):  # a full disk: the next start has to wait
             write_text(self.node_file, f"{answer.node_id}\n")
+        return answer
+
+    def PushObject(self, request: PushObjectRequest) -> PushObjectResponse:  # noqa: N802
+        try:
+            answer = super().PushObject(request)
+        except httpx.TransportError:
+            self._unacknowledged.add(request.object_id)
+            raise
+        if request.object_id in self._unacknowledged:
+            self._unacknowledged.discard(request.object_id)
+            return PushObjectResponse(stored=True)
         return answer
 
     def _signed_off(self) -> bool:

@@ -9,6 +9,7 @@ import httpx
 import pytest
 from fedlora_client.supervision.returning_node import ReturningClient
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, ActivateNodeResponse, DeactivateNodeRequest
+from flwr.proto.message_pb2 import PushObjectRequest, PushObjectResponse
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 NODE = (1 << 63) + 7
@@ -79,3 +80,25 @@ def test_a_disk_that_is_full_costs_only_the_number(superlink: SuperLink, client:
     client.node_file = client.node_file.parent / "gone" / "node"
     client.node_file.parent.write_text("a file where its folder would be")
     assert client.ActivateNode(ActivateNodeRequest()).node_id == NODE
+
+
+def test_an_object_that_is_pushed_again_because_its_acknowledgement_was_lost_is_no_error(
+    client: ReturningClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As flwr 1.42's SuperLink: what it has already is "not stored"."""
+    kept, is_lost = set[str](), True
+
+    def push(client: Any, request: PushObjectRequest) -> PushObjectResponse:
+        is_new = request.object_id not in kept
+        kept.add(request.object_id)
+        if is_lost:
+            raise httpx.ReadError("reset")
+        return PushObjectResponse(stored=is_new)
+
+    monkeypatch.setattr(FleetHttpClient, "PushObject", push)
+    with pytest.raises(httpx.ReadError):
+        client.PushObject(PushObjectRequest(object_id="a"))
+    is_lost = False
+    assert client.PushObject(PushObjectRequest(object_id="a")).stored
+    assert client.PushObject(PushObjectRequest(object_id="b")).stored
+    assert not client.PushObject(PushObjectRequest(object_id="b")).stored, "nobody lost anything: that is an error"
