@@ -56,12 +56,8 @@ aarch64: setup
 	  $$sudo apt-get update -qq && $$sudo apt-get install -y -qq qemu-user gcc-aarch64-linux-gnu > /dev/null; }
 	$(BIN)/python -m pytest -m aarch64 tests/aarch64
 
-# A fleet of real processes that are killed, cut off and starved. Debian's libfaketime, for clocks that are wrong, where it is
-# not installed.
+# A fleet of real processes that are killed, cut off and starved.
 faults: setup
-	ls /usr/lib/*/faketime/libfaketimeMT.so.1 > /dev/null 2>&1 || { \
-	  sudo=$$(test "$$(id -u)" = 0 || echo sudo); \
-	  $$sudo apt-get update -qq && $$sudo apt-get install -y -qq faketime > /dev/null; }
 	$(BIN)/python -m pytest -m faults -rs tests/faults
 
 # The same for many rounds, beside a run to which nothing happens; the report is docs/soak.md.

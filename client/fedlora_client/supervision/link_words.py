@@ -19,7 +19,7 @@ _FAILED = ("Connection attempt failed", "CERTIFICATE_VERIFY_FAILED")
 _ANSWERED = ("SuperNode ID:", "Receiving:")
 _AGAIN = "Connection successful"  # to the server, or to a process of Flower's own on this machine
 _NOT_KNOWN = "Failed to activate SuperNode"
-_NOT_SIGNED = "401 Unauthorized"  # the answer to a signature that is not taken: of another key, or another time
+_NOT_SIGNED = "SuperLink does not take this signature"  # of `returning_node.py`: it is of another key, or another time
 
 
 def plain(line: str) -> str:

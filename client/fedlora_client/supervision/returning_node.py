@@ -23,6 +23,8 @@ from flwr.proto.message_pb2 import PushObjectRequest, PushObjectResponse
 from flwr.supernode import fleet_http_connection
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
+NOT_SIGNED = "SuperLink does not take this signature"
+
 
 def return_at_once(path: Path) -> None:
     """From now on SuperNodes of this process do; the node's number is kept in `path`."""
@@ -39,7 +41,10 @@ class ReturningClient(FleetHttpClient):
     def ActivateNode(self, request: ActivateNodeRequest) -> ActivateNodeResponse:  # noqa: N802 (Flower's name)
         try:
             answer = super().ActivateNode(request)
-        except httpx.HTTPStatusError:
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code == httpx.codes.UNAUTHORIZED:
+                print(f"{NOT_SIGNED}: {error}", flush=True)  # Flower ends then without a word
+                raise
             if not self._signed_off():
                 raise
             answer = super().ActivateNode(request)

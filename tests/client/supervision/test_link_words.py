@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from fedlora_client.service.state import StateFolder
 from fedlora_client.supervision.link_words import LinkWords, plain
+from fedlora_client.supervision.returning_node import NOT_SIGNED
 
 RETRY = "WARNING Connection attempt failed, retrying in 0.39 seconds"
 
@@ -49,7 +50,7 @@ def test_a_connection_within_the_machine_is_none_to_the_server(tmp_path: Path) -
 def test_a_signature_that_is_refused_is_told_with_the_clocks_fault_or_as_an_unknown_key(tmp_path: Path) -> None:
     faults = ["this device's clock is 10 minutes ahead of the server's", ""]
     words = LinkWords("here:1", StateFolder(tmp_path), lambda: "", lambda: faults.pop(0))
-    refused = "Client error '401 Unauthorized' for url 'https://here:1/v1/fleet/activate-node'"
+    refused = f"{NOT_SIGNED}: Client error '401 Unauthorized' for url 'https://here:1/v1/fleet/activate-node'"
     for told in ("here:1 refuses this device: this device's clock is 10 minutes", "does not take this device's key"):
         words.hear(refused)
         assert told in StateFolder(tmp_path).read("link")["said"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fedlora_client.supervision.returning_node import ReturningClient
+from fedlora_client.supervision.returning_node import NOT_SIGNED, ReturningClient
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, ActivateNodeResponse, DeactivateNodeRequest
 from flwr.proto.message_pb2 import PushObjectRequest, PushObjectResponse
 from flwr.supernode.fleet_http_client import FleetHttpClient
@@ -35,9 +35,9 @@ class SuperLink:
         self.is_online = False
 
 
-def refusal() -> httpx.HTTPStatusError:
+def refusal(code: int = 412) -> httpx.HTTPStatusError:
     request = httpx.Request("POST", "https://here:1/v1/fleet/activate-node")
-    return httpx.HTTPStatusError("refused", request=request, response=httpx.Response(403, request=request))
+    return httpx.HTTPStatusError("refused", request=request, response=httpx.Response(code, request=request))
 
 
 @pytest.fixture
@@ -74,6 +74,18 @@ def test_a_node_whose_number_is_not_known_is_refused_as_before(
         client.ActivateNode(ActivateNodeRequest())
     assert superlink.is_online
     assert superlink.asked.count("activate") == 1
+
+
+def test_a_signature_that_is_not_taken_is_told_before_flower_ends(
+    client: ReturningClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(client: Any, request: ActivateNodeRequest) -> ActivateNodeResponse:
+        raise refusal(401)
+
+    monkeypatch.setattr(FleetHttpClient, "ActivateNode", refuse)
+    with pytest.raises(httpx.HTTPStatusError):
+        client.ActivateNode(ActivateNodeRequest())
+    assert NOT_SIGNED in capsys.readouterr().out
 
 
 def test_a_disk_that_is_full_costs_only_the_number(superlink: SuperLink, client: ReturningClient) -> None:
