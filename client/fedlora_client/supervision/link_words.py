@@ -18,6 +18,7 @@ _LEVEL = re.compile(r"^([A-Z]+) *: +")  # "WARNING :   text"
 _FAILED = ("Connection attempt failed", "CERTIFICATE_VERIFY_FAILED")
 _ANSWERED = ("SuperNode ID:", "Receiving:")
 _AGAIN = "Connection successful"  # to the server, or to a process of Flower's own on this machine
+_LOST = ("Failed to receive message", "Failed to send message")
 _NOT_KNOWN = "Failed to activate SuperNode"
 _NOT_SIGNED = "SuperLink does not take this signature"  # of `returning_node.py`: it is of another key, or another time
 
@@ -25,6 +26,11 @@ _NOT_SIGNED = "SuperLink does not take this signature"  # of `returning_node.py`
 def plain(line: str) -> str:
     """A line of Flower's without colours and columns."""
     return _LEVEL.sub(r"\1 ", without_colours(line)).rstrip()
+
+
+def has_lost_a_message(line: str) -> bool:
+    """Whether the SuperNode says that it has let go of a question or an answer, of which its server knows nothing."""
+    return any(words in line for words in _LOST)
 
 
 @dataclass(slots=True)

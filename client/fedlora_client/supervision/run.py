@@ -19,7 +19,7 @@ from fedlora_client.service.logs import file_logger, log_into
 from fedlora_client.service.reaching import hindrance
 from fedlora_client.service.state import StateFolder
 from fedlora_client.supervision.children import Child, Children
-from fedlora_client.supervision.link_words import LinkWords, plain
+from fedlora_client.supervision.link_words import LinkWords, has_lost_a_message, plain
 from fedlora_client.supervision.publishing import Publisher, admin_key_of
 from fedlora_client.supervision.supernode import flower_environment, supernode_command, supernode_process, warm_app_of
 
@@ -64,6 +64,8 @@ def _children(config: DeviceConfig, parts: tuple[Part, ...]) -> tuple[list[Child
                 lines.info("%s", line)
                 if words.hear(line):
                     link.worked()
+                if has_lost_a_message(line):
+                    link.end()  # as a node that comes back it is asked again
 
         warm, environment_of_link = warm_app_of(config)
         if warm:

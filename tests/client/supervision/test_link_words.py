@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from fedlora_client.service.state import StateFolder
-from fedlora_client.supervision.link_words import LinkWords, plain
+from fedlora_client.supervision.link_words import LinkWords, has_lost_a_message, plain
 from fedlora_client.supervision.returning_node import NOT_SIGNED
 
 RETRY = "WARNING Connection attempt failed, retrying in 0.39 seconds"
@@ -17,6 +17,12 @@ def test_lines_of_flowers_lose_their_colours_and_columns() -> None:
     assert plain("\x1b[93mWARNING \x1b[0m:   Connection attempt failed") == "WARNING Connection attempt failed"
     assert plain("\x1b[92mINFO \x1b[0m:      ") == "INFO"
     assert plain("no level: here") == "no level: here"
+
+
+def test_a_message_that_was_let_go_is_heard() -> None:
+    assert has_lost_a_message("ERROR Failed to send message 6a: Failed to push object with ID '1174'")
+    assert has_lost_a_message("ERROR Failed to receive message 6a: no object")
+    assert not has_lost_a_message("INFO Sending: train message (ID: 6a)")
 
 
 def test_only_changes_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -8,8 +8,15 @@ from typing import Any
 import httpx
 import pytest
 from fedlora_client.supervision.returning_node import NOT_SIGNED, ReturningClient
-from flwr.proto.fleet_pb2 import ActivateNodeRequest, ActivateNodeResponse, DeactivateNodeRequest
-from flwr.proto.message_pb2 import PushObjectRequest, PushObjectResponse
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    ActivateNodeResponse,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PullMessagesResponse,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
+from flwr.proto.message_pb2 import Message, PushObjectRequest, PushObjectResponse
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 NODE = (1 << 63) + 7
@@ -114,3 +121,56 @@ def test_an_object_that_is_pushed_again_because_its_acknowledgement_was_lost_is_
     assert client.PushObject(PushObjectRequest(object_id="a")).stored
     assert client.PushObject(PushObjectRequest(object_id="b")).stored
     assert not client.PushObject(PushObjectRequest(object_id="b")).stored, "nobody lost anything: that is an error"
+
+
+class Lossy:
+    """As flwr 1.42's SuperLink: a message is given out once, and a heartbeat brings back a node that is offline."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.waiting, self.fails, self.is_online, self.came = ["question"], list[Exception](), True, 0
+        for name in ("PullMessages", "DeactivateNode", "SendNodeHeartbeat"):
+            monkeypatch.setattr(FleetHttpClient, name, lambda client, request, name=name: getattr(self, name)(request))
+
+    def PullMessages(self, request: PullMessagesRequest) -> PullMessagesResponse:  # noqa: N802
+        answer = PullMessagesResponse(messages_list=[Message() for _ in self.waiting])
+        self.waiting.clear()
+        if self.fails:
+            raise self.fails.pop(0)
+        return answer
+
+    def DeactivateNode(self, request: DeactivateNodeRequest) -> None:  # noqa: N802
+        if not self.is_online:
+            raise refusal()
+        self.is_online = False
+
+    def SendNodeHeartbeat(self, request: SendNodeHeartbeatRequest) -> SendNodeHeartbeatResponse:  # noqa: N802
+        self.came += not self.is_online
+        self.is_online = True
+        return SendNodeHeartbeatResponse(success=True)
+
+
+def test_a_node_whose_message_may_have_been_lost_on_its_way_goes_and_comes_once(
+    client: ReturningClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    superlink = Lossy(monkeypatch)
+    superlink.fails = [httpx.ReadError("cut")]
+    with pytest.raises(httpx.ReadError):
+        client.PullMessages(PullMessagesRequest())
+    for _ in range(3):
+        assert not client.PullMessages(PullMessagesRequest()).messages_list
+    assert superlink.came == 1
+
+
+def test_a_node_that_lost_nothing_stays(client: ReturningClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    superlink = Lossy(monkeypatch)
+    superlink.fails = [httpx.ConnectError("nobody is there")]
+    with pytest.raises(httpx.ConnectError):
+        client.PullMessages(PullMessagesRequest())
+    client.PullMessages(PullMessagesRequest())
+    superlink.fails = [httpx.ReadError("reset")]
+    with pytest.raises(httpx.ReadError):
+        client.PullMessages(PullMessagesRequest())
+    superlink.waiting = ["the message is there all the same"]
+    assert client.PullMessages(PullMessagesRequest()).messages_list
+    client.PullMessages(PullMessagesRequest())
+    assert superlink.came == 0
