@@ -182,6 +182,10 @@ class Fleet:
         return Path(json.loads((self.folder / "fleet" / "run.json").read_text())["output"])
 
     @property
+    def has_run(self) -> bool:
+        return (self.folder / "fleet" / "run.json").exists()
+
+    @property
     def committed(self) -> int:
         with suppress(OSError, ValueError):
             return last_round(self.run)

@@ -65,6 +65,7 @@ class Seen:
 def soak(fleet: Fleet, network: FaultyProxy, rounds: int, faults: dict[int, str], draw: random.Random) -> Seen:
     """One run of so many rounds; `faults` says what is done in which."""
     seen, began, left, seen_rounds = Seen(), time.monotonic(), dict(faults), 0
+    before = fleet.run if fleet.has_run else None
     fleet.begin(server__rounds=rounds)
     assert fleet.server is not None
     while fleet.server.is_alive or fleet.server.wait():
@@ -72,7 +73,7 @@ def soak(fleet: Fleet, network: FaultyProxy, rounds: int, faults: dict[int, str]
             seen.starts += 1
             assert seen.starts < 3 * rounds, fleet.said()
             fleet.start_server()
-        committed = fleet.committed if seen_rounds or _is_begun(fleet) else 0
+        committed = fleet.committed if fleet.has_run and fleet.run != before else 0
         if committed > seen_rounds:
             network.share = 0.0
             seen_rounds = committed
@@ -88,10 +89,6 @@ def soak(fleet: Fleet, network: FaultyProxy, rounds: int, faults: dict[int, str]
     seen.answers = sum(line["replies"] for line in lines)
     seen.database_mb = sum(path.stat().st_size for path in (fleet.folder / "fleet").glob("superlink.db*")) / 1e6
     return seen
-
-
-def _is_begun(fleet: Fleet) -> bool:
-    return "begins" in fleet.said().rpartition("SuperLink answers")[2]
 
 
 def _do(kind: str, fleet: Fleet, network: FaultyProxy, draw: random.Random) -> None:
@@ -118,18 +115,16 @@ def _do(kind: str, fleet: Fleet, network: FaultyProxy, draw: random.Random) -> N
 def memory_mb(fleet: Fleet) -> dict[str, float]:
     """Resident memory by role; that of devices is a mean over them."""
     found: dict[str, list[float]] = {}
-    for role, command in SERVER.items():
-        for one in fleet.server_part(command)[:1]:
+    parts = [(fleet.server_part(""), SERVER), *((device.children(), DEVICE) for device in fleet.devices.values())]
+    for processes, roles in parts:
+        for role, command in roles.items():
             with suppress(psutil.Error):
-                found.setdefault(role, []).append(one.memory_info().rss / 1e6)
+                of_the_role = [one for one in processes if command in " ".join(one.cmdline())]
+                found.setdefault(role, []).extend(one.memory_info().rss / 1e6 for one in of_the_role[:1])
     for process in fleet.devices.values():
-        for role, command in DEVICE.items():
-            for one in process.children(command)[:1]:
-                with suppress(psutil.Error):
-                    found.setdefault(role, []).append(one.memory_info().rss / 1e6)
         with suppress(psutil.Error):
             found.setdefault("device run", []).append(psutil.Process(process.pid).memory_info().rss / 1e6)
-    return {role: sum(values) / len(values) for role, values in found.items()}
+    return {role: sum(values) / len(values) for role, values in found.items() if values}
 
 
 def report(arguments: argparse.Namespace, plain: Seen, faulty: Seen) -> str:

@@ -19,6 +19,8 @@ _FAILED = ("Connection attempt failed", "CERTIFICATE_VERIFY_FAILED")
 _ANSWERED = ("SuperNode ID:", "Receiving:")
 _AGAIN = "Connection successful"  # to the server, or to a process of Flower's own on this machine
 _LOST = ("Failed to receive message", "Failed to send message")
+_HALF_INSTALLED = "LoadClientAppError"  # of the app process
+_FULL = "No space left on device"
 _NOT_KNOWN = "Failed to activate SuperNode"
 _NOT_SIGNED = "SuperLink does not take this signature"  # of `returning_node.py`: it is of another key, or another time
 
@@ -33,6 +35,11 @@ def has_lost_a_message(line: str) -> bool:
     return any(words in line for words in _LOST)
 
 
+def may_have_installed_half(line: str) -> bool:
+    """Whether Flower's copy of the app may be incomplete: flwr 1.42 keeps what a full disk cut short as it is."""
+    return _FULL in line or _HALF_INSTALLED in line
+
+
 @dataclass(slots=True)
 class LinkWords:
     """Hears the lines of Flower's SuperNode; tells only what has changed, and keeps it for `fedlora device status`."""
@@ -45,7 +52,9 @@ class LinkWords:
 
     def hear(self, line: str) -> bool:
         """Whether the line says that the server has answered."""
-        if any(words in line for words in _FAILED):
+        if _FULL in line:
+            self._tell(f"the disk of {self.state.path} is full, and no question can be answered; make room there")
+        elif any(words in line for words in _FAILED):
             hindrance = self.hindrance()
             if hindrance:  # else it is a process of Flower's own on this machine that it waits for
                 self._tell(f"{self.superlink} cannot be reached: {hindrance}; it is tried until it can")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from fedlora_client.service.state import StateFolder
-from fedlora_client.supervision.link_words import LinkWords, has_lost_a_message, plain
+from fedlora_client.supervision.link_words import LinkWords, has_lost_a_message, may_have_installed_half, plain
 from fedlora_client.supervision.returning_node import NOT_SIGNED
 
 RETRY = "WARNING Connection attempt failed, retrying in 0.39 seconds"
@@ -23,6 +23,16 @@ def test_a_message_that_was_let_go_is_heard() -> None:
     assert has_lost_a_message("ERROR Failed to send message 6a: Failed to push object with ID '1174'")
     assert has_lost_a_message("ERROR Failed to receive message 6a: no object")
     assert not has_lost_a_message("INFO Sending: train message (ID: 6a)")
+
+
+def test_a_full_disk_is_told_and_what_was_installed_half_is_heard(tmp_path: Path) -> None:
+    words = LinkWords("here:1", StateFolder(tmp_path), lambda: "", lambda: "")
+    line = "OSError: [Errno 28] No space left on device: '/tmp/x/pyproject.toml' -> '/state/flwr/apps/x/pyproject.toml'"
+    words.hear(line)
+    assert f"the disk of {tmp_path} is full" in StateFolder(tmp_path).read("link")["said"]
+    assert may_have_installed_half(line)
+    assert may_have_installed_half("flwr.clientapp.utils.LoadClientAppError: the app is not there")
+    assert not may_have_installed_half("INFO Start `flwr-clientapp` process")
 
 
 def test_only_changes_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
