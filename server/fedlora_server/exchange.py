@@ -141,7 +141,7 @@ class Outstanding:
 
     def nodes(self, kind: str) -> set[int]:
         """Those whose replies to messages of this kind were not given out by `next` yet."""
-        sent = [*self._waiting.values(), *self._ready, *(sent for _, sent, _ in self._gone)]
+        sent: list[_Sent | Reply] = [*self._waiting.values(), *self._ready, *(gone for _, gone, _ in self._gone)]
         return {one.node for one in sent if one.kind == kind}
 
     def overdue(self) -> list[Reply]:

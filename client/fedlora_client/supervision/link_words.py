@@ -19,6 +19,7 @@ _FAILED = ("Connection attempt failed", "CERTIFICATE_VERIFY_FAILED")
 _ANSWERED = ("SuperNode ID:", "Receiving:")
 _AGAIN = "Connection successful"  # to the server, or to a process of Flower's own on this machine
 _LOST = ("Failed to receive message", "Failed to send message")
+_LEFT_OVER = "status. Ignoring message "  # its run ended while it was received
 _HALF_INSTALLED = "LoadClientAppError"  # of the app process
 _FULL = "No space left on device"
 _NOT_KNOWN = "Failed to activate SuperNode"
@@ -30,9 +31,13 @@ def plain(line: str) -> str:
     return _LEVEL.sub(r"\1 ", without_colours(line)).rstrip()
 
 
-def has_lost_a_message(line: str) -> bool:
-    """Whether the SuperNode says that it has let go of a question or an answer, of which its server knows nothing."""
-    return any(words in line for words in _LOST)
+def needs_a_new_start(line: str) -> bool:
+    """Whether the SuperNode of flwr 1.42 says what it does not get over by itself.
+
+    It let go of a question or an answer, of which its server knows nothing. Or it ignores a question that its app works on all
+    the same: the answer stays, is given out in the place of the next one, and from then on every answer is one too late.
+    """
+    return _LEFT_OVER in line or any(words in line for words in _LOST)
 
 
 def may_have_installed_half(line: str) -> bool:

@@ -20,7 +20,7 @@ from fedlora_client.service.logs import file_logger, log_into
 from fedlora_client.service.reaching import hindrance
 from fedlora_client.service.state import StateFolder
 from fedlora_client.supervision.children import Child, Children
-from fedlora_client.supervision.link_words import LinkWords, has_lost_a_message, may_have_installed_half, plain
+from fedlora_client.supervision.link_words import LinkWords, may_have_installed_half, needs_a_new_start, plain
 from fedlora_client.supervision.publishing import Publisher, admin_key_of
 from fedlora_client.supervision.supernode import flower_environment, supernode_command, supernode_process, warm_app_of
 
@@ -65,7 +65,7 @@ def _children(config: DeviceConfig, parts: tuple[Part, ...]) -> tuple[list[Child
                 lines.info("%s", line)
                 if words.hear(line):
                     link.worked()
-                if has_lost_a_message(line):
+                if needs_a_new_start(line):
                     link.end()  # as a node that comes back it is asked again
                 if may_have_installed_half(line):
                     shutil.rmtree(config.state / "flwr" / "apps", ignore_errors=True)  # it is installed anew

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from fedlora_client.service.state import StateFolder
-from fedlora_client.supervision.link_words import LinkWords, has_lost_a_message, may_have_installed_half, plain
+from fedlora_client.supervision.link_words import LinkWords, may_have_installed_half, needs_a_new_start, plain
 from fedlora_client.supervision.returning_node import NOT_SIGNED
 
 RETRY = "WARNING Connection attempt failed, retrying in 0.39 seconds"
@@ -19,10 +19,19 @@ def test_lines_of_flowers_lose_their_colours_and_columns() -> None:
     assert plain("no level: here") == "no level: here"
 
 
-def test_a_message_that_was_let_go_is_heard() -> None:
-    assert has_lost_a_message("ERROR Failed to send message 6a: Failed to push object with ID '1174'")
-    assert has_lost_a_message("ERROR Failed to receive message 6a: no object")
-    assert not has_lost_a_message("INFO Sending: train message (ID: 6a)")
+@pytest.mark.parametrize(
+    ("line", "needs_it"),
+    [
+        ("ERROR Failed to send message 6a: Failed to push object with ID '1174'", True),
+        ("ERROR Failed to receive message 6a: no object", True),
+        ("INFO Run ID 7 is not in `RUNNING` status. Ignoring message c987.", True),
+        ("INFO Run ID 7 is not in `RUNNING` status. Ignoring reply message c987.", False),  # it is gone
+        ("INFO Run transitioned to a non-`RUNNING` status while receiving a message. Ignoring the message.", False),
+        ("INFO Sending: train message (ID: 6a)", False),
+    ],
+)
+def test_what_a_supernode_does_not_get_over_is_heard(line: str, needs_it: bool) -> None:
+    assert needs_a_new_start(line) == needs_it
 
 
 def test_a_full_disk_is_told_and_what_was_installed_half_is_heard(tmp_path: Path) -> None:
