@@ -34,8 +34,8 @@ def plain(line: str) -> str:
 def needs_a_new_start(line: str) -> bool:
     """Whether the SuperNode of flwr 1.42 says what it does not get over by itself.
 
-    It let go of a question or an answer, of which its server knows nothing. Or it ignores a question that its app works on all
-    the same: the answer stays, is given out in the place of the next one, and from then on every answer is one too late.
+    It let go of a question or an answer, of which its server knows nothing. Or it ignores a question that its app works on
+    all the same: the answer stays, is given out in the place of the next one, and from then on each is one too late.
     """
     return _LEFT_OVER in line or any(words in line for words in _LOST)
 
