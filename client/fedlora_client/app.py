@@ -55,20 +55,26 @@ def _question(message: Message, context: Context) -> Question:
         kind=_KIND_OF[message.metadata.message_type],
         run_config={**context.run_config},
         run_id=context.run_id,
-        seconds=_seconds_left(message) if "socket" in context.node_config else message.metadata.ttl,
+        seconds=_seconds_left(message, context.run_config) if "socket" in context.node_config else message.metadata.ttl,
         data=arrays["update"].data if "update" in arrays else None,
     )
 
 
-def _seconds_left(message: Message) -> float:
-    """Until nobody waits for the answer any more. Raises CourierError where that was before now, by this clock."""
-    ttl = message.metadata.ttl
-    left = message.metadata.created_at + ttl - time.time()
+def _seconds_left(message: Message, run_config: Mapping[str, object]) -> float:
+    """Until nobody waits for the answer any more. Raises CourierError where that was before now, by this clock.
+
+    The message lives longer than its round, so that an answer on its way is counted as late.
+    """
+    whole, of_a_round = message.metadata.ttl, run_config.get("server.round_timeout_s")
+    if isinstance(of_a_round, int | float) and 0 < of_a_round < whole:
+        whole = float(of_a_round)
+    left = message.metadata.created_at + whole - time.time()
     if left <= 0:
         raise CourierError(
-            f"by this device's clock its time was over {-left:.0f} s ago; set the clock, which must be that of the server"
+            f"its time was over {-left:.0f} s ago, by this device's clock: it came too late, or the clock is ahead of the "
+            "server's; where all that comes is too late, set the clock"
         )
-    return min(left, ttl)
+    return min(left, whole)
 
 
 def _message(answer: Answer, message: Message, began: float) -> Message:

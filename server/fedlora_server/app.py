@@ -39,6 +39,6 @@ def main(grid: Grid, context: Context) -> None:
     output = Path(config.output) if config.output else default_output(config.name, run)
     if config.server.resume:
         config = as_it_began(config, output)
-    rounds = Rounds(grid if roll is None else EnrolledGrid(grid, roll), config, base)
+    rounds = Rounds(grid if roll is None else EnrolledGrid(grid, roll), config, base, roll)
     with open_run(output, config, base, run) as directory:
         rounds.run(directory)

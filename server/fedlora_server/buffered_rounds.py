@@ -4,6 +4,8 @@ Nguyen et al., "Federated Learning with Buffered Asynchronous Aggregation" (FedB
 has answered is asked again at once, with the newest adapter, so that fast devices never wait for slow ones.
 What a slow one changed is added to what was committed meanwhile, and counts 1 / (1 + tau) ^ server.staleness_exponent after
 tau commits (`methods/moved.py` says what is added); after more than server.max_staleness it counts as `stale`.
+Of one commit a device gives at most the share server.max_share, rounded up; then it is not asked again before the next one,
+unless nobody else could give an update. So a fast device is not alone in what is committed.
 
 The method, its robust rule, its optimizer and its error are those of any round: a round here is what makes a commit.
 The order of arrival depends on time, and with it what is committed; with one worker, a simulation is repeatable.
@@ -12,7 +14,9 @@ The order of arrival depends on time, and with it what is committed; with one wo
 from __future__ import annotations
 
 import logging
+import math
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -48,6 +52,7 @@ class BufferedRounds:
     def __init__(self, leader: Leader, directory: RunDirectory) -> None:
         self._leader, self._directory = leader, directory
         self._server, self._seed = leader.config.server, leader.config.seed
+        self._most_of_one = math.ceil(round(self._server.max_share * self._server.buffer_size, 6))
         self._out = Outstanding(leader.grid)
         self._earlier: dict[int, Asked] = {}
         self._times: dict[int, tuple[int, int]] = {}  # by node: the round it was asked for last, and how often
@@ -88,6 +93,7 @@ class BufferedRounds:
     def _collect(self, record: RoundRecord, intake: Intake, now: Asked, until: float) -> None:
         """Take replies until the commit has its updates, nobody is left who could send one, or the time is up."""
         self._left_out = set[int]()  # nodes that are not asked again before the next commit
+        self._gave = Counter[int]()  # sound updates of this commit, by node
         while record.replies < self._server.buffer_size or len(intake.devices) < self._server.min_devices:
             self._ask_those_who_are_free(record, now)
             nobody_is_left = bool(self._connected) and self._out.is_empty
@@ -111,7 +117,9 @@ class BufferedRounds:
             intake.exclude(reply, STALE, f"the adapter that it began with is {late} commits old")
             return
         factor = (1 + late) ** -self._server.staleness_exponent
-        if not intake.take(reply, self._asked(reply.server_round), factor):
+        if intake.take(reply, self._asked(reply.server_round), factor):
+            self._gave[reply.node] += 1
+        else:
             self._left_out.add(reply.node)
 
     def _asked(self, server_round: int) -> Asked:
@@ -135,12 +143,16 @@ class BufferedRounds:
             to_measure = [node for node in free if node not in self._measured[-1].asked]
             self._ask_to_measure(self._measured[-1], to_measure)
             free = [node for node in free if node not in to_measure]
-        free = [node for node in free if node not in self._left_out]
+        free = [node for node in free if node not in self._left_out and not self._has_given_its_share(node)]
         for node in self._drawn(free, record.round):
             again = self._again(node, now.server_round)
             message = self._leader.asked(now.server_round, self._down, again).message if again else now.message
             self._out.send([node], TRAIN, message, now.server_round, self._server.round_timeout_s, now.most_bytes)
             record.bytes_down += len(message)
+
+    def _has_given_its_share(self, node: int) -> bool:
+        others = set(self._connected) - self._left_out - {node}
+        return self._server.max_share < 1 and self._gave[node] >= self._most_of_one and bool(others)
 
     def _drawn(self, free: list[int], server_round: int) -> list[int]:
         """Of the free devices as many as may train besides those that do."""

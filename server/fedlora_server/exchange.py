@@ -30,6 +30,7 @@ MOST_BYTES = 1 << 20  # of a reply, beside the numbers that are due
 FAILED, NO_ANSWER, LATE = "device-error", "no-answer", "late"
 TRAIN, EVALUATE = MessageType.TRAIN, MessageType.EVALUATE
 REVOKED = "revoked"  # what a fleet's grid puts in place of the answer of a device that it does not know any more
+LATE_S = 60.0  # that SuperLink takes an answer after its time, so that it is counted
 _MOST_LATE = 1000  # messages whose late replies are looked for
 _LOOK_S = 5.0  # at which devices were started again, and which are in sight again
 _MOST_TIMES = 4  # that a device is asked whose replies are lost
@@ -111,10 +112,11 @@ class Outstanding:
     ) -> None:  # fmt: skip
         """Send `data` to each node. `kind` is Flower's message type; no reply larger than `most_bytes` is taken."""
         activated = self._activated()
+        ttl = timeout_s if hasattr(self._grid, "give_up") else timeout_s + LATE_S
         self._look_at = time.monotonic() + _LOOK_S
         for node in nodes:
             due = time.monotonic() + timeout_s
-            self._send(_Sent(node, kind, server_round, most_bytes, due, data, activated.get(node, "")), timeout_s)
+            self._send(_Sent(node, kind, server_round, most_bytes, due, data, activated.get(node, "")), ttl)
 
     def next(self, until: float) -> Reply | None:
         """The next reply; None where none is expected any more, or `time.monotonic()` has come to `until`."""
@@ -138,8 +140,9 @@ class Outstanding:
         return not self._waiting and not self._ready and not self._gone
 
     def nodes(self, kind: str) -> set[int]:
-        """Those that have not replied to a message of this kind."""
-        return {sent.node for sent in self._waiting.values() if sent.kind == kind}
+        """Those whose replies to messages of this kind were not given out by `next` yet."""
+        sent: list[_Sent | Reply] = [*self._waiting.values(), *self._ready, *(gone for _, gone, _ in self._gone)]
+        return {one.node for one in sent if one.kind == kind}
 
     def overdue(self) -> list[Reply]:
         """Errors in place of the replies whose time is up; nobody waits for them any more."""

@@ -1,12 +1,13 @@
 """One fleet for all tests of this folder: a test begins a new run, and finds every device there.
 
-Its devices reach SuperLink through a proxy that fails only where a test says so. `row` keeps what a test saw; all rows are
-printed at the end, as the table of what was tried.
+Its devices reach SuperLink through a proxy that fails only where a test says so. `row` keeps what a test saw, in
+build/faults.txt as it comes; all rows are printed at the end, as the table of what was tried.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from fedlora.base.pack import BasePack
@@ -16,12 +17,20 @@ from tests.faults.fleets import Fleet, free_port
 from tests.tiny.checkpoints import tiny_pack, write_checkpoint
 
 ROWS: list[tuple[str, str]] = []
+KEPT = Path(__file__).resolve().parents[2] / "build" / "faults.txt"
 
 
 @pytest.fixture
 def row() -> Callable[[str, str], None]:
     """Keep what became of a fault."""
-    return lambda fault, seen: ROWS.append((fault, seen))
+
+    def keep(fault: str, seen: str) -> None:
+        ROWS.append((fault, seen))
+        KEPT.parent.mkdir(exist_ok=True)
+        with KEPT.open("a", encoding="utf-8") as file:
+            file.write(f"{fault}: {seen}\n")
+
+    return keep
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

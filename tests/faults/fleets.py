@@ -182,6 +182,10 @@ class Fleet:
         return Path(json.loads((self.folder / "fleet" / "run.json").read_text())["output"])
 
     @property
+    def has_run(self) -> bool:
+        return (self.folder / "fleet" / "run.json").exists()
+
+    @property
     def committed(self) -> int:
         with suppress(OSError, ValueError):
             return last_round(self.run)
@@ -191,9 +195,9 @@ class Fleet:
         """The lines of the run, but that of the base."""
         return [line for line in read_metrics(self.run) if line["round"]]
 
-    def digest(self) -> str:
-        """Of the values of the newest committed adapter."""
-        values = self.run / "rounds" / f"{self.committed:04d}" / "adapter" / "adapter_model.safetensors"
+    def digest(self, server_round: int = 0) -> str:
+        """Of the values of the adapter that a round committed; unless told, the newest one."""
+        values = self.run / "rounds" / f"{server_round or self.committed:04d}" / "adapter" / "adapter_model.safetensors"
         return hashlib.sha256(values.read_bytes()).hexdigest()
 
     def said(self, name: str = "server") -> str:

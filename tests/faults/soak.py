@@ -2,7 +2,8 @@
 
 Every device takes part in every round (server.min_devices is their number), so the method's result is one and the same,
 whatever was killed: a round that loses an answer is given up at its deadline and done again. The report goes to --out; the
-last line on standard output is one JSON object. Exit status 1 where a round was lost or the adapter is another one.
+last line on standard output is one JSON object. Exit status 1 where a round was lost, the adapter is another one, or memory
+grew by more than a tenth after round 10.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from tests.faults.fleets import Fleet, free_port
 from tests.tiny.checkpoints import tiny_pack, write_checkpoint
 
 SERVER = {"ServerApp": "flwr-serverapp", "superexec": "flower-superexec", "SuperLink": "flower-superlink"}
+DEVICE = {"trainer": "supervision.trainer", "link": "flower-supernode", "warm app": "supervision.warm_app"}
 KINDS = (*SERVER, "server", "trainer", "link", "device", "network")
 SHARE_OF_ROUNDS, SHARE_OF_REQUESTS = 0.5, 0.2
 SETTLED = 10  # rounds after which memory is compared
+MOST_GROWTH = 0.1  # of a role's memory, from then to the end
 _LOOK_S = 0.2
 
 
@@ -44,6 +47,7 @@ class Seen:
     rounds: int = 0
     answers: int = 0  # sound ones, of all rounds
     memory_mb: list[dict[str, float]] = field(default_factory=list)  # by role, one a round
+    database_mb: float = 0.0  # of SuperLink, at the end
 
     def growth(self) -> dict[str, tuple[float, float]]:
         """(MB after round 10, MB at the end) of each role, each a mean over up to 5 rounds; empty for short runs."""
@@ -53,10 +57,15 @@ class Seen:
         told = {role: [one[role] for one in kept if role in one] for role in sorted(roles)}
         return {r: (sum(v[:few]) / len(v[:few]), sum(v[-few:]) / len(v[-few:])) for r, v in told.items() if v}
 
+    def grown(self) -> list[str]:
+        """The roles whose memory is not flat."""
+        return [role for role, (then, now) in self.growth().items() if now > (1 + MOST_GROWTH) * then]
+
 
 def soak(fleet: Fleet, network: FaultyProxy, rounds: int, faults: dict[int, str], draw: random.Random) -> Seen:
     """One run of so many rounds; `faults` says what is done in which."""
     seen, began, left, seen_rounds = Seen(), time.monotonic(), dict(faults), 0
+    before = fleet.run if fleet.has_run else None
     fleet.begin(server__rounds=rounds)
     assert fleet.server is not None
     while fleet.server.is_alive or fleet.server.wait():
@@ -64,7 +73,7 @@ def soak(fleet: Fleet, network: FaultyProxy, rounds: int, faults: dict[int, str]
             seen.starts += 1
             assert seen.starts < 3 * rounds, fleet.said()
             fleet.start_server()
-        committed = fleet.committed if seen_rounds or _is_begun(fleet) else 0
+        committed = fleet.committed if fleet.has_run and fleet.run != before else 0
         if committed > seen_rounds:
             network.share = 0.0
             seen_rounds = committed
@@ -78,11 +87,8 @@ def soak(fleet: Fleet, network: FaultyProxy, rounds: int, faults: dict[int, str]
     lines = fleet.rounds()
     seen.seconds, seen.digest, seen.rounds = time.monotonic() - began, fleet.digest(), len(lines)
     seen.answers = sum(line["replies"] for line in lines)
+    seen.database_mb = sum(path.stat().st_size for path in (fleet.folder / "fleet").glob("superlink.db*")) / 1e6
     return seen
-
-
-def _is_begun(fleet: Fleet) -> bool:
-    return "begins" in fleet.said().rpartition("SuperLink answers")[2]
 
 
 def _do(kind: str, fleet: Fleet, network: FaultyProxy, draw: random.Random) -> None:
@@ -109,18 +115,16 @@ def _do(kind: str, fleet: Fleet, network: FaultyProxy, draw: random.Random) -> N
 def memory_mb(fleet: Fleet) -> dict[str, float]:
     """Resident memory by role; that of devices is a mean over them."""
     found: dict[str, list[float]] = {}
-    for role, command in SERVER.items():
-        for one in fleet.server_part(command)[:1]:
+    parts = [(fleet.server_part(""), SERVER), *((device.children(), DEVICE) for device in fleet.devices.values())]
+    for processes, roles in parts:
+        for role, command in roles.items():
             with suppress(psutil.Error):
-                found.setdefault(role, []).append(one.memory_info().rss / 1e6)
+                of_the_role = [one for one in processes if command in " ".join(one.cmdline())]
+                found.setdefault(role, []).extend(one.memory_info().rss / 1e6 for one in of_the_role[:1])
     for process in fleet.devices.values():
-        for role, command in (("trainer", "supervision.trainer"), ("link", "flower-supernode")):
-            for one in process.children(command)[:1]:
-                with suppress(psutil.Error):
-                    found.setdefault(role, []).append(one.memory_info().rss / 1e6)
         with suppress(psutil.Error):
             found.setdefault("device run", []).append(psutil.Process(process.pid).memory_info().rss / 1e6)
-    return {role: sum(values) / len(values) for role, values in found.items()}
+    return {role: sum(values) / len(values) for role, values in found.items() if values}
 
 
 def report(arguments: argparse.Namespace, plain: Seen, faulty: Seen) -> str:
@@ -158,6 +162,7 @@ def report(arguments: argparse.Namespace, plain: Seen, faulty: Seen) -> str:
                     f"{faulty.seconds / arguments.rounds:.1f}",
                 ),
                 ("adapter", f"`{plain.digest:.16}`", f"`{faulty.digest:.16}`, {same}"),
+                ("SuperLink's database at the end, MB", f"{plain.database_mb:.1f}", f"{faulty.database_mb:.1f}"),
             )
         ),
         "",
@@ -169,6 +174,7 @@ def report(arguments: argparse.Namespace, plain: Seen, faulty: Seen) -> str:
     if rows:
         lines += [
             f"Memory, MB: after round {SETTLED} and at the end, each a mean over up to 5 rounds, and over the devices.",
+            f"What grew by more than {MOST_GROWTH:.0%}: {', '.join([*plain.grown(), *faulty.grown()]) or 'nothing'}.",
             "",
             "| | nothing happens | faults |",
             "|---|---|---|",
@@ -188,7 +194,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
-        "--timeout-s", type=float, default=60.0, help="of a round; one that lost an answer waits for it"
+        "--timeout-s", type=float, default=240.0, help="of a round; one that lost an answer waits for it"
     )
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -213,13 +219,15 @@ def main() -> None:
         arguments.out.write_text(report(arguments, plain, faulty), encoding="utf-8")
     told: dict[str, Any] = {name: _plain(seen) for name, seen in (("undisturbed", plain), ("faulty", faulty))}
     print(json.dumps(told))
-    sys.exit(plain.digest != faulty.digest or faulty.rounds != arguments.rounds)
+    lost = any(seen.rounds != arguments.rounds for seen in (plain, faulty))
+    sys.exit(bool(lost or plain.digest != faulty.digest or plain.grown() or faulty.grown()))
 
 
 def _plain(seen: Seen) -> dict[str, Any]:
     return {
         "seconds": round(seen.seconds, 1), "rounds": seen.rounds, "answers": seen.answers, "starts": seen.starts,
-        "faults": dict(seen.faults), "digest": seen.digest, "growth_mb": seen.growth(),
+        "faults": dict(seen.faults), "digest": seen.digest, "growth_mb": seen.growth(), "grown": seen.grown(),
+        "database_mb": round(seen.database_mb, 1),
     }  # fmt: skip
 
 

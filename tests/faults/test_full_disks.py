@@ -60,22 +60,32 @@ def test_a_server_whose_disk_is_full_keeps_what_it_committed_and_goes_on_with_ro
     row("the server's disk full in round 2", line)
 
 
+@pytest.mark.parametrize("is_new", [False, True], ids=["it has trained before", "its first question"])
 def test_a_device_whose_disk_is_full_says_so_and_takes_part_again_with_room(
-    fleet: Fleet, row: Callable[[str, str], None]
+    fleet: Fleet, is_new: bool, row: Callable[[str, str], None]
 ) -> None:
+    """Flower installs the app with a device's first question, and has no room for it then."""
     fleet.all_there()
     fleet.devices["pantry"].end()
-    state = fleet.folder / "pantry" / "own" / "state"
+    state, began = fleet.folder / "pantry" / "own" / "state", len(fleet.said("pantry"))
+    shutil.rmtree(state / "flwr" / "apps", ignore_errors=True)
     with small_disk(state, 16):
+        if not is_new:
+            shutil.copytree(fleet.folder / "attic" / "own" / "state" / "flwr" / "apps", state / "flwr" / "apps")
+        fleet.all_there()
         filler = fill(state)
-        fleet.begin(server__min_devices=3, server__rounds=4, server__round_timeout_s=60)
+        fleet.begin(server__min_devices=3, server__rounds=4, server__round_timeout_s=150)
         until(lambda: fleet.committed >= 1, "round 1 is not committed")
         filler.unlink()
         fleet.finish()
-        lines, said = fleet.rounds(), fleet.said("pantry")
+        lines, said = fleet.rounds(), fleet.said("pantry")[began:]
         fleet.devices["pantry"].end()
     assert all(line["replies"] >= 3 for line in lines)
+    assert "pantry" not in lines[0]["train_loss"]
     assert "pantry" in lines[-1]["train_loss"]
-    assert "No space left" in said
-    line = next(line for line in said.splitlines() if "No space left" in line)
-    row("a device's disk full in round 1", f"{lines[0]['excluded']}, later it takes part; {line}")
+    line = next((line for line in said.splitlines() if "No space left" in line or "disk of" in line), "")
+    assert line, said
+    row(
+        f"a device's disk full in round 1, {'its first' if is_new else 'as it had trained before'}",
+        f"{lines[0]['excluded']}, later it takes part; {line}",
+    )

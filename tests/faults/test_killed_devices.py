@@ -57,7 +57,7 @@ def test_a_trainer_that_is_killed_while_the_courier_waits_goes_on_with_the_same_
 def test_below_quorum_a_round_is_given_up_in_time_and_the_run_goes_on_when_devices_are_back(
     fleet: Fleet, undisturbed: str, row: Callable[[str, str], None]
 ) -> None:
-    fleet.begin(server__round_timeout_s=60)
+    fleet.begin(server__round_timeout_s=150)
     fleet.until_training(2, "cellar")
     fleet.devices["cellar"].kill()
     committed = fleet.digest()

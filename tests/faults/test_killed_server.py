@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.faults.fleets import Fleet
+from tests.faults.fleets import Fleet, until
 
 pytestmark = pytest.mark.faults
 
@@ -32,6 +32,23 @@ def test_a_run_whose_server_loses_a_part_ends_with_the_adapter_of_an_undisturbed
     assert [line["replies"] for line in fleet.rounds()] == [4, 4]
     assert fleet.digest() == undisturbed
     row(f"SIGKILL of {part} in round 2", f"{told}; 4 of 4 devices, adapter {undisturbed:.16} as undisturbed")
+
+
+def test_a_superlink_that_is_killed_three_times_in_a_row_costs_no_round(
+    fleet: Fleet, undisturbed: str, row: Callable[[str, str], None]
+) -> None:
+    fleet.begin()
+    fleet.until_training(2)
+    killed = list[int]()
+    while len(killed) < 3:  # the second and the third one as soon as it is there
+        until(lambda: any(one.pid not in killed for one in fleet.server_part("flower-superlink")), fleet.said())
+        for one in fleet.server_part("flower-superlink"):
+            killed.append(one.pid)
+            one.kill()
+    fleet.finish()
+    assert [line["replies"] for line in fleet.rounds()] == [4, 4]
+    assert fleet.digest() == undisturbed
+    row("SIGKILL of SuperLink, three times in a row in round 2", f"4 of 4 devices, adapter {undisturbed:.16}")
 
 
 def test_all_is_killed_and_what_the_units_start_goes_on_with_the_round(

@@ -17,7 +17,7 @@ def test_a_run_ends_with_the_same_adapter_where_a_fifth_of_the_requests_is_reset
     fleet: Fleet, network: FaultyProxy, undisturbed: str, row: Callable[[str, str], None]
 ) -> None:
     with network.faulty(SHARE, seed=7) as done:
-        fleet.begin(server__round_timeout_s=90)
+        fleet.begin(server__round_timeout_s=150)
         fleet.finish()
     assert min(done[kind] for kind in ("reset", "delayed", "cut")) > 0
     assert fleet.digest() == undisturbed

@@ -171,9 +171,38 @@ def test_where_every_answer_is_none_the_run_ends_and_what_was_committed_stays(pl
 
 def test_a_commit_has_updates_of_at_least_the_least_devices(play: Player) -> None:
     grid = paced(1, 2, pace={2: 6.0})
-    played = play.soundly(grid, rounds=2, mode="async", buffer_size=2, min_devices=2, evaluate=False)
+    settings: dict[str, Any] = {"buffer_size": 2, "min_devices": 2, "evaluate": False}
+    played = play.soundly(grid, rounds=2, mode="async", max_share=1.0, **settings)
     assert [len(record["train_loss"]) for record in played.metrics[1:]] == [2, 2]
     assert all(record["replies"] >= 6 for record in played.metrics[1:])
+
+
+@pytest.mark.parametrize(("share", "most"), [(0.5, 4), (0.3, 3), (1.0, 8)])
+def test_of_a_commit_a_fast_device_gives_at_most_its_share(play: Player, share: float, most: int) -> None:
+    grid = paced(1, 2, 3, 4, pace={1: 0.01})  # a hundred answers while the others give one
+    played = play.soundly(grid, rounds=6, mode="async", buffer_size=8, max_share=share, evaluate=False)
+    assert [record["replies"] for record in played.metrics[1:]] == [8] * 6
+    assert 6 * most <= asked(grid)[1] <= 6 * most + 1, "and one that the last commit did not wait for"
+    assert (sum(asked(grid)[node] for node in (2, 3, 4)) > 6) == (share < 1)
+
+
+def test_a_device_gives_more_than_its_share_where_nobody_else_gives_anything(play: Player) -> None:
+    def failing(message: Message, update: Update) -> Sequence[Message]:
+        return [Message(Error(2, "device broken: no disk"), reply_to=message)]
+
+    grid = PacedGrid({1: Honest(1), 2: Honest(2, failing), 3: Honest(3, failing)})
+    played = play.soundly(grid, rounds=3, mode="async", buffer_size=4, evaluate=False)
+    assert [record["replies"] for record in played.metrics[1:]] == [4, 4, 4]
+    assert [list(record["train_loss"]) for record in played.metrics[1:]] == [["device-1"]] * 3
+
+
+def test_a_device_whose_answer_is_there_is_not_asked_again_before_it_counts(play: Player) -> None:
+    """All answer at the same moment: those whose turn comes later are no free devices meanwhile."""
+    grid = paced(1, 2, 3, 4)
+    played = play.soundly(grid, rounds=3, mode="async", buffer_size=4, evaluate=False)
+    assert [record["replies"] for record in played.metrics[1:]] == [4, 4, 4]
+    assert all(record["staleness"] == {} for record in played.metrics[1:2])
+    assert sum(asked(grid).values()) == 12 + 3, "three of four were asked again before the last commit was full"
 
 
 def test_a_commit_that_does_not_fill_in_time_is_made_of_what_came(play: Player) -> None:
@@ -313,6 +342,8 @@ def test_a_method_of_elsewhere_says_itself_whether_it_takes_old_updates(
         ({"staleness_exponent": -0.1}, "staleness_exponent must be from 0"),
         ({"staleness_exponent": float("nan")}, "staleness_exponent must be from 0"),
         ({"max_staleness": -1}, "max_staleness must be from 0"),
+        ({"max_share": 0.0}, "max_share must be above 0"),
+        ({"max_share": 1.1}, "max_share must be above 0"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], said: str) -> None:

@@ -62,6 +62,20 @@ def test_an_enrolled_node_has_the_name_of_its_key_whatever_it_says() -> None:
     assert DeviceNames(enrolled).known(Reply(node=5, device="hall")) == "kitchen"
 
 
+def test_a_device_that_is_enrolled_anew_has_its_name_at_once() -> None:
+    """With a new key it is another node; the one before was revoked, and may still be connected."""
+    enrolled = {5: "kitchen", 6: "cellar"}
+    names = DeviceNames(enrolled)
+    heard: dict[str, int] = {}
+    for node in (5, 6):
+        names.of(Reply(node=node, device=enrolled[node]), heard)
+    del enrolled[5]
+    enrolled[9] = "kitchen"
+    names.round_over([6, 9], {6, 9}, [5, 6, 9])
+    assert names.of(Reply(node=9, device="kitchen"), heard) == "kitchen"
+    assert heard == {"kitchen": 9, "cellar": 6}
+
+
 def test_names_stay_one_to_one_with_the_nodes_that_answer() -> None:
     """Nodes that come, go, come back and call themselves alike, drawn with a seed."""
     generator = random.Random(5)

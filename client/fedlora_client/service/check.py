@@ -13,6 +13,7 @@ from fedlora_client.data.account import account, by_file, notices
 from fedlora_client.device import Device
 from fedlora_client.policy.machine import HERE, Machine
 from fedlora_client.records.folder import data_files
+from fedlora_client.service.clock import clock_fault
 from fedlora_client.service.config import DeviceConfig
 from fedlora_client.service.reaching import hindrance
 from fedlora_client.training.planning import plan_training
@@ -61,7 +62,9 @@ def checked(config: DeviceConfig, length: int, rank: int, machine: Machine = HER
         yield "server: none; join a fleet: fedlora device join"
         return
     how, why = "without TLS" if server.insecure else "over TLS", hindrance(server)
-    yield f"server: {server.superlink}, {how}, " + (f"cannot be reached: {why}" if why else "answers")
+    clock = "" if why else clock_fault(server)
+    said = f"cannot be reached: {why}" if why else f"refuses this device: {clock}" if clock else "answers"
+    yield f"server: {server.superlink}, {how}, {said}"
 
 
 def data_hindrance(config: DeviceConfig) -> str:

@@ -21,6 +21,7 @@ from fedlora_client.service.state import StateFolder, now_text
 log = logging.getLogger("fedlora.device")
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
+_WORKED_PAUSE_S = 4.0  # before the next start of one that had begun its work, at most twice that
 _LIVED_S = 60.0  # after which a child that ends is started again at once
 _LOOK_S, _END_S = 0.2, 6.0
 
@@ -38,6 +39,10 @@ class Child:
     _pause_s: float = 0.0
     _began: float = 0.0
     _next: float = 0.0
+
+    def worked(self) -> None:
+        """It has begun its work, and what ends it then is no fault of its start: it need not wait long."""
+        self._pause_s = min(self._pause_s, _WORKED_PAUSE_S)
 
     def look(self) -> None:
         """Start it where it is time to, and see whether it has ended."""

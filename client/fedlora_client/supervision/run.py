@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import sys
 import threading
@@ -13,12 +14,13 @@ from typing import Literal
 
 from fedlora.errors import ConfigError
 
+from fedlora_client.service.clock import clock_fault
 from fedlora_client.service.config import DeviceConfig
 from fedlora_client.service.logs import file_logger, log_into
 from fedlora_client.service.reaching import hindrance
 from fedlora_client.service.state import StateFolder
 from fedlora_client.supervision.children import Child, Children
-from fedlora_client.supervision.link_words import LinkWords, plain
+from fedlora_client.supervision.link_words import LinkWords, may_have_installed_half, needs_a_new_start, plain
 from fedlora_client.supervision.publishing import Publisher, admin_key_of
 from fedlora_client.supervision.supernode import flower_environment, supernode_command, supernode_process, warm_app_of
 
@@ -53,17 +55,26 @@ def _children(config: DeviceConfig, parts: tuple[Part, ...]) -> tuple[list[Child
     if "link" in parts:
         supernode_command(config)  # what is wrong with it is told now
         lines = file_logger(config.state / "log", "link")
-        words = LinkWords(config.server.superlink, StateFolder(config.state), lambda: hindrance(config.server))
+        server = config.server
+        words = LinkWords(
+            server.superlink, StateFolder(config.state), lambda: hindrance(server), lambda: clock_fault(server)
+        )
 
         def on_line(line: str) -> None:
             if line := plain(line):
                 lines.info("%s", line)
-                words.hear(line)
+                if words.hear(line):
+                    link.worked()
+                if needs_a_new_start(line):
+                    link.end()  # as a node that comes back it is asked again
+                if may_have_installed_half(line):
+                    shutil.rmtree(config.state / "flwr" / "apps", ignore_errors=True)  # it is installed anew
 
         warm, environment_of_link = warm_app_of(config)
         if warm:
             children.append(_child("app", lambda: warm, flower_environment(config), on_line))
-        children.append(_child("link", lambda: supernode_process(config), environment_of_link, on_line))
+        link = _child("link", lambda: supernode_process(config), environment_of_link, on_line)
+        children.append(link)
     if "serve" in parts:
         if not config.serve.is_used:
             raise ConfigError(

@@ -21,7 +21,7 @@ _PROCESS = Path(__file__).with_name("supernode_process.py")
 
 def supernode_process(config: DeviceConfig) -> list[str]:
     """The command of `supernode_command` in a process that ends when the SuperNode has given up. Raises as that does."""
-    return [sys.executable, "-P", str(_PROCESS), *supernode_command(config)]
+    return [sys.executable, "-P", str(_PROCESS), str(config.state / "node"), *supernode_command(config)]
 
 
 def supernode_command(config: DeviceConfig) -> list[str]:

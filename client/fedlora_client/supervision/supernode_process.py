@@ -1,4 +1,6 @@
-"""A program of its own: Flower's SuperNode, which ends when it has given up. COMMAND ARGUMENTS..., as for flower-supernode.
+"""A program of its own: Flower's SuperNode, which ends when it has given up, and comes back at once: `returning_node.py`.
+
+NODE_FILE COMMAND ARGUMENTS...: where its number is kept, then as for flower-supernode.
 
 After some errors, such as a connection that was cut while TLS began, the SuperNode of flwr 1.42 asks its SuperLink no more
 and yet does not end: the thread of its local API lives on. Whoever starts it again has to see it end.
@@ -7,11 +9,15 @@ and yet does not end: the thread of its local API lives on. Whoever starts it ag
 import os
 import sys
 import traceback
+from pathlib import Path
 
 if __name__ == "__main__":
     from flwr.supernode.cli import flower_supernode
 
-    sys.argv = sys.argv[1:]
+    from fedlora_client.supervision.returning_node import return_at_once
+
+    return_at_once(Path(sys.argv[1]))
+    sys.argv = sys.argv[2:]
     code = 1
     try:
         flower_supernode()

@@ -222,6 +222,7 @@ class ServerConfig:
     buffer_size: int = 4  # async: the sound updates of a commit
     staleness_exponent: float = 0.5  # async: an update counts 1 / (1 + commits since its adapter) ^ this
     max_staleness: int = 20  # async: an update on an adapter of more commits ago is left out
+    max_share: float = 0.5  # async: of a commit's updates, what one device may give while another could give one
 
     def __post_init__(self) -> None:
         require(self.rounds >= 1, "server.rounds must be at least 1", self.rounds)
@@ -251,6 +252,8 @@ class ServerConfig:
         got = self.staleness_exponent
         require(0 <= got <= 10, "server.staleness_exponent must be from 0 (all count alike) to 10", got)
         require(0 <= self.max_staleness <= 1000, "server.max_staleness must be from 0 to 1000", self.max_staleness)
+        got = self.max_share
+        require(0 < got <= 1, "server.max_share must be above 0 and at most 1 (one device may give all)", got)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

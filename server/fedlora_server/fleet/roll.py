@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from fedlora.errors import ConfigError
@@ -13,7 +14,7 @@ VARIABLE = "FEDLORA_FLEET"  # in a ServerApp's environment: the fleet's devices.
 MARK = "fedlora: "  # before a line of the ServerApp that is for whoever runs the fleet, among those of Flower
 
 
-class Roll:
+class Roll(Mapping[int, str]):
     """The names of nodes, as devices.json has them at the moment."""
 
     def __init__(self, path: Path) -> None:
@@ -24,12 +25,24 @@ class Roll:
 
     def name_of(self, node: int) -> str | None:
         """The name of a node; None for one that is not, or no longer, of the fleet."""
+        return self._now().get(node)
+
+    def __getitem__(self, node: int) -> str:
+        return self._now()[node]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._now())
+
+    def __len__(self) -> int:
+        return len(self._now())
+
+    def _now(self) -> dict[int, str]:
         status = self._path.stat()
         seen = (status.st_mtime_ns, status.st_size, status.st_ino)  # a changed file is another one
         if seen != self._seen:
             self._names = {e.node: e.name for e in read_devices(self._path).current if e.node is not None}
             self._seen = seen
-        return self._names.get(node)
+        return self._names
 
 
 def roll_of_environment() -> Roll | None:

@@ -27,6 +27,7 @@ _LATER: Mapping[str, Scalar] = {
     "server.buffer_size": 4,
     "server.staleness_exponent": 0.5,
     "server.max_staleness": 20,
+    "server.max_share": 0.5,
 }
 _AS_BEFORE: Mapping[str, Scalar] = {
     "aggregation.robust": "none", "aggregation.max_weight": 0.0, "aggregation.fixed_signs": False,

@@ -93,7 +93,8 @@ def test_a_refusal_comes_with_its_word_and_a_failure_as_an_error() -> None:
 def test_a_clock_that_is_wrong_is_told_and_one_that_is_behind_does_not_matter(ahead: bool) -> None:
     told, asked = carried("evaluate", Answer(device="kitchen", metrics={"loss": 1.5}), 600.0 if ahead else -600.0)
     if ahead:
-        assert "device kitchen: by this device's clock its time was over 570 s ago; set the clock" in str(told["error"])
+        assert "device kitchen: its time was over 570 s ago, by this device's clock" in str(told["error"])
+        assert "set the clock" in str(told["error"])
     else:
         assert told["metrics"] == {"metrics": {"loss": 1.5}}
         assert asked[0].seconds <= 30

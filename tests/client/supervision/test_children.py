@@ -120,3 +120,18 @@ def test_a_program_that_is_not_there_is_told_and_tried_again_later() -> None:
     other = Child(name="none", command=cannot, environment={}, on_line=print)
     other.look()
     assert (other.process, other.starts) == (None, 0)
+
+
+def test_a_child_that_had_begun_its_work_is_not_waited_for_long(tmp_path: Path) -> None:
+    one = child("raise SystemExit(3)", [])
+    pauses = []
+    for worked in (False,) * 6 + (True, True):
+        one._next = 0.0
+        one.look()
+        assert one.process is not None
+        one.process.wait()
+        if worked:
+            one.worked()
+        one.look()
+        pauses.append(one._pause_s)
+    assert pauses == [1, 2, 4, 8, 16, 32, 8, 8]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,22 +19,21 @@ ENDS = {
 @pytest.mark.parametrize("ends", ENDS)
 def test_it_ends_with_its_main_thread_though_another_lives_on(tmp_path: Path, ends: str) -> None:
     statement, code, told = ENDS[ends]
-    module = tmp_path / "flwr" / "supernode" / "cli.py"
-    module.parent.mkdir(parents=True)
-    for package in (module.parents[1], module.parent):
-        (package / "__init__.py").write_text("")
-    module.write_text(
-        "import sys, threading, time\ndef flower_supernode():\n    assert sys.argv[1:] == ['--port', '1']\n"
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import runpy, sys, threading, time, types\ndef flower_supernode():\n"
+        "    assert sys.argv[1:] == ['--port', '1']\n"
         f"    threading.Thread(target=time.sleep, args=(600,)).start()\n    {statement}\n"
+        "cli = sys.modules['flwr.supernode.cli'] = types.ModuleType('cli')\ncli.flower_supernode = flower_supernode\n"
+        "sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
-    command = [sys.executable, "-P", str(supernode_process.__file__), "flower-supernode", "--port", "1"]
-    done = subprocess.run(
-        command,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    command = [
+        sys.executable,
+        str(program),
+        str(supernode_process.__file__),
+        str(tmp_path / "node"),
+        "flower-supernode",
+    ]
+    done = subprocess.run([*command, "--port", "1"], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == code, done.stderr
     assert told in done.stdout + done.stderr
