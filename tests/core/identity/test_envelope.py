@@ -80,8 +80,10 @@ def test_what_was_signed_as_one_thing_is_not_taken_for_another(key: SigningKey, 
 
 def test_one_of_two_signatures_is_none(key: SigningKey, sealed: bytes) -> None:
     for place, left in ((0, "ed25519"), (1, "ml-dsa-65")):
+        value = json.loads(sealed)
+        del value["signatures"][place]
         with pytest.raises(SignatureError, match=f"without {left}"):
-            opened(changed(sealed, lambda value, place=place: value["signatures"].pop(place)), TYPE, [key.public])
+            opened(json.dumps(value).encode(), TYPE, [key.public])
 
 
 def test_signatures_of_two_signers_do_not_make_one(key: SigningKey, other: SigningKey, sealed: bytes) -> None:
