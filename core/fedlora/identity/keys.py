@@ -164,10 +164,16 @@ class SigningKey:
 
     def write(self, path: Path, passphrase: bytes | None = None) -> None:
         """Write the file, whole, for its owner alone. Raises IdentityError where something lies at `path` already."""
-        from cryptography.hazmat.primitives import serialization
-
         if os.path.lexists(path):
             raise IdentityError(f"{path} exists already, and may be the only copy of a key; name another file")
+        content = self.to_pem(passphrase)
+        with whole_file(path, is_private=True) as aside:
+            aside.write_bytes(content)
+
+    def to_pem(self, passphrase: bytes | None = None) -> bytes:
+        """The content of its file: a secret, unless it has a passphrase."""
+        from cryptography.hazmat.primitives import serialization
+
         if passphrase == b"":
             raise IdentityError("the passphrase is empty; give one of at least a character, or none at all")
         plain = serialization.NoEncryption()
@@ -178,8 +184,7 @@ class SigningKey:
             if passphrase is not None:
                 der, label = encrypted(der, passphrase), b"ENCRYPTED PRIVATE KEY"
             content += b"-----BEGIN %b-----\n%b-----END %b-----\n" % (label, _lines(der), label)
-        with whole_file(path, is_private=True) as aside:
-            aside.write_bytes(content)
+        return content
 
     @property
     def public(self) -> PublicKey:

@@ -15,7 +15,7 @@ from fedlora.identity.keys import PublicKey, SigningKey
 
 TYPE = "application/vnd.fedlora.rotated-key.v1+json"
 MAX_BYTES = 1 << 15  # of a statement
-MOST = 64  # statements that a chain is made of
+MOST = 16  # statements that a chain is made of
 
 
 def rotated(old: SigningKey, new: PublicKey, at: str) -> bytes:

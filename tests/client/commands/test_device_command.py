@@ -82,8 +82,9 @@ def test_a_bundle_makes_a_device_that_flower_would_start(tmp_path: Path, base: B
 
 def test_a_device_may_make_its_own_key(tmp_path: Path, base: BasePack, data: Path) -> None:
     folder = tmp_path / "device"
-    line = output_of("key", "--dir", folder).strip()
-    assert output_of("key", "--dir", folder).strip() == line
+    line, also = output_of("key", "--dir", folder).splitlines()
+    assert output_of("key", "--dir", folder).splitlines() == [line, also]
+    assert also.startswith(f"{folder / 'identity.key.pub'}: ")
     assert line.startswith("ecdsa-sha2-nistp384 ")
     assert stat.S_IMODE((folder / "device.key").stat().st_mode) == 0o600
     own, others = bundle_for(base, public_key=line, private_key=None), bundle_for(base, private_key=None)
