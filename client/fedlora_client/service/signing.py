@@ -90,9 +90,11 @@ class Signing:
         """The instruction that the question is. Raises PolicyError unless the server signed it, for this device, now."""
         if not question.signed:
             raise PolicyError("policy-unsigned", "the instruction is not signed; expected one of the server's key")
-        trusted = reached(self.server, [each.encode() for each in question.rotated])
+        trusted = reached(self.server, [each.encode("utf-8", "replace") for each in question.rotated])
         try:
-            said, signer, _ = read_signed(question.signed.encode(), INSTRUCTION, trusted, "the instruction")
+            said, signer, _ = read_signed(
+                question.signed.encode("utf-8", "replace"), INSTRUCTION, trusted, "the instruction"
+            )
             config = digest_of_config(question.run_config)
         except IdentityError as error:
             raise PolicyError("policy-key", str(error)) from None
