@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from fedlora.errors import CourierError, FedloraError
+from fedlora.errors import CourierError, FedloraError, PolicyError
 from fedlora.wire.beside import ROTATED, SIGNED, SIGNED_SAID
 from fedlora.wire.costs import COSTS, told_costs
 from fedlora.wire.refusal import REASON, REFUSAL, SAID
@@ -44,10 +44,16 @@ def _reply(message: Message, context: Context) -> Message:
             return _message(ask(str(node["socket"]), question), message, began)
         # Here: a courier does without torch, which takes seconds to load.
         from fedlora_client.answers import answer
+        from fedlora_client.service.signing import Signing
 
-        return _message(answer(question, node), message, began)
+        signing = Signing.of_node(node)
+        if signing is None:
+            return _message(answer(question, node), message, began)
+        return _message(signing.answered(question, lambda: answer(question, node)), message, began)
     except FedloraError as error:
-        return _message(Answer(device=str(node.get("name") or "without name"), said=str(error)), message, began)
+        refusal = error.reason if isinstance(error, PolicyError) else ""
+        name = str(node.get("name") or "without name")
+        return _message(Answer(device=name, refusal=refusal, said=str(error)), message, began)
 
 
 def _question(message: Message, context: Context) -> Question:

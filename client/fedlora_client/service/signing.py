@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fedlora.config.run import Scalar
 from fedlora.errors import ConfigError, IdentityError, PolicyError
 from fedlora.files.atomic import write_text
 from fedlora.files.documents import read_object
@@ -68,18 +70,34 @@ class Signing:
     def __init__(self, key: SigningKey, server: PublicKey, path: Path) -> None:
         """`path` is the file of what is remembered; a damaged one is refused, for it keeps old instructions out."""
         self.key, self._path, self._given = key, path, server.keyid
-        self._memory = _read(path, server)
+        self._memory = _remembered(path, server)
 
     @classmethod
     def of(cls, config: DeviceConfig) -> Signing | None:
         """None for a device whose fleet signs nothing. Raises FedloraError where a key cannot be read."""
         if not config.server.identity:
             return None
-        return cls(
-            SigningKey.read(Path(config.server.identity)),
-            PublicKey.read(Path(config.server.server_identity)),
-            config.state / "signed.json",
-        )
+        return cls._read(config.server.identity, config.server.server_identity, config.state)
+
+    @classmethod
+    def of_node(cls, node: Mapping[str, Scalar]) -> Signing | None:
+        """Of a device without a service, whose node configuration has the same. Raises FedloraError."""
+        if "identity" not in node:
+            return None
+        if not all(node.get(key) for key in ("identity", "server-identity", "state-path")):
+            raise ConfigError(
+                "identity in the node's configuration needs server-identity and state-path beside it; give all three"
+            )
+        return cls._read(str(node["identity"]), str(node["server-identity"]), Path(str(node["state-path"])))
+
+    @classmethod
+    def _read(cls, identity: str, server: str, state: Path) -> Signing:
+        return cls(SigningKey.read(Path(identity)), PublicKey.read(Path(server)), state / "signed.json")
+
+    def answered(self, question: Question, answer: Callable[[], Answer]) -> Answer:
+        """The answer, signed, to a question that is the server's. Raises FedloraError where it is not."""
+        said = self.check(question)
+        return self.signed(answer(), said)
 
     @property
     def server(self) -> PublicKey:
@@ -149,7 +167,7 @@ def check_of(said: Statement, update: Update) -> None:
             raise PolicyError("policy-replay", f"the update is of {name} {got!r:.80}; the instruction is of another")
 
 
-def _read(path: Path, server: PublicKey) -> _Memory:
+def _remembered(path: Path, server: PublicKey) -> _Memory:
     if not path.exists():
         return _Memory(server)
     content: dict[str, Any] = read_object(path, ConfigError, "what the device remembers of its server")
