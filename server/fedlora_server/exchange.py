@@ -44,6 +44,7 @@ class Proof:
 
     key: PublicKey
     answer: bytes  # the envelope
+    payload: str  # sha256 of the answer's bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -74,7 +74,7 @@ class Intake:
                 if reply.error:
                     raise UpdateError(reply.reason, reply.error)
                 record.bytes_up += len(reply.data)
-                digest = sha256(reply.data).hexdigest()
+                digest = reply.proof.payload if reply.proof else sha256(reply.data).hexdigest()
                 update = decode_update(reply.data, lambda: then)
                 asked.expectation.check(update)
                 late = record.round - asked.server_round

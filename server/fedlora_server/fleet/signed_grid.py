@@ -129,7 +129,7 @@ class SignedGrid(EnrolledGrid):
         )
         if differing := said.differing(expected, *Statement.__dataclass_fields__):
             return "relabelled", f"it signs another {differing} than what came with it"
-        self.proofs[message.metadata.reply_to_message_id] = Proof(key=key, answer=envelope)
+        self.proofs[message.metadata.reply_to_message_id] = Proof(key=key, answer=envelope, payload=said.payload)
         while len(self.proofs) > _MOST_SENT:
             del self.proofs[next(iter(self.proofs))]
         return "", ""
