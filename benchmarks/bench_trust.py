@@ -5,8 +5,8 @@
 A round of a fleet that signs: at each device, an instruction is verified and an answer signed; at the server, for 100
 devices, each instruction is signed and each answer verified, and the round's record is made, signed and written. Digests of
 the adapter and of the updates are in both. Beside it, what the round takes without: 20 steps of 8 x 128 tokens on a device,
-and the server's work on 100 updates of rank 16, in the mean over three rounds: keys are written down in the first. Seconds of
-the processor, so that other work on the machine does not count; a step by the clock. Medians over the turns.
+and the server's work on 100 updates of rank 16, in the mean over three rounds: keys are written down in the first. Seconds
+of the processor, so that other work on the machine does not count; a step by the clock. Medians over the turns.
 
 `round_cost` is what signing adds to a round, as a share of it: a device's own part and all of the server's, over the
 device's training and the server's work.
