@@ -37,7 +37,7 @@ from fedlora.identity.rotation import reached
 from fedlora.identity.statement import ANSWER, digest, read_signed
 
 _CHANGED = "it was changed after it was recorded; take the run from a copy"
-_CHUNK = 1 << 20
+_CHUNK, _MOST_BYTES = 1 << 20, 1 << 36  # holes take no room, and for ever to read
 
 
 def is_run(folder: Path) -> bool:
@@ -153,7 +153,7 @@ class _Audit:
     def _answers(self, folder: Path, entry: RoundEntry, server: PublicKey | None) -> None:
         """What the devices signed is what the record says that they gave."""
         signed = [given for given in entry.given if given.key]
-        lines = (folder / ANSWERS).read_bytes().splitlines() if (folder / ANSWERS).exists() else []
+        lines = read_record(folder / ANSWERS).splitlines() if ANSWERS in entry.files else []
         if len(lines) != len(signed):
             raise IdentityError(
                 f"{folder / ANSWERS}: {len(lines)} answers; expected {len(signed)}, as {RECORD} has them"
@@ -207,7 +207,7 @@ class _Audit:
 
 def _check_files(folder: Path, recorded: Mapping[str, str], but: str) -> None:
     """Raise IdentityError unless a folder has these files and no others, to the bit."""
-    there = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not path.is_dir()}
+    there = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if _is_entry(path)}
     there.pop(but, None)
     for name in sorted({*there, *recorded}):
         if name not in there:
@@ -218,11 +218,16 @@ def _check_files(folder: Path, recorded: Mapping[str, str], but: str) -> None:
             raise IdentityError(f"{folder / name}: not as it was committed; {_CHANGED}")
 
 
+def _is_entry(path: Path) -> bool:
+    """Whether it is a file, or a link to anything, which no record has."""
+    return path.is_symlink() or not path.is_dir()
+
+
 def _digest_of(path: Path) -> str:
     """sha256 of a plain file; "" for anything else."""
     found = hashlib.sha256()
     with suppress(OSError):
-        if not path.is_file() or path.is_symlink():
+        if not path.is_file() or path.is_symlink() or path.stat().st_size > _MOST_BYTES:
             return ""
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):

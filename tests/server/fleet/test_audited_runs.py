@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.server.fake_grid import Honest, Player
+from tests.server.run.test_killed_server import base_in
 from tests.server.signed_fleet import SignedFleet
 
 
@@ -49,8 +49,6 @@ class Made:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    from tests.server.run.test_killed_server import base_in
-
     folder = tmp_path_factory.mktemp("fleet")
     fleet = SignedFleet(base_in(folder), folder, rounds=2)
     fleet.play()
@@ -59,8 +57,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 @pytest.fixture(scope="module")
 def unsigned(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    from tests.server.run.test_killed_server import base_in
-
     folder = tmp_path_factory.mktemp("simulation")
     (folder / "pack").mkdir()
     played = Player(base_in(folder / "pack"), folder).soundly({node: Honest(node) for node in (1, 2)}, rounds=2)
@@ -108,10 +104,10 @@ def test_each_file_is_covered_at_its_beginning_its_middle_and_its_end(
     assert list(audited(made.run))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.integers(0, 10**6), bit=st.integers(0, 7))
-def test_each_bit_of_an_unsigned_record_is_found_by_the_one_after_it(place: int, bit: int) -> None:
-    run = _unsigned_run()
+def test_each_bit_of_an_unsigned_record_is_found_by_the_one_after_it(unsigned: Made, place: int, bit: int) -> None:
+    run = unsigned.run
     path = run / "rounds" / "0001" / RECORD
     sound = path.read_bytes()
     flipped(path, 8 * (place % len(sound)) + bit)
@@ -120,16 +116,6 @@ def test_each_bit_of_an_unsigned_record_is_found_by_the_one_after_it(place: int,
             list(audited(run))
     finally:
         path.write_bytes(sound)
-
-
-@cache
-def _unsigned_run() -> Path:
-    import tempfile
-
-    from tests.server.run.test_killed_server import base_in
-
-    folder = Path(tempfile.mkdtemp(prefix="fedlora-audited-"))
-    return Player(base_in(folder), folder / "runs").soundly({node: Honest(node) for node in (1, 2)}, rounds=2).path
 
 
 @pytest.mark.parametrize("name", [HEAD, f"rounds/0001/{RECORD}", f"rounds/0002/{RECORD}", f"rounds/0002/{ANSWERS}"])
@@ -181,6 +167,7 @@ def _swaps(one: str, other: str) -> Callable[[Path], None]:
         _adds("rounds/0003"),
         _adds("rounds/notes"),
         _adds(f"{KEYS}/more"),
+        lambda run: (run / "rounds" / "0001" / "more").symlink_to(run / "rounds" / "0002"),
         _swaps("rounds/0001", "rounds/0002"),
         _swaps(f"rounds/0001/{ANSWERS}", f"rounds/0002/{ANSWERS}"),
         lambda run: (run / "rounds" / "0001" / "sealed.json").symlink_to(
