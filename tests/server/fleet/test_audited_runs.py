@@ -17,7 +17,7 @@ from fedlora.identity.audit import audited, is_run
 from fedlora.identity.canonical import canonical
 from fedlora.identity.envelope import seal
 from fedlora.identity.keys import PublicKey, SigningKey
-from fedlora.identity.records import ANSWERS, HEAD, KEYS, RECORD, RoundEntry, RunHead, read_sealed, sealed
+from fedlora.identity.records import ANSWERS, HEAD, KEYS, RECORD, RoundEntry, RunHead, mark_of, read_sealed, sealed
 from fedlora.identity.statement import digest
 from fedlora_export.commands.verify import verify
 from hypothesis import HealthCheck, given, settings
@@ -221,7 +221,7 @@ def test_a_server_that_writes_a_round_anew_with_its_own_key_is_found_by_what_dev
 
     def another(entry: RoundEntry) -> RoundEntry:
         name = weights.relative_to(run / "rounds" / "0001").as_posix()
-        return replace(entry, files={**entry.files, name: digest(weights.read_bytes())})
+        return replace(entry, files={**entry.files, name: mark_of(weights)})
 
     _written_anew(run, made.key, another, 1)
     with pytest.raises(IdentityError, match="it signed head"):
