@@ -38,8 +38,8 @@ FORBIDDEN = {
 # The rooms of each package, lowest first: a room imports itself and those before it. The package's face stands above all.
 ROOMS = {
     "fedlora": (
-        "errors", "terminal", "nearest", "version", "threads", "telemetry", "face", "plugins", "files", "native", "family",
-        "lora", "base", "wire", "fleet", "peft", "config", "data", "exported", "row_lora", "graph",
+        "errors", "terminal", "nearest", "version", "threads", "telemetry", "face", "plugins", "files", "identity",
+        "native", "family", "lora", "base", "wire", "fleet", "peft", "config", "data", "exported", "row_lora", "graph",
         "commands", "cli",
     ),
     "fedlora_client": (

@@ -19,6 +19,8 @@
     |   +-- NotRecordsError        a sound file that holds something else
     +-- RunError             a federated run that cannot go on
     +-- BundleError          a device's bundle, its name, its keys or its server's address
+    +-- IdentityError        a key, or a signed statement, that cannot be read
+    |   +-- SignatureError         one that is not signed by whom it must be
     +-- GraphError           an ONNX graph that is damaged or disagrees with the base
 
 A message says where, what was expected, what came and what to do next. The command line prints it and exits with 1.
@@ -121,6 +123,14 @@ class RunError(FedloraError):
 
 class BundleError(FedloraError):
     """A bundle that makes no device of a fleet, or a part of it that does not."""
+
+
+class IdentityError(FedloraError):
+    """A key, or a signed statement, that cannot be read."""
+
+
+class SignatureError(IdentityError):
+    """A statement that is not signed by whom it must be signed by."""
 
 
 class GraphError(FedloraError):

@@ -1,0 +1,1 @@
+"""Who signed what: pairs of keys, signed envelopes, JSON in one form. `cryptography` is loaded when a key is used."""
