@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ from typing import Any
 from fedlora.errors import BundleError, ConfigError
 from fedlora.files.atomic import write_text
 from fedlora.files.documents import read_object
+from fedlora.files.lock_file import hold
 from fedlora.fleet.bundle import written
 from fedlora.fleet.keys import check_public_key, fingerprint_of
 from fedlora.fleet.names import check_device_name
@@ -102,9 +102,7 @@ def read_devices(path: Path) -> Devices:
 @contextmanager
 def changing(path: Path) -> Iterator[Devices]:
     """The devices, to be changed: nobody else changes them meanwhile, and they are written when the block ends well."""
-    lock = path.with_suffix(".lock")
-    with lock.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with hold(path.with_suffix(".lock"), waits=True):
         devices = read_devices(path)
         before = list(devices.entries)
         yield devices
