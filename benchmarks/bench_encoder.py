@@ -26,7 +26,6 @@ from fedlora_client.encoder.pooling import pooled
 from fedlora_export.export import export_base
 from fedlora_serve.embedding import Embedder
 from numpy.typing import NDArray
-from transformers import AutoModel
 
 from harness.record import record
 
@@ -77,6 +76,8 @@ def read_texts(path: Path, count: int) -> list[str]:
 
 def reference(checkpoint: str, embedder: Embedder, rows: list[list[int]]) -> Floats:
     """transformers' states in float32, pooled as the checkpoint says, one text at a time."""
+    from transformers import AutoModel  # takes seconds, which who imports this module for its arithmetic does not need
+
     model = AutoModel.from_pretrained(checkpoint, dtype=torch.float32)  # nosec B615
     model, shape = model.eval(), embedder.base.model
     steps = shape.embedding  # type: ignore[union-attr]  # an embedder's base is an encoder

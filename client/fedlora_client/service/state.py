@@ -16,6 +16,7 @@ from typing import Any
 from fedlora.errors import ConfigError
 from fedlora.files.atomic import write_text
 from fedlora.files.documents import read_object
+from fedlora.files.lock_file import hold
 
 _MOST_ROUNDS = 1000  # lines of the journal, of which half stay when it is full
 
@@ -43,16 +44,16 @@ class StateFolder:
         """In the block, this process is the one that has `role`. Raises ConfigError where another one is."""
         self.make()
         path = self.path / f"{role}.lock"
-        with path.open("a+", encoding="ascii") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ConfigError(
-                    f"{path}: process {_pid_in(path)} is this device's {role} already; stop it, or wait for its end"
-                ) from None
+        try:
+            lock = hold(path)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{path}: process {_pid_in(path)} is this device's {role} already; stop it, or wait for its end"
+            ) from None
+        with lock as file:
             with suppress(OSError):  # a full disk: the lock is what counts
                 file.truncate(0)
-                file.write(str(os.getpid()))
+                file.write(str(os.getpid()).encode("ascii"))
                 file.flush()
             yield
             with suppress(OSError):

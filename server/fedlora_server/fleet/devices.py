@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections import Counter
@@ -16,6 +15,7 @@ from typing import Any
 from fedlora.errors import BundleError, ConfigError, IdentityError
 from fedlora.files.atomic import write_text
 from fedlora.files.documents import read_object
+from fedlora.files.lock_file import hold
 from fedlora.fleet.bundle import written
 from fedlora.fleet.keys import check_public_key, fingerprint_of
 from fedlora.fleet.names import check_device_name
@@ -128,9 +128,7 @@ def read_devices(path: Path) -> Devices:
 @contextmanager
 def changing(path: Path) -> Iterator[Devices]:
     """The devices, to be changed: nobody else changes them meanwhile, and they are written when the block ends well."""
-    lock = path.with_suffix(".lock")
-    with lock.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with hold(path.with_suffix(".lock"), waits=True):
         devices = read_devices(path)
         before = list(devices.entries)
         yield devices

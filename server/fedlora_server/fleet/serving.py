@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import logging.handlers
 import re
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from fedlora.errors import ConfigError, RunError
+from fedlora.files.lock_file import hold
 from fedlora.fleet.flower_lines import without_colours
 
 from fedlora_server.fleet import commands
@@ -143,14 +143,14 @@ def _wait(settings: FleetSettings, superlink: Child, stop: threading.Event) -> N
 
 @contextmanager
 def _alone(settings: FleetSettings) -> Iterator[None]:
-    """One server at a time in the folder; the kernel lets go of it when the process dies."""
-    with settings.at("server.lock").open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"{settings.folder}: fedlora server run is at work there; wait for its end, or stop it"
-            ) from None
+    """One server at a time in the folder."""
+    try:
+        lock = hold(settings.at("server.lock"))
+    except BlockingIOError:
+        raise ConfigError(
+            f"{settings.folder}: fedlora server run is at work there; wait for its end, or stop it"
+        ) from None
+    with lock:
         yield
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
-import os
-import signal
+import pickle
 import subprocess
 import sys
 import threading
@@ -110,22 +108,20 @@ def test_a_trainer_that_is_killed_goes_on_where_it_was_and_the_courier_waits(
     assert not saved(device)
 
 
-def _ask(path: str, asked: Question) -> None:
-    ask(path, asked)
+# Without torch, as Flower starts it.
+COURIER = "import pickle, sys; from fedlora_client.courier.courier import ask; ask(*pickle.load(sys.stdin.buffer))"
 
 
 def test_a_courier_that_is_killed_ends_the_training_which_goes_on_when_it_is_asked_for_again(
     device: DeviceConfig, base: BasePack, undisturbed: bytes
 ) -> None:
     with running(device):
-        courier = multiprocessing.get_context("spawn").Process(
-            target=_ask, args=(device.device.socket, long_question(base))
-        )
-        courier.start()
-        until(lambda: saved(device))
-        assert courier.pid
-        os.kill(courier.pid, signal.SIGKILL)
-        courier.join()
+        with subprocess.Popen([sys.executable, "-c", COURIER], stdin=subprocess.PIPE) as courier:
+            assert courier.stdin
+            courier.stdin.write(pickle.dumps((device.device.socket, long_question(base))))
+            courier.stdin.close()
+            until(lambda: saved(device))
+            courier.kill()
         until(lambda: report(device, 5)["rounds"])
         assert "nobody waits" in report(device, 5)["rounds"][-1]["said"]
         assert saved(device)

@@ -498,7 +498,7 @@ def test_a_file_system_without_locks_is_warned_of(
 
     monkeypatch.setattr("fcntl.flock", lockless)
     with locked(tmp_path / "run"):
-        assert "cannot be locked (No locks available): start no second server on it" in caplog.text
+        assert "cannot be locked (No locks available): let no second process work there" in caplog.text
 
 
 def test_a_run_that_goes_on_must_be_named() -> None:
