@@ -32,8 +32,8 @@ def files(config: DataConfig, node: Mapping[str, Scalar]) -> DeviceData:
         return _read(config, node)
     except OSError as error:  # a folder that may not be looked into, a file that went away meanwhile
         raise DataError(
-            f"{error.filename or node_name(node)}: cannot be read: {error.strerror}; let the device's user read it, or take "
-            "it out of its data"
+            f"{error.filename or node_name(node)}: cannot be read: {error.strerror}; let the device's user read it, or "
+            "take it out of its data"
         ) from None
 
 
