@@ -17,6 +17,7 @@ from fedlora.errors import ConfigError
 from fedlora.files.atomic import write_text
 from fedlora.files.documents import read_object
 from fedlora.files.lock_file import hold
+from fedlora.files.ownership import check_own_folder
 
 _MOST_ROUNDS = 1000  # lines of the journal, of which half stay when it is full
 
@@ -28,7 +29,7 @@ class StateFolder:
     path: Path
 
     def make(self) -> None:
-        """Raises ConfigError where it cannot be written."""
+        """Raises ConfigError where it cannot be written, or others may write there: what lies there is trusted."""
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             (self.path / "log").mkdir(exist_ok=True)
@@ -36,6 +37,7 @@ class StateFolder:
             raise ConfigError(
                 f"device.state: {self.path}: {error.strerror}; name a folder that may be written"
             ) from None
+        check_own_folder(self.path, "device.state", of_group=False)
         if not os.access(self.path, os.W_OK | os.X_OK):
             raise ConfigError(f"device.state: {self.path} may not be written; name a folder that may be")
 

@@ -71,18 +71,26 @@ def whole_directory(path: Path, *, replace: str | None = None) -> Iterator[Path]
         for file in aside.rglob("*"):
             _sync(file)
         _sync(aside)
-        if path.exists():
-            path.rename(reserved.old)
-            try:
-                aside.rename(path)
-            except BaseException:
-                reserved.old.rename(path)
-                raise
-        else:
+        try:
+            if path.exists():
+                path.rename(reserved.old)
             aside.rename(path)
+        except BaseException:  # an interrupt between the two as well
+            _put_back(reserved, path)
+            raise
         _sync(path.parent)
     finally:
         reserved.release()
+
+
+def _put_back(reserved: Reserved, path: Path) -> None:
+    """Give the old one its name again; where that cannot be, leave it for the next that writes there."""
+    if os.path.lexists(path) or not os.path.lexists(reserved.old):
+        return
+    try:
+        reserved.old.rename(path)
+    except OSError:
+        reserved.leave()
 
 
 def check_directory(path: Path, *, replace: str | None = None) -> None:

@@ -37,16 +37,20 @@ def read_secret(path: Path, max_bytes: int, where: str) -> bytes:
         return read_open(file, path, max_bytes)
 
 
-def check_own_folder(folder: Path, what: str) -> None:
-    """Raise ConfigError for a folder into which any user may put files, where those that lie there are trusted."""
+def check_own_folder(folder: Path, what: str, *, of_group: bool = True) -> None:
+    """Raise ConfigError for a folder into which any user may put files, where those that lie there are trusted.
+
+    Without `of_group`, for one into which those of its group may, too.
+    """
     try:
         status = folder.stat()
     except OSError:
         return  # it is not there yet, and is made for this user
-    if hasattr(os, "getuid") and stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_IWOTH:
+    taken, others, letters = (stat.S_IWOTH, "every user", "o-w") if of_group else (_OTHERS_WRITE, "others", "go-w")
+    if hasattr(os, "getuid") and stat.S_ISDIR(status.st_mode) and status.st_mode & taken:
         raise ConfigError(
-            f"{what} {folder}: every user may write into it (mode {_mode(status)}), and what lies there is trusted; close "
-            f"it with: chmod o-w {shlex.quote(str(folder))}, or name a folder in it"
+            f"{what} {folder}: {others} may write into it (mode {_mode(status)}), and what lies there is trusted; close "
+            f"it with: chmod {letters} {shlex.quote(str(folder))}, or name a folder in it"
         )
 
 

@@ -60,6 +60,13 @@ class Reserved:
     def release(self) -> None:
         self._release()
 
+    def leave(self) -> None:
+        """Let go of it as a killed process would: whoever makes the next one there puts back what it stood in for."""
+        if self._release.detach() is not None:
+            os.close(self._descriptor)
+            with _clearing:
+                _cleared.discard(os.path.realpath(self.path.parent))
+
 
 class OwnFolder(Reserved):
     """An empty folder for this user alone."""

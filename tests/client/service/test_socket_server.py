@@ -106,7 +106,17 @@ def test_a_group_that_is_named_may_ask(path: Path) -> None:
         assert not ask(str(path), question()).said
 
 
-@pytest.mark.parametrize(("users", "group"), [(("nobody-here-99",), ""), ((), "no-such-group-99")])
+@pytest.mark.parametrize(
+    ("users", "group"),
+    [
+        (("nobody-here-99",), ""),
+        ((), "no-such-group-99"),
+        (("\0",), ""),
+        ((), "\0"),
+        ((), "4294967295"),
+        (("9" * 5000,), ""),
+    ],
+)
 def test_a_user_or_group_that_the_machine_does_not_know_is_told(users: tuple[str, ...], group: str) -> None:
     with pytest.raises(ConfigError, match="this machine has no"):
         Peers.named(users, group)

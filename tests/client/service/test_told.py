@@ -121,3 +121,13 @@ def test_names_that_a_server_made_long_take_little_room(tmp_path: Path, base: Ba
     assert not given.said
     assert sum(path.stat().st_size for path in config.state.glob("*.json*")) < 10_000
     assert StateFolder(config.state).read("adapter")["round"] == 4
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o777, 0o1777])
+def test_a_state_folder_that_others_may_write_into_is_refused(tmp_path: Path, mode: int) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state").chmod(mode)
+    with pytest.raises(ConfigError, match=r"device\.state .*: others may write into it .*chmod go-w"):
+        StateFolder(tmp_path / "state").make()
+    (tmp_path / "state").chmod(0o755)
+    StateFolder(tmp_path / "state").make()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -14,9 +15,10 @@ from typing import Any
 
 import pytest
 from fedlora.base.pack import BasePack
+from fedlora.errors import ConfigError
 from fedlora_client.service.config import DeviceConfig
 from fedlora_client.service.state import StateFolder
-from fedlora_client.supervision.publishing import Publisher
+from fedlora_client.supervision.publishing import Publisher, admin_key_of
 
 from tests.client.service.devices import make_device
 from tests.client.supervision.test_children import until
@@ -125,3 +127,45 @@ def test_a_command_that_is_not_there_is_told_in_the_status_and_not_repeated(devi
     told = StateFolder(device.state).read("published")
     assert told["error"] == "/nowhere/at-all: No such file or directory"
     assert told["ran"] == told["path"]
+
+
+@pytest.mark.parametrize("what", ["endless", "a pipe", "open to others", "not there", "no text"])
+def test_the_file_of_the_admin_key_is_read_as_a_secret(device: DeviceConfig, tmp_path: Path, what: str) -> None:
+    path = tmp_path / "admin.key"
+    config = replace(device, serve=replace(device.serve, admin_key_file=str(path)))
+    if what == "endless":
+        path.symlink_to("/dev/zero")
+    elif what == "a pipe":
+        os.mkfifo(path)
+    elif what != "not there":
+        path.write_bytes(b"\xff\xfe" if what == "no text" else b"0123456789abcdef-admin")
+        path.chmod(0o600 if what == "no text" else 0o644)
+    with pytest.raises(ConfigError, match=r"serve\.admin_key_file: "):
+        admin_key_of(config)
+    if what == "open to others":
+        path.chmod(0o600)
+        assert admin_key_of(config) == "0123456789abcdef-admin"
+
+
+def test_the_admin_key_does_not_go_where_an_answer_sends_it(device: DeviceConfig) -> None:
+    with listening() as (elsewhere, asked):
+
+        class Sends(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                self.send_response(302)
+                self.send_header("Location", elsewhere)
+                self.end_headers()
+
+            do_GET = do_POST
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        with HTTPServer(("127.0.0.1", 0), Sends) as server:
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            said = Publisher(device, f"http://127.0.0.1:{server.server_address[1]}", "key").load(Path("a"))
+            server.shutdown()
+            thread.join()
+    assert "answers 302" in said
+    assert not asked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -139,3 +140,36 @@ def test_a_relative_directory_stays_where_it_was_named(tmp_path: Path, monkeypat
         (aside / "x").write_text("1")
         os.chdir(tmp_path / "elsewhere")
     assert (tmp_path / "d" / "x").read_text() == "1"
+
+
+@pytest.mark.parametrize("how", ["no rename goes any more", "an interrupt between the two renames"])
+def test_an_old_directory_is_never_lost_between_the_two_renames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    target, rename, renamed = tmp_path / "out", Path.rename, list[str]()
+    target.mkdir()
+    (target / "kind").write_text("old")
+
+    def failing(source: Path, other: Path) -> Path:
+        renamed.append(source.name)
+        if how.startswith("no"):
+            if len(renamed) > 1:
+                raise OSError(errno.EROFS, "Read-only file system")
+            return rename(source, other)
+        done = rename(source, other)
+        if len(renamed) == 1:
+            raise KeyboardInterrupt
+        return done
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", failing)
+        with (
+            pytest.raises((OSError, KeyboardInterrupt)),
+            whole_directory(target, replace="kind") as aside,
+        ):
+            (aside / "kind").write_text("new")
+    assert renamed[0] == "out"
+    with whole_file(tmp_path / "another"):  # whoever writes there next puts it back
+        pass
+    assert (target / "kind").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["another", "out"]

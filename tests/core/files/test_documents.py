@@ -21,6 +21,9 @@ DEEP = 100_000
         ("x = " + "[" * DEEP + "]" * DEEP, "not TOML"),
         ("x = " + "1" * 5000, "not TOML"),
         ("x = 1\nx = 2", "not TOML"),
+        ('x = "a\\u0000b"', "a text with a null character"),
+        ('x = [[{y = "\\U00000000"}]]', "a text with a null character"),
+        ('"\\u0000" = 1', "a text with a null character"),
     ],
 )
 def test_toml_that_goes_too_far_is_refused(tmp_path: Path, content: str, said: str) -> None:

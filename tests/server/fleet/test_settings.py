@@ -37,6 +37,11 @@ def test_a_base_counts_from_the_file_and_nano_from_nowhere(tmp_path: Path) -> No
     assert read(tmp_path, text.format("nano")).run["base"] == "nano"
 
 
+def test_a_base_in_the_home_of_nobody_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"server\.toml: run\.base: ~nobody-here-99/x: .*give the whole path"):
+        read(tmp_path, 'host = "a"\n[run]\nbase = "~nobody-here-99/x"')
+
+
 @given(st.text(max_size=40), st.integers(-10, 70000))
 def test_whatever_settings_are_made_of_they_are_refused_by_us_or_are_an_address(host: str, port: int) -> None:
     try:
