@@ -160,10 +160,13 @@ class Fleet:
         return self.server
 
     def begin(self, **changes: object) -> Process:
-        """A new run, with all devices there."""
+        """A new run, with all devices there; what is seen of a run is then of this one."""
         sets = [f"--set={key.replace('__', '.')}={value}" for key, value in changes.items()]
         self.all_there()
-        return self.start_server("--new", *sets)
+        before = self.run if self.has_run else None
+        server = self.start_server("--new", *sets)
+        until(lambda: not server.is_alive or (self.has_run and self.run != before), "the server begins no run")
+        return server
 
     def finish(self) -> None:
         """Until the run is over, well."""

@@ -65,7 +65,6 @@ class Seen:
 def soak(fleet: Fleet, network: FaultyProxy, rounds: int, faults: dict[int, str], draw: random.Random) -> Seen:
     """One run of so many rounds; `faults` says what is done in which."""
     seen, began, left, seen_rounds = Seen(), time.monotonic(), dict(faults), 0
-    before = fleet.run if fleet.has_run else None
     fleet.begin(server__rounds=rounds)
     assert fleet.server is not None
     while fleet.server.is_alive or fleet.server.wait():
@@ -73,7 +72,7 @@ def soak(fleet: Fleet, network: FaultyProxy, rounds: int, faults: dict[int, str]
             seen.starts += 1
             assert seen.starts < 3 * rounds, fleet.said()
             fleet.start_server()
-        committed = fleet.committed if fleet.has_run and fleet.run != before else 0
+        committed = fleet.committed
         if committed > seen_rounds:
             network.share = 0.0
             seen_rounds = committed

@@ -78,4 +78,4 @@ def test_a_device_ten_times_slower_does_not_hold_up_commits(fleet: Fleet, row: C
 
 def seconds(fleet: Fleet) -> float:
     """Per commit, without the first one."""
-    return mean(line["seconds"] for line in fleet.rounds()[1:])
+    return mean(float(line["seconds"]) for line in fleet.rounds()[1:])

@@ -62,9 +62,9 @@ def test_a_server_whose_disk_is_full_keeps_what_it_committed_and_goes_on_with_ro
 
 @pytest.mark.parametrize("is_new", [False, True], ids=["it has trained before", "its first question"])
 def test_a_device_whose_disk_is_full_says_so_and_takes_part_again_with_room(
-    fleet: Fleet, is_new: bool, row: Callable[[str, str], None]
+    fleet: Fleet, undisturbed: str, is_new: bool, row: Callable[[str, str], None]
 ) -> None:
-    """Flower installs the app with a device's first question, and has no room for it then."""
+    """It only goes without what it would keep in case it is killed; but with its first question Flower installs the app."""
     fleet.all_there()
     fleet.devices["pantry"].end()
     state, began = fleet.folder / "pantry" / "own" / "state", len(fleet.said("pantry"))
@@ -80,12 +80,12 @@ def test_a_device_whose_disk_is_full_says_so_and_takes_part_again_with_room(
         fleet.finish()
         lines, said = fleet.rounds(), fleet.said("pantry")[began:]
         fleet.devices["pantry"].end()
-    assert all(line["replies"] >= 3 for line in lines)
-    assert "pantry" not in lines[0]["train_loss"]
-    assert "pantry" in lines[-1]["train_loss"]
+    assert [("pantry" in line["train_loss"]) for line in (lines[0], lines[-1])] == [not is_new, True]
+    assert all(line["replies"] >= (3 if is_new else 4) for line in lines)
+    assert is_new or fleet.digest(2) == undisturbed
     line = next((line for line in said.splitlines() if "No space left" in line or "disk of" in line), "")
     assert line, said
     row(
         f"a device's disk full in round 1, {'its first' if is_new else 'as it had trained before'}",
-        f"{lines[0]['excluded']}, later it takes part; {line}",
+        f"{lines[0]['replies']} of 4 devices in it {lines[0]['excluded'] or ''}, 4 later; {line}",
     )

@@ -33,6 +33,7 @@ def test_devices_answer_an_app_without_the_fleets_signature_with_an_error_and_ru
         "output": str(output),
         "server.rounds": 1,
         "server.evaluate": False,
+        "train.sequence_length": 16,
     }
     started(fleet, app, " ".join(f"{key}={json.dumps(value)}" for key, value in config.items()))
     metrics = output / "metrics.jsonl"
