@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from fedlora.base.pack import BasePack
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 # Tests run side by side with whatever else a machine does: one thread each is steady, and nothing here is large.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # some tests import it before our packages do
+
+# The same examples on every run, and no deadline: a busy machine fails no test.
+settings.register_profile("steady", deadline=None, derandomize=True, database=None)
+settings.load_profile("steady")
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -8,14 +8,9 @@ import pytest
 from fedlora.base.pack import BasePack
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
-from hypothesis import settings
 
 from tests.tiny.adapters import adapter_on
 from tests.tiny.checkpoints import llama_shape, tiny_pack, write_checkpoint
-
-# The same examples on every run, and no deadline: a busy machine fails no test.
-settings.register_profile("core", deadline=None, derandomize=True, database=None)
-settings.load_profile("core")
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ def test_a_body_that_does_not_come_is_408(serve: Callable[..., Any]) -> None:
 
 
 def test_the_bound_of_the_time_is_for_the_body_not_for_the_answer(serve: Callable[..., Any]) -> None:
-    with serve(FakeEngine(words("a b c"), pause_s=0.5), body_timeout_s=1.0) as address:
+    with serve(FakeEngine(words("a b c"), pause_s=0.25), body_timeout_s=0.5) as address:
         text = body("a")
         assert answer(address, post(f"Content-Length: {len(text)}") + text)[0] == 200
 
