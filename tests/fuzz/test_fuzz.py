@@ -63,7 +63,7 @@ def sound_graph(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     base = tiny_pack(
         tmp_path_factory.mktemp("graph") / "pack", write_checkpoint(tmp_path_factory.mktemp("graph") / "c")
     )
-    return ir.to_proto(build_graph(base, "compat", 0)).SerializeToString()
+    return bytes(ir.to_proto(build_graph(base, "compat", 0)).SerializeToString())
 
 
 @pytest.mark.parametrize("change", graphs._CHANGES, ids=lambda change: change.__name__)

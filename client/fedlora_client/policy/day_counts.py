@@ -94,8 +94,10 @@ class DayCounter:
 
 
 def _counts(content: dict[str, object]) -> DayCounts:
-    day, rounds, counts = content["day"], content["rounds"], (content["bytes"], content.get("measured", 0))
-    if not isinstance(day, str) or not isinstance(rounds, list) or any(type(n) is not int or n < 0 for n in counts):
+    day, rounds, count, measured = content["day"], content["rounds"], content["bytes"], content.get("measured", 0)
+    if not isinstance(day, str) or not isinstance(rounds, list) or type(count) is not int or type(measured) is not int:
         raise ValueError("expected a day, rounds, bytes and measurements")
+    if min(count, measured) < 0:
+        raise ValueError("expected no numbers below 0")
     date.fromisoformat(day)
-    return DayCounts(day=day, rounds=tuple(map(str, rounds)), bytes=counts[0], measured=counts[1])
+    return DayCounts(day=day, rounds=tuple(map(str, rounds)), bytes=count, measured=measured)

@@ -88,7 +88,12 @@ def test_no_piece_is_longer_than_its_size(monkeypatch: pytest.MonkeyPatch) -> No
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.FixedLength(7)  # pieces that overlap never have a border in common
     encode = tokenizer_module.encoding_of
-    monkeypatch.setattr(tokenizer_module, "encoding_of", lambda t, text: asked.append(len(text)) or encode(t, text))
+
+    def seen(t: Tokenizer, text: str) -> Encoding:
+        asked.append(len(text))
+        return encode(t, text)
+
+    monkeypatch.setattr(tokenizer_module, "encoding_of", seen)
     monkeypatch.setattr(tokenizer_module, "PIECE", 1000)
     monkeypatch.setattr(tokenizer_module, "OVERLAP", 100)
     tokens = encoded(tokenizer, "a" * 10_500)

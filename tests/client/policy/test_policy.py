@@ -249,7 +249,10 @@ def test_damaged_counts_begin_anew_and_say_so(tmp_path: Path, text: str) -> None
 
 @pytest.mark.parametrize("key", ["bytes_a_day", "max_rank", "max_steps", "max_seconds"])
 def test_a_number_that_bounds_nothing_is_refused_and_the_largest_that_does_is_told(key: str) -> None:
+    def values(number: int) -> dict[str, Any]:
+        return {key: number}
+
     for number in (1 << 53, 10**400):
         with pytest.raises(ConfigError, match=rf"policy\.{key}: .*; expected 0 \(no bound\) or more, less than 2\^53"):
-            Policy(**{key: number})
-    assert list(Policy(**{key: (1 << 53) - 1}).words())
+            Policy(**values(number))
+    assert list(Policy(**values((1 << 53) - 1)).words())

@@ -187,7 +187,12 @@ def test_a_first_row_that_does_not_end_is_refused(tmp_path: Path, beginning: byt
 @pytest.mark.parametrize("padding", [0, 4, 8188, 8192, 20_000])
 @pytest.mark.parametrize("name", ["data.jsonl.gz", "data.jsonl.xz", "data.jsonl.bz2"])
 def test_what_follows_zeros_behind_a_compressed_file_is_read_too(tmp_path: Path, name: str, padding: int) -> None:
-    compress = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress}[Path(name).suffix]
+    compressors: dict[str, Callable[[bytes], bytes]] = {
+        ".gz": gzip.compress,
+        ".xz": lzma.compress,
+        ".bz2": bz2.compress,
+    }
+    compress = compressors[Path(name).suffix]
     sound = b"".join(compress(LINE * 8) + bytes(padding) for _ in range(3))
     (tmp_path / name).write_bytes(sound)
     assert len(read_file(tmp_path / name, FieldNames()).all) == 24

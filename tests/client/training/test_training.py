@@ -52,7 +52,12 @@ def test_no_more_windows_of_a_step_are_copied_at_a_time_than_are_computed(
 ) -> None:
     sizes: list[int] = []
     batch = Windows.batch
-    monkeypatch.setattr(Windows, "batch", lambda w, rows: sizes.append(len(rows)) or batch(w, rows))
+
+    def seen(windows: Windows, rows: torch.Tensor) -> Windows:
+        sizes.append(len(rows))
+        return batch(windows, rows)
+
+    monkeypatch.setattr(Windows, "batch", seen)
     config = dataclasses.replace(CONFIG, batch_size=13)
     training = training_of(decoder, config, dataclasses.replace(PLAN, micro_batch=2))
     training.run_step()
