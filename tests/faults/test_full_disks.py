@@ -85,7 +85,8 @@ def test_a_device_whose_disk_is_full_says_so_and_takes_part_again_with_room(
     assert is_new or fleet.digest(2) == undisturbed
     line = next((line for line in said.splitlines() if "No space left" in line or "disk of" in line), "")
     assert line, said
-    row(
-        f"a device's disk full in round 1, {'its first' if is_new else 'as it had trained before'}",
-        f"{lines[0]['replies']} of 4 devices in it {lines[0]['excluded'] or ''}, 4 later; {line}",
+    counted = (
+        f"{lines[0]['replies']} of 4 devices in it, excluded {lines[0]['excluded'] or 'nobody'}; 4 in the last one"
     )
+    when = "at its first question" if is_new else "where it had trained before"
+    row(f"a device's disk full in round 1, {when}", f"{counted}; {line}")
