@@ -28,7 +28,7 @@ from fedlora_client.device import Device
 
 from harness.checkpoints import CONFIGS, make_checkpoint
 from harness.record import record
-from trust.signed_round import played
+from trust.signed_round import Spent, played
 
 STEPS, RANK, ROUNDS = 20, 16, 3
 
@@ -69,7 +69,8 @@ def _round_cost(base: BasePack, folder: Path, devices: int, turns: int, steps: i
         base=str(base.directory), lora=LoraSection(rank=RANK),
         server=ServerConfig(rounds=ROUNDS, evaluate=False, min_devices=devices, round_timeout_s=3600.0),
     )  # fmt: skip
-    plain, signed = [], []
+    plain: list[Spent] = []
+    signed: list[Spent] = []
     for turn in range(turns):
         for is_signed, spent in ((False, plain), (True, signed)):
             place = folder / f"{turn}-{is_signed}"
