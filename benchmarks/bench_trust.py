@@ -1,6 +1,7 @@
 """What do signatures cost?
 
-    python benchmarks/bench_trust.py                 # fedlora-nano; 135M makes a base of that size first
+    python benchmarks/bench_trust.py                 # fedlora-nano
+    python benchmarks/bench_trust.py --size 135M --played 10 --turns 1    # makes a base of that size first
 
 A round of a fleet that signs: at each device, an instruction is verified and an answer signed; at the server, for 100
 devices, each instruction is signed and each answer verified, and the round's record is made, signed and written. Digests of
@@ -17,7 +18,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedlora.base.pack import EMBEDDED, BasePack, open_pack
@@ -28,7 +29,7 @@ from fedlora_client.device import Device
 
 from harness.checkpoints import CONFIGS, make_checkpoint
 from harness.record import record
-from trust.signed_round import played
+from trust.signed_round import Spent, played
 
 STEPS, RANK, ROUNDS = 20, 16, 3
 
@@ -42,6 +43,10 @@ class RoundCost:
     device_signing_s: float
     server_signing_s: float
 
+    def with_devices(self, times: float) -> RoundCost:
+        """With so many times the devices: the server's work follows their number."""
+        return replace(self, server_s=times * self.server_s, server_signing_s=times * self.server_signing_s)
+
     @property
     def share(self) -> float:
         """What signing adds, of a round without it."""
@@ -52,12 +57,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("nano", *CONFIGS), default="nano", help="of the base")
     parser.add_argument("--devices", type=int, default=100)
+    parser.add_argument("--played", type=int, default=0, help="devices that are played, whose cost is scaled; 0: all")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="that are timed, of a device's 20")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         base = _base(options.size, Path(folder))
-        cost = _round_cost(base, Path(folder), options.devices, options.turns, options.steps)
+        played_devices = options.played or options.devices
+        cost = _round_cost(base, Path(folder), played_devices, options.turns, options.steps)
+        cost = cost.with_devices(options.devices / played_devices)
     _print_round(cost, options.size, options.devices)
     figures = {"round_cost": round(cost.share, 5)}
     record("trust", {"size": options.size, "devices": options.devices, "turns": options.turns}, figures)
@@ -69,7 +77,8 @@ def _round_cost(base: BasePack, folder: Path, devices: int, turns: int, steps: i
         base=str(base.directory), lora=LoraSection(rank=RANK),
         server=ServerConfig(rounds=ROUNDS, evaluate=False, min_devices=devices, round_timeout_s=3600.0),
     )  # fmt: skip
-    plain, signed = [], []
+    plain: list[Spent] = []
+    signed: list[Spent] = []
     for turn in range(turns):
         for is_signed, spent in ((False, plain), (True, signed)):
             place = folder / f"{turn}-{is_signed}"

@@ -138,8 +138,8 @@ def _removes(name: str) -> Callable[[Path], None]:
     return remove
 
 
-def _adds(name: str) -> Callable[[Path], None]:
-    return lambda run: (run / name).write_text("{}") and None
+def _adds(name: str) -> Callable[[Path], object]:
+    return lambda run: (run / name).write_text("{}")
 
 
 def _swaps(one: str, other: str) -> Callable[[Path], None]:
@@ -193,8 +193,9 @@ def test_another_key_or_none_is_not_the_servers(made: Made, unsigned: Made) -> N
 
 def test_signatures_cannot_be_taken_off(made: Made) -> None:
     run = made.copy()
-    for kind, path in ((RoundEntry, run / "rounds" / "0002" / RECORD), (RunHead, run / HEAD)):
-        path.write_bytes(sealed(read_sealed(kind, path.read_bytes(), None, "here"), None))  # type: ignore[type-var]
+    last, head = run / "rounds" / "0002" / RECORD, run / HEAD
+    last.write_bytes(sealed(read_sealed(RoundEntry, last.read_bytes(), None, "here"), None))
+    head.write_bytes(sealed(read_sealed(RunHead, head.read_bytes(), None, "here"), None))
     with pytest.raises(SignatureError, match="nobody signed it"):
         list(audited(run))
 
