@@ -40,7 +40,7 @@ ROOMS = {
     "fedlora": (
         "errors", "terminal", "nearest", "version", "threads", "telemetry", "face", "plugins", "files", "identity", "native", "family",
         "lora", "base", "wire", "fleet", "peft", "config", "data", "exported", "row_lora", "graph",
-        "commands", "cli",
+        "release", "commands", "cli",
     ),
     "fedlora_client": (
         "courier", "records", "data", "ops", "kept_factors", "layers", "decoder", "encoder", "model", "training",
@@ -60,7 +60,7 @@ ROOMS = {
     ),
     "fedlora_simulations": (
         "datasets", "nodes", "checks", "device_accounts", "device_threads", "grid", "progress", "report", "engines",
-        "alone", "simulation", "study", "commands",
+        "alone", "simulation", "study", "releasing", "commands",
     ),
 }  # fmt: skip
 

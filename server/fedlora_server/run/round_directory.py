@@ -26,6 +26,7 @@ from fedlora_server.aggregation.optimizers import Moments
 from fedlora_server.run.round_record import RoundRecord
 
 ADAPTER, MOMENTS, RECORD, SEAL = "adapter", "moments.safetensors", "round.json", "sealed.json"
+_MOST_BYTES = 16 << 30  # of a file, where the adapter that the run began with is not known
 
 
 def write_round(
@@ -55,6 +56,11 @@ def read_round(directory: Path, first: Adapter, base: BasePack, run: str) -> tup
     path = directory / MOMENTS
     adapter = _as_committed(content.adapter, first, directory / ADAPTER)
     return adapter, _read_moments(path) if path.exists() else {}
+
+
+def check_committed(directory: Path, run: str) -> None:
+    """Raise RunError unless the directory is what this run committed as that round, to the bit."""
+    _check_seal(directory, run, _MOST_BYTES)
 
 
 def _as_committed(adapter: Adapter, first: Adapter, where: Path) -> Adapter:
