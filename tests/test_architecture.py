@@ -38,9 +38,9 @@ FORBIDDEN = {
 # The rooms of each package, lowest first: a room imports itself and those before it. The package's face stands above all.
 ROOMS = {
     "fedlora": (
-        "errors", "terminal", "nearest", "version", "threads", "telemetry", "face", "plugins", "files", "identity", "native", "family",
-        "lora", "base", "wire", "fleet", "peft", "config", "data", "exported", "row_lora", "graph",
-        "release", "commands", "cli",
+        "errors", "terminal", "nearest", "version", "threads", "telemetry", "face", "plugins", "files", "identity",
+        "native", "family", "lora", "base", "wire", "fleet", "peft", "config", "data", "exported", "row_lora", "graph", "release",
+        "commands", "cli",
     ),
     "fedlora_client": (
         "courier", "records", "data", "ops", "kept_factors", "layers", "decoder", "encoder", "model", "training",
@@ -49,7 +49,7 @@ ROOMS = {
     ),
     "fedlora_server": (
         "ways", "bounded_pull", "exchange", "device_names", "checks", "copies", "stopwatch", "means", "methods",
-        "aggregation", "run", "fleet", "intake", "leader", "buffered_rounds", "rounds", "app", "commands",
+        "aggregation", "run", "fleet", "distribution", "intake", "leader", "buffered_rounds", "rounds", "app", "commands",
     ),
     "fedlora_export": (
         "onnx_model", "adapter_export", "genai", "checks", "export", "merge", "commands",

@@ -7,8 +7,8 @@ import os
 import stat
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from fedlora.errors import ReleaseError
 from fedlora.identity.keys import PublicKey
@@ -81,7 +81,7 @@ def adapter_paths(manifest: ReleaseManifest) -> list[str]:
 
 
 @contextmanager
-def opened_within(folder: Path, path: str) -> Iterator[BinaryIO]:
+def opened_within(folder: Path, path: str) -> Iterator[BufferedReader]:
     """A plain file of a release, opened through its folders one by one, none of which is a link. Raises ReleaseError."""
     *parents, name = check_path(path).split("/")
     descriptors: list[int] = []
