@@ -39,13 +39,13 @@ FORBIDDEN = {
 ROOMS = {
     "fedlora": (
         "errors", "terminal", "nearest", "version", "threads", "telemetry", "face", "plugins", "files", "identity",
-        "native", "family", "lora", "base", "wire", "fleet", "peft", "config", "data", "exported", "row_lora", "graph", "release",
-        "commands", "cli",
+        "native", "family", "lora", "base", "wire", "fleet", "peft", "config", "data", "exported", "row_lora", "graph",
+        "release", "commands", "cli",
     ),
     "fedlora_client": (
         "courier", "records", "data", "ops", "kept_factors", "layers", "decoder", "encoder", "model", "training",
         "reference", "opened", "answer_ends", "end_tokens", "device", "answers", "local_training", "policy", "service",
-        "supervision", "app", "commands",
+        "updating", "supervision", "app", "commands",
     ),
     "fedlora_server": (
         "ways", "bounded_pull", "exchange", "device_names", "checks", "copies", "stopwatch", "means", "methods",

@@ -29,6 +29,13 @@ def read_release(folder: Path, trusted: Iterable[PublicKey], paths: Collection[s
     return release
 
 
+def read_adapter_release(folder: Path, trusted: Iterable[PublicKey]) -> SignedRelease:
+    """The same for the adapter in PEFT's format alone, which is what is served; other files need not be there."""
+    release = open_release(read_envelope(folder), trusted, str(folder / ENVELOPE))
+    check_files(folder, release.manifest, adapter_paths(release.manifest))
+    return release
+
+
 def check_files(folder: Path, manifest: ReleaseManifest, paths: Collection[str] | None = None) -> None:
     """Raise ReleaseError unless each listed file is there as it was signed, and no other is.
 

@@ -29,6 +29,8 @@ from fedlora.peft.missing import told_of_file
 from fedlora.row_lora.layout import AdapterLayout, LayoutDtype, adapter_layout
 from numpy.typing import NDArray
 
+from fedlora_serve.adapters.signed import ReleaseInfo
+
 # {adapter input of the graph `compat`: value}, read-only; or laid out for the graph `kernel`
 AdapterValues = Mapping[str, NDArray[np.float32]] | AdapterLayout
 _Values = dict[str, NDArray[np.float32]]
@@ -50,6 +52,7 @@ class LoadedAdapter:
     rank: int  # the largest of its modules
     size_bytes: int
     chat: ChatSettings = NO_CHAT  # how to speak with it, where its training says so; no part of the digest
+    release: ReleaseInfo | None = None  # the signed release that it comes from; None: nobody vouches for it
 
     @property
     def inputs(self) -> Mapping[str, NDArray[np.float32]]:

@@ -245,10 +245,11 @@ class Repository:
         self.keys.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(self.keys / "lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(f"{self.path}: another process publishes there; wait for its end") from None
             yield
-        except BlockingIOError:
-            raise ConfigError(f"{self.path}: another process publishes there; wait for its end") from None
         finally:
             os.close(descriptor)
 
