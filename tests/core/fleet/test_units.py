@@ -20,7 +20,7 @@ ROLES = {
         "fedlora-link.service",
         "fedlora-update.service",
         "fedlora-update.timer",
-    ),  # fmt: skip
+    ),
     "server/fedlora_server": ("fedlora-server.service",),
 }
 WORDS = {
