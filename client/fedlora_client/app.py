@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from fedlora.errors import CourierError, FedloraError
+from fedlora.errors import CourierError, FedloraError, PolicyError
+from fedlora.wire.beside import ROTATED, SIGNED, SIGNED_SAID
 from fedlora.wire.costs import COSTS, told_costs
 from fedlora.wire.refusal import REASON, REFUSAL, SAID
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, MetricRecord, RecordDict
@@ -43,21 +44,35 @@ def _reply(message: Message, context: Context) -> Message:
             return _message(ask(str(node["socket"]), question), message, began)
         # Here: a courier does without torch, which takes seconds to load.
         from fedlora_client.answers import answer
+        from fedlora_client.service.signing import Signing
 
-        return _message(answer(question, node), message, began)
+        signing = Signing.of_node(node)
+        if signing is None:
+            return _message(answer(question, node), message, began)
+        return _message(signing.answered(question, lambda: answer(question, node)), message, began)
     except FedloraError as error:
-        return _message(Answer(device=str(node.get("name") or "without name"), said=str(error)), message, began)
+        refusal = error.reason if isinstance(error, PolicyError) else ""
+        name = str(node.get("name") or "without name")
+        return _message(Answer(device=name, refusal=refusal, said=str(error)), message, began)
 
 
 def _question(message: Message, context: Context) -> Question:
     arrays: Mapping[str, Array] = message.content.array_records.get("update", {})
+    signed = message.content.config_records.get(SIGNED, ConfigRecord())
     return Question(
         kind=_KIND_OF[message.metadata.message_type],
         run_config={**context.run_config},
         run_id=context.run_id,
         seconds=_seconds_left(message) if "socket" in context.node_config else message.metadata.ttl,
         data=arrays["update"].data if "update" in arrays else None,
+        signed=_plain(signed.get(SIGNED_SAID)),
+        rotated=tuple(_plain(each) for each in chain) if isinstance(chain := signed.get(ROTATED), list) else (),
     )
+
+
+def _plain(value: object) -> str:
+    """The text of an envelope; empty for anything else."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else ""
 
 
 def _seconds_left(message: Message) -> float:
@@ -80,10 +95,12 @@ def _message(answer: Answer, message: Message, began: float) -> Message:
         # An error has no room for a name but in its text; a device has one name, there as elsewhere.
         said = f"device {answer.device}: {answer.said}"
         return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, said), reply_to=message)
+    signed = {SIGNED: ConfigRecord({SIGNED_SAID: answer.signed.encode()})} if answer.signed else {}
     if message.metadata.message_type == MessageType.EVALUATE:
-        return Message(RecordDict({"metrics": MetricRecord({**answer.metrics}), "device": name}), reply_to=message)
+        metrics = MetricRecord({**answer.metrics})
+        return Message(RecordDict({"metrics": metrics, "device": name, **signed}), reply_to=message)
     data = bytes(answer.data)
     array = Array(dtype="uint8", shape=(len(data),), stype="fedlora.update", data=data)
     costs = MetricRecord({**told_costs({**answer.metrics, "work_s": time.monotonic() - began})})
-    content = RecordDict({"update": ArrayRecord({"update": array}), "device": name, COSTS: costs})
+    content = RecordDict({"update": ArrayRecord({"update": array}), "device": name, COSTS: costs, **signed})
     return Message(content, reply_to=message)

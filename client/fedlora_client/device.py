@@ -28,7 +28,8 @@ from fedlora_client.training.trainer import Saving, TrainResult, evaluate, train
 from fedlora_client.training.training import Span
 
 _WHOLE = Task()  # all trains, all is sent
-_NOT_ITS_DATA = ("max-rank", "memory-mb", "state-path")  # keys of a node that change nothing of what it trains on
+# Keys of a node that change nothing of what it trains on.
+_NOT_ITS_DATA = ("max-rank", "memory-mb", "state-path", "identity", "server-identity")
 _CHANGES = "data-version"  # the key of a node that tells that its data were changed: it is the same device
 
 

@@ -12,7 +12,9 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedlora_server.fleet.enrolled_grid import EnrolledGrid
+from fedlora_server.fleet.identity import read_signer
 from fedlora_server.fleet.roll import MARK, roll_of_environment
+from fedlora_server.fleet.signed_grid import Head, SignedGrid
 from fedlora_server.rounds import Rounds
 from fedlora_server.run.run_directory import as_it_began, default_output, open_run
 
@@ -39,6 +41,12 @@ def main(grid: Grid, context: Context) -> None:
     output = Path(config.output) if config.output else default_output(config.name, run)
     if config.server.resume:
         config = as_it_began(config, output)
-    rounds = Rounds(grid if roll is None else EnrolledGrid(grid, roll), config, base)
-    with open_run(output, config, base, run) as directory:
+    signer = None if roll is None else read_signer(roll.folder)
+    fleet = None if roll is None else EnrolledGrid(grid, roll) if signer is None else SignedGrid(grid, roll, signer)
+    rounds = Rounds(fleet or grid, config, base)
+    with open_run(output, config, base, run, signer) as directory:
+        if isinstance(fleet, SignedGrid):
+            fleet.begin(
+                directory.run, base.fingerprint, context.run_config, lambda: Head(directory.last_round, directory.head)
+            )
         rounds.run(directory)

@@ -12,8 +12,9 @@ from typing import Any
 
 from fedlora.errors import RunError
 from fedlora.errors import printable as one_line
+from fedlora.identity.keys import PublicKey
 from fedlora.wire.costs import COSTS, told_costs
-from fedlora.wire.refusal import POLICY_REASONS, REASON, REFUSAL, SAID
+from fedlora.wire.refusal import POLICY_REASONS, REASON, REFUSAL, SAID, SIGNATURE_REASONS
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
@@ -38,6 +39,15 @@ _GONE = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.RE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """What a device signed of its answer, once that is verified."""
+
+    key: PublicKey
+    answer: bytes  # the envelope
+    payload: str  # sha256 of the answer's bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
     """What one device replied: `data` and `metrics` where it did what was asked, `error` where it did not.
 
@@ -53,6 +63,7 @@ class Reply:
     costs: Mapping[str, float] = field(default_factory=dict)  # what it took: `run/device_costs.py`
     kind: str = TRAIN  # of the message that it replies to, ...
     server_round: int = 0  # ... and the round that this was of: by what we sent, not by what the device says
+    proof: Proof | None = None  # in a fleet whose devices sign
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +109,7 @@ class Outstanding:
 
     def __init__(self, grid: Grid, *, repeats: bool = False) -> None:
         self._grid, self._look_at = grid, 0.0
+        self._proofs: dict[str, Proof] = getattr(grid, "proofs", {})  # by the message that was replied to
         self._repeats = repeats and type(grid).get_nodes is not Grid.get_nodes
         self._gone: list[tuple[float, _Sent, Reply]] = []  # until when one that was lost from sight is looked for
         self._twin: dict[str, str] = {}  # the id before of a message that was sent again, and the other way round
@@ -238,6 +250,8 @@ class Outstanding:
                 if replied_to in self._waiting:
                     sent = self._waiting.pop(replied_to)
                     reply = _oversized(sent) if replied_to in pulls.refused else _reply(message, sent)
+                    if proof := self._proofs.pop(replied_to, None):
+                        reply = replace(reply, proof=proof)
                     is_lost = message.has_error() and message.error.code == ErrorCode.NODE_UNAVAILABLE
                     is_lost = is_lost or replied_to in pulls.stalled
                     self._take(replied_to, reply, sent, is_lost=is_lost)
@@ -339,6 +353,6 @@ def _reply(message: Message, sent: _Sent) -> Reply:
 def _refusal(record: ConfigRecord, sent: _Sent, device: str) -> Reply:
     """What a device's policy said; by a word that is none of the known ones it is a failure like any other."""
     reason, said = record.get(REASON), record.get(SAID)
-    known = isinstance(reason, str) and (reason in POLICY_REASONS or reason == REVOKED)
+    known = isinstance(reason, str) and (reason in POLICY_REASONS or reason in SIGNATURE_REASONS or reason == REVOKED)
     text = said if isinstance(said, str) and said else "it refuses, and says nothing more"
     return sent.reply(device=device, error=printable(text), reason=str(reason) if known else FAILED)

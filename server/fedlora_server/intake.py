@@ -6,8 +6,10 @@ import logging
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 
 from fedlora.errors import RunError, UpdateError
+from fedlora.identity.records import Given
 from fedlora.lora.adapter import Adapter
 from fedlora.wire.update import decode_update, payload
 
@@ -17,6 +19,7 @@ from fedlora_server.checks import Expectation
 from fedlora_server.copies import Copies
 from fedlora_server.device_names import DeviceNames
 from fedlora_server.exchange import Reply, printable
+from fedlora_server.run.chain import Contribution
 from fedlora_server.run.round_record import MAX_LOSS, RoundRecord
 from fedlora_server.stopwatch import Stopwatch
 
@@ -48,6 +51,7 @@ class Intake:
         self._heard = set[int]()  # nodes that said who they are
         self._first: dict[str, str] = {}  # what the first device of each reason said
         self._examples: dict[int, int] = {}  # of the devices whose updates were added
+        self._digests: dict[int, str] = {}  # sha256 of what the same sent
         self._took: dict[int, float] = {}  # seconds, of the same
         self._late = list[int]()  # of those added: the commits since their adapters
         self._watch = Stopwatch()
@@ -70,6 +74,7 @@ class Intake:
                 if reply.error:
                     raise UpdateError(reply.reason, reply.error)
                 record.bytes_up += len(reply.data)
+                digest = reply.proof.payload if reply.proof else sha256(reply.data).hexdigest()
                 update = decode_update(reply.data, lambda: then)
                 asked.expectation.check(update)
                 late = record.round - asked.server_round
@@ -85,6 +90,7 @@ class Intake:
                 self._this.add(update.adapter, update.num_examples)
             self._late.append(late)
             self._added.append((reply, update.metrics))
+            self._digests[reply.node] = digest
             self._examples[reply.node] = update.num_examples
             record.replies += 1
         self._took[reply.node] = self._watch.seconds - before_s
@@ -126,6 +132,22 @@ class Intake:
                     record.train_loss[name] = metrics["train_loss"]
         if any(self._late):
             record.staleness = {"mean": sum(self._late) / len(self._late), "most": max(self._late)}
+
+    def given(self) -> list[Contribution]:
+        """What each device gave, in the order of their names: the same in whichever order they came."""
+        found = []
+        for reply, _ in self._added:
+            proof = reply.proof
+            given = Given(
+                device=self._names.known(reply),
+                key=proof.key.keyid if proof else "",
+                update=self._digests[reply.node],
+                examples=self._examples[reply.node],
+            )
+            found.append(
+                Contribution(given=given, answer=proof.answer if proof else b"", key=proof.key if proof else None)
+            )
+        return sorted(found, key=lambda each: (each.given.device, each.given.update))
 
     def refuse_few(self, wanted: int, asked: int, timeout_s: float) -> None:
         """Raise RunError where fewer than `wanted` devices gave a sound reply."""

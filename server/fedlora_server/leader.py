@@ -118,7 +118,7 @@ class Leader:
         try:
             adapter, moments = intake.result(self.aggregation)
             record.seconds = aggregated_s = time.monotonic() - began  # what the committed record can tell
-            directory.commit(adapter, moments, record)
+            directory.commit(adapter, moments, record, given=intake.given())
         except FedloraError:
             self.came_to_nothing(record, began, directory)
             raise

@@ -12,6 +12,7 @@ from pathlib import Path
 from tests.fuzz.model_readers import adapter_files, chats, checkpoints, encoders, graphs, packs, peft, tokenizers
 from tests.fuzz.reader import Reader
 from tests.fuzz.run_readers import bundles, devices, runs, scenarios, services, states, studies, updates
+from tests.fuzz.signed_readers import signed_runs, statements
 from tests.fuzz.text_readers import bodies, data
 
 READERS: Mapping[str, Callable[[Path], Reader]] = {
@@ -28,6 +29,8 @@ READERS: Mapping[str, Callable[[Path], Reader]] = {
     "bundle": bundles,
     "device and fleet": devices,
     "run directory": runs,
+    "signed run": signed_runs,
+    "statements": statements,
     "scenario": scenarios,
     "study": studies,
     "service": services,

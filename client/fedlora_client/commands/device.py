@@ -129,10 +129,14 @@ def units(path: Path | None, folder: Path, users_dir: Path) -> None:
     "--dir", "folder", type=click.Path(path_type=Path), help="The device's folder.  [default: $FEDLORA_HOME/device]"
 )
 def key(folder: Path | None) -> None:
-    """Make the device's own pair of keys, and print the public one, for `fedlora server enrol --public-key`."""
-    from fedlora_client.service.joining import make_key
+    """Make the device's own keys, and print the public one, for `fedlora server enrol --public-key`.
+
+    The pair by which it signs is made too; its public half is for `--identity`.
+    """
+    from fedlora_client.service.joining import make_identity, make_key
 
     click.echo(make_key(folder or home()))
+    click.echo(f"{make_identity(folder or home())}: the public half of the pair that signs, for --identity", err=True)
 
 
 @device.command()

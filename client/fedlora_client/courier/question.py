@@ -27,11 +27,13 @@ class Question:
     run_id: int  # Flower's number of the run
     seconds: float  # that are left for the answer
     data: bytes | bytearray | None  # an update; None where none came
+    signed: str = ""  # the envelope of the instruction, where the server signs
+    rotated: tuple[str, ...] = ()  # statements that vouch for the server's key
 
     def header(self) -> dict[str, Any]:
         return {
             "kind": self.kind, "run_config": dict(self.run_config), "run_id": self.run_id, "seconds": self.seconds,
-            "has_data": self.data is not None,
+            "has_data": self.data is not None, "signed": self.signed, "rotated": list(self.rotated),
         }  # fmt: skip
 
     @classmethod
@@ -45,7 +47,8 @@ class Question:
             raise CourierError(f"run_id: {header.get('run_id')!r:.40}; expected an integer")
         return cls(
             kind=kind, run_config=run_config, run_id=header["run_id"], seconds=_number(header, "seconds"),
-            data=data if header.get("has_data") is True else None,
+            data=data if header.get("has_data") is True else None, signed=_text(header, "signed"),
+            rotated=tuple(_texts(header, "rotated")),
         )  # fmt: skip
 
 
@@ -58,11 +61,12 @@ class Answer:
     metrics: Mapping[str, float] = field(default_factory=dict)
     refusal: str = ""  # the word by which the server counts that this device's policy did not allow it
     said: str = ""  # what went wrong, or what its policy says; empty where all is well
+    signed: str = ""  # the envelope of the answer, where the device signs
 
     def header(self) -> dict[str, Any]:
         return {
             "device": self.device, "metrics": dict(self.metrics), "refusal": self.refusal,
-            "said": self.said[:_MOST_TEXT],
+            "said": self.said[:_MOST_TEXT], "signed": self.signed,
         }  # fmt: skip
 
     @classmethod
@@ -80,7 +84,24 @@ class Answer:
             metrics=metrics,
             refusal=str(texts["refusal"]),
             said=str(texts["said"]),
+            signed=_text(header, "signed"),
         )
+
+
+def _text(header: Mapping[str, Any], name: str) -> str:
+    """A text that need not be there."""
+    text = header.get(name, "")
+    if not isinstance(text, str):
+        raise CourierError(f"{name}: {text!r:.40}; expected a text")
+    return text
+
+
+def _texts(header: Mapping[str, Any], name: str) -> list[str]:
+    """Texts that need not be there."""
+    texts = header.get(name, [])
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise CourierError(f"{name}: {texts!r:.40}; expected a list of texts")
+    return texts
 
 
 def _mapping(header: Mapping[str, Any], name: str, kinds: tuple[type, ...]) -> dict[str, Any]:

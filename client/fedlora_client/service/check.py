@@ -15,6 +15,7 @@ from fedlora_client.policy.machine import HERE, Machine
 from fedlora_client.records.folder import data_files
 from fedlora_client.service.config import DeviceConfig
 from fedlora_client.service.reaching import hindrance
+from fedlora_client.service.signing import Signing
 from fedlora_client.training.planning import plan_training
 
 
@@ -54,6 +55,9 @@ def checked(config: DeviceConfig, length: int, rank: int, machine: Machine = HER
         config.policy.check_idle(machine)
     except PolicyError as refusal:
         yield f"now it would refuse: {refusal.reason}: {refusal}"
+    if (signing := Signing.of(config)) is not None:
+        keys = signing.key.public.keyid, signing.server.keyid
+        yield f"signatures: it signs with {keys[0]:.16}, and takes what {keys[1]:.16} has signed"
     server = config.server
     if config.paused.exists():
         yield "now it would refuse: policy-paused: its owner has paused it"

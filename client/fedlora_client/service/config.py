@@ -68,6 +68,8 @@ class ServerSection:
     superlink: str = ""  # HOST:PORT
     certificates: str = ""  # the fleet's own authority, PEM
     key: str = ""  # the device's private key, OpenSSH's format
+    identity: str = ""  # the pair that signs the device's answers, as fedlora key writes it
+    server_identity: str = ""  # the public half of the pair that signs what the server asks; else that is not looked at
     trusted_entities: str = ""  # YAML: whose apps may run here, for Flower's --trusted-entities
     insecure: bool = False  # without TLS and keys, to try things out on one machine
 
@@ -76,6 +78,8 @@ class ServerSection:
             raise ConfigError(f"server.superlink: {self.superlink!r:.80}; expected HOST:PORT")
         if self.insecure and (self.certificates or self.key):
             raise ConfigError("server.insecure: certificates and key are for TLS only; leave out one or the other")
+        if bool(self.identity) != bool(self.server_identity):
+            raise ConfigError("server.identity and server.server_identity: one is missing; give both, or none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +174,8 @@ _SECTIONS = {
 }  # fmt: skip
 _PATHS = {
     "device": ("base", "state", "socket"), "data": ("source",), "serve": ("model", "admin_key_file"),
-    "server": ("certificates", "key", "trusted_entities"), "update": ("root", "keys", "model", "folder"),
+    "server": ("certificates", "key", "identity", "server_identity", "trusted_entities"),
+    "update": ("root", "keys", "model", "folder"),
 }  # fmt: skip
 
 

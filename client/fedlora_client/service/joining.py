@@ -10,13 +10,16 @@ from pathlib import Path
 from fedlora.base.pack import EMBEDDED, open_pack
 from fedlora.errors import BundleError, ConfigError
 from fedlora.files.atomic import whole_file
+from fedlora.files.temporary import own_folder
 from fedlora.fleet.bundle import Bundle, read_bundle
 from fedlora.fleet.names import check_device_name
+from fedlora.identity.keys import PublicKey, SigningKey
 
 from fedlora_client.service.config import FILE
 from fedlora_client.service.system import GROUP, SOCKET, STATE
 
 KEY, PUBLIC, AUTHORITY, TRUSTED = "device.key", "device.key.pub", "fleet.crt", "trusted.yaml"
+IDENTITY, IDENTITY_PUBLIC, SERVER = "identity.key", "identity.key.pub", "server.pub"
 
 
 def make_key(folder: Path) -> str:
@@ -43,6 +46,15 @@ def make_key(folder: Path) -> str:
     _write(private, text, is_private=True)
     _write(public, line + "\n")
     return line
+
+
+def make_identity(folder: Path) -> Path:
+    """The public half of the pair by which the device signs: of a new pair in the folder, or of the one that is there."""
+    private, public = folder / IDENTITY, folder / IDENTITY_PUBLIC
+    if not private.exists():
+        SigningKey.generate().write(private)
+    SigningKey.read(private).public.write(public)
+    return public
 
 
 def join(
@@ -79,10 +91,16 @@ def join(
             "--base the pack that the fleet trains"
         )
     private = _private_key(bundle, folder)
+    _check_identity(bundle, folder)
     folder.mkdir(parents=True, exist_ok=True, mode=0o755 if is_system else 0o700)
     if private is not None:
         _write(folder / KEY, private, is_private=True)
         _write(folder / PUBLIC, bundle.public_key + "\n")
+    if bundle.identity_key is not None:
+        _write(folder / IDENTITY, bundle.identity_key, is_private=True)
+    if bundle.identity is not None and bundle.server_identity is not None:
+        _write(folder / IDENTITY_PUBLIC, bundle.identity)
+        _write(folder / SERVER, bundle.server_identity)
     _write(folder / AUTHORITY, bundle.ca_certificate)
     if bundle.trusted_entities:
         _write(folder / TRUSTED, _yaml(bundle.trusted_entities))
@@ -109,8 +127,32 @@ def _private_key(bundle: Bundle, folder: Path) -> str | None:
     return None
 
 
+def _check_identity(bundle: Bundle, folder: Path) -> None:
+    """Raise FedloraError unless the pair that the server knows is the bundle's, or the one in the folder."""
+    if bundle.identity is None or bundle.server_identity is None:
+        return
+    known = PublicKey.from_pem(bundle.identity, "identity")
+    PublicKey.from_pem(bundle.server_identity, "server_identity")
+    private = folder / IDENTITY
+    if bundle.identity_key is None:
+        if not private.is_file() or SigningKey.read(private).public != known:
+            raise BundleError(
+                f"{folder}: the bundle brings no {IDENTITY}, and the device's own is not the one that was enrolled; give "
+                "--dir the folder in which fedlora device key made it"
+            )
+        return
+    if private.exists() and private.read_text(encoding="utf-8") != bundle.identity_key:
+        raise ConfigError(f"{private} is another pair than the bundle's; name another --dir, or remove it")
+    with own_folder("bundle") as aside:
+        _write(aside / IDENTITY, bundle.identity_key, is_private=True)
+        if SigningKey.read(aside / IDENTITY).public != known:
+            raise BundleError("identity_key: it belongs to another identity; expected the two halves of one pair")
+
+
 def _toml(bundle: Bundle, name: str, base: str, data: Path, query: str, is_system: bool) -> str:
     trusted = f"trusted_entities = {json.dumps(TRUSTED)}\n" if bundle.trusted_entities else ""
+    if bundle.identity is not None and bundle.server_identity is not None:
+        trusted += f"identity = {json.dumps(IDENTITY)}\nserver_identity = {json.dumps(SERVER)}\n"
     places = f'state = "{STATE}"\nsocket = "{SOCKET}"\ngroup = "{GROUP}"\n' if is_system else ""
     asked = f"query = {json.dumps(query)}\n" if query else ""
     return (

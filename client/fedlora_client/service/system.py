@@ -1,7 +1,7 @@
 """A device as a service of its system: systemd's units, for two users or three.
 
-fedlora-trainer   owns state and socket, reads the data, has no network
-fedlora-link      owns the key and Flower's files, has the network, may enter the socket's folder
+fedlora-trainer   owns state, socket and the pair that signs, reads the data, has no network
+fedlora-link      owns the key that connects and Flower's files, has the network, may enter the socket's folder
 fedlora-update    where releases are pinned: takes them in the night, has the network, owns their folder
 """
 
@@ -39,6 +39,7 @@ def write_system(config: DeviceConfig, units: Path, users: Path) -> list[str]:
         "FEDLORA": word(installed_command()),
         "CONFIG": word(config.path),
         "KEY": word(config.server.key or "/dev/null"),
+        "IDENTITY": word(config.server.identity or "/dev/null"),
         "READS": paths_line("ReadOnlyPaths", [config.path.parent, source]),
         "HIDDEN": paths_line("InaccessiblePaths", [source]),
     }

@@ -15,6 +15,7 @@ from typing import Any
 from fedlora.base.pack import EMBEDDED
 from fedlora.config.run import RunConfig, Scalar
 from fedlora.errors import ConfigError, FedloraError, PolicyError
+from fedlora.identity.statement import Statement
 from fedlora.wire.update import Update
 
 from fedlora_client.answers import answer
@@ -27,6 +28,7 @@ from fedlora_client.policy.machine import HERE, Machine
 from fedlora_client.service.committed import MAX_NAME, CommittedAdapters, run_digest
 from fedlora_client.service.config import DeviceConfig
 from fedlora_client.service.kept_answer import KeptAnswer, digest_of
+from fedlora_client.service.signing import Signing, check_of
 from fedlora_client.service.state import StateFolder, Told, now_text
 from fedlora_client.training.energy import EnergyMeter
 from fedlora_client.training.memory import forget_peak, peak_bytes, resident_bytes
@@ -52,6 +54,8 @@ class DeviceWork:
         self._counter = DayCounter(config.state / "day.json")
         self._kept = KeptAnswer(config.state / "answer")
         self._committed = CommittedAdapters(config.adapters, self._folder, config.serve.keep)
+        self._signing = Signing.of(config)
+        self._said: Statement | None = None  # the present question, where the server signs
         self._data_version = self._base_version = ""
         self._last: dict[str, Any] = {}  # what the present question is about, as far as it is known
         self.told = Told.begun(
@@ -65,7 +69,12 @@ class DeviceWork:
         forget_peak()
         self.told.say(doing=f"{question.kind} for Flower's run {question.run_id}, since {now_text()}")
         try:
+            self._said = self._signing.check(question) if self._signing else None
             given = self._answer(question, is_wanted)
+            if self._signing and self._said:
+                given = self._signing.signed(given, self._said)
+        except FedloraError as error:
+            given = self._refused(error)
         finally:
             self.told.say(doing="waiting")
         if given.refusal:
@@ -117,6 +126,8 @@ class DeviceWork:
         policy, is_training = self._config.policy, question.kind == "train"
         run_name = device.config.name[:MAX_NAME]
         self._last = {"run": run_name, "round": update.server_round}
+        if self._said is not None:
+            check_of(self._said, update)
         policy.check_base(device.model.base.fingerprint)
         said = self._committed.offer(device, update, question.kind)
         # By what is asked: another question under the same number is another round's work.

@@ -5,7 +5,8 @@
      "private_key": "-----BEGIN OPENSSH PRIVATE KEY-----...", "base_fingerprint": "...",
      "trusted_entities": {"fpk_...": "ssh-ed25519 AAAA..."}, "issued": "2026-11-30T12:00:00Z", "expires": "..."}
 
-`private_key` is absent where the device made its own; whoever holds a bundle with one is that device.
+`private_key` is absent where the device made its own; whoever holds a bundle with one is that device. A fleet that signs
+gives `server_identity`, by which the device knows instructions, and the device's own pair, `identity_key` and `identity`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,15 @@ from typing import Any
 from fedlora.errors import BundleError
 from fedlora.files.atomic import whole_file
 from fedlora.files.documents import read_object
-from fedlora.fleet.keys import check_certificates, check_private_key, check_public_key, check_trusted_key
+from fedlora.fleet.keys import (
+    PRIVATE,
+    PUBLIC,
+    check_certificates,
+    check_pair,
+    check_private_key,
+    check_public_key,
+    check_trusted_key,
+)
 from fedlora.fleet.names import check_device_name, split_address
 from fedlora.nearest import hint
 
@@ -45,6 +54,13 @@ class Bundle:
     public_key: str  # "ecdsa-sha2-nistp384 AAAA...", as the server knows the device
     private_key: str | None = field(default=None, repr=False)  # OpenSSH's format; None where the device has its own
     base_fingerprint: str | None = None  # of the base pack that the fleet trains on
+    server_identity: str | None = (
+        None  # PEM, the public halves of the pair that signs instructions; None: none are signed
+    )
+    identity: str | None = None  # PEM, of the pair that signs the device's answers, as the server knows it
+    identity_key: str | None = field(
+        default=None, repr=False
+    )  # PEM, its private halves; None where the device has its own
     trusted_entities: Mapping[str, str] = field(default_factory=dict)  # {id: "ssh-ed25519 AAAA..."}; whose apps may run
     issued: str  # UTC, as 2026-11-30T12:00:00Z
     expires: str  # the same; from then on the fleet's certificates are no longer valid
@@ -56,6 +72,11 @@ class Bundle:
         object.__setattr__(self, "public_key", check_public_key(self.public_key))
         if self.private_key is not None:
             check_private_key(self.private_key, self.public_key)
+        for name, label in (("server_identity", PUBLIC), ("identity", PUBLIC), ("identity_key", PRIVATE)):
+            if (pair := getattr(self, name)) is not None:
+                check_pair(pair, label, name)
+        if self.identity_key is not None and self.identity is None:
+            raise BundleError("identity: it is missing, and identity_key is there; expected both halves of the pair")
         if self.base_fingerprint is not None and not _FINGERPRINT.match(self.base_fingerprint):
             raise BundleError(
                 f"base_fingerprint: {self.base_fingerprint!r:.80}; expected 64 hexadecimal digits, as of fedlora inspect"

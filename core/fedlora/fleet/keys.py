@@ -18,6 +18,7 @@ CURVES = {"nistp256": 65, "nistp384": 97, "nistp521": 133}  # bytes of an uncomp
 MAX_CERTIFICATES = 8
 # Nothing is given back (*+): spaces that could be read in several ways would take the cube of their number.
 _PEM = re.compile(r"-----BEGIN ([A-Z0-9 ]{1,40})-----(?=\s)([A-Za-z0-9+/=\s]*+)-----END \1-----\s*+")
+PUBLIC, PRIVATE = "PUBLIC KEY", "PRIVATE KEY"  # labels of the blocks of a pair that signs
 _OPENSSH = "OPENSSH PRIVATE KEY"
 _MAGIC = b"openssh-key-v1\0"
 
@@ -99,6 +100,17 @@ def check_certificates(text: str) -> str:
     for _, data in blocks:
         if not _is_whole_sequence(data):
             raise BundleError("ca_certificate: its content is cut or is no certificate; expected the whole PEM file")
+    return text
+
+
+def check_pair(text: str, label: str, where: str) -> str:
+    """A pair that signs, as `fedlora.identity.keys` writes it: two blocks of one label. Raises BundleError for another."""
+    blocks = _pem_blocks(text, where)
+    if [name for name, _ in blocks] != [label, label]:
+        found = ", ".join(name for name, _ in blocks[:3])
+        raise BundleError(f"{where}: {found}; expected two blocks {label}, of Ed25519 and of ML-DSA-65")
+    if not all(_is_whole_sequence(data) for _, data in blocks):
+        raise BundleError(f"{where}: its content is cut or is no key; expected the whole pair")
     return text
 
 

@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 from fedlora.errors import IdentityError, SignatureError
 from fedlora.files.json_text import parse_json
 from fedlora.identity.canonical import canonical
-from fedlora.identity.keys import ED25519_BYTES, ML_DSA_65_BYTES, PublicKey, Signatures, SigningKey
+from fedlora.identity.keys import PublicKey, Signatures, SigningKey
 
 MAX_BYTES = 1 << 24  # of an envelope
 MAX_ENTRIES = 16  # signatures that are looked at
 _EXPECTED = "expected a DSSE envelope: payload, payloadType and signatures"
-_LENGTHS = {"ed25519": ED25519_BYTES, "ml-dsa-65": ML_DSA_65_BYTES}
+_ALGORITHMS = ("ed25519", "ml-dsa-65")
 
 
 class Opened(NamedTuple):
@@ -39,19 +39,15 @@ def pre_authentication(payload: bytes, payload_type: str) -> bytes:
     return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
 
 
-def seal(payload: bytes, payload_type: str, key: SigningKey) -> bytes:
-    """The envelope of a payload, signed by both halves of a pair: JSON in its one form."""
-    signatures = key.sign(pre_authentication(payload, payload_type))
-    keyid = key.public.keyid
+def seal(payload: bytes, payload_type: str, key: SigningKey | None) -> bytes:
+    """The envelope of a payload, signed by both halves of a pair: JSON in its one form. Without a key, signed by nobody."""
+    entries = []
+    if key is not None:
+        keyid = key.public.keyid
+        signatures = zip(_ALGORITHMS, key.sign(pre_authentication(payload, payload_type)), strict=True)
+        entries = [{"keyid": f"{keyid}.{name}", "sig": base64.b64encode(each).decode()} for name, each in signatures]
     return canonical(
-        {
-            "payload": base64.b64encode(payload).decode(),
-            "payloadType": payload_type,
-            "signatures": [
-                {"keyid": f"{keyid}.{name}", "sig": base64.b64encode(signature).decode()}
-                for name, signature in zip(_LENGTHS, signatures, strict=True)
-            ],
-        }
+        {"payload": base64.b64encode(payload).decode(), "payloadType": payload_type, "signatures": entries}
     )
 
 
@@ -72,11 +68,11 @@ def opened(
     message = pre_authentication(payload, payload_type)
     keys = list(trusted)
     for key in keys:
-        found = [entries.get(f"{key.keyid}.{name}") for name in _LENGTHS]
+        found = [entries.get(f"{key.keyid}.{name}") for name in _ALGORITHMS]
         if all(each is None for each in found):
             continue
         if (
-            absent := next((name for name, each in zip(_LENGTHS, found, strict=True) if each is None), None)
+            absent := next((name for name, each in zip(_ALGORITHMS, found, strict=True) if each is None), None)
         ) is not None:
             raise SignatureError(
                 f"{where}: key {key.keyid[:16]} signed it without {absent}; expected both signatures of the pair"
@@ -89,6 +85,21 @@ def opened(
     signers = ", ".join(sorted({name.partition(".")[0][:16] for name in entries})) or "nobody"
     told = ", ".join(key.keyid[:16] for key in keys) or "no key at all"
     raise SignatureError(f"{where}: signed by {signers}; expected a signature of {told}")
+
+
+class Unverified(NamedTuple):
+    """What an envelope holds, and whose it says that it is."""
+
+    payload: bytes
+    signers: tuple[str, ...]  # ids of keys
+
+
+def read_unverified(
+    content: bytes, payload_type: str, *, max_bytes: int = MAX_BYTES, where: str = "the envelope"
+) -> Unverified:
+    """What an envelope holds, whoever signed it, or nobody. Raises IdentityError for what is no envelope of this type."""
+    payload, entries = _parsed(content, payload_type, max_bytes, where)
+    return Unverified(payload, tuple(dict.fromkeys(name.partition(".")[0] for name in entries)))
 
 
 def _parsed(content: bytes, payload_type: str, max_bytes: int, where: str) -> tuple[bytes, dict[str, bytes]]:
@@ -104,8 +115,8 @@ def _parsed(content: bytes, payload_type: str, max_bytes: int, where: str) -> tu
     if value["payloadType"] != payload_type:
         raise IdentityError(f"{where}: of type {value['payloadType']!r:.100}; expected {payload_type}")
     signatures = value["signatures"]
-    if not isinstance(signatures, list) or not 1 <= len(signatures) <= MAX_ENTRIES:
-        raise IdentityError(f"{where}: signatures: expected a list of 1 to {MAX_ENTRIES}")
+    if not isinstance(signatures, list) or len(signatures) > MAX_ENTRIES:
+        raise IdentityError(f"{where}: signatures: expected a list of at most {MAX_ENTRIES}")
     entries: dict[str, bytes] = {}
     for each in signatures:
         if not isinstance(each, dict) or set(each) != {"keyid", "sig"} or not isinstance(each["keyid"], str):

@@ -3,7 +3,7 @@
 So what is signed today holds as long as one of the two does: against a flaw in the newer one, and against the machines that
 will break the older one. A pair is one file of two standard blocks of PEM, Ed25519's first:
 
-    private   two PKCS#8 blocks, BEGIN PRIVATE KEY, or BEGIN ENCRYPTED PRIVATE KEY under one passphrase; mode 0600
+    private   two PKCS#8 blocks, BEGIN PRIVATE KEY, or, under one passphrase, BEGIN ENCRYPTED PRIVATE KEY; mode 0600
     public    two SubjectPublicKeyInfo blocks, BEGIN PUBLIC KEY
 
 The id of a pair is the sha256 over both of its SubjectPublicKeyInfo in DER, Ed25519's first, in hexadecimal digits.
@@ -11,6 +11,7 @@ The id of a pair is the sha256 over both of its SubjectPublicKeyInfo in DER, Ed2
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import re
@@ -24,6 +25,7 @@ from fedlora.errors import ConfigError, IdentityError, SignatureError
 from fedlora.files.atomic import whole_file, write_text
 from fedlora.files.bounded import read_bounded
 from fedlora.files.ownership import read_secret
+from fedlora.identity.passphrase import encrypted
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -162,21 +164,27 @@ class SigningKey:
 
     def write(self, path: Path, passphrase: bytes | None = None) -> None:
         """Write the file, whole, for its owner alone. Raises IdentityError where something lies at `path` already."""
-        from cryptography.hazmat.primitives import serialization
-
         if os.path.lexists(path):
             raise IdentityError(f"{path} exists already, and may be the only copy of a key; name another file")
-        sealed: serialization.KeySerializationEncryption = serialization.NoEncryption()
-        if passphrase is not None:
-            if not passphrase:
-                raise IdentityError("the passphrase is empty; give one of at least a character, or none at all")
-            sealed = serialization.BestAvailableEncryption(passphrase)
-        content = b"".join(
-            key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, sealed)
-            for key in (self._ed25519, self._ml_dsa_65)
-        )
+        content = self.to_pem(passphrase)
         with whole_file(path, is_private=True) as aside:
             aside.write_bytes(content)
+
+    def to_pem(self, passphrase: bytes | None = None) -> bytes:
+        """The content of its file: a secret, unless it has a passphrase."""
+        from cryptography.hazmat.primitives import serialization
+
+        if passphrase == b"":
+            raise IdentityError("the passphrase is empty; give one of at least a character, or none at all")
+        plain = serialization.NoEncryption()
+        content = b""
+        for key in (self._ed25519, self._ml_dsa_65):
+            der = key.private_bytes(serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, plain)
+            label = b"PRIVATE KEY"
+            if passphrase is not None:
+                der, label = encrypted(der, passphrase), b"ENCRYPTED PRIVATE KEY"
+            content += b"-----BEGIN %b-----\n%b-----END %b-----\n" % (label, _lines(der), label)
+        return content
 
     @property
     def public(self) -> PublicKey:
@@ -199,6 +207,12 @@ def _blocks(text: str | bytes, pattern: re.Pattern[bytes], where: str) -> list[b
     if len(blocks) != 2 or b"".join(blocks) != content.lstrip():
         raise IdentityError(f"{where}: {len(blocks)} blocks, or something around them; {_MAKE}")
     return blocks
+
+
+def _lines(der: bytes) -> bytes:
+    """Base64 in lines of 64 characters, as PEM has it (RFC 7468)."""
+    text = base64.b64encode(der)
+    return b"".join(text[place : place + 64] + b"\n" for place in range(0, len(text), 64))
 
 
 def _public_der(key: Ed25519PublicKey | MLDSA65PublicKey) -> bytes:

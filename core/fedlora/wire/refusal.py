@@ -26,4 +26,14 @@ POLICY_REASONS: dict[str, str] = {
     "policy-rounds": "the device has done its rounds of the day",
     "policy-bytes": "the device has sent and received its bytes of the day",
     "policy-paused": "whoever owns the device has paused it",
+    "policy-unsigned": "the instruction is not signed, and the device knows its server's key",
+    "policy-replay": "the instruction is an old one, or of another device, run or round",
+    "policy-history": "the server tells of another record of a round than it did before",
+}
+# The words by which a server counts an answer that it does not take for the device's own.
+SIGNATURE_REASONS: dict[str, str] = {
+    "unsigned": "the device has a key, and the answer is not signed",
+    "bad-signature": "it is not signed by the device's key, or only by half of it",
+    "replayed": "it answers another instruction than the one that was sent",
+    "relabelled": "it says something else than what came beside it: another update, run, round or base",
 }

@@ -97,12 +97,21 @@ def init(folder: Path, hosts: tuple[str, ...], port: int, listen_port: int | Non
 
 @server.command()
 @_FOLDER
-def rotate(folder: Path) -> None:
+@click.option(
+    "--identity",
+    "is_identity",
+    is_flag=True,
+    help="Renew the pair that signs instead; the one before signs the new one, and devices follow by themselves.",
+)
+def rotate(folder: Path, is_identity: bool) -> None:
     """Renew the server's certificate under the same CA; devices notice nothing."""
     from fedlora_server.fleet.authority import expiry
     from fedlora_server.fleet.making import renew_certificate
 
     settings = _settings(folder)
+    if is_identity:
+        _rotate_identity(settings)
+        return
     renew_certificate(settings)
     until = expiry(settings.at("tls", "server.crt"))
     click.echo(
@@ -120,28 +129,51 @@ def rotate(folder: Path) -> None:
     help="The .pub file of a key that the device made itself; without it, one is made here.",
 )
 @click.option(
+    "--identity",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The identity.key.pub beside it, of the pair by which that device signs its answers.",
+)
+@click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Where the bundle goes.  [default: NAME.json]",
 )
-def enrol(name: str, folder: Path, public_key: Path | None, output: Path | None) -> None:
+def enrol(name: str, folder: Path, public_key: Path | None, identity: Path | None, output: Path | None) -> None:
     """Let a device in, and write the bundle by which it joins: fedlora device join FILE.
 
     A bundle with a private key is for the device alone: bring it there, and leave no copy.
     """
     from fedlora_server.fleet.enrolment import enrol_device
+    from fedlora_server.fleet.identity import signs
 
     settings, file = _settings(folder), output or Path(f"{name}.json")
-    entry = enrol_device(settings, name, public_key, file, datetime.now(UTC))
+    entry = enrol_device(settings, name, public_key, file, datetime.now(UTC), identity)
     known = (
         "SuperLink knows its key"
         if entry.node is not None
         else "SuperLink learns its key when fedlora server run starts"
     )
     click.echo(f"{file}: the bundle of {name}; {known}")
+    if signs(settings.folder) and not entry.identity:
+        click.echo(f"warning: {name} signs nothing: it was enrolled without --identity", err=True)
     click.echo(f"next, on that device: fedlora device join {file.name} --base {_named(settings.run)} --data DATA")
+
+
+@server.command()
+@click.argument("name")
+@click.argument("statement", type=click.Path(path_type=Path))
+@_AT
+def rekey(name: str, statement: Path, folder: Path) -> None:
+    """Let a device sign with the pair that its pair before has signed: STATEMENT is what `fedlora key rotate` wrote."""
+    from fedlora.identity.keys import PublicKey
+
+    from fedlora_server.fleet.enrolment import rekey_device
+
+    entry = rekey_device(_settings(folder), name, statement)
+    click.echo(f"{name} signs with {PublicKey.from_pem(entry.identity).keyid:.16}; the pair before counts no more")
 
 
 @server.command()
@@ -204,6 +236,25 @@ def units(folder: Path, units_dir: Path, users_dir: Path) -> None:
 
     for line in write_system(_settings(folder), units_dir, users_dir):
         click.echo(line)
+
+
+def _rotate_identity(settings: FleetSettings) -> None:
+    """A new pair; the first one, where the fleet is of a version that signed nothing."""
+    from fedlora_server.fleet.identity import make_identity, public_identity, rotate_identity, signs
+
+    if signs(settings.folder):
+        new = rotate_identity(settings.folder, datetime.now(UTC))
+        click.echo(
+            f"{settings.folder}: key {new.keyid:.16} signs, and the one before says so; restart fedlora server run"
+        )
+        return
+    from fedlora.identity.keys import PublicKey
+
+    make_identity(settings.folder)
+    keyid = PublicKey.from_pem(public_identity(settings.folder)).keyid
+    click.echo(
+        f"{settings.folder}: key {keyid:.16} signs what is committed; devices that are enrolled from now on sign, too"
+    )
 
 
 def _named(run: Mapping[str, Scalar]) -> str:

@@ -12,12 +12,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from fedlora.errors import BundleError, ConfigError
+from fedlora.errors import BundleError, ConfigError, IdentityError
 from fedlora.files.atomic import write_text
 from fedlora.files.documents import read_object
 from fedlora.fleet.bundle import written
 from fedlora.fleet.keys import check_public_key, fingerprint_of
 from fedlora.fleet.names import check_device_name
+from fedlora.identity.keys import PublicKey
+from fedlora.identity.rotation import read_rotated
 from fedlora.nearest import hint
 
 FORMAT = "fedlora-devices-1"
@@ -34,6 +36,8 @@ class Enrolled:
     node: int | None = None  # Flower's; None until SuperLink knows the key
     enrolled: str = ""  # UTC
     revoked: str = ""  # UTC; empty for a device of the fleet
+    identity: str = ""  # PEM, the public half of the pair that signs its answers; empty where it signs none
+    before: tuple[str, ...] = ()  # ids of pairs that it had before, which count no more
 
 
 class Devices:
@@ -55,8 +59,8 @@ class Devices:
         known = [entry.name for entry in self.current]
         raise ConfigError(f"{name!r:.80}: no device of the fleet; {hint(name, known, f'there is {_list(known)}')}")
 
-    def add(self, name: str, public_key: str, now: datetime) -> Enrolled:
-        """Enrol a device. Raises ConfigError where the name is taken, or the key is or was another's."""
+    def add(self, name: str, public_key: str, now: datetime, identity: str = "") -> Enrolled:
+        """Enrol a device. Raises ConfigError where the name is taken, or a key is or was another's."""
         try:
             check_device_name(name)
         except BundleError as error:
@@ -67,12 +71,20 @@ class Devices:
                 raise ConfigError(
                     f"{name}: the key {fingerprint_of(public_key)} {what}, as {entry.name}; give the device a new key"
                 )
+            if identity and _id_of(identity) in (_id_of(entry.identity), *entry.before):
+                raise ConfigError(
+                    f"{name}: the pair {_id_of(identity):.16} is or was that of {entry.name}; give the device a new one"
+                )
+            if entry.name.casefold() == name.casefold() and entry.name != name and not entry.revoked:
+                raise ConfigError(
+                    f"{name}: {entry.name} is enrolled, which differs in case alone; take a name that nobody mistakes"
+                )
             if entry.name == name and not entry.revoked:
                 raise ConfigError(
                     f"{name} is enrolled already, with the key {fingerprint_of(entry.public_key)}; take another name, "
                     f"or revoke it first: fedlora server revoke {name}"
                 )
-        entry = Enrolled(name=name, public_key=public_key, enrolled=written(now))
+        entry = Enrolled(name=name, public_key=public_key, enrolled=written(now), identity=identity)
         self.entries.append(entry)
         return entry
 
@@ -80,6 +92,17 @@ class Devices:
         """Take a device out of the fleet. Raises ConfigError where there is none."""
         entry = self.named(name)
         return self.put(replace(entry, revoked=written(now)))
+
+    def rekey(self, name: str, statement: bytes, where: str) -> Enrolled:
+        """Give a device the pair that the one before has signed. Raises ConfigError, or IdentityError for no such."""
+        entry = self.named(name)
+        if not entry.identity:
+            raise ConfigError(f"{name} was enrolled without a pair that signs; revoke it, and enrol it with one")
+        old = PublicKey.from_pem(entry.identity, f"{self.path}: {name}")
+        new = read_rotated(statement, [old], where)
+        if any(new.keyid in (_id_of(each.identity), *each.before) for each in self.entries):
+            raise ConfigError(f"{where}: the pair {new.keyid:.16} is or was a device's already; expected a new one")
+        return self.put(replace(entry, identity=new.to_pem(), before=(*entry.before, old.keyid)))
 
     def put(self, changed: Enrolled) -> Enrolled:
         """Replace the entry with that key."""
@@ -109,12 +132,31 @@ def changing(path: Path) -> Iterator[Devices]:
         before = list(devices.entries)
         yield devices
         if devices.entries != before:
-            content = {"format": FORMAT, "devices": [asdict(entry) for entry in devices.entries]}
+            content = {"format": FORMAT, "devices": [_written(entry) for entry in devices.entries]}
             write_text(path, json.dumps(content, indent=2) + "\n")
 
 
+_LATER: Mapping[str, Any] = {"identity": "", "before": ()}  # which earlier versions did not write
+
+
+def _written(entry: Enrolled) -> dict[str, Any]:
+    """An entry as it stands in the file, where a device without a pair is as it always was."""
+    return {key: value for key, value in asdict(entry).items() if value != _LATER.get(key, _Absent)}
+
+
+class _Absent:
+    """Equal to nothing."""
+
+
+def _id_of(identity: str) -> str:
+    """The id of a pair, by its public half; "" of none."""
+    return PublicKey.from_pem(identity).keyid if identity else ""
+
+
 def _entry(value: Any, path: Path) -> Enrolled:
-    kinds: Mapping[str, tuple[type, ...]] = {"node": (int, type(None))}
+    kinds: Mapping[str, tuple[type, ...]] = {"node": (int, type(None)), "before": (list, tuple)}
+    if isinstance(value, dict):
+        value = {**_LATER, **value}
     if not isinstance(value, dict) or value.keys() != {each.name for each in fields(Enrolled)}:
         raise ConfigError(f"{path}: {str(value)[:80]!r}; expected {_EXPECTED}")
     for key, given in value.items():
@@ -123,9 +165,12 @@ def _entry(value: Any, path: Path) -> Enrolled:
     try:
         check_device_name(value["name"])
         check_public_key(value["public_key"])
-    except BundleError as error:
+        _id_of(value["identity"])
+    except (BundleError, IdentityError) as error:
         raise ConfigError(f"{path}: {error}") from None
-    return Enrolled(**value)
+    if not all(isinstance(each, str) for each in value["before"]):
+        raise ConfigError(f"{path}: before must be a list of texts; expected {_EXPECTED}")
+    return Enrolled(**value | {"before": tuple(value["before"])})
 
 
 def _list(names: list[str], most: int = 8) -> str:

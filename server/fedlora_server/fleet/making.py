@@ -10,6 +10,7 @@ from fedlora.files.atomic import whole_directory, whole_file, write_text
 
 from fedlora_server.fleet.authority import make_authority, make_server_certificate
 from fedlora_server.fleet.flower_app import make_signing_key, write_app
+from fedlora_server.fleet.identity import make_identity
 from fedlora_server.fleet.nginx import nginx_text
 from fedlora_server.fleet.settings import SETTINGS, FleetSettings, settings_text
 
@@ -38,6 +39,7 @@ def make_fleet(settings: FleetSettings, now: datetime | None = None) -> None:
         with whole_file(aside / "superexec.secret", is_private=True) as secret:
             secret.write_text(secrets.token_urlsafe(48), encoding="ascii")
         make_signing_key(aside / "app" / "signing_key")
+        make_identity(aside)
         write_app(aside / "app")
         ca = folder / "tls" / "ca.crt"
         write_text(

@@ -3,6 +3,7 @@
 server.toml          the settings
 tls/                 the private CA and the server's certificate; keys are for their owner alone
 devices.json         who was enrolled: names, public keys, Flower's nodes
+identity/            the pair that signs what the server asks and commits, and what vouches for it where it is a new one
 superexec.secret     what flower-superexec shows to SuperLink
 app/                 the Flower app, and the key that signs it
 superlink.db         SuperLink's state

@@ -9,11 +9,13 @@ from statistics import fmean
 from typing import Any
 
 from fedlora.errors import RunError
+from fedlora.identity.keys import PublicKey
 
 from fedlora_server.fleet.authority import WARNING_DAYS, days_left, expiry
 from fedlora_server.fleet.control import ONLINE, UNREGISTERED, Node, control_of
 from fedlora_server.fleet.current_run import read_current
 from fedlora_server.fleet.devices import read_devices
+from fedlora_server.fleet.identity import public_identity
 from fedlora_server.fleet.settings import FleetSettings
 from fedlora_server.run.metrics_file import METRICS
 from fedlora_server.run.run_directory import RunDirectory, last_round, read_metrics
@@ -27,6 +29,7 @@ class DeviceStatus:
     node: int | None
     state: str  # online, offline, never: not seen yet; unknown: SuperLink does not answer
     last_round: int | None = None  # the last that counted its training
+    key: str = ""  # the id of the pair that signs its answers; empty where it signs none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +49,7 @@ class FleetStatus:
     refusals: dict[str, int] = field(default_factory=dict)  # by reason, over all rounds
     devices: list[DeviceStatus] = field(default_factory=list)
     revoked: list[str] = field(default_factory=list)
+    key: str = ""  # the id of the pair that signs instructions and rounds; empty where nothing is signed
     certificate_expires: str = ""
     certificate_days: int = 0
     ca_expires: str = ""
@@ -68,7 +72,11 @@ def fleet_status(settings: FleetSettings) -> FleetStatus:
     trained = {name: record["round"] for record in records for name in record["train_loss"]}
     states = [
         DeviceStatus(
-            name=entry.name, node=entry.node, state=_state(nodes, entry.public_key), last_round=trained.get(entry.name)
+            name=entry.name,
+            node=entry.node,
+            state=_state(nodes, entry.public_key),
+            last_round=trained.get(entry.name),
+            key=_id_of(entry.identity),
         )
         for entry in devices.current
     ]
@@ -93,6 +101,7 @@ def fleet_status(settings: FleetSettings) -> FleetStatus:
         refusals=dict(refusals),
         devices=states,
         revoked=[entry.name for entry in devices.entries if entry.revoked],
+        key=_id_of(public_identity(settings.folder)),
         certificate_expires=f"{expiry(certificate):%Y-%m-%d}",
         certificate_days=days_left(certificate),
         ca_expires=f"{expiry(ca):%Y-%m-%d}",
@@ -117,6 +126,12 @@ def status_lines(status: FleetStatus) -> list[str]:
         lines.append("run          none yet")
     missing = [device.name for device in status.devices if device.state != ONLINE]
     lines.append(f"devices      {len(status.devices) - len(missing)} of {len(status.devices)} are connected")
+    unsigned = [device.name for device in status.devices if not device.key]
+    if not status.key:
+        lines.append("signatures   none: this fleet signs nothing (fedlora server rotate --identity)")
+    else:
+        but = f", but of {', '.join(unsigned)}" if unsigned else ""
+        lines.append(f"signatures   by {status.key[:16]}, and of every device's answer{but}")
     for device in status.devices:
         last = f", last counted in round {device.last_round}" if device.last_round else ""
         lines.append(f"  {device.name:<20} {device.state}{last}")
@@ -127,6 +142,10 @@ def status_lines(status: FleetStatus) -> list[str]:
         f"{status.ca_expires}"
     )
     return [*lines, *(f"warning: {warning}" for warning in status.warnings)]
+
+
+def _id_of(pem: str) -> str:
+    return PublicKey.from_pem(pem).keyid if pem else ""
 
 
 def _state(nodes: dict[str, Node] | None, public_key: str) -> str:

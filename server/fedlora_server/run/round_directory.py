@@ -4,12 +4,14 @@ adapter/              the adapter, in PEFT's format
 moments.safetensors   the moments of the server's optimizer, float32; only where it has some
 round.json            the round's record, as training left it
 sealed.json           which round of which run it is, and the sha256 of all that it goes on from
+record.json           the round in the chain of the run's rounds, over all of these; answers.jsonl: what devices signed
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 from fedlora.base.pack import BasePack, file_digest
@@ -17,6 +19,8 @@ from fedlora.errors import AdapterMismatchError, RunError, TensorFileError
 from fedlora.files.atomic import whole_directory
 from fedlora.files.documents import read_object
 from fedlora.files.tensor_file import TensorFile, write_in_order
+from fedlora.identity.records import ANSWERS
+from fedlora.identity.records import RECORD as ENTRY
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import MAX_RANK
 from fedlora.lora.ranks import with_ranks
@@ -26,13 +30,18 @@ from fedlora_server.aggregation.optimizers import Moments
 from fedlora_server.run.round_record import RoundRecord
 
 ADAPTER, MOMENTS, RECORD, SEAL = "adapter", "moments.safetensors", "round.json", "sealed.json"
+_BESIDE = (RECORD, SEAL, ENTRY, ANSWERS)  # of which a run needs none to go on
 _MOST_BYTES = 16 << 30  # of a file, where the adapter that the run began with is not known
 
 
 def write_round(
-    directory: Path, adapter: Adapter, moments: Moments, record: RoundRecord, base: BasePack, run: str
-) -> None:
-    """Commit a round. Raises OSError or ConfigError, and the directory is then not there."""
+    directory: Path, adapter: Adapter, moments: Moments, record: RoundRecord, base: BasePack, run: str,
+    add: Callable[[Path], None] = lambda folder: None,
+) -> None:  # fmt: skip
+    """Commit a round. Raises OSError or ConfigError, and the directory is then not there.
+
+    `add` is given the folder when all else is in it.
+    """
     with whole_directory(directory) as aside:
         write_peft(
             aside / ADAPTER, PeftDirectory(adapter=adapter, base_fingerprint=base.fingerprint), base_name=base.source
@@ -42,6 +51,7 @@ def write_round(
         (aside / RECORD).write_text(json.dumps(record.line(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         seal = {"round": record.round, "run": run, "files": _digests(aside)}
         (aside / SEAL).write_text(json.dumps(seal, indent=2) + "\n", encoding="utf-8")
+        add(aside)
 
 
 def read_round(directory: Path, first: Adapter, base: BasePack, run: str) -> tuple[Adapter, Moments]:
@@ -117,5 +127,5 @@ def _check_seal(directory: Path, run: str, most_bytes: int) -> None:
 
 def _digests(directory: Path) -> dict[str, str]:
     """{file: sha256} of what the run goes on from."""
-    files = [path for path in sorted(directory.rglob("*")) if path.is_file() and path.name not in (RECORD, SEAL)]
+    files = [path for path in sorted(directory.rglob("*")) if path.is_file() and path.name not in _BESIDE]
     return {path.relative_to(directory).as_posix(): file_digest(path) for path in files}

@@ -6,6 +6,7 @@ run.json           the number of the run, which it keeps however often it goes o
 metrics.jsonl      one line per round; round 0 is the base. A round that came to nothing has a line, until it is done again
 rounds/0001/       what round 1 committed, whole or not at all: adapter/ in PEFT's format, the state of the server's
                    optimizer, the round's record. Nothing else is needed to go on after it
+head.json, keys/   the end of the chain of its rounds, and the keys that signed it: `chain.py`
 lock               held by the server that is at work here
 """
 
@@ -15,7 +16,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from fedlora.lora.adapter import Adapter
 
 from fedlora_server.aggregation.aggregation import with_rule
 from fedlora_server.aggregation.optimizers import Moments
+from fedlora_server.run.chain import Chain, Contribution, Signer
 from fedlora_server.run.metrics_file import METRICS, MetricsFile, read_lines
 from fedlora_server.run.resume import check_goes_on
 from fedlora_server.run.round_directory import ADAPTER, RECORD, read_round, write_round
@@ -93,11 +95,13 @@ def last_round(run: Path) -> int:
 
 
 @contextmanager
-def open_run(path: Path | str, config: RunConfig, base: BasePack, run: str) -> Iterator[RunDirectory]:
+def open_run(
+    path: Path | str, config: RunConfig, base: BasePack, run: str, signer: Signer | None = None
+) -> Iterator[RunDirectory]:
     """The directory of a new run, or, with `server.resume`, of the one that goes on: nobody else's while the block runs.
 
-    `run` is the number of a new one. Raises ConfigError where `path` holds a run, or with `server.resume` not this one;
-    RunError where it cannot be written.
+    `run` is the number of a new one; `signer` signs its records. Raises ConfigError where `path` holds a run, or with
+    `server.resume` not this one; RunError where it cannot be written.
     """
     path = Path(path)
     if config.server.resume:
@@ -108,7 +112,8 @@ def open_run(path: Path | str, config: RunConfig, base: BasePack, run: str) -> I
                 _go_on(path, config, base)
             else:
                 _begin(path, config, base, run)
-            directory = RunDirectory(path, base)
+            directory = RunDirectory(path, base, signer=signer, method=config.server.method)
+            directory.begin()
         except OSError as error:
             raise RunError(
                 f"{path}: the run cannot begin there: {_said(error)}; make room, or name another output"
@@ -119,9 +124,20 @@ def open_run(path: Path | str, config: RunConfig, base: BasePack, run: str) -> I
 class RunDirectory:
     """The directory of a run that its server has to itself; see `open_run`."""
 
-    def __init__(self, path: Path | str, base: BasePack) -> None:
-        self.path, self._base = Path(path), base
+    def __init__(self, path: Path | str, base: BasePack, *, signer: Signer | None = None, method: str = "") -> None:
+        self.path, self._base, self._method = Path(path), base, method
         self._metrics = MetricsFile(self.path / METRICS)
+        self._chain = Chain(path=self.path, signer=signer)
+
+    def begin(self) -> None:
+        """Take up the chain of the run's records. Raises RunError where another server's key has signed it."""
+        self._chain.check_goes_on(self.last_round)
+        self._write_head()
+
+    @property
+    def head(self) -> str:
+        """The digest of the last committed round's record; "" before the first."""
+        return self._chain.record_of(self.last_round)
 
     @property
     def run(self) -> str:
@@ -138,14 +154,23 @@ class RunDirectory:
         """The number of committed rounds, round 0 with them, up to the first that has no line in metrics.jsonl."""
         return min(self._metrics.complete, self.last_round + 1)
 
-    def commit(self, adapter: Adapter, moments: Moments, record: RoundRecord) -> None:
-        """Write what a round made. Raises RunError, and the round before stands."""
+    def commit(
+        self, adapter: Adapter, moments: Moments, record: RoundRecord, given: Sequence[Contribution] = ()
+    ) -> None:
+        """Write what a round made of what was `given`. Raises RunError, and the round before stands."""
         directory = self.path / ROUNDS / f"{record.round:04d}"
         if directory.exists():
             raise RunError(f"{directory} exists already: a round is committed once; name another output")
         try:
             self._metrics.keep_up_to(record.round - 1)  # a line from when this round came to nothing, or was undone
-            write_round(directory, adapter, moments, record, self._base, self.run)
+            run = self.run
+
+            def add(folder: Path) -> None:
+                self._chain.write(
+                    folder, record.round, given, run=run, base=self._base.fingerprint, method=self._method
+                )
+
+            write_round(directory, adapter, moments, record, self._base, run, add)
         except (OSError, ConfigError) as error:
             raise self._unwritten(
                 f"{directory}: round {record.round} cannot be committed", error, record.round - 1
@@ -175,6 +200,7 @@ class RunDirectory:
         """Write one round's line, in place of one that it has. Raises RunError; what is committed stands."""
         try:
             self._metrics.put(record.line())
+            self._write_head()
         except (OSError, ConfigError) as error:
             raise self._unwritten(
                 f"{self.path / METRICS}: no line for round {record.round} can be written", error, self.last_round
@@ -184,6 +210,9 @@ class RunDirectory:
     def adapter_of(run: Path | str, server_round: int) -> Path:
         """Where a round's adapter lies in the directory of a run."""
         return Path(run) / ROUNDS / f"{server_round:04d}" / ADAPTER
+
+    def _write_head(self) -> None:
+        self._chain.write_head(self.run, self.last_round, (CONFIG, RUN, METRICS))
 
     def _unwritten(self, what: str, error: OSError | ConfigError, stands: int) -> RunError:
         return RunError(

@@ -16,11 +16,13 @@ from click.testing import CliRunner, Result
 from fedlora.base.pack import BasePack
 from fedlora.errors import BundleError, ConfigError, FedloraError
 from fedlora.fleet.bundle import Bundle, write_bundle
+from fedlora.identity.keys import SigningKey
 from fedlora_client.commands.device import device as command
 from fedlora_client.records.withdrawn import read_withdrawn
 from fedlora_client.service.config import read_device
 from fedlora_client.service.joining import join, make_key
 from fedlora_client.service.report import report
+from fedlora_client.service.signing import Signing
 from fedlora_client.service.state import StateFolder
 from fedlora_client.supervision.supernode import flower_environment, supernode_command
 from flwr.common.config import parse_config_args
@@ -82,8 +84,9 @@ def test_a_bundle_makes_a_device_that_flower_would_start(tmp_path: Path, base: B
 
 def test_a_device_may_make_its_own_key(tmp_path: Path, base: BasePack, data: Path) -> None:
     folder = tmp_path / "device"
-    line = output_of("key", "--dir", folder).strip()
-    assert output_of("key", "--dir", folder).strip() == line
+    line, also = output_of("key", "--dir", folder).splitlines()
+    assert output_of("key", "--dir", folder).splitlines() == [line, also]
+    assert also.startswith(f"{folder / 'identity.key.pub'}: ")
     assert line.startswith("ecdsa-sha2-nistp384 ")
     assert stat.S_IMODE((folder / "device.key").stat().st_mode) == 0o600
     own, others = bundle_for(base, public_key=line, private_key=None), bundle_for(base, private_key=None)
@@ -97,6 +100,58 @@ def test_a_device_may_make_its_own_key(tmp_path: Path, base: BasePack, data: Pat
     (folder / "device.key").unlink()
     with pytest.raises(ConfigError, match="only half of the pair"):
         make_key(folder)
+
+
+def signing_bundle(base: BasePack, **changed: object) -> Bundle:
+    own, server = SigningKey.generate(), SigningKey.generate()
+    values: dict[str, Any] = {
+        "identity": own.public.to_pem(), "identity_key": own.to_pem().decode(), "server_identity": server.public.to_pem(),
+    }  # fmt: skip
+    return bundle_for(base, **values | changed)
+
+
+def test_a_bundle_of_a_fleet_that_signs_brings_both_keys(tmp_path: Path, base: BasePack, data: Path) -> None:
+    made = signing_bundle(base)
+    write_bundle(made, tmp_path / "kitchen.json")
+    config = read_device(join(tmp_path / "kitchen.json", tmp_path / "device", base=str(base.directory), data=data))
+    signing = Signing.of(config)
+    assert signing is not None
+    assert signing.key.public.to_pem() == made.identity == (tmp_path / "device" / "identity.key.pub").read_text()
+    assert signing.server.to_pem() == made.server_identity
+    assert stat.S_IMODE((tmp_path / "device" / "identity.key").stat().st_mode) == 0o600
+    assert (made.identity_key or "?") not in repr(made)
+
+
+def test_a_bundle_whose_pair_is_not_the_one_that_is_known_makes_no_device(
+    tmp_path: Path, base: BasePack, data: Path
+) -> None:
+    other = SigningKey.generate()
+    broken: dict[str, dict[str, Any]] = {
+        "two": {"identity": other.public.to_pem()},
+        "none": {"identity_key": None},
+        "private": {"identity": other.to_pem().decode()},
+    }
+    for name, change in broken.items():
+        with pytest.raises(FedloraError, match="identity"):
+            write_bundle(signing_bundle(base, **change), tmp_path / f"{name}.json")
+            join(tmp_path / f"{name}.json", tmp_path / name, base=str(base.directory), data=data)
+        assert not (tmp_path / name / "device.toml").exists()
+    with pytest.raises(BundleError, match="expected both halves"):
+        signing_bundle(base, identity=None)
+
+
+def test_a_device_keeps_the_pair_that_it_made_itself(tmp_path: Path, base: BasePack, data: Path) -> None:
+    folder = tmp_path / "device"
+    line = output_of("key", "--dir", folder).splitlines()[0]
+    own = (folder / "identity.key.pub").read_text()
+    changes: dict[str, Any] = {"public_key": line, "private_key": None, "identity_key": None}
+    write_bundle(signing_bundle(base, **changes, identity=own), tmp_path / "own.json")
+    write_bundle(signing_bundle(base, **changes), tmp_path / "others.json")
+    with pytest.raises(BundleError, match="is not the one that was enrolled"):
+        join(tmp_path / "others.json", folder, base=str(base.directory), data=data)
+    config = read_device(join(tmp_path / "own.json", folder, base=str(base.directory), data=data))
+    assert (signing := Signing.of(config)) is not None
+    assert signing.key.public.to_pem() == own
 
 
 @pytest.mark.parametrize(

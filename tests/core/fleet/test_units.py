@@ -27,6 +27,7 @@ WORDS = {
     "FEDLORA": "/usr/bin/true",
     "CONFIG": "/etc/fedlora/device.toml",
     "KEY": "/etc/fedlora/device.key",
+    "IDENTITY": "/etc/fedlora/identity.key",
     "FLEET": "/srv/fleet",
     "READS": paths_line("ReadOnlyPaths", [Path("/etc/fedlora")]),
     "HIDDEN": paths_line("InaccessiblePaths", [Path("/srv/data")]),

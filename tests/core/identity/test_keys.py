@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import shutil
@@ -95,6 +96,14 @@ def test_openssl_reads_the_first_block(key: SigningKey, tmp_path: Path) -> None:
         timeout=60,
     )
     assert told.stdout == key.public.ed25519
+
+
+def test_a_passphrase_is_stretched_by_scrypt(key: SigningKey, tmp_path: Path) -> None:
+    key.write(tmp_path / "key.pem", b"a passphrase")
+    block = (tmp_path / "key.pem").read_text().partition("-----END")[0].splitlines()[1:]
+    der = base64.b64decode("".join(block))
+    assert bytes.fromhex("2b06010401da47040b") in der  # RFC 7914, section 7: id-scrypt
+    assert bytes.fromhex("02024000 020108 020105 020120") in der  # N = 16384, r = 8, p = 5, 32 bytes
 
 
 def test_both_signatures_must_hold(key: SigningKey, other: SigningKey) -> None:

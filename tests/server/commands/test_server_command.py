@@ -12,6 +12,7 @@ from fedlora import errors
 from fedlora.base.pack import open_pack
 from fedlora.errors import FedloraError
 from fedlora.fleet.bundle import read_bundle
+from fedlora.identity.keys import PublicKey
 from fedlora_server.commands.server import server
 from fedlora_server.fleet import authority
 from fedlora_server.fleet.control import control_of
@@ -170,7 +171,9 @@ def test_the_status_tells_of_the_run_and_of_who_is_missing(folder: Path) -> None
     assert (told["round"], told["rounds"], told["run_state"], told["is_up"]) == (1, 3, "running", False)
     assert (told["loss"], told["bytes_up"], told["bytes_down"]) == (2.5, 10, 20)
     assert (told["refusals"], told["revoked"]) == ({"device-error": 1}, ["cellar"])
-    assert told["devices"] == [{"name": "kitchen", "node": None, "state": "unknown", "last_round": 1}]
+    (told_of,) = told["devices"]
+    signs_with = PublicKey.from_pem(read_bundle(folder.parent / "kitchen.json").identity or "").keyid
+    assert told_of == {"name": "kitchen", "node": None, "state": "unknown", "last_round": 1, "key": signs_with}
     shown = run("status", folder).output
     assert "0 of 1 are connected" in shown
     assert "1 device-error" in shown

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from fedlora import read_peft
 from fedlora.fleet.bundle import Bundle, read_bundle
+from fedlora.identity.audit import audited
+from fedlora.identity.keys import PublicKey
 from fedlora_server.run.run_directory import read_metrics
 
 pytestmark = pytest.mark.integration
@@ -79,12 +81,17 @@ class Processes:
         (home / "data" / "notes.txt").write_text(text * 100)
         (home / "key").write_text(bundle.private_key or "")
         (home / "fleet.crt").write_text(bundle.ca_certificate)
+        (home / "server.pub").write_text(bundle.server_identity or "")
+        (home / "identity.key").write_text(bundle.identity_key or "")
+        (home / "identity.key").chmod(0o600)
         (home / "trusted.yaml").write_text("".join(f"{k}: '{v}'\n" for k, v in bundle.trusted_entities.items()))
         return self.start(
             bundle.name, str(BIN / "flower-supernode"), "--superlink", bundle.superlink,
             "--root-certificates", str(home / "fleet.crt"), "--auth-supernode-private-key", str(home / "key"),
             "--trusted-entities", str(home / "trusted.yaml"), "--port", str(free_port()),
-            "--node-config", f'base="nano" data-path="{home / "data"}" name="somebody"',
+            "--node-config",
+            f'base="nano" data-path="{home / "data"}" name="somebody" state-path="{home / "state"}" '
+            f'identity="{home / "identity.key"}" server-identity="{home / "server.pub"}"',
             FLWR_HOME=str(home),
         )  # fmt: skip
 
@@ -141,3 +148,12 @@ def test_a_fleet_trains_over_tls_is_killed_goes_on_and_hears_a_revoked_device_no
     assert (status["run_state"], status["round"], status["revoked"]) == ("completed", 3, ["cellar"])
     read_peft(status["adapter"]).adapter.check_finite("round 3")
     assert "round 3 of 3, 1 of 1 devices" in log.read_text()
+    # The chain goes on over the kill, and each update is its device's.
+    told = list(
+        audited(Path(status["adapter"]).parents[2], PublicKey.read(tmp_path / "fleet" / "identity" / "server.pub"))
+    )
+    assert [line.split(" (key ")[0].strip() for line in told if " (key " in line] == ["cellar", "kitchen"] + [
+        name
+        for record in rounds[2:]
+        for name in sorted(record["train_loss"])  # type: ignore[call-overload]
+    ]

@@ -25,6 +25,7 @@ from fedlora_server.run.run_directory import RunDirectory, open_run
 from flwr.app import Message, MessageType
 
 from tests.server.fake_grid import FINGERPRINT, LORA, SHAPE, FakeGrid, Honest, update_of
+from tests.server.records import records_of, without_records
 from tests.tiny.checkpoints import tree
 
 ROUNDS = 3
@@ -106,7 +107,9 @@ PHASES: Mapping[str, Callable[[FakeGrid], None]] = {
     "before the first round, with the base measured": dies_after(RunDirectory, "add_metrics", 1),
     "after sampling": dies_after(Rounds, "_sampled"),
     "after the first reply": dies_after(Round, "add", 3 + 1),
-    "before the commit": dies_before(RunDirectory, "commit", lambda run, adapter, moments, record: record.round == 2),
+    "before the commit": dies_before(
+        RunDirectory, "commit", lambda run, adapter, moments, record, **_: record.round == 2
+    ),
     "in the middle of the commit": dies_before(Path, "write_text", lambda path, text, **_: '"round": 2' in text),
     "between write and rename": dies_before(Path, "rename", lambda path, target: target.name == "0002"),
     "between rename and the metrics": dies_after(RunDirectory, "commit"),
@@ -121,13 +124,13 @@ def disk_is_full(grid: FakeGrid) -> None:
     """From the commit of round 2 on no file grows beyond 1000 bytes."""
     commit = RunDirectory.commit
 
-    def on_a_full_disk(*arguments: Any) -> None:
+    def on_a_full_disk(*arguments: Any, **options: Any) -> None:
         if arguments[-1].round == 2:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
-        commit(*arguments)
+        commit(*arguments, **options)
 
-    RunDirectory.commit = on_a_full_disk  # type: ignore[method-assign, assignment]
+    RunDirectory.commit = on_a_full_disk  # type: ignore[method-assign]
 
 
 def base_in(folder: Path) -> BasePack:
@@ -180,7 +183,7 @@ def left(folder: Path) -> dict[str, object]:
     files[METRICS] = [without_times(line) for line in (run / METRICS).read_text().splitlines()]
     for path in run.glob("rounds/*/round.json"):
         files[path.relative_to(run).as_posix()] = without_times(path.read_text())
-    return files
+    return without_records(files) | {"records": records_of(run)}
 
 
 def without_times(text: str) -> dict[str, Any]:
@@ -232,7 +235,7 @@ def test_a_full_disk_is_one_clear_error_and_costs_no_round(
         assert part in error
     assert sorted(path.name for path in (folder / "rounds").iterdir()) == ["0001"]
     assert sorted(path.name for path in folder.iterdir()) == [
-        "config.json", "lock", METRICS, "rounds", "run.json",
+        "config.json", "head.json", "lock", METRICS, "rounds", "run.json",
     ]  # fmt: skip
     assert (folder / METRICS).read_text().endswith("}\n")
     (tmp_path / "error").unlink()

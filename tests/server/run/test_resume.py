@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from tests.server.fake_grid import Device, FakeGrid, Honest, Played, Player, training_reply
 from tests.server.method_cases import METHODS
+from tests.server.records import records_of, without_records
 from tests.tiny.checkpoints import tree
 
 ROUNDS = 3
@@ -66,7 +67,7 @@ def left(run: Path) -> dict[str, object]:
     for path in run.glob("rounds/*/round.json"):
         files[path.relative_to(run).as_posix()] = without_times(path.read_text())
     files["config.json"] = json.loads((run / "config.json").read_text()) | {"output": ""}
-    return files
+    return without_records(files) | {"records": records_of(run)}
 
 
 def without_times(text: str) -> dict[str, Any]:

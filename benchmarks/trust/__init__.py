@@ -1,0 +1,1 @@
+"""What `bench_trust.py` is made of."""
