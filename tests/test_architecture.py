@@ -40,16 +40,16 @@ ROOMS = {
     "fedlora": (
         "errors", "terminal", "nearest", "version", "threads", "telemetry", "face", "plugins", "files", "identity",
         "native", "family", "lora", "base", "wire", "fleet", "peft", "config", "data", "exported", "row_lora", "graph",
-        "commands", "cli",
+        "release", "commands", "cli",
     ),
     "fedlora_client": (
         "courier", "records", "data", "ops", "kept_factors", "layers", "decoder", "encoder", "model", "training",
         "reference", "opened", "answer_ends", "end_tokens", "device", "answers", "local_training", "policy", "service",
-        "supervision", "app", "commands",
+        "updating", "supervision", "app", "commands",
     ),
     "fedlora_server": (
         "ways", "bounded_pull", "exchange", "device_names", "checks", "copies", "stopwatch", "means", "methods",
-        "aggregation", "run", "fleet", "intake", "leader", "buffered_rounds", "rounds", "app", "commands",
+        "aggregation", "run", "fleet", "distribution", "intake", "leader", "buffered_rounds", "rounds", "app", "commands",
     ),
     "fedlora_export": (
         "onnx_model", "adapter_export", "genai", "checks", "export", "merge", "commands",
@@ -61,7 +61,7 @@ ROOMS = {
     "fedlora_simulations": (
         "datasets", "nodes", "checks", "device_accounts", "device_threads", "grid", "progress", "plots",
         "partition", "report", "engines",
-        "alone", "simulation", "study", "commands",
+        "alone", "simulation", "study", "releasing", "commands",
     ),
 }  # fmt: skip
 

@@ -10,10 +10,11 @@ from typing import Any
 
 from fedlora.base.pack import BasePack
 from fedlora.exported.inputs import input_values
+from fedlora.exported.values_digest import digest_of
 from fedlora.peft.directory import WEIGHTS
 from fedlora.peft.for_base import adapter_of
 from fedlora.row_lora.layout import adapter_layout
-from fedlora_serve.adapters.loading import digest_of, load_adapter
+from fedlora_serve.adapters.loading import load_adapter
 from fedlora_serve.adapters.store import AdapterStore
 
 from serve.rows import RowsEngine

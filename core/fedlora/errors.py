@@ -21,6 +21,7 @@
     +-- BundleError          a device's bundle, its name, its keys or its server's address
     +-- IdentityError        a key, or a signed statement, that cannot be read
     |   +-- SignatureError         one that is not signed by whom it must be
+    +-- ReleaseError         a release that is damaged, older, out of time, for another base, or not wholly signed
     +-- GraphError           an ONNX graph that is damaged or disagrees with the base
 
 A message says where, what was expected, what came and what to do next. The command line prints it and exits with 1.
@@ -131,6 +132,10 @@ class IdentityError(FedloraError):
 
 class SignatureError(IdentityError):
     """A statement that is not signed by whom it must be signed by."""
+
+
+class ReleaseError(FedloraError):
+    """A release that is not taken: damaged, older, out of time, for another base, or not as it was signed."""
 
 
 class GraphError(FedloraError):

@@ -10,10 +10,11 @@ import numpy as np
 from fedlora.base.pack import BasePack
 from fedlora.exported.inputs import input_values
 from fedlora.exported.profiles import Profile
+from fedlora.exported.values_digest import digest_of
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
 from fedlora.row_lora.layout import adapter_layout
-from fedlora_serve.adapters.loading import AdapterValues, LoadedAdapter, digest_of
+from fedlora_serve.adapters.loading import AdapterValues, LoadedAdapter
 from fedlora_serve.local.engine import Engine
 
 from tests.tiny.adapters import changed, random_adapter

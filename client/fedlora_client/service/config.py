@@ -114,6 +114,22 @@ class ServeSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateSection:
+    """Where signed releases come from, for `fedlora update`; nothing where `url` is empty."""
+
+    url: str = ""  # of the repository
+    name: str = ""  # of the release
+    channel: str = "stable"
+    root: str = ""  # the pinned root of the repository
+    keys: tuple[str, ...] = ()  # public keys that releases may be signed by
+    model: str = ""  # a folder with exported graphs, for canaries; else serve.model
+    folder: str = ""  # of the releases; else `releases` in device.state
+    max_mb: int = 1024  # of a release
+    timeout_s: float = 600.0  # for all that is fetched
+    watch_s: float = 60.0  # that the server must live with a new version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceConfig:
     """All of a `device.toml`; paths are absolute."""
 
@@ -122,6 +138,7 @@ class DeviceConfig:
     policy: Policy = field(default_factory=Policy)
     server: ServerSection = field(default_factory=ServerSection)
     serve: ServeSection = field(default_factory=ServeSection)
+    update: UpdateSection = field(default_factory=UpdateSection)
     path: Path = Path(FILE)
 
     @property
@@ -145,13 +162,20 @@ class DeviceConfig:
     def adapters(self) -> Path:
         return self.state / "adapters"
 
+    @property
+    def releases(self) -> Path:
+        """What `fedlora update` takes, and `fedlora serve` watches."""
+        return Path(self.update.folder) if self.update.folder else self.state / "releases"
+
 
 _SECTIONS = {
     "device": DeviceSection, "data": DataSection, "policy": Policy, "server": ServerSection, "serve": ServeSection,
+    "update": UpdateSection,
 }  # fmt: skip
 _PATHS = {
     "device": ("base", "state", "socket"), "data": ("source",), "serve": ("model", "admin_key_file"),
     "server": ("certificates", "key", "identity", "server_identity", "trusted_entities"),
+    "update": ("root", "keys", "model", "folder"),
 }  # fmt: skip
 
 
@@ -180,7 +204,10 @@ def _absolute(section: str, made: Any, folder: Path) -> Any:
         value = getattr(made, name)
         if value and not (name == "base" and value == EMBEDDED):
             try:
-                changes[name] = os.path.normpath(folder / Path(value).expanduser())
+                if isinstance(value, tuple):
+                    changes[name] = tuple(os.path.normpath(folder / Path(each).expanduser()) for each in value)
+                else:
+                    changes[name] = os.path.normpath(folder / Path(value).expanduser())
             except RuntimeError as error:
                 raise ConfigError(f"{section}.{name}: {value}: {error}; give the whole path") from None
     return replace(made, **changes) if changes else made

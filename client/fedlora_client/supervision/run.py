@@ -99,10 +99,14 @@ def _children(config: DeviceConfig, parts: tuple[Part, ...]) -> tuple[list[Child
 
 
 def _serve_command(config: DeviceConfig) -> list[str]:
-    serve = config.serve
+    serve, update = config.serve, config.update
+    signed: list[str] = []
+    if update.url:  # what is signed goes by its own name, and nothing unsigned does; what was trained here needs no key
+        keys = [word for key in update.keys for word in ("--release-key", f"{update.name}={key}")]
+        signed = ["--releases", str(config.releases), *keys]
     return [
         sys.executable, "-c", "from fedlora.cli import main; main()", "serve", serve.model, "--host", serve.host, "--port",
-        str(serve.port), "--adapter-folder", str(config.adapters),
+        str(serve.port), "--adapter-folder", str(config.adapters), *signed,
     ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from fedlora.data.chat_settings import ChatSettings
 
 from fedlora_serve.adapters.cache import CachedAdapter
 from fedlora_serve.adapters.loading import LoadedAdapter
+from fedlora_serve.adapters.signed import ReleaseInfo
 from fedlora_serve.adapters.status import AdapterStatus
 
 
@@ -24,6 +25,7 @@ class Entry:
     source: Path
     chat: ChatSettings
     loaded_at: float
+    release: ReleaseInfo | None = None
     last_used_at: float | None = None
     users: int = 0  # leases under this name, of all its versions
     is_unloaded: bool = False
@@ -48,6 +50,7 @@ class Entry:
             users=self.users,
             loaded_at=self.loaded_at,
             last_used_at=self.last_used_at,
+            release=self.release,
         )
 
     def version(self) -> LoadedAdapter:
@@ -58,7 +61,9 @@ class Entry:
             return known
         if cached.adapter is None:
             raise AssertionError(f"{self.name}: its values are not in memory")
-        version = replace(cached.adapter, name=self.name, number=self.number, source=self.source, chat=self.chat)
+        version = replace(
+            cached.adapter, name=self.name, number=self.number, source=self.source, chat=self.chat, release=self.release
+        )
         cached.versions[self.name] = version
         return version
 

@@ -6,8 +6,6 @@ loader of ONNX Runtime accepts a NaN or a flipped bit, and maps the file: one th
 
 from __future__ import annotations
 
-import hashlib
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +21,15 @@ from fedlora.exported.adapter_loading import load_adapter_file
 from fedlora.exported.inputs import input_values
 from fedlora.exported.profiles import Profile, graph_inputs
 from fedlora.exported.sidecar import sidecar_of
+from fedlora.exported.values_digest import digest_of
 from fedlora.family import DecoderShape
 from fedlora.peft.directory import CONFIG, WEIGHTS
 from fedlora.peft.for_base import adapter_of
 from fedlora.peft.missing import told_of_file
 from fedlora.row_lora.layout import AdapterLayout, LayoutDtype, adapter_layout
 from numpy.typing import NDArray
+
+from fedlora_serve.adapters.signed import ReleaseInfo
 
 # {adapter input of the graph `compat`: value}, read-only; or laid out for the graph `kernel`
 AdapterValues = Mapping[str, NDArray[np.float32]] | AdapterLayout
@@ -51,6 +52,7 @@ class LoadedAdapter:
     rank: int  # the largest of its modules
     size_bytes: int
     chat: ChatSettings = NO_CHAT  # how to speak with it, where its training says so; no part of the digest
+    release: ReleaseInfo | None = None  # the signed release that it comes from; None: nobody vouches for it
 
     @property
     def inputs(self) -> Mapping[str, NDArray[np.float32]]:
@@ -197,21 +199,3 @@ def _stamps(path: Path) -> Iterator[tuple[int, int, int]]:
         if file.exists():
             stat = file.stat()
             yield stat.st_size, stat.st_mtime_ns, stat.st_ino
-
-
-def digest_of(values: Mapping[str, NDArray[np.float32]]) -> str:
-    """sha256, in hexadecimal, over every adapter input's name, shape and bytes, in the order of the names.
-
-    Each part follows its own length, so that no two contents give the same bytes.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(values):
-        value = np.ascontiguousarray(values[name], "<f4")
-        for part in (
-            name.encode(),
-            struct.pack(f"<{value.ndim}q", *value.shape),
-            value.reshape(-1).view(np.uint8).data,
-        ):
-            digest.update(struct.pack("<q", len(part)))
-            digest.update(part)
-    return digest.hexdigest()

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from fedlora.errors import ConfigError
 
+from fedlora_serve.adapters.signed import ReleaseInfo
+
 _NAME = re.compile(r"(?!.*(\.\.|//))[A-Za-z0-9]([A-Za-z0-9._:/-]{0,126}[A-Za-z0-9._:-])?")
 
 
@@ -35,6 +37,7 @@ class AdapterStatus:
     users: int  # leases under this name, those on versions that were replaced among them
     loaded_at: float  # seconds since 1970
     last_used_at: float | None  # when it was last leased or released; None: never
+    release: ReleaseInfo | None = None  # the signed release that it comes from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

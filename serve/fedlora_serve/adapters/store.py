@@ -24,6 +24,7 @@ from fedlora.row_lora.layout import LayoutDtype
 from fedlora_serve.adapters.cache import AdapterCache, CachedAdapter
 from fedlora_serve.adapters.leases import Entry, Lease, Unloading
 from fedlora_serve.adapters.loading import AdapterLoader, LoadedAdapter, load_adapter, most_file_bytes
+from fedlora_serve.adapters.signed import SignedNames
 from fedlora_serve.adapters.single_flight import SingleFlight
 from fedlora_serve.adapters.status import AdapterStatus, StoreStats, check_adapter_name
 
@@ -42,11 +43,12 @@ class AdapterStore:
         layout: LayoutDtype | None = None,  # for the graph `kernel`; None: inputs, for all others
         clock: Callable[[], float] = time.time,
         read: AdapterLoader = load_adapter,
+        signed: SignedNames | None = None,  # which names must be signed releases; None: none
     ) -> None:
         for field, value in (("budget_bytes", budget_bytes), ("max_adapters", max_adapters)):
             if value < 1:
                 raise ConfigError(f"{field} must be at least 1, got {value}")
-        self._max_adapters, self._clock = max_adapters, clock
+        self._max_adapters, self._clock, self._signed = max_adapters, clock, signed
         self._read = partial(read, base=base, max_bytes=budget_bytes, layout=layout)
         self._most_file_bytes = partial(most_file_bytes, base, budget_bytes, layout)
         self._lock = threading.Lock()
@@ -63,13 +65,21 @@ class AdapterStore:
         `path` from now on. Of two loads at a time the one that ends last has the name. A name that is pinned stays so.
 
         Raises ConfigError for a name that cannot be, AdapterExistsError for one that is there unless `replace`,
-        AdapterError where the adapter cannot be used, AdapterStoreFullError; all of these change nothing.
+        AdapterError where the adapter cannot be used, or is not signed and must be, AdapterStoreFullError; all of these
+        change nothing.
         """
         check_adapter_name(name)
         with self._lock:
             self._check_place(name, replace)
         source = Path(os.path.realpath(path))  # a link may show elsewhere when this version is read again
+        vouched = self._signed.vouch(name, source) if self._signed else None
+        source = vouched.path if vouched else source
         read = self._read(source)
+        if vouched and read.digest != vouched.values_sha256:
+            raise AdapterError(
+                f"adapter {name}: its values are {read.digest:.16}; expected {vouched.values_sha256:.16}, as "
+                "they were signed"
+            )
         with self._lock:
             self._check_place(name, replace)
             entry = self._names.get(name)
@@ -82,6 +92,7 @@ class AdapterStore:
             if cached is not old:
                 entry.cached, entry.number, entry.loaded_at = cached, entry.number + 1, self._clock()
             entry.source, entry.chat = source, read.chat
+            entry.release = vouched.release if vouched else None
             cached.versions.pop(name, None)  # it may name another source, and speak otherwise
             return entry.version()
 

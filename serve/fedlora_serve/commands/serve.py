@@ -38,6 +38,20 @@ needed("fastapi", "jinja2", "onnxruntime", "prometheus_client", "tokenizers", "u
     "--adapter-folder", metavar="FOLDER", help="Adapters below it may be loaded over HTTP, with the admin key."
 )
 @click.option(
+    "--require-signed",
+    multiple=True,
+    metavar="[PATTERN=]KEY.pub",
+    help="Take releases that this key signed, for names like PATTERN, and nothing else. May be repeated.",
+)
+@click.option(
+    "--release-key",
+    "release_keys",
+    multiple=True,
+    metavar="[PATTERN=]KEY.pub",
+    help="The same, while names that no pattern fits need no signature. May be repeated.",
+)
+@click.option("--releases", metavar="FOLDER", help="Serve what `fedlora update` puts into use there, as it changes.")
+@click.option(
     "--chat-template", "chat_templates", multiple=True, metavar="FILE",
     help="The base's chat template, where the pack has none or another one; NAME=FILE: an adapter's. An adapter that "
     "brings its own is spoken to with that.",
@@ -75,6 +89,8 @@ def serve(
     chat_templates: tuple[str, ...],
     shutdown_timeout: float | None,
     allow_origin: tuple[str, ...],
+    require_signed: tuple[str, ...],
+    release_keys: tuple[str, ...],
     **fields: str | int | bool | None,
 ) -> None:
     """Serve a base and its adapters over HTTP, as OpenAI's interface.
@@ -90,8 +106,8 @@ def serve(
 
     options: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
     options["adapters"] = _by_name(adapters)
-    if allow_origin:
-        options["allow_origin"] = allow_origin
+    lists = {"allow_origin": allow_origin, "require_signed": require_signed, "release_keys": release_keys}
+    options |= {name: value for name, value in lists.items() if value}
     of_base = [file for file in chat_templates if "=" not in file or Path(file).is_file()]
     if len(of_base) > 1:
         raise ConfigError(f"--chat-template {of_base[1]}: {of_base[0]} is the base's already; leave one of them")

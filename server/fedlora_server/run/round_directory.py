@@ -31,6 +31,7 @@ from fedlora_server.run.round_record import RoundRecord
 
 ADAPTER, MOMENTS, RECORD, SEAL = "adapter", "moments.safetensors", "round.json", "sealed.json"
 _BESIDE = (RECORD, SEAL, ENTRY, ANSWERS)  # of which a run needs none to go on
+_MOST_BYTES = 16 << 30  # of a file, where the adapter that the run began with is not known
 
 
 def write_round(
@@ -65,6 +66,11 @@ def read_round(directory: Path, first: Adapter, base: BasePack, run: str) -> tup
     path = directory / MOMENTS
     adapter = _as_committed(content.adapter, first, directory / ADAPTER)
     return adapter, _read_moments(path) if path.exists() else {}
+
+
+def check_committed(directory: Path, run: str) -> None:
+    """Raise RunError unless the directory is what this run committed as that round, to the bit."""
+    _check_seal(directory, run, _MOST_BYTES)
 
 
 def _as_committed(adapter: Adapter, first: Adapter, where: Path) -> Adapter:

@@ -44,6 +44,18 @@ def test_the_units_of_a_device_name_its_configuration_its_data_and_its_key(
     assert str(tmp_path / "units" / "fedlora-link.service") in said
 
 
+def test_a_device_that_follows_releases_gets_a_timer(tmp_path: Path, given: Path, data: Path) -> None:
+    path = join(given, tmp_path / "etc", base="nano", data=data, is_system=True)
+    path.write_text(path.read_text() + '\n[update]\nurl = "https://x"\nname = "tone"\nroot = "r"\nkeys = ["k"]\n')
+    said = write_system(read_device(path), tmp_path / "units", tmp_path / "users")
+    service = (tmp_path / "units" / "fedlora-update.service").read_text()
+    assert f"update --config {path} --folder /var/lib/fedlora-update" in service
+    assert f'InaccessiblePaths="-{data}"' in service
+    assert "OnCalendar=" in (tmp_path / "units" / "fedlora-update.timer").read_text()
+    assert "fedlora-update" in (tmp_path / "users" / "fedlora-update.conf").read_text()
+    assert "fedlora-update.timer" in said[-1]
+
+
 def test_a_device_that_has_its_files_elsewhere_gets_no_units(tmp_path: Path, given: Path, data: Path) -> None:
     config = read_device(join(given, tmp_path / "mine", base="nano", data=data))
     with pytest.raises(ConfigError, match="join with --system"):

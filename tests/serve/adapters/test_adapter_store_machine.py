@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from fedlora.errors import AdapterStoreFullError, UnknownAdapterError
+from fedlora.exported.values_digest import digest_of
 from fedlora_serve.adapters.leases import Lease
-from fedlora_serve.adapters.loading import digest_of
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from fedlora.errors import AdapterError, AdapterStoreFullError, UnknownAdapterError
+from fedlora.exported.values_digest import digest_of
 from fedlora_serve.adapters.leases import Lease
-from fedlora_serve.adapters.loading import digest_of
 from fedlora_serve.adapters.single_flight import SingleFlight
 
 from tests.serve.adapters.fake_source import UNIT, FakeSource, inputs_of, store_of

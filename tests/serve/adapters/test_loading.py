@@ -10,13 +10,14 @@ from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterMismatchError, AdapterStoreFullError
 from fedlora.exported.inputs import input_values
 from fedlora.exported.sidecar import sidecar_of
+from fedlora.exported.values_digest import digest_of
 from fedlora.files.tensor_file import Dtype
 from fedlora.lora.adapter import Adapter
 from fedlora.peft.directory import WEIGHTS, PeftDirectory, write_peft
 from fedlora.row_lora.layout import AdapterLayout, LayoutDtype, adapter_layout
 from fedlora_export.adapter_export import export_peft, write_onnx_adapter
 from fedlora_serve.adapters import loading
-from fedlora_serve.adapters.loading import LoadedAdapter, digest_of, load_adapter
+from fedlora_serve.adapters.loading import LoadedAdapter, load_adapter
 
 from tests.serve.adapters.fake_source import inputs_of
 from tests.tiny.adapters import ALL_RANKS, LORAS, changed, random_adapter

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 from fedlora.base.pack import BasePack
+from fedlora.identity.keys import SigningKey
 from fedlora.peft.directory import PeftDirectory, write_peft
+from fedlora_serve.adapters.signed import SignedNames
 from fedlora_serve.adapters.store import AdapterStore
 from fedlora_serve.http.access.keys import ApiKey, Keys, key_digest
 from fedlora_serve.http.generation import event_stream as sse
@@ -25,6 +27,7 @@ from tests.serve.http.fake_engine import FakeEngine, endless, words
 from tests.serve.http.own_server import served
 from tests.serve.http.services import service
 from tests.tiny.adapters import random_adapter
+from tests.tiny.releases import write_release
 
 pytestmark = pytest.mark.browser
 
@@ -95,6 +98,25 @@ def visit(browser: Browser, state: ServiceState) -> Iterator[Callable[..., Page]
             context.close()
     left = [problem for problem in problems if not any(word in problem for word in awaited)]
     assert left == []
+
+
+def test_an_adapter_that_is_a_signed_release_has_a_mark(
+    visit: Callable[..., Page], state: ServiceState, base: BasePack, tmp_path: Path
+) -> None:
+    key = SigningKey.generate()
+    write_release(tmp_path / "release", base, key, name="tone", version=7)
+    state.store = AdapterStore(base, budget_bytes=8 << 20, signed=SignedNames([("tone", key.public)]))
+    state.store.load("tone", tmp_path / "release")
+    state.store.load("support-tone", tmp_path / "adapters" / "support-tone")
+    for name, viewport in (("signed", WIDE), ("signed-phone", PHONE)):
+        page = visit(viewport)
+        rows = page.locator("#adapters tr")
+        mark = rows.filter(has_text="signed 7")
+        expect(mark).to_have_count(1)
+        expect(mark.locator(".name")).to_have_text("tone")
+        expect(mark.get_by_title(f"Release tone 7, signed by {key.public.keyid}")).to_have_count(1)
+        expect(rows).to_have_count(2)
+        shot(page, name)
 
 
 def shot(page: Page, name: str) -> None:

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from fedlora_serve.adapters.status import AdapterStatus
 from fedlora_serve.http.api.guarded_route import admin_router, guarded_router, listed
+from fedlora_serve.http.api.models import Release
 from fedlora_serve.http.protocol.errors import ApiError
 from fedlora_serve.http.protocol.request_body import NamedFields
 from fedlora_serve.http.protocol.written import written
@@ -42,6 +43,7 @@ class AdapterInfo(BaseModel):
     users: int  # requests that use it now
     loaded_at: float  # unix seconds
     last_used_at: float | None
+    release: Release | None = None  # the signed release that it comes from
 
 
 class AdapterList(BaseModel):
@@ -93,6 +95,7 @@ async def list_adapters(request: Request) -> Response:
             users=status.users,
             loaded_at=status.loaded_at,
             last_used_at=status.last_used_at,
+            release=Release.of(status.release),
         )
 
     answer = await asyncio.to_thread(content)  # there may be thousands

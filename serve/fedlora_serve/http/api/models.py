@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from typing import Literal
 
 from fastapi import Request, Response
 from fedlora.family import DecoderShape
 from pydantic import BaseModel
 
+from fedlora_serve.adapters.signed import ReleaseInfo
 from fedlora_serve.adapters.status import AdapterStatus
 from fedlora_serve.http.api.guarded_route import guarded_router, listed
 from fedlora_serve.http.protocol.field_types import DIGEST_HEADER
 from fedlora_serve.http.protocol.written import written
-from fedlora_serve.http.service.served_model import unknown_model
+from fedlora_serve.http.service.served_model import release_headers, unknown_model
 from fedlora_serve.http.service.state import ServiceState, caller_of, service_of
 
 router = guarded_router()
+
+
+class Release(BaseModel):
+    """A release whose signature was verified when it was loaded."""
+
+    name: str
+    version: int
+    digest: str  # of its manifest
+    signer: str  # the id of the key
+
+    @classmethod
+    def of(cls, release: ReleaseInfo | None) -> Release | None:
+        return None if release is None else cls(**asdict(release))
 
 
 class Model(BaseModel):
@@ -30,6 +45,7 @@ class Model(BaseModel):
     parent: str | None = None  # the base of an adapter
     max_model_len: int  # tokens of a prompt and its answer
     digest: str  # sha256 of an adapter's values; the fingerprint of the base
+    release: Release | None = None  # the signed release that an adapter comes from
 
 
 class ModelList(BaseModel):
@@ -62,6 +78,7 @@ async def get_model(model: str, request: Request, response: Response) -> Model:
         status = state.store.status(model)
         if status is not None:
             response.headers[DIGEST_HEADER] = status.digest
+            response.headers.update(release_headers(status.release))
             return _adapter(state, status)
     raise await unknown_model(state, caller, model)
 
@@ -84,6 +101,7 @@ def _adapter(state: ServiceState, status: AdapterStatus) -> Model:
         parent=state.base_name,
         max_model_len=_context(state),
         digest=status.digest,
+        release=Release.of(status.release),
     )
 
 

@@ -157,6 +157,8 @@ class GracefulServer(uvicorn.Server):
             signal.signal(number, signal.SIG_DFL)
 
     def _close(self) -> None:
+        if self._service.releases is not None:
+            self._service.releases.close()
         if self._service.engine is not None:
             self._service.engine.close(self._service.limits.shutdown_timeout_s)
         if self._service.embedder is not None:

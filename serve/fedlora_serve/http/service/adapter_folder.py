@@ -26,6 +26,8 @@ from fedlora.files.temporary import OwnFolder
 from fedlora.peft.configuration import MAX_CONFIG_BYTES
 from fedlora.peft.layout import COMPANIONS, CONFIG, WEIGHTS
 from fedlora.peft.missing import told_instead
+from fedlora.release.layout import ADAPTER, ENVELOPE
+from fedlora.release.sealed import MAX_ENVELOPE_BYTES
 
 _MAX_DEPTH, _BLOCK_BYTES = 16, 1 << 20
 _COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+=-]{0,127}")
@@ -56,7 +58,7 @@ class AdapterFolder:
         self.most_bytes: MostBytes = lambda is_directory: MAX_FILE_BYTES  # what whoever reads the copies takes
 
     def copy(self, path: str) -> Path:
-        """A private copy of the adapter at `path`, relative to the folder: a PEFT directory or an .onnx_adapter file.
+        """A private copy of what is at `path` below the folder: a PEFT directory, an .onnx_adapter file, or a release.
 
         What is larger than its reader takes is not copied. Raises ConfigError for a path that is not taken,
         NoSuchAdapterError, AdapterTooLargeError, and AdapterError for what is no plain file.
@@ -75,11 +77,7 @@ class AdapterFolder:
                 else:
                     with _opened_at(name, parent, os.O_DIRECTORY) as directory:
                         target.mkdir()
-                        for file, most in ((CONFIG, MAX_CONFIG_BYTES), (WEIGHTS, self.most_bytes(True))):
-                            _copy(directory, file, target / file, f"{path}/{file}", most)
-                        for file in COMPANIONS:
-                            with contextlib.suppress(FileNotFoundError):  # most have none
-                                _copy(directory, file, target / file, f"{path}/{file}", MAX_SETTINGS_BYTES)
+                        self._copy_directory(directory, target, path)
         except OSError as error:
             self.discard(target)
             raise _refusal(path, error, self._instead(path)) from None
@@ -87,6 +85,24 @@ class AdapterFolder:
             self.discard(target)
             raise
         return target
+
+    def _copy_directory(self, directory: int, target: Path, path: str) -> None:
+        """A PEFT directory; or of a release its envelope, and the adapter in it."""
+        try:
+            _copy(directory, ENVELOPE, target / ENVELOPE, f"{path}/{ENVELOPE}", MAX_ENVELOPE_BYTES)
+        except FileNotFoundError:
+            self._copy_peft(directory, target, path)
+            return
+        with _opened_at(ADAPTER, directory, os.O_DIRECTORY) as within:
+            (target / ADAPTER).mkdir()
+            self._copy_peft(within, target / ADAPTER, f"{path}/{ADAPTER}")
+
+    def _copy_peft(self, directory: int, target: Path, path: str) -> None:
+        for file, most in ((CONFIG, MAX_CONFIG_BYTES), (WEIGHTS, self.most_bytes(True))):
+            _copy(directory, file, target / file, f"{path}/{file}", most)
+        for file in COMPANIONS:
+            with contextlib.suppress(FileNotFoundError):  # most have none
+                _copy(directory, file, target / file, f"{path}/{file}", MAX_SETTINGS_BYTES)
 
     def _instead(self, path: str) -> str:
         """What lies at `path` within the folder, where no adapter does."""

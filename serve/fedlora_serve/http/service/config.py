@@ -35,6 +35,9 @@ class ServeConfig:
         default_factory=dict
     )  # {adapter's name: file}, in place of what it brings
     adapter_folder: str = ""  # what may be loaded over HTTP lies here; empty: nothing may
+    releases: str = ""  # the folder that `fedlora update` writes; empty: none
+    require_signed: tuple[str, ...] = ()  # [PATTERN=]KEY.pub: releases that these signed, and nothing else
+    release_keys: tuple[str, ...] = ()  # the same for the names that fit, while others need no signature
     rows: int = 16  # answers in one batch
     threads: int = 0  # 0: ONNX Runtime chooses
     cache_memory: str = "1GiB"  # of keys and values
@@ -54,6 +57,8 @@ class ServeConfig:
         # A Path is as good as a text.
         object.__setattr__(self, "adapters", {name: os.fspath(path) for name, path in self.adapters.items()})
         object.__setattr__(self, "adapter_folder", os.fspath(self.adapter_folder))
+        if self.releases and not (self.require_signed or self.release_keys):
+            raise ConfigError("releases must be signed; name their key with --require-signed or --release-key")
         for name, least, most in (
             ("port", 0, 65_535),
             ("rows", 1, 1024),

@@ -6,6 +6,9 @@ admin_key_file = "admin.key"        # or FEDLORA_ADMIN_KEY in the environment
 
 chat_template = "chat.jinja"        # of the base, in place of the pack's
 
+releases = "releases"               # what `fedlora update` writes
+require_signed = ["team/*=release.pub"]  # or release_keys, where other names need no signature
+
 [adapters]
 tone = "adapters/tone"
 
@@ -36,6 +39,7 @@ from fedlora.files.ownership import open_to_others
 from fedlora.nearest import unknown_key
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, ValidationInfo, create_model
 
+from fedlora_serve.adapters.signed import split_key
 from fedlora_serve.http.access.admin_key import ADMIN_ENV
 from fedlora_serve.http.access.key_source import KEY_SOURCES, digest_from
 from fedlora_serve.http.access.keys import ApiKey
@@ -81,7 +85,14 @@ def _origins(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _release_keys(value: object, info: ValidationInfo[Path]) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(key, str) and key for key in value):
+        raise ValueError("must be a list of keys, such as ['release.pub', 'team/*=team.pub']")
+    return tuple(f"{pattern}={info.context / path}" for pattern, path in (split_key(key) for key in value))
+
+
 _Path = Annotated[str, PlainValidator(_below_folder)]
+_ReleaseKeys = Annotated[tuple[str, ...], PlainValidator(_release_keys)]
 _Rate = Annotated[int, Field(ge=0, lt=1 << 40)]
 
 
@@ -110,6 +121,9 @@ _LIMITS = _table_of(Limits)
 _FILE = _table_of(
     ServeConfig,
     adapter_folder=_Path,
+    releases=_Path,
+    require_signed=_ReleaseKeys,
+    release_keys=_ReleaseKeys,
     adapters=dict[str, _Path],
     allow_origin=Annotated[tuple[str, ...], PlainValidator(_origins)],
     chat_template=_Path,

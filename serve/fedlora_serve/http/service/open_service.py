@@ -13,6 +13,7 @@ from fedlora.family import DecoderShape, model_shape
 from fedlora.files.documents import read_object
 from fedlora.peft.finding import find_adapter
 
+from fedlora_serve.adapters.signed import SignedNames, read_signed_names
 from fedlora_serve.adapters.store import AdapterStore
 from fedlora_serve.batching.engine import BatchEngine
 from fedlora_serve.embedding import Embedder
@@ -21,6 +22,7 @@ from fedlora_serve.http.service.adapter_folder import AdapterFolder
 from fedlora_serve.http.service.adapter_templates import AdapterTemplates, template_file
 from fedlora_serve.http.service.config import ServeConfig
 from fedlora_serve.http.service.metrics import Metrics, StatsCollector
+from fedlora_serve.http.service.releases_watch import ReleasesWatch
 from fedlora_serve.http.service.state import ServiceState
 from fedlora_serve.text.model_defaults import ModelDefaults, model_defaults
 
@@ -36,13 +38,16 @@ def open_service(base: str | Path, config: ServeConfig) -> ServiceState:
         raise ConfigError(f"{base_name!r} is the base's name; give the adapter another one, or set --served-model-name")
     folder = AdapterFolder(Path(config.adapter_folder)) if config.adapter_folder else None
     shape = model_shape(read_object(directory / CONFIG, PackError, "a model's config.json"), str(directory / CONFIG))
-    service = (_decoder if isinstance(shape, DecoderShape) else _encoder)(directory, config, base_name)
+    signed = read_signed_names(config.require_signed, config.release_keys)
+    service = (_decoder if isinstance(shape, DecoderShape) else _encoder)(directory, config, base_name, signed)
     if folder is not None:
         folder.most_bytes = service.store.most_file_bytes
     service.adapter_folder = folder
     try:
         for name, path in config.adapters.items():
             service.store.load(name, find_adapter(path))
+        if config.releases:
+            service.releases = ReleasesWatch(Path(config.releases), service.store)
     except BaseException:
         if service.engine is not None:
             service.engine.close(0)
@@ -51,7 +56,7 @@ def open_service(base: str | Path, config: ServeConfig) -> ServiceState:
     return service
 
 
-def _decoder(directory: Path, config: ServeConfig, base_name: str) -> ServiceState:
+def _decoder(directory: Path, config: ServeConfig, base_name: str, signed: SignedNames | None) -> ServiceState:
     template, adapter_templates = _templates(directory, config)
     engine = BatchEngine(
         directory,
@@ -73,7 +78,7 @@ def _decoder(directory: Path, config: ServeConfig, base_name: str) -> ServiceSta
         base=engine.base,
         base_name=base_name,
         tokenizer=engine.tokenizer,
-        store=AdapterStore(engine.base, budget_bytes=config.adapter_bytes, layout=layout),
+        store=AdapterStore(engine.base, budget_bytes=config.adapter_bytes, layout=layout, signed=signed),
         limits=config.limits,
         keys=Keys(config.keys, admin=config.admin),
         metrics=Metrics(base_name),
@@ -93,7 +98,7 @@ def _templates(directory: Path, config: ServeConfig) -> tuple[ChatTemplate | Non
     return template_of(base, now=datetime.now), AdapterTemplates(base.special_tokens, given=given)
 
 
-def _encoder(directory: Path, config: ServeConfig, base_name: str) -> ServiceState:
+def _encoder(directory: Path, config: ServeConfig, base_name: str, signed: SignedNames | None) -> ServiceState:
     if config.layout != "float32":
         raise ConfigError(
             f"adapter_dtype is {config.layout}, and {directory} is an encoder, which takes float32 alone; leave "
@@ -104,7 +109,7 @@ def _encoder(directory: Path, config: ServeConfig, base_name: str) -> ServiceSta
         base=embedder.base,
         base_name=base_name,
         tokenizer=embedder.tokenizer,
-        store=AdapterStore(embedder.base, budget_bytes=config.adapter_bytes),
+        store=AdapterStore(embedder.base, budget_bytes=config.adapter_bytes, signed=signed),
         limits=config.limits,
         keys=Keys(config.keys, admin=config.admin),
         metrics=Metrics(base_name),

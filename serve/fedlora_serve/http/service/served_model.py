@@ -15,10 +15,11 @@ from fedlora.nearest import hint
 
 from fedlora_serve.adapters.leases import Lease
 from fedlora_serve.adapters.loading import LoadedAdapter
+from fedlora_serve.adapters.signed import ReleaseInfo
 from fedlora_serve.http.access.keys import Caller
 from fedlora_serve.http.protocol.envelope import EnvelopeFields
 from fedlora_serve.http.protocol.errors import SERVER, ApiError
-from fedlora_serve.http.protocol.field_types import DIGEST_HEADER
+from fedlora_serve.http.protocol.field_types import DIGEST_HEADER, RELEASE_HEADER, SIGNER_HEADER
 from fedlora_serve.http.service.state import ServiceState
 
 _logger = logging.getLogger(__name__)
@@ -44,11 +45,21 @@ class ServedModel:
 
     @property
     def headers(self) -> dict[str, str]:
-        return {DIGEST_HEADER: self.version.digest if self.version else "none"}
+        return {
+            DIGEST_HEADER: self.version.digest if self.version else "none",
+            **release_headers(self.version.release if self.version else None),
+        }
 
     def lease(self) -> Lease | None:
         """A part of the lease, for one answer."""
         return self.held.share() if self.held else None
+
+
+def release_headers(release: ReleaseInfo | None) -> dict[str, str]:
+    """What a response says of the signed release behind it; nothing where there is none."""
+    if release is None:
+        return {}
+    return {RELEASE_HEADER: f"{release.name} {release.version}", SIGNER_HEADER: release.signer}
 
 
 @asynccontextmanager

@@ -20,6 +20,7 @@ from fedlora_serve.http.service.adapter_folder import AdapterFolder
 from fedlora_serve.http.service.adapter_templates import AdapterTemplates
 from fedlora_serve.http.service.fair_threads import FairThreads
 from fedlora_serve.http.service.metrics import Metrics
+from fedlora_serve.http.service.releases_watch import ReleasesWatch
 from fedlora_serve.http.service.token_strings import TokenStrings
 from fedlora_serve.limits import Limits
 from fedlora_serve.text.model_defaults import ModelDefaults
@@ -52,6 +53,7 @@ class ServiceState:
         default_factory=AdapterTemplates
     )  # of adapters that chat in their own way
     adapter_folder: AdapterFolder | None = None  # what may be loaded over HTTP; None: nothing
+    releases: ReleasesWatch | None = None  # what `fedlora update` puts into use; None: nothing
     changing_adapters: asyncio.Lock = field(default_factory=asyncio.Lock)  # over HTTP, one at a time
     token_strings: TokenStrings = field(init=False)
     started_at: float = field(default_factory=time.time)  # unix seconds

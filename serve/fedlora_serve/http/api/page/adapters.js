@@ -66,13 +66,23 @@ function cell(kind, label, content) {
   return result;
 }
 
-function marks({ resident, pinned }) {
+function marks({ resident, pinned, release }) {
   const result = cell("memory", "Memory", "");
   const mark = document.createElement("span");
   mark.className = resident ? "mark is-on" : "mark";
   mark.textContent = pinned ? "pinned" : resident ? "in memory" : "evicted";
   result.append(mark);
+  if (release) result.append(signedMark(release));
   return result;
+}
+
+/** That a key vouches for the adapter: which release of what version, and whose. */
+function signedMark({ name, version, signer }) {
+  const mark = document.createElement("span");
+  mark.className = "mark is-on";
+  mark.textContent = `signed ${version}`;
+  mark.title = `Release ${name} ${version}, signed by ${signer}`;
+  return mark;
 }
 
 function actions({ name, pinned }) {

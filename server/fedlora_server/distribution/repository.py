@@ -1,0 +1,281 @@
+"""A repository of The Update Framework (theupdateframework.github.io/specification), as plain files.
+
+    metadata/N.root.json, N.targets.json, N.snapshot.json, timestamp.json     consistent snapshots
+    targets/channels/..., targets/releases/...                                 each file named after its digest, too
+
+A device sees the new state once timestamp.json is there, which is written last: whoever is cut off before that has changed
+nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TypeVar
+
+from fedlora.errors import ConfigError, IdentityError, ReleaseError
+from fedlora.files.atomic import whole_file
+from fedlora.identity.keys import PublicKey
+from fedlora.release.channels import METADATA, TARGETS, Channel, channel_target, file_target
+from fedlora.release.folder import read_release
+from fedlora.release.layout import ENVELOPE
+from fedlora.release.sealed import SignedRelease
+from securesystemslib.signer import CryptoSigner
+from tuf.api.exceptions import RepositoryError, StorageError
+from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
+from tuf.api.serialization import DeserializationError
+
+from fedlora_server.distribution.role_keys import (
+    ROOT_ROLE,
+    SNAPSHOT_ROLE,
+    TARGETS_ROLE,
+    TIMESTAMP_ROLE,
+    key_path,
+    new_key,
+    read_key,
+    root_names,
+    signer_of,
+)
+
+DAYS = {ROOT_ROLE: 365, TARGETS_ROLE: 180, SNAPSHOT_ROLE: 30, TIMESTAMP_ROLE: 7}  # that a role's word holds
+_SPEC = "1.0.31"
+_S = TypeVar("_S", Root, Targets, Snapshot, Timestamp)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Newest:
+    """The metadata that devices are given now."""
+
+    root: Metadata[Root]
+    targets: Metadata[Targets]
+    snapshot: Metadata[Snapshot]
+    timestamp: Metadata[Timestamp]
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """A repository's folder, and the folder of its keys."""
+
+    path: Path
+    keys: Path
+
+    def init(self, *, root_keys: int = 3, threshold: int = 2, now: datetime | None = None) -> Path:
+        """Make the keys and the first metadata; returns the root file that devices pin.
+
+        Raises ConfigError where a repository is there, or the keys would be given out with it.
+        """
+        if not 1 <= threshold <= root_keys:
+            raise ConfigError(f"--threshold {threshold}: expected 1 to the number of root keys, {root_keys}")
+        if self.keys.absolute().is_relative_to(self.path.absolute()):
+            raise ConfigError(
+                f"--keys {self.keys}: within {self.path}, which is given out; name a folder outside of it"
+            )
+        if self.path.exists() and any(self.path.iterdir()):
+            raise ConfigError(f"{self.path} is there and not empty; name another folder for the repository")
+        moment = _moment(now)
+        root = Root(1, _SPEC, moment + timedelta(days=DAYS[ROOT_ROLE]), consistent_snapshot=True)
+        names = [f"{ROOT_ROLE}-{number}" for number in range(1, root_keys + 1)]
+        signers = {
+            name: new_key(key_path(self.keys, name)) for name in (*names, TARGETS_ROLE, SNAPSHOT_ROLE, TIMESTAMP_ROLE)
+        }
+        for name, signer in signers.items():
+            root.add_key(signer.public_key, name.partition("-")[0])
+        root.roles[ROOT_ROLE].threshold = threshold
+        signed_root = Metadata(root)
+        for name in names:
+            signed_root.sign(signers[name], append=True)
+        with self._held():
+            first = self._write(signed_root, "1.root.json")
+            self._commit(
+                Targets(1, _SPEC, moment), Snapshot(1, _SPEC, moment), Timestamp(1, _SPEC, moment), root, moment, step=0
+            )
+        return first
+
+    def publish(
+        self, folder: Path, channel: Channel, trusted: Iterable[PublicKey], now: datetime | None = None
+    ) -> SignedRelease:
+        """Give out a release that one of `trusted` signed. Raises ReleaseError where the channel has a newer one."""
+        release = read_release(folder, trusted)
+        manifest, moment = release.manifest, _moment(now)
+        if manifest.is_expired(moment):
+            raise ReleaseError(
+                f"{folder}: expired on {manifest.expires}; make the release again, with a higher version"
+            )
+        pointer = channel_target(channel, manifest.name)
+        new = {file_target(manifest.name, manifest.version, path): folder / path for path in sorted(manifest.files)}
+        new[pointer] = folder / ENVELOPE
+        with self._held():
+            newest = self.newest()
+            targets = newest.targets.signed
+            files = {target: TargetFile.from_file(target, str(source), ["sha256"]) for target, source in new.items()}
+            files[pointer].unrecognized_fields["custom"] = {"version": manifest.version}
+            for target, file in files.items():
+                before = targets.targets.get(target)
+                if target == pointer and before is not None:
+                    _check_newer(before, file, channel, manifest.name)
+                elif before is not None and before.hashes != file.hashes:
+                    raise ReleaseError(
+                        f"{folder}: {target} has another content there; make the release again, with a higher version"
+                    )
+                self._put(file, new[target])
+            targets.targets.update(files)
+            self._commit(targets, newest.snapshot.signed, newest.timestamp.signed, newest.root.signed, moment)
+        return release
+
+    def refresh(self, now: datetime | None = None) -> Timestamp:
+        """Sign anew that this is the newest, by the online keys alone. Raises ReleaseError where targets or root ended."""
+        moment = _moment(now)
+        with self._held():
+            newest = self.newest()
+            for role, metadata in ((ROOT_ROLE, newest.root), (TARGETS_ROLE, newest.targets)):
+                if metadata.signed.is_expired(moment):
+                    raise ReleaseError(
+                        f"{self.path}: {role} ended on {metadata.signed.expires:%Y-%m-%d}; renew it with the offline keys: "
+                        f"fedlora publish renew {self.path}"
+                    )
+            snapshot, timestamp = newest.snapshot.signed, newest.timestamp.signed
+            half = timedelta(days=DAYS[SNAPSHOT_ROLE]) / 2
+            data = None
+            if snapshot.expires - moment < half:
+                snapshot.version += 1
+                data = self._signed(snapshot, SNAPSHOT_ROLE, newest.root.signed, moment)
+                self._write_bytes(data, f"{snapshot.version}.snapshot.json")
+            timestamp.version += 1
+            self._write_timestamp(timestamp, snapshot.version, data, newest.root.signed, moment)
+        return timestamp
+
+    def renew(self, replaced: Iterable[str] = (), now: datetime | None = None) -> int:
+        """Sign root and targets anew with the offline keys, with new keys in the place of those named; the root's version.
+
+        Raises IdentityError where fewer root keys are there than the root asks for.
+        """
+        moment, names = _moment(now), root_names(self.keys)
+        with self._held():
+            newest = self.newest()
+            root = newest.root.signed
+            signers = [
+                signer for signer in map(read_key, (key_path(self.keys, name) for name in names))
+                if signer.public_key.keyid in root.roles[ROOT_ROLE].keyids
+            ]  # fmt: skip
+            if len(signers) < (least := root.roles[ROOT_ROLE].threshold):
+                raise IdentityError(f"{self.keys}: {len(signers)} of the root's keys; expected {least} at least")
+            signers.extend([self._replace(name, root) for name in replaced])
+            root.version += 1
+            root.expires = moment + timedelta(days=DAYS[ROOT_ROLE])
+            metadata = Metadata(root)
+            for signer in signers:  # by the old keys, too: that is how devices follow
+                metadata.sign(signer, append=True)
+            self._write(metadata, f"{root.version}.root.json")
+            self._commit(newest.targets.signed, newest.snapshot.signed, newest.timestamp.signed, root, moment)
+        return root.version
+
+    def newest(self) -> Newest:
+        """What devices are given now. Raises ReleaseError where it is no repository."""
+        folder = self.path / METADATA
+        timestamp = _read(folder / "timestamp.json", Timestamp)
+        snapshot = _read(folder / f"{timestamp.signed.snapshot_meta.version}.snapshot.json", Snapshot)
+        targets = _read(folder / f"{snapshot.signed.meta['targets.json'].version}.targets.json", Targets)
+        numbers = [int(path.name.split(".")[0]) for path in folder.glob("[0-9]*.root.json")]
+        return Newest(
+            root=_read(folder / f"{max(numbers, default=1)}.root.json", Root),
+            targets=targets, snapshot=snapshot, timestamp=timestamp,
+        )  # fmt: skip
+
+    def _replace(self, name: str, root: Root) -> CryptoSigner:
+        path, role = key_path(self.keys, name), name.partition("-")[0]
+        old = read_key(path)
+        path.rename(path.with_suffix(".replaced"))
+        signer = new_key(path)
+        root.revoke_key(old.public_key.keyid, role)
+        root.add_key(signer.public_key, role)
+        return signer
+
+    def _commit(
+        self, targets: Targets, snapshot: Snapshot, timestamp: Timestamp, root: Root, now: datetime, *, step: int = 1
+    ) -> None:
+        targets.version += step
+        data = self._signed(targets, TARGETS_ROLE, root, now)
+        self._write_bytes(data, f"{targets.version}.targets.json")
+        snapshot.meta["targets.json"] = MetaFile.from_data(targets.version, data, ["sha256"])
+        snapshot.version += step
+        data = self._signed(snapshot, SNAPSHOT_ROLE, root, now)
+        self._write_bytes(data, f"{snapshot.version}.snapshot.json")
+        timestamp.version += step
+        self._write_timestamp(timestamp, snapshot.version, data, root, now)
+
+    def _write_timestamp(
+        self, timestamp: Timestamp, snapshot: int, data: bytes | None, root: Root, now: datetime
+    ) -> None:
+        if data is not None:
+            timestamp.snapshot_meta = MetaFile.from_data(snapshot, data, ["sha256"])
+        self._write_bytes(self._signed(timestamp, TIMESTAMP_ROLE, root, now), "timestamp.json")
+
+    def _signed(self, signed: _S, role: str, root: Root, now: datetime) -> bytes:
+        signed.expires = now + timedelta(days=DAYS[role])
+        metadata = Metadata(signed)
+        metadata.sign(signer_of(self.keys, role, root))
+        return metadata.to_bytes()
+
+    def _write(self, metadata: Metadata[Root], name: str) -> Path:
+        return self._write_bytes(metadata.to_bytes(), name)
+
+    def _write_bytes(self, data: bytes, name: str) -> Path:
+        path = self.path / METADATA / name
+        with whole_file(path) as aside:
+            aside.write_bytes(data)
+        return path
+
+    def _put(self, file: TargetFile, source: Path) -> None:
+        """Copy a target under the name that has its digest in it, unless it is there."""
+        parent, _, name = file.path.rpartition("/")
+        target = self.path / TARGETS / parent / f"{file.hashes['sha256']}.{name}"
+        if not target.is_file() or target.stat().st_size != file.length:
+            with whole_file(target) as aside:
+                shutil.copyfile(source, aside)
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """One at a time. Raises ConfigError where another process is at work here."""
+        self.keys.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(self.keys / "lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(f"{self.path}: another process publishes there; wait for its end") from None
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _check_newer(before: TargetFile, now: TargetFile, channel: str, name: str) -> None:
+    there, here = before.custom["version"], now.custom["version"]
+    if here < there or (here == there and before.hashes != now.hashes):
+        raise ReleaseError(
+            f"{name}: {channel} gives out version {there} already, and this is {here}; make the release again, with a "
+            "higher version"
+        )
+
+
+def _read(path: Path, kind: type[_S]) -> Metadata[_S]:
+    try:
+        metadata: Metadata[_S] = Metadata.from_file(str(path))
+    except (StorageError, OSError):
+        raise ReleaseError(f"{path}: cannot be read; expected a repository, as fedlora publish init makes it") from None
+    except (DeserializationError, RepositoryError) as error:
+        raise ReleaseError(
+            f"{path}: not metadata of The Update Framework: {error}; copy the repository again"
+        ) from None
+    if not isinstance(metadata.signed, kind):
+        raise ReleaseError(f"{path}: metadata of {metadata.signed.type}; copy the repository again")
+    return metadata
+
+
+def _moment(now: datetime | None) -> datetime:
+    return (now or datetime.now(UTC)).replace(microsecond=0)

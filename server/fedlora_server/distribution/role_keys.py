@@ -1,0 +1,81 @@
+"""The keys of a repository's roles: Ed25519, each in a PEM file of mode 0600, the offline ones apart from the online ones.
+
+    KEYS/offline/root-1.pem ...   sign which keys there are; any two of three by default
+    KEYS/offline/targets.pem      signs which releases there are
+    KEYS/online/snapshot.pem      signs that these metadata belong together
+    KEYS/online/timestamp.pem     signs, again and again, that this is the newest
+
+Who has the online keys alone can hold devices on what they have until the timestamp ends, and no more. The offline ones
+belong on a medium that is not on a network; `fedlora publish` needs them, `fedlora publish refresh` does not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from fedlora.errors import ConfigError, IdentityError
+from fedlora.files.atomic import whole_file
+from fedlora.files.ownership import read_secret
+from securesystemslib.signer import CryptoSigner
+from tuf.api.metadata import Root
+
+OFFLINE, ONLINE = "offline", "online"
+TARGETS_ROLE, SNAPSHOT_ROLE, TIMESTAMP_ROLE, ROOT_ROLE = "targets", "snapshot", "timestamp", "root"
+_FOLDER = {TARGETS_ROLE: OFFLINE, ROOT_ROLE: OFFLINE, SNAPSHOT_ROLE: ONLINE, TIMESTAMP_ROLE: ONLINE}
+_MAX_BYTES = 1 << 14
+
+
+def key_path(keys: Path, name: str) -> Path:
+    """The file of a key, by its name: `targets`, `root-1`."""
+    return keys / _FOLDER[name.partition("-")[0]] / f"{name}.pem"
+
+
+def root_names(keys: Path) -> list[str]:
+    """The names of the root keys that are there."""
+    return sorted(path.stem for path in (keys / OFFLINE).glob("root-*.pem"))
+
+
+def new_key(path: Path) -> CryptoSigner:
+    """Make a key and write it. Raises IdentityError where something lies there already."""
+    if path.exists() or path.is_symlink():
+        raise IdentityError(
+            f"{path} exists already, and may be the only copy of a key; name another folder with --keys"
+        )
+    key = Ed25519PrivateKey.generate()
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with whole_file(path, is_private=True) as aside:
+        aside.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+    return CryptoSigner(key)
+
+
+def read_key(path: Path) -> CryptoSigner:
+    """The key in a file that nobody else may read. Raises IdentityError for anything else."""
+    expected = "expected a key of this repository, as fedlora publish init made it; name its folder with --keys"
+    try:
+        key = serialization.load_pem_private_key(read_secret(path, _MAX_BYTES, "a key of a repository"), None)
+    except OSError as error:
+        raise IdentityError(f"{path}: cannot be read: {error.strerror}; {expected}") from None
+    except ConfigError as error:
+        raise IdentityError(str(error)) from None
+    except (ValueError, TypeError):
+        raise IdentityError(f"{path}: no private key in PEM without a passphrase; {expected}") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise IdentityError(f"{path}: a key of another kind than Ed25519; {expected}")
+    return CryptoSigner(key)
+
+
+def signer_of(keys: Path, role: str, root: Root) -> CryptoSigner:
+    """The key of a role with one key. Raises IdentityError where it is not the one that the root names."""
+    path = key_path(keys, role)
+    signer = read_key(path)
+    if signer.public_key.keyid not in root.roles[role].keyids:
+        raise IdentityError(
+            f"{path}: not the key that the root names for {role}; name this repository's own with --keys"
+        )
+    return signer

@@ -1,0 +1,85 @@
+"""A repository with a release of a tiny base, a web server that gives it out, and a device that updates from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fedlora.base.pack import BasePack
+from fedlora.identity.keys import SigningKey
+from fedlora.release.channels import Channel
+from fedlora.release.installed import Installed, read_installed, version_folder
+from fedlora_client.updating.settings import UpdateSettings
+from fedlora_client.updating.update import Attempt, update
+from fedlora_server.distribution.repository import Repository
+
+from tests.tiny.releases import write_release
+from tests.tiny.static_server import StaticServer, given_out
+
+KEY = SigningKey.generate()
+FAR = {"issued": "2020-01-01T00:00:00Z", "expires": "2099-01-01T00:00:00Z"}
+
+
+@dataclass
+class Fleet:
+    """One repository and one device."""
+
+    folder: Path
+    base: BasePack
+    repository: Repository
+    settings: UpdateSettings
+    server: StaticServer
+    canaries: list[Path] = field(default_factory=list)
+
+    def publish(
+        self, version: int, *, channel: Channel = "stable", key: SigningKey = KEY, now: datetime | None = None,
+        spoil: Callable[[Path], None] | None = None, **changed: Any,
+    ) -> Path:  # fmt: skip
+        """Make a release of that version, with an adapter of its own, and give it out."""
+        made = self.folder / f"release-{version}-{channel}"
+        write_release(made, self.base, key, seed=version, **{"version": version, **FAR, **changed})
+        self.repository.publish(made, channel, [key.public], now)
+        if spoil:
+            spoil(self.repository.path)
+        return made
+
+    def update(self, **options: Any) -> Attempt:
+        return update(self.settings, **{"try_canary": self._try, "watch": lambda *_: "", **options})
+
+    def _try(self, folder: Path, *_: object) -> str:
+        self.canaries.append(folder)
+        return ""
+
+    @property
+    def installed(self) -> Installed:
+        return read_installed(self.settings.place)
+
+    @property
+    def in_use(self) -> int:
+        """The version that a server would serve; 0: none."""
+        current = self.installed.current
+        if current is None:
+            return 0
+        assert (version_folder(self.settings.place, current) / "adapter" / "adapter_model.safetensors").is_file()
+        return current.version
+
+    def with_settings(self, **changed: Any) -> Fleet:
+        return replace(self, settings=replace(self.settings, **changed))
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, base: BasePack) -> Iterator[Fleet]:
+    repository = Repository(tmp_path / "repo", tmp_path / "keys")
+    root = tmp_path / "pinned.json"
+    root.write_bytes(repository.init().read_bytes())
+    KEY.public.write(tmp_path / "release.pub")
+    with given_out(repository.path) as server:
+        settings = UpdateSettings(
+            url=server.url, name="tone", root=root, keys=(tmp_path / "release.pub",), base=str(base.directory),
+            model=str(base.directory), folder=tmp_path / "releases", timeout_s=20, watch_s=0,
+        )  # fmt: skip
+        yield Fleet(tmp_path, base, repository, settings, server)

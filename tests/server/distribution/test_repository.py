@@ -1,0 +1,203 @@
+"""What fedlora publishes, read by The Update Framework's own client."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from fedlora.base.pack import BasePack
+from fedlora.cli import commands
+from fedlora.errors import ConfigError, FedloraError, IdentityError, ReleaseError, SignatureError
+from fedlora.identity.keys import SigningKey
+from fedlora.release.channels import Channel
+from fedlora_server.distribution.repository import DAYS, Repository
+from fedlora_server.distribution.role_keys import key_path
+from tuf.api.exceptions import ExpiredMetadataError
+from tuf.ngclient import Updater
+
+from tests.tiny.releases import NOW, write_release
+from tests.tiny.static_server import given_out
+
+KEY = SigningKey.generate()
+WEIGHTS = "adapter/adapter_model.safetensors"
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    made = Repository(tmp_path / "repo", tmp_path / "keys")
+    made.init(now=NOW)
+    return made
+
+
+def updater(repository: Repository, folder: Path, url: str) -> Updater:
+    (folder / "targets").mkdir(parents=True, exist_ok=True)
+    return Updater(
+        str(folder), f"{url}/metadata/", str(folder / "targets"), f"{url}/targets/",
+        bootstrap=(repository.path / "metadata" / "1.root.json").read_bytes(),
+    )  # fmt: skip
+
+
+def at(client: Updater, moment: object) -> Updater:
+    client._trusted_set.reference_time = moment  # type: ignore[assignment]
+    return client
+
+
+def test_a_release_is_fetched_by_the_framework_s_own_client(
+    repository: Repository, base: BasePack, tmp_path: Path
+) -> None:
+    write_release(tmp_path / "r", base, KEY)
+    repository.publish(tmp_path / "r", "stable", [KEY.public], NOW)
+    with given_out(repository.path) as server:
+        client = at(updater(repository, tmp_path / "client", server.url), NOW)
+        client.refresh()
+        for target, file in (("channels/stable/tone.json", "release.json"), (f"releases/tone/3/{WEIGHTS}", WEIGHTS)):
+            info = client.get_targetinfo(target)
+            assert info is not None
+            assert Path(client.download_target(info)).read_bytes() == (tmp_path / "r" / file).read_bytes()
+        assert client.get_targetinfo("channels/canary/tone.json") is None
+
+
+def test_keys_are_apart_private_and_not_given_out(repository: Repository) -> None:
+    found = {
+        path.relative_to(repository.keys).as_posix(): path.stat().st_mode & 0o777
+        for path in repository.keys.rglob("*.pem")
+    }
+    assert found == dict.fromkeys(
+        ["offline/root-1.pem", "offline/root-2.pem", "offline/root-3.pem", "offline/targets.pem", "online/snapshot.pem",
+         "online/timestamp.pem"], 0o600,
+    )  # fmt: skip
+    root = json.loads((repository.path / "metadata" / "1.root.json").read_text())["signed"]
+    assert root["roles"]["root"]["threshold"] == 2
+    assert root["consistent_snapshot"] is True
+    assert not list(repository.path.rglob("*.pem"))
+    with pytest.raises(ConfigError, match="given out"):
+        Repository(repository.path.parent / "x", repository.path.parent / "x" / "keys").init()
+    with pytest.raises(ConfigError, match="not empty"):
+        repository.init()
+    with pytest.raises(ConfigError, match="--threshold"):
+        Repository(repository.path.parent / "y", repository.path.parent / "z").init(root_keys=1)
+
+
+def test_refreshing_needs_no_offline_key_and_holds_for_a_week(repository: Repository, tmp_path: Path) -> None:
+    (repository.keys / "offline").rename(tmp_path / "away")
+    repository.refresh(NOW + 6 * DAY)
+    with given_out(repository.path) as server:
+        at(updater(repository, tmp_path / "a", server.url), NOW + 12 * DAY).refresh()
+        with pytest.raises(ExpiredMetadataError):
+            at(updater(repository, tmp_path / "b", server.url), NOW + 14 * DAY).refresh()
+    with pytest.raises(IdentityError, match=r"targets\.pem: cannot be read"):
+        repository.publish(*released(tmp_path), [KEY.public], NOW)
+
+
+def released(tmp_path: Path) -> tuple[Path, Channel]:
+    from tests.tiny.llamas import DEFAULT, llama_pack
+
+    write_release(tmp_path / "r", llama_pack(DEFAULT), KEY)
+    return tmp_path / "r", "stable"
+
+
+def test_the_snapshot_is_renewed_in_time_and_the_root_is_asked_for(repository: Repository, tmp_path: Path) -> None:
+    moment = NOW
+    for _ in range(17):
+        moment += 10 * DAY
+        repository.refresh(moment)
+        with given_out(repository.path) as server:
+            at(updater(repository, tmp_path / f"{moment:%j}", server.url), moment + 6 * DAY).refresh()
+    with pytest.raises(ReleaseError, match=r"targets ended .* fedlora publish renew"):
+        repository.refresh(NOW + (DAYS["targets"] + 1) * DAY)
+
+
+def test_a_device_follows_a_root_whose_keys_were_replaced(repository: Repository, tmp_path: Path) -> None:
+    with given_out(repository.path) as server:
+        at(updater(repository, tmp_path / "client", server.url), NOW).refresh()
+        assert repository.renew(["root-1", "targets", "timestamp"], NOW + DAY) == 2
+        assert repository.renew(["root-2"], NOW + 2 * DAY) == 3
+        client = at(updater(repository, tmp_path / "client", server.url), NOW + 3 * DAY)
+        client.refresh()
+        assert client._trusted_set.root.version == 3
+
+
+def test_one_root_key_is_not_enough(repository: Repository) -> None:
+    for name in ("root-2", "root-3"):
+        key_path(repository.keys, name).unlink()
+    with pytest.raises(IdentityError, match="1 of the root's keys; expected 2"):
+        repository.renew()
+
+
+def test_another_repository_s_keys_are_refused(repository: Repository, tmp_path: Path) -> None:
+    Repository(tmp_path / "other", tmp_path / "others-keys").init()
+    with pytest.raises(IdentityError, match="not the key that the root names"):
+        Repository(repository.path, tmp_path / "others-keys").refresh(NOW)
+
+
+def test_versions_of_a_channel_only_grow(repository: Repository, base: BasePack, tmp_path: Path) -> None:
+    for version, seed in ((3, 1), (4, 2)):
+        write_release(tmp_path / str(version), base, KEY, seed=seed, version=version)
+    write_release(tmp_path / "other-4", base, KEY, seed=3, version=4)
+    repository.publish(tmp_path / "4", "canary", [KEY.public], NOW)
+    repository.publish(tmp_path / "4", "canary", [KEY.public], NOW)  # once more changes nothing
+    repository.publish(tmp_path / "3", "stable", [KEY.public], NOW)
+    for folder, channel in (("3", "canary"), ("other-4", "canary"), ("other-4", "stable")):
+        with pytest.raises(ReleaseError, match="higher version"):
+            repository.publish(tmp_path / folder, channel, [KEY.public], NOW)  # type: ignore[arg-type]
+    repository.publish(tmp_path / "4", "stable", [KEY.public], NOW)  # what was tried in one goes into the other
+
+
+def test_what_is_not_sound_is_not_published(repository: Repository, base: BasePack, tmp_path: Path) -> None:
+    write_release(tmp_path / "r", base, KEY)
+    before = sorted(path.name for path in repository.path.rglob("*"))
+    with pytest.raises(SignatureError):
+        repository.publish(tmp_path / "r", "stable", [SigningKey.generate().public], NOW)
+    with pytest.raises(ReleaseError, match="expired"):
+        repository.publish(tmp_path / "r", "stable", [KEY.public], NOW + 400 * DAY)
+    (tmp_path / "r" / WEIGHTS).write_bytes(b"x")
+    with pytest.raises(ReleaseError, match="not what was signed"):
+        repository.publish(tmp_path / "r", "stable", [KEY.public], NOW)
+    assert sorted(path.name for path in repository.path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("spoil", ["", "{", '{"signed": {}}', "[]"])
+def test_a_folder_that_is_no_repository_is_told(repository: Repository, spoil: str) -> None:
+    (repository.path / "metadata" / "timestamp.json").write_text(spoil)
+    with pytest.raises(ReleaseError, match="timestamp"):
+        repository.refresh(NOW)
+
+
+def test_a_crash_before_the_timestamp_changes_nothing_for_devices(
+    repository: Repository, base: BasePack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_release(tmp_path / "r", base, KEY)
+
+    def cut(*arguments: object) -> None:
+        raise OSError("the power is cut")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="power"):
+        patch.setattr(Repository, "_write_timestamp", cut)
+        repository.publish(tmp_path / "r", "stable", [KEY.public], NOW)
+    with given_out(repository.path) as server:
+        client = at(updater(repository, tmp_path / "a", server.url), NOW)
+        assert client.get_targetinfo("channels/stable/tone.json") is None
+        repository.publish(tmp_path / "r", "stable", [KEY.public], NOW)
+        assert at(updater(repository, tmp_path / "b", server.url), NOW).get_targetinfo("channels/stable/tone.json")
+
+
+def test_the_commands(base: BasePack, tmp_path: Path) -> None:
+    write_release(tmp_path / "r", base, KEY, expires="2099-01-01T00:00:00Z")
+    KEY.public.write(tmp_path / "release.pub")
+
+    def publish(*arguments: str) -> str:
+        return CliRunner().invoke(commands, ["publish", *arguments], catch_exceptions=False).output
+
+    repo = str(tmp_path / "repo")
+    assert "fedlora update init" in publish("init", repo)
+    told = publish(str(tmp_path / "r"), "--repo", repo, "--channel", "canary", "--trust", str(tmp_path / "release.pub"))
+    assert told == f"tone 3 is in canary of {repo}\n"
+    assert "holds until" in publish("refresh", repo)
+    assert "root 2" in publish("renew", repo, "--replace", "root-1")
+    assert "RELEASE --repo REPO" in publish("--help")
+    with pytest.raises(FedloraError):
+        publish("refresh", str(tmp_path / "r"))
