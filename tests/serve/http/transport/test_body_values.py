@@ -10,7 +10,7 @@ from fastapi import HTTPException
 from fedlora.base.pack import BasePack
 from fedlora_serve.http.service.state import ServiceState
 from fedlora_serve.http.transport.body_values import MAX_CONTAINERS, MAX_NAMES, check_values
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.serve.http.fake_engine import FakeEngine, words
@@ -70,6 +70,7 @@ def test_many_names_twice_take_no_longer_than_once(base: BasePack) -> None:
     assert "is there more than once" in response.json()["error"]["message"]
 
 
+@settings(deadline=None)
 @given(st.recursive(st.text() | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
 def test_what_a_body_holds_is_counted_as_it_is(value: object) -> None:
     content = json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
