@@ -199,7 +199,7 @@ def read_device(path: Path) -> DeviceConfig:
 
 
 def _absolute(section: str, made: Any, folder: Path) -> Any:
-    changes = {}
+    changes: dict[str, str | tuple[str, ...]] = {}
     for name in _PATHS.get(section, ()):
         value = getattr(made, name)
         if value and not (name == "base" and value == EMBEDDED):
