@@ -14,8 +14,8 @@ device's training and the server's work.
 
 Then releases. `verify_ms`: a release of a 135M adapter of rank 16, signatures, manifest and files, less the time in which
 its files are hashed; of the processor. `update_s`: `fedlora update` over loopback, from asking until the version is in use,
-with a canary of one text in a process of its own, and no service to be watched. `failed_requests`: 200 clients ask a service
-without a pause while its adapter is swapped five times.
+with a canary of one text in a process of its own, and no service to be watched. `failed_requests`: 200 clients ask a
+service without a pause while its adapter is swapped five times.
 """
 
 from __future__ import annotations

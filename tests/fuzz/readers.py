@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.fuzz.model_readers import adapter_files, chats, checkpoints, encoders, graphs, packs, peft, tokenizers
 from tests.fuzz.reader import Reader
+from tests.fuzz.release_readers import releases
 from tests.fuzz.run_readers import bundles, devices, runs, scenarios, services, states, studies, updates
 from tests.fuzz.signed_readers import signed_runs, statements
 from tests.fuzz.text_readers import bodies, data
@@ -31,6 +32,7 @@ READERS: Mapping[str, Callable[[Path], Reader]] = {
     "run directory": runs,
     "signed run": signed_runs,
     "statements": statements,
+    "release": releases,
     "scenario": scenarios,
     "study": studies,
     "service": services,

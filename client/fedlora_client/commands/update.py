@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 from fedlora.commands.needed import needed
@@ -49,7 +49,7 @@ _ROOT = click.option(
 @click.option("--folder", type=_PATH, metavar="DIR", help="Of the releases of this device.")
 @click.option("--watch", "watch_s", type=click.FloatRange(0), metavar="SECONDS", help="That a server must live.")
 @click.pass_context
-def update(ctx: click.Context, path: Path | None, shows_status: bool, as_json: bool, **options: Any) -> None:
+def update(ctx: click.Context, /, path: Path | None, shows_status: bool, as_json: bool, **options: Any) -> None:
     """Take the newest signed release of this device's adapter, once.
 
     What is fetched is verified, its canary tried, and the version swapped into the running `fedlora serve --releases`.
@@ -114,7 +114,7 @@ def _settings(path: Path | None, options: Mapping[str, Any]) -> UpdateSettings:
     if missing:
         words = ["--trust" if name == "keys" else f"--{name}" for name in missing]
         raise ConfigError(f"--url: expected {', '.join(words)} beside it, as there is no device.toml to say it")
-    return UpdateSettings(**cast(dict[str, Any], given))
+    return UpdateSettings(**given)
 
 
 def _device(path: Path | None) -> DeviceConfig:

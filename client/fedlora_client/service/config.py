@@ -17,6 +17,7 @@ from fedlora.fleet.names import check_device_name
 from fedlora.nearest import unknown_key
 
 from fedlora_client.policy.policy import Policy
+from fedlora_client.service.update_section import UpdateSection
 
 FILE = "device.toml"
 _NAME = re.compile(r"\w[\w.-]{0,63}")
@@ -114,22 +115,6 @@ class ServeSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateSection:
-    """Where signed releases come from, for `fedlora update`; nothing where `url` is empty."""
-
-    url: str = ""  # of the repository
-    name: str = ""  # of the release
-    channel: str = "stable"
-    root: str = ""  # the pinned root of the repository
-    keys: tuple[str, ...] = ()  # public keys that releases may be signed by
-    model: str = ""  # a folder with exported graphs, for canaries; else serve.model
-    folder: str = ""  # of the releases; else `releases` in device.state
-    max_mb: int = 1024  # of a release
-    timeout_s: float = 600.0  # for all that is fetched
-    watch_s: float = 60.0  # that the server must live with a new version
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceConfig:
     """All of a `device.toml`; paths are absolute."""
 
@@ -140,6 +125,13 @@ class DeviceConfig:
     serve: ServeSection = field(default_factory=ServeSection)
     update: UpdateSection = field(default_factory=UpdateSection)
     path: Path = Path(FILE)
+
+    def __post_init__(self) -> None:
+        if self.update.url and self.update.name in ("", self.serve.name):
+            raise ConfigError(
+                f"update.name: {self.update.name!r:.80}; expected the name of a release, and another than serve.name, "
+                "under which adapters that are trained here go, unsigned"
+            )
 
     @property
     def state(self) -> Path:
@@ -199,7 +191,7 @@ def read_device(path: Path) -> DeviceConfig:
 
 
 def _absolute(section: str, made: Any, folder: Path) -> Any:
-    changes = {}
+    changes: dict[str, str | tuple[str, ...]] = {}
     for name in _PATHS.get(section, ()):
         value = getattr(made, name)
         if value and not (name == "base" and value == EMBEDDED):

@@ -27,7 +27,7 @@ def settings_of(config: DeviceConfig, folder: Path | None = None) -> UpdateSetti
     try:
         return UpdateSettings(
             url=section.url,
-            name=section.name or config.serve.name,
+            name=section.name,
             channel=channel_of(section.channel),
             root=Path(section.root),
             keys=tuple(map(Path, section.keys)),

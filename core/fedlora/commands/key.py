@@ -58,7 +58,7 @@ def show(path: Path, passphrase_file: Path | None) -> None:
         is_private = b"PRIVATE KEY-----" in read_bounded(path, MAX_BYTES)
     except OSError as error:
         raise IdentityError(f"{path}: cannot be read: {error.strerror}; expected a pair of keys") from None
-    found = _read(path, passphrase_file).public if is_private else PublicKey.read(path)
+    found = read_pair(path, passphrase_file).public if is_private else PublicKey.read(path)
     click.echo(f"key {found.keyid}")
     click.echo(found.to_pem(), nl=False)
 
@@ -77,7 +77,7 @@ def rotate(path: Path, output: Path, encrypt: bool, passphrase_file: Path | None
     from fedlora.identity.rotation import rotated
 
     public, statement = _free(_beside(output, ".pub")), _free(_beside(output, ".rotated.json"))
-    old = _read(path, passphrase_file)
+    old = read_pair(path, passphrase_file)
     passphrase = _new_passphrase(passphrase_file) if encrypt or passphrase_file else None
     made = SigningKey.generate()
     said = rotated(old, made.public, f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
@@ -88,7 +88,8 @@ def rotate(path: Path, output: Path, encrypt: bool, passphrase_file: Path | None
     click.echo(f"{output}: key {made.public.keyid}, in place of {old.public.keyid}; {statement} says so")
 
 
-def _read(path: Path, passphrase_file: Path | None) -> SigningKey:
+def read_pair(path: Path, passphrase_file: Path | None) -> SigningKey:
+    """The pair in a file; its passphrase is asked for where it has one and no file holds it."""
     from fedlora.identity.keys import MAX_BYTES, SigningKey, is_encrypted
 
     try:

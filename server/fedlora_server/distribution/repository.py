@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from fedlora.errors import ConfigError, IdentityError, ReleaseError
 from fedlora.files.atomic import whole_file
@@ -27,10 +27,9 @@ from fedlora.release.folder import read_release
 from fedlora.release.layout import ENVELOPE
 from fedlora.release.sealed import SignedRelease
 from securesystemslib.signer import CryptoSigner
-from tuf.api.exceptions import RepositoryError, StorageError
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
-from tuf.api.serialization import DeserializationError
 
+from fedlora_server.distribution.newest import newest_metadata
 from fedlora_server.distribution.role_keys import (
     ROOT_ROLE,
     SNAPSHOT_ROLE,
@@ -45,17 +44,6 @@ from fedlora_server.distribution.role_keys import (
 
 DAYS = {ROOT_ROLE: 365, TARGETS_ROLE: 180, SNAPSHOT_ROLE: 30, TIMESTAMP_ROLE: 7}  # that a role's word holds
 _SPEC = "1.0.31"
-_S = TypeVar("_S", Root, Targets, Snapshot, Timestamp)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Newest:
-    """The metadata that devices are given now."""
-
-    root: Metadata[Root]
-    targets: Metadata[Targets]
-    snapshot: Metadata[Snapshot]
-    timestamp: Metadata[Timestamp]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +99,7 @@ class Repository:
         new = {file_target(manifest.name, manifest.version, path): folder / path for path in sorted(manifest.files)}
         new[pointer] = folder / ENVELOPE
         with self._held():
-            newest = self.newest()
+            newest = newest_metadata(self.path)
             targets = newest.targets.signed
             files = {target: TargetFile.from_file(target, str(source), ["sha256"]) for target, source in new.items()}
             files[pointer].unrecognized_fields["custom"] = {"version": manifest.version}
@@ -132,7 +120,7 @@ class Repository:
         """Sign anew that this is the newest, by the online keys alone. Raises ReleaseError where targets or root ended."""
         moment = _moment(now)
         with self._held():
-            newest = self.newest()
+            newest = newest_metadata(self.path)
             for role, metadata in ((ROOT_ROLE, newest.root), (TARGETS_ROLE, newest.targets)):
                 if metadata.signed.is_expired(moment):
                     raise ReleaseError(
@@ -157,7 +145,7 @@ class Repository:
         """
         moment, names = _moment(now), root_names(self.keys)
         with self._held():
-            newest = self.newest()
+            newest = newest_metadata(self.path)
             root = newest.root.signed
             signers = [
                 signer for signer in map(read_key, (key_path(self.keys, name) for name in names))
@@ -174,18 +162,6 @@ class Repository:
             self._write(metadata, f"{root.version}.root.json")
             self._commit(newest.targets.signed, newest.snapshot.signed, newest.timestamp.signed, root, moment)
         return root.version
-
-    def newest(self) -> Newest:
-        """What devices are given now. Raises ReleaseError where it is no repository."""
-        folder = self.path / METADATA
-        timestamp = _read(folder / "timestamp.json", Timestamp)
-        snapshot = _read(folder / f"{timestamp.signed.snapshot_meta.version}.snapshot.json", Snapshot)
-        targets = _read(folder / f"{snapshot.signed.meta['targets.json'].version}.targets.json", Targets)
-        numbers = [int(path.name.split(".")[0]) for path in folder.glob("[0-9]*.root.json")]
-        return Newest(
-            root=_read(folder / f"{max(numbers, default=1)}.root.json", Root),
-            targets=targets, snapshot=snapshot, timestamp=timestamp,
-        )  # fmt: skip
 
     def _replace(self, name: str, root: Root) -> CryptoSigner:
         path, role = key_path(self.keys, name), name.partition("-")[0]
@@ -216,9 +192,9 @@ class Repository:
             timestamp.snapshot_meta = MetaFile.from_data(snapshot, data, ["sha256"])
         self._write_bytes(self._signed(timestamp, TIMESTAMP_ROLE, root, now), "timestamp.json")
 
-    def _signed(self, signed: _S, role: str, root: Root, now: datetime) -> bytes:
+    def _signed(self, signed: Targets | Snapshot | Timestamp, role: str, root: Root, now: datetime) -> bytes:
         signed.expires = now + timedelta(days=DAYS[role])
-        metadata = Metadata(signed)
+        metadata: Metadata[Any] = Metadata(signed)  # generic over one kind at a time
         metadata.sign(signer_of(self.keys, role, root))
         return metadata.to_bytes()
 
@@ -261,20 +237,6 @@ def _check_newer(before: TargetFile, now: TargetFile, channel: str, name: str) -
             f"{name}: {channel} gives out version {there} already, and this is {here}; make the release again, with a "
             "higher version"
         )
-
-
-def _read(path: Path, kind: type[_S]) -> Metadata[_S]:
-    try:
-        metadata: Metadata[_S] = Metadata.from_file(str(path))
-    except (StorageError, OSError):
-        raise ReleaseError(f"{path}: cannot be read; expected a repository, as fedlora publish init makes it") from None
-    except (DeserializationError, RepositoryError) as error:
-        raise ReleaseError(
-            f"{path}: not metadata of The Update Framework: {error}; copy the repository again"
-        ) from None
-    if not isinstance(metadata.signed, kind):
-        raise ReleaseError(f"{path}: metadata of {metadata.signed.type}; copy the repository again")
-    return metadata
 
 
 def _moment(now: datetime | None) -> datetime:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import cast
 
 import click
+from fedlora.commands.key import read_pair
 from fedlora.commands.needed import needed
 from fedlora.errors import ConfigError
 from fedlora.exported.adapter_manifest import FILE_PROFILES
@@ -23,6 +24,10 @@ needed("cryptography", "flwr", "onnxruntime", "rfc8785")
 @click.option(
     "--key", "key_path", required=True, type=click.Path(path_type=Path), help="The release key that signs it."
 )
+@click.option(
+    "--passphrase-file", type=click.Path(path_type=Path), metavar="FILE",
+    help="Its first line is the key's passphrase; without it, one is asked for where it is needed.",
+)  # fmt: skip
 @click.option("--name", default="", help="What the adapter is called.  [default: the run's name]")
 @click.option("--version", type=click.IntRange(min=1), help="It only grows.  [default: the parent's and 1, or 1]")
 @click.option(
@@ -46,6 +51,7 @@ def release(
     server_round: int,
     output: Path,
     key_path: Path,
+    passphrase_file: Path | None,
     name: str,
     version: int | None,
     profiles: str,
@@ -65,13 +71,12 @@ def release(
                 "names of profiles, with commas between them"
             )
     # Here: `fedlora --help` asks for this command's summary, and ONNX Runtime takes long to load.
-    from fedlora.identity.keys import SigningKey
     from fedlora.release.canary import read_canary
     from fedlora.release.model_signing import read_model_key
 
     from fedlora_simulations.releasing import ReleaseOrder, make_release
 
-    key = SigningKey.read(key_path)
+    key = read_pair(key_path, passphrase_file)
     model_key = read_model_key(model_key_path) if model_key_path else None
     words = ["fedlora", "release", str(run), "--round", str(server_round), "-o", str(output), "--key", key_path.name]
     order = ReleaseOrder(

@@ -23,6 +23,7 @@ from fedlora.release.folder import listed_files
 from fedlora.release.installed import read_installed
 from fedlora.release.layout import ENVELOPE
 from fedlora.release.sealed import open_release, seal_release
+from fedlora_server.distribution.newest import newest_metadata
 from fedlora_server.distribution.repository import Repository
 from fedlora_server.distribution.role_keys import key_path, new_key, read_key
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
@@ -70,7 +71,7 @@ def test_rollback_of_metadata(device: Fleet, tmp_path: Path) -> None:
 
 def test_rollback_of_a_release_by_who_holds_every_key_of_the_repository(device: Fleet) -> None:
     device.update()
-    targets = device.repository.newest().targets.signed
+    targets = newest_metadata(device.repository.path).targets.signed
     old = targets.targets["channels/stable/tone.json"]
     envelope = device.folder / "release-1-stable" / ENVELOPE
     file = TargetFile.from_file(old.path, str(envelope), ["sha256"])
@@ -82,7 +83,7 @@ def test_rollback_of_a_release_by_who_holds_every_key_of_the_repository(device: 
 
 def give(device: Fleet, file: TargetFile, source: Path) -> None:
     """Put a target into the repository, signed by its own keys, without what `fedlora publish` checks."""
-    newest = device.repository.newest()
+    newest = newest_metadata(device.repository.path)
     newest.targets.signed.targets[file.path] = file
     device.repository._put(file, source)
     device.repository._commit(
@@ -102,7 +103,7 @@ def test_freeze(fleet: Fleet) -> None:
 
 def test_mix_and_match(device: Fleet) -> None:
     metadata = device.repository.path / "metadata"
-    number = device.repository.newest().snapshot.signed.version
+    number = newest_metadata(device.repository.path).snapshot.signed.version
     now = metadata / f"{number}.snapshot.json"
     sound = now.read_bytes()
     shutil.copyfile(metadata / f"{number - 1}.snapshot.json", now)
@@ -202,7 +203,7 @@ def test_another_s_repository(device: Fleet, tmp_path: Path) -> None:
 def test_one_stolen_root_key_is_not_enough(device: Fleet, tmp_path: Path) -> None:
     """The thief names keys of his own in a new root, and signs it with the one that he has."""
     stolen = read_key(key_path(device.repository.keys, "root-1"))
-    metadata: Metadata[Root] = device.repository.newest().root
+    metadata: Metadata[Root] = newest_metadata(device.repository.path).root
     mine = new_key(tmp_path / "mine.pem")
     for role in ("root", "targets", "snapshot", "timestamp"):
         for keyid in list(metadata.signed.roles[role].keyids):
@@ -220,7 +221,7 @@ def test_one_stolen_root_key_is_not_enough(device: Fleet, tmp_path: Path) -> Non
 
 def test_the_online_keys_alone_give_out_nothing(device: Fleet, tmp_path: Path) -> None:
     """Who has snapshot and timestamp signs targets of his own with another key."""
-    newest = device.repository.newest()
+    newest = newest_metadata(device.repository.path)
     mine = new_key(tmp_path / "mine.pem")
     targets: Metadata[Targets] = newest.targets
     targets.signed.version += 1

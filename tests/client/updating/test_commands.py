@@ -140,7 +140,7 @@ def test_a_refused_release_is_status_1(fleet: Fleet, pinned: Path, monkeypatch: 
     from fedlora_client.updating import update as module
 
     monkeypatch.setattr(
-        module.update, "__kwdefaults__", {**module.update.__kwdefaults__, "watch": lambda *_: "it died"}
+        module.update, "__kwdefaults__", {**(module.update.__kwdefaults__ or {}), "watch": lambda *_: "it died"}
     )
     done = CliRunner().invoke(commands, ["update", "--config", str(pinned)])
     assert isinstance(done.exception, ReleaseError)
