@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from fedlora.identity.audit import audited
+from fedlora.identity.keys import PublicKey
 
 pytestmark = pytest.mark.integration
 
@@ -48,5 +50,8 @@ def test_the_ten_commands_end_with_text_from_the_fleets_adapter(tmp_path: Path) 
     assert told.rstrip().rpartition("\n")[2]
     assert "The kitchen" in told.partition(adapter)[2]
     assert "Traceback" not in told + errors
+    server = PublicKey.read(tmp_path / "fleet" / "identity" / "server.pub")
+    gave = [line.split()[0] for line in audited(Path(adapter).parents[2], server) if " (key " in line]
+    assert gave == ["cellar", "kitchen"] * 2  # each of which its device service has signed
     devices = [tmp_path / name / "state" / "processes.json" for name in ("kitchen", "cellar")]
     assert [path.read_text("utf-8").strip() for path in devices] == ["{}", "{}"]

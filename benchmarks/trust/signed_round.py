@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ class Spent:
     """Seconds of the processor, of this process."""
 
     server_s: float = 0.0  # of the rounds at the server, without what it took to make the devices' answers
-    signing_s: float = 0.0  # of that: signing, verifying, digests, records
+    signing_s: float = 0.0  # of that, for each device: signing, verifying, digests of updates, keys
+    record_s: float = 0.0  # of that, for each round: digests of its files, the records
     device_s: list[float] = field(default_factory=list)  # of each device: checking its instruction, signing its answer
 
 
@@ -143,7 +144,7 @@ def played(base: BasePack, config: RunConfig, nodes: int, folder: Path, *, is_si
         if signer is None
         else SignedGrid(devices, roll, signer, Counter(folder / "counter"))
     )
-    with _timed(spent, (SignedGrid, "_sign"), (SignedGrid, "_flaw"), (Chain, "write"), (Chain, "write_head")):
+    with _timed(spent):
         rounds = Rounds(fleet, config, base)
         with open_run(folder / "run", config, base, "1", signer) as directory:
             if isinstance(fleet, SignedGrid):
@@ -155,24 +156,31 @@ def played(base: BasePack, config: RunConfig, nodes: int, folder: Path, *, is_si
 
 
 @contextmanager
-def _timed(spent: Spent, *methods: tuple[type, str]) -> Iterator[None]:
-    """Count what these methods take while the block runs."""
-    patches = []
-    for owner, name in methods:
-        plain: Any = getattr(owner, name)
+def _timed(spent: Spent) -> Iterator[None]:
+    """Count what signing and recording take while the block runs; keys are written down within the record."""
+    taken = dict.fromkeys(_TIMED, 0.0)
 
-        def timed(*arguments: Any, plain: Any = plain, **options: Any) -> Any:
+    def patched(owner: type, name: str) -> Any:
+        plain = getattr(owner, name)
+
+        def timed(*arguments: Any, **options: Any) -> Any:
             began = time.process_time()
             try:
                 return plain(*arguments, **options)
             finally:
-                spent.signing_s += time.process_time() - began
+                taken[owner, name] += time.process_time() - began
 
-        patches.append(mock.patch.object(owner, name, timed))
-    for patch in patches:
-        patch.start()
-    try:
+        return mock.patch.object(owner, name, timed)
+
+    with ExitStack() as stack:
+        for owner, name in _TIMED:
+            stack.enter_context(patched(owner, name))
         yield
-    finally:
-        for patch in patches:
-            patch.stop()
+    keys_s = taken[Chain, "_keep_keys"]
+    spent.signing_s = taken[SignedGrid, "_sign"] + taken[SignedGrid, "_flaw"] + keys_s
+    spent.record_s = taken[Chain, "write"] + taken[Chain, "write_head"] - keys_s
+
+
+_TIMED: tuple[tuple[type, str], ...] = (
+    (SignedGrid, "_sign"), (SignedGrid, "_flaw"), (Chain, "_keep_keys"), (Chain, "write"), (Chain, "write_head"),
+)  # fmt: skip

@@ -34,6 +34,7 @@ from fedlora_simulations.study.results import Results
 
 from tests.fuzz.reader import Reader as FuzzReader
 from tests.fuzz.run_readers import runs
+from tests.fuzz.signed_readers import signed_runs
 from tests.tiny.adapters import adapter_on
 from tests.tiny.checkpoints import tiny_pack, write_checkpoint
 
@@ -72,6 +73,10 @@ READERS: Mapping[str, tuple[str, ...]] = {
         "config.json", "run.json", "metrics.jsonl", "rounds/0001/round.json", "rounds/0001/sealed.json",
         "rounds/0001/adapter/adapter_config.json", "rounds/0001/adapter/adapter_model.safetensors",
     ),
+    "signed run": (
+        "head.json", "config.json", "metrics.jsonl", "rounds/0001/record.json", "rounds/0001/answers.jsonl",
+        "rounds/0001/adapter/adapter_model.safetensors",
+    ),
     "results": ("results.jsonl",),
     "roles": ("roles.jsonl.gz",),
 }  # fmt: skip
@@ -99,6 +104,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "adapter file").mkdir()
     write_onnx_adapter(adapter, pack.fingerprint, folder / "adapter file" / "a.onnx_adapter")
     shutil.copytree(run_reader(folder).folder, folder / "run directory")
+    shutil.copytree(signed_run_reader(folder).folder, folder / "signed run")
     for name in ("run", "study", "service", "bundle", "results", "roles"):
         (folder / name).mkdir()
     return folder
@@ -108,6 +114,12 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_reader(sound: Path) -> FuzzReader:
     """The directory of a run, and what goes on with it."""
     return runs(sound / "made")
+
+
+@cache
+def signed_run_reader(sound: Path) -> FuzzReader:
+    """The directory of a run of a fleet that signs, and what holds it against its records."""
+    return signed_runs(sound)
 
 
 def reader(name: str, sound: Path) -> Reader:
@@ -132,6 +144,7 @@ def reader(name: str, sound: Path) -> Reader:
         "service": lambda folder: read_config(folder / "serve.toml", {}, {}),
         "bundle": lambda folder: read_bundle(folder / "bundle.json"),
         "run directory": lambda folder: run_reader(sound).read(folder, ""),
+        "signed run": lambda folder: signed_run_reader(sound).read(folder, ""),
         "results": Results,
         "roles": lambda folder: shakespeare(DataConfig(path=str(folder / "roles.jsonl.gz")), {}),
     }

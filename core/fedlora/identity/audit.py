@@ -7,9 +7,7 @@ names the record that the device was shown, so a round before it cannot be writt
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +26,7 @@ from fedlora.identity.records import (
     Given,
     RoundEntry,
     RunHead,
+    is_marked,
     read_record,
     read_sealed,
     signers,
@@ -37,7 +36,6 @@ from fedlora.identity.rotation import reached
 from fedlora.identity.statement import ANSWER, digest, read_signed
 
 _CHANGED = "it was changed after it was recorded; take the run from a copy"
-_CHUNK, _MOST_BYTES = 1 << 20, 1 << 36  # holes take no room, and for ever to read
 
 
 def is_run(folder: Path) -> bool:
@@ -190,7 +188,7 @@ class _Audit:
                 f"{where}: round {head.round}, record {head.record[:16]}, was the last; it is no longer there: {_CHANGED}"
             )
         for name, expected in head.files.items():
-            if _digest_of(self.run / name) != expected:
+            if not is_marked(self.run / name, expected):
                 raise IdentityError(
                     f"{self.run / name}: not as it was signed: it was changed, or the server was stopped while it wrote; "
                     "go on with the run, or take it from a copy"
@@ -214,23 +212,10 @@ def _check_files(folder: Path, recorded: Mapping[str, str], but: str) -> None:
             raise IdentityError(f"{folder / name} is missing; {_CHANGED}")
         if name not in recorded:
             raise IdentityError(f"{folder / name} is in no record; {_CHANGED}")
-        if _digest_of(there[name]) != recorded[name]:
+        if not is_marked(there[name], recorded[name]):
             raise IdentityError(f"{folder / name}: not as it was committed; {_CHANGED}")
 
 
 def _is_entry(path: Path) -> bool:
     """Whether it is a file, or a link to anything, which no record has."""
     return path.is_symlink() or not path.is_dir()
-
-
-def _digest_of(path: Path) -> str:
-    """sha256 of a plain file; "" for anything else."""
-    found = hashlib.sha256()
-    with suppress(OSError):
-        if not path.is_file() or path.is_symlink() or path.stat().st_size > _MOST_BYTES:
-            return ""
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                found.update(chunk)
-        return found.hexdigest()
-    return ""

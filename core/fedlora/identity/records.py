@@ -11,6 +11,7 @@ what was changed by accident, not by whom it was made.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -24,6 +25,7 @@ from fedlora.identity.keys import PublicKey, SigningKey
 
 ROUNDS, RECORD, ANSWERS, HEAD, KEYS = "rounds", "record.json", "answers.jsonl", "head.json", "keys"
 PUBLIC, ROTATED = ".pub", ".rotated.json"  # of the files in KEYS, after a key's id or a digest
+_CHUNK = 1 << 20
 MAX_BYTES = 1 << 26  # of a record: a line of each device's is in it
 
 
@@ -49,7 +51,7 @@ class RoundEntry:
     method: str
     at: str  # UTC
     previous: str  # sha256 of the record before, as a file; "" where there is none
-    files: Mapping[str, str]  # {path in the round's directory: sha256}, of all but this one
+    files: Mapping[str, str]  # {path in the round's directory: its mark}, of all but this one
     given: Sequence[Given] = ()
 
 
@@ -62,7 +64,7 @@ class RunHead:
     run: str
     round: int  # the last one
     record: str  # sha256 of its record, as a file; "" before the first
-    files: Mapping[str, str]  # {file beside this one: sha256}
+    files: Mapping[str, str]  # {file beside this one: its mark}
 
 
 Content = TypeVar("Content", RoundEntry, RunHead)
@@ -91,6 +93,27 @@ def read_sealed(kind: type[Content], data: bytes, trusted: Iterable[PublicKey] |
 def signers(data: bytes, kind: type[RoundEntry | RunHead], where: str) -> tuple[str, ...]:
     """The ids of the keys that a file says it is signed by, of which nothing is verified here."""
     return read_unverified(data, kind.TYPE, max_bytes=MAX_BYTES, where=where).signers
+
+
+def mark_of(path: Path) -> str:
+    """By which a record knows a file: its sha256, and how many bytes it has. Raises OSError."""
+    found, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            found.update(chunk)
+            size += len(chunk)
+    return f"{found.hexdigest()} {size}"
+
+
+def is_marked(path: Path, mark: str) -> bool:
+    """Whether a plain file is the one of that mark. No more is read than the mark says: holes in a file have no end."""
+    size = mark.rpartition(" ")[2]
+    try:
+        if path.is_symlink() or not path.is_file() or str(path.stat().st_size) != size:
+            return False
+        return mark_of(path) == mark
+    except OSError:
+        return False
 
 
 def read_record(path: Path) -> bytes:

@@ -22,6 +22,7 @@ from fedlora.identity.records import (
     Given,
     RoundEntry,
     RunHead,
+    mark_of,
     read_record,
     read_sealed,
     sealed,
@@ -72,7 +73,7 @@ class Chain:
             run=run, round=server_round, base=base, method=method, at=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
             previous=self.record_of(server_round - 1),
             files={
-                path.relative_to(folder).as_posix(): file_digest(path)
+                path.relative_to(folder).as_posix(): mark_of(path)
                 for path in sorted(folder.rglob("*"))
                 if path.is_file()
             },
@@ -87,7 +88,7 @@ class Chain:
             run=run,
             round=last_round,
             record=self.record_of(last_round),
-            files={name: file_digest(self.path / name) for name in there},
+            files={name: mark_of(self.path / name) for name in there},
         )
         if not self._stands(head):
             with whole_file(self.path / HEAD) as aside:

@@ -17,7 +17,7 @@ from fedlora.identity.audit import audited, is_run
 from fedlora.identity.canonical import canonical
 from fedlora.identity.envelope import seal
 from fedlora.identity.keys import PublicKey, SigningKey
-from fedlora.identity.records import ANSWERS, HEAD, KEYS, RECORD, RoundEntry, RunHead, read_sealed, sealed
+from fedlora.identity.records import ANSWERS, HEAD, KEYS, RECORD, RoundEntry, RunHead, mark_of, read_sealed, sealed
 from fedlora.identity.statement import digest
 from fedlora_export.commands.verify import verify
 from hypothesis import HealthCheck, given, settings
@@ -138,8 +138,8 @@ def _removes(name: str) -> Callable[[Path], None]:
     return remove
 
 
-def _adds(name: str) -> Callable[[Path], None]:
-    return lambda run: (run / name).write_text("{}") and None
+def _adds(name: str) -> Callable[[Path], object]:
+    return lambda run: (run / name).write_text("{}")
 
 
 def _swaps(one: str, other: str) -> Callable[[Path], None]:
@@ -193,8 +193,9 @@ def test_another_key_or_none_is_not_the_servers(made: Made, unsigned: Made) -> N
 
 def test_signatures_cannot_be_taken_off(made: Made) -> None:
     run = made.copy()
-    for kind, path in ((RoundEntry, run / "rounds" / "0002" / RECORD), (RunHead, run / HEAD)):
-        path.write_bytes(sealed(read_sealed(kind, path.read_bytes(), None, "here"), None))  # type: ignore[type-var]
+    last, head = run / "rounds" / "0002" / RECORD, run / HEAD
+    last.write_bytes(sealed(read_sealed(RoundEntry, last.read_bytes(), None, "here"), None))
+    head.write_bytes(sealed(read_sealed(RunHead, head.read_bytes(), None, "here"), None))
     with pytest.raises(SignatureError, match="nobody signed it"):
         list(audited(run))
 
@@ -221,7 +222,7 @@ def test_a_server_that_writes_a_round_anew_with_its_own_key_is_found_by_what_dev
 
     def another(entry: RoundEntry) -> RoundEntry:
         name = weights.relative_to(run / "rounds" / "0001").as_posix()
-        return replace(entry, files={**entry.files, name: digest(weights.read_bytes())})
+        return replace(entry, files={**entry.files, name: mark_of(weights)})
 
     _written_anew(run, made.key, another, 1)
     with pytest.raises(IdentityError, match="it signed head"):

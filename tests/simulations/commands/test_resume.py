@@ -18,8 +18,10 @@ import pytest
 from click.testing import CliRunner, Result
 from fedlora.cli import commands
 from fedlora.errors import ConfigError, RunError
+from fedlora.identity.audit import audited
 from fedlora_server.run.run_directory import RunDirectory, last_round, read_metrics
 
+from tests.server.records import without_records
 from tests.tiny.checkpoints import tree
 
 if TYPE_CHECKING:
@@ -65,7 +67,8 @@ def left(run: Path) -> dict[str, object]:
         files[path.relative_to(run).as_posix()] = json.loads(path.read_text()) | {"run": ""}
     files["run.json"] = json.loads((run / "run.json").read_text()) | {"run": ""}
     files["config.json"] = json.loads((run / "config.json").read_text()) | {"output": ""}
-    return files
+    list(audited(run))  # the records are whole; what devices say of their times is in them
+    return without_records(files)
 
 
 def without_times(text: str) -> dict[str, Any]:
@@ -77,8 +80,8 @@ def stopped_at_commits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every run is stopped as soon as a round is committed."""
     commit = RunDirectory.commit
 
-    def stopping(*arguments: Any) -> None:
-        commit(*arguments)
+    def stopping(*arguments: Any, **options: Any) -> None:
+        commit(*arguments, **options)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -42,9 +42,9 @@ def test_a_run_leaves_its_configuration_its_metrics_its_adapters_and_its_report(
     run, result = tiny_run
     assert result.exit_code == 0
     names = sorted(path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file())
-    files = ("adapter/adapter_config.json", f"adapter/{WEIGHTS}", "round.json", "sealed.json")
+    files = ("adapter/adapter_config.json", f"adapter/{WEIGHTS}", "record.json", "round.json", "sealed.json")
     rounds = [f"rounds/000{n}/{file}" for n in (1, 2) for file in files]
-    assert names == sorted(["config.json", "lock", "metrics.jsonl", "report.html", "run.json", *rounds])
+    assert names == sorted(["config.json", "head.json", "lock", "metrics.jsonl", "report.html", "run.json", *rounds])
 
 
 def test_a_run_prints_the_path_of_its_report_alone_on_standard_output(tiny_run: tuple[Path, Result]) -> None:
