@@ -27,7 +27,10 @@ _passphrase = click.option(
 
 @click.group()
 def key() -> None:
-    """Make and look at keys that sign: pairs of Ed25519 and ML-DSA-65, of which both must verify."""
+    """Make and look at keys that sign.
+
+    Each is a pair of Ed25519 and ML-DSA-65, and both must verify.
+    """
 
 
 @key.command()

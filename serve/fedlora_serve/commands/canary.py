@@ -27,7 +27,10 @@ needed("cryptography", "jinja2", "onnxruntime", "rfc8785", "tokenizers")
 )
 @click.option("--json", "as_json", is_flag=True, help="For a program.")
 def canary(folder: Path, model: str, trusted: tuple[Path, ...], other: Path | None, as_json: bool) -> None:
-    """Try the canary of RELEASE on this machine. Exit status 3: not every text comes out as it should."""
+    """Try the canary of RELEASE on this machine.
+
+    Exit status 3: not every text comes out as it should.
+    """
     check_there(model, (EMBEDDED,))
     # Here: `fedlora --help` asks for this command's summary, and ONNX Runtime takes long to load.
     from fedlora.identity.keys import PublicKey
