@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 
 from fedlora.errors import RunError, UpdateError
@@ -89,7 +89,7 @@ class Intake:
             else:
                 self._this.add(update.adapter, update.num_examples)
             self._late.append(late)
-            self._added.append((reply, update.metrics))
+            self._added.append((replace(reply, data=b""), update.metrics))  # the aggregator has its numbers
             self._digests[reply.node] = digest
             self._examples[reply.node] = update.num_examples
             record.replies += 1
