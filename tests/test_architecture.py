@@ -157,12 +157,12 @@ def loaded_by(statements: Sequence[str]) -> dict[str, set[str]]:
 
 
 COMMANDS = {
-    "fedlora": ("pack", "inspect"),
-    "fedlora_client": ("train", "doctor", "device"),
-    "fedlora_server": ("server",),
+    "fedlora": ("pack", "inspect", "key"),
+    "fedlora_client": ("train", "doctor", "device", "update"),
+    "fedlora_server": ("server", "publish"),
     "fedlora_export": ("export", "export_adapter", "verify"),
-    "fedlora_serve": ("generate", "serve"),
-    "fedlora_simulations": ("simulate", "resume", "study", "demo"),
+    "fedlora_serve": ("generate", "serve", "canary"),
+    "fedlora_simulations": ("simulate", "resume", "study", "demo", "partition", "release"),
 }
 
 

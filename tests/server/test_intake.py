@@ -28,7 +28,7 @@ def test_a_round_holds_a_few_updates_however_many_devices_answer(
         nonlocal most
         data = Sent(reply.data)
         sent.append(weakref.ref(data))
-        taken = take(self, dataclasses.replace(reply, data=data), asked, factor)
+        taken = take(self, dataclasses.replace(reply, data=data), asked, factor)  # type: ignore[arg-type]
         del data, reply
         gc.collect()
         most = max(most, sum(one() is not None for one in sent))
