@@ -83,6 +83,8 @@ def test_a_command_in_a_document_is_one_that_there_is_with_options_that_it_has(p
         if isinstance(command, click.Group) and len(words) > 2 and re.fullmatch(r"[a-z][a-z-]*", words[2]):
             command = command.get_command(context, words[2])
             assert command is not None, f"{line!r}: {words[1]} has no such command"
+        elif isinstance(command, click.Group) and (default := getattr(command, "default", None)):
+            command = command.commands[default]  # of a group that takes more than names of commands
         known = {
             name for parameter in command.get_params(context) for name in (*parameter.opts, *parameter.secondary_opts)
         }

@@ -24,9 +24,11 @@ _KEYS = click.option(
 class _Publish(click.Group):
     """`fedlora publish RELEASE` is the command for a release; the others have names."""
 
+    default = _ADD
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ("--help", "-h"):
-            args = [_ADD, *args]
+            args = [self.default, *args]
         return super().parse_args(ctx, args)
 
 

@@ -19,7 +19,7 @@ def test_an_unknown_data_set_is_refused_with_those_there_are() -> None:
 
 def test_a_data_set_whose_part_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     point = EntryPoint("far", "fedlora_not_there.far:far", DATASETS.group)
-    monkeypatch.setattr(plugins, "entry_points", lambda group: [point])
+    monkeypatch.setattr(plugins, "_installed", lambda group, folders: (point,))
     with pytest.raises(MissingExtraError, match=r"data set 'far' needs a part that is not installed: .*not_there"):
         find_dataset("far")
 

@@ -44,7 +44,9 @@ def test_a_run_leaves_its_configuration_its_metrics_its_adapters_and_its_report(
     names = sorted(path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file())
     files = ("adapter/adapter_config.json", f"adapter/{WEIGHTS}", "record.json", "round.json", "sealed.json")
     rounds = [f"rounds/000{n}/{file}" for n in (1, 2) for file in files]
-    assert names == sorted(["config.json", "head.json", "lock", "metrics.jsonl", "report.html", "run.json", *rounds])
+    assert names == sorted(
+        ["config.json", "head.json", "lock", "metrics.jsonl", "partition.json", "report.html", "run.json", *rounds]
+    )
 
 
 def test_a_run_prints_the_path_of_its_report_alone_on_standard_output(tiny_run: tuple[Path, Result]) -> None:
@@ -98,10 +100,10 @@ def test_the_metrics_of_a_run_hold_every_device_in_every_round(tiny_run: tuple[P
     assert records[0]["loss"] != records[2]["loss"], "the adapter has an effect"
 
 
-def test_the_report_of_a_run_shows_three_plots_and_every_device(tiny_run: tuple[Path, Result]) -> None:
+def test_the_report_of_a_run_shows_four_plots_and_every_device(tiny_run: tuple[Path, Result]) -> None:
     run, _ = tiny_run
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 4
     for device in ("dbm", "curses"):
         assert f"<td>{device}<" in page
     assert "http://" not in page.replace("http://www.w3.org/", "").replace("http://purl.org/", "").replace(
