@@ -72,7 +72,7 @@ def test_a_service_swaps_lives_and_dies(fleet: Fleet) -> None:
         attempt = update(fleet.with_settings(watch_s=60.0).settings)
         killer.join()
     assert attempt.result == "refused"
-    assert "died within 60 s" in attempt.told
+    assert "the server died" in attempt.told  # as it loaded the version, or on trial: it is killed in between
     assert fleet.in_use == 2
     with a_service(fleet, model) as (_, url):  # started again, it serves the one before
         assert released(url) == 2
