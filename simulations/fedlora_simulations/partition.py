@@ -20,7 +20,6 @@ from matplotlib.axes import Axes
 from rich import box
 from rich.table import Table
 
-from fedlora_simulations.nodes import node_configs
 from fedlora_simulations.plots import svg
 
 FILE = "partition.json"
@@ -63,15 +62,17 @@ class Partition:
 
 def partition_of(config: RunConfig) -> Partition:
     """That of a simulation, before anything trains. Raises DataError."""
-    nodes = node_configs(config)
+    count = config.simulation.devices
     if config.data.partition.rule:
-        dealing = dealing_of(config.data, config.simulation.devices)
+        dealing = dealing_of(config.data, count)
         kinds = dealing.kinds()
         devices = {share.name: _counted(kinds[record] for record in share.records) for share in dealing.shares}
         return Partition(devices=devices, test=len(dealing.test))
     devices = {}
-    for node in nodes:
-        data = device_data(config.data, tuple(sorted(node.items())))
+    for number in range(count):
+        data = device_data(
+            config.data, (("num-partitions", count), ("partition-id", number))
+        )  # as devices have read it
         devices[data.name] = _counted(
             str(one.label) if isinstance(one, Labelled) else "" for one in (*data.train, *data.held_out)
         )

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
+from fedlora.config.require import require
 from fedlora.errors import ConfigError
 
 Rule = Literal["natural", "iid", "dirichlet", "shards", "quantity", "topics"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 _USED_BY: dict[str, tuple[Rule, ...]] = {  # a key, and the rules that it means something to
     "alpha": ("dirichlet", "quantity", "topics"),
-    "least": ("dirichlet", "quantity", "topics"),
+    "least": ("natural", "dirichlet", "quantity", "topics"),
     "shards": ("shards",),
     "topics": ("topics",),
 }
@@ -27,32 +28,24 @@ class PartitionConfig:
 
     rule: str = ""
     alpha: float = 0.5  # of the Dirichlet distribution: the smaller, the less alike the devices
-    least: int = 10  # examples that every device gets
+    least: int = 10  # examples that every device gets; natural: that an owner has, or it takes no part
     shards: int = 2  # that a device gets: about so many labels
     topics: int = 10  # that the texts are sorted into
     seed: int = 0  # of the dealing alone: runs with other seeds have the same devices
 
     def __post_init__(self) -> None:
         known = ("", *RULES)
-        _require(self.rule in known, f"data.partition.rule must be one of {', '.join(RULES)}, or empty", self.rule)
-        _require(0 < self.alpha < math.inf, "data.partition.alpha must be above 0 and finite", self.alpha)
-        _require(self.least >= 1, "data.partition.least must be at least 1", self.least)
-        _require(self.shards >= 1, "data.partition.shards must be at least 1", self.shards)
-        _require(2 <= self.topics <= 1000, "data.partition.topics must be from 2 to 1000", self.topics)
-        _require(0 <= self.seed < 1 << 32, "data.partition.seed must be from 0 to 2^32 - 1", self.seed)
+        require(self.rule in known, f"data.partition.rule must be one of {', '.join(RULES)}, or empty", self.rule)
+        require(0 < self.alpha < math.inf, "data.partition.alpha must be above 0 and finite", self.alpha)
+        require(self.least >= 1, "data.partition.least must be at least 1", self.least)
+        require(self.shards >= 1, "data.partition.shards must be at least 1", self.shards)
+        require(2 <= self.topics <= 1000, "data.partition.topics must be from 2 to 1000", self.topics)
+        require(0 <= self.seed < 1 << 32, "data.partition.seed must be from 0 to 2^32 - 1", self.seed)
+        given = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
         for key, rules in _USED_BY.items():
-            if self.rule not in rules and getattr(self, key) != getattr(_DEFAULTS, key, getattr(self, key)):
+            if self.rule not in rules and key in given:
                 owners = ", ".join(rules)
                 raise ConfigError(
                     f"data.partition.{key} means nothing to the rule {self.rule or '(none)'}; it belongs to {owners}: "
                     "change data.partition.rule, or take the key out"
                 )
-
-
-def _require(ok: bool, what: str, got: object) -> None:
-    if not ok:
-        raise ConfigError(f"{what}, got {got!r}")
-
-
-_DEFAULTS: PartitionConfig | None = None
-_DEFAULTS = PartitionConfig()

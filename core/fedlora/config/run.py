@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fedlora.base.pack import EMBEDDED
+from fedlora.config.require import require
 from fedlora.config.sections import (
     AggregationConfig,
     DataConfig,
@@ -28,7 +29,6 @@ from fedlora.config.sections import (
     ServerConfig,
     SimulationConfig,
     TrainConfig,
-    require,
 )
 from fedlora.errors import ConfigError
 from fedlora.family import ModelShape

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar, get_args
 
 from fedlora.config.partition import PartitionConfig
+from fedlora.config.require import require
 from fedlora.errors import ConfigError
 from fedlora.family import HEAD
 from fedlora.lora.config import ALL_LINEAR, MAX_RANK, LoraConfig
@@ -22,11 +23,6 @@ Number = TypeVar("Number", int, float)
 Weights = Literal["examples", "uniform"]
 Mode = Literal["sync", "async"]
 Optimizer = Literal["none", "fedavgm", "fedadam", "fedyogi"]
-
-
-def require(ok: bool, what: str, got: object) -> None:
-    if not ok:
-        raise ConfigError(f"{what}, got {got!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

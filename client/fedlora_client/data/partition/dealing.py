@@ -105,7 +105,7 @@ def _dealing(path: str, fields: FieldNames, _owner: str, partition: PartitionCon
     notices += [notice for content in contents for notice in content.notices]
     topics: tuple[int, ...] = ()
     if partition.rule == "natural":
-        shares = _natural(owners, devices, place, notices)
+        shares = _natural(owners, devices, partition.least, place, notices)
     else:
         if partition.rule == "topics":
             topics = tuple(topics_of(list(map(text_of, examples)), partition.topics, _generator(partition, 1)))
@@ -140,16 +140,23 @@ def _parts(
             return rules.dirichlet(kinds, devices, partition.alpha, partition.least, generator)
 
 
-def _natural(owners: Sequence[str], devices: int, place: Path, notices: list[str]) -> list[Share]:
-    """A device for each owner, by name."""
+def _natural(owners: Sequence[str], devices: int, least: int, place: Path, notices: list[str]) -> list[Share]:
+    """A device for each owner of enough records, by name."""
     of_owners: dict[str, list[int]] = {}
     for record, owner in enumerate(owners):
         of_owners.setdefault(owner, []).append(record)
-    names = sorted(of_owners, key=int) if all(name.isdecimal() for name in of_owners) else sorted(of_owners)
+    in_order = sorted(of_owners, key=int) if all(name.isdecimal() for name in of_owners) else sorted(of_owners)
+    names = [name for name in in_order if len(of_owners[name]) >= least]
+    few = (
+        f"{len(in_order) - len(names)} of {len(in_order)} owners have fewer than data.partition.least = {least} records"
+    )
     if len(names) < devices:
+        more = f" ({few})" if len(names) < len(in_order) else ""
         raise DataError(
-            f"{place}: records of {len(names)} owners, and simulation.devices is {devices}; set it to {len(names)}"
+            f"{place}: records of {len(names)} owners{more}, and simulation.devices is {devices}; set it to {len(names)}"
         )
+    if len(names) < len(in_order):
+        notices.append(f"{place}: {few}, and take no part")
     if len(names) > devices:
         notices.append(
             f"{place}: records of {len(names)} owners, of which the first simulation.devices = {devices} by name take part"

@@ -63,6 +63,20 @@ def test_natural_devices_are_called_as_their_records_say(tmp_path: Path) -> None
         devices(config, 6)
 
 
+def test_owners_of_few_records_take_no_part(tmp_path: Path) -> None:
+    place = write(tmp_path / "news.jsonl")
+    with place.open("a") as file:
+        file.write('{"text": "alone", "who": "a single one"}\n')
+    found = devices(data(place, "natural", FieldNames(owner="who")), 5)
+    assert [device.name for device in found] == ["3", "Zoë", "b", "d", "e"]
+    assert "1 of 6 owners have fewer than data.partition.least = 10 records, and take no part" in found[0].notices[-1]
+    with pytest.raises(
+        DataError, match=r"records of 5 owners \(1 of 6 owners have fewer .*\), and simulation.devices is 6"
+    ):
+        devices(data(place, "natural", FieldNames(owner="who")), 6)
+    assert devices(data(place, "natural", FieldNames(owner="who"), least=1), 6)[2].name == "a single one"
+
+
 def test_the_files_called_test_are_measured_by_all_devices_together(tmp_path: Path) -> None:
     write(tmp_path / "news" / "train.jsonl")
     write(tmp_path / "news" / "test.jsonl", 31, text="a test")
