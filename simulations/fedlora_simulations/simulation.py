@@ -31,7 +31,10 @@ from fedlora_simulations.progress import RunProgress, showing
 from fedlora_simulations.report import write_report
 
 Engine = Literal["in-process", "flower"]
-_ACCURACY = {"scores": "right", "test": "of test"}  # headings: the share of the held-out texts, and of the test set
+_ACCURACY = {
+    "scores": "right",
+    "test": "right of test",
+}  # headings: the share of the held-out texts, and of the test set
 
 
 def simulate(
@@ -94,25 +97,27 @@ def rounds_table(run: Path | str) -> Table:
     table = Table(title=f"rounds: held-out loss over the devices, nats per {unit}", title_justify="left")
     records = read_metrics(run)
     scores = [name for name in ("scores", "test") if any("accuracy" in record.get(name, {}) for record in records)]
-    more = [_ACCURACY[name] for name in scores]
-    for heading in ("round", "answers", "mean", "worst tenth", "spread", *more, "error", "MB down", "MB up", "s"):
+    # As wide as a terminal is at least: where there are scores, the spread and the two ways of bytes give them room.
+    spread, traffic = ([], ["MB"]) if scores else (["spread"], ["MB down", "MB up"])
+    right = [_ACCURACY[name] for name in scores]
+    for heading in ("round", "answers", "mean", "worst tenth", *spread, *right, "error", *traffic, "s"):
         table.add_column(heading, justify="right")
     whole = devices_to_measure(records)
     for record in records:
         losses, error = record["loss"].values(), record["aggregation_error"]
         excluded = ", ".join(f"{count} {reason}" for reason, count in sorted(record["excluded"].items()))
         over = loss_over_devices(record["loss"], record["held_out_examples"])
+        ways = (record["bytes_down"], record["bytes_up"])
         fewer = f" ({len(losses)} of {whole})" if len(losses) < whole else ""
         table.add_row(
             str(record["round"]),
             f"{record['replies']} of {record['devices']}{excluded and f' ({excluded})'}" if record["round"] else "base",
             f"{sum(losses) / len(losses):.4f}{fewer}" if losses else "",
             f"{over['worst_tenth']:.4f}" if over else "",
-            f"{over['std']:.4f}" if over else "",
+            *([f"{over['std']:.4f}" if over else ""] if spread else []),
             *(f"{record[name]['accuracy']:.1%}" if record.get(name) else "" for name in scores),
             "" if error is None else f"{error:.2%}",
-            f"{record['bytes_down'] / 1e6:.2f}",
-            f"{record['bytes_up'] / 1e6:.2f}",
+            *(f"{count / 1e6:.2f}" for count in (ways if len(traffic) > 1 else [sum(ways)])),
             f"{record['seconds']:.1f}",
         )
     return table
