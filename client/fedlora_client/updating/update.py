@@ -9,9 +9,7 @@ trial goes back first, and begins anew.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,6 +21,7 @@ from typing import Literal
 from fedlora.base.pack import open_pack
 from fedlora.errors import ConfigError, FedloraError, ReleaseError
 from fedlora.files.atomic import write_text
+from fedlora.files.lock_file import hold
 from fedlora.files.temporary import clear_leftovers
 from fedlora.release.installed import (
     VERSIONS,
@@ -170,17 +169,13 @@ def _alone(place: Path) -> Iterator[None]:
     """One update at a time. Raises ReleaseError where another one is at work, ConfigError where nothing can be written."""
     try:
         place.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(place / "update.lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        held = hold(place / "update.lock")
+    except BlockingIOError:
+        raise ReleaseError(f"{place}: another update is at work; wait for its end") from None
     except OSError as error:
         raise ConfigError(f"{place}: {error.strerror}; name a folder that may be written with --folder") from None
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ReleaseError(f"{place}: another update is at work; wait for its end") from None
+    with held:
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _now_text() -> str:

@@ -9,8 +9,6 @@ nothing.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from typing import Any
 
 from fedlora.errors import ConfigError, IdentityError, ReleaseError
 from fedlora.files.atomic import whole_file
+from fedlora.files.lock_file import hold
 from fedlora.identity.keys import PublicKey
 from fedlora.release.channels import METADATA, TARGETS, Channel, channel_target, file_target
 from fedlora.release.folder import read_release
@@ -219,15 +218,12 @@ class Repository:
     def _held(self) -> Iterator[None]:
         """One at a time. Raises ConfigError where another process is at work here."""
         self.keys.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(self.keys / "lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError(f"{self.path}: another process publishes there; wait for its end") from None
+            held = hold(self.keys / "lock")
+        except BlockingIOError:
+            raise ConfigError(f"{self.path}: another process publishes there; wait for its end") from None
+        with held:
             yield
-        finally:
-            os.close(descriptor)
 
 
 def _check_newer(before: TargetFile, now: TargetFile, channel: str, name: str) -> None:
