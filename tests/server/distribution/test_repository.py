@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from fedlora.base.pack import BasePack
 from fedlora.cli import commands
 from fedlora.errors import ConfigError, FedloraError, IdentityError, ReleaseError, SignatureError
+from fedlora.files.lock_file import hold
 from fedlora.identity.keys import SigningKey
 from fedlora.release.channels import Channel
 from fedlora_server.distribution.repository import DAYS, Repository
@@ -201,3 +202,9 @@ def test_the_commands(base: BasePack, tmp_path: Path) -> None:
     assert "RELEASE --repo REPO" in publish("--help")
     with pytest.raises(FedloraError):
         publish("refresh", str(tmp_path / "r"))
+
+
+def test_one_process_at_a_time_publishes(repository: Repository) -> None:
+    with hold(repository.keys / "lock"), pytest.raises(ConfigError, match="another process publishes there"):
+        repository.refresh(now=NOW)
+    repository.refresh(now=NOW)
