@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora.errors import AdapterError, AdapterMismatchError
+from fedlora.errors import AdapterError, AdapterMismatchError, AtRestError
 from fedlora.exported.adapter_file import AdapterFile, parse_adapter_file
 from fedlora.exported.adapter_manifest import read_adapter_manifest
 from fedlora.exported.flat_buffer import MAX_BYTES
 from fedlora.exported.inputs import model_version, modules_of
 from fedlora.exported.profiles import DEFAULT, Profile
 from fedlora.exported.sidecar import InputShapes, sidecar_of
-from fedlora.files.bounded import read_bounded
+from fedlora.files.at_rest import read_plain
 from fedlora.lora.config import MAX_RANK
 from fedlora.peft.missing import told_instead
 
@@ -61,7 +61,9 @@ def load_adapter_file(
             f"with: fedlora export-adapter --profile {profile}"
         )
     try:
-        data = read_bounded(path, most)
+        data = read_plain(path, most)
+    except AtRestError as error:
+        raise AdapterError(str(error)) from None
     except OSError as error:
         if error.errno != errno.EFBIG:
             raise
