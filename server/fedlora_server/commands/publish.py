@@ -20,6 +20,10 @@ _KEYS = click.option(
     "--keys", type=click.Path(path_type=Path), metavar="DIR",
     help="The folder of its keys, with offline/ and online/.  [default: REPO-keys, beside it]",
 )  # fmt: skip
+_TRUST = click.option(
+    "--trust", "trusted", required=True, multiple=True, type=click.Path(path_type=Path), metavar="KEY.pub",
+    help="The public key that signed the release. May be repeated.",
+)  # fmt: skip
 _PASSPHRASE = click.option(
     "--passphrase-file", type=click.Path(path_type=Path), metavar="FILE",
     help="Its first line is the passphrase of the offline keys; without it, one is asked for where they have one.",
@@ -46,10 +50,7 @@ def publish() -> None:
 @click.argument("folder", metavar="RELEASE", type=click.Path(path_type=Path))
 @click.option("--repo", required=True, type=click.Path(path_type=Path), help="The repository.")
 @click.option("--channel", type=click.Choice(CHANNELS), default="stable", show_default=True)
-@click.option(
-    "--trust", "trusted", required=True, multiple=True, type=click.Path(path_type=Path), metavar="KEY.pub",
-    help="The public key that signed the release. May be repeated.",
-)  # fmt: skip
+@_TRUST
 @_KEYS
 @_PASSPHRASE
 def add(
@@ -62,6 +63,42 @@ def add(
         folder, cast(Channel, channel), [PublicKey.read(path) for path in trusted]
     )
     click.echo(f"{release.manifest.name} {release.manifest.version} is in {channel} of {repo}")
+
+
+@publish.command()
+@click.argument("folder", metavar="RELEASE", type=click.Path(path_type=Path))
+@click.argument("reference", metavar="HOST/NAME")
+@_TRUST
+@click.option("--plain-http", is_flag=True, help="Without TLS: of a registry on this machine.")
+def oci(folder: Path, reference: str, trusted: tuple[Path, ...], plain_http: bool) -> None:
+    """Push RELEASE to an OCI registry, tagged with its version; devices do not take it from there.
+
+    Credentials: of docker login, or FEDLORA_REGISTRY_USER and FEDLORA_REGISTRY_PASSWORD.
+    """
+    from fedlora.identity.keys import PublicKey
+
+    from fedlora_server.distribution.oci_registry import Registry
+
+    release = Registry(reference, plain_http).publish(folder, [PublicKey.read(path) for path in trusted])
+    click.echo(f"{release.manifest.name} {release.manifest.version} is {reference}:{release.manifest.version}")
+
+
+@publish.command()
+@click.argument("folder", metavar="RELEASE", type=click.Path(path_type=Path))
+@click.argument("repo_id", metavar="OWNER/NAME")
+@_TRUST
+@click.option("--private", is_flag=True, help="Where the repository is not there yet: for its owner alone.")
+def hub(folder: Path, repo_id: str, trusted: tuple[Path, ...], private: bool) -> None:
+    """Upload RELEASE to a repository of the Hugging Face hub, its version as a tag; devices do not take it from there.
+
+    The token is the hub's: HF_TOKEN, or hf auth login.
+    """
+    from fedlora.identity.keys import PublicKey
+
+    from fedlora_server.distribution.hub_repository import HubRepository
+
+    release = HubRepository(repo_id, private).publish(folder, [PublicKey.read(path) for path in trusted])
+    click.echo(f"{release.manifest.name} {release.manifest.version} is v{release.manifest.version} of {repo_id}")
 
 
 @publish.command()
