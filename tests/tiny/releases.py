@@ -12,6 +12,7 @@ from fedlora.config.run import RunConfig
 from fedlora.exported.inputs import input_values
 from fedlora.exported.values_digest import digest_of
 from fedlora.identity.keys import SigningKey
+from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
 from fedlora.peft.directory import PeftDirectory, write_peft
 from fedlora.release.folder import listed_files
@@ -58,10 +59,11 @@ def a_manifest(**changed: Any) -> ReleaseManifest:
 
 
 def write_release(
-    folder: Path, base: BasePack, key: SigningKey, *, seed: int = 1, lora: LoraConfig | None = None, **changed: Any
-) -> ReleaseManifest:
+    folder: Path, base: BasePack, key: SigningKey, *, seed: int = 1, lora: LoraConfig | None = None,
+    adapter: Adapter | None = None, **changed: Any,
+) -> ReleaseManifest:  # fmt: skip
     """A release of an adapter of the base in `folder`, without card and bill of materials; `changed` are its fields."""
-    adapter = random_adapter(base, lora, seed)
+    adapter = adapter or random_adapter(base, lora, seed)
     folder.mkdir(parents=True)
     write_peft(folder / "adapter", PeftDirectory(adapter=adapter, base_fingerprint=base.fingerprint))
     manifest = a_manifest(

@@ -21,9 +21,11 @@ from fedlora.errors import ConfigError, IdentityError, ReleaseError
 from fedlora.files.atomic import whole_file
 from fedlora.files.lock_file import hold
 from fedlora.identity.keys import PublicKey
-from fedlora.release.channels import METADATA, TARGETS, Channel, channel_target, file_target
+from fedlora.release.channels import METADATA, TARGETS, Channel, channel_target, difference_target, file_target
+from fedlora.release.difference import difference
 from fedlora.release.folder import read_release
-from fedlora.release.layout import ENVELOPE
+from fedlora.release.layout import ENVELOPE, WEIGHTS_PATH
+from fedlora.release.manifest import ReleaseManifest
 from fedlora.release.sealed import SignedRelease
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
@@ -45,6 +47,7 @@ from fedlora_server.distribution.role_keys import (
 
 DAYS = {ROOT_ROLE: 365, TARGETS_ROLE: 180, SNAPSHOT_ROLE: 30, TIMESTAMP_ROLE: 7}  # that a role's word holds
 _SPEC = "1.0.31"
+_WORTH_IT = 0.95  # of the whole: a difference above that is not given out
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +120,25 @@ class Repository:
                     )
                 self._put(file, new[target])
             targets.targets.update(files)
+            targets.targets.update(self._differences(manifest, folder, targets))
             self._commit(targets, newest.snapshot.signed, newest.timestamp.signed, newest.root.signed, moment)
         return release
+
+    def _differences(self, manifest: ReleaseManifest, folder: Path, targets: Targets) -> dict[str, TargetFile]:
+        """What a device with the parent needs in the adapter's place, where that is given out here and it is smaller."""
+        if manifest.parent is None or WEIGHTS_PATH not in manifest.files:
+            return {}
+        name, before = manifest.name, manifest.parent.version
+        parent = targets.targets.get(file_target(name, before, WEIGHTS_PATH))
+        if parent is None or parent.length != manifest.files[WEIGHTS_PATH].size_bytes:
+            return {}
+        made = difference(self._place(parent).read_bytes(), (folder / WEIGHTS_PATH).read_bytes())
+        if made is None or len(made) >= _WORTH_IT * parent.length:
+            return {}
+        file = TargetFile.from_data(difference_target(name, manifest.version, before, WEIGHTS_PATH), made, ["sha256"])
+        with whole_file(self._place(file)) as aside:
+            aside.write_bytes(made)
+        return {file.path: file}
 
     def refresh(self, now: datetime | None = None) -> Timestamp:
         """Sign anew that this is the newest, by the online keys alone. Raises ReleaseError where targets or root ended."""
@@ -214,11 +234,14 @@ class Repository:
 
     def _put(self, file: TargetFile, source: Path) -> None:
         """Copy a target under the name that has its digest in it, unless it is there."""
-        parent, _, name = file.path.rpartition("/")
-        target = self.path / TARGETS / parent / f"{file.hashes['sha256']}.{name}"
+        target = self._place(file)
         if not target.is_file() or target.stat().st_size != file.length:
             with whole_file(target) as aside:
                 shutil.copyfile(source, aside)
+
+    def _place(self, file: TargetFile) -> Path:
+        parent, _, name = file.path.rpartition("/")
+        return self.path / TARGETS / parent / f"{file.hashes['sha256']}.{name}"
 
     @contextmanager
     def _held(self) -> Iterator[None]:
