@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from fedlora.base.pack import BasePack, file_digest, open_pack, read_manifest
 from fedlora.errors import AdapterMismatchError, ConfigError
-from fedlora.exported.inputs import input_values
+from fedlora.exported.inputs import digest_of, input_values
 from fedlora.exported.profiles import Profile
-from fedlora.exported.values_digest import digest_of
 from fedlora.family import DecoderShape
 from fedlora.files.atomic import check_directory, whole_directory
 from fedlora.files.documents import read_object

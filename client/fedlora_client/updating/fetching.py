@@ -15,8 +15,7 @@ from pathlib import Path
 
 from fedlora.base.pack import BasePack
 from fedlora.errors import ReleaseError
-from fedlora.exported.inputs import input_values
-from fedlora.exported.values_digest import digest_of
+from fedlora.exported.inputs import digest_of, input_values
 from fedlora.files.atomic import whole_directory
 from fedlora.files.temporary import own_folder
 from fedlora.peft.for_base import adapter_of
