@@ -142,7 +142,8 @@ def _(chart: LineChart, axes: Axes) -> Sequence[Artist]:
     axes.set_xlabel(chart.x_label)
     axes.set_ylabel(chart.y_label)
     values = [end for line in chart.lines for end in _ends(line)] + [level for _, level in chart.levels]
-    axes.set_ylim(*_with_room([*values, 0.0] if chart.from_zero else values))
+    least = 0.05 if chart.is_share else 0.0
+    axes.set_ylim(*_with_room([*values, 0.0] if chart.from_zero else values, least=least))
     axes.set_xlim(*_with_room([x for line in chart.lines for x in line.x], share=0.04))
     _ticks(axes.yaxis, is_share=chart.is_share, most=5)
     if chart.x_is_share:
@@ -225,10 +226,10 @@ def _range(bar: Bar) -> tuple[float, float, float]:
     return bar.low, bar.mean, bar.high
 
 
-def _with_room(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:
+def _with_room(values: Sequence[float], share: float = 0.08, least: float = 0.0) -> tuple[float, float]:
     """From the least to the largest, and so much more on both sides that nothing lies on an edge."""
     low, high = min(values, default=0.0), max(values, default=1.0)
-    room = (high - low) * share or abs(high) * 0.1 or 1.0
+    room = (high - low) * share or least or abs(high) * 0.1 or 1.0
     return low - room, high + room
 
 
