@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from fedlora.lora.adapter import Adapter
 from fedlora.wire.label_counts import LabelCounts
 from numpy.typing import NDArray
 
+from fedlora_client.data.by_length import parts_by_length
 from fedlora_client.data.windows import Windows, parts
 from fedlora_client.layers.lora import LoraTensors
 from fedlora_client.layers.step_plan import MemoryPlan
@@ -57,18 +59,27 @@ def measured_with(
     micro_batch: int,
     memory_plan: MemoryPlan,
 ) -> Measured:
-    """All windows, `micro_batch` of them at a time."""
+    """All windows, `micro_batch` of them at a time, or as many texts as are no more tokens."""
     total, tokens = 0.0, 0
+    actual: list[NDArray[np.int64]] = []
     predicted: list[NDArray[np.int64]] = []
-    for (part,) in parts([windows], micro_batch):
+    for part in _parts(model, windows, micro_batch):
         check_wanted()
         losses, labels = model.losses_and_labels(part, lora, space, memory_plan)
         total += float(losses.double().sum())
         tokens += part.learned_tokens
         if labels is not None:
+            actual.append(part.targets[:, 0].numpy())
             predicted.append(labels.cpu().numpy())
     counts = None
     if predicted and isinstance(model.shape, EncoderShape):
-        actual = windows.targets[:, 0].numpy()
-        counts = LabelCounts.of(actual, np.concatenate(predicted), len(model.shape.labels))
+        counts = LabelCounts.of(np.concatenate(actual), np.concatenate(predicted), len(model.shape.labels))
     return Measured(loss=total / tokens, tokens=tokens, labels=counts)
+
+
+def _parts(model: Model, windows: Windows, micro_batch: int) -> Iterator[Windows]:
+    if not isinstance(model.shape, EncoderShape):
+        yield from (part for (part,) in parts([windows], micro_batch))
+        return
+    for rows in parts_by_length(windows, micro_batch * windows.inputs.shape[1]):
+        yield windows.batch(rows)
