@@ -2,8 +2,8 @@
 
 It is trained through the interface of the decoder: a text is one window, padded at its end; its label is the target of
 its first token, and nothing is learned elsewhere. Torch's autograd goes through one block at a time; a block's
-activations are kept where memory allows, and computed again elsewhere. The classification head stays frozen, and asks of the
-last block only what it gives for the first tokens.
+activations are kept where memory allows, and computed again elsewhere. The classification head stays frozen, and asks of
+the last block only what it gives for the first tokens.
 """
 
 # S texts, T tokens of a window, N = S T rows, H hidden size, L labels
