@@ -2,8 +2,8 @@
 
 It is trained through the interface of the decoder: a text is one window, padded at its end; its label is the target of
 its first token, and nothing is learned elsewhere. Torch's autograd goes through one block at a time; a block's
-activations are kept where memory allows, and computed again elsewhere. The classification head stays frozen, and asks of
-the last block only what it gives for the first tokens.
+activations are kept where memory allows, and computed again elsewhere. What an adapter has of the classification head
+trains in place of the base's, which is frozen; the head asks of the last block only what it gives for the first tokens.
 """
 
 # S texts, T tokens of a window, N = S T rows, H hidden size, L labels
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from fedlora.base.pack import BasePack
 from fedlora.config.run import TrainConfig
@@ -21,7 +20,6 @@ from fedlora.errors import ConfigError, PackError
 from fedlora.family import EncoderShape
 from fedlora.lora.adapter import Adapter
 from fedlora.wire.task import FactorSet
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlora_client.data.encoder_windows import label_windows
@@ -92,8 +90,8 @@ class Encoder:
         """(`losses` of the windows, int64 [S]: the label of the highest score of each text)"""
         first, _ = self._forward(windows.inputs, windows.starts, lora, space, first_only=True)
         head = self._trained_head()
-        losses = _at_first(head.losses(first, self._labels(windows.targets)), windows.targets)
-        return losses, head.scores(first).argmax(1)
+        losses = _at_first(head.losses(first, self._labels(windows.targets), lora), windows.targets)
+        return losses, head.scores(first, lora).argmax(1)
 
     def score_shift(self, windows: Windows, label_prior: float) -> Tensor | None:
         """What is added to the scores of these texts while they are learned, float32 [L]; None without a prior.
@@ -106,29 +104,20 @@ class Encoder:
         counts = torch.bincount(windows.targets[:, 0], minlength=len(self.shape.labels)).float()
         return label_prior * torch.log(counts / counts.sum())
 
-    def trainable_head(self) -> NDArray[np.float32]:
-        """Raise ConfigError: no head of an encoder trains."""
-        raise self._head_stays_frozen()
-
     def workspace(self) -> Workspace:
         """For whoever computes: one each."""
         return Workspace(self.compute.device, self.compute.dtype)
 
-    def lora(
-        self, *adapters: Adapter, head: NDArray[np.float32] | None = None, trains: FactorSet = "AB",
-        frozen: Adapter | None = None,
-    ) -> LoraTensors:  # fmt: skip
-        """The adapters as tensors of which `trains` train, side by side. Raises ConfigError for a head to train."""
-        if head is not None:
-            raise self._head_stays_frozen()
-        return LoraTensors(adapters, self.compute.device, None, trains, frozen)
+    def lora(self, *adapters: Adapter, trains: FactorSet = "AB", frozen: Adapter | None = None) -> LoraTensors:
+        """The adapters as tensors of which `trains` train, side by side; what they have of the head trains."""
+        return LoraTensors(adapters, self.compute.device, trains, frozen)
 
     def logits(self, tokens: Tensor, lora: LoraTensors | None = None, starts: Tensor | None = None) -> Tensor:
         """The scores of each label, float32 [S, L], or without a head the embeddings [S, H]; tokens int64 [S, T]"""
         starts = torch.zeros_like(tokens) if starts is None else starts
         y, is_text = self._forward(tokens, starts, lora, self.workspace(), first_only=self._head is not None)
         if self._head:
-            return self._head.scores(y)
+            return self._head.scores(y, lora)
         return pooled(self.shape.embedding, y.float(), is_text, self._dense)
 
     def losses(
@@ -137,7 +126,7 @@ class Encoder:
     ) -> Tensor:  # fmt: skip
         """Nats of each text's label at its first token, 0 elsewhere: float32 [S, T]; all others int64 [S, T]"""
         first, _ = self._forward(tokens, starts, lora, space, first_only=True)
-        return _at_first(self._trained_head().losses(first, self._labels(targets)), targets)
+        return _at_first(self._trained_head().losses(first, self._labels(targets), lora), targets)
 
     def add_gradients(
         self,
@@ -161,9 +150,12 @@ class Encoder:
             x = passes[-1].output
         with torch.enable_grad():
             first, labels = x.detach().requires_grad_(), self._labels(targets)
-            losses = self._trained_head().losses(first, labels, shift)
+            own = {name: extra.values.detach().requires_grad_() for name, extra in lora.extras.items()}
+            losses = self._trained_head().losses_with(own, first, labels, shift)
             scaled = (losses * row_scale[:, 0].to(losses.device)).sum()
-        (gradient,) = torch.autograd.grad(scaled, first)
+        gradient, *of_head = torch.autograd.grad(scaled, (first, *own.values()))
+        for extra, part in zip(lora.extras.values(), of_head, strict=True):
+            extra.gradients.add_(part)
         while passes:
             gradient = passes.pop().backward(gradient)
         return _at_first(losses.detach(), targets)
@@ -194,9 +186,6 @@ class Encoder:
 
     def _labels(self, targets: Tensor) -> Tensor:
         return targets[:, 0].to(self.compute.device)
-
-    def _head_stays_frozen(self) -> ConfigError:
-        return ConfigError(f"lora.modules_to_save: the head of {self.shape.model_type} stays frozen; leave it out")
 
     def _trained_head(self) -> EncoderHead:
         if self._head is None:
