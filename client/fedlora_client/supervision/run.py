@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from typing import Literal
 
 from fedlora.errors import ConfigError
+from fedlora.files.at_rest import use_key
 from fedlora.fleet.flower_process import flower_environment
 
 from fedlora_client.service.clock import clock_fault
@@ -30,6 +31,8 @@ Part = Literal["trainer", "link", "serve"]
 
 def run_device(config: DeviceConfig, parts: tuple[Part, ...]) -> None:
     """Run these parts until SIGTERM or SIGINT. Raises ConfigError where one could never run."""
+    if {"trainer", "serve"} & {*parts}:  # the link's user need not read it
+        use_key(config.device.at_rest_key)
     state = StateFolder(config.state)
     with ExitStack() as held:
         for part in parts:

@@ -26,13 +26,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora.errors import AdapterError, AdapterMismatchError
+from fedlora.errors import AdapterError, AdapterMismatchError, AtRestError
 from fedlora.exported.adapter_manifest import AdapterManifest, read_adapter_manifest
 from fedlora.exported.flat_buffer import MAX_BYTES, FlatTable, root_table
 from fedlora.exported.inputs import model_version, modules_of
 from fedlora.exported.profiles import DEFAULT, Profile
 from fedlora.exported.sidecar import InputShapes, sidecar_of
-from fedlora.files.bounded import read_bounded
+from fedlora.files.at_rest import read_plain
 from fedlora.files.tensor_file import MAX_TENSORS
 from fedlora.lora.config import MAX_RANK
 from fedlora.peft.missing import told_instead
@@ -91,7 +91,9 @@ def load_adapter_file(
             f"with: fedlora export-adapter --profile {profile}"
         )
     try:
-        data = read_bounded(path, most)
+        data = read_plain(path, most)
+    except AtRestError as error:
+        raise AdapterError(str(error)) from None
     except OSError as error:
         if error.errno != errno.EFBIG:
             raise
