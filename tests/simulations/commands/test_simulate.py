@@ -23,7 +23,8 @@ from fedlora.config.run import RunConfig, read_scenario
 from fedlora.errors import ConfigError, DataError, RunError
 from fedlora_client import Device, TrainResult
 from fedlora_server import rounds
-from fedlora_server.exchange import Reply, ask
+from fedlora_server.exchange import ask
+from fedlora_server.replies import Reply
 from fedlora_server.run.run_directory import read_metrics
 from fedlora_simulations import simulate
 
