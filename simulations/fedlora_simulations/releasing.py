@@ -26,15 +26,8 @@ from fedlora.release.canary import Canary
 from fedlora.release.card import card_text
 from fedlora.release.folder import listed_files, read_release
 from fedlora.release.layout import ADAPTER, BOM, BUNDLE, CARD, ENVELOPE, check_name, onnx_adapter
-from fedlora.release.manifest import (
-    MadeBy,
-    Parent,
-    ReleasedAdapter,
-    ReleasedBase,
-    ReleasedRun,
-    ReleaseManifest,
-    written,
-)
+from fedlora.release.manifest import ReleaseManifest, written
+from fedlora.release.manifest_parts import MadeBy, Parent, ReleasedAdapter, ReleasedBase, ReleasedRun
 from fedlora.release.model_signing import bundle_text
 from fedlora.release.sealed import seal_release
 from fedlora_export.adapter_export import export_peft

@@ -21,16 +21,9 @@ import numpy as np
 
 from fedlora.base.heads import initial_extras
 from fedlora.base.pack import EMBEDDED, BasePack
+from fedlora.config.leading import AggregationConfig, ServerConfig
 from fedlora.config.require import require
-from fedlora.config.sections import (
-    AggregationConfig,
-    DataConfig,
-    FieldNames,
-    LoraSection,
-    ServerConfig,
-    SimulationConfig,
-    TrainConfig,
-)
+from fedlora.config.sections import DataConfig, FieldNames, LoraSection, SimulationConfig, TrainConfig
 from fedlora.errors import ConfigError
 from fedlora.files.documents import flattened, read_toml
 from fedlora.lora.adapter import Adapter, initial_adapter, with_extras
