@@ -59,8 +59,8 @@ ROOMS = {
         "http.transport", "http.access", "http.service", "http.generation", "http.api", "commands",
     ),
     "fedlora_simulations": (
-        "datasets", "nodes", "checks", "device_accounts", "device_threads", "grid", "progress", "plots",
-        "partition", "report", "engines",
+        "datasets", "nodes", "checks", "device_accounts", "device_threads", "grid", "progress",
+        "partition", "reports", "report", "engines",
         "alone", "evaluation", "simulation", "study", "releasing", "commands",
     ),
 }  # fmt: skip
@@ -162,7 +162,7 @@ COMMANDS = {
     "fedlora_server": ("server", "publish"),
     "fedlora_export": ("export", "export_adapter", "verify"),
     "fedlora_serve": ("generate", "serve", "canary"),
-    "fedlora_simulations": ("simulate", "resume", "study", "demo", "partition", "release", "evaluate"),
+    "fedlora_simulations": ("simulate", "resume", "study", "demo", "partition", "release", "evaluate", "report"),
 }
 
 

@@ -120,6 +120,9 @@ def test_clients_who_never_train_are_measured_apart_and_change_nothing(tmp_path:
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(rounds_table(run))
     assert "2 clients who never trained: loss" in console.export_text()
+    page = (run / "report.html").read_text()
+    assert "clients who never trained: loss" in page
+    assert "clients who never trained: accuracy" in page
 
     # By a device that has just what they have.
     adapter = read_peft(run / "rounds" / "0002" / "adapter").adapter

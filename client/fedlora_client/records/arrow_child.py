@@ -1,9 +1,10 @@
 """The process that reads Parquet, and what the library `datasets` reads: whatever that takes, it costs this process alone.
 
 It is run as a file, with a request, a JSON object, on its standard input. A Parquet file may be anybody's: a page of it
-expands to two gigabytes. So processor time and memory are bounded here. It writes a JSON value a line: for each split an
-object {"split": name, "columns": [[name, type, whether it is read], ...]}, a list for each row of what is read, and at last
-an object that says how it ended: {}, or {"error": a line, "kind": "missing", "data" or "bound"}.
+expands to two gigabytes. So it is run within bounds of processor time and memory (`fedlora.files.limited`). It writes a
+JSON value a line: for each split an object {"split": name, "columns": [[name, type, whether it is read], ...]}, a list for
+each row of what is read, and at last an object that says how it ended: {}, or {"error": a line, "kind": "missing", "data"
+or "bound"}.
 """
 
 from __future__ import annotations
@@ -19,18 +20,6 @@ from typing import Any
 _BATCH_ROWS = 256
 _DEPTH = 4  # of lists and structs in one another
 _FOOTER_BYTES = 1 << 26
-
-
-def _limit(cpu_s: int, memory_bytes: int) -> None:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    for kind, most in ((resource.RLIMIT_CPU, cpu_s), (resource.RLIMIT_AS, memory_bytes), (resource.RLIMIT_CORE, 0)):
-        with suppress(OSError, ValueError):
-            _, hard = resource.getrlimit(kind)
-            most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-            resource.setrlimit(kind, (most, most))
 
 
 def _is_read(kind: Any, depth: int = 0) -> bool:
@@ -127,7 +116,6 @@ def _main() -> None:
     request = json.load(sys.stdin)
     os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # others take addresses in advance
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    _limit(request["cpu_seconds"], request["memory_bytes"])
     answer = sys.stdout
     sys.stdout.reconfigure(encoding="utf-8", errors="surrogatepass")  # type: ignore[union-attr]
     with suppress(BrokenPipeError):

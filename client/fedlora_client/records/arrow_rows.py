@@ -59,8 +59,10 @@ def read_hub(source: str, fields: FieldNames) -> tuple[Records, Records | None]:
 
 
 def _splits(request: Mapping[str, Any], where: str, seconds: int, memory_bytes: int) -> list[_Split]:
-    bounds = {"rows": MAX_ROWS, "cpu_seconds": seconds, "memory_bytes": memory_bytes}
-    with asked_child(arrow_child.__file__, {**request, **bounds}, seconds, "read a data set") as answer:
+    bounds = {"rows": MAX_ROWS, "memory_bytes": memory_bytes}
+    with asked_child(
+        arrow_child.__file__, {**request, **bounds}, what="read a data set", seconds=seconds, memory_bytes=memory_bytes
+    ) as answer:
         found: list[tuple[dict[str, Any], list[list[Any]]]] = []
         for value in _values(answer, where, request["source"] == "hub"):
             if isinstance(value, dict):

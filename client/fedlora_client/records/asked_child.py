@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -11,17 +12,21 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 from fedlora.errors import DataError
+from fedlora.files.limited import limited
 
 _START_S = 20.0  # for a busy machine to begin it, beside its own seconds
 
 
 @contextmanager
-def asked_child(file: str, request: Mapping[str, Any], seconds: float, what: str) -> Iterator[BinaryIO]:
+def asked_child(
+    file: str, request: Mapping[str, Any], *, what: str, seconds: float, memory_bytes: int
+) -> Iterator[BinaryIO]:
     """What the process that runs `file` writes; it is ended with the block, or when its time is over.
 
-    `what` it is begun to do stands in a DataError where no process can be begun.
+    It has so many seconds, of processor time too, and bytes of addresses. `what` it is begun to do stands in a DataError
+    where no process can be begun.
     """
-    command = [sys.executable, "-I", file]
+    command = [sys.executable, "-I", *limited(file, cpu_s=math.ceil(seconds) + 1, memory_bytes=memory_bytes)]
     try:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     except OSError as error:

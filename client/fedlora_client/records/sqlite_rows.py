@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -38,9 +37,11 @@ def read_query(
         raise DataError(f"{path}: there is no such database; give data-path that of an SQLite file")
     request = {
         "uri": f"file:{quote(str(path.absolute()))}?mode=ro", "query": query, "seconds": max_seconds,
-        "cpu_seconds": math.ceil(max_seconds) + 1, "memory_bytes": _MEMORY_BYTES, "value_bytes": MAX_LINE_BYTES,
+        "memory_bytes": _MEMORY_BYTES, "value_bytes": MAX_LINE_BYTES,
     }  # fmt: skip
-    with asked_child(sqlite_child.__file__, request, max_seconds, "read a database") as answer:
+    with asked_child(
+        sqlite_child.__file__, request, what="read a database", seconds=max_seconds, memory_bytes=_MEMORY_BYTES
+    ) as answer:
         return collected(path, _rows(_values(answer, path, query, max_seconds), path, max_rows, max_bytes), fields)
 
 

@@ -16,6 +16,7 @@ from fedlora.config.partition import PartitionConfig
 from fedlora.config.require import require
 from fedlora.errors import ConfigError
 from fedlora.family import HEAD
+from fedlora.family.encoder import HEAD_PARTS
 from fedlora.lora.config import ALL_LINEAR, MAX_RANK, LoraConfig
 from fedlora.lora.layers import check_entries, chosen_layers
 from fedlora.wire.codec import CODECS
@@ -128,13 +129,19 @@ class LoraSection:
     # MODULE=VALUE, where MODULE is a module's name or the end of one: "down_proj=4", "layers.0.self_attn.q_proj=32"
     rank_pattern: tuple[str, ...] = ()
     alpha_pattern: tuple[str, ...] = ()
-    # Trained whole beside the adapter, and saved with it: the head, on one device alone (`fedlora train`).
+    # Trained whole beside the adapter, and saved with it: the classification head of an encoder ("classifier"; of BERT
+    # also "pooler"), or, on one device alone (`fedlora train`), the head of a decoder.
     modules_to_save: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._config(*self._patterns())
         check_entries(self.layers, "lora.layers")
-        require(set(self.modules_to_save) <= {HEAD}, f"lora.modules_to_save takes {HEAD} only", self.modules_to_save)
+        known = (HEAD, *HEAD_PARTS, "pre_classifier")
+        require(
+            set(self.modules_to_save) <= set(known),
+            f"lora.modules_to_save takes heads only ({', '.join(known)})",
+            self.modules_to_save,
+        )
 
     def lora(self, modules: Iterable[str]) -> LoraConfig:
         """The configuration for a base with these modules. Raises ConfigError where a pattern fits none of them."""

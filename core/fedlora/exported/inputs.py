@@ -18,6 +18,8 @@ A row whose adapter is smaller, or which has none, is filled up with zeros, whic
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -47,6 +49,24 @@ def input_values(adapter: Adapter) -> dict[str, NDArray[np.float32]]:
         if not (np.isfinite(values[name_a]).all() and np.isfinite(values[name_b]).all()):
             raise AdapterError(f"{module}: scaling * B, or A, is not finite in float32; the adapter cannot be used")
     return values
+
+
+def digest_of(values: Mapping[str, NDArray[np.float32]]) -> str:
+    """sha256, in hexadecimal, over every adapter input's name, shape and bytes, in the order of the names.
+
+    Each part follows its own length, so that no two contents give the same bytes.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(values):
+        value = np.ascontiguousarray(values[name], "<f4")
+        for part in (
+            name.encode(),
+            struct.pack(f"<{value.ndim}q", *value.shape),
+            value.reshape(-1).view(np.uint8).data,
+        ):
+            digest.update(struct.pack("<q", len(part)))
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def input_shapes(modules: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:

@@ -47,7 +47,7 @@ def _trained(config: RunConfig, devices: Sequence[Device]) -> Adapter:
     windows = _all([device.train_windows() for device in devices])
     model = devices[0].model
     generator = np.random.default_rng([config.seed, 1])
-    return train(model, config.first_adapter(model.shape), windows, settings, generator).adapter
+    return train(model, config.first_adapter(model.base), windows, settings, generator).adapter
 
 
 def _all(parts: Sequence[Windows]) -> Windows:

@@ -113,6 +113,10 @@ class Results:
         """Whether some were made when nothing bounded what one device can do."""
         return any(result.config and _BOUND not in result.config for result in self._results.values())
 
+    def all(self) -> list[Result]:
+        """What every run gave, in the order in which they first stood there."""
+        return list(self._results.values())
+
     def get(self, digest: str) -> Result | None:
         """What a run gave, be it a failure."""
         return self._results.get(digest)
