@@ -8,7 +8,7 @@ from pathlib import Path
 from fedlora.base.pack import BasePack
 from fedlora.config.run import RunConfig
 from fedlora.errors import ConfigError
-from fedlora.exported.adapter_loading import load_adapter_file
+from fedlora.exported.adapter_file import load_adapter_file
 from fedlora.exported.inputs import adapter_of_inputs
 from fedlora.exported.profiles import DEFAULT, graph_inputs
 from fedlora.lora.adapter import Adapter
