@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from fedlora.config.hub_source import hub_source, is_hub
 from fedlora.config.partition import PartitionConfig
 from fedlora.config.require import require
 from fedlora.errors import ConfigError
@@ -98,6 +99,13 @@ class DataConfig:
         require(
             is_natural or not owner, "data.fields.owner means something to data.partition.rule = natural alone", owner
         )
+        if is_hub(self.path):
+            hub_source(self.path)
+            require(
+                self.name == "files" and bool(self.partition.rule),
+                'data.path = "hf:..." is one data set, which needs data.name = "files" and a data.partition.rule',
+                f"{self.name}, {self.partition.rule or 'no rule'}",
+            )
         require(
             not self.partition.rule or bool(self.path),
             "data.partition needs data.path, a file or a folder of records",

@@ -59,7 +59,7 @@ def pairs_of(example: Example) -> Segment:
         case Completion():
             return learned_after([BOS, *ids_of(example.prompt)], [*ids_of(example.completion), EOS])
         case MultipleChoice():
-            return pairs_of(example.completion)
+            return learned_after([BOS, *ids_of(example.prompt)], [*ids_of(f" {example.choices[example.answer]}"), EOS])
         case Chat():
             inputs: list[int] = []
             targets: list[int] = []
