@@ -39,7 +39,7 @@ FORBIDDEN = {
 ROOMS = {
     "fedlora": (
         "errors", "terminal", "nearest", "version", "threads", "telemetry", "face", "plugins", "files", "identity",
-        "native", "family", "lora", "base", "wire", "fleet", "peft", "config", "data", "exported", "row_lora", "graph",
+        "native", "family", "lora", "base", "wire", "fleet", "peft", "combine", "config", "data", "exported", "row_lora", "graph",
         "release", "commands", "cli",
     ),
     "fedlora_client": (
@@ -157,7 +157,7 @@ def loaded_by(statements: Sequence[str]) -> dict[str, set[str]]:
 
 
 COMMANDS = {
-    "fedlora": ("pack", "inspect", "key"),
+    "fedlora": ("pack", "inspect", "combine", "key"),
     "fedlora_client": ("train", "doctor", "device", "update"),
     "fedlora_server": ("server", "publish"),
     "fedlora_export": ("export", "export_adapter", "verify"),
