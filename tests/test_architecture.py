@@ -61,7 +61,7 @@ ROOMS = {
     "fedlora_simulations": (
         "datasets", "nodes", "checks", "device_accounts", "device_threads", "grid", "progress", "plots",
         "partition", "report", "engines",
-        "alone", "simulation", "study", "releasing", "commands",
+        "alone", "simulation", "study", "releasing", "soup", "commands",
     ),
 }  # fmt: skip
 
@@ -162,7 +162,7 @@ COMMANDS = {
     "fedlora_server": ("server", "publish"),
     "fedlora_export": ("export", "export_adapter", "verify"),
     "fedlora_serve": ("generate", "serve", "canary"),
-    "fedlora_simulations": ("simulate", "resume", "study", "demo", "partition", "release"),
+    "fedlora_simulations": ("simulate", "resume", "study", "demo", "partition", "release", "soup"),
 }
 
 

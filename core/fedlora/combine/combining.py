@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from fedlora.base.pack import BasePack
 from fedlora.combine.modules import Part, combined, squared_error
-from fedlora.combine.plan import plan_of
+from fedlora.combine.plan import Plan, plan_of
 from fedlora.combine.ways import Combination
-from fedlora.errors import AdapterError, ConfigError
+from fedlora.errors import AdapterError
 from fedlora.files.atomic import check_directory, whole_directory
 from fedlora.files.tensor_file import TensorPlan, write_tensor_file
-from fedlora.lora.adapter import Adapter
+from fedlora.lora.adapter import Adapter, LoraPair
 from fedlora.lora.config import LoraConfig
 from fedlora.peft.configuration import fresh_config
 from fedlora.peft.directory import metadata_of
@@ -44,23 +44,26 @@ class Combined:
     differing: tuple[str, ...]  # files of how to speak with an adapter that are not the same in all, and not kept
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What the result tells of how it was made, where that is more than the combination and the directories' names."""
+
+    how: str
+    names: tuple[str, ...]  # of the parts
+
+
 def combine(
     sources: Sequence[str | Path], output: Path, combination: Combination, *, base: BasePack | None = None,
-    replace: bool = False,
+    told: Told | None = None, replace: bool = False,
 ) -> Combined:  # fmt: skip
     """Write the combination of PEFT directories, or hub ids, as a PEFT directory. Raises AdapterError and ConfigError."""
-    if not sources:
-        raise ConfigError("expected at least one adapter to combine")
     check_directory(output, replace=CONFIG if replace else None)
     adapters = [open_mapped(find_adapter(source)) for source in sources]
     plan = plan_of(adapters, combination, base)
-    weights = [float(weight) for weight in combination.weights]
+    told = told or Told(how=str(combination), names=tuple(a.directory.absolute().name for a in adapters))
+    shares = zip(told.names, adapters, combination.weights, strict=True)
     origin = Origin(
-        how=str(combination),
-        parts=tuple(
-            OriginPart(name=a.directory.absolute().name, sha256=a.sha256(), weight=w)
-            for a, w in zip(adapters, weights, strict=True)
-        ),
+        how=told.how, parts=tuple(OriginPart(name=n, sha256=a.sha256(), weight=float(w)) for n, a, w in shares)
     )
     same, differing = _companions(adapters)
     distances: list[tuple[float, float]] = []
@@ -71,14 +74,8 @@ def combine(
             yield pending.pop(planned.name)
             return
         module = modules[planned.name]
-        parts = [
-            Part(place=place, pair=a.pair(module), scaling=a.config.scaling_of(module), weight=weight)
-            for place, (a, weight) in enumerate(zip(adapters, weights, strict=True))
-            if module in a.shapes
-        ]
-        with np.errstate(over="ignore", invalid="ignore"):
-            pair = combined(module, parts, combination, plan.config.rank_of(module))
-        Adapter(plan.config, {module: pair}).check_finite("the combination")
+        parts = _parts(adapters, module, combination)
+        pair = _checked(module, parts, combination, plan)
         distances.append(squared_error(parts, pair))
         pending[factor_name(module, "lora_B")] = pair.lora_B
         yield pair.lora_A
@@ -98,6 +95,31 @@ def combine(
     error, norm = (sum(each) for each in zip(*distances, strict=True))
     distance = math.sqrt(error / norm) if norm else None
     return Combined(config=plan.config, modules=len(plan.shapes), distance=distance, differing=tuple(differing))
+
+
+def combined_adapter(adapters: Sequence[MappedAdapter], combination: Combination) -> Adapter:
+    """What `combine` would write, in memory. Raises AdapterError and ConfigError."""
+    plan = plan_of(adapters, combination, None)
+    pairs = {
+        module: _checked(module, _parts(adapters, module, combination), combination, plan) for module in plan.shapes
+    }
+    return Adapter(plan.config, pairs)
+
+
+def _parts(adapters: Sequence[MappedAdapter], module: str, combination: Combination) -> list[Part]:
+    """The shares of those adapters that have the module."""
+    return [
+        Part(place=place, pair=a.pair(module), scaling=a.config.scaling_of(module), weight=float(weight))
+        for place, (a, weight) in enumerate(zip(adapters, combination.weights, strict=True))
+        if module in a.shapes
+    ]
+
+
+def _checked(module: str, parts: Sequence[Part], combination: Combination, plan: Plan) -> LoraPair:
+    with np.errstate(over="ignore", invalid="ignore"):
+        pair = combined(module, parts, combination, plan.config.rank_of(module))
+    Adapter(plan.config, {module: pair}).check_finite("the combination")
+    return pair
 
 
 def _companions(adapters: Sequence[MappedAdapter]) -> tuple[list[str], list[str]]:

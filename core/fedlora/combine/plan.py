@@ -34,6 +34,8 @@ class Plan:
 
 def plan_of(adapters: Sequence[MappedAdapter], combination: Combination, base: BasePack | None) -> Plan:
     """Raises AdapterMismatchError or ConfigError for adapters that cannot be combined so."""
+    if not adapters:
+        raise ConfigError("expected at least one adapter to combine")
     if len(adapters) != len(combination.weights):
         raise ConfigError(
             f"--weights: expected one for each of the {len(adapters)} adapters, got {len(combination.weights)}: give "
