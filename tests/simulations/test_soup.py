@@ -160,7 +160,7 @@ def test_where_the_data_have_a_test_set_the_soup_is_measured_on_it_too(tmp_path:
             json.dumps({"text": f"def kitchen_{number}(table):\n    return table + {number}\n"})
             for number in range(count)
         ]
-        (tmp_path / "data" / f"{name}.jsonl").write_text("\n".join(lines))
+        (tmp_path / "data" / f"{name}.jsonl").write_text("\n".join(texts))
     config = RunConfig(
         output=str(tmp_path / "run"), lora=LoraSection(rank=2, alpha=4.0), server=ServerConfig(rounds=2),
         data=DataConfig(name="files", path=str(tmp_path / "data"), partition=PartitionConfig(rule="iid")),

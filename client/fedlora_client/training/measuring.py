@@ -1,11 +1,13 @@
 """Measure an adapter on windows: its loss, and, where texts have labels, how many of each it tells right."""
 
+# M windows
+
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from fedlora.family import EncoderShape
+from fedlora.family import EncoderShape, ModelShape
 from fedlora.lora.adapter import Adapter
 from fedlora.wire.label_counts import LabelCounts
 from numpy.typing import NDArray
@@ -30,6 +32,21 @@ class Measured:
     def scores(self) -> dict[str, float]:
         """Accuracy and its like; none of a decoder."""
         return self.labels.scores() if self.labels else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """M windows one by one."""
+
+    nats: NDArray[np.float64]  # [M], the sum over what is learned in each
+    labels: NDArray[np.int64] | None = None  # [M], that an encoder gives each text
+
+    def measured(self, windows: Windows, shape: ModelShape) -> Measured:
+        """All of them together."""
+        counts, tokens = None, windows.learned_tokens
+        if self.labels is not None and isinstance(shape, EncoderShape):
+            counts = LabelCounts.of(windows.targets[:, 0].numpy(), self.labels, len(shape.labels))
+        return Measured(loss=float(self.nats.sum()) / tokens, tokens=tokens, labels=counts)
 
 
 def evaluate(
@@ -58,17 +75,24 @@ def measured_with(
     memory_plan: MemoryPlan,
 ) -> Measured:
     """All windows, `micro_batch` of them at a time."""
-    total, tokens = 0.0, 0
+    return scored_with(model, lora, windows, space, micro_batch, memory_plan).measured(windows, model.shape)
+
+
+def scored_with(
+    model: Model,
+    lora: LoraTensors | None,
+    windows: Windows,
+    space: Workspace,
+    micro_batch: int,
+    memory_plan: MemoryPlan,
+) -> Scored:
+    """Each of the windows, `micro_batch` of them at a time."""
+    nats: list[NDArray[np.float64]] = []
     predicted: list[NDArray[np.int64]] = []
     for (part,) in parts([windows], micro_batch):
         check_wanted()
         losses, labels = model.losses_and_labels(part, lora, space, memory_plan)
-        total += float(losses.double().sum())
-        tokens += part.learned_tokens
+        nats.append(losses.double().sum(1).cpu().numpy())
         if labels is not None:
             predicted.append(labels.cpu().numpy())
-    counts = None
-    if predicted and isinstance(model.shape, EncoderShape):
-        actual = windows.targets[:, 0].numpy()
-        counts = LabelCounts.of(actual, np.concatenate(predicted), len(model.shape.labels))
-    return Measured(loss=total / tokens, tokens=tokens, labels=counts)
+    return Scored(np.concatenate(nats), np.concatenate(predicted) if predicted else None)

@@ -1,7 +1,8 @@
 """Adapters on disk become one adapter on disk, module by module.
 
 In memory are the factors of one module of each adapter, and of the result; with a way that ends in -svd, but svd itself,
-up to six matrices [O, I] of that module besides. Nothing depends on the number of modules.
+up to six matrices [O, I] of that module besides. Nothing depends on the number of modules, unless adapters are encrypted
+at rest: those are in memory as a whole.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def combine(
         for file in same:
             shutil.copyfile(adapters[0].directory / file, aside / file)
         (aside / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        write_tensor_file(aside / WEIGHTS, plans, fill, metadata_of(plan.base_fingerprint, origin))
+        write_tensor_file(aside / WEIGHTS, plans, fill, metadata_of(plan.base_fingerprint, origin), at_rest=WEIGHTS)
     error, norm = (sum(each) for each in zip(*distances, strict=True))
     distance = math.sqrt(error / norm) if norm else None
     return Combined(config=plan.config, modules=len(plan.shapes), distance=distance, differing=tuple(differing))

@@ -1,17 +1,18 @@
 """A PEFT directory whose factors are read one module at a time: what it takes of memory is one module's.
 
-`directory.read_peft` reads a stranger's file whole, which nobody can change meanwhile. This is for one's own commands.
+An encrypted file is in memory as a whole. `directory.read_peft` reads a stranger's file whole, which nobody can change
+meanwhile; this is for one's own commands.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedlora.errors import AdapterError, ConfigError, TensorFileError
+from fedlora.files.at_rest import plain_digest
 from fedlora.files.tensor_file import TensorFile
 from fedlora.lora.adapter import Adapter, LoraPair
 from fedlora.lora.config import LoraConfig
@@ -20,9 +21,7 @@ from fedlora.peft.directory import PeftDirectory, base_in
 from fedlora.peft.layout import CONFIG, WEIGHTS
 from fedlora.peft.missing import check_is_there
 from fedlora.peft.patterns import untargeted
-from fedlora.peft.tensors import TensorNames, read_pair, stored_in, told_apart
-
-_CHUNK = 1 << 20
+from fedlora.peft.tensors import TensorNames, extras_in, read_pair, stored_in, told_apart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +43,9 @@ class MappedAdapter:
         return pair
 
     def beside(self) -> PeftDirectory:
-        """What the directory holds beside the factors; its adapter has no modules."""
+        """What the directory holds beside the factors: its adapter has no modules."""
         return PeftDirectory(
-            adapter=Adapter(self.config, {}),
+            adapter=Adapter(self.config, {}, extras=extras_in(self._file, self._names)),
             base_fingerprint=self.base_fingerprint,
             config=self.peft_config,
             saved_modules={name: stored_in(self._file, name) for name in self._names.saved},
@@ -54,12 +53,8 @@ class MappedAdapter:
         )
 
     def sha256(self) -> str:
-        """Of the weights file, in hexadecimal."""
-        digest = hashlib.sha256()
-        with self._file.path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-        return digest.hexdigest()
+        """Of what the weights file holds, encrypted at rest or not, in hexadecimal."""
+        return plain_digest(self._file.path)
 
 
 def open_mapped(directory: Path) -> MappedAdapter:

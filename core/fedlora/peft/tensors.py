@@ -1,7 +1,8 @@
 """What each tensor of adapter_model.safetensors is, by its name: PEFT's own writers are what this follows.
 
 base_model.model.MODULE.lora_A.weight           a factor; PEFT loads MODULE.lora_A.NAME.weight of its adapter NAME too
-base_model.model.MODULE.weight, .bias           of a module of `modules_to_save`, trained
+base_model.model.MODULE.weight, .bias           of a module of `modules_to_save`, trained: a classification head's are extra
+                                                tensors of the adapter, all others are kept as they are
 base_model.model.EMBEDDING.weight               what `save_embedding_layers` adds: as it was, or trained, or resized
 base_model.model.EMBEDDING.base_layer.weight    the same, of an embedding that has LoRA itself
 """
@@ -19,8 +20,8 @@ from numpy.typing import NDArray
 
 from fedlora.errors import AdapterError
 from fedlora.files.tensor_file import Dtype, TensorFile
-from fedlora.lora.adapter import LoraPair
-from fedlora.peft.layout import HEADS, PREFIX, WEIGHTS
+from fedlora.lora.adapter import Extras, LoraPair
+from fedlora.peft.layout import HEADS, PREFIX, WEIGHTS, head_part
 
 Stored = tuple[Dtype, NDArray[Any]]  # values as they lie in the file
 _MAX_NAME = 512
@@ -55,7 +56,11 @@ class PeftTensors:
 
     pairs: Mapping[str, LoraPair]
     dtype: Dtype  # of the factors; F32 where they have several, which it holds exactly
-    saved_modules: Mapping[str, Stored] = field(default_factory=dict)  # of `modules_to_save`, by the tensors' names
+    extras: Extras = field(default_factory=dict)  # of classification heads, by their names in the model
+    extra_dtypes: Mapping[str, Dtype] = field(default_factory=dict)  # in which those are stored
+    saved_modules: Mapping[str, Stored] = field(
+        default_factory=dict
+    )  # others of `modules_to_save`, by the tensors' names
     embeddings: Mapping[str, Stored] = field(default_factory=dict)  # of `save_embedding_layers`
 
 
@@ -64,6 +69,7 @@ class TensorNames:
     """Which tensor of a file is what."""
 
     factors: Mapping[str, Mapping[str, str]]  # {module: {"lora_A": tensor, "lora_B": tensor}}
+    extras: Sequence[str]  # of classification heads
     saved: Sequence[str]
     embeddings: Sequence[str]
 
@@ -73,6 +79,7 @@ def told_apart(file: TensorFile, saved_names: Sequence[str]) -> TensorNames:
     _check_names(file.path, file.entries)
     factors: dict[str, dict[str, str]] = {}
     saved: list[str] = []
+    extras: list[str] = []
     embeddings: list[str] = []
     for name in file.entries:
         match = _FACTOR.fullmatch(name)
@@ -84,6 +91,8 @@ def told_apart(file: TensorFile, saved_names: Sequence[str]) -> TensorNames:
                     "without; save the adapter again with PEFT"
                 )
             of_module[match["factor"]] = name
+        elif _is_saved(name, saved_names) and head_part(model_tensor(name)):
+            extras.append(name)
         elif _is_saved(name, saved_names):
             saved.append(name)
         elif _is_embedding(name):
@@ -92,7 +101,7 @@ def told_apart(file: TensorFile, saved_names: Sequence[str]) -> TensorNames:
             raise _stranger(file.path, name, saved_names)
     if not factors:
         raise AdapterError(f"{file.path}: expected lora_A and lora_B of some modules, got none")
-    return TensorNames(factors=factors, saved=saved, embeddings=embeddings)
+    return TensorNames(factors=factors, extras=extras, saved=saved, embeddings=embeddings)
 
 
 def read_tensors(file: TensorFile, saved_names: Sequence[str]) -> PeftTensors:
@@ -105,9 +114,21 @@ def read_tensors(file: TensorFile, saved_names: Sequence[str]) -> PeftTensors:
     return PeftTensors(
         pairs={module: read_pair(file, module, of_module) for module, of_module in names.factors.items()},
         dtype=cast(Dtype, dtypes.pop() if len(dtypes) == 1 and dtypes <= set(_DTYPES) else "F32"),
+        extras=extras_in(file, names),
+        extra_dtypes={model_tensor(name): _kept_dtype(file, name) for name in names.extras},
         saved_modules={name: stored_in(file, name) for name in names.saved},
         embeddings={name: stored_in(file, name) for name in names.embeddings},
     )
+
+
+def extras_in(file: TensorFile, names: TensorNames) -> Extras:
+    """The extra tensors, copied as float32."""
+    return {model_tensor(name): _floats(file, name) for name in names.extras}
+
+
+def _kept_dtype(file: TensorFile, name: str) -> Dtype:
+    """What an extra tensor is stored as; F32 holds those of other dtypes."""
+    return cast(Dtype, file.entries[name].dtype if file.entries[name].dtype in _DTYPES else "F32")
 
 
 def stored_in(file: TensorFile, name: str) -> Stored:
@@ -155,7 +176,7 @@ def _is_placed(name: str) -> bool:
     return name.startswith(PREFIX) and not name.startswith(PREFIX + PREFIX) and _COMPILED not in name
 
 
-def _factor(file: TensorFile, name: str) -> NDArray[np.float32]:
+def _floats(file: TensorFile, name: str) -> NDArray[np.float32]:
     if file.entries[name].dtype == "F64":
         with np.errstate(over="ignore"):
             return file.array(name).astype(np.float32)
@@ -167,7 +188,7 @@ def read_pair(file: TensorFile, module: str, names: Mapping[str, str]) -> LoraPa
     path = file.path
     if names.keys() != {"lora_A", "lora_B"}:
         raise AdapterError(f"{path}: {module} has {', '.join(names)} only; expected lora_A and lora_B")
-    factors = {factor: _factor(file, name) for factor, name in names.items()}
+    factors = {factor: _floats(file, name) for factor, name in names.items()}
     if empty := sorted(factor for factor, values in factors.items() if not values.size):
         raise AdapterError(
             f"{path}: {module}.{empty[0]} is empty, as DeepSpeed ZeRO-3 saves what it did not gather; save the adapter "
@@ -201,7 +222,7 @@ def _stranger(path: Path, name: str, saved_names: Sequence[str]) -> AdapterError
     head = next((part for part in HEADS if part in name), None)
     if head is not None:
         return AdapterError(
-            f"{told}: the adapter carries a {head} of its own, as PEFT saves one with task_type SEQ_CLS; train with "
-            f"task_type=None and without {head} among target_modules, so that the {head} stays the base's"
+            f"{told}: a {head} trains whole here, not with LoRA; train with task_type SEQ_CLS and without {head} among "
+            f"target_modules: PEFT then saves the {head} whole, and names it in modules_to_save"
         )
     return AdapterError(f"{told}; save the adapter with PEFT's save_pretrained, which writes no other tensor")
