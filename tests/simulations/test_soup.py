@@ -156,7 +156,7 @@ def test_a_round_that_was_changed_is_refused(run: Path, tmp_path: Path) -> None:
 def test_where_the_data_have_a_test_set_the_soup_is_measured_on_it_too(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for name, count in (("train", 60), ("test", 8)):
-        lines = [
+        texts = [
             json.dumps({"text": f"def kitchen_{number}(table):\n    return table + {number}\n"})
             for number in range(count)
         ]
