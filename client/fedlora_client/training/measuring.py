@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from fedlora.lora.adapter import Adapter
 from fedlora.wire.label_counts import LabelCounts
 from numpy.typing import NDArray
 
+from fedlora_client.data.by_length import parts_by_length
 from fedlora_client.data.windows import Windows, parts
 from fedlora_client.layers.lora import LoraTensors
 from fedlora_client.layers.step_plan import MemoryPlan
@@ -74,7 +76,7 @@ def measured_with(
     micro_batch: int,
     memory_plan: MemoryPlan,
 ) -> Measured:
-    """All windows, `micro_batch` of them at a time."""
+    """All windows, `micro_batch` of them at a time, or as many texts as are no more tokens."""
     return scored_with(model, lora, windows, space, micro_batch, memory_plan).measured(windows, model.shape)
 
 
@@ -86,13 +88,25 @@ def scored_with(
     micro_batch: int,
     memory_plan: MemoryPlan,
 ) -> Scored:
-    """Each of the windows, `micro_batch` of them at a time."""
-    nats: list[NDArray[np.float64]] = []
-    predicted: list[NDArray[np.int64]] = []
-    for (part,) in parts([windows], micro_batch):
+    """Each of the windows, as `measured_with` takes them."""
+    nats = np.zeros(len(windows.inputs))
+    predicted = np.zeros(len(nats), np.int64) if isinstance(model.shape, EncoderShape) else None
+    for rows, part in _parts(model, windows, micro_batch):
         check_wanted()
         losses, labels = model.losses_and_labels(part, lora, space, memory_plan)
-        nats.append(losses.double().sum(1).cpu().numpy())
-        if labels is not None:
-            predicted.append(labels.cpu().numpy())
-    return Scored(np.concatenate(nats), np.concatenate(predicted) if predicted else None)
+        nats[rows] = losses.double().sum(1).cpu().numpy()
+        if predicted is not None and labels is not None:
+            predicted[rows] = labels.cpu().numpy()
+    return Scored(nats, predicted)
+
+
+def _parts(model: Model, windows: Windows, micro_batch: int) -> Iterator[tuple[slice | NDArray[np.int64], Windows]]:
+    """The windows a part at a time, each with its place among all."""
+    if isinstance(model.shape, EncoderShape):
+        for rows in parts_by_length(windows, micro_batch * windows.inputs.shape[1]):
+            yield rows.numpy(), windows.batch(rows)
+        return
+    begin = 0
+    for (part,) in parts([windows], micro_batch):
+        yield slice(begin, begin + len(part.inputs)), part
+        begin += len(part.inputs)
