@@ -68,7 +68,14 @@ class RunConfig:
         )
 
     def first_adapter(self, base: BasePack) -> Adapter:
-        """The adapter that the run begins with: the same for the same seed and base."""
+        """The adapter that the run begins with: the same for the same seed and base.
+
+        Raises ConfigError where it is to begin from the base's weights: a federation's methods know no frozen start yet.
+        """
+        if self.lora.init != "default":
+            raise ConfigError(
+                f"lora.init = {self.lora.init} is for one device alone, with fedlora train; a run of several takes default"
+            )
         modules = base.model.linear_modules()
         adapter = initial_adapter(self.lora.lora(modules), modules, np.random.default_rng([self.seed, 0]))
         return with_extras(adapter, initial_extras(self.lora.modules_to_save, base))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from fedlora.base.starts import INITS
 from fedlora.config.hub_source import hub_source, is_hub
 from fedlora.config.partition import PartitionConfig
 from fedlora.config.require import require
@@ -128,8 +129,12 @@ class LoraSection:
     # Trained whole beside the adapter, and saved with it: the classification head of an encoder ("classifier"; of BERT
     # also "pooler"), or, on one device alone (`fedlora train`), the head of a decoder.
     modules_to_save: tuple[str, ...] = ()
+    # Where A and B begin: default (A random, B zero), or pissa or olora, from the base's weights: `base/starts.py`. On one
+    # device alone (`fedlora train`).
+    init: str = "default"
 
     def __post_init__(self) -> None:
+        require(self.init in INITS, f"lora.init must be one of {', '.join(INITS)}", self.init)
         self._config(*self._patterns())
         check_entries(self.layers, "lora.layers")
         known = (HEAD, *HEAD_PARTS, "pre_classifier")
