@@ -1,19 +1,20 @@
 """A picture drawn: as SVG, PDF, or the rows of a CSV. The same bytes for the same numbers.
 
-Units are pixels of a page on which the picture has its own size: 400 wide for one of several beside each other, 800 for one
+Units are pixels of a page on which the picture has its own size: 360 wide for one of several beside each other, 800 for one
 that has the page's width. Text has 12 of them, so it can be read at either.
 """
 
 from __future__ import annotations
 
+import html
 import io
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import singledispatch
+from itertools import zip_longest
 from typing import Any
-from xml.sax.saxutils import quoteattr
 
 import matplotlib as mpl
 from fedlora.errors import printable
@@ -35,7 +36,7 @@ from fedlora_simulations.reports.palette import (
     with_variables,
 )
 
-NARROW, WIDE = 400, 800  # pixels
+NARROW, WIDE = 360, 800  # pixels
 _PER_INCH = 72
 _LONGEST = {NARROW: 18, WIDE: 28}  # characters of a name beside an axis; the tables have it whole
 _MOST_NAMES = 60  # beside one axis
@@ -47,16 +48,16 @@ _STYLE: Mapping[Any, Any] = {
 }  # fmt: skip
 
 
-def svg(chart: Chart, width: int = NARROW, *, titled: bool = True) -> str:
+def svg(chart: Chart, width: int = NARROW, *, titled: bool = True, mark: str = "") -> str:
     """An SVG; with its title and legend inside where it stands alone."""
     buffer = io.BytesIO()
-    _draw(chart, width, buffer, "svg", titled=titled)
+    _draw(chart, width, buffer, "svg", titled=titled, mark=mark)
     return _tidied(buffer, chart.title)
 
 
-def inline(chart: Chart, width: int = NARROW) -> str:
-    """The SVG for a page that has the title, the legend and the colours."""
-    return with_variables(svg(chart, width, titled=False))
+def inline(chart: Chart, width: int = NARROW, mark: str = "") -> str:
+    """The SVG for a page that has the title, the legend and the colours; `mark` tells it from others of its name there."""
+    return with_variables(svg(chart, width, titled=False, mark=mark))
 
 
 def pdf(chart: Chart, width: int = NARROW) -> bytes:
@@ -102,7 +103,7 @@ def _tidied(buffer: io.BytesIO, title: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<(g|svg) id=\"[^\"]*\"", r"<\1", text)  # those of several pictures in one page would be the same
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    return text.replace("<svg ", f'<svg role="img" aria-label={quoteattr(printable(title))} ', 1)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(printable(title))}" ', 1)
 
 
 def figure_of(chart: Chart, width: int, *, titled: bool) -> Figure:
@@ -119,8 +120,8 @@ def figure_of(chart: Chart, width: int, *, titled: bool) -> Figure:
     return figure
 
 
-def _draw(chart: Chart, width: int, buffer: io.BytesIO, kind: str, *, titled: bool) -> None:
-    with look(f"{chart.name} {width}"):
+def _draw(chart: Chart, width: int, buffer: io.BytesIO, kind: str, *, titled: bool, mark: str = "") -> None:
+    with look(f"{mark}{chart.name} {width}"):
         metadata = {"Date": None} if kind == "svg" else {"CreationDate": None, "Title": printable(chart.title)}
         figure_of(chart, width, titled=titled).savefig(buffer, format=kind, metadata=metadata)
 
@@ -140,8 +141,9 @@ def _(chart: LineChart, axes: Axes, width: int) -> Sequence[Artist]:
     for name, level in chart.levels:
         axes.axhline(level, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         axes.annotate(
-            _literal(_shown(name, width)), (1, level), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
-            ha="right", color=MUTED, fontsize=11,
+            _literal(_shown(name, width)), (1, level), (0, 3), xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            ha="right", color=MUTED,
         )  # fmt: skip
     axes.set_xlabel(chart.x_label)
     axes.set_ylabel(chart.y_label)
@@ -169,10 +171,11 @@ def _(chart: BarChart, axes: Axes, width: int) -> Sequence[Artist]:
     for name, level in chart.levels:
         axes.axvline(level, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         axes.annotate(
-            _literal(_shown(name, width)), (level, 1), (0, 2), xycoords=("data", "axes fraction"), textcoords="offset points",
-            ha="center", va="bottom", color=MUTED, fontsize=11, annotation_clip=False,
+            _literal(_shown(name, width)), (level, 1), (0, 2), xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            ha="center", va="bottom", color=MUTED, annotation_clip=False,
         )  # fmt: skip
-    axes.set_yticks(range(len(chart.bars)), [_literal(_shown(bar.name, width)) for bar in chart.bars])
+    axes.set_yticks(range(len(chart.bars)), _beside_axis([bar.name for bar in chart.bars], width))
     axes.tick_params(axis="y", length=0, labelcolor=TEXT)
     axes.set_ylim(len(chart.bars) - 0.4, -0.6)
     axes.set_xlim(
@@ -197,7 +200,7 @@ def _(chart: StackChart, axes: Axes, width: int) -> Sequence[Artist]:
         handles.append(bars[0])
         left = [before + count for before, count in zip(left, counts, strict=True)]
     named = len(chart.bars) <= _MOST_NAMES
-    axes.set_yticks(places if named else [], [_literal(_shown(name, width)) for name, _ in chart.bars] if named else [])
+    axes.set_yticks(places if named else [], _beside_axis([name for name, _ in chart.bars], width) if named else [])
     axes.tick_params(axis="y", length=0, labelcolor=TEXT)
     axes.set_ylim(len(chart.bars) - 0.4, -0.6)
     axes.set_xlim(0, max([*left, 1]) * 1.04)
@@ -251,6 +254,15 @@ def _shown(name: str, width: int) -> str:
     """A name as it has room in a picture of this width."""
     text, most = printable(name), _LONGEST[NARROW if width <= NARROW else WIDE]
     return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _beside_axis(names: Sequence[str], width: int) -> list[str]:
+    """Names of rows: where some are too long, without the beginning that all share, so that they are still told apart."""
+    most, texts = _LONGEST[NARROW if width <= NARROW else WIDE], [printable(name) for name in names]
+    cut = 0
+    if len(set(texts)) > 1 and max(map(len, texts)) > most:
+        cut = next(place for place, each in enumerate(zip_longest(*texts)) if len(set(each)) > 1)
+    return [_literal(_shown(f"…{text[cut:]}" if cut > 1 else text, width)) for text in texts]
 
 
 def _literal(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from importlib.resources import files
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,17 +15,20 @@ from fedlora_simulations.reports.drawing import NARROW, WIDE, figure_of, inline,
 from fedlora_simulations.reports.figures import partition_chart
 from fedlora_simulations.reports.palette import SERIES, colour, dashes, marker, with_variables
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
-from tests.simulations.reports.parsed import pictures
+from tests.simulations.reports.parsed import pictures, texts
 
 LONG = "a device whose name is much longer than any axis has room for"
 
 
-def lines(*values: tuple[float, ...], **more: bool) -> LineChart:
+def lines(*values: tuple[float, ...], is_share: bool = False, from_zero: bool = False) -> LineChart:
     drawn = tuple(
         Line(name=f"line {n}", x=tuple(map(float, range(len(y)))), y=y, number=n) for n, y in enumerate(values)
     )
-    return LineChart(name="x", title="Title", y_label="nats per token", lines=drawn, **more)
+    return LineChart(
+        name="x", title="Title", y_label="nats per token", lines=drawn, is_share=is_share, from_zero=from_zero
+    )
 
 
 def bars(count: int, name: str = "method") -> BarChart:
@@ -38,6 +42,13 @@ def parts(count: int, name: str = "device") -> Chart:
     return partition_chart(
         Partition(devices={f"{name} {n}": {f"label {k}": 1 + n + k for k in range(4)} for n in range(count)})
     )
+
+
+def drawn_by(figure: Figure) -> Any:
+    """What drew it, which knows how large each text is."""
+    canvas: Any = FigureCanvasAgg(figure)
+    canvas.draw()
+    return canvas.get_renderer()
 
 
 CHARTS: dict[str, Chart] = {
@@ -65,9 +76,7 @@ CHARTS: dict[str, Chart] = {
 def test_nothing_is_cut_off_and_no_text_lies_on_another(name: str, width: int, titled: bool) -> None:
     with look("test"):
         figure = figure_of(CHARTS[name], width, titled=titled)
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        renderer, whole = canvas.get_renderer(), figure.bbox
+        renderer, whole = drawn_by(figure), figure.bbox
         [axes] = figure.axes
         texts = [*axes.get_xticklabels(), *axes.get_yticklabels(), axes.xaxis.label, axes.yaxis.label, *axes.texts]
         x, y = sorted(axes.get_xlim()), sorted(axes.get_ylim())
@@ -93,7 +102,7 @@ def test_nothing_is_cut_off_and_no_text_lies_on_another(name: str, width: int, t
 def test_no_point_lies_on_an_axis(name: str, width: int) -> None:
     with look("test"):
         figure = figure_of(CHARTS[name], width, titled=False)
-        FigureCanvasAgg(figure).draw()
+        drawn_by(figure)
         [axes] = figure.axes
         inner = axes.bbox.padded(-2)
         drawn = [line for line in axes.lines if line.get_transform() == axes.transData]
@@ -107,7 +116,7 @@ def test_no_point_lies_on_an_axis(name: str, width: int) -> None:
 def test_a_row_has_the_same_room_however_many_there_are(count: int) -> None:
     with look("test"):
         figure = figure_of(bars(count), WIDE, titled=False)
-        FigureCanvasAgg(figure).draw()
+        drawn_by(figure)
         [axes] = figure.axes
         places = axes.transData.transform([(0, 0), (0, 1)])
         assert 20 < abs(places[0][1] - places[1][1]) < 60
@@ -171,3 +180,9 @@ def test_every_line_stands_out_from_its_card(number: int) -> None:
     for ink, sheet in zip(SERIES[number], style, strict=True):
         one, other = sorted((luminance(ink), luminance(sheet["card"])))
         assert (other + 0.05) / (one + 0.05) >= 3, f"{ink} on {sheet['card']}: WCAG asks 3 of graphics"
+
+
+def test_long_names_are_told_apart_by_where_they_differ() -> None:
+    chart = parts(3, "hospital of the long and winding road")
+    [picture] = pictures(svg(chart, NARROW))
+    assert {"…0", "…1", "…2"} <= set(texts(picture))
