@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from fedlora.base.heads import extra_shapes
 from fedlora.config.run import RunConfig, Scalar
 from fedlora.data.datasets import DeviceData
 from fedlora.errors import AdapterMismatchError, ConfigError
 from fedlora.files.ownership import check_own_folder
-from fedlora.lora.adapter import Adapter
+from fedlora.lora.adapter import Adapter, check_extras
 from fedlora.lora.ranks import first_components
 from fedlora.wire.task import Task
 from fedlora.wire.update import Update
@@ -71,7 +72,7 @@ class Device:
 
     def first_adapter(self) -> Adapter:
         """The adapter that the run begins with, which each of its devices can make itself."""
-        return self.config.first_adapter(self.model.shape)
+        return self.config.first_adapter(self.model.base)
 
     def train(
         self, adapter: Adapter, server_round: int, *, task: Task = _WHOLE, frozen: Adapter | None = None, run: str = ""
@@ -155,6 +156,8 @@ class Device:
             if adapter is not None:
                 adapter.check_finite(where)
                 adapter.check_fits(mine.model.linear_modules(), where)
+                heads = self.config.lora.modules_to_save if adapter is update.adapter else ()
+                check_extras(adapter.extras, extra_shapes(heads, mine.model), where)
                 self._check_ranks(adapter, trained=trains and adapter is update.adapter)
         if trains and update.server_round < 1:
             raise AdapterMismatchError(f"{where}: round {update.server_round} trains nothing; expected 1 or more")

@@ -9,18 +9,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from fedlora.base.heads import initial_extras
 from fedlora.base.pack import BasePack
 from fedlora.config.run import RunConfig
 from fedlora.errors import AdapterMismatchError, DataError
 from fedlora.family import HEAD, EncoderShape
 from fedlora.files.atomic import check_directory
-from fedlora.files.tensor_file import Dtype, as_float32
-from fedlora.lora.adapter import Adapter
-from fedlora.peft.directory import CONFIG, PeftDirectory, read_peft, saved_name, write_peft
+from fedlora.files.tensor_file import as_float32
+from fedlora.lora.adapter import Adapter, with_extras
+from fedlora.peft.directory import CONFIG, PeftDirectory, read_peft, write_peft
 from fedlora.peft.finding import find_adapter
 from fedlora.peft.for_base import beside_of, check_is_for
+from fedlora.peft.layout import saved_name
 from fedlora.peft.tensors import model_tensor
-from numpy.typing import NDArray
 
 from fedlora_client.answer_ends import answer_ends_files
 from fedlora_client.data.account import by_file, chat_notices, notices
@@ -69,7 +70,7 @@ class LocalTraining:
         self.windows = self.device.train_windows()
         self.base: BasePack = self.device.model.base
         self.config = with_epochs(run.config.train, run.epochs, len(self.windows))
-        self.adapter, self.head = self._start()
+        self.adapter = self._start()
         self._evaluation, self._no_evaluation = self._made_evaluation()
 
     def data_lines(self) -> list[str]:
@@ -87,7 +88,7 @@ class LocalTraining:
                 "out because nothing to learn would remain; raise train.sequence_length to have them whole"
             )
         told += chat_notices(windows)
-        if self.head is None and (end := unlearnable_end(self.device.model, windows)):
+        if not self.adapter.extras and (end := unlearnable_end(self.device.model, windows)):
             told.append(end)
         if self._no_evaluation:
             told.append(f"nothing is measured on held-out data: {self._no_evaluation}")
@@ -105,7 +106,7 @@ class LocalTraining:
         result = train(
             self.device.model, self.adapter, self.windows, self.config, np.random.default_rng([run.config.seed, 1]),
             watcher or Watcher(), saving=Saving(file=run.state_file, every=run.save_every, keeps=True),
-            evaluation=self._evaluation, head=self.head,
+            evaluation=self._evaluation,
         )  # fmt: skip
         report = {
             "base": self.base.fingerprint,
@@ -118,10 +119,7 @@ class LocalTraining:
             "seconds": round(time.monotonic() - started, 1),
             "peak_mb": round(peak_bytes() / 1e6),
         }
-        saved: dict[str, tuple[Dtype, NDArray[np.float32]]] = {}
-        if result.head is not None:
-            saved[saved_name(HEAD)] = ("F32", result.head)
-        content = PeftDirectory(adapter=result.adapter, base_fingerprint=self.base.fingerprint, saved_modules=saved)
+        content = PeftDirectory(adapter=result.adapter, base_fingerprint=self.base.fingerprint)
         text = json.dumps(report, indent=1) + "\n"
         write_peft(
             self._output, content, base_name=self.base.source, replace=run.replace,
@@ -130,13 +128,11 @@ class LocalTraining:
         run.state_file.unlink(missing_ok=True)
         return result
 
-    def _start(self) -> tuple[Adapter, NDArray[np.float32] | None]:
-        """The adapter to begin with, and the head where it trains."""
-        head = None
-        if self.run.config.lora.modules_to_save:
-            head = self.device.model.trainable_head()
+    def _start(self) -> Adapter:
+        """The adapter to begin with, and the heads that train with it."""
         if self.run.start is None:
-            return self.device.first_adapter(), head
+            return self.device.first_adapter()
+        extras = dict(initial_extras(self.run.config.lora.modules_to_save, self.base))
         found, where = read_peft(find_adapter(self.run.start)), str(self.run.start)
         if found.base_fingerprint not in (None, self.base.fingerprint):
             raise AdapterMismatchError(
@@ -144,16 +140,19 @@ class LocalTraining:
                 f"({self.base.directory}); give --base the pack that it belongs to"
             )
         check_is_for(found, self.base, where)
-        kept = dict(found.beside)
-        if head is not None and saved_name(HEAD) in kept:
+        kept = dict(found.saved_modules) | dict(found.embeddings)
+        if (weight := f"{HEAD}.weight") in extras and saved_name(HEAD) in kept:
             dtype, array = kept.pop(saved_name(HEAD))
-            if array.shape != head.shape:
+            if array.shape != extras[weight].shape:
                 raise AdapterMismatchError(
-                    f"{where}: its {HEAD} is {list(array.shape)}, the base's is {list(head.shape)}; give --base the pack "
-                    "that it belongs to"
+                    f"{where}: its {HEAD} is {list(array.shape)}, the base's is {list(extras[weight].shape)}; give --base "
+                    "the pack that it belongs to"
                 )
-            head = as_float32(array, dtype, where)
-        for name in beside_of(replace(found, saved_modules=kept, embeddings={}), self.base, where).replaced:
+            extras[weight] = as_float32(array, dtype, where)
+        plain = with_extras(found.adapter, {})
+        for name in beside_of(
+            replace(found, adapter=plain, saved_modules=kept, embeddings={}), self.base, where
+        ).replaced:
             if name == saved_name(HEAD):
                 raise AdapterMismatchError(
                     f"{where}: it has a trained {HEAD} from modules_to_save; to train it further, pass --set "
@@ -163,7 +162,7 @@ class LocalTraining:
                 f"{where}: it also replaces {model_tensor(name)}, which did train and cannot be trained further: beside A "
                 f"and B only {HEAD} can; start from an adapter without it"
             )
-        return found.adapter, head
+        return with_extras(found.adapter, extras | dict(found.adapter.extras))  # a head that it has trains on
 
     def _metrics(self, adapter: Adapter) -> dict[str, float]:
         """What the model tells of the held-out data beside the loss, for the report."""

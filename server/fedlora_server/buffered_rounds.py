@@ -126,7 +126,7 @@ class BufferedRounds:
         """What went down for a round, which may be an earlier one."""
         if server_round not in self._earlier:
             state = self._leader.state_after(server_round - 1, self._directory)
-            down = self._leader.aggregation.method.down(state.now, server_round)
+            down = self._leader.aggregation.down(state, server_round)
             self._earlier[server_round] = self._leader.asked(server_round, down)
         asked = self._earlier[server_round] = self._earlier.pop(server_round)  # the last one that was used
         while len(self._earlier) > _EARLIER:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from fedlora.base.pack import BasePack
 from fedlora.config.run import RunConfig
 from fedlora.errors import ConfigError, FedloraError, RunError, UpdateError
-from fedlora.family import EncoderShape
+from fedlora.family import HEAD, EncoderShape
 from fedlora.wire.task import FactorSet, Task
 from fedlora.wire.update import Update, encode_update
 from flwr.serverapp import Grid
@@ -42,15 +42,15 @@ class Leader:
         self.grid, self.config, self.base = grid, config, base
         self.names = DeviceNames(enrolled)
         self._run = ""  # its number, which its directory knows
-        if config.lora.modules_to_save:
+        if HEAD in config.lora.modules_to_save:
             raise ConfigError(
-                f"lora.modules_to_save ({', '.join(config.lora.modules_to_save)}) is for a device alone (fedlora train): "
-                "an update carries A and B only; leave it out"
+                f"lora.modules_to_save ({HEAD}) is for a device alone (fedlora train): an update would carry one row for "
+                "each token of the vocabulary; leave it out"
             )
         length, context = config.train.sequence_length, base.model.max_positions
         if length > context:
             raise ConfigError(f"train.sequence_length is {length}; the base's context is {context} tokens")
-        self._first = config.first_adapter(base.model)
+        self._first = config.first_adapter(base)
         self.aggregation = Aggregation(config, self._first)
 
     def state_after(self, server_round: int, directory: RunDirectory) -> State:
@@ -68,6 +68,7 @@ class Leader:
             for pair in down.adapter.pairs.values()
             for factor, array in (("A", pair.lora_A), ("B", pair.lora_B))
         )
+        due += down.adapter.extra_bytes
         return Asked(
             message=self._message(server_round, down, repeated, self.aggregation.factors_down),
             unchanged=self._message(server_round, Global(down.adapter), task, task.sends),

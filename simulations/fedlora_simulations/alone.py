@@ -37,7 +37,7 @@ def train_alone(config: RunConfig, workers: int, on_done: Callable[[], None]) ->
 
     def work(number: int) -> AloneResult:
         device = Device(longer, nodes[number])
-        start = config.first_adapter(device.model.shape)
+        start = config.first_adapter(device.model.base)
         adapter = device.train(start, server_round=1).adapter
         loss, _ = device.evaluate(adapter)
         on_done()

@@ -55,7 +55,7 @@ def check_ranks(config: RunConfig) -> None:
     ranks = [rank for rank in map(config.simulation.rank_of, range(config.simulation.devices)) if rank]
     if not ranks:
         return
-    first = config.first_adapter(open_pack(config.base).model)
+    first = config.first_adapter(open_pack(config.base))
     largest = max(pair.rank for pair in first.pairs.values())
     least = min(config.aggregation.min_rank or largest, largest)
     if min(ranks) < least:

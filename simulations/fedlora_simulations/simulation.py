@@ -56,7 +56,7 @@ def run_checked(config: RunConfig, engine: Engine, workers: int | None, console:
     workers = workers or config.simulation.workers or cores()
     config = dataclasses.replace(config, simulation=dataclasses.replace(config.simulation, workers=workers))
     config = settled(config)
-    Aggregation(config, config.first_adapter(open_pack(config.base).model))  # refuses what does not go together
+    Aggregation(config, config.first_adapter(open_pack(config.base)))  # refuses what does not go together
     tell_data(data_accounts(config), console)
     if engine == "flower":
         run_on_flower(config, workers=workers)

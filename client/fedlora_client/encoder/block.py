@@ -58,7 +58,7 @@ class EncoderBlock:
         ops: Ops,
         dtype: torch.dtype,
     ) -> None:
-        self._heads = shape.num_heads
+        self._heads, self._head_size = shape.num_heads, shape.hidden_size // shape.num_heads
         modules = {role: shape.module(layer, role) for role in ROLES}
         self._linear = {
             role: Linear(module, matrices[module], ops, floats[f"{module}.bias"].to(dtype))
@@ -69,16 +69,18 @@ class EncoderBlock:
             for norm in shape.block_norms(layer)
         )
 
-    def forward(self, x: Tensor, batch: TextBatch) -> Tensor:
-        """x [N, H] -> y [N, H]"""
+    def forward(self, x: Tensor, batch: TextBatch, *, first_only: bool = False) -> Tensor:
+        """x [N, H] -> y [N, H]; with `first_only` the rows of the texts' first tokens, [S, H]"""
         texts, length = batch.is_text.shape
+        asking = x.view(texts, length, -1)[:, 0].contiguous() if first_only else x
         q, k, v = (
-            self._apply(role, x, batch).view(texts, length, self._heads, -1).transpose(1, 2) for role in ROLES[:3]
+            self._apply(role, rows, batch).view(texts, -1, self._heads, self._head_size).transpose(1, 2)
+            for role, rows in zip(ROLES[:3], (asking, x, x), strict=True)
         )
         # Whole batches without padding need no mask, which is the faster way.
         mask = None if bool(batch.is_text.all()) else batch.is_text[:, None, None, :]
-        mixed = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).reshape(x.shape)
-        h = self._attention_norm(x + self._apply("attention_output", mixed, batch))
+        mixed = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).reshape(asking.shape)
+        h = self._attention_norm(asking + self._apply("attention_output", mixed, batch))
         active = F.gelu(self._apply("intermediate", h, batch))
         return self._output_norm(h + self._apply("output", active, batch))
 

@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fedlora.base.pack import EMBEDDED
+from fedlora.base.heads import initial_extras
+from fedlora.base.pack import EMBEDDED, BasePack
 from fedlora.config.require import require
 from fedlora.config.sections import (
     AggregationConfig,
@@ -31,9 +32,8 @@ from fedlora.config.sections import (
     TrainConfig,
 )
 from fedlora.errors import ConfigError
-from fedlora.family import ModelShape
 from fedlora.files.documents import flattened, read_toml
-from fedlora.lora.adapter import Adapter, initial_adapter
+from fedlora.lora.adapter import Adapter, initial_adapter, with_extras
 from fedlora.nearest import unknown_key
 
 __all__ = [
@@ -68,10 +68,11 @@ class RunConfig:
         require(word is not None, "name must be letters, digits, '-', '_' and '.', and not begin with '.'", self.name)
         require(0 <= self.seed < 1 << 32, "seed must be from 0 to 2^32 - 1", self.seed)
 
-    def first_adapter(self, shape: ModelShape) -> Adapter:
-        """The adapter that the run begins with: the same for the same seed."""
-        modules = shape.linear_modules()
-        return initial_adapter(self.lora.lora(modules), modules, np.random.default_rng([self.seed, 0]))
+    def first_adapter(self, base: BasePack) -> Adapter:
+        """The adapter that the run begins with: the same for the same seed and base."""
+        modules = base.model.linear_modules()
+        adapter = initial_adapter(self.lora.lora(modules), modules, np.random.default_rng([self.seed, 0]))
+        return with_extras(adapter, initial_extras(self.lora.modules_to_save, base))
 
     def flat(self) -> dict[str, Scalar]:
         """{dotted key: scalar}, as Flower carries it."""

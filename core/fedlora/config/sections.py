@@ -15,6 +15,7 @@ from fedlora.config.partition import PartitionConfig
 from fedlora.config.require import require
 from fedlora.errors import ConfigError
 from fedlora.family import HEAD
+from fedlora.family.encoder import HEAD_PARTS
 from fedlora.lora.config import ALL_LINEAR, MAX_RANK, LoraConfig
 from fedlora.lora.layers import check_entries, chosen_layers
 from fedlora.wire.codec import CODECS
@@ -40,13 +41,15 @@ class FieldNames:
     instruction: str = ""
     input: str = ""
     output: str = ""
+    # Not in the repr, by which devices find what they saved under earlier versions.
+    choices: str = field(default="", repr=False)
+    answer: str = field(default="", repr=False)
     # Of no form: says whose a record is, where data.partition.rule is natural. Not in its repr, see DataConfig.
     owner: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         named = self.given()
-        forms = {form for form, names in FORMS.items() if named.keys() & set(names)}
-        require(len(forms) <= 1, "data.fields names the fields of one form (" + _forms() + ")", named)
+        require(not named or bool(self.form), "data.fields names the fields of one form (" + _forms() + ")", named)
         require(len(set(named.values())) == len(named), "data.fields must name different fields", named)
 
     def given(self) -> dict[str, str]:
@@ -57,13 +60,15 @@ class FieldNames:
     @property
     def form(self) -> str:
         """The form that they belong to; empty where none is named."""
-        return next((form for form, names in FORMS.items() if self.given().keys() & set(names)), "")
+        named = self.given().keys()
+        return next((form for form, names in FORMS.items() if named and named <= set(names)), "")
 
 
 # What a record may be, and its fields; those in OPTIONAL need not be there.
 FORMS = {
     "text": ("text", "label"),
     "completion": ("prompt", "completion"),
+    "choices": ("prompt", "choices", "answer"),
     "messages": ("messages",),
     "instruction": ("instruction", "input", "output"),
 }
@@ -116,13 +121,19 @@ class LoraSection:
     # MODULE=VALUE, where MODULE is a module's name or the end of one: "down_proj=4", "layers.0.self_attn.q_proj=32"
     rank_pattern: tuple[str, ...] = ()
     alpha_pattern: tuple[str, ...] = ()
-    # Trained whole beside the adapter, and saved with it: the head, on one device alone (`fedlora train`).
+    # Trained whole beside the adapter, and saved with it: the classification head of an encoder ("classifier"; of BERT
+    # also "pooler"), or, on one device alone (`fedlora train`), the head of a decoder.
     modules_to_save: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._config(*self._patterns())
         check_entries(self.layers, "lora.layers")
-        require(set(self.modules_to_save) <= {HEAD}, f"lora.modules_to_save takes {HEAD} only", self.modules_to_save)
+        known = (HEAD, *HEAD_PARTS, "pre_classifier")
+        require(
+            set(self.modules_to_save) <= set(known),
+            f"lora.modules_to_save takes heads only ({', '.join(known)})",
+            self.modules_to_save,
+        )
 
     def lora(self, modules: Iterable[str]) -> LoraConfig:
         """The configuration for a base with these modules. Raises ConfigError where a pattern fits none of them."""

@@ -20,6 +20,7 @@ from typing import Literal
 from fedlora.family.text_embedding import TextEmbedding
 
 Role = Literal["query", "key", "value", "attention_output", "intermediate", "output"]
+HEAD_PARTS = ("classifier", "pooler")  # what the names of a head's modules have in them
 ROLES: tuple[Role, ...] = ("query", "key", "value", "attention_output", "intermediate", "output")
 
 
@@ -124,6 +125,25 @@ class EncoderShape:
                 f"{names.head_out}.bias": (len(self.labels),),
             }
         return tensors if self.labels else tensors | self.embedding.float_tensors()
+
+    def head_parts(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """{a part of the head, as PEFT's `modules_to_save` names it: {tensor name: shape}}; empty where there is no head.
+
+        PEFT takes every module whose name ends so: `classifier` is DistilBERT's `pre_classifier` too.
+        """
+        if not self.labels:
+            return {}
+        modules, shapes = (self.names.head_dense, self.names.head_out), self.float_tensors()
+        found = (name for module in modules for name in module.split(".") if name.endswith(HEAD_PARTS))
+        return {
+            part: {
+                f"{module}.{kind}": shapes[f"{module}.{kind}"]
+                for module in modules
+                if any(name.endswith(part) for name in module.split("."))
+                for kind in ("weight", "bias")
+            }
+            for part in dict.fromkeys(found)
+        }
 
     def float_offset(self, tensor: str) -> float:
         """What is added to a tensor of the checkpoint before it is stored."""

@@ -15,7 +15,7 @@ from fedlora.files.documents import read_object
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
 from fedlora.lora.layers import layers_of
-from fedlora.peft.layout import CONFIG, WEIGHTS
+from fedlora.peft.layout import CONFIG, HEADS, WEIGHTS, head_part, saved_parts
 from fedlora.peft.patterns import by_module
 
 MAX_CONFIG_BYTES = 4 << 20
@@ -88,15 +88,19 @@ def lora_config(config: Mapping[str, Any], modules: Iterable[str]) -> LoraConfig
 
 
 def config_to_write(
-    adapter: Adapter, read: Mapping[str, Any], saved_names: Iterable[str], base_name: str | None
+    adapter: Adapter, read: Mapping[str, Any], saved: Iterable[str], base_name: str | None
 ) -> dict[str, Any]:
-    """The configuration as it was `read`, unless the adapter is no longer the one that it describes."""
-    fresh = _config_of(adapter, base_name)
-    saved = sorted({name.removesuffix(".weight").rsplit(".", 1)[-1] for name in saved_names})
-    if saved:
-        fresh["modules_to_save"] = saved
+    """The configuration as it was `read`, unless the adapter is no longer the one that it describes.
+
+    `saved` are the tensors of `modules_to_save`, by their names in the model.
+    """
+    fresh, saved = _config_of(adapter, base_name), list(saved)
+    if parts := saved_parts(saved):
+        fresh["modules_to_save"] = parts
     if not read:
         return fresh
+    if not all(any(part.endswith(tuple(read.get("modules_to_save") or ())) for part in n.split(".")) for n in saved):
+        read = {**read, **{key: fresh[key] for key in ("modules_to_save", "task_type")}}
     described = lora_config(read, adapter.pairs)
     mine = (adapter.config.use_rslora, {m: (p.rank, adapter.config.scaling_of(m)) for m, p in adapter.pairs.items()})
     theirs = (described.use_rslora, {m: (described.rank_of(m), described.scaling_of(m)) for m in adapter.pairs})
@@ -133,7 +137,9 @@ def _config_of(adapter: Adapter, base_name: str | None) -> dict[str, Any]:
 
 
 def _encoder_task(adapter: Adapter) -> dict[str, Any]:
-    """What tells PEFT's AutoPeftModel classes the model; task type SEQ_CLS would want a head beside A and B."""
+    """What tells PEFT's AutoPeftModel classes the model; task type SEQ_CLS wants a head beside A and B."""
+    if any(head_part(tensor).endswith(HEADS) for tensor in adapter.extras):
+        return {"task_type": "SEQ_CLS"}
     prefix = next((module.split(".", 1)[0] for module in adapter.pairs), "")
     if prefix in _ENCODER_CLASSES:
         library = f"transformers.models.{prefix}.modeling_{prefix}"

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedlora.base.heads import extra_shapes
 from fedlora.base.pack import BasePack
 from fedlora.base.quantize import QuantizedMatrix, stands_for
 from fedlora.errors import AdapterMismatchError, TensorFileError
 from fedlora.family import EMBEDDING, HEAD
 from fedlora.files.tensor_file import as_float32
-from fedlora.lora.adapter import Adapter
+from fedlora.lora.adapter import Adapter, check_extras
 from fedlora.peft.directory import PeftDirectory, read_peft
 from fedlora.peft.layout import HEADS
 from fedlora.peft.misplaced import check_modules
@@ -69,6 +70,7 @@ def check_is_for(content: PeftDirectory, base: BasePack, where: str) -> None:
     """Raise AdapterMismatchError unless every module is one of the base's, and the base the recorded one, if any."""
     check_modules(content.adapter.pairs, base, where)
     content.adapter.check_fits(base.model.linear_modules(), where)
+    check_extras(content.adapter.extras, extra_shapes(base.model.head_parts(), base.model), where)
     recorded = content.base_fingerprint
     if recorded not in (None, base.fingerprint):
         raise AdapterMismatchError(

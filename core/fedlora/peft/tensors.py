@@ -1,7 +1,8 @@
 """What each tensor of adapter_model.safetensors is, by its name: PEFT's own writers are what this follows.
 
 base_model.model.MODULE.lora_A.weight           a factor; PEFT loads MODULE.lora_A.NAME.weight of its adapter NAME too
-base_model.model.MODULE.weight, .bias           of a module of `modules_to_save`, trained
+base_model.model.MODULE.weight, .bias           of a module of `modules_to_save`, trained: a classification head's are extra
+                                                tensors of the adapter, all others are kept as they are
 base_model.model.EMBEDDING.weight               what `save_embedding_layers` adds: as it was, or trained, or resized
 base_model.model.EMBEDDING.base_layer.weight    the same, of an embedding that has LoRA itself
 """
@@ -19,8 +20,8 @@ from numpy.typing import NDArray
 
 from fedlora.errors import AdapterError
 from fedlora.files.tensor_file import Dtype, TensorFile
-from fedlora.lora.adapter import LoraPair
-from fedlora.peft.layout import HEADS, PREFIX, WEIGHTS
+from fedlora.lora.adapter import Extras, LoraPair
+from fedlora.peft.layout import HEADS, PREFIX, WEIGHTS, head_part
 
 Stored = tuple[Dtype, NDArray[Any]]  # values as they lie in the file
 _MAX_NAME = 512
@@ -55,7 +56,11 @@ class PeftTensors:
 
     pairs: Mapping[str, LoraPair]
     dtype: Dtype  # of the factors; F32 where they have several, which it holds exactly
-    saved_modules: Mapping[str, Stored] = field(default_factory=dict)  # of `modules_to_save`, by the tensors' names
+    extras: Extras = field(default_factory=dict)  # of classification heads, by their names in the model
+    extra_dtypes: Mapping[str, Dtype] = field(default_factory=dict)  # in which those are stored
+    saved_modules: Mapping[str, Stored] = field(
+        default_factory=dict
+    )  # others of `modules_to_save`, by the tensors' names
     embeddings: Mapping[str, Stored] = field(default_factory=dict)  # of `save_embedding_layers`
 
 
@@ -67,6 +72,8 @@ def read_tensors(file: TensorFile, saved_names: Sequence[str]) -> PeftTensors:
     _check_names(file.path, file.entries)
     factors: dict[str, dict[str, NDArray[np.float32]]] = {}
     saved: dict[str, Stored] = {}
+    extras: dict[str, NDArray[np.float32]] = {}
+    extra_dtypes: dict[str, Dtype] = {}
     embeddings: dict[str, Stored] = {}
     dtypes: set[str] = set()
     for name, entry in file.entries.items():
@@ -78,8 +85,11 @@ def read_tensors(file: TensorFile, saved_names: Sequence[str]) -> PeftTensors:
                     f"{file.path}: {match['module']}.{match['factor']} is there twice, with an adapter's name in it and "
                     "without; save the adapter again with PEFT"
                 )
-            of_module[match["factor"]] = _factor(file, name)
+            of_module[match["factor"]] = _floats(file, name)
             dtypes.add(entry.dtype)
+        elif _is_saved(name, saved_names) and head_part(tensor := model_tensor(name)):
+            extras[tensor] = _floats(file, name)
+            extra_dtypes[tensor] = cast(Dtype, entry.dtype if entry.dtype in _DTYPES else "F32")
         elif _is_saved(name, saved_names):
             saved[name] = (cast(Dtype, entry.dtype), file.array(name).copy())
         elif _is_embedding(name):
@@ -91,6 +101,8 @@ def read_tensors(file: TensorFile, saved_names: Sequence[str]) -> PeftTensors:
     return PeftTensors(
         pairs={module: _pair(file.path, module, by_name) for module, by_name in factors.items()},
         dtype=cast(Dtype, dtypes.pop() if len(dtypes) == 1 and dtypes <= set(_DTYPES) else "F32"),
+        extras=extras,
+        extra_dtypes=extra_dtypes,
         saved_modules=saved,
         embeddings=embeddings,
     )
@@ -136,7 +148,7 @@ def _is_placed(name: str) -> bool:
     return name.startswith(PREFIX) and not name.startswith(PREFIX + PREFIX) and _COMPILED not in name
 
 
-def _factor(file: TensorFile, name: str) -> NDArray[np.float32]:
+def _floats(file: TensorFile, name: str) -> NDArray[np.float32]:
     if file.entries[name].dtype == "F64":
         with np.errstate(over="ignore"):
             return file.array(name).astype(np.float32)
@@ -179,7 +191,7 @@ def _stranger(path: Path, name: str, saved_names: Sequence[str]) -> AdapterError
     head = next((part for part in HEADS if part in name), None)
     if head is not None:
         return AdapterError(
-            f"{told}: the adapter carries a {head} of its own, as PEFT saves one with task_type SEQ_CLS; train with "
-            f"task_type=None and without {head} among target_modules, so that the {head} stays the base's"
+            f"{told}: a {head} trains whole here, not with LoRA; train with task_type SEQ_CLS and without {head} among "
+            f"target_modules: PEFT then saves the {head} whole, and names it in modules_to_save"
         )
     return AdapterError(f"{told}; save the adapter with PEFT's save_pretrained, which writes no other tensor")

@@ -14,8 +14,9 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from fedlora.base.pack import BasePack, file_digest
+from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterMismatchError, RunError, TensorFileError
+from fedlora.files.at_rest import plain_digest
 from fedlora.files.atomic import whole_directory
 from fedlora.files.documents import read_object
 from fedlora.files.tensor_file import TensorFile, write_in_order
@@ -86,12 +87,18 @@ def _as_committed(adapter: Adapter, first: Adapter, where: Path) -> Adapter:
                 f"{where}: {module} is {list(pair.shape)}, scaled by {got:g}; expected "
                 f"{list(first.pairs[module].shape)}, scaled by {expected:g}: the adapter was changed; copy the run again"
             )
-    return Adapter(config, pairs)
+    shapes = {name: array.shape for name, array in first.extras.items()}
+    if {name: array.shape for name, array in adapter.extras.items()} != shapes:
+        raise AdapterMismatchError(
+            f"{where}: beside A and B it has {', '.join(adapter.extras) or 'nothing'}; expected "
+            f"{', '.join(shapes) or 'nothing'}: the adapter was changed; copy the run again"
+        )
+    return Adapter(config, pairs, extras={name: adapter.extras[name] for name in shapes})
 
 
 def _write_moments(path: Path, moments: Moments) -> None:
     """In their order, which the safetensors library would not keep: what is read back is what was written."""
-    write_in_order(path, {name: ("F32", array) for name, array in moments.items()})
+    write_in_order(path, {name: ("F32", array) for name, array in moments.items()}, at_rest=path.name)
 
 
 def _read_moments(path: Path) -> Moments:
@@ -103,8 +110,9 @@ def _read_moments(path: Path) -> Moments:
 
 
 def _most_bytes(first: Adapter) -> int:
-    """What no file of a round passes: all of an adapter's matrices at the largest rank, and their names."""
-    return (1 << 26) + 4 * MAX_RANK * sum(sum(pair.shape) for pair in first.pairs.values())
+    """What no file of a round passes: all of an adapter's matrices at the largest rank, two of each extra, their names."""
+    factors = 4 * MAX_RANK * sum(sum(pair.shape) for pair in first.pairs.values())
+    return (1 << 26) + factors + 2 * first.extra_bytes
 
 
 def _check_seal(directory: Path, run: str, most_bytes: int) -> None:
@@ -126,6 +134,6 @@ def _check_seal(directory: Path, run: str, most_bytes: int) -> None:
 
 
 def _digests(directory: Path) -> dict[str, str]:
-    """{file: sha256} of what the run goes on from."""
+    """{file: sha256 of its content, whether it is encrypted at rest or not} of what the run goes on from."""
     files = [path for path in sorted(directory.rglob("*")) if path.is_file() and path.name not in _BESIDE]
-    return {path.relative_to(directory).as_posix(): file_digest(path) for path in files}
+    return {path.relative_to(directory).as_posix(): plain_digest(path) for path in files}

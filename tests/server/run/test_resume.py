@@ -151,7 +151,7 @@ def test_what_is_read_back_of_a_round_is_what_it_made(
     monkeypatch.setattr(Round, "result", spied)
     played = Runs(play, method=method, aggregation=aggregation).whole()
     config = read_config(played.path)
-    first = config.first_adapter(play.base.shape)
+    first = config.first_adapter(play.base)
     whole = Aggregation(config, first)
     assert len(made) == ROUNDS
     for server_round, state in made:
