@@ -43,7 +43,9 @@ def test_the_band_of_a_round_is_numpys_mean_and_sample_deviation(panel: Panel, m
     points = group.points("loss")
     assert [point.round for point in points] == [0, 1, 2]
     np.testing.assert_allclose([point.mean for point in points], of(method).mean(0))
-    np.testing.assert_allclose([point.deviation or 0 for point in points], of(method).std(0, ddof=1))
+    np.testing.assert_allclose(
+        [np.nan if point.deviation is None else point.deviation for point in points], of(method).std(0, ddof=1)
+    )
     end = group.final("loss")
     assert end is not None
     assert end.mean == pytest.approx(of(method)[:, -1].mean())
