@@ -27,12 +27,12 @@ def pooled_loss(config: RunConfig, workers: int) -> float:
     """
     devices = [Device(config, node) for node in node_configs(config)]
     with DeviceThreads(1, cores_each=workers) as threads:
-        adapter = threads.submit(lambda: _trained(config, devices)).result()
+        adapter = threads.submit(lambda: trained_on_all(config, devices)).result()
     with DeviceThreads(workers) as threads:
         return fmean(loss for loss, _ in threads.map(lambda device: device.evaluate(adapter), devices))
 
 
-def _trained(config: RunConfig, devices: Sequence[Device]) -> Adapter:
+def trained_on_all(config: RunConfig, devices: Sequence[Device]) -> Adapter:
     steps, batch_size = config.train.steps * config.server.rounds, config.train.batch_size * len(devices)
     settings = dataclasses.replace(config.train, steps=steps, batch_size=batch_size)
     windows = _all([device.train_windows() for device in devices])
