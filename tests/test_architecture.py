@@ -44,8 +44,8 @@ ROOMS = {
     ),
     "fedlora_client": (
         "courier", "records", "data", "ops", "kept_factors", "layers", "decoder", "encoder", "model", "training",
-        "reference", "opened", "answer_ends", "end_tokens", "device", "answers", "local_training", "policy", "service",
-        "updating", "supervision", "app", "commands",
+        "reference", "evaluation", "opened", "answer_ends", "end_tokens", "device", "answers", "local_training", "policy",
+        "service", "updating", "supervision", "app", "commands",
     ),
     "fedlora_server": (
         "ways", "bounded_pull", "exchange", "device_names", "checks", "copies", "stopwatch", "means", "methods",
@@ -59,9 +59,9 @@ ROOMS = {
         "http.transport", "http.access", "http.service", "http.generation", "http.api", "commands",
     ),
     "fedlora_simulations": (
-        "datasets", "nodes", "checks", "device_accounts", "device_threads", "grid", "progress", "plots",
-        "partition", "report", "engines",
-        "alone", "simulation", "study", "releasing", "commands",
+        "datasets", "nodes", "checks", "device_accounts", "device_threads", "grid", "progress",
+        "partition", "reports", "report", "engines",
+        "alone", "evaluation", "simulation", "study", "releasing", "commands",
     ),
 }  # fmt: skip
 
@@ -162,7 +162,7 @@ COMMANDS = {
     "fedlora_server": ("server", "publish"),
     "fedlora_export": ("export", "export_adapter", "verify"),
     "fedlora_serve": ("generate", "serve", "canary"),
-    "fedlora_simulations": ("simulate", "resume", "study", "demo", "partition", "release"),
+    "fedlora_simulations": ("simulate", "resume", "study", "demo", "partition", "release", "evaluate", "report"),
 }
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from fedlora.base.pack import BasePack
-from fedlora.exported.inputs import input_values
-from fedlora.exported.values_digest import digest_of
+from fedlora.exported.inputs import digest_of, input_values
 from fedlora.family import DecoderShape
 from fedlora.identity.keys import SigningKey
 from fedlora.lora.adapter import Adapter, LoraPair, initial_adapter

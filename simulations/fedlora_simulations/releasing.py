@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shutil
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
@@ -12,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from fedlora.base.pack import BasePack, file_digest, open_pack, read_manifest
 from fedlora.errors import AdapterMismatchError, ConfigError
-from fedlora.exported.inputs import input_values
+from fedlora.exported.inputs import digest_of, input_values
 from fedlora.exported.profiles import Profile
-from fedlora.exported.values_digest import digest_of
 from fedlora.family import DecoderShape
+from fedlora.files.at_rest import copy_plain, written_plain
 from fedlora.files.atomic import check_directory, whole_directory
 from fedlora.files.documents import read_object
 from fedlora.identity.keys import SigningKey
@@ -100,9 +99,10 @@ def make_release(
         (aside / ADAPTER).mkdir()
         for name in (CONFIG, WEIGHTS, *COMPANIONS):
             if (source / name).is_file():
-                shutil.copyfile(source / name, aside / ADAPTER / name)
+                copy_plain(source / name, aside / ADAPTER / name)
         for profile in order.profiles:
-            export_peft(aside / ADAPTER, aside / onnx_adapter(profile), base, profile=profile)
+            with written_plain():  # for whoever takes the release
+                export_peft(aside / ADAPTER, aside / onnx_adapter(profile), base, profile=profile)
         manifest = ReleaseManifest(
             name=check_name(order.name or config.name),
             version=order.version or (parent.version + 1 if parent else 1),

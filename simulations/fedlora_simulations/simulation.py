@@ -29,6 +29,7 @@ from fedlora_simulations.engines import run_in_process, run_on_flower
 from fedlora_simulations.partition import partition_of
 from fedlora_simulations.progress import RunProgress, showing
 from fedlora_simulations.report import write_report
+from fedlora_simulations.reports.environment import write_environment
 
 Engine = Literal["in-process", "flower"]
 _ACCURACY = {
@@ -65,6 +66,7 @@ def run_checked(config: RunConfig, engine: Engine, workers: int | None, console:
             run_in_process(config, workers=workers, on_push=bars.pushed, on_done=bars.done)
     run = Path(config.output)
     partition_of(config).write(run)
+    write_environment(run)
     write_report(run)
     return run
 

@@ -21,7 +21,7 @@ from fedlora.base.quantize import Quantization
 from fedlora.config.run import DataConfig, read_scenario
 from fedlora.data.chat_template import load_chat_template
 from fedlora.errors import FedloraError
-from fedlora.exported.adapter_loading import load_adapter_file
+from fedlora.exported.adapter_file import load_adapter_file
 from fedlora.exported.inputs import input_shapes
 from fedlora.fleet.bundle import read_bundle
 from fedlora.lora.config import LoraConfig

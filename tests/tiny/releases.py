@@ -9,8 +9,7 @@ from typing import Any
 
 from fedlora.base.pack import BasePack
 from fedlora.config.run import RunConfig
-from fedlora.exported.inputs import input_values
-from fedlora.exported.values_digest import digest_of
+from fedlora.exported.inputs import digest_of, input_values
 from fedlora.identity.keys import SigningKey
 from fedlora.lora.config import LoraConfig
 from fedlora.peft.directory import PeftDirectory, write_peft

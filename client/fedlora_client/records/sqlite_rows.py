@@ -17,6 +17,7 @@ from urllib.parse import quote
 from fedlora.config.sections import FieldNames
 from fedlora.errors import DataError
 from fedlora.files.json_text import parse_json
+from fedlora.files.limited import limited
 
 from fedlora_client.records import sqlite_child
 from fedlora_client.records.byte_source import MAX_LINE_BYTES
@@ -42,16 +43,17 @@ def read_query(
         raise DataError(f"{path}: there is no such database; give data-path that of an SQLite file")
     request = {
         "uri": f"file:{quote(str(path.absolute()))}?mode=ro", "query": query, "seconds": max_seconds,
-        "cpu_seconds": math.ceil(max_seconds) + 1, "memory_bytes": _MEMORY_BYTES, "value_bytes": MAX_LINE_BYTES,
+        "memory_bytes": _MEMORY_BYTES, "value_bytes": MAX_LINE_BYTES,
     }  # fmt: skip
-    with _asked(request, max_seconds + _START_S) as answer:
+    with _asked(request, math.ceil(max_seconds) + 1, max_seconds + _START_S) as answer:
         return collected(path, _rows(_values(answer, path, query, max_seconds), path, max_rows, max_bytes), fields)
 
 
 @contextmanager
-def _asked(request: Mapping[str, Any], patience_s: float) -> Iterator[BinaryIO]:
+def _asked(request: Mapping[str, Any], cpu_s: int, patience_s: float) -> Iterator[BinaryIO]:
     """What the process that reads writes; it is ended with the block, or when its time is over."""
-    command = [sys.executable, "-I", sqlite_child.__file__]
+    script = limited(sqlite_child.__file__, cpu_s=cpu_s, memory_bytes=_MEMORY_BYTES)
+    command = [sys.executable, "-I", *script]
     try:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     except OSError as error:

@@ -8,7 +8,8 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedlora.errors import ConfigError, CourierError
+from fedlora.errors import AtRestError, ConfigError, CourierError
+from fedlora.files.at_rest import read_plain, written
 from fedlora.files.atomic import whole_file
 
 from fedlora_client.courier.question import Answer, Question
@@ -28,13 +29,14 @@ class KeptAnswer:
         if question.kind != "train":
             return None
         try:
-            if self.path.stat().st_size > _MOST_BYTES:
-                return None
-            line, _, data = self.path.read_bytes().partition(b"\n")
+            line, _, data = read_plain(self.path, _MOST_BYTES).partition(b"\n")
             kept = json.loads(line)
             if kept["question"] != digest_of(question, version) or kept["bytes"] != _digest(data):
                 return None
             return Answer.read(kept["answer"], bytearray(data))
+        except AtRestError as error:
+            log.warning("the last answer cannot be read: %s", error)
+            return None
         except (OSError, ValueError, KeyError, TypeError, RecursionError, CourierError):
             return None
 
@@ -44,8 +46,10 @@ class KeptAnswer:
             "question": digest_of(question, version), "answer": answer.header(), "bytes": _digest(answer.data)
         }  # fmt: skip
         try:
-            with whole_file(self.path, is_private=True) as aside, aside.open("wb") as file:
-                file.write(json.dumps(kept).encode() + b"\n")
+            line = json.dumps(kept).encode() + b"\n"
+            size_bytes = len(line) + len(answer.data)
+            with whole_file(self.path, is_private=True) as aside, written(aside, self.path.name, size_bytes) as file:
+                file.write(line)
                 file.write(answer.data)
         except (OSError, ConfigError) as error:
             log.warning("the answer was not kept: %s", error)

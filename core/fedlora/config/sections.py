@@ -41,13 +41,15 @@ class FieldNames:
     instruction: str = ""
     input: str = ""
     output: str = ""
+    # Not in the repr, by which devices find what they saved under earlier versions.
+    choices: str = field(default="", repr=False)
+    answer: str = field(default="", repr=False)
     # Of no form: says whose a record is, where data.partition.rule is natural. Not in its repr, see DataConfig.
     owner: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         named = self.given()
-        forms = {form for form, names in FORMS.items() if named.keys() & set(names)}
-        require(len(forms) <= 1, "data.fields names the fields of one form (" + _forms() + ")", named)
+        require(not named or bool(self.form), "data.fields names the fields of one form (" + _forms() + ")", named)
         require(len(set(named.values())) == len(named), "data.fields must name different fields", named)
 
     def given(self) -> dict[str, str]:
@@ -58,13 +60,15 @@ class FieldNames:
     @property
     def form(self) -> str:
         """The form that they belong to; empty where none is named."""
-        return next((form for form, names in FORMS.items() if self.given().keys() & set(names)), "")
+        named = self.given().keys()
+        return next((form for form, names in FORMS.items() if named and named <= set(names)), "")
 
 
 # What a record may be, and its fields; those in OPTIONAL need not be there.
 FORMS = {
     "text": ("text", "label"),
     "completion": ("prompt", "completion"),
+    "choices": ("prompt", "choices", "answer"),
     "messages": ("messages",),
     "instruction": ("instruction", "input", "output"),
 }

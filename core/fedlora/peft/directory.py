@@ -117,7 +117,7 @@ def write_peft(
             (aside / name).write_text(text, encoding="utf-8")
         (aside / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         # Not by the safetensors library: an adapter has a digest, and two entries of metadata have no order there.
-        write_in_order(aside / WEIGHTS, arrays, metadata)
+        write_in_order(aside / WEIGHTS, arrays, metadata, at_rest=WEIGHTS)
 
 
 def _named_factors(adapter: Adapter, dtype: Dtype) -> Iterator[tuple[str, Stored]]:

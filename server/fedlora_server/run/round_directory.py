@@ -14,8 +14,9 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from fedlora.base.pack import BasePack, file_digest
+from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterMismatchError, RunError, TensorFileError
+from fedlora.files.at_rest import plain_digest
 from fedlora.files.atomic import whole_directory
 from fedlora.files.documents import read_object
 from fedlora.files.tensor_file import TensorFile, write_in_order
@@ -97,7 +98,7 @@ def _as_committed(adapter: Adapter, first: Adapter, where: Path) -> Adapter:
 
 def _write_moments(path: Path, moments: Moments) -> None:
     """In their order, which the safetensors library would not keep: what is read back is what was written."""
-    write_in_order(path, {name: ("F32", array) for name, array in moments.items()})
+    write_in_order(path, {name: ("F32", array) for name, array in moments.items()}, at_rest=path.name)
 
 
 def _read_moments(path: Path) -> Moments:
@@ -133,6 +134,6 @@ def _check_seal(directory: Path, run: str, most_bytes: int) -> None:
 
 
 def _digests(directory: Path) -> dict[str, str]:
-    """{file: sha256} of what the run goes on from."""
+    """{file: sha256 of its content, whether it is encrypted at rest or not} of what the run goes on from."""
     files = [path for path in sorted(directory.rglob("*")) if path.is_file() and path.name not in _BESIDE]
-    return {path.relative_to(directory).as_posix(): file_digest(path) for path in files}
+    return {path.relative_to(directory).as_posix(): plain_digest(path) for path in files}

@@ -12,11 +12,12 @@ from typing import Any
 from fedlora.errors import RunError
 from fedlora.files.documents import read_object
 
-from fedlora_server.run.loss_over_devices import loss_over_devices
+from fedlora_server.run.loss_over_devices import accuracy_over_devices, loss_over_devices
 
 _ADDED = (  # that earlier versions did not write
     "examples", "cut_examples", "left_out_examples", "held_out_examples", "held_out_left_out", "measured_of",
     "late_answers", "staleness", "loss_over_devices", "costs", "accuracy", "scores", "test",
+    "accuracy_over_devices",
 )  # fmt: skip
 MAX_LOSS = 1e9  # in nats: a device's word beyond it is no loss, and would leave no mean over the devices
 _MOST_EXAMPLES = 1 << 53  # that a device may say that it has: what every reader of JSON takes whole
@@ -53,6 +54,7 @@ class RoundRecord:
     )  # of the updates, in commits: mean and most; none: all new
     loss_over_devices: dict[str, float] = field(default_factory=dict)  # of `loss`: see `loss_over_devices.py`
     accuracy: dict[str, float] = field(default_factory=dict)  # held-out, by device: where texts have labels
+    accuracy_over_devices: dict[str, float] = field(default_factory=dict)
     scores: dict[str, float] = field(
         default_factory=dict
     )  # of the held-out texts of all devices: see `label_counts.py`
@@ -73,6 +75,7 @@ class RoundRecord:
 
     def line(self) -> dict[str, Any]:
         self.loss_over_devices = loss_over_devices(self.loss, self.held_out_examples)
+        self.accuracy_over_devices = accuracy_over_devices(self.accuracy, self.held_out_examples)
         values = {name: getattr(self, name) for name in self.__slots__}
         return values | {"excluded": dict(sorted(self.excluded.items()))}  # in whichever order they were refused
 

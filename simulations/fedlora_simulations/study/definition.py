@@ -32,6 +32,11 @@ _LATER: Mapping[str, Scalar] = {
 _AS_BEFORE: Mapping[str, Scalar] = {
     "aggregation.robust": "none", "aggregation.max_weight": 0.0, "aggregation.fixed_signs": False,
 }  # fmt: skip
+LOSS = "loss"
+# What a learning rate may be chosen by: numbers of the devices' held-out data, never of the test set.
+LOSSES = (LOSS, "weighted_loss", "median_loss", "worst_tenth")
+SCORES = ("accuracy", "macro_f1", "mcc", "worst_tenth_accuracy")
+CHOOSE_BY = (*LOSSES, *SCORES)
 POOLED = "pooled"  # the row of one training on the text of all devices together
 
 Changes = Mapping[str, Any]  # {dotted key: value}
@@ -44,6 +49,7 @@ class Tuning:
     lr: tuple[float, ...]
     setting: str
     seed: int
+    choose_by: str = LOSS  # one of CHOOSE_BY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,11 @@ from fedlora.config.partition import PartitionConfig
 from fedlora.config.run import DataConfig, RunConfig, SimulationConfig
 from fedlora.errors import DataError, RunError
 from fedlora_simulations.commands.partition import partition
-from fedlora_simulations.partition import Partition, partition_of, partition_plot, read_partition
+from fedlora_simulations.partition import Partition, partition_of, read_partition
+from fedlora_simulations.reports.drawing import WIDE, svg
+from fedlora_simulations.reports.figures import partition_chart
+
+from tests.simulations.reports.parsed import pictures, texts
 
 SCENARIO = """
 [data]
@@ -77,12 +81,15 @@ def test_many_labels_share_a_column_and_many_devices_a_picture() -> None:
     found = Partition(devices=devices)
     assert found.kinds == [*map(str, range(18, 30)), "others"]
     assert found.rows()[0] == ("device 0", [*range(19, 31), sum(range(1, 19))])
-    assert partition_plot(found).startswith("<svg")
+    [picture] = pictures(svg(partition_chart(found), WIDE))
+    assert {"18", "29", "others"} <= set(texts(picture)), "the legend"
+    assert "device 0" not in texts(picture), "more names than can be read"
 
 
 @pytest.mark.parametrize("name", ["$x$", "<b>", "\\frac", "ünï", "_a"])
 def test_names_are_shown_as_they_are(name: str) -> None:
-    assert partition_plot(Partition(devices={name: {name: 2}})).startswith("<svg")
+    [picture] = pictures(svg(partition_chart(Partition(devices={name: {name: 2, "other": 1}})), WIDE))
+    assert texts(picture).count(name) == 2, "the device and its label"
 
 
 def test_a_run_keeps_its_partition_and_one_that_was_changed_is_told(tmp_path: Path) -> None:
