@@ -73,7 +73,7 @@ def measured(base: BasePack, mode: str, slowest: int, step_s: float, commits: in
 
 def sleeping(config: RunConfig, base: BasePack) -> ClientApp:
     """Devices that sleep, and change each number a little."""
-    app, first = ClientApp(), config.first_adapter(base.model)
+    app, first = ClientApp(), config.first_adapter(base)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

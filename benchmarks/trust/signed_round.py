@@ -116,7 +116,7 @@ def played(base: BasePack, config: RunConfig, nodes: int, folder: Path, *, is_si
         data, node = message.content.array_records["update"]["update"].data, message.metadata.dst_node_id
         server_round = int(message.metadata.group_id)
         if server_round not in template:
-            down = decode_update(data, lambda: config.first_adapter(base.model))
+            down = decode_update(data, lambda: config.first_adapter(base))
             up = encode_update(replace(down, factors=down.task.sends, frozen=None, num_examples=10))
             numbers = bytes(payload(up))
             template[server_round] = up[: len(up) - len(numbers)], numbers

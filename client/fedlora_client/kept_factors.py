@@ -55,7 +55,7 @@ class KeptFactors:
             _, others = np.split(came, [kept.shape[self._axis]], self._axis)
             whole = np.concatenate([kept, others], self._axis)
             pairs[module] = replace(adapter.pairs[module], **{f"lora_{self.factor}": whole})
-        return Adapter(adapter.config, pairs)
+        return replace(adapter, pairs=pairs)
 
     def keep(self, adapter: Adapter, server_round: int) -> None:
         """Store the factor as `server_round` left it. Raises ConfigError where that cannot be."""

@@ -7,20 +7,24 @@ import json
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
+from fedlora.base.heads import extra_shapes, initial_extras
 from fedlora.base.pack import BasePack
+from fedlora.base.starts import Init, started, taken_back
 from fedlora.config.run import RunConfig
 from fedlora.errors import AdapterMismatchError, DataError
 from fedlora.family import HEAD, EncoderShape
 from fedlora.files.atomic import check_directory
-from fedlora.files.tensor_file import Dtype, as_float32
-from fedlora.lora.adapter import Adapter
-from fedlora.peft.directory import CONFIG, PeftDirectory, read_peft, saved_name, write_peft
+from fedlora.files.tensor_file import as_float32
+from fedlora.lora.adapter import Adapter, check_extras, with_extras
+from fedlora.lora.ranks import joined
+from fedlora.peft.directory import CONFIG, PeftDirectory, read_peft, write_peft
 from fedlora.peft.finding import find_adapter
 from fedlora.peft.for_base import beside_of, check_is_for
+from fedlora.peft.layout import saved_name
 from fedlora.peft.tensors import model_tensor
-from numpy.typing import NDArray
 
 from fedlora_client.answer_ends import answer_ends_files
 from fedlora_client.data.account import by_file, chat_notices, notices
@@ -64,12 +68,19 @@ class LocalTraining:
         """Raises FedloraError: what would end the training later is refused here."""
         self.run, self._output = run, Path(run.output).absolute()
         check_directory(self._output, replace=CONFIG if run.replace else None)
-        config = replace(run.config, data=replace(run.config.data, name="files"))
+        config = replace(
+            run.config, data=replace(run.config.data, name="files"), lora=replace(run.config.lora, init="default")
+        )
         self.device = Device(config, {"data-path": str(run.data)})
         self.windows = self.device.train_windows()
         self.base: BasePack = self.device.model.base
         self.config = with_epochs(run.config.train, run.epochs, len(self.windows))
-        self.adapter, self.head = self._start()
+        self.adapter = self._start()
+        init = cast(Init, run.config.lora.init)
+        self.frozen: Adapter | None = None  # what stands beside it: it takes back a start that is not zero
+        if init != "default":
+            self.adapter = started(self.adapter, self.base, init)
+            self.frozen = taken_back(self.adapter)
         self._evaluation, self._no_evaluation = self._made_evaluation()
 
     def data_lines(self) -> list[str]:
@@ -87,7 +98,7 @@ class LocalTraining:
                 "out because nothing to learn would remain; raise train.sequence_length to have them whole"
             )
         told += chat_notices(windows)
-        if self.head is None and (end := unlearnable_end(self.device.model, windows)):
+        if not self.adapter.extras and (end := unlearnable_end(self.device.model, windows)):
             told.append(end)
         if self._no_evaluation:
             told.append(f"nothing is measured on held-out data: {self._no_evaluation}")
@@ -105,8 +116,10 @@ class LocalTraining:
         result = train(
             self.device.model, self.adapter, self.windows, self.config, np.random.default_rng([run.config.seed, 1]),
             watcher or Watcher(), saving=Saving(file=run.state_file, every=run.save_every, keeps=True),
-            evaluation=self._evaluation, head=self.head,
+            evaluation=self._evaluation, frozen=self.frozen,
         )  # fmt: skip
+        if self.frozen is not None:
+            result = replace(result, adapter=joined(result.adapter, self.frozen))
         report = {
             "base": self.base.fingerprint,
             "compute": str(self.device.model.compute),
@@ -118,10 +131,7 @@ class LocalTraining:
             "seconds": round(time.monotonic() - started, 1),
             "peak_mb": round(peak_bytes() / 1e6),
         }
-        saved: dict[str, tuple[Dtype, NDArray[np.float32]]] = {}
-        if result.head is not None:
-            saved[saved_name(HEAD)] = ("F32", result.head)
-        content = PeftDirectory(adapter=result.adapter, base_fingerprint=self.base.fingerprint, saved_modules=saved)
+        content = PeftDirectory(adapter=result.adapter, base_fingerprint=self.base.fingerprint)
         text = json.dumps(report, indent=1) + "\n"
         write_peft(
             self._output, content, base_name=self.base.source, replace=run.replace,
@@ -130,13 +140,11 @@ class LocalTraining:
         run.state_file.unlink(missing_ok=True)
         return result
 
-    def _start(self) -> tuple[Adapter, NDArray[np.float32] | None]:
-        """The adapter to begin with, and the head where it trains."""
-        head = None
-        if self.run.config.lora.modules_to_save:
-            head = self.device.model.trainable_head()
+    def _start(self) -> Adapter:
+        """The adapter to begin with, and the heads that train with it."""
         if self.run.start is None:
-            return self.device.first_adapter(), head
+            return self.device.first_adapter()
+        extras = dict(initial_extras(self.run.config.lora.modules_to_save, self.base))
         found, where = read_peft(find_adapter(self.run.start)), str(self.run.start)
         if found.base_fingerprint not in (None, self.base.fingerprint):
             raise AdapterMismatchError(
@@ -144,15 +152,16 @@ class LocalTraining:
                 f"({self.base.directory}); give --base the pack that it belongs to"
             )
         check_is_for(found, self.base, where)
+        check_extras(found.adapter.extras, extra_shapes(self.base.model.head_parts(), self.base.model), where)
         kept = dict(found.beside)
-        if head is not None and saved_name(HEAD) in kept:
+        if (weight := f"{HEAD}.weight") in extras and saved_name(HEAD) in kept:
             dtype, array = kept.pop(saved_name(HEAD))
-            if array.shape != head.shape:
+            if array.shape != extras[weight].shape:
                 raise AdapterMismatchError(
-                    f"{where}: its {HEAD} is {list(array.shape)}, the base's is {list(head.shape)}; give --base the pack "
-                    "that it belongs to"
+                    f"{where}: its {HEAD} is {list(array.shape)}, the base's is {list(extras[weight].shape)}; give --base "
+                    "the pack that it belongs to"
                 )
-            head = as_float32(array, dtype, where)
+            extras[weight] = as_float32(array, dtype, where)
         for name in beside_of(replace(found, saved_modules=kept, embeddings={}), self.base, where).replaced:
             if name == saved_name(HEAD):
                 raise AdapterMismatchError(
@@ -163,7 +172,7 @@ class LocalTraining:
                 f"{where}: it also replaces {model_tensor(name)}, which did train and cannot be trained further: beside A "
                 f"and B only {HEAD} can; start from an adapter without it"
             )
-        return found.adapter, head
+        return with_extras(found.adapter, extras | dict(found.adapter.extras))  # a head that it has trains on
 
     def _metrics(self, adapter: Adapter) -> dict[str, float]:
         """What the model tells of the held-out data beside the loss, for the report."""

@@ -7,14 +7,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
 from fedlora.base.pack import BasePack
 from fedlora.config.run import TrainConfig
 from fedlora.data.examples import Example
 from fedlora.family import EncoderShape, ModelShape
 from fedlora.lora.adapter import Adapter
 from fedlora.wire.task import FactorSet
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlora_client.data.windows import Windows
@@ -49,14 +47,9 @@ class Model(Protocol):
         self, windows: Windows, lora: LoraTensors | None, space: Workspace, memory_plan: MemoryPlan
     ) -> tuple[Tensor, Tensor | None]: ...
 
-    def trainable_head(self) -> NDArray[np.float32]: ...
-
     def workspace(self) -> Workspace: ...
 
-    def lora(
-        self, *adapters: Adapter, head: NDArray[np.float32] | None = None, trains: FactorSet = "AB",
-        frozen: Adapter | None = None,
-    ) -> LoraTensors: ...  # fmt: skip
+    def lora(self, *adapters: Adapter, trains: FactorSet = "AB", frozen: Adapter | None = None) -> LoraTensors: ...
 
     def logits(self, tokens: Tensor, lora: LoraTensors | None = None, starts: Tensor | None = None) -> Tensor: ...
 

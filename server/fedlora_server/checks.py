@@ -51,6 +51,11 @@ class Expectation:
                     self._sound(module, got.lora_A)
                 if "B" in self.factors:
                     self._sound(module, got.lora_B)
+        for name, array in self.adapter.extras.items():
+            extra = update.adapter.extras[name]
+            self._same("wrong-shape", f"shape of {name}", extra.shape, array.shape)
+            if not update.bound <= self.limit:
+                self._sound(name, extra)
         self._same("wrong-config", "LoRA configuration", update.adapter.config, expected.config)
 
     def _trained_part(self, update: Update) -> Adapter:
@@ -63,14 +68,17 @@ class Expectation:
         return first_components(self.adapter, rank)
 
     def _same_names(self, update: Update) -> None:
-        missing = self.adapter.pairs.keys() - update.adapter.pairs.keys()
-        extra = update.adapter.pairs.keys() - self.adapter.pairs.keys()
-        if missing or extra:
-            example = sorted(missing or extra)[0]
-            raise UpdateError(
-                "wrong-modules",
-                f"{len(missing)} modules are missing and {len(extra)} are unknown, {example} among them",
-            )
+        for what, expected, got in (
+            ("modules", self.adapter.pairs.keys(), update.adapter.pairs.keys()),
+            ("tensors of heads", self.adapter.extras.keys(), update.adapter.extras.keys()),
+        ):
+            missing, extra = expected - got, got - expected
+            if missing or extra:
+                example = sorted(missing or extra)[0]
+                raise UpdateError(
+                    "wrong-modules",
+                    f"{len(missing)} {what} are missing and {len(extra)} are unknown, {example} among them",
+                )
 
     def _sound(self, module: str, array: NDArray[np.float32]) -> None:
         largest = max(float(array.max()), -float(array.min()))  # no temporary; NaN and infinity show in both
@@ -87,5 +95,6 @@ class Expectation:
 
 def limit_for(down: Adapter) -> float:
     """What a reply may hold: where a liar of an earlier round had his way, the honest go on from there."""
-    largest = max(float(np.abs(array).max()) for pair in down.pairs.values() for array in (pair.lora_A, pair.lora_B))
+    factors = (array for pair in down.pairs.values() for array in (pair.lora_A, pair.lora_B))
+    largest = max(float(np.abs(array).max()) for array in (*factors, *down.extras.values()))
     return min(max(MAX_MAGNITUDE, 2 * largest), _MOST)

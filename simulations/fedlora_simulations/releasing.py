@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from fedlora.base.pack import BasePack, file_digest, open_pack, read_manifest
 from fedlora.errors import AdapterMismatchError, ConfigError
-from fedlora.exported.inputs import input_values
+from fedlora.exported.inputs import digest_of, input_values
 from fedlora.exported.profiles import Profile
-from fedlora.exported.values_digest import digest_of
 from fedlora.family import DecoderShape
 from fedlora.files.at_rest import copy_plain, written_plain
 from fedlora.files.atomic import check_directory, whole_directory
@@ -30,15 +29,8 @@ from fedlora.release.canary import Canary
 from fedlora.release.card import card_text
 from fedlora.release.folder import listed_files, read_release
 from fedlora.release.layout import ADAPTER, BOM, BUNDLE, CARD, ENVELOPE, check_name, onnx_adapter
-from fedlora.release.manifest import (
-    MadeBy,
-    Parent,
-    ReleasedAdapter,
-    ReleasedBase,
-    ReleasedRun,
-    ReleaseManifest,
-    written,
-)
+from fedlora.release.manifest import ReleaseManifest, written
+from fedlora.release.manifest_parts import MadeBy, Parent, ReleasedAdapter, ReleasedBase, ReleasedRun
 from fedlora.release.model_signing import bundle_text
 from fedlora.release.sealed import seal_release
 from fedlora_export.adapter_export import export_peft

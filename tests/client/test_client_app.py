@@ -134,7 +134,7 @@ def update_in(reply: Message, known: Callable[[], Adapter] | None = None) -> Upd
 def test_a_factor_that_every_device_makes_from_the_seed_travels_in_no_direction(
     base: BasePack, config: RunConfig
 ) -> None:
-    first = config.first_adapter(base.shape)
+    first = config.first_adapter(base)
     trained = random_adapter(base, LORA)
     pairs = {m: dataclasses.replace(pair, lora_A=first.pairs[m].lora_A) for m, pair in trained.pairs.items()}
     task = Task(trains="B", sends="B")
@@ -146,7 +146,7 @@ def test_a_factor_that_every_device_makes_from_the_seed_travels_in_no_direction(
     assert len(up) < len(whole) - 4 * sum(pair.lora_A.size for pair in pairs.values()) + 600
     with pytest.raises(UpdateError, match="only B came"):
         update_in(reply)
-    got = update_in(reply, lambda: config.first_adapter(base.shape))
+    got = update_in(reply, lambda: config.first_adapter(base))
     assert (got.factors, got.frozen, got.task) == ("B", None, Task())
     assert (got.run, got.server_round, got.base_fingerprint) == ("run-7", 3, base.fingerprint)
     expected = device_of(config).train(sent.adapter, 3, task=task)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fedlora.base.heads import initial_extras
 from fedlora.base.pack import BasePack
 from fedlora.base.quantize import dequantize
 from fedlora.data.examples import Labelled
-from fedlora.errors import ConfigError
 from fedlora.family import EMBEDDING, HEAD
 from fedlora_client.decoder.decoder import Decoder
 from fedlora_client.encoder.encoder import Encoder
@@ -61,13 +61,7 @@ def test_a_measurement_that_saves_memory_takes_one_window_at_a_time(model: Model
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_head_that_trains_begins_as_the_bases(tmp_path: Path, compute: Compute, tied: bool) -> None:
+def test_the_head_that_trains_begins_as_the_bases(tmp_path: Path, tied: bool) -> None:
     base: BasePack = save_pack(Variant(tied=tied), tmp_path / "pack")
-    head = open_model(base, compute).trainable_head()
+    (head,) = initial_extras(["lm_head"], base).values()
     np.testing.assert_array_equal(head, dequantize(base.matrix(EMBEDDING if tied else HEAD)))
-
-
-def test_the_head_of_an_encoder_stays_frozen(tmp_path: Path, compute: Compute) -> None:
-    encoder = open_model(save_encoder_pack("bert", tmp_path / "pack"), compute)
-    with pytest.raises(ConfigError, match=r"lora\.modules_to_save: the head of bert stays frozen; leave it out"):
-        encoder.trainable_head()

@@ -18,7 +18,9 @@ from fedlora.base.quantize import dequantize
 from fedlora.errors import AdapterMismatchError, ConfigError, DataError, RunError
 from fedlora.family import EMBEDDING
 from fedlora.files.tensor_file import Dtype
-from fedlora.peft.directory import read_peft, saved_name, write_peft
+from fedlora.lora.adapter import with_extras
+from fedlora.peft.directory import read_peft, write_peft
+from fedlora.peft.layout import saved_name
 from fedlora_client.commands.doctor import doctor
 from fedlora_client.commands.train import train
 from fedlora_client.decoder.decoder import Decoder
@@ -159,7 +161,7 @@ def test_a_head_of_modules_to_save_trains_and_means_the_same_to_peft(run: Run, p
     tokens = torch.from_numpy(random_tokens(base, 2, 12))
     with torch.no_grad():
         expected = read_by_peft(base, tmp_path / "adapter")(tokens).logits
-    got = decoder.logits(tokens, decoder.lora(found.adapter, head=np.asarray(head)))
+    got = decoder.logits(tokens, decoder.lora(with_extras(found.adapter, {"lm_head.weight": np.asarray(head)})))
     assert_close(got, expected)
     assert float((decoder.logits(tokens, decoder.lora(found.adapter)) - got).abs().max()) > 1e-3
     with pytest.raises(AdapterMismatchError, match=r"pass --set lora\.modules_to_save=lm_head"):
@@ -175,7 +177,7 @@ def test_a_head_of_modules_to_save_trains_and_means_the_same_to_peft(run: Run, p
         (("--set", "train.lrr=1"), "unknown key train.lrr; did you mean train.lr"),
         (("--set", "lora.rank_pattern=up_proj"), "lora.rank_pattern: expected MODULE=VALUE"),
         (("--set", "lora.rank_pattern=upproj=2"), "lora.rank_pattern: the base has no module upproj"),
-        (("--set", "lora.modules_to_save=embed"), "lora.modules_to_save takes lm_head only"),
+        (("--set", "lora.modules_to_save=embed"), "lora.modules_to_save takes heads only (lm_head, classifier"),
         (("--memory-mb", 10), r"a training takes at least \d+ MB"),
         (("--set", "train.sequence_length=65"), "the base's context is 64 tokens"),
         (("--full", "--resume"), "--full is a plain baseline"),

@@ -41,7 +41,7 @@ def oracle(base: BasePack, dtype: torch.dtype = torch.float32) -> Any:
 
 
 @contextmanager
-def _pefts_own_warnings() -> Iterator[None]:
+def pefts_own_warnings() -> Iterator[None]:
     """PEFT 0.21 asks transformers 5.23 for a name that is deprecated there."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
@@ -50,7 +50,7 @@ def _pefts_own_warnings() -> Iterator[None]:
 
 def read_by_peft(base: BasePack, directory: Path) -> Any:
     """The model of an adapter's directory as PEFT itself reads it, on the dequantized base."""
-    with _pefts_own_warnings():
+    with pefts_own_warnings():
         return peft.PeftModel.from_pretrained(oracle(base), str(directory)).eval()
 
 
@@ -70,24 +70,39 @@ def peft_oracle(base: BasePack, adapter: Adapter, dtype: torch.dtype = torch.flo
         lora_dropout=0.0,
         bias="none",
     )
-    with _pefts_own_warnings():
+    with pefts_own_warnings():
         model = peft.get_peft_model(oracle(base, dtype), theirs)
     parameters = _given_factors(model, adapter)
     assert len(parameters) * 2 == sum(parameter.requires_grad for parameter in model.parameters())
     return model, parameters
 
 
-def peft_encoder(base: BasePack, adapter: Adapter) -> tuple[Any, Parameters]:
-    """PEFT's encoder with the factors of `adapter`, the head frozen."""
+def peft_encoder(base: BasePack, adapter: Adapter, parts: tuple[str, ...] = ()) -> tuple[Any, Parameters]:
+    """PEFT's encoder with the factors of `adapter`, and with its extra tensors, which are of `parts` of the head.
+
+    PEFT trains a classifier of its own in any case, as a copy of the base's.
+    """
     config = adapter.config
     # By their full names: the leaf `dense` is a name in the head too, which gets no adapter.
     theirs = peft.LoraConfig(
         task_type="SEQ_CLS", r=config.rank, lora_alpha=config.alpha, target_modules=list(adapter.pairs),
-        lora_dropout=0.0, bias="none",
+        lora_dropout=0.0, bias="none", modules_to_save=list(parts) or None,
     )  # fmt: skip
-    with _pefts_own_warnings():
+    with pefts_own_warnings():
         model = peft.get_peft_model(oracle(base), theirs)
+    trained = trained_by_peft(model)
+    for name, values in adapter.extras.items():
+        trained[name].data.copy_(torch.tensor(values))
     return model.eval(), _given_factors(model, adapter)
+
+
+def trained_by_peft(model: Any) -> dict[str, Any]:
+    """{tensor name in the model: parameter} of what PEFT trains beside factors."""
+    return {
+        name.removeprefix("base_model.model.").replace(".modules_to_save.default", ""): parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and ".lora_" not in name
+    }
 
 
 def _given_factors(model: Any, adapter: Adapter) -> Parameters:

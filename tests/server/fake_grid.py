@@ -13,7 +13,7 @@ import numpy as np
 from fedlora.base.pack import BasePack
 from fedlora.config.run import AggregationConfig, LoraSection, RunConfig, ServerConfig, TrainConfig
 from fedlora.family import DecoderShape, Rotary
-from fedlora.lora.adapter import Adapter, LoraPair
+from fedlora.lora.adapter import Adapter, LoraPair, initial_adapter
 from fedlora.peft.directory import read_peft
 from fedlora.wire.update import Update, decode_update, encode_update
 from fedlora_server.rounds import Rounds
@@ -52,7 +52,8 @@ Device = Callable[[Message], Sequence[Message]]
 def update_of(message: Message) -> Update:
     """The update that a message took to a device, which makes what does not travel from the player's first seed."""
     data = message.content.array_records["update"]["update"].data
-    return decode_update(data, lambda: RunConfig(seed=1, lora=LORA).first_adapter(SHAPE))
+    modules = SHAPE.linear_modules()
+    return decode_update(data, lambda: initial_adapter(LORA.lora(modules), modules, np.random.default_rng([1, 0])))
 
 
 def trained(node: int, down: Update) -> Update:
@@ -247,3 +248,17 @@ class Player:
         if played.error is not None:
             raise played.error
         return played
+
+
+def honest(*nodes: int) -> dict[int, Device]:
+    return {node: Honest(node) for node in nodes}
+
+
+def assert_same_adapter(got: Adapter, expected: Adapter) -> None:
+    """Bit for bit. (A file keeps the modules in an order of its own.)"""
+    assert (got.config.rank, got.config.alpha) == (expected.config.rank, expected.config.alpha)
+    assert set(got.config.target_modules) == set(expected.config.target_modules)
+    assert got.pairs.keys() == expected.pairs.keys()
+    for module, pair in expected.pairs.items():
+        np.testing.assert_array_equal(got.pairs[module].lora_A, pair.lora_A, err_msg=module)
+        np.testing.assert_array_equal(got.pairs[module].lora_B, pair.lora_B, err_msg=module)

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 from fedlora.config.run import AggregationConfig, LoraSection, RunConfig, ServerConfig
-from fedlora.lora.adapter import Adapter, LoraPair, initial_adapter
+from fedlora.lora.adapter import Adapter, LoraPair, initial_adapter, with_extras
 from fedlora.lora.config import LoraConfig
 from fedlora.lora.ranks import first_components
 from fedlora_server.aggregation.aggregation import Aggregation, Round, State
@@ -34,6 +34,7 @@ CONFIGS = {
     ),
 }
 SETTINGS = AggregationConfig()
+HEAD = {"classifier.weight": np.full((3, 8), 0.5, np.float32), "classifier.bias": np.zeros(3, np.float32)}
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Case:
     method: str
     lora: LoraConfig
     settings: AggregationConfig = SETTINGS
+    has_head: bool = False  # extra tensors beside A and B
 
     @cached_property
     def aggregation(self) -> Aggregation:
@@ -50,7 +52,7 @@ class Case:
         server = ServerConfig(method=self.method)
         config = RunConfig(lora=section, server=server, aggregation=self.settings)
         first = initial_adapter(replace(self.lora, target_modules=TARGETS), SHAPES, np.random.default_rng(9))
-        return Aggregation(config, first)
+        return Aggregation(config, with_extras(first, HEAD) if self.has_head else first)
 
     def round(self, number: int = 1, state: State | None = None) -> Round:
         aggregation = self.aggregation
@@ -85,7 +87,8 @@ def device(this: Round, seed: int, rank: int = 1000) -> Adapter:
     """What a device makes of a round: the factors that it trains and sends are random, of its own rank."""
     generator, down = np.random.default_rng(seed), first_components(this.down.adapter, rank)
     pairs = {module: random_pair(pair, this.task.sends, generator) for module, pair in down.pairs.items()}
-    return Adapter(down.config, pairs)
+    extras = {name: generator.normal(size=v.shape).astype(np.float32) for name, v in down.extras.items()}
+    return Adapter(down.config, pairs, extras=extras)
 
 
 def devices(this: Round, count: int = 5, *, seed: int = 0, ranks: Sequence[int] = (1000,)) -> list[Weighted]:
@@ -97,6 +100,7 @@ def bits(state: State) -> bytes:
     """All that a round carries on, as it lies in memory."""
     adapters = [adapter for adapter in (state.now.adapter, state.now.frozen) if adapter]
     arrays = [array for adapter in adapters for p in adapter.pairs.values() for array in (p.lora_A, p.lora_B)]
+    arrays += list(state.extras.values())
     return b"".join(array.tobytes() for array in (*arrays, *(state.moments[key] for key in sorted(state.moments))))
 
 
@@ -217,6 +221,7 @@ REFERENCES: Mapping[str, Reference] = {
 }  # fmt: skip
 # Those that fedlora brings, whatever else is installed.
 METHODS = {name: find_method(name) for name in REFERENCES}
+METHOD_NAMES = sorted(METHODS)
 WEIGHING = {"norm-bound": NormBound, "multi-krum": MultiKrum, "geometric-median": GeometricMedian}
 ROBUST: dict[str, type[RobustRule]] = {**WEIGHING, "median": Median}
 

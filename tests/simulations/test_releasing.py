@@ -15,7 +15,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 from fedlora.base.pack import BasePack, read_manifest
 from fedlora.cli import commands
 from fedlora.errors import AdapterMismatchError, ConfigError, IdentityError, ReleaseError, RunError, SignatureError
-from fedlora.exported.adapter_loading import load_adapter_file
+from fedlora.exported.adapter_file import load_adapter_file
 from fedlora.exported.profiles import graph_inputs
 from fedlora.identity.keys import SigningKey
 from fedlora.release.folder import read_release

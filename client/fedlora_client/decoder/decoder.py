@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from fedlora.base.pack import BasePack
-from fedlora.base.quantize import dequantize
 from fedlora.config.run import TrainConfig
 from fedlora.data.examples import Example
 from fedlora.errors import ConfigError
 from fedlora.family import EMBEDDING, FINAL_NORM, HEAD
 from fedlora.lora.adapter import Adapter
 from fedlora.wire.task import FactorSet
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlora_client.data.windows import Windows, read_windows
@@ -88,23 +85,18 @@ class Decoder:
                 "leave it out"
             )
 
-    def trainable_head(self) -> NDArray[np.float32]:
-        """The base's head [V, H], dequantized, for a training to begin with."""
-        return dequantize(self.base.matrix(self._head_module))
-
     def workspace(self) -> Workspace:
         """For whoever computes: one each."""
         return Workspace(self.compute.device, self.compute.dtype)
 
-    def lora(
-        self, *adapters: Adapter, head: NDArray[np.float32] | None = None, trains: FactorSet = "AB",
-        frozen: Adapter | None = None,
-    ) -> LoraTensors:  # fmt: skip
-        """The adapters as tensors of which `trains` train, side by side.
+    def lora(self, *adapters: Adapter, trains: FactorSet = "AB", frozen: Adapter | None = None) -> LoraTensors:
+        """The adapters as tensors of which `trains` train, side by side; lm_head.weight [V, H] among their extra tensors
+        trains in place of the base's head.
 
-        With one of them there may be a head [V, H] that trains too, and an adapter that stands frozen beside it.
+        With one of them there may be a head, and an adapter that stands frozen beside it.
         """
-        return LoraTensors(adapters, self.compute.device, head, trains, frozen)
+        assert len(adapters) == 1 or not adapters[0].extras
+        return LoraTensors(adapters, self.compute.device, trains, frozen)
 
     def logits(
         self,
@@ -116,6 +108,18 @@ class Decoder:
         space = self.workspace()
         x = self._forward(tokens, starts, lora, space)
         return self._head.logits(x, space, lora).view(*tokens.shape, -1)
+
+    def next_scores(
+        self,
+        tokens: Tensor,  # int64 [S, T], padded at the end
+        starts: Tensor,  # int64 [S, T]: 0, and of padding its own place
+        lengths: Tensor,  # int64 [S], without the padding
+        lora: LoraTensors | None,
+        space: Workspace,
+    ) -> Tensor:  # [S, V]
+        """The scores of the token after each sequence's last."""
+        x = self._forward(tokens, starts, lora, space).view(*tokens.shape, -1)
+        return self._head.logits(x[torch.arange(len(tokens)), lengths.to(x.device) - 1], space, lora)
 
     def losses(
         self, tokens: Tensor, targets: Tensor, starts: Tensor, lora: LoraTensors | None, space: Workspace,

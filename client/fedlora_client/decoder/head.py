@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 
 import torch
+from fedlora.family import HEAD
 from torch import Tensor
 
 from fedlora_client.data.windows import IGNORED
@@ -19,6 +20,7 @@ from fedlora_client.ops.compute import Compute
 from fedlora_client.ops.packed import PackedMatrix
 from fedlora_client.ops.workspace import Workspace
 
+_WEIGHT = f"{HEAD}.weight"  # the extra tensor that takes the place of the base's head
 VOCABULARY_PART = 4096  # tokens whose weights are dequantized at a time
 
 
@@ -106,8 +108,8 @@ class Head:
             if slope is not None:
                 logits.mul_(slope)
             total += logits @ self._weight(first, space, lora)
-            if lora is not None and lora.flat_head is not None:
-                lora.flat_head.gradients[0][0, first : first + logits.shape[1]] += logits.T @ normed
+            if lora is not None and (own := lora.extras.get(_WEIGHT)):
+                own.gradients[0, first : first + logits.shape[1]] += logits.T @ normed
         return total.to(parts[0].dtype)
 
     def _limit(self, logits: Tensor) -> None:
@@ -119,8 +121,8 @@ class Head:
         """W [V', H] of the tokens from `first`: the base's, or the one that trains."""
         last = min(first + VOCABULARY_PART, self.vocabulary)
         weight = space.get("weight", last - first, self._matrix.in_features)
-        if lora is not None and lora.flat_head is not None:
-            weight.copy_(lora.flat_head.values[0][0, first:last])
+        if lora is not None and (own := lora.extras.get(_WEIGHT)):
+            weight.copy_(own.values[0, first:last])
         else:
             self._ops.dequantize(self._matrix, first, last, weight)
         return weight

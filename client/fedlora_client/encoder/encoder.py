@@ -2,7 +2,8 @@
 
 It is trained through the interface of the decoder: a text is one window, padded at its end; its label is the target of
 its first token, and nothing is learned elsewhere. Torch's autograd goes through one block at a time; a block's
-activations are kept where memory allows, and computed again elsewhere. The classification head stays frozen.
+activations are kept where memory allows, and computed again elsewhere. What an adapter has of the classification head
+trains in place of the base's, which is frozen; the head asks of the last block only what it gives for the first tokens.
 """
 
 # S texts, T tokens of a window, N = S T rows, H hidden size, L labels
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from fedlora.base.pack import BasePack
 from fedlora.config.run import TrainConfig
@@ -20,7 +20,6 @@ from fedlora.errors import ConfigError, PackError
 from fedlora.family import EncoderShape
 from fedlora.lora.adapter import Adapter
 from fedlora.wire.task import FactorSet
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlora_client.data.encoder_windows import label_windows
@@ -89,10 +88,10 @@ class Encoder:
         self, windows: Windows, lora: LoraTensors | None, space: Workspace, memory_plan: MemoryPlan
     ) -> tuple[Tensor, Tensor | None]:
         """(`losses` of the windows, int64 [S]: the label of the highest score of each text)"""
-        y, _ = self._forward(windows.inputs, windows.starts, lora, space)
-        head, first = self._trained_head(), y[:, 0]
-        losses = _at_first(head.losses(first, self._labels(windows.targets)), windows.targets)
-        return losses, head.scores(first).argmax(1)
+        first, _ = self._forward(windows.inputs, windows.starts, lora, space, first_only=True)
+        head = self._trained_head()
+        losses = _at_first(head.losses(first, self._labels(windows.targets), lora), windows.targets)
+        return losses, head.scores(first, lora).argmax(1)
 
     def score_shift(self, windows: Windows, label_prior: float) -> Tensor | None:
         """What is added to the scores of these texts while they are learned, float32 [L]; None without a prior.
@@ -105,29 +104,20 @@ class Encoder:
         counts = torch.bincount(windows.targets[:, 0], minlength=len(self.shape.labels)).float()
         return label_prior * torch.log(counts / counts.sum())
 
-    def trainable_head(self) -> NDArray[np.float32]:
-        """Raise ConfigError: no head of an encoder trains."""
-        raise self._head_stays_frozen()
-
     def workspace(self) -> Workspace:
         """For whoever computes: one each."""
         return Workspace(self.compute.device, self.compute.dtype)
 
-    def lora(
-        self, *adapters: Adapter, head: NDArray[np.float32] | None = None, trains: FactorSet = "AB",
-        frozen: Adapter | None = None,
-    ) -> LoraTensors:  # fmt: skip
-        """The adapters as tensors of which `trains` train, side by side. Raises ConfigError for a head to train."""
-        if head is not None:
-            raise self._head_stays_frozen()
-        return LoraTensors(adapters, self.compute.device, None, trains, frozen)
+    def lora(self, *adapters: Adapter, trains: FactorSet = "AB", frozen: Adapter | None = None) -> LoraTensors:
+        """The adapters as tensors of which `trains` train, side by side; what they have of the head trains."""
+        return LoraTensors(adapters, self.compute.device, trains, frozen)
 
     def logits(self, tokens: Tensor, lora: LoraTensors | None = None, starts: Tensor | None = None) -> Tensor:
         """The scores of each label, float32 [S, L], or without a head the embeddings [S, H]; tokens int64 [S, T]"""
         starts = torch.zeros_like(tokens) if starts is None else starts
-        y, is_text = self._forward(tokens, starts, lora, self.workspace())
+        y, is_text = self._forward(tokens, starts, lora, self.workspace(), first_only=self._head is not None)
         if self._head:
-            return self._head.scores(y[:, 0])
+            return self._head.scores(y, lora)
         return pooled(self.shape.embedding, y.float(), is_text, self._dense)
 
     def losses(
@@ -135,8 +125,8 @@ class Encoder:
         memory_plan: MemoryPlan = NOTHING_KEPT,
     ) -> Tensor:  # fmt: skip
         """Nats of each text's label at its first token, 0 elsewhere: float32 [S, T]; all others int64 [S, T]"""
-        y, _ = self._forward(tokens, starts, lora, space)
-        return _at_first(self._trained_head().losses(y[:, 0], self._labels(targets)), targets)
+        first, _ = self._forward(tokens, starts, lora, space, first_only=True)
+        return _at_first(self._trained_head().losses(first, self._labels(targets), lora), targets)
 
     def add_gradients(
         self,
@@ -155,27 +145,31 @@ class Encoder:
         first_kept = self.shape.num_layers - 1 - memory_plan.kept_blocks
         passes: list[CheckpointedPass] = []
         for layer, block in enumerate(self._blocks):
-            passes.append(CheckpointedPass(block, x, batch, keep=layer >= first_kept))
+            keep, is_last = layer >= first_kept, layer == self.shape.num_layers - 1
+            passes.append(CheckpointedPass(block, x, batch, keep=keep, first_only=is_last))
             x = passes[-1].output
         with torch.enable_grad():
-            y = x.detach().requires_grad_()
-            first, labels = y.view(*batch.is_text.shape, -1)[:, 0], self._labels(targets)
-            losses = self._trained_head().losses(first, labels, shift)
+            first, labels = x.detach().requires_grad_(), self._labels(targets)
+            own = {name: extra.values.detach().requires_grad_() for name, extra in lora.extras.items()}
+            losses = self._trained_head().losses_with(own, first, labels, shift)
             scaled = (losses * row_scale[:, 0].to(losses.device)).sum()
-        (gradient,) = torch.autograd.grad(scaled, y)
+        gradient, *of_head = torch.autograd.grad(scaled, (first, *own.values()))
+        for extra, part in zip(lora.extras.values(), of_head, strict=True):
+            extra.gradients.add_(part)
         while passes:
             gradient = passes.pop().backward(gradient)
         return _at_first(losses.detach(), targets)
 
     def _forward(
-        self, tokens: Tensor, starts: Tensor, lora: LoraTensors | None, space: Workspace
+        self, tokens: Tensor, starts: Tensor, lora: LoraTensors | None, space: Workspace, *, first_only: bool
     ) -> tuple[Tensor, Tensor]:
-        """(the last block's output [S, T', H], bool [S, T']: where there is text)"""
+        """(the last block's output [S, T', H], or [S, H] at first tokens alone; bool [S, T']: where there is text)"""
         with torch.no_grad():
             x, batch = self._begin(tokens, starts, lora, space, no_dropout)
-            for block in self._blocks:
+            for block in self._blocks[:-1]:
                 x = block.forward(x, batch)
-            return x.view(*batch.is_text.shape, -1), batch.is_text
+            y = self._blocks[-1].forward(x, batch, first_only=first_only)
+            return y if first_only else y.view(*batch.is_text.shape, -1), batch.is_text
 
     def _begin(
         self, tokens: Tensor, starts: Tensor, lora: LoraTensors | None, space: Workspace, dropout: Dropout
@@ -192,9 +186,6 @@ class Encoder:
 
     def _labels(self, targets: Tensor) -> Tensor:
         return targets[:, 0].to(self.compute.device)
-
-    def _head_stays_frozen(self) -> ConfigError:
-        return ConfigError(f"lora.modules_to_save: the head of {self.shape.model_type} stays frozen; leave it out")
 
     def _trained_head(self) -> EncoderHead:
         if self._head is None:

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from fedlora.lora.adapter import Adapter, LoraPair
 from fedlora.wire.task import FactorSet
-from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -70,6 +69,14 @@ class ModuleLora:
         return torch.cat((self.lora_A, self.frozen.lora_A[None]), 1) if self.frozen else self.lora_A
 
 
+@dataclass(frozen=True, slots=True)
+class ExtraTensor:
+    """One extra tensor of C adapters, float32, and what is added up for it."""
+
+    values: Tensor  # [C, ...]
+    gradients: Tensor  # [C, ...]
+
+
 class Flat:
     """Tensors and their gradients as views of two flat ones, for whoever treats all numbers alike."""
 
@@ -93,12 +100,11 @@ class LoraTensors:
     """
 
     def __init__(
-        self, adapters: Sequence[Adapter], device: torch.device, head: NDArray[np.float32] | None = None,
-        trains: FactorSet = "AB", frozen: Adapter | None = None,
-    ) -> None:  # fmt: skip
-        """`head` [V, H] trains in place of the base's, which is then not read; it goes with one adapter only.
+        self, adapters: Sequence[Adapter], device: torch.device, trains: FactorSet = "AB", frozen: Adapter | None = None
+    ) -> None:
+        """Of A and B those in `trains` train, and the extra tensors do, which the adapters of a stack have in one shape.
 
-        So does `frozen`, an adapter of the same modules.
+        `frozen`, an adapter of the same modules, goes with one adapter only.
         """
         self.configs = tuple(adapter.config for adapter in adapters)
         self._ranks = [{name: pair.rank for name, pair in adapter.pairs.items()} for adapter in adapters]
@@ -119,15 +125,23 @@ class LoraTensors:
             scaling = torch.tensor([config.scaling_of(name) for config in self.configs], device=device)[:, None, None]
             grad_A, grad_B = (flat.gradients[number] if flat.gradients else None for flat in (flat_A, flat_B))
             self.modules[name] = ModuleLora(lora_A, lora_B, scaling, grad_A, grad_B, _frozen_of(frozen, name, device))
-        self.flat_head = None if head is None else Flat([(1, *head.shape)], device)
-        if self.flat_head is not None and head is not None:
-            self.flat_head.value.copy_(torch.from_numpy(head).flatten())
-            self._flats["head"] = self.flat_head
-        assert len(adapters) == 1 or (head is None and frozen is None)
+        self.extras = self._made_extras(adapters, device)
+        assert len(adapters) == 1 or frozen is None
+
+    def _made_extras(self, adapters: Sequence[Adapter], device: torch.device) -> dict[str, ExtraTensor]:
+        first = adapters[0].extras
+        if any({n: v.shape for n, v in a.extras.items()} != {n: v.shape for n, v in first.items()} for a in adapters):
+            raise AssertionError("the adapters of one stack must have the same extra tensors")
+        if not first:
+            return {}
+        flat = self._flats["head"] = Flat([(len(adapters), *array.shape) for array in first.values()], device)
+        for name, values in zip(first, flat.values, strict=True):
+            values.copy_(torch.from_numpy(np.stack([adapter.extras[name] for adapter in adapters])))
+        return {n: ExtraTensor(*parts) for n, *parts in zip(first, flat.values, flat.gradients, strict=True)}
 
     @property
     def flats(self) -> dict[str, Flat]:
-        """Whatever trains, by name: all A ("lora_A"), all B ("lora_B"), and the head ("head")."""
+        """Whatever trains, by name: all A ("lora_A"), all B ("lora_B"), and the extra tensors ("head")."""
         return {name: flat for name, flat in self._flats.items() if flat.gradients}
 
     def values(self, number: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
@@ -148,11 +162,8 @@ class LoraTensors:
             name: LoraPair(lora_A.cpu().numpy().copy(), lora_B.cpu().numpy().copy())
             for name, (lora_A, lora_B) in self.values(number).items()
         }
-        return Adapter(self.configs[number], pairs)
-
-    def head(self) -> NDArray[np.float32] | None:
-        """The present values of the head [V, H], copied, where it trains."""
-        return None if self.flat_head is None else self.flat_head.values[0][0].cpu().numpy().copy()
+        extras = {name: extra.values[number].cpu().numpy().copy() for name, extra in self.extras.items()}
+        return Adapter(self.configs[number], pairs, extras=extras)
 
     def _views(
         self, number: int, which: Callable[[ModuleLora], tuple[Tensor, Tensor]]

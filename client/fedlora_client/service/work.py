@@ -160,7 +160,7 @@ class DeviceWork:
         if not self._config.policy.max_memory_mb:
             return
         try:
-            plan_training(device.model, [update.adapter], device.config.train, 0, update.task.trains, update.frozen)
+            plan_training(device.model, [update.adapter], device.config.train, update.task.trains, update.frozen)
         except ConfigError as error:
             raise PolicyError("policy-memory", f"policy.max_memory_mb must hold the training: {error}") from None
 

@@ -14,6 +14,7 @@ from typing import Literal
 
 from fedlora.errors import ConfigError
 from fedlora.files.at_rest import use_key
+from fedlora.fleet.flower_process import flower_environment
 
 from fedlora_client.service.clock import clock_fault
 from fedlora_client.service.config import DeviceConfig
@@ -23,7 +24,7 @@ from fedlora_client.service.state import StateFolder
 from fedlora_client.supervision.children import Child, Children
 from fedlora_client.supervision.link_words import LinkWords, may_have_installed_half, needs_a_new_start, plain
 from fedlora_client.supervision.publishing import Publisher, admin_key_of
-from fedlora_client.supervision.supernode import flower_environment, supernode_command, supernode_process, warm_app_of
+from fedlora_client.supervision.supernode import flower_home, supernode_command, supernode_process, warm_app_of
 
 Part = Literal["trainer", "link", "serve"]
 
@@ -75,7 +76,7 @@ def _children(config: DeviceConfig, parts: tuple[Part, ...]) -> tuple[list[Child
 
         warm, environment_of_link = warm_app_of(config)
         if warm:
-            children.append(_child("app", lambda: warm, flower_environment(config), on_line))
+            children.append(_child("app", lambda: warm, flower_environment(flower_home(config)), on_line))
         link = _child("link", lambda: supernode_process(config), environment_of_link, on_line)
         children.append(link)
     if "serve" in parts:

@@ -15,19 +15,23 @@ from fedlora_client.training.memory import available_bytes, give_back_freed, giv
 
 
 def plan_training(
-    model: Model, adapters: Sequence[Adapter], config: TrainConfig, head_bytes: int = 0, trains: FactorSet = "AB",
+    model: Model,
+    adapters: Sequence[Adapter],
+    config: TrainConfig,
+    trains: FactorSet = "AB",
     frozen: Adapter | None = None,
-) -> StepPlan:  # fmt: skip
+) -> StepPlan:
     """The plan for adapters that train side by side. Raises ConfigError where memory does not suffice."""
     give_back_freed()
     if config.memory_mb:
         give_back_large_blocks()
     pairs = [pair for adapter in adapters for pair in adapter.pairs.values()]
-    trained = head_bytes + sum(
+    extras = sum(adapter.extra_bytes for adapter in adapters)
+    trained = extras + sum(
         array.nbytes for pair in pairs for f, array in (("A", pair.lora_A), ("B", pair.lora_B)) if f in trains
     )
     # Values and the result; of what trains: gradients, two moments, the best values so far, perhaps those of the start.
-    coming = 2 * (sum(adapter.size_bytes for adapter in adapters) + head_bytes)
+    coming = 2 * sum(adapter.size_bytes for adapter in adapters) + extras  # whose gradients come whole, then are added
     coming += (4 + bool(config.fedprox_mu)) * trained + (frozen.size_bytes if frozen else 0)
     device = model.compute.device
     if device.type == "cuda":

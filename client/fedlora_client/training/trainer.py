@@ -13,7 +13,6 @@ from fedlora.config.run import TrainConfig
 from fedlora.errors import ConfigError, RunError
 from fedlora.lora.adapter import Adapter
 from fedlora.wire.task import FactorSet
-from numpy.typing import NDArray
 
 from fedlora_client.data.windows import Windows
 from fedlora_client.layers.step_plan import StepPlan
@@ -35,7 +34,6 @@ class TrainResult:
     losses: tuple[float, ...]  # nats per token, of an encoder per text; one per step
     tokens: int  # that were learned; of an encoder, the labels
     evaluations: tuple[tuple[int, float], ...] = ()  # (steps done, held-out loss)
-    head: NDArray[np.float32] | None = None  # [V, H], where it was trained too
     step_seconds: tuple[float, ...] = ()  # of each step that was done now, not before it was stopped
     step_cpu_seconds: tuple[float, ...] = ()  # of the process's processor time, during the same
     resident: tuple[int, ...] = ()  # bytes of the process after each of these
@@ -84,23 +82,22 @@ def train(
     span: Span | None = None,
     saving: Saving | None = None,
     evaluation: Evaluation | None = None,
-    head: NDArray[np.float32] | None = None,  # [V, H], to train in place of the base's
     trains: FactorSet = "AB",
     frozen: Adapter | None = None,  # of the same modules, that stands frozen beside `adapter`
 ) -> TrainResult:
-    """Return `adapter` after `config.steps` steps of AdamW on those of A and B that are in `trains`.
+    """Return `adapter` after `config.steps` steps of AdamW on those of A and B that are in `trains`, and its extra tensors.
 
     With `saving`, a training that finds its own state goes on from it, with the result, bit for bit, of one that was
     never stopped; the state is removed at the end. Raises DataError where the loss is not finite, ConfigError where
     memory does not suffice or the state is another training's.
     """
-    plan = plan_training(model, [adapter], config, 0 if head is None else head.nbytes, trains, frozen)
+    plan = plan_training(model, [adapter], config, trains, frozen)
     span = span or Span(0, config.steps)
-    identity = identity_of(model, adapter, windows, config, generator, span, head, trains, frozen) if saving else ""
+    identity = identity_of(model, adapter, windows, config, generator, span, trains, frozen) if saving else ""
     if saving and saving.file.exists():
         plan = _resumed_plan(saving, identity, plan, model.compute)
     watcher.on_plan(plan)
-    training = Training(model, [adapter], [windows], config, [generator], plan, span, head, trains, frozen)
+    training = Training(model, [adapter], [windows], config, [generator], plan, span, trains, frozen)
     del adapter, frozen  # where the caller does not hold them, their memory is free from here
     progress, step_seconds, step_cpu_seconds, resident = Progress(), list[float](), list[float](), list[int]()
     if saving and saving.file.exists():
@@ -140,7 +137,6 @@ def train(
         losses=tuple(progress.losses),
         tokens=progress.tokens,
         evaluations=tuple(progress.evaluations),
-        head=lora.head(),
         step_seconds=tuple(step_seconds),
         step_cpu_seconds=tuple(step_cpu_seconds),
         resident=tuple(resident),

@@ -60,12 +60,11 @@ class Training:
         generators: Sequence[np.random.Generator],  # that order the windows
         plan: StepPlan,
         span: Span,
-        head: NDArray[np.float32] | None = None,  # [V, H], to train in place of the base's
         trains: FactorSet = "AB",
         frozen: Adapter | None = None,  # that stands frozen beside a single adapter
     ) -> None:
         self.config, self.plan, self.step = config, plan, 0
-        self.lora = model.lora(*adapters, head=head, trains=trains, frozen=frozen)
+        self.lora = model.lora(*adapters, trains=trains, frozen=frozen)
         self.compute = model.compute
         self._model, self._span = model, span
         self._space = model.workspace()
@@ -152,7 +151,7 @@ class Training:
         scale = (self.config.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
         if self.config.max_grad_norm and float(scale.min()) < 1:
             for gradient in gradients:
-                gradient.mul_(scale[:, None, None])
+                gradient.mul_(scale.view(-1, *[1] * (gradient.dim() - 1)))
 
 
 def drawn_windows(count: int, config: TrainConfig, generator: np.random.Generator) -> NDArray[np.bool_]:

@@ -133,7 +133,6 @@ def identity_of(
     config: TrainConfig,
     generator: np.random.Generator,
     span: Span,
-    head: NDArray[np.float32] | None,
     trains: FactorSet,
     frozen: Adapter | None,
 ) -> str:
@@ -151,8 +150,8 @@ def identity_of(
             digest.update(f"{name} {part.config.scaling_of(name)}".encode())
             digest.update(np.ascontiguousarray(pair.lora_A).data)
             digest.update(np.ascontiguousarray(pair.lora_B).data)
-    if head is not None:
-        digest.update(head.data)
+    for array in adapter.extras.values():
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 

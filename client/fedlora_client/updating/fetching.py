@@ -17,8 +17,7 @@ from pathlib import Path
 
 from fedlora.base.pack import BasePack
 from fedlora.errors import AtRestError, ReleaseError
-from fedlora.exported.inputs import input_values
-from fedlora.exported.values_digest import digest_of
+from fedlora.exported.inputs import digest_of, input_values
 from fedlora.files.at_rest import read_plain, wrap
 from fedlora.files.atomic import whole_directory
 from fedlora.files.temporary import own_folder

@@ -20,6 +20,7 @@ from typing import Literal
 from fedlora.family.text_embedding import TextEmbedding
 
 Role = Literal["query", "key", "value", "attention_output", "intermediate", "output"]
+HEAD_PARTS = ("classifier", "pooler")  # what the names of a head's modules have in them
 ROLES: tuple[Role, ...] = ("query", "key", "value", "attention_output", "intermediate", "output")
 
 
@@ -125,6 +126,38 @@ class EncoderShape:
             }
         return tensors if self.labels else tensors | self.embedding.float_tensors()
 
+    def head_parts(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """{a part of the head, as PEFT's `modules_to_save` names it: {tensor name: shape}}; empty where there is no head.
+
+        PEFT takes every module whose name ends so: `classifier` is DistilBERT's `pre_classifier` too.
+        """
+        if not self.labels:
+            return {}
+        modules, shapes = (self.names.head_dense, self.names.head_out), self.float_tensors()
+        found = (name for module in modules for name in module.split(".") if name.endswith(HEAD_PARTS))
+        return {
+            part: {
+                f"{module}.{kind}": shapes[f"{module}.{kind}"]
+                for module in modules
+                if any(name.endswith(part) for name in module.split("."))
+                for kind in ("weight", "bias")
+            }
+            for part in dict.fromkeys(found)
+        }
+
+    def head_inputs(self) -> dict[str, tuple[int, ...]]:
+        """{tensor name: shape} of the whole head, -1 for the number of labels, in which an adapter's own may differ."""
+        if not self.labels:
+            return {}
+        out = self.names.head_out
+        shapes = {name: shape for part in self.head_parts().values() for name, shape in part.items()}
+        return shapes | {f"{out}.weight": (-1, self.hidden_size), f"{out}.bias": (-1,)}
+
     def float_offset(self, tensor: str) -> float:
         """What is added to a tensor of the checkpoint before it is stored."""
         return 0.0
+
+
+def labels_of(shape: EncoderShape, count: int) -> tuple[str, ...]:
+    """The names of the labels of a head for `count` of them: the base's where it has as many, else LABEL_0, LABEL_1, ..."""
+    return shape.labels if count == len(shape.labels) else tuple(f"LABEL_{number}" for number in range(count))

@@ -1,9 +1,13 @@
-"""An adapter: the A and B of every target module, immutable."""
+"""An adapter: the A and B of every target module, and whatever else trains and travels with them, immutable.
+
+An **extra tensor** is one that takes the place of the base's own of that name, whole: those of a classification head. It
+has no algebra: means, moments and moves of it go element by element, and a method of aggregation does not see it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import numpy as np
@@ -26,9 +30,7 @@ class LoraPair:
         if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
             raise AdapterError(f"expected lora_A [R, I] and lora_B [O, R], got {list(a.shape)} and {list(b.shape)}")
         for name in ("lora_A", "lora_B"):
-            view = np.asarray(getattr(self, name), np.float32).view()
-            view.flags.writeable = False
-            object.__setattr__(self, name, view)
+            object.__setattr__(self, name, _frozen(getattr(self, name)))
 
     @property
     def rank(self) -> int:
@@ -40,12 +42,17 @@ class LoraPair:
         return self.lora_B.shape[0], self.lora_A.shape[1]
 
 
+Extras = Mapping[str, NDArray[np.float32]]  # {the tensor's name in the model: values}
+MAX_EXTRAS = 64  # of an adapter
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Adapter:
-    """A LoraConfig and, for each target module by its name in the model, a LoraPair."""
+    """A LoraConfig and, for each target module by its name in the model, a LoraPair; beside them the extra tensors."""
 
     config: LoraConfig
     pairs: Mapping[str, LoraPair]
+    extras: Extras = field(default_factory=dict, kw_only=True)  # read-only views, not copies
 
     def __post_init__(self) -> None:
         for module, pair in self.pairs.items():
@@ -55,11 +62,16 @@ class Adapter:
                     "both again"
                 )
         object.__setattr__(self, "pairs", MappingProxyType(dict(self.pairs)))
+        object.__setattr__(self, "extras", MappingProxyType({name: _frozen(v) for name, v in self.extras.items()}))
 
     @property
     def size_bytes(self) -> int:
-        """The factors in memory."""
-        return sum(pair.lora_A.nbytes + pair.lora_B.nbytes for pair in self.pairs.values())
+        """The factors and the extra tensors in memory."""
+        return sum(pair.lora_A.nbytes + pair.lora_B.nbytes for pair in self.pairs.values()) + self.extra_bytes
+
+    @property
+    def extra_bytes(self) -> int:
+        return sum(array.nbytes for array in self.extras.values())
 
     def product(self, module: str) -> Product:
         """scaling * B A of one module, factored."""
@@ -72,19 +84,65 @@ class Adapter:
             for name, array in (("lora_A", pair.lora_A), ("lora_B", pair.lora_B)):
                 if not np.isfinite(array).all():
                     raise AdapterError(f"{where}: {module}.{name} holds NaN or infinity; the adapter cannot be used")
+        for name, array in self.extras.items():
+            if not np.isfinite(array).all():
+                raise AdapterError(f"{where}: {name} holds NaN or infinity; the adapter cannot be used")
 
     def check_fits(self, modules: Mapping[str, tuple[int, int]], where: str) -> None:
         """Raise AdapterMismatchError unless every module is one of `modules` ({name: (O, I)}), in its shape."""
-        if not self.pairs:
-            raise AdapterMismatchError(f"{where}: the adapter has no modules; expected one or more")
-        for module, pair in self.pairs.items():
-            if module not in modules:
-                raise AdapterMismatchError(f"{where}: the base has no module {module}; the adapter is for another base")
-            if pair.shape != modules[module]:
-                raise AdapterMismatchError(
-                    f"{where}: {module} updates a weight {list(pair.shape)}, the base's is {list(modules[module])}; "
-                    "the adapter is for another base"
-                )
+        check_shapes_fit({module: pair.shape for module, pair in self.pairs.items()}, modules, where)
+
+
+def check_shapes_fit(
+    shapes: Mapping[str, tuple[int, int]], modules: Mapping[str, tuple[int, int]], where: str
+) -> None:  # both {name: (O, I)}
+    """Raise AdapterMismatchError unless an adapter has modules, each one of the base's `modules`, in its shape."""
+    if not shapes:
+        raise AdapterMismatchError(f"{where}: the adapter has no modules; expected one or more")
+    for module, shape in shapes.items():
+        if module not in modules:
+            raise AdapterMismatchError(f"{where}: the base has no module {module}; the adapter is for another base")
+        if shape != modules[module]:
+            raise AdapterMismatchError(
+                f"{where}: {module} updates a weight {list(shape)}, the base's is {list(modules[module])}; "
+                "the adapter is for another base"
+            )
+
+
+def check_extras(extras: Extras, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Raise AdapterMismatchError unless each extra tensor is one of those that there may be ({name: shape}), in its shape.
+
+    A first size of -1 is any number of labels: what is for other labels is all there, for one number of them.
+    """
+    for name, array in extras.items():
+        if name not in shapes:
+            known = f"it takes {', '.join(shapes)}" if shapes else "it takes none"
+            raise AdapterMismatchError(
+                f"{where}: the adapter has {name} of its own, which is no head of the base; {known}"
+            )
+        want = shapes[name]
+        if array.ndim != len(want) or any(w not in (-1, got) for w, got in zip(want, array.shape, strict=True)):
+            raise AdapterMismatchError(
+                f"{where}: its {name} is {list(array.shape)}, the base's is {list(want)}; the adapter is for a "
+                "base with other labels, or of another size"
+            )
+    for_labels = [name for name, shape in shapes.items() if shape[0] == -1]
+    counts = {name: len(extras[name]) for name in for_labels if name in extras}
+    if counts and (len(counts) < len(for_labels) or len(set(counts.values())) > 1 or min(counts.values()) < 1):
+        raise AdapterMismatchError(
+            f"{where}: its head needs {' and '.join(for_labels)} for one number of labels, got {counts}; save it again"
+        )
+
+
+def with_extras(adapter: Adapter, extras: Extras) -> Adapter:
+    """`adapter` with these extra tensors in place of its own."""
+    return replace(adapter, extras=extras)
+
+
+def _frozen(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    view = np.asarray(array, np.float32).view()
+    view.flags.writeable = False
+    return view
 
 
 def initial_adapter(

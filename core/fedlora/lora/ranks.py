@@ -37,11 +37,16 @@ def with_ranks(config: LoraConfig, ranks: Mapping[str, int]) -> LoraConfig:
 def first_components(adapter: Adapter, rank: int) -> Adapter:
     """`adapter` with at most the first `rank` components of each module, as views."""
     pairs = {module: LoraPair(pair.lora_A[:rank], pair.lora_B[:, :rank]) for module, pair in adapter.pairs.items()}
-    return Adapter(with_ranks(adapter.config, {module: pair.rank for module, pair in pairs.items()}), pairs)
+    return replace(
+        adapter, config=with_ranks(adapter.config, {module: pair.rank for module, pair in pairs.items()}), pairs=pairs
+    )
 
 
 def joined(first: Adapter, second: Adapter) -> Adapter:
-    """The sum of two adapters of the same modules: the components of `first`, then those of `second`; `first`'s scaling."""
+    """The sum of two adapters of the same modules: the components of `first`, then those of `second`; `first`'s scaling.
+
+    Extra tensors are `first`'s.
+    """
     pairs = {}
     for module, pair in first.pairs.items():
         other = second.pairs[module]
@@ -50,7 +55,8 @@ def joined(first: Adapter, second: Adapter) -> Adapter:
         pairs[module] = LoraPair(
             np.concatenate([pair.lora_A, other.lora_A], 0), np.concatenate([pair.lora_B, other_B], 1)
         )
-    return Adapter(with_ranks(first.config, {module: pair.rank for module, pair in pairs.items()}), pairs)
+    config = with_ranks(first.config, {module: pair.rank for module, pair in pairs.items()})
+    return Adapter(config, pairs, extras=first.extras)
 
 
 def parted(adapter: Adapter, config: LoraConfig) -> tuple[Adapter, Adapter | None]:

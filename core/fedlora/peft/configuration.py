@@ -6,7 +6,7 @@ What would change the adapter's meaning unread (DoRA, biases, other methods) is 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from fedlora.files.documents import read_object
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
 from fedlora.lora.layers import layers_of
-from fedlora.peft.layout import CONFIG, WEIGHTS
+from fedlora.peft.layout import CONFIG, HEADS, WEIGHTS, head_part, saved_parts
 from fedlora.peft.patterns import by_module
 
 MAX_CONFIG_BYTES = 4 << 20
@@ -88,15 +88,19 @@ def lora_config(config: Mapping[str, Any], modules: Iterable[str]) -> LoraConfig
 
 
 def config_to_write(
-    adapter: Adapter, read: Mapping[str, Any], saved_names: Iterable[str], base_name: str | None
+    adapter: Adapter, read: Mapping[str, Any], saved: Iterable[str], base_name: str | None
 ) -> dict[str, Any]:
-    """The configuration as it was `read`, unless the adapter is no longer the one that it describes."""
-    fresh = _config_of(adapter, base_name)
-    saved = sorted({name.removesuffix(".weight").rsplit(".", 1)[-1] for name in saved_names})
-    if saved:
-        fresh["modules_to_save"] = saved
+    """The configuration as it was `read`, unless the adapter is no longer the one that it describes.
+
+    `saved` are the tensors of `modules_to_save`, by their names in the model.
+    """
+    fresh, saved = fresh_config(adapter.config, adapter.pairs, base_name, extras=adapter.extras), list(saved)
+    if parts := saved_parts(saved):
+        fresh["modules_to_save"] = parts
     if not read:
         return fresh
+    if not all(any(part.endswith(tuple(read.get("modules_to_save") or ())) for part in n.split(".")) for n in saved):
+        read = {**read, **{key: fresh[key] for key in ("modules_to_save", "task_type")}}
     described = lora_config(read, adapter.pairs)
     mine = (adapter.config.use_rslora, {m: (p.rank, adapter.config.scaling_of(m)) for m, p in adapter.pairs.items()})
     theirs = (described.use_rslora, {m: (described.rank_of(m), described.scaling_of(m)) for m in adapter.pairs})
@@ -108,21 +112,26 @@ def config_to_write(
     return {**read, **{key: fresh[key] for key in changed if key in fresh}}
 
 
-def _config_of(adapter: Adapter, base_name: str | None) -> dict[str, Any]:
-    config = adapter.config
-    is_decoder = all(module.startswith(_DECODER_LAYERS) for module in adapter.pairs)
+def fresh_config(
+    config: LoraConfig, modules: Collection[str], base_name: str | None, *, extras: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The configuration of an adapter of these modules, and extra tensors, that nobody has written yet."""
+    is_decoder = all(module.startswith(_DECODER_LAYERS) for module in modules)
     # An encoder's `dense` is a name in its head too: what stands within the layer tells them apart.
-    within = dict.fromkeys(re.sub(r"^.*?\.\d+\.", "", module) for module in adapter.pairs)
+    within = dict.fromkeys(map(_within_layer, modules))
+    targets = list(config.target_modules) if is_decoder else list(within)
+    is_regular = len(modules) == len(within) * max(1, len(layers_of(modules)))
     return {
         "peft_type": "LORA",
-        **({"task_type": "CAUSAL_LM"} if is_decoder else _encoder_task(adapter)),
+        **({"task_type": "CAUSAL_LM"} if is_decoder else _encoder_task(modules, extras)),
         "base_model_name_or_path": base_name,
         "inference_mode": True,
         "r": config.rank,
         "lora_alpha": config.alpha,
         "use_rslora": config.use_rslora,
-        "target_modules": list(config.target_modules) if is_decoder else list(within),
-        **({"layers_to_transform": list(layers_of(adapter.pairs))} if config.layers else {}),
+        # In full where layers have different ones: by the last parts PEFT would make factors that no file holds.
+        "target_modules": targets if is_regular else list(modules),
+        **({"layers_to_transform": list(layers_of(modules))} if config.layers and is_regular else {}),
         # A name is a regular expression to PEFT: its dots are escaped to mean themselves.
         "rank_pattern": {re.escape(module): rank for module, rank in config.rank_pattern.items()},
         "alpha_pattern": {re.escape(module): alpha for module, alpha in config.alpha_pattern.items()},
@@ -132,9 +141,15 @@ def _config_of(adapter: Adapter, base_name: str | None) -> dict[str, Any]:
     }
 
 
-def _encoder_task(adapter: Adapter) -> dict[str, Any]:
-    """What tells PEFT's AutoPeftModel classes the model; task type SEQ_CLS would want a head beside A and B."""
-    prefix = next((module.split(".", 1)[0] for module in adapter.pairs), "")
+def _within_layer(module: str) -> str:
+    return re.sub(r"^.*?\.\d+\.", "", module)
+
+
+def _encoder_task(modules: Iterable[str], extras: Iterable[str]) -> dict[str, Any]:
+    """What tells PEFT's AutoPeftModel classes the model; task type SEQ_CLS wants a head beside A and B."""
+    if any(head_part(tensor).endswith(HEADS) for tensor in extras):
+        return {"task_type": "SEQ_CLS"}
+    prefix = next((module.split(".", 1)[0] for module in modules), "")
     if prefix in _ENCODER_CLASSES:
         library = f"transformers.models.{prefix}.modeling_{prefix}"
         return {

@@ -1,7 +1,8 @@
 """PEFT's adapter directory, read and written: adapter_config.json and adapter_model.safetensors.
 
-What fedlora does not interpret (other configuration keys, `modules_to_save`, the stored dtype) is kept, so that what was
-read is written back equal; factors of several dtypes are written in the one that holds them all.
+What fedlora does not interpret (other configuration keys, modules of `modules_to_save` that are no classification head, the
+stored dtype) is kept, so that what was read is written back equal; factors of several dtypes are written in the one that
+holds them all.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from fedlora.files.atomic import whole_directory
 from fedlora.files.tensor_file import Dtype, TensorFile, from_float32, write_in_order
 from fedlora.lora.adapter import Adapter
 from fedlora.peft.configuration import config_to_write, lora_config, read_config, saved_module_names
-from fedlora.peft.layout import CONFIG, PREFIX, WEIGHTS, saved_name
+from fedlora.peft.layout import CONFIG, PREFIX, WEIGHTS, factor_name
 from fedlora.peft.missing import check_is_there
+from fedlora.peft.origin import Origin, origin_in
 from fedlora.peft.patterns import untargeted
-from fedlora.peft.tensors import Stored, read_tensors
+from fedlora.peft.tensors import Stored, model_tensor, read_tensors
 
-__all__ = ["CONFIG", "WEIGHTS", "PeftDirectory", "read_peft", "saved_name", "write_peft"]
+__all__ = ["CONFIG", "WEIGHTS", "PeftDirectory", "read_peft", "write_peft"]
 
 _MAX_WEIGHTS_BYTES = 8 << 30  # a file with holes takes no room on the disk, and all of it in memory
 _BASE_KEY = "fedlora_base"  # in the safetensors metadata: PEFT ignores it
@@ -35,15 +37,27 @@ class PeftDirectory:
 
     adapter: Adapter
     base_fingerprint: str | None = None  # of the base pack it was trained on; None where PEFT itself wrote it
+    origin: Origin | None = None  # the adapters that it was made of
     dtype: Dtype = "F32"  # of the stored factors
+    extra_dtypes: Mapping[str, Dtype] = field(
+        default_factory=dict
+    )  # of the stored extra tensors; F32 where it says none
     config: Mapping[str, Any] = field(default_factory=dict)  # adapter_config.json as it was
-    saved_modules: Mapping[str, Stored] = field(default_factory=dict)  # of `modules_to_save`, by the tensors' names
+    saved_modules: Mapping[str, Stored] = field(
+        default_factory=dict
+    )  # others of `modules_to_save`, by the tensors' names
     embeddings: Mapping[str, Stored] = field(default_factory=dict)  # of `save_embedding_layers`: mostly the base's own
 
     @property
     def beside(self) -> Mapping[str, Stored]:
-        """All tensors beside A and B."""
+        """All tensors that the adapter has not, by their names in the file."""
         return {**self.saved_modules, **self.embeddings}
+
+    @property
+    def extras(self) -> Mapping[str, Stored]:
+        """The extra tensors of the adapter, by their names in the file."""
+        dtypes = {name: self.extra_dtypes.get(name, "F32") for name in self.adapter.extras}
+        return {f"{PREFIX}{n}": (dtypes[n], from_float32(v, dtypes[n])) for n, v in self.adapter.extras.items()}
 
 
 def read_peft(directory: str | Path) -> PeftDirectory:
@@ -66,21 +80,36 @@ def read_peft(directory: str | Path) -> PeftDirectory:
                 f"{WEIGHTS} has factors of {idle[0]}, which {CONFIG} does not target: PEFT would not load them; "
                 "take both files from one save of PEFT's"
             )
-        adapter = Adapter(lora_config(config, tensors.pairs), tensors.pairs)
+        adapter = Adapter(lora_config(config, tensors.pairs), tensors.pairs, extras=tensors.extras)
     except (AdapterError, ConfigError) as error:
         raise AdapterError(f"{directory}: {error}") from None
     adapter.check_finite(str(path))
-    base = file.metadata.get(_BASE_KEY)
-    if base is not None and not re.fullmatch(r"[0-9a-f]{64}", base):
-        raise AdapterError(f"{path}: {_BASE_KEY} is {base!r:.80}; expected the 64 hexadecimal digits of a fingerprint")
     return PeftDirectory(
         adapter=adapter,
-        base_fingerprint=base,
+        base_fingerprint=base_in(file),
+        origin=origin_in(file.metadata, str(path)),
         dtype=tensors.dtype,
         config=config,
+        extra_dtypes=tensors.extra_dtypes,
         saved_modules=tensors.saved_modules,
         embeddings=tensors.embeddings,
     )
+
+
+def base_in(file: TensorFile) -> str | None:
+    """The fingerprint that a weights file records; None where PEFT wrote it. Raises AdapterError for what is none."""
+    base = file.metadata.get(_BASE_KEY)
+    if base is not None and not re.fullmatch(r"[0-9a-f]{64}", base):
+        raise AdapterError(
+            f"{file.path}: {_BASE_KEY} is {base!r:.80}; expected the 64 hexadecimal digits of a fingerprint"
+        )
+    return base
+
+
+def metadata_of(base_fingerprint: str | None, origin: Origin | None) -> dict[str, str]:
+    """The metadata of a weights file."""
+    base = {_BASE_KEY: base_fingerprint} if base_fingerprint else {}
+    return {"format": "pt", **base, **(origin.to_metadata() if origin else {})}
 
 
 def write_peft(
@@ -92,12 +121,10 @@ def write_peft(
     `texts` are further files, {name: content}; `replace` another adapter that is there. Raises ConfigError.
     """
     adapter = content.adapter
-    config = config_to_write(adapter, content.config, content.saved_modules, base_name)
-    arrays = dict(_named_factors(adapter, content.dtype)) | dict(content.beside)
-    metadata = {"format": "pt"}
-    if content.base_fingerprint:
-        metadata[_BASE_KEY] = content.base_fingerprint
-
+    saved = [model_tensor(name) for name in (*content.extras, *content.saved_modules)]
+    config = config_to_write(adapter, content.config, saved, base_name)
+    arrays = dict(_named_factors(adapter, content.dtype)) | dict(content.extras) | dict(content.beside)
+    metadata = metadata_of(content.base_fingerprint, content.origin)
     with whole_directory(Path(directory), replace=CONFIG if replace else None) as aside:
         for name, text in (texts or {}).items():
             (aside / name).write_text(text, encoding="utf-8")
@@ -108,5 +135,5 @@ def write_peft(
 
 def _named_factors(adapter: Adapter, dtype: Dtype) -> Iterator[tuple[str, Stored]]:
     for module, pair in adapter.pairs.items():
-        yield f"{PREFIX}{module}.lora_A.weight", (dtype, from_float32(pair.lora_A, dtype))
-        yield f"{PREFIX}{module}.lora_B.weight", (dtype, from_float32(pair.lora_B, dtype))
+        yield factor_name(module, "lora_A"), (dtype, from_float32(pair.lora_A, dtype))
+        yield factor_name(module, "lora_B"), (dtype, from_float32(pair.lora_B, dtype))

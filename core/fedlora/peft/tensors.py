@@ -1,7 +1,8 @@
 """What each tensor of adapter_model.safetensors is, by its name: PEFT's own writers are what this follows.
 
 base_model.model.MODULE.lora_A.weight           a factor; PEFT loads MODULE.lora_A.NAME.weight of its adapter NAME too
-base_model.model.MODULE.weight, .bias           of a module of `modules_to_save`, trained
+base_model.model.MODULE.weight, .bias           of a module of `modules_to_save`, trained: a classification head's are extra
+                                                tensors of the adapter, all others are kept as they are
 base_model.model.EMBEDDING.weight               what `save_embedding_layers` adds: as it was, or trained, or resized
 base_model.model.EMBEDDING.base_layer.weight    the same, of an embedding that has LoRA itself
 """
@@ -19,8 +20,8 @@ from numpy.typing import NDArray
 
 from fedlora.errors import AdapterError
 from fedlora.files.tensor_file import Dtype, TensorFile
-from fedlora.lora.adapter import LoraPair
-from fedlora.peft.layout import HEADS, PREFIX, WEIGHTS
+from fedlora.lora.adapter import Extras, LoraPair
+from fedlora.peft.layout import HEADS, PREFIX, WEIGHTS, head_part
 
 Stored = tuple[Dtype, NDArray[Any]]  # values as they lie in the file
 _MAX_NAME = 512
@@ -55,21 +56,32 @@ class PeftTensors:
 
     pairs: Mapping[str, LoraPair]
     dtype: Dtype  # of the factors; F32 where they have several, which it holds exactly
-    saved_modules: Mapping[str, Stored] = field(default_factory=dict)  # of `modules_to_save`, by the tensors' names
+    extras: Extras = field(default_factory=dict)  # of classification heads, by their names in the model
+    extra_dtypes: Mapping[str, Dtype] = field(default_factory=dict)  # in which those are stored
+    saved_modules: Mapping[str, Stored] = field(
+        default_factory=dict
+    )  # others of `modules_to_save`, by the tensors' names
     embeddings: Mapping[str, Stored] = field(default_factory=dict)  # of `save_embedding_layers`
 
 
-def read_tensors(file: TensorFile, saved_names: Sequence[str]) -> PeftTensors:
-    """The tensors of a file, told apart. `saved_names` are `modules_to_save`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorNames:
+    """Which tensor of a file is what."""
 
-    Raises AdapterError, naming the tensor, and TensorFileError for a dtype that is not read.
-    """
+    factors: Mapping[str, Mapping[str, str]]  # {module: {"lora_A": tensor, "lora_B": tensor}}
+    extras: Sequence[str]  # of classification heads
+    saved: Sequence[str]
+    embeddings: Sequence[str]
+
+
+def told_apart(file: TensorFile, saved_names: Sequence[str]) -> TensorNames:
+    """What each tensor of a file is; no value is read. Raises AdapterError, naming the tensor."""
     _check_names(file.path, file.entries)
-    factors: dict[str, dict[str, NDArray[np.float32]]] = {}
-    saved: dict[str, Stored] = {}
-    embeddings: dict[str, Stored] = {}
-    dtypes: set[str] = set()
-    for name, entry in file.entries.items():
+    factors: dict[str, dict[str, str]] = {}
+    saved: list[str] = []
+    extras: list[str] = []
+    embeddings: list[str] = []
+    for name in file.entries:
         match = _FACTOR.fullmatch(name)
         if match and not set(_WRAPPERS) & set(match["module"].split(".")):
             of_module = factors.setdefault(match["module"], {})
@@ -78,22 +90,50 @@ def read_tensors(file: TensorFile, saved_names: Sequence[str]) -> PeftTensors:
                     f"{file.path}: {match['module']}.{match['factor']} is there twice, with an adapter's name in it and "
                     "without; save the adapter again with PEFT"
                 )
-            of_module[match["factor"]] = _factor(file, name)
-            dtypes.add(entry.dtype)
+            of_module[match["factor"]] = name
+        elif _is_saved(name, saved_names) and head_part(model_tensor(name)):
+            extras.append(name)
         elif _is_saved(name, saved_names):
-            saved[name] = (cast(Dtype, entry.dtype), file.array(name).copy())
+            saved.append(name)
         elif _is_embedding(name):
-            embeddings[name] = (cast(Dtype, entry.dtype), file.array(name).copy())
+            embeddings.append(name)
         else:
             raise _stranger(file.path, name, saved_names)
     if not factors:
         raise AdapterError(f"{file.path}: expected lora_A and lora_B of some modules, got none")
+    return TensorNames(factors=factors, extras=extras, saved=saved, embeddings=embeddings)
+
+
+def read_tensors(file: TensorFile, saved_names: Sequence[str]) -> PeftTensors:
+    """The tensors of a file, told apart. `saved_names` are `modules_to_save`.
+
+    Raises AdapterError, naming the tensor, and TensorFileError for a dtype that is not read.
+    """
+    names = told_apart(file, saved_names)
+    dtypes = {file.entries[name].dtype for of_module in names.factors.values() for name in of_module.values()}
     return PeftTensors(
-        pairs={module: _pair(file.path, module, by_name) for module, by_name in factors.items()},
+        pairs={module: read_pair(file, module, of_module) for module, of_module in names.factors.items()},
         dtype=cast(Dtype, dtypes.pop() if len(dtypes) == 1 and dtypes <= set(_DTYPES) else "F32"),
-        saved_modules=saved,
-        embeddings=embeddings,
+        extras=extras_in(file, names),
+        extra_dtypes={model_tensor(name): _kept_dtype(file, name) for name in names.extras},
+        saved_modules={name: stored_in(file, name) for name in names.saved},
+        embeddings={name: stored_in(file, name) for name in names.embeddings},
     )
+
+
+def extras_in(file: TensorFile, names: TensorNames) -> Extras:
+    """The extra tensors, copied as float32."""
+    return {model_tensor(name): _floats(file, name) for name in names.extras}
+
+
+def _kept_dtype(file: TensorFile, name: str) -> Dtype:
+    """What an extra tensor is stored as; F32 holds those of other dtypes."""
+    return cast(Dtype, file.entries[name].dtype if file.entries[name].dtype in _DTYPES else "F32")
+
+
+def stored_in(file: TensorFile, name: str) -> Stored:
+    """A tensor as it lies in the file, copied."""
+    return cast(Dtype, file.entries[name].dtype), file.array(name).copy()
 
 
 def model_tensor(name: str) -> str:
@@ -136,23 +176,26 @@ def _is_placed(name: str) -> bool:
     return name.startswith(PREFIX) and not name.startswith(PREFIX + PREFIX) and _COMPILED not in name
 
 
-def _factor(file: TensorFile, name: str) -> NDArray[np.float32]:
+def _floats(file: TensorFile, name: str) -> NDArray[np.float32]:
     if file.entries[name].dtype == "F64":
         with np.errstate(over="ignore"):
             return file.array(name).astype(np.float32)
     return file.float32(name).copy()
 
 
-def _pair(path: Path, module: str, by_name: Mapping[str, NDArray[np.float32]]) -> LoraPair:
-    if by_name.keys() != {"lora_A", "lora_B"}:
-        raise AdapterError(f"{path}: {module} has {', '.join(by_name)} only; expected lora_A and lora_B")
-    if empty := sorted(factor for factor, values in by_name.items() if not values.size):
+def read_pair(file: TensorFile, module: str, names: Mapping[str, str]) -> LoraPair:
+    """The factors of one module, copied as float32. Raises AdapterError."""
+    path = file.path
+    if names.keys() != {"lora_A", "lora_B"}:
+        raise AdapterError(f"{path}: {module} has {', '.join(names)} only; expected lora_A and lora_B")
+    factors = {factor: _floats(file, name) for factor, name in names.items()}
+    if empty := sorted(factor for factor, values in factors.items() if not values.size):
         raise AdapterError(
             f"{path}: {module}.{empty[0]} is empty, as DeepSpeed ZeRO-3 saves what it did not gather; save the adapter "
             "again with stage3_gather_16bit_weights_on_model_save"
         )
     try:
-        return LoraPair(by_name["lora_A"], by_name["lora_B"])
+        return LoraPair(factors["lora_A"], factors["lora_B"])
     except AdapterError as error:
         raise AdapterError(f"{path}: {module}: {error}") from None
 
@@ -179,7 +222,7 @@ def _stranger(path: Path, name: str, saved_names: Sequence[str]) -> AdapterError
     head = next((part for part in HEADS if part in name), None)
     if head is not None:
         return AdapterError(
-            f"{told}: the adapter carries a {head} of its own, as PEFT saves one with task_type SEQ_CLS; train with "
-            f"task_type=None and without {head} among target_modules, so that the {head} stays the base's"
+            f"{told}: a {head} trains whole here, not with LoRA; train with task_type SEQ_CLS and without {head} among "
+            f"target_modules: PEFT then saves the {head} whole, and names it in modules_to_save"
         )
     return AdapterError(f"{told}; save the adapter with PEFT's save_pretrained, which writes no other tensor")

@@ -3,7 +3,8 @@
     b"FLUP" | version uint8 | N uint32 little endian | N bytes of JSON header | payload in the header's codec
 
 One block because Flower moves each Array by itself: 392 small ones took ten times as long as one. A factor that both
-ends have does not travel. The header ends with spaces: its payload begins at a multiple of 64 bytes.
+ends have does not travel; extra tensors always do, behind all factors. The header ends with spaces: its payload begins at a
+multiple of 64 bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from fedlora.errors import AdapterError, ConfigError, UpdateError
 from fedlora.files.json_text import parse_json
-from fedlora.lora.adapter import Adapter, LoraPair
+from fedlora.lora.adapter import MAX_EXTRAS, Adapter, LoraPair, with_extras
 from fedlora.lora.config import LoraConfig
 from fedlora.wire.codec import CODECS
 from fedlora.wire.task import FACTOR_SETS, FactorSet, Task
@@ -58,6 +59,9 @@ def encode_update(update: Update, codec: str = "f32") -> bytes:
         **_described(update.adapter),
         "side": None if update.frozen is None else _described(update.frozen),
     }
+    extras = update.adapter.extras
+    if extras:  # a device of an earlier version, which knows none, reads all other updates
+        header["extras"] = [[name, *array.shape] for name, array in extras.items()]
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(_PREAMBLE_BYTES + len(text)) % _ALIGNMENT)
     arrays = [
@@ -67,7 +71,7 @@ def encode_update(update: Update, codec: str = "f32") -> bytes:
         for pair in adapter.pairs.values()
         for factor, array in zip("AB", (pair.lora_A, pair.lora_B), strict=True)
         if factor in factors
-    ]
+    ] + list(extras.values())
     return b"".join((_MAGIC, bytes([_VERSION]), len(text).to_bytes(4, "little"), text, CODECS[codec].encode(arrays)))
 
 
@@ -87,6 +91,7 @@ def decode_update(data: bytes | memoryview, known: Callable[[], Adapter] | None 
         task = Task(**header["task"])
         plan = _Plan.read(header, factors)
         frozen_plan = None if header["side"] is None else _Plan.read(header["side"], "AB")
+        extra_shapes = _extra_shapes(header.get("extras", []))
         metrics = {name: _number(value, f"metric {name}") for name, value in header["metrics"].items()}
         circumstances = (header["run"], header["round"], header["base"], header["num_examples"])
         if [type(value) for value in circumstances] != [str, int, str, int]:
@@ -95,11 +100,12 @@ def decode_update(data: bytes | memoryview, known: Callable[[], Adapter] | None 
             raise ValueError(f"the round is {header['round']!r:.40}, expected 0 to {MAX_ROUND}")
     except (KeyError, ValueError, TypeError, AttributeError, ConfigError, OverflowError) as error:
         raise UpdateError("bad-header", f"not the header of an update: {type(error).__name__}: {error}") from None
-    shapes = [*plan.shapes(), *(frozen_plan.shapes() if frozen_plan else ())]
+    shapes = [*plan.shapes(), *(frozen_plan.shapes() if frozen_plan else ()), *extra_shapes.values()]
     arrays = iter(codec.decode(payload, shapes))
     try:
         adapter = plan.adapter(arrays, known)
         frozen = frozen_plan.adapter(arrays, None) if frozen_plan else None
+        adapter = with_extras(adapter, dict(zip(extra_shapes, arrays, strict=True)))
     except AdapterError as error:
         raise UpdateError("bad-shape", str(error)) from None
     run, server_round, base, num_examples = circumstances
@@ -170,6 +176,21 @@ class _Plan:
             pair = (came, held.lora_B[:, :rank]) if self.factors == "A" else (held.lora_A[:rank], came)
             pairs[name] = LoraPair(*pair)
         return Adapter(self.lora, pairs)
+
+
+def _extra_shapes(told: object) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of the extra tensors. Raises ValueError or TypeError."""
+    if not isinstance(told, list) or len(told) > MAX_EXTRAS:
+        raise ValueError(f"extras must be at most {MAX_EXTRAS} tensors, got {told!r:.80}")
+    shapes = {name: tuple(shape) for name, *shape in told}
+    for name, shape in shapes.items():
+        if type(name) is not str or len(shape) not in (1, 2) or any(type(size) is not int for size in shape):
+            raise ValueError(f"an extra tensor must be its name and one or two integers, got {[name, *shape]!r:.80}")
+        if any(not 1 <= size < 1 << 32 for size in shape):
+            raise ValueError(f"the shape of {name!r:.80} is out of range")
+    if len(shapes) != len(told):
+        raise ValueError("an extra tensor is there twice")
+    return shapes
 
 
 def _described(adapter: Adapter) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field, fields, replace
 import numpy as np
 from fedlora.config.run import AggregationConfig, RunConfig
 from fedlora.errors import ConfigError
-from fedlora.lora.adapter import Adapter
+from fedlora.lora.adapter import Adapter, Extras, with_extras
 from fedlora.lora.algebra import inner_product
 from fedlora.wire.task import FactorSet
 
 from fedlora_server.aggregation.capped_weights import CappedAggregator, in_any_order, merges
 from fedlora_server.aggregation.error_sketch import ErrorSketch, SketchedAggregator
+from fedlora_server.aggregation.extra_tensors import ExtraAggregator, moved_extras
 from fedlora_server.aggregation.optimizers import ADAPTIVE, USES, Moments, optimized
 from fedlora_server.aggregation.robust_aggregator import WeighingAggregator, all_alike
 from fedlora_server.aggregation.robust_rule import AUTO, BY_DEFAULT, NONE, RobustRule, find_robust_rule
@@ -34,8 +35,9 @@ _SKETCH = 2  # which of a round's random numbers: 0 and 1 are the first adapter'
 class State:
     """What a run carries from round to round."""
 
-    now: Global
+    now: Global  # A and B: what the method sees
     moments: Moments = field(default_factory=dict)  # of the server's optimizer
+    extras: Extras = field(default_factory=dict)
 
 
 class Aggregation:
@@ -46,6 +48,7 @@ class Aggregation:
         config = with_rule(config)
         name, settings = config.server.method, config.aggregation
         self.method = find_method(name)(first.config, settings, config.seed)
+        self._extras, first = first.extras, with_extras(first, {})
         rule = find_robust_rule(settings.robust)
         self._rule = rule(first.config, settings) if rule else None
         self._config, self._settings, self._first = config, settings, first
@@ -94,15 +97,20 @@ class Aggregation:
         return down[self.method.shared_from_seed()]
 
     def start(self) -> State:
-        return State(self.method.start(self._first))
+        return State(self.method.start(self._first), extras=self._extras)
 
     def restored(self, committed: Adapter, moments: Moments) -> State:
         """The state whose round committed this adapter."""
-        return State(self.method.restored(committed, self._first), moments)
+        now = self.method.restored(with_extras(committed, {}), self._first)
+        return State(now, moments, committed.extras)
 
     def committed(self, state: State) -> Adapter:
         """All of the state as one adapter: what is published, measured and served."""
-        return self.method.committed(state.now)
+        return with_extras(self.method.committed(state.now), state.extras)
+
+    def down(self, state: State, server_round: int) -> Global:
+        """What the devices of a round get."""
+        return _down(self.method, state, server_round)
 
     def round(self, state: State, server_round: int) -> Round:
         """A new round from `state`."""
@@ -119,11 +127,11 @@ class Round:
         self, method: Method, rule: RobustRule | None, config: RunConfig, state: State, server_round: int
     ) -> None:
         self._method, self._settings, self._state = method, config.aggregation, state
-        self.down = method.down(state.now, server_round)
+        self.down = _down(method, state, server_round)
         self.task = method.task(server_round)
         generator = np.random.default_rng([config.seed, server_round, _SKETCH])
         has_error = method.measures_error and not (rule and rule.replaces_mean)
-        self._sketch = ErrorSketch(self.down.adapter, generator) if has_error else None
+        self._sketch = ErrorSketch(self.down.adapter, generator) if has_error else None  # extra tensors' mean has none
         self._server_round, self._groups = server_round, 0
         self._aggregator = self._around(rule)
 
@@ -134,7 +142,7 @@ class Round:
             ruled = rule.aggregator(self._new(), down)
             return ruled if in_any_order(ruled) else WeighingAggregator(ruled, down, all_alike, 0)
         most = 0.0 if self._settings.weights == "uniform" else most
-        plain = self._method.aggregator(self.down, self._server_round)
+        plain = self._method.aggregator(self._down_to_method, self._server_round)
         if in_any_order(plain) and not most:
             return self._new()
         if in_any_order(plain) and merges(plain):
@@ -143,11 +151,16 @@ class Round:
 
     def _new(self) -> Aggregator:
         """The method's aggregator with a sketch: the first one has the round's, to which those of others are added."""
-        aggregator = self._method.aggregator(self.down, self._server_round)
-        if not self._sketch:
-            return aggregator
-        self._groups += 1
-        return SketchedAggregator(aggregator, self._sketch if self._groups == 1 else self._sketch.twin())
+        aggregator = self._method.aggregator(self._down_to_method, self._server_round)
+        if self._sketch:
+            self._groups += 1
+            aggregator = SketchedAggregator(aggregator, self._sketch if self._groups == 1 else self._sketch.twin())
+        extras = self.down.adapter.extras
+        return ExtraAggregator(aggregator, extras) if extras else aggregator
+
+    @property
+    def _down_to_method(self) -> Global:
+        return Global(with_extras(self.down.adapter, {}), self.down.frozen)
 
     @property
     def left_out(self) -> list[int]:
@@ -174,7 +187,7 @@ class Round:
             moved = moved_both(adapter, then, now, factor)
         else:  # with one factor the same for all, factors and products are as one
             moved = moved_factors(adapter, then, now, factor)
-        self.add(moved, num_examples)
+        self.add(with_extras(moved, moved_extras(adapter.extras, then.extras, now.extras, factor)), num_examples)
 
     def result(self) -> State:
         """What the round made; its aggregator is used up. Raises RunError where nothing was added."""
@@ -185,10 +198,12 @@ class Round:
                 keeps_components=self._method.keeps_components,
             )  # fmt: skip
             now = Global(adapter, now.frozen)
+        extras = now.adapter.extras
+        now = Global(with_extras(now.adapter, {}), now.frozen)
         if self._settings.fixed_signs:
             adapter = now.adapter if self._method.keeps_components else with_signs(now.adapter)
             now = Global(adapter, now.frozen and with_signs(now.frozen))
-        return State(now, moments)
+        return State(now, moments, extras)
 
     def error(self, committed: Adapter) -> float | None:
         """The relative distance of `committed` from the weighted mean of the products; None where none can be known.
@@ -196,6 +211,11 @@ class Round:
         With a robust rule the weights are those that it gave.
         """
         return self._sketch.relative_error(committed, self.down.frozen) if self._sketch else None
+
+
+def _down(method: Method, state: State, server_round: int) -> Global:
+    down = method.down(state.now, server_round)
+    return Global(with_extras(down.adapter, state.extras), down.frozen)
 
 
 def with_rule(config: RunConfig) -> RunConfig:

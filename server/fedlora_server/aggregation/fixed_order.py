@@ -39,6 +39,9 @@ def _compared(one: Adapter, other: Adapter) -> int:
         for a, b in ((mine.lora_B, theirs.lora_B), (mine.lora_A, theirs.lora_A)):
             if a.__array_interface__["data"] != b.__array_interface__["data"] and (difference := _difference(a, b)):
                 return difference
+    for name, array in one.extras.items():
+        if difference := _difference(np.atleast_2d(array), np.atleast_2d(other.extras[name])):
+            return difference
     return 0
 
 

@@ -26,8 +26,8 @@ class HeldUpdates:
     def hold(self, adapter: Adapter) -> Adapter:
         """The same adapter, to be kept. Raises RunError where there is no room for the file."""
         if isinstance(adapter, Moved):
-            factors = self.hold(Adapter(adapter.config, adapter.pairs))
-            return Moved(factors.config, factors.pairs, self.hold(adapter.products))
+            factors = self.hold(Adapter(adapter.config, adapter.pairs, extras=adapter.extras))
+            return Moved(factors.config, factors.pairs, self.hold(adapter.products), extras=factors.extras)
         self._bytes += adapter.size_bytes
         if self._bytes <= _IN_MEMORY_BYTES:
             return adapter
@@ -48,6 +48,8 @@ class HeldUpdates:
         for pair in adapter.pairs.values():
             file.write(np.ascontiguousarray(pair.lora_A).data)
             file.write(np.ascontiguousarray(pair.lora_B).data)
+        for array in adapter.extras.values():
+            file.write(np.ascontiguousarray(array).data)
         file.flush()
         numbers = np.memmap(file, np.float32, "r", begin, adapter.size_bytes // 4)
         pairs, taken = {}, 0
@@ -59,4 +61,5 @@ class HeldUpdates:
 
         for module, pair in adapter.pairs.items():
             pairs[module] = LoraPair(next_like(pair.lora_A), next_like(pair.lora_B))
-        return Adapter(adapter.config, pairs)
+        extras = {name: next_like(array) for name, array in adapter.extras.items()}
+        return Adapter(adapter.config, pairs, extras=extras)

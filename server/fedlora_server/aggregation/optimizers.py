@@ -10,7 +10,7 @@ fedyogi. With the change D = mean - x, factor by factor and element by element:
 
 m begins at 0 and v at tau^2. A method whose components are others in every round (svd, raflora) has no factors that could
 have a memory: fedavgm, which is linear, takes the products instead, D = B A (mean) - B A (x), and keeps m as the best
-approximation of twice the rank.
+approximation of twice the rank. Extra tensors have memories of their own with every method.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from types import MappingProxyType
 
 import numpy as np
 from fedlora.config.run import AggregationConfig
-from fedlora.lora.adapter import Adapter, LoraPair
+from fedlora.lora.adapter import Adapter, Extras, LoraPair
 from fedlora.lora.algebra import Product, concatenate, truncated
 from fedlora.wire.task import FactorSet
 from numpy.typing import NDArray
@@ -37,7 +37,9 @@ USES: Mapping[str, frozenset[str]] = MappingProxyType(  # the keys of the sectio
     }
 )
 ADAPTIVE = ("fedadam", "fedyogi")  # those that go element by element
-Moments = dict[str, Array]  # "m MODULE A": the shape of that factor, or [2 R, I] for a product
+Moments = dict[
+    str, Array
+]  # "m MODULE A": the shape of that factor, or [2 R, I] for a product; "m TENSOR" of an extra one
 
 
 def optimized(
@@ -53,14 +55,22 @@ def optimized(
     kept, pairs = dict(moments), {}
     if not keeps_components:
         pairs = {module: _step_of_product(before, mean, module, kept, settings) for module in mean.pairs}
-        return Adapter(mean.config, pairs), kept
+        return Adapter(mean.config, pairs, extras=_extras_after(before, mean, kept, settings)), kept
     for module, pair in mean.pairs.items():
         arrays = {"A": pair.lora_A, "B": pair.lora_B}
         old = {"A": before.pairs[module].lora_A, "B": before.pairs[module].lora_B}
         for factor in factors:
             arrays[factor] = old[factor] + _step(arrays[factor] - old[factor], f"{module} {factor}", kept, settings)
         pairs[module] = LoraPair(arrays["A"], arrays["B"])
-    return Adapter(mean.config, pairs), kept
+    return Adapter(mean.config, pairs, extras=_extras_after(before, mean, kept, settings)), kept
+
+
+def _extras_after(before: Adapter, mean: Adapter, moments: Moments, settings: AggregationConfig) -> Extras:
+    """The extra tensors after their step; their moments are replaced in `moments`."""
+    return {
+        name: before.extras[name] + _step(array - before.extras[name], name, moments, settings)
+        for name, array in mean.extras.items()
+    }
 
 
 def _step_of_product(
@@ -78,7 +88,7 @@ def _step_of_product(
 
 
 def _step(change: Array, name: str, moments: Moments, settings: AggregationConfig) -> Array:
-    """The step for one factor; its moments are replaced in `moments`."""
+    """The step for one factor or extra tensor; its moments are replaced in `moments`."""
     beta1, beta2, tau = settings.beta1, settings.beta2, settings.tau
     first = moments.get(f"m {name}", np.zeros_like(change))
     if settings.optimizer == "fedavgm":

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from fedlora.errors import RunError
-from fedlora.lora.adapter import Adapter, LoraPair
+from fedlora.lora.adapter import Adapter, Extras, LoraPair
 from fedlora.lora.algebra import Dense, truncated
 from fedlora.lora.config import LoraConfig
 from fedlora.lora.low_rank import Matrix
@@ -83,7 +83,7 @@ def all_alike(adapters: Sequence[Adapter], down: Adapter) -> Weights:
 
 
 class MedianAggregator(_Holding):
-    """The best adapter for the coordinate-wise median of the products gamma B_k A_k.
+    """The best adapter for the coordinate-wise median of the products gamma B_k A_k; extra tensors have their own median.
 
     Yin et al., "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates", 2018 (arXiv:1803.01498), on the
     products, which no gauge changes, a block of rows at a time. Memory: the held updates', and per core one [O, I] and a
@@ -96,7 +96,15 @@ class MedianAggregator(_Holding):
 
     def result(self) -> Global:
         self._adapters = [self._adapters[place] for place in self._order()]
-        return Global(Adapter(self._lora, parallel_modules(self._best, self._adapters[0].pairs)))
+        pairs = parallel_modules(self._best, self._adapters[0].pairs)
+        return Global(Adapter(self._lora, pairs, extras=self._extras()))
+
+    def _extras(self) -> Extras:
+        every = self._adapters
+        return {
+            name: np.median([adapter.extras[name] for adapter in every], axis=0).astype(np.float32)
+            for name in every[0].extras
+        }
 
     def _best(self, module: str) -> LoraPair:
         best = truncated(Dense(self._median(module)), self._lora.rank_of(module))

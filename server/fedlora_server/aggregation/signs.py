@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from fedlora.lora.adapter import Adapter, LoraPair
 
@@ -13,4 +15,4 @@ def with_signs(adapter: Adapter) -> Adapter:
         largest = np.take_along_axis(pair.lora_A, np.abs(pair.lora_A).argmax(1)[:, None], 1)[:, 0]
         sign = np.where(largest < 0, np.float32(-1), np.float32(1))  # [R]
         pairs[module] = LoraPair(pair.lora_A * sign[:, None], pair.lora_B * sign)
-    return Adapter(adapter.config, pairs)
+    return replace(adapter, pairs=pairs)

@@ -88,7 +88,13 @@ def _as_committed(adapter: Adapter, first: Adapter, where: Path) -> Adapter:
                 f"{where}: {module} is {list(pair.shape)}, scaled by {got:g}; expected "
                 f"{list(first.pairs[module].shape)}, scaled by {expected:g}: the adapter was changed; copy the run again"
             )
-    return Adapter(config, pairs)
+    shapes = {name: array.shape for name, array in first.extras.items()}
+    if {name: array.shape for name, array in adapter.extras.items()} != shapes:
+        raise AdapterMismatchError(
+            f"{where}: beside A and B it has {', '.join(adapter.extras) or 'nothing'}; expected "
+            f"{', '.join(shapes) or 'nothing'}: the adapter was changed; copy the run again"
+        )
+    return Adapter(config, pairs, extras={name: adapter.extras[name] for name in shapes})
 
 
 def _write_moments(path: Path, moments: Moments) -> None:
@@ -105,8 +111,9 @@ def _read_moments(path: Path) -> Moments:
 
 
 def _most_bytes(first: Adapter) -> int:
-    """What no file of a round passes: all of an adapter's matrices at the largest rank, and their names."""
-    return (1 << 26) + 4 * MAX_RANK * sum(sum(pair.shape) for pair in first.pairs.values())
+    """What no file of a round passes: all of an adapter's matrices at the largest rank, two of each extra, their names."""
+    factors = 4 * MAX_RANK * sum(sum(pair.shape) for pair in first.pairs.values())
+    return (1 << 26) + factors + 2 * first.extra_bytes
 
 
 def _check_seal(directory: Path, run: str, most_bytes: int) -> None:

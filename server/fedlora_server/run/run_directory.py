@@ -202,6 +202,14 @@ class RunDirectory:
             nodes |= self.record(server_round).nodes
         return nodes
 
+    def never_training(self) -> set[str]:
+        """The devices that were measured and never train."""
+        return (
+            {name for line in read_metrics(self.path) for name in line["never_trained_loss"]}
+            if self.measured
+            else set()
+        )
+
     def add_metrics(self, record: RoundRecord) -> None:
         """Write one round's line, in place of one that it has. Raises RunError; what is committed stands."""
         try:

@@ -196,7 +196,7 @@ from fedlora_client.data.windows import Windows
 torch.set_num_threads(1)
 pack, dtype, kernels, beyond, dropout, batch = sys.argv[1:]
 decoder = Decoder(open_pack(Path(pack)), choose_compute(dtype, kernels, "cpu"))
-adapter = RunConfig(lora=LoraSection(rank=8)).first_adapter(decoder.shape)
+adapter = RunConfig(lora=LoraSection(rank=8)).first_adapter(decoder.base)
 tokens = torch.from_numpy(np.random.default_rng(0).integers(0, decoder.shape.vocab_size, (int(batch), 129)))
 starts = torch.zeros(len(tokens), 128, dtype=torch.int64)
 windows = Windows(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), starts)

@@ -15,7 +15,7 @@ from fedlora.base.pack import BasePack
 from fedlora.base.quantize import dequantize
 from fedlora.config.run import TrainConfig
 from fedlora.family import EMBEDDING, HEAD
-from fedlora.lora.adapter import Adapter
+from fedlora.lora.adapter import Adapter, with_extras
 from fedlora_client.data.windows import IGNORED
 from fedlora_client.decoder.decoder import Decoder
 from fedlora_client.decoder.dense_decoder import dense_logits
@@ -31,6 +31,7 @@ from tests.tiny.adapters import random_adapter
 from tests.tiny.families import family_pack
 from tests.tiny.llamas import DEFAULT, Packs, Variant
 
+WEIGHT = f"{HEAD}.weight"
 CONFIG = TrainConfig(steps=4, batch_size=3, sequence_length=12, lr=3e-3)
 VARIANTS = {"tied": DEFAULT, "untied": Variant(tied=False, symmetric=False)}
 
@@ -54,6 +55,10 @@ def reference(base: BasePack, problem: Problem, head: NDArray[np.float32]) -> tu
     losses = flat.view(problem.targets.shape)
     (gradient,) = torch.autograd.grad((problem.row_scale * losses).sum(), leaf)
     return losses.detach(), gradient
+
+
+def with_head(adapter: Adapter, head: NDArray[np.float32]) -> Adapter:
+    return with_extras(adapter, {WEIGHT: head})
 
 
 def without_effect(base: BasePack) -> Adapter:
@@ -81,19 +86,18 @@ def check_head(base: BasePack, compute: Compute) -> None:
     """Losses, and the gradient in a head that trains, equal autograd's."""
     problem, head = random_problem(base, 2, 19), random_head(base)
     decoder = Decoder(base, compute)
-    lora = decoder.lora(without_effect(base), head=head)
+    lora = decoder.lora(with_head(without_effect(base), head))
     losses = decoder.add_gradients(*problem, lora, decoder.workspace())
     expected_losses, expected = reference(base, problem, head)
     assert_close(losses, expected_losses)
-    assert lora.flat_head is not None
-    assert_close(lora.flat_head.gradients[0][0], expected)
+    assert_close(lora.extras[WEIGHT].gradients[0], expected)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_bases_own_head_that_trains_changes_no_other_gradient(packs: Packs, compute: Compute, variant: str) -> None:
     base = packs(VARIANTS[variant])
     decoder, problem, adapter = Decoder(base, compute), random_problem(base, 2, 15), random_adapter(base)
-    lora = decoder.lora(adapter, head=bases_head(base))
+    lora = decoder.lora(with_head(adapter, bases_head(base)))
     losses = decoder.add_gradients(*problem, lora, decoder.workspace())
     expected_losses, expected = reference_gradients(base, problem, adapter)
     assert_close(losses, expected_losses)
@@ -104,17 +108,19 @@ def test_the_bases_own_head_that_trains_changes_no_other_gradient(packs: Packs, 
 
 def trained(decoder: Decoder, head: NDArray[np.float32] | None, **changes: object) -> TrainResult:
     windows, adapter = windows_of(decoder.base), random_adapter(decoder.base)
-    return train(decoder, adapter, windows, CONFIG, np.random.default_rng(0), head=head, **changes)  # type: ignore[arg-type]
+    if head is not None:
+        adapter = with_head(adapter, head)
+    return train(decoder, adapter, windows, CONFIG, np.random.default_rng(0), **changes)  # type: ignore[arg-type]
 
 
 def test_a_training_returns_the_head_that_it_trained_and_leaves_the_given_one_alone(decoder: Decoder) -> None:
     given, same = bases_head(decoder.base).copy(), bases_head(decoder.base)
     result = trained(decoder, given)
     assert np.array_equal(given, same)
-    assert result.head is not None
-    assert result.head.shape == given.shape
-    assert not np.array_equal(result.head, given)
-    assert trained(decoder, None).head is None
+    assert result.adapter.extras.keys() == {WEIGHT}
+    assert result.adapter.extras[WEIGHT].shape == given.shape
+    assert not np.array_equal(result.adapter.extras[WEIGHT], given)
+    assert not trained(decoder, None).adapter.extras
     assert result.losses[0] == pytest.approx(trained(decoder, None).losses[0], rel=1e-4)
 
 
@@ -132,12 +138,10 @@ def test_a_training_of_a_head_that_dies_ends_as_if_it_had_not(decoder: Decoder, 
     got = trained(decoder, head, saving=saving)
     assert_equal_bits(got.adapter, expected.adapter)
     assert got.losses == expected.losses
-    assert got.head is not None
-    assert expected.head is not None
-    assert np.array_equal(got.head, expected.head)
+    assert np.array_equal(got.adapter.extras[WEIGHT], expected.adapter.extras[WEIGHT])
 
 
 def test_a_head_goes_with_one_adapter_only(decoder: Decoder) -> None:
-    adapter = random_adapter(decoder.base)
+    adapter = with_head(random_adapter(decoder.base), random_head(decoder.base))
     with pytest.raises(AssertionError):
-        decoder.lora(adapter, adapter, head=random_head(decoder.base))
+        decoder.lora(adapter, adapter)

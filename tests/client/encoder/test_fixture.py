@@ -9,6 +9,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from fedlora.lora.adapter import with_extras
 from fedlora.peft.directory import read_peft
 from fedlora_client.reference import logits
 
@@ -24,7 +25,7 @@ _BERT_BASE: dict[str, Any] = {
 
 
 @pytest.mark.slow
-def test_scores_with_an_adapter_from_the_wild_equal_pefts_with_the_bases_own_classifier(
+def test_scores_with_an_adapter_from_the_wild_equal_pefts_with_its_classifier_and_with_the_bases_own(
     shared: Path, tmp_path: Path
 ) -> None:
     folder = shared / "fixtures" / "peft-bert-seqcls"
@@ -34,9 +35,7 @@ def test_scores_with_an_adapter_from_the_wild_equal_pefts_with_the_bases_own_cla
     content = read_peft(folder)
     content.adapter.check_fits(shape_of(base).linear_modules(), str(folder))
     assert len(content.adapter.pairs) == 24
-    assert {name.removeprefix("base_model.model.") for name in content.saved_modules} == {
-        "classifier.weight", "classifier.bias"
-    }  # fmt: skip
+    assert content.adapter.extras.keys() == {"classifier.weight", "classifier.bias"}
     bert = oracle(base)
     tokens, mask = random_texts(base, (24, 9))
     given = {"input_ids": torch.from_numpy(tokens), "attention_mask": torch.from_numpy(mask)}
@@ -44,8 +43,10 @@ def test_scores_with_an_adapter_from_the_wild_equal_pefts_with_the_bases_own_cla
         plain = bert(**given).logits
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         model = peft.PeftModel.from_pretrained(bert, str(folder)).eval()
+        whole = model(**given).logits
         head = model.base_model.model.classifier
         head.modules_to_save["default"].load_state_dict(head.original_module.state_dict())
         expected = model(**given).logits
-    assert_close(logits(base, tokens, content.adapter, mask), expected)
+    assert_close(logits(base, tokens, content.adapter, mask), whole)
+    assert_close(logits(base, tokens, with_extras(content.adapter, {}), mask), expected)
     assert float((expected - plain).abs().max()) > 1e-3  # and it does something

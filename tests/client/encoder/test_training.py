@@ -259,13 +259,16 @@ def test_an_encoder_without_a_head_learns_nothing(tmp_path: Path) -> None:
         device.train_windows()
 
 
-def test_the_head_of_an_encoder_is_not_trained(base: BasePack, tmp_path: Path) -> None:
+def test_a_head_of_a_decoder_is_none_of_an_encoders(base: BasePack, tmp_path: Path) -> None:
     config = config_of(base)
     config = RunConfig(
         base=config.base, data=config.data, train=config.train, lora=LoraSection(modules_to_save=("lm_head",))
     )
     run = LocalRun(config=config, data=written(tmp_path / "notes.jsonl", records(30)), output=tmp_path / "adapter")
-    with pytest.raises(ConfigError, match="the head of bert stays frozen"):
+    with pytest.raises(
+        ConfigError,
+        match=r"lora\.modules_to_save: lm_head is no head of the base \(bert\); it takes pooler or classifier",
+    ):
         LocalTraining(run)
 
 

@@ -163,7 +163,7 @@ def test_a_rank_and_an_alpha_of_a_modules_own_train(decoder: Decoder) -> None:
     section = LoraSection(
         rank=2, alpha=4.0, rank_pattern=("down_proj=5", "layers.0.mlp.down_proj=3"), alpha_pattern=("q_proj=9.0",)
     )
-    adapter = RunConfig(lora=section).first_adapter(decoder.shape)
+    adapter = RunConfig(lora=section).first_adapter(decoder.base)
     trained = train(decoder, adapter, windows_of(decoder.base), CONFIG, np.random.default_rng(0)).adapter
     ranks = {module: pair.rank for module, pair in trained.pairs.items()}
     assert ranks.pop("model.layers.0.mlp.down_proj") == 3

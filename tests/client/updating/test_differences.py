@@ -19,7 +19,7 @@ from fedlora.release.channels import difference_target, file_target
 from fedlora.release.difference import difference
 from fedlora.release.folder import read_adapter_release
 from fedlora.release.installed import version_folder
-from fedlora.release.manifest import Parent
+from fedlora.release.manifest_parts import Parent
 from fedlora_server.distribution.newest import newest_metadata
 from tuf.api.metadata import TargetFile
 

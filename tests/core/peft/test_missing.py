@@ -167,16 +167,13 @@ def test_a_hub_id_is_asked_of_the_hub_and_a_path_is_not(
     assert asked == ["someone/some-lora", "someone/else"]
 
 
-@pytest.mark.parametrize(
-    ("task_type", "words"), [("SEQ_CLS", "train with task_type=None and without classifier among target_modules"),
-                             ("CAUSAL_LM", "without classifier among target_modules")],
-)  # fmt: skip
-def test_a_head_within_the_factors_is_told_as_a_head(sound: Path, task_type: str, words: str) -> None:
+@pytest.mark.parametrize("task_type", ["SEQ_CLS", "CAUSAL_LM"])
+def test_a_head_within_the_factors_is_told_as_a_head(sound: Path, task_type: str) -> None:
     config = json.loads((sound / CONFIG).read_text())
     (sound / CONFIG).write_text(json.dumps({**config, "task_type": task_type}))
     tensors = load_file(sound / WEIGHTS) | {
         "base_model.model.classifier.modules_to_save.lora_A.weight": torch.zeros(4, 8)
     }
     save_file(tensors, sound / WEIGHTS)
-    with pytest.raises(AdapterError, match=words):
+    with pytest.raises(AdapterError, match="without classifier among target_modules"):
         read_peft(sound)

@@ -70,7 +70,7 @@ def test_a_directory_made_by_others_is_read_as_its_values(shared: Path, name: st
     config = json.loads((source / CONFIG).read_text())
     factors = {tensor for tensor in raw if ".lora_" in tensor}
     assert len(factors) == 2 * len(content.adapter.pairs)
-    assert set(content.saved_modules) == raw.keys() - factors
+    assert {*content.beside, *content.extras} == raw.keys() - factors
     for module, pair in content.adapter.pairs.items():
         for factor, array in (("lora_A", pair.lora_A), ("lora_B", pair.lora_B)):
             expected = raw[f"base_model.model.{module}.{factor}.weight"].float().numpy()
@@ -80,8 +80,10 @@ def test_a_directory_made_by_others_is_read_as_its_values(shared: Path, name: st
 
 
 def test_what_is_saved_beside_the_factors_is_kept(shared: Path) -> None:
-    saved = read_peft(shared / "fixtures" / "peft-bert-seqcls").saved_modules
-    assert set(saved) == {"base_model.model.classifier.bias", "base_model.model.classifier.weight"}
+    content = read_peft(shared / "fixtures" / "peft-bert-seqcls")
+    assert set(content.extras) == {"base_model.model.classifier.bias", "base_model.model.classifier.weight"}
+    assert content.adapter.extras.keys() == {"classifier.bias", "classifier.weight"}
+    assert not content.saved_modules
 
 
 def test_the_malformed_directory_is_refused_with_file_and_tensor(shared: Path) -> None:
@@ -89,7 +91,7 @@ def test_the_malformed_directory_is_refused_with_file_and_tensor(shared: Path) -
     with pytest.raises(AdapterError) as caught:
         read_peft(source)
     assert str(caught.value).startswith(f"{source / WEIGHTS}: tensor base_model.model.")
-    assert "train with task_type=None and without classifier among target_modules" in str(caught.value)
+    assert "without classifier among target_modules" in str(caught.value)
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from fedlora.errors import UpdateError
-from fedlora.lora.adapter import Adapter
+from fedlora.lora.adapter import Adapter, with_extras
 from fedlora.lora.config import LoraConfig
 from fedlora.lora.ranks import first_components
 from fedlora.wire.codec import CODECS
 from fedlora.wire.task import Task
-from fedlora.wire.update import MAX_ROUND, Update, config_values, decode_update, encode_update
+from fedlora.wire.update import MAX_ROUND, Update, config_values, decode_update, encode_update, payload
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -64,8 +64,8 @@ def _header(data: bytes) -> dict[str, Any]:
 def _with_header(header: object, data: bytes = SOUND) -> bytes:
     """`data` with another header before the same payload."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    payload = data[PREAMBLE + int.from_bytes(data[5:PREAMBLE], "little") :]
-    return data[:5] + len(text).to_bytes(4, "little") + text + payload
+    numbers = data[PREAMBLE + int.from_bytes(data[5:PREAMBLE], "little") :]
+    return data[:5] + len(text).to_bytes(4, "little") + text + numbers
 
 
 def _use(update: Update) -> None:
@@ -488,3 +488,54 @@ def test_a_header_names_layers_only_where_they_are_chosen() -> None:
     """So that a device of an earlier version reads every other task."""
     assert b'"layers"' not in encode_update(_update())
     assert b'"layers":[0]' in encode_update(_update(LoraConfig(rank=2, layers=(0,))))
+
+
+HEAD = {
+    "classifier.weight": np.arange(15, dtype=np.float32).reshape(3, 5), "classifier.bias": np.array([1, -2, 3], np.float32)
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("factors", ["AB", "A", "B"])
+def test_extra_tensors_travel_whole_whichever_factors_do(codec: str, factors: Any) -> None:
+    plain = _down(factors=factors, task=Task(trains=factors, sends=factors))
+    sent = _down(adapter=with_extras(plain.adapter, HEAD), factors=factors, task=plain.task)
+    got = decode_update(encode_update(sent, codec), _known)
+    assert got.adapter.extras.keys() == HEAD.keys()
+    for name, array in HEAD.items():
+        np.testing.assert_array_equal(got.adapter.extras[name], array)
+        assert got.adapter.extras[name].flags.writeable is False
+    assert got.frozen is not None
+    assert sent.frozen is not None
+    assert not got.frozen.extras
+    for module, pair in sent.frozen.pairs.items():
+        expected = pair.lora_B.astype(CODECS[codec].dtype).astype(np.float32)
+        np.testing.assert_array_equal(got.frozen.pairs[module].lora_B, expected)
+    assert got.bound >= 14
+    without, size = (len(payload(encode_update(each, codec))) for each in (plain, sent))
+    assert size - without == 18 * CODECS[codec].dtype.itemsize
+
+
+def test_an_update_without_extra_tensors_is_as_devices_of_earlier_versions_read_it() -> None:
+    assert "extras" not in _header(SOUND)
+
+
+@pytest.mark.parametrize(
+    ("extras", "words"),
+    [
+        ({"a": 1}, "extras must be at most 64 tensors"),
+        ([["a", 3]] * 65, "extras must be at most 64 tensors"),
+        ([["a", 3], ["a", 3]], "an extra tensor is there twice"),
+        ([["a"]], "must be its name and one or two integers"),
+        ([["a", 1, 2, 3]], "must be its name and one or two integers"),
+        ([["a", "3"]], "must be its name and one or two integers"),
+        ([[7, 3]], "must be its name and one or two integers"),
+        ([["a", 0]], "the shape of 'a' is out of range"),
+        ([["a", 1 << 32]], "the shape of 'a' is out of range"),
+        ([3], "TypeError"),
+        ([["a", 1 << 20]], "payload of"),
+    ],
+)
+def test_extra_tensors_that_cannot_be_are_refused(extras: object, words: str) -> None:
+    with pytest.raises(UpdateError, match=words):
+        decode_update(_with_header({**_header(SOUND), "extras": extras}))

@@ -37,7 +37,7 @@ def combinations() -> list[tuple[str, str, str, str, float, int]]:
             robust=robust, optimizer=optimizer, weights=weights, max_weight=most, min_rank=rank
         )
         try:
-            Case(method, LORA, settings).round()
+            Case(method, LORA, settings, has_head=True).round()
         except ConfigError:
             continue
         found.append((method, robust, optimizer, weights, most, rank))
@@ -60,7 +60,8 @@ def odd(adapter: Adapter, number: int) -> Adapter:
         lora_B = pair.lora_B * np.float32(SIZES[number % len(SIZES)])
         lora_B.flat[generator.integers(0, lora_B.size, len(ODD_ONES))] = np.array(ODD_ONES, np.float32)
         pairs[module] = LoraPair(pair.lora_A, lora_B)
-    return Adapter(adapter.config, pairs)
+    extras = {name: array * np.float32(SIZES[number % len(SIZES)]) for name, array in adapter.extras.items()}
+    return Adapter(adapter.config, pairs, extras=extras)
 
 
 def updates_of(case: Case, min_rank: int) -> list[Weighted]:
@@ -93,7 +94,7 @@ def test_a_round_has_the_same_bits_in_every_order_of_arrival(method: str) -> Non
         settings = AggregationConfig(
             robust=robust, optimizer=optimizer, weights=weights, max_weight=most, min_rank=rank
         )
-        case = Case(method, LORA, settings)
+        case = Case(method, LORA, settings, has_head=True)
         updates = updates_of(case, rank)
         expected = made(case, updates)
         for order in (range(COUNT - 1, -1, -1), mixed.permutation(COUNT)):

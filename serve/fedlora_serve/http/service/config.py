@@ -11,7 +11,7 @@ from typing import cast, get_args
 from fedlora.errors import ConfigError
 from fedlora.row_lora.layout import LayoutDtype
 
-from fedlora_serve.adapters.status import check_adapter_name
+from fedlora_serve.adapters.leases import check_adapter_name
 from fedlora_serve.http.access.keys import ApiKey
 from fedlora_serve.http.transport.allowed_origins import check_origin
 from fedlora_serve.http.transport.host_check import is_loopback
