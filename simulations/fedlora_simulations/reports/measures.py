@@ -51,6 +51,7 @@ _KNOWN = {
     for measure in (
         Measure(key="loss", title="held-out loss", less_is_better=True),
         Measure(key="loss.worst_tenth", title="loss, worst tenth", less_is_better=True),
+        Measure(key="loss.median", title="loss, median device", less_is_better=True),
         Measure(key="loss.std", title="loss, spread over devices"),
         Measure(key="loss.weighted_mean", title="loss, by examples", less_is_better=True),
         Measure(key="accuracy.mean", title="accuracy, mean of devices", is_share=True, less_is_better=False),
@@ -89,7 +90,9 @@ def numbers_of(record: Record, devices: Iterable[str] = ()) -> dict[str, float]:
     found: dict[str, float] = {}
     if over:
         found |= {"loss": over["mean"]} if "mean" in over else {}
-        found |= {f"loss.{name}": over[name] for name in ("worst_tenth", "std", "weighted_mean") if name in over}
+        found |= {
+            f"loss.{name}": over[name] for name in ("worst_tenth", "median", "std", "weighted_mean") if name in over
+        }
     if accuracy:
         least = sorted(accuracy.values())[: math.ceil(len(accuracy) / 10)]
         found |= {"accuracy.mean": fmean(accuracy.values()), "accuracy.worst_tenth": fmean(least)}
