@@ -16,7 +16,8 @@ from fedlora_simulations.reports.student import Interval
 
 ACCURACIES = ("test.accuracy", "scores.accuracy", "accuracy.mean")  # the first that is there leads
 _AFTER = (
-    "test.loss", "scores.accuracy", "accuracy.worst_tenth", "test.macro_f1", "test.mcc", "loss.worst_tenth", "loss.std",
+    "test.loss", "never_trained.accuracy", "never_trained.loss", "scores.accuracy", "accuracy.worst_tenth", "test.macro_f1",
+    "test.mcc", "loss.worst_tenth", "loss.std",
     "aggregation_error", "seconds", "peak_mb",
 )  # fmt: skip
 _SEEDS = "Band: mean ± one standard deviation over the seeds."

@@ -13,9 +13,15 @@ from fedlora_simulations.reports.tables import Cell, Table, absent, name_cell, n
 
 _COLUMNS = (
     "loss", "loss.worst_tenth", "test.loss", "test.accuracy", "test.macro_f1", "test.mcc", "scores.accuracy",
-    "aggregation_error", "mb_down", "mb_up", "seconds", "kb_down", "kb_up",
+    "never_trained.loss", "never_trained.accuracy", "aggregation_error", "mb_down", "mb_up", "seconds", "kb_down", "kb_up",
 )  # fmt: skip
-_OF_THE_BASE = ("loss", "test", "scores", "accuracy")  # first parts of keys that are measured before the first round
+_OF_THE_BASE = (
+    "loss",
+    "test",
+    "scores",
+    "accuracy",
+    "never_trained",
+)  # first parts of keys that are measured before the first round
 NOT_MEASURED = "not measured"
 EXAMPLES = {  # what is counted, and what it is called
     "examples": "examples trained on", "cut_examples": "cut", "left_out_examples": "left out",
