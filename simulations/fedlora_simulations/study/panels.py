@@ -19,6 +19,11 @@ _KNOWN = {  # keys of a report's numbers, by the fields of a result
     "loss": ("loss", 1.0), "bytes_down": ("kb_down", 1e-3), "bytes_up": ("kb_up", 1e-3),
     "aggregation_error": ("aggregation_error", 1.0), "server_s": ("server_s", 1.0),
 }  # fmt: skip
+_MEASURES = {  # the same, by what a rate may be chosen by
+    "weighted_loss": "loss.weighted_mean", "median_loss": "loss.median", "worst_tenth": "loss.worst_tenth",
+    "accuracy": "scores.accuracy", "macro_f1": "scores.macro_f1", "mcc": "scores.mcc",
+    "worst_tenth_accuracy": "accuracy.worst_tenth",
+}  # fmt: skip
 _NO_NUMBERS = {*_KNOWN, "seed", "lr", "base_loss", "seconds"} | {
     "examples", "cut_examples", "left_out_examples", "held_out_examples",
 }  # fmt: skip
@@ -112,6 +117,7 @@ def _run(directory: Path, result: Result) -> RunResult:
             numbers[last][key] = value * scale
     if result.base_loss is not None:
         numbers[0]["loss"] = result.base_loss
+    numbers[last] |= {_MEASURES[name]: value for name, value in result.measures.items() if name in _MEASURES}
     numbers[last] |= _more(result)
     return RunResult(
         name=f"{directory.name}: {result.row}, {result.setting}, seed {result.seed}", config=config, unit=result.loss_unit,
@@ -123,7 +129,7 @@ def _more(result: Result) -> dict[str, float]:
     """Numbers that a later version keeps."""
     found: dict[str, float] = {}
     for name, value in asdict(result).items():
-        if name in _NO_NUMBERS or name in ("config", "excluded"):
+        if name in _NO_NUMBERS or name in ("config", "excluded", "measures"):
             continue
         parts = value.items() if isinstance(value, dict) else [("", value)]
         for key, number in parts:

@@ -73,6 +73,19 @@ def test_a_study_has_a_page_with_the_way_to_pooled_and_the_rates(done: Results, 
     assert (tmp_path / "out" / "tables" / "half" / "results.csv").is_file()
 
 
+def test_what_a_rate_may_be_chosen_by_stands_in_the_results(study: Study, tmp_path: Path) -> None:
+    results = Results(tmp_path / "labelled")
+    told = {"loss": 2.0, "accuracy": 0.75, "macro_f1": 0.5, "worst_tenth": 3.0, "worst_tenth_accuracy": 0.25}
+    run_all(study, results, lambda run, workers: result(run, 2.0, measures=told))
+    for panel in study_panels(tmp_path / "labelled"):
+        for group in panel.groups:
+            ends = {key: end.mean for key in group.measured() if (end := group.final(key))}
+            assert ends == {
+                "loss": 2.0, "scores.accuracy": 0.75, "scores.macro_f1": 0.5, "loss.worst_tenth": 3.0,
+                "accuracy.worst_tenth": 0.25,
+            }  # fmt: skip
+
+
 def test_a_run_that_failed_is_told(study: Study, done: Results) -> None:
     run = study.run("svd", "half", 2, 0.01)
     done.add(Result(digest=run.digest, row="svd", setting="half", seed=2, lr=0.01, failure="no memory"))
