@@ -22,9 +22,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from fedlora.errors import FedloraError
 
-from fedlora_server.exchange import EVALUATE, TRAIN, Outstanding, Reply
+from fedlora_server.exchange import EVALUATE, TRAIN, Outstanding
 from fedlora_server.intake import Asked, Intake
 from fedlora_server.leader import Leader
+from fedlora_server.replies import Reply
 from fedlora_server.run.round_record import RoundRecord
 from fedlora_server.run.run_directory import RunDirectory
 

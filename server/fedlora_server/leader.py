@@ -19,9 +19,10 @@ from flwr.serverapp import Grid
 from fedlora_server.aggregation.aggregation import Aggregation, State
 from fedlora_server.checks import Expectation, limit_for
 from fedlora_server.device_names import DeviceNames
-from fedlora_server.exchange import EVALUATE, MOST_BYTES, Reply, ask
+from fedlora_server.exchange import EVALUATE, MOST_BYTES, ask
 from fedlora_server.intake import Asked, Intake
 from fedlora_server.methods.method import Global
+from fedlora_server.replies import Reply
 from fedlora_server.run.label_scores import enter_scores
 from fedlora_server.run.round_record import MAX_LOSS, RoundRecord
 from fedlora_server.run.run_directory import RunDirectory

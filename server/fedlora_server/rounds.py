@@ -15,9 +15,10 @@ import numpy as np
 from fedlora.errors import FedloraError
 
 from fedlora_server.buffered_rounds import BufferedRounds
-from fedlora_server.exchange import LATE, NO_ANSWER, TRAIN, Late, ask, connected_nodes
+from fedlora_server.exchange import TRAIN, Late, ask, connected_nodes
 from fedlora_server.intake import Intake
 from fedlora_server.leader import Leader
+from fedlora_server.replies import LATE, NO_ANSWER
 from fedlora_server.run.round_record import RoundRecord
 from fedlora_server.run.run_directory import RunDirectory
 

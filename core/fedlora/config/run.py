@@ -22,16 +22,9 @@ import numpy as np
 from fedlora.base.heads import initial_extras
 from fedlora.base.pack import EMBEDDED, BasePack
 from fedlora.config.hub_source import PREFIX, is_hub, is_local
+from fedlora.config.leading import AggregationConfig, ServerConfig
 from fedlora.config.require import require
-from fedlora.config.sections import (
-    AggregationConfig,
-    DataConfig,
-    FieldNames,
-    LoraSection,
-    ServerConfig,
-    SimulationConfig,
-    TrainConfig,
-)
+from fedlora.config.sections import DataConfig, FieldNames, LoraSection, SimulationConfig, TrainConfig
 from fedlora.errors import ConfigError
 from fedlora.files.documents import flattened, read_toml
 from fedlora.lora.adapter import Adapter, initial_adapter, with_extras
@@ -75,7 +68,14 @@ class RunConfig:
         )
 
     def first_adapter(self, base: BasePack) -> Adapter:
-        """The adapter that the run begins with: the same for the same seed and base."""
+        """The adapter that the run begins with: the same for the same seed and base.
+
+        Raises ConfigError where it is to begin from the base's weights: a federation's methods know no frozen start yet.
+        """
+        if self.lora.init != "default":
+            raise ConfigError(
+                f"lora.init = {self.lora.init} is for one device alone, with fedlora train; a run of several takes default"
+            )
         modules = base.model.linear_modules()
         adapter = initial_adapter(self.lora.lora(modules), modules, np.random.default_rng([self.seed, 0]))
         return with_extras(adapter, initial_extras(self.lora.modules_to_save, base))

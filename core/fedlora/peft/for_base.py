@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora.base.heads import extra_shapes
 from fedlora.base.pack import BasePack
 from fedlora.base.quantize import QuantizedMatrix, stands_for
 from fedlora.errors import AdapterMismatchError, TensorFileError
@@ -24,7 +23,6 @@ from fedlora.family import EMBEDDING, HEAD
 from fedlora.files.tensor_file import as_float32
 from fedlora.lora.adapter import Adapter, check_extras, with_extras
 from fedlora.peft.directory import PeftDirectory, read_peft
-from fedlora.peft.layout import HEADS
 from fedlora.peft.misplaced import check_modules
 from fedlora.peft.tensors import Stored, model_tensor
 
@@ -87,7 +85,7 @@ def check_is_for(content: PeftDirectory, base: BasePack, where: str) -> None:
     """Raise AdapterMismatchError unless every module is one of the base's, and the base the recorded one, if any."""
     check_modules(content.adapter.pairs, base, where)
     content.adapter.check_fits(base.model.linear_modules(), where)
-    check_extras(content.adapter.extras, extra_shapes(base.model.head_parts(), base.model), where)
+    check_extras(content.adapter.extras, base.model.head_inputs(), where)
     recorded = content.base_fingerprint
     if recorded not in (None, base.fingerprint):
         raise AdapterMismatchError(
@@ -165,12 +163,7 @@ def _remedy(kept: Mapping[str, Stored], base: BasePack | None) -> str:
             "they are not the base's own, as far as its quantization tells: they did train, or belong to another base; "
             "train again with LoRA alone"
         )
-    return (
-        "with task_type SEQ_CLS PEFT trains and saves a head of its own; train with task_type=None, and the head stays the "
-        "base's: pack a base whose head was trained"
-        if any(part in module for module in modules for part in HEADS)
-        else "train again without modules_to_save"
-    )
+    return "train again without modules_to_save"
 
 
 def _is_larger(base: BasePack, name: str, stored: Stored) -> bool:

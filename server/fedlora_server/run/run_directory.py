@@ -165,9 +165,15 @@ class RunDirectory:
             self._metrics.keep_up_to(record.round - 1)  # a line from when this round came to nothing, or was undone
             run = self.run
 
-            def add(folder: Path) -> None:
+            def add(folder: Path, digests: Mapping[str, str]) -> None:
                 self._chain.write(
-                    folder, record.round, given, run=run, base=self._base.fingerprint, method=self._method
+                    folder,
+                    record.round,
+                    given,
+                    run=run,
+                    base=self._base.fingerprint,
+                    method=self._method,
+                    known=digests,
                 )
 
             write_round(directory, adapter, moments, record, self._base, run, add)

@@ -18,6 +18,7 @@ from fedlora.config.run import RunConfig, Scalar, located
 _LATER: Mapping[str, Scalar] = {
     **{key: value for key, value in RunConfig().flat().items() if key.startswith(("data.fields.", "data.partition."))},
     "lora.layers": "",
+    "lora.init": "default",
     "train.label_prior": 0.0,
     "aggregation.max_weight": 0.0,
     "aggregation.fixed_signs": False,

@@ -30,7 +30,7 @@ def pooled_measures(config: RunConfig, workers: int) -> dict[str, float]:
     devices = [Device(config, node) for node in node_configs(config)]
     devices = [device for device in devices if not device.data.never_trains]
     with DeviceThreads(1, cores_each=workers) as threads:
-        adapter = threads.submit(lambda: _trained(config, devices)).result()
+        adapter = threads.submit(lambda: trained_on_all(config, devices)).result()
     with DeviceThreads(workers) as threads:
         measured = list(threads.map(lambda device: device.measure("held_out", adapter), devices))
     losses = {str(number): one.loss for number, one in enumerate(measured)}
@@ -41,7 +41,8 @@ def pooled_measures(config: RunConfig, workers: int) -> dict[str, float]:
     return measures_of(losses, examples, accuracy, scores)
 
 
-def _trained(config: RunConfig, devices: Sequence[Device]) -> Adapter:
+def trained_on_all(config: RunConfig, devices: Sequence[Device]) -> Adapter:
+    """The adapter of the pooled training, computed in the thread that calls."""
     steps, batch_size = config.train.steps * config.server.rounds, config.train.batch_size * len(devices)
     settings = dataclasses.replace(config.train, steps=steps, batch_size=batch_size)
     windows = _all([device.train_windows() for device in devices])
