@@ -88,10 +88,11 @@ def _values(answer: BinaryIO, where: str, is_hub: bool) -> Iterator[Any]:
         elif not value:
             return
         elif value["kind"] == "missing":
-            needed = f"{where}: reading it needs {value['error']}: pip install 'fedlora[datasets]'"
+            needed = f"{where}: reading it needs {value['error']}"
             if is_hub:
-                raise MissingExtraError(needed)
-            raise NotRecordsError(f"{needed}, or give JSON Lines")  # among other files it is left out
+                raise MissingExtraError(f"{needed}; pip install 'fedlora[datasets]'")
+            # Among other files it is left out.
+            raise NotRecordsError(f"{needed}; pip install 'fedlora[datasets]', or give JSON Lines")
         elif value["kind"] == "bound":
             raise DataError(f"{where}: {value['error']}; divide it, or give JSON Lines")
         else:

@@ -97,7 +97,11 @@ def evaluate(
 def _table(found: Evaluation) -> Table:
     what = f"round {found.server_round} of a run" if found.server_round else found.adapter or "the base alone"
     counted = f"{found.measured} {found.unit}s" if found.unit == "token" else ""
-    told = ", ".join(part for part in (f"{found.examples} examples", counted, found.runtime) if part)
+    told = ", ".join(
+        part
+        for part in (f"{found.examples} example{'' if found.examples == 1 else 's'}", counted, found.runtime)
+        if part
+    )
     table = Table(title=f"{what}: {told}", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("measure")
     table.add_column("value", justify="right")
