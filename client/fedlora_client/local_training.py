@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-from fedlora.base.heads import initial_extras
+from fedlora.base.heads import extra_shapes, initial_extras
 from fedlora.base.pack import BasePack
 from fedlora.base.starts import Init, started, taken_back
 from fedlora.config.run import RunConfig
@@ -18,7 +18,7 @@ from fedlora.errors import AdapterMismatchError, DataError
 from fedlora.family import HEAD, EncoderShape
 from fedlora.files.atomic import check_directory
 from fedlora.files.tensor_file import as_float32
-from fedlora.lora.adapter import Adapter, with_extras
+from fedlora.lora.adapter import Adapter, check_extras, with_extras
 from fedlora.lora.ranks import joined
 from fedlora.peft.directory import CONFIG, PeftDirectory, read_peft, write_peft
 from fedlora.peft.finding import find_adapter
@@ -160,7 +160,8 @@ class LocalTraining:
                 f"({self.base.directory}); give --base the pack that it belongs to"
             )
         check_is_for(found, self.base, where)
-        kept = dict(found.saved_modules) | dict(found.embeddings)
+        check_extras(found.adapter.extras, extra_shapes(self.base.model.head_parts(), self.base.model), where)
+        kept = dict(found.beside)
         if (weight := f"{HEAD}.weight") in extras and saved_name(HEAD) in kept:
             dtype, array = kept.pop(saved_name(HEAD))
             if array.shape != extras[weight].shape:
@@ -169,10 +170,7 @@ class LocalTraining:
                     "the pack that it belongs to"
                 )
             extras[weight] = as_float32(array, dtype, where)
-        plain = with_extras(found.adapter, {})
-        for name in beside_of(
-            replace(found, adapter=plain, saved_modules=kept, embeddings={}), self.base, where
-        ).replaced:
+        for name in beside_of(replace(found, saved_modules=kept, embeddings={}), self.base, where).replaced:
             if name == saved_name(HEAD):
                 raise AdapterMismatchError(
                     f"{where}: it has a trained {HEAD} from modules_to_save; to train it further, pass --set "

@@ -123,7 +123,9 @@ def fetch_version(
     manifest = release.manifest
     folder = version_folder(settings.place, InstalledVersion.of(release))
     paths = adapter_paths(manifest)
-    if not folder.is_dir():
+    if folder.is_dir():
+        check_files(folder, manifest, paths)
+    else:
         with whole_directory(folder) as aside:
             (aside / ADAPTER).mkdir()
             for path in paths:
@@ -138,7 +140,6 @@ def fetch_version(
             check_files(aside, manifest, paths)
             check_adapter(aside, manifest, base)
             wrap(aside / ADAPTER / WEIGHTS)
-    check_files(folder, manifest, paths)
     return folder
 
 

@@ -157,6 +157,8 @@ def _origin_facts(content: PeftDirectory) -> Facts:
 def _beside_facts(content: PeftDirectory) -> Facts:
     """The tensors beside A and B, and what they are for whoever uses the adapter."""
     facts: Facts = {}
+    if content.extras:
+        facts["head"] = f"{_tensors(content.extras)}: its own, in place of the base's"
     if content.saved_modules:
         facts["also trained"] = f"{_tensors(content.saved_modules)} (modules_to_save), which only training can take"
     if content.embeddings:

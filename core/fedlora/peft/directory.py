@@ -50,8 +50,8 @@ class PeftDirectory:
 
     @property
     def beside(self) -> Mapping[str, Stored]:
-        """All tensors beside A and B."""
-        return {**self.extras, **self.saved_modules, **self.embeddings}
+        """All tensors that the adapter has not, by their names in the file."""
+        return {**self.saved_modules, **self.embeddings}
 
     @property
     def extras(self) -> Mapping[str, Stored]:
@@ -123,7 +123,7 @@ def write_peft(
     adapter = content.adapter
     saved = [model_tensor(name) for name in (*content.extras, *content.saved_modules)]
     config = config_to_write(adapter, content.config, saved, base_name)
-    arrays = dict(_named_factors(adapter, content.dtype)) | dict(content.beside)
+    arrays = dict(_named_factors(adapter, content.dtype)) | dict(content.extras) | dict(content.beside)
     metadata = metadata_of(content.base_fingerprint, content.origin)
     with whole_directory(Path(directory), replace=CONFIG if replace else None) as aside:
         for name, text in (texts or {}).items():
