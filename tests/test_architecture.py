@@ -44,8 +44,8 @@ ROOMS = {
     ),
     "fedlora_client": (
         "courier", "records", "data", "ops", "kept_factors", "layers", "decoder", "encoder", "model", "training",
-        "reference", "evaluation", "opened", "answer_ends", "end_tokens", "device", "answers", "local_training", "policy",
-        "service", "updating", "supervision", "app", "commands",
+        "reference", "evaluation", "opened", "answer_ends", "end_tokens", "frozen_beside", "device",
+        "answers", "local_training", "policy", "service", "updating", "supervision", "app", "commands",
     ),
     "fedlora_server": (
         "ways", "bounded_pull", "replies", "exchange", "device_names", "checks", "copies", "stopwatch", "means", "methods",

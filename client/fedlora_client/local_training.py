@@ -24,12 +24,14 @@ from fedlora.peft.directory import CONFIG, PeftDirectory, read_peft, write_peft
 from fedlora.peft.finding import find_adapter
 from fedlora.peft.for_base import beside_of, check_is_for
 from fedlora.peft.layout import saved_name
+from fedlora.peft.origin import Origin
 from fedlora.peft.tensors import model_tensor
 
 from fedlora_client.answer_ends import answer_ends_files
 from fedlora_client.data.account import by_file, chat_notices, notices
 from fedlora_client.device import Device
 from fedlora_client.end_tokens import unlearnable_end
+from fedlora_client.frozen_beside import frozen_beside
 from fedlora_client.training.learning_rate import with_epochs
 from fedlora_client.training.measuring import measure
 from fedlora_client.training.memory import peak_bytes
@@ -48,6 +50,7 @@ class LocalRun:
         default_factory=RunConfig
     )  # its base, seed, data.max_bytes, data.fields, lora and train count
     start: Path | str | None = None  # a PEFT directory to go on from
+    beside: Path | str | None = None  # a PEFT directory that stands frozen beside what is trained
     epochs: float = 0  # passes over the data, in place of the configuration's steps
     evaluate_every: int = 0  # steps; 0: at the end only
     patience: int = 0
@@ -77,10 +80,15 @@ class LocalTraining:
         self.config = with_epochs(run.config.train, run.epochs, len(self.windows))
         self.adapter = self._start()
         init = cast(Init, run.config.lora.init)
-        self.frozen: Adapter | None = None  # what stands beside it: it takes back a start that is not zero
+        self.frozen: Adapter | None = None  # beside it: takes back a start that is not zero; another one
         if init != "default":
             self.adapter = started(self.adapter, self.base, init)
             self.frozen = taken_back(self.adapter)
+        self._origin: Origin | None = None
+        if run.beside is not None:
+            other = frozen_beside(run.beside, self.adapter, self.base)
+            self.frozen = other.adapter if self.frozen is None else joined(self.frozen, other.adapter)
+            self._origin = other.origin
         self._evaluation, self._no_evaluation = self._made_evaluation()
 
     def data_lines(self) -> list[str]:
@@ -131,7 +139,7 @@ class LocalTraining:
             "seconds": round(time.monotonic() - started, 1),
             "peak_mb": round(peak_bytes() / 1e6),
         }
-        content = PeftDirectory(adapter=result.adapter, base_fingerprint=self.base.fingerprint)
+        content = PeftDirectory(adapter=result.adapter, base_fingerprint=self.base.fingerprint, origin=self._origin)
         text = json.dumps(report, indent=1) + "\n"
         write_peft(
             self._output, content, base_name=self.base.source, replace=run.replace,

@@ -11,12 +11,14 @@ import pytest
 import torch
 from fedlora.base.pack import BasePack
 from fedlora.config.run import DataConfig, LoraSection, RunConfig, TrainConfig
-from fedlora.errors import DataError
-from fedlora.peft.directory import read_peft
+from fedlora.errors import AdapterMismatchError, DataError
+from fedlora.lora.config import LoraConfig
+from fedlora.peft.directory import PeftDirectory, read_peft, write_peft
 from fedlora_client import LocalRun, LocalTraining, Watcher, evaluate
 from fedlora_client.reference import logits
 
 from tests.reference.oracles import read_by_peft
+from tests.tiny.adapters import adapter_on
 from tests.tiny.tokens import random_tokens
 
 TRAIN = TrainConfig(steps=2, batch_size=2, sequence_length=16, compute="float32", device="cpu")
@@ -120,3 +122,60 @@ def test_a_training_from_the_weights_that_was_stopped_goes_on_to_the_same_bits(b
     for module, pair in whole.adapter.pairs.items():
         np.testing.assert_array_equal(again.adapter.pairs[module].lora_A, pair.lora_A)
         np.testing.assert_array_equal(again.adapter.pairs[module].lora_B, pair.lora_B)
+
+
+@pytest.mark.parametrize("init", ["default", "pissa"])
+def test_an_adapter_that_is_trained_beside_another_leaves_it_and_holds_both(
+    base: BasePack, tmp_path: Path, init: str
+) -> None:
+    first = adapter_on(LoraConfig(rank=3, alpha=5.0, target_modules=("q_proj", "up_proj")), base.model.linear_modules())
+    write_peft(tmp_path / "first", PeftDirectory(adapter=first, base_fingerprint=base.fingerprint))
+    config = dataclasses.replace(
+        config_of(base),
+        lora=LoraSection(rank=2, alpha=4.0, init=init),
+        train=dataclasses.replace(TRAIN, lr=1e-2, steps=4),
+    )
+    run = LocalRun(data=notes(tmp_path), output=tmp_path / "both", config=config, beside=tmp_path / "first")
+    training = LocalTraining(run)
+    result = training.train()
+    model, windows = training.device.model, training.device.held_out_windows()
+    assert result.evaluations[0][1] == pytest.approx(evaluate(model, first, windows)[0], rel=1e-4)
+    assert result.evaluations[-1][1] < result.evaluations[0][1]
+    content = read_peft(tmp_path / "both")
+    best = min(loss for _, loss in result.evaluations)
+    assert evaluate(model, content.adapter, windows)[0] == pytest.approx(best, rel=1e-4)
+    tokens = random_tokens(base, 2, 8)
+    with torch.no_grad():
+        theirs = read_by_peft(base, tmp_path / "both")(torch.from_numpy(tokens)).logits
+    np.testing.assert_allclose(logits(base, tokens, content.adapter), theirs, rtol=1e-3, atol=1e-3)
+    # The last components are those of the first adapter, as they were.
+    for module, pair in first.pairs.items():
+        np.testing.assert_array_equal(content.adapter.pairs[module].lora_A[-3:], pair.lora_A)
+    assert content.origin is not None
+    assert content.origin.how == "training beside a frozen adapter"
+    assert [part.name for part in content.origin.parts] == ["first"]
+
+
+def test_an_adapter_that_cannot_stand_beside_is_refused(base: BasePack, tmp_path: Path) -> None:
+    modules = base.model.linear_modules()
+    first = adapter_on(LoraConfig(rank=3, target_modules=("q_proj", "up_proj")), modules)
+    write_peft(tmp_path / "first", PeftDirectory(adapter=first, base_fingerprint=base.fingerprint))
+    config = dataclasses.replace(config_of(base), lora=LoraSection(rank=2, target_modules=("q_proj",)))
+    run = LocalRun(data=notes(tmp_path), output=tmp_path / "both", config=config, beside=tmp_path / "first")
+    with pytest.raises(
+        AdapterMismatchError, match=r"first: has model.layers.0.mlp.up_proj, which does not train here; set"
+    ):
+        LocalTraining(run)
+    write_peft(tmp_path / "first", PeftDirectory(adapter=first, base_fingerprint="e" * 64), replace=True)
+    with pytest.raises(AdapterMismatchError, match=r"first: trained on base e{16}, but .*use its own base"):
+        LocalTraining(dataclasses.replace(run, config=config_of(base)))
+    head = {"base_model.model.model.norm.weight": ("F32", np.ones(64, np.float32))}
+    write_peft(
+        tmp_path / "first",
+        PeftDirectory(adapter=first, base_fingerprint=base.fingerprint, saved_modules=head),  # type: ignore[arg-type]
+        replace=True,
+    )
+    with pytest.raises(
+        AdapterMismatchError, match=r"first: also replaces model.norm.weight, which cannot stand beside"
+    ):
+        LocalTraining(dataclasses.replace(run, config=config_of(base)))

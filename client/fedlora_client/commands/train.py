@@ -47,6 +47,10 @@ _FULL_KEYS = {
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Any other key, e.g. train.schedule=cosine.")
 @click.option("--adapter", type=click.Path(path_type=Path), help="Go on from this adapter, a PEFT directory.")
 @click.option(
+    "--beside", type=click.Path(path_type=Path),
+    help="Train beside this adapter, which stays as it is; the result holds both.",
+)  # fmt: skip
+@click.option(
     "--evaluate-every", type=click.IntRange(min=1), help="Measure on held-out data.  [default: before and after]"
 )
 @click.option("--patience", type=click.IntRange(min=1), help="Stop after so many evaluations that are no better.")
@@ -56,7 +60,7 @@ _FULL_KEYS = {
 @click.option("--force", is_flag=True, help="Replace the output if it exists.")
 def train(
     data: Path, output: Path, base: str, steps: int | None, epochs: float | None, rank: int | None, lr: float | None,
-    memory_mb: int | None, changes: tuple[str, ...], adapter: Path | None, evaluate_every: int | None,
+    memory_mb: int | None, changes: tuple[str, ...], adapter: Path | None, beside: Path | None, evaluate_every: int | None,
     patience: int | None, save_every: int | None, resume: bool, full: bool, force: bool,
 ) -> None:  # fmt: skip
     """Train an adapter on DATA: a text file, a file of records (JSON, JSON Lines, CSV, TSV), or a folder of them.
@@ -81,6 +85,8 @@ def train(
     check_there(data)
     if adapter:
         check_adapter(adapter)
+    if beside:
+        check_adapter(beside)
     if not full:
         check_there(base, (EMBEDDED,))
     # Here, because it takes torch seconds to load: what is mistyped has been told.
@@ -89,17 +95,17 @@ def train(
     from fedlora_client.training.memory import peak_bytes
 
     run = LocalRun(
-        data=data, output=output.absolute(), config=config, start=adapter, epochs=epochs or 0,
+        data=data, output=output.absolute(), config=config, start=adapter, beside=beside, epochs=epochs or 0,
         evaluate_every=evaluate_every or 0, patience=patience or 0, save_every=save_every or 20, replace=force,
     )  # fmt: skip
     console = Terminal(stderr=True)
     if full:
         unused = sorted(keys - _FULL_KEYS)
-        if adapter or resume or patience or evaluate_every or save_every or unused:
+        if adapter or beside or resume or patience or evaluate_every or save_every or unused:
             what = f"; {', '.join(unused)} mean nothing to it" if unused else ""
             raise ConfigError(
-                "--full is a plain baseline: leave --adapter, --resume, --save-every, --evaluate-every and --patience "
-                f"out{what}"
+                "--full is a plain baseline: leave --adapter, --beside, --resume, --save-every, --evaluate-every and "
+                f"--patience out{what}"
             )
         _train_all(run, data, output.absolute(), console)
         return
