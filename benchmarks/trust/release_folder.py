@@ -17,7 +17,8 @@ from fedlora.peft.directory import PeftDirectory, write_peft
 from fedlora.release.canary import Canary, CanaryText
 from fedlora.release.folder import listed_files
 from fedlora.release.layout import ADAPTER, ENVELOPE
-from fedlora.release.manifest import MadeBy, ReleasedAdapter, ReleasedBase, ReleasedRun, ReleaseManifest, written
+from fedlora.release.manifest import ReleaseManifest, written
+from fedlora.release.manifest_parts import MadeBy, ReleasedAdapter, ReleasedBase, ReleasedRun
 from fedlora.release.sealed import seal_release
 
 NAME = "bench"

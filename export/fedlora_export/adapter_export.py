@@ -83,7 +83,7 @@ def write_onnx_adapter(
         text = adapter_manifest_text(
             adapter, base_fingerprint, source, data,
             profile="compat" if joined_for is None else "fast",
-            inputs={name: (value.shape[0], value.shape[1]) for name, value in values.items()},
+            inputs={name: value.shape for name, value in values.items()},
             chat=chat,
         )  # fmt: skip
         manifest.write_text(text, encoding="utf-8")

@@ -19,6 +19,7 @@ from rich import box
 from rich.table import Table
 
 FILE = "partition.json"
+NEVER = " (never trains)"  # behind the name of a device that data.partition.held_out holds out
 EXAMPLES = "examples"  # what they are where they have neither label nor topic
 _MOST_KINDS = 12  # that have a column or a colour of their own
 OTHERS = "others"
@@ -62,7 +63,11 @@ def partition_of(config: RunConfig) -> Partition:
     if config.data.partition.rule:
         dealing = dealing_of(config.data, count)
         kinds = dealing.kinds()
-        devices = {share.name: _counted(kinds[record] for record in share.records) for share in dealing.shares}
+        never = config.data.partition.never_training(count)
+        devices = {
+            share.name + NEVER * (number in never): _counted(kinds[record] for record in share.records)
+            for number, share in enumerate(dealing.shares)
+        }
         return Partition(devices=devices, test=len(dealing.test))
     devices = {}
     for number in range(count):

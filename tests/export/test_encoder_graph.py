@@ -73,7 +73,7 @@ def test_the_graph_of_every_encoder_agrees_with_torch_on_a_padded_batch(sessions
     for adapter in (None, random_adapter(base)):
         expected = torch_scores(base, tokens, adapter, mask)
         assert_close(outputs(session, tokens, mask, input_values(adapter) if adapter else None), expected)
-    size = len(shape_of(base).labels) or shape_of(base).hidden_size
+    size = "labels" if shape_of(base).labels else shape_of(base).hidden_size
     assert [(value.name, value.shape) for value in session.get_outputs()] == [
         ("scores" if shape_of(base).labels else "embedding", ["batch", size])
     ]

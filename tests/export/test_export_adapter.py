@@ -147,7 +147,7 @@ def test_a_base_that_is_no_pack_is_refused(base: BasePack, tmp_path: Path) -> No
             "(made for gpt2): the base has no module transformer.h.0.attn",
         ),
         ("peft-opt125m-dpo", AdapterMismatchError, "the base has no module model.decoder.layers.0.self_attn"),
-        ("peft-bert-seqcls", AdapterMismatchError, "also replaces base_model.model.classifier.bias"),
+        ("peft-bert-seqcls", AdapterMismatchError, "the base has no module bert.encoder.layer.0.attention.self.query"),
         ("negative-peft-distilbert-classifier-target", AdapterError, "is neither lora_A or lora_B of a target module"),
     ],
 )

@@ -13,9 +13,8 @@ import peft
 import pytest
 import torch
 from fedlora.base.pack import BasePack
-from fedlora.errors import AdapterMismatchError
 from fedlora.exported.adapter_file import parse_adapter_file
-from fedlora.exported.inputs import input_names
+from fedlora.exported.inputs import input_names, is_of_factors
 from fedlora.peft.directory import read_peft, write_peft
 from fedlora_export.adapter_export import export_peft
 
@@ -80,8 +79,9 @@ def deltas(model: Any) -> dict[str, Any]:
 
 
 def assert_file_holds(path: Path, expected: Mapping[str, Any]) -> None:
-    """x A B, with the inputs A and B of the file, is x times each update, and there is no other."""
+    """x A B, with the inputs A and B of the file, is x times each update; there is no other, but for heads."""
     values = parse_adapter_file(path.read_bytes(), str(path)).values
+    values = {name: value for name, value in values.items() if is_of_factors(name)}
     assert values.keys() == {name for module in expected for name in input_names(module)}
     for module, delta in expected.items():
         name_a, name_b = input_names(module)
@@ -125,22 +125,6 @@ def test_an_adapter_of_an_encoder_holds_the_update_that_peft_computes(tmp_path: 
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_a_classifiers_head_that_peft_saves_is_said_to_be_more_than_a_file_can_carry(tmp_path: Path, name: str) -> None:
-    base = save_encoder_pack(name, tmp_path / "pack")
-    model, _ = peft_encoder(base, random_adapter(base))
-    with torch.no_grad():
-        for parameter_name, parameter in model.named_parameters():
-            if "modules_to_save" in parameter_name:
-                parameter += 0.1
-    model.save_pretrained(tmp_path / "peft")
-    with pytest.raises(
-        AdapterMismatchError, match=r"also replaces base_model\.model\.classifier\..*cannot carry"
-    ) as told:
-        export_peft(tmp_path / "peft", tmp_path / "a.onnx_adapter", base)
-    assert "train with task_type=None, and the head stays the base's" in str(told.value)
-
-
-@pytest.mark.parametrize("name", ENCODERS)
 def test_an_adapter_whose_head_stays_the_bases_is_exported_as_advised(tmp_path: Path, name: str) -> None:
     base = save_encoder_pack(name, tmp_path / "pack")
     adapter = random_adapter(base)
@@ -155,14 +139,6 @@ def test_an_adapter_whose_head_stays_the_bases_is_exported_as_advised(tmp_path: 
     model.save_pretrained(tmp_path / "peft")
     export_peft(tmp_path / "peft", tmp_path / "a.onnx_adapter", base)
     assert_file_holds(tmp_path / "a.onnx_adapter", deltas(model))
-
-
-def test_the_published_bert_classifier_is_read_and_refused_for_its_head(shared: Path, tmp_path: Path) -> None:
-    base = save_encoder_pack("bert", tmp_path / "pack")
-    with pytest.raises(
-        AdapterMismatchError, match=r"also replaces base_model\.model\.classifier\.bias, .*cannot carry"
-    ):
-        export_peft(shared / "fixtures" / "peft-bert-seqcls", tmp_path / "a.onnx_adapter", base)
 
 
 def test_what_is_written_back_from_peft_exports_the_same_file(base: BasePack, tmp_path: Path) -> None:

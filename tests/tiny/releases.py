@@ -11,11 +11,13 @@ from fedlora.base.pack import BasePack
 from fedlora.config.run import RunConfig
 from fedlora.exported.inputs import digest_of, input_values
 from fedlora.identity.keys import SigningKey
+from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
 from fedlora.peft.directory import PeftDirectory, write_peft
 from fedlora.release.folder import listed_files
 from fedlora.release.layout import ENVELOPE
-from fedlora.release.manifest import FileEntry, MadeBy, ReleasedAdapter, ReleasedBase, ReleasedRun, ReleaseManifest
+from fedlora.release.manifest import ReleaseManifest
+from fedlora.release.manifest_parts import FileEntry, MadeBy, ReleasedAdapter, ReleasedBase, ReleasedRun
 from fedlora.release.sealed import seal_release
 from fedlora_server.run.round_record import RoundRecord
 from fedlora_server.run.run_directory import open_run
@@ -57,10 +59,11 @@ def a_manifest(**changed: Any) -> ReleaseManifest:
 
 
 def write_release(
-    folder: Path, base: BasePack, key: SigningKey, *, seed: int = 1, lora: LoraConfig | None = None, **changed: Any
-) -> ReleaseManifest:
+    folder: Path, base: BasePack, key: SigningKey, *, seed: int = 1, lora: LoraConfig | None = None,
+    adapter: Adapter | None = None, **changed: Any,
+) -> ReleaseManifest:  # fmt: skip
     """A release of an adapter of the base in `folder`, without card and bill of materials; `changed` are its fields."""
-    adapter = random_adapter(base, lora, seed)
+    adapter = adapter or random_adapter(base, lora, seed)
     folder.mkdir(parents=True)
     write_peft(folder / "adapter", PeftDirectory(adapter=adapter, base_fingerprint=base.fingerprint))
     manifest = a_manifest(

@@ -16,12 +16,12 @@ always stands there.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from fedlora.data.examples import MultipleChoice
 from fedlora.errors import DataError
+from fedlora.wire.choice_counts import ChoiceCounts
 
 from fedlora_client.data.encoding import IGNORED, ExampleEncoder, Pairs
 from fedlora_client.data.windows import Windows
@@ -30,33 +30,20 @@ from fedlora_client.evaluation.scorer import Scorer
 _ROWS = 8192  # tokens that are scored at a time
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChoiceCounts:
-    """How many questions were answered right, by each of the three measures. They add up."""
-
-    questions: int = 0
-    acc: int = 0
-    acc_norm: int = 0
-    acc_bytes: int = 0
-
-    def __add__(self, other: ChoiceCounts) -> ChoiceCounts:
-        return ChoiceCounts(**{name: getattr(self, name) + getattr(other, name) for name in self.__slots__})
-
-    def scores(self) -> dict[str, float]:
-        """{measure: share of the questions}; empty where there are none."""
-        names = ("acc", "acc_norm", "acc_bytes")
-        return {name: getattr(self, name) / self.questions for name in names} if self.questions else {}
+Questions = Sequence[MultipleChoice]
 
 
-def count_choices(
-    scorer: Scorer, questions: Sequence[MultipleChoice], encoder: ExampleEncoder, where: str
-) -> ChoiceCounts:
-    """Raises DataError for a choice that has no token, or more than the base's context."""
-    requests = [
+def choice_requests(questions: Questions, encoder: ExampleEncoder, where: str) -> tuple[Pairs, ...]:
+    """What is asked for each choice of each question. Raises DataError for one of no token, or of more than the context."""
+    return tuple(
         _cut(pairs, encoder.shape.max_positions, f"{where}: example {number}")
         for number, question in enumerate(questions, 1)
         for pairs in encoder.choice_pairs(question, f"{where}: example {number}")
-    ]
+    )
+
+
+def count_choices(scorer: Scorer, questions: Questions, requests: Sequence[Pairs]) -> ChoiceCounts:
+    """How many are answered right; `requests` are those of `choice_requests`."""
     likelihoods = np.empty(len(requests))
     for numbers in _alike([len(pairs) for pairs in requests]):
         likelihoods[numbers] = -scorer.scored(_windows([requests[number] for number in numbers])).nats

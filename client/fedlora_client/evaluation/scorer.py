@@ -37,15 +37,19 @@ class Scorer(Protocol):
 class TorchScorer:
     """The trainer's own model."""
 
-    def __init__(self, model: Model, adapter: Adapter | None) -> None:
-        self._model, self._lora = model, None if adapter is None else model.lora(adapter)
+    def __init__(
+        self, model: Model, adapter: Adapter | None, *, frozen: Adapter | None = None, frugal: bool = False
+    ) -> None:
+        """`frozen` stands beside the adapter; `frugal` takes as little memory as can be."""
+        self._model, self._lora = model, None if adapter is None else model.lora(adapter, frozen=frozen)
+        self._frugal = frugal
 
     @property
     def shape(self) -> ModelShape:
         return self._model.shape
 
     def scored(self, windows: Windows) -> Scored:
-        micro_batch, memory_plan = self._model.cut_measurement(windows.inputs.shape[1], frugal=False)
+        micro_batch, memory_plan = self._model.cut_measurement(windows.inputs.shape[1], frugal=self._frugal)
         return scored_with(self._model, self._lora, windows, self._model.workspace(), micro_batch, memory_plan)
 
     def continued(self, prompts: Sequence[Sequence[int]], most: int, ends: Ends) -> list[list[int]]:

@@ -203,3 +203,9 @@ def is_known(names: Sequence[str], fields: FieldNames = _NO_FIELDS) -> bool:
     except DataError:
         return False
     return True
+
+
+def is_field(name: str, fields: FieldNames = _NO_FIELDS) -> bool:
+    """Whether a record's field of this name is looked at."""
+    named = fields.given()
+    return name in {*named.values(), fields.owner} or (name not in named and name in {*_KNOWN, *_MEANT})

@@ -31,9 +31,10 @@ class KeptAnswer:
         try:
             line, _, data = read_plain(self.path, _MOST_BYTES).partition(b"\n")
             kept = json.loads(line)
-            if kept["question"] != digest_of(question, version) or kept["bytes"] != _digest(data):
+            if kept["question"] != digest_of(question, version):
                 return None
-            return Answer.read(kept["answer"], bytearray(data))
+            answer = Answer.read(kept["answer"], bytearray(data))
+            return answer if answer.data_digest == kept["bytes"] else None
         except AtRestError as error:
             log.warning("the last answer cannot be read: %s", error)
             return None
@@ -43,7 +44,7 @@ class KeptAnswer:
     def keep(self, question: Question, version: str, answer: Answer) -> None:
         """Write it; where that cannot be, the round is computed again if it is asked for again."""
         kept = {
-            "question": digest_of(question, version), "answer": answer.header(), "bytes": _digest(answer.data)
+            "question": digest_of(question, version), "answer": answer.header(), "bytes": answer.data_digest
         }  # fmt: skip
         try:
             line = json.dumps(kept).encode() + b"\n"
@@ -57,9 +58,5 @@ class KeptAnswer:
 
 def digest_of(question: Question, version: str) -> str:
     """By which a question is known again, whatever time is left for it."""
-    plain = json.dumps([question.kind, dict(question.run_config), version], sort_keys=True)
-    return hashlib.sha256(plain.encode() + b"\0" + bytes(question.data or b"")).hexdigest()
-
-
-def _digest(data: bytes | bytearray) -> str:
-    return hashlib.sha256(data).hexdigest()
+    plain = json.dumps([question.kind, dict(question.run_config), version, question.data_digest], sort_keys=True)
+    return hashlib.sha256(plain.encode()).hexdigest()

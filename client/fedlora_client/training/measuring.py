@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from fedlora.family import EncoderShape, ModelShape
 from fedlora.lora.adapter import Adapter
+from fedlora.wire.choice_counts import ChoiceCounts
 from fedlora.wire.label_counts import LabelCounts
 from numpy.typing import NDArray
 
@@ -29,6 +30,7 @@ class Measured:
     loss: float  # mean nats per token, of an encoder per text
     tokens: int  # of an encoder, texts
     labels: LabelCounts | None = None  # of an encoder alone
+    choices: ChoiceCounts | None = None  # of a decoder, where there are questions of multiple choice
 
     @property
     def scores(self) -> dict[str, float]:

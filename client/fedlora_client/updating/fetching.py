@@ -6,6 +6,8 @@ refresh has succeeded; a release's files are gathered aside, and become a versio
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -14,27 +16,28 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fedlora.base.pack import BasePack
-from fedlora.errors import ReleaseError
+from fedlora.errors import AtRestError, ReleaseError
 from fedlora.exported.inputs import digest_of, input_values
-from fedlora.files.at_rest import wrap
+from fedlora.files.at_rest import read_plain, wrap
 from fedlora.files.atomic import whole_directory
 from fedlora.files.temporary import own_folder
 from fedlora.peft.for_base import adapter_of
-from fedlora.peft.layout import WEIGHTS
 from fedlora.release.acceptance import check_acceptable
-from fedlora.release.channels import METADATA, TARGETS, channel_target, file_target
+from fedlora.release.channels import METADATA, TARGETS, channel_target, difference_target, file_target
+from fedlora.release.difference import applied
 from fedlora.release.folder import adapter_paths, check_files
-from fedlora.release.installed import Installed, InstalledVersion, version_folder
-from fedlora.release.layout import ADAPTER, ENVELOPE
+from fedlora.release.installed import VERSIONS, Installed, InstalledVersion, version_folder, version_name
+from fedlora.release.layout import ADAPTER, ENVELOPE, MAX_FILE_BYTES, WEIGHTS_PATH
 from fedlora.release.manifest import ReleaseManifest
 from fedlora.release.sealed import MAX_ENVELOPE_BYTES, SignedRelease, open_release
-from tuf.api.exceptions import DownloadError, RepositoryError
+from tuf.api.exceptions import DownloadError, RepositoryError, SlowRetrievalError
 from tuf.api.metadata import TargetFile
 from tuf.ngclient import Updater, UpdaterConfig
 
 from fedlora_client.updating.bounded_fetch import BoundedFetcher, at_most
 from fedlora_client.updating.settings import MAX_ROOT_BYTES, UpdateSettings
 
+log = logging.getLogger("fedlora.update")
 _TUF, _ROOT = "tuf", "root.json"
 _CONFIG = UpdaterConfig(
     max_root_rotations=64,
@@ -123,7 +126,9 @@ def fetch_version(
     manifest = release.manifest
     folder = version_folder(settings.place, InstalledVersion.of(release))
     paths = adapter_paths(manifest)
-    if not folder.is_dir():
+    if folder.is_dir():
+        check_files(folder, manifest, paths)
+    else:
         with whole_directory(folder) as aside:
             (aside / ADAPTER).mkdir()
             for path in paths:
@@ -133,13 +138,41 @@ def fetch_version(
                     raise ReleaseError(
                         f"{target.path}: the repository and the manifest tell of two files; expected one"
                     )
-                mirror.download(target, aside / path)
+                if not _from_parent(mirror, settings, manifest, path, aside / path):
+                    mirror.download(target, aside / path)
             (aside / ENVELOPE).write_bytes(envelope)
             check_files(aside, manifest, paths)
             check_adapter(aside, manifest, base)
-            wrap(aside / ADAPTER / WEIGHTS)
-    check_files(folder, manifest, paths)
+            wrap(aside / WEIGHTS_PATH)
     return folder
+
+
+def _from_parent(mirror: Mirror, settings: UpdateSettings, manifest: ReleaseManifest, path: str, to: Path) -> bool:
+    """Make a file of the parent's that is here and the difference to it; whether it is what was signed, to the bit.
+
+    Whatever is wrong with either costs time: the whole file is fetched then.
+    """
+    entry, parent = manifest.files[path], manifest.parent
+    if parent is None or path != WEIGHTS_PATH:
+        return False
+    before = settings.place / VERSIONS / version_name(parent.version, parent.manifest_sha256) / path
+    target = mirror.updater.get_targetinfo(difference_target(manifest.name, manifest.version, parent.version, path))
+    if target is None or target.length >= entry.size_bytes or not before.is_file():
+        return False
+    try:
+        with own_folder("difference", settings.place) as folder:
+            mirror.download(target, folder / "difference")
+            made = applied(read_plain(before, MAX_FILE_BYTES), (folder / "difference").read_bytes())
+    except SlowRetrievalError:
+        raise
+    except (DownloadError, RepositoryError, AtRestError, OSError, ValueError) as error:
+        log.warning("%s: the difference to version %d is of no use: %s", path, parent.version, error)
+        return False
+    if hashlib.sha256(made).hexdigest() != entry.sha256:
+        log.warning("%s: the difference to version %d makes another file of it", path, parent.version)
+        return False
+    to.write_bytes(made)
+    return True
 
 
 def check_adapter(folder: Path, manifest: ReleaseManifest, base: BasePack) -> None:

@@ -13,12 +13,13 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from fedlora.base.heads import extra_shapes
 from fedlora.base.pack import MANIFEST, WEIGHTS, BasePack, manifest_text, read_manifest, tensor_shapes
 from fedlora.base.quantize import QuantizedMatrix, dequantize, quantize
 from fedlora.base.scales import ScaleRule
 from fedlora.errors import AdapterError
 from fedlora.files.tensor_file import Dtype, TensorPlan, write_tensor_file
-from fedlora.lora.adapter import Adapter
+from fedlora.lora.adapter import Adapter, check_extras
 
 
 def write_merged(base: BasePack, adapter: Adapter, directory: Path, *, scale_rule: ScaleRule = "mse") -> None:
@@ -29,6 +30,7 @@ def write_merged(base: BasePack, adapter: Adapter, directory: Path, *, scale_rul
     finite.
     """
     adapter.check_fits(base.model.linear_modules(), "the adapter to merge")
+    check_extras(adapter.extras, extra_shapes(base.model.head_parts(), base.model), "the adapter to merge")
     plans = [
         TensorPlan(name=name, dtype=cast(Dtype, dtype), shape=shape)
         for name, (dtype, shape) in tensor_shapes(base.model, base.quantization).items()
@@ -36,6 +38,9 @@ def write_merged(base: BasePack, adapter: Adapter, directory: Path, *, scale_rul
     pending: dict[str, NDArray[Any]] = {}  # scales and zeros, which follow their codes in the file
 
     def fill(plan: TensorPlan) -> Iterator[NDArray[Any]]:
+        if plan.name in adapter.extras:
+            yield adapter.extras[plan.name]
+            return
         module, kind = plan.name.rsplit(".", 1)
         if module not in adapter.pairs or kind not in ("qweight", "scales", "zeros"):
             yield base.weights.array(plan.name)

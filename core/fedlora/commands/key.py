@@ -42,7 +42,7 @@ def new(path: Path, encrypt: bool, passphrase_file: Path | None) -> None:
     from fedlora.identity.keys import SigningKey
 
     public = _free(_beside(path, ".pub"))
-    passphrase = _new_passphrase(passphrase_file) if encrypt or passphrase_file else None
+    passphrase = new_passphrase(passphrase_file) if encrypt or passphrase_file else None
     made = SigningKey.generate()
     made.write(path, passphrase)
     made.public.write(public)
@@ -81,7 +81,7 @@ def rotate(path: Path, output: Path, encrypt: bool, passphrase_file: Path | None
 
     public, statement = _free(_beside(output, ".pub")), _free(_beside(output, ".rotated.json"))
     old = read_pair(path, passphrase_file)
-    passphrase = _new_passphrase(passphrase_file) if encrypt or passphrase_file else None
+    passphrase = new_passphrase(passphrase_file) if encrypt or passphrase_file else None
     made = SigningKey.generate()
     said = rotated(old, made.public, f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
     made.write(output, passphrase)
@@ -131,12 +131,17 @@ def read_pair(path: Path, passphrase_file: Path | None) -> SigningKey:
         raise IdentityError(f"{path}: cannot be read: {error.strerror}; expected a signing key") from None
     if not is_sealed:
         return SigningKey.read(path)
-    asked = _line_of(passphrase_file) if passphrase_file else _asked(f"Passphrase of {path}", is_new=False)
-    return SigningKey.read(path, asked)
+    return SigningKey.read(path, passphrase_of(str(path), passphrase_file))
 
 
-def _new_passphrase(passphrase_file: Path | None) -> bytes:
+def new_passphrase(passphrase_file: Path | None) -> bytes:
+    """Of a key that is made: from the file, or asked for twice."""
     return _line_of(passphrase_file) if passphrase_file else _asked("Passphrase of the new key", is_new=True)
+
+
+def passphrase_of(what: str, passphrase_file: Path | None) -> bytes:
+    """Of keys that are there: from the file, or asked for."""
+    return _line_of(passphrase_file) if passphrase_file else _asked(f"Passphrase of {what}", is_new=False)
 
 
 def _asked(prompt: str, *, is_new: bool) -> bytes:

@@ -29,14 +29,16 @@ from numpy.typing import NDArray
 from fedlora.errors import AdapterError, AdapterMismatchError, AtRestError
 from fedlora.exported.adapter_manifest import AdapterManifest, read_adapter_manifest
 from fedlora.exported.flat_buffer import MAX_BYTES, FlatTable, root_table
-from fedlora.exported.inputs import model_version, modules_of
+from fedlora.exported.inputs import is_of_factors, model_version, modules_of
 from fedlora.exported.profiles import DEFAULT, Profile
 from fedlora.exported.sidecar import InputShapes, sidecar_of
 from fedlora.files.at_rest import read_plain
 from fedlora.files.tensor_file import MAX_TENSORS
+from fedlora.lora.adapter import check_extras
 from fedlora.lora.config import MAX_RANK
 from fedlora.peft.missing import told_instead
 
+MAX_LABELS = 4096  # of a head that a file brings
 SUFFIX = ".onnx_adapter"
 IDENTIFIER = b"TORT"
 FORMAT_VERSION = 1
@@ -158,7 +160,7 @@ def _parameter(parameter: FlatTable, data: bytes, where: str) -> tuple[str, NDAr
 def check_inputs(values: Mapping[str, NDArray[np.float32]], inputs: InputShapes, where: str) -> None:
     """Raise AdapterMismatchError unless names, shapes and paired ranks fit the inputs.
 
-    Modules without an adapter are fine; halves of one are not.
+    Modules without an adapter are fine; halves of one are not. Nor is a head whose parts are for other numbers of labels.
     """
     if not values:
         raise AdapterMismatchError(f"{where}: the adapter has no modules; export one that has")
@@ -169,10 +171,16 @@ def check_inputs(values: Mapping[str, NDArray[np.float32]], inputs: InputShapes,
                 f"{where}: the graph has no adapter input {name}; the adapter is for another base or profile"
             )
         want = inputs[name]
+        if not is_of_factors(name):
+            continue
         if value.ndim != 2 or any(w not in (-1, got) for w, got in zip(want, value.shape, strict=True)):
             shape = " x ".join("rank" if w == -1 else str(w) for w in want)
             raise AdapterMismatchError(f"{where}: {name} is {list(value.shape)}; the graph expects {shape}")
         ranks.setdefault(_module_of(name), []).append(value.shape[want.index(-1)])
+    if not ranks:
+        raise AdapterMismatchError(f"{where}: the adapter has a head and no modules; export one that has")
+    head = {name: value for name, value in values.items() if not is_of_factors(name)}
+    check_extras(head, {name: shape for name, shape in inputs.items() if not is_of_factors(name)}, where)
     for module, found in ranks.items():
         if len(found) != 2 or found[0] != found[1] or not 1 <= found[0] <= _largest_rank(module):
             raise AdapterMismatchError(
@@ -198,7 +206,12 @@ def _check_version(file: AdapterFile, expected: int, where: str, unnamed_is_fine
 
 def _largest_file(inputs: InputShapes) -> int:
     """What the file of an adapter of the largest rank for every input has at most."""
-    numbers = sum(max(shape) * _largest_rank(_module_of(name)) for name, shape in inputs.items())
+    numbers = sum(
+        max(shape) * _largest_rank(_module_of(name))
+        if is_of_factors(name)
+        else math.prod(MAX_LABELS if size == -1 else size for size in shape)
+        for name, shape in inputs.items()
+    )
     return min(4 * numbers + _OVERHEAD_BYTES * (len(inputs) + 1), MAX_BYTES)
 
 

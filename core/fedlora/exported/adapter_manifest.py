@@ -3,7 +3,7 @@
 base             the fingerprint of the base; the file itself has room for 31 bits of it
 profile          of the graphs that take it (`fedlora.exported.profiles`): compat, or fast, whose inputs are joined
 sha256           of the adapter file, and size_bytes
-slots            {input name: [rows, columns]} of every value in the file
+slots            {input name: [rows, columns]} of every value in the file; of a head's bias [rows]
 ranks            {module: rank}
 lora             rank, alpha, use_rslora, target_modules and the patterns of the adapter
 scaling          a note: the file's lora_B is scaling * B already
@@ -23,7 +23,7 @@ from typing import Any
 from fedlora.data.adapter_chat import chat_from_json, chat_to_json
 from fedlora.data.chat_settings import ChatSettings
 from fedlora.errors import AdapterError, ConfigError
-from fedlora.exported.inputs import input_names, modules_of
+from fedlora.exported.inputs import input_names, is_of_factors, modules_of
 from fedlora.exported.profiles import Profile
 from fedlora.exported.sidecar import InputShapes, read_sidecar, sidecar_of
 from fedlora.lora.adapter import Adapter
@@ -116,7 +116,11 @@ def read_adapter_manifest(adapter_file: Path) -> AdapterManifest | None:
 
 
 def _check_inputs(inputs: InputShapes, ranks: Mapping[str, int], path: Path) -> None:
-    """Raise AdapterError unless the inputs are those of the modules that have ranks, alone or in groups, and as wide."""
+    """Raise AdapterError unless the inputs are those of the modules that have ranks, alone or in groups, and as wide.
+
+    Those of a head are for the base to know.
+    """
+    inputs = {name: shape for name, shape in inputs.items() if is_of_factors(name)}
     groups = {name.rsplit(".lora_", 1)[0] for name in inputs}
     widths = {group: sum(ranks.get(module, 0) for module in modules_of(group)) for group in groups}
     named = {module for group in groups for module in modules_of(group)}
@@ -125,6 +129,10 @@ def _check_inputs(inputs: InputShapes, ranks: Mapping[str, int], path: Path) -> 
         raise AdapterError(f"{path}: slots and ranks do not name the same modules; export the adapter again")
     for group, width in widths.items():
         name_a, name_b = input_names(group)
+        if any(len(inputs[name]) != 2 for name in (name_a, name_b)):
+            raise AdapterError(
+                f"{path}: slots: {group!r:.120} has {inputs[name_a]}; expected two sizes: export it again"
+            )
         if (inputs[name_a][1], inputs[name_b][0]) != (width, width):
             raise AdapterError(
                 f"{path}: slots: {group!r:.120} has rank {inputs[name_a][1]} and {inputs[name_b][0]}, ranks says {width}; "

@@ -5,7 +5,7 @@
     base             the fingerprint of the pack whose weights it reads
     profile          how an adapter comes in (`fedlora.exported.profiles`)
     accuracy_level   of its products (MatMulNBits)
-    slots            {adapter input: [rows, columns]}, -1 for the rank
+    slots            {adapter input: [rows, columns]}, -1 for the rank, or the number of labels; of a head's bias [rows]
 
 Whoever changes a graph can write this too: whether the graph is the base's own is for `fedlora.graph.graph_check` to see,
 before it runs, and for the exporter before it writes this manifest.
@@ -14,6 +14,7 @@ before it runs, and for the exporter before it writes this manifest.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,10 @@ class GraphManifest:
     profile: Profile
     accuracy_level: int
     inputs: InputShapes
+
+    def takes(self, values: Iterable[str]) -> bool:
+        """Whether the graph has all of these adapter inputs; those of earlier versions have none for a head."""
+        return set(values) <= self.inputs.keys()
 
 
 def write_graph_manifest(
@@ -105,7 +110,7 @@ def check_graph_file(graph: Path, base: BasePack) -> GraphManifest:
     if digest != manifest.sha256:
         raise GraphError(f"{graph}: sha256 is {digest}, its manifest says {manifest.sha256}; export it again")
     inputs = graph_inputs(base.model, manifest.profile)
-    if manifest.inputs != inputs:
+    if manifest.inputs not in (inputs, graph_inputs(base.model, manifest.profile, takes_head=False)):
         wrong = sorted({name for name, _ in manifest.inputs.items() ^ inputs.items()})[0]
         raise GraphError(
             f"{sidecar_of(graph)}: adapter input {wrong!r:.120} is {manifest.inputs.get(wrong, 'missing')}, the base's is "

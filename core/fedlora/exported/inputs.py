@@ -10,6 +10,8 @@ side by side; a module without an adapter has rank 0:
 
     A = [A_1 A_2 ...]  [I, R_1 + R_2 + ...]        B = diag(B_1, B_2, ...)  [R_1 + R_2 + ..., O_1 + O_2 + ...]
 
+A head that an adapter has of its own, in place of the base's: each of its tensors by its name in the model, as it is.
+
 By rows, where every row of a batch has an adapter of its own: A [S, I, R] and B [S, R, O], R the largest rank in the batch.
 A row whose adapter is smaller, or which has none, is filled up with zeros, which change nothing.
 """
@@ -39,8 +41,11 @@ def input_names(module: str) -> tuple[str, str]:
 
 
 def input_values(adapter: Adapter) -> dict[str, NDArray[np.float32]]:
-    """{input name: value} of every module, contiguous. Raises AdapterError where a scaled value is not finite."""
-    values = {}
+    """{input name: value} of every module and extra tensor, contiguous.
+
+    Raises AdapterError where a scaled value is not finite.
+    """
+    values = {name: np.ascontiguousarray(array) for name, array in adapter.extras.items()}
     for module, pair in adapter.pairs.items():
         name_a, name_b = input_names(module)
         values[name_a] = np.ascontiguousarray(pair.lora_A.T)
@@ -67,6 +72,11 @@ def digest_of(values: Mapping[str, NDArray[np.float32]]) -> str:
             digest.update(struct.pack("<q", len(part)))
             digest.update(part)
     return digest.hexdigest()
+
+
+def is_of_factors(name: str) -> bool:
+    """Whether an adapter input is an A or a B; else it is an extra tensor."""
+    return name.endswith((".lora_A.weight", ".lora_B.weight"))
 
 
 def input_shapes(modules: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
@@ -113,8 +123,8 @@ def joined_values(
     modules: Mapping[str, tuple[int, int]],
     groups: Sequence[Sequence[str]],
 ) -> dict[str, NDArray[np.float32]]:
-    """{input name: value} of every group of which a module has an adapter."""
-    values: dict[str, NDArray[np.float32]] = {}
+    """{input name: value} of every group of which a module has an adapter, and the extra tensors."""
+    values = {name: value for name, value in inputs.items() if not is_of_factors(name)}
     for group in groups:
         names = [input_names(module) for module in group]
         if not any(name_a in inputs for name_a, _ in names):

@@ -10,6 +10,7 @@ from fedlora.family import DecoderShape, ModelShape
 Profile = Literal["compat", "fast", "rows", "kernel", "base"]
 PROFILES: tuple[Profile, ...] = get_args(Profile)
 DEFAULT: Profile = "compat"
+HEAD_PROFILES: frozenset[Profile] = frozenset({"compat", "fast"})  # which take a head of the adapter's own, too
 ROW_PROFILES: frozenset[Profile] = frozenset({"rows", "kernel"})  # rows of any length, each with an adapter of its own
 
 # compat  an A and a B for each module, optional, of any rank: files of other tools run on it, and it in other tools
@@ -25,12 +26,14 @@ def graph_name(model: ModelShape, profile: Profile) -> str:
     return f"{kind}.onnx" if profile == DEFAULT else f"{kind}.{profile}.onnx"
 
 
-def graph_inputs(model: ModelShape, profile: Profile) -> dict[str, tuple[int, int]]:
+def graph_inputs(model: ModelShape, profile: Profile, *, takes_head: bool = True) -> dict[str, tuple[int, ...]]:
     """{adapter input: shape} of a graph, with -1 for the rank; in `rows` it is the shape of each row's.
 
-    In `kernel` there are none: its adapters are named by number.
+    In `kernel` there are none: its adapters are named by number. In HEAD_PROFILES an encoder's head is among them, with -1
+    for the number of labels; graphs of earlier versions had none there: `takes_head` False.
     """
     modules = model.linear_modules()
     if profile in ("base", "kernel"):
         return {}
-    return joined_shapes(modules, model.linear_groups()) if profile == "fast" else input_shapes(modules)
+    factors = joined_shapes(modules, model.linear_groups()) if profile == "fast" else input_shapes(modules)
+    return {**factors, **(model.head_inputs() if takes_head and profile in HEAD_PROFILES else {})}

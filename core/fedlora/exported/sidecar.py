@@ -13,7 +13,9 @@ from fedlora.files.documents import read_object
 
 MAX_BYTES = 4 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-InputShapes = Mapping[str, tuple[int, int]]  # {input name: shape}, with -1 for a rank that is free
+InputShapes = Mapping[
+    str, tuple[int, ...]
+]  # {input name: shape}, with -1 for a rank or a number of labels that is free
 
 
 def sidecar_of(path: Path) -> Path:
@@ -56,9 +58,9 @@ def read_sidecar(
 
 
 def _inputs(inputs: Mapping[str, object], path: Path, error: type[FedloraError]) -> InputShapes:
-    result = {}
+    result: dict[str, tuple[int, ...]] = {}
     for name, shape in inputs.items():
-        if not isinstance(shape, list) or len(shape) != 2 or any(type(n) is not int or n < -1 for n in shape):
-            raise error(f"{path}: slots: {name!r:.120} is {shape!r:.80}; expected two sizes: export again")
-        result[name] = (shape[0], shape[1])
+        if not isinstance(shape, list) or len(shape) not in (1, 2) or any(type(n) is not int or n < -1 for n in shape):
+            raise error(f"{path}: slots: {name!r:.120} is {shape!r:.80}; expected one or two sizes: export again")
+        result[name] = tuple(shape)
     return result

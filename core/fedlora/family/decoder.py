@@ -169,6 +169,10 @@ class DecoderShape:
         """{what may train whole beside an adapter: {tensor name: shape}}: the head."""
         return {HEAD: {f"{HEAD}.weight": (self.vocab_size, self.hidden_size)}}
 
+    def head_inputs(self) -> dict[str, tuple[int, ...]]:
+        """{}: no graph of a decoder takes a head."""
+        return {}
+
     def float_offset(self, tensor: str) -> float:
         """What is added to a tensor of the checkpoint before it is stored."""
         return self.norm_offset if tensor.removesuffix(".weight") in self.norm_modules() else 0.0

@@ -145,6 +145,19 @@ class EncoderShape:
             for part in dict.fromkeys(found)
         }
 
+    def head_inputs(self) -> dict[str, tuple[int, ...]]:
+        """{tensor name: shape} of the whole head, -1 for the number of labels, in which an adapter's own may differ."""
+        if not self.labels:
+            return {}
+        out = self.names.head_out
+        shapes = {name: shape for part in self.head_parts().values() for name, shape in part.items()}
+        return shapes | {f"{out}.weight": (-1, self.hidden_size), f"{out}.bias": (-1,)}
+
     def float_offset(self, tensor: str) -> float:
         """What is added to a tensor of the checkpoint before it is stored."""
         return 0.0
+
+
+def labels_of(shape: EncoderShape, count: int) -> tuple[str, ...]:
+    """The names of the labels of a head for `count` of them: the base's where it has as many, else LABEL_0, LABEL_1, ..."""
+    return shape.labels if count == len(shape.labels) else tuple(f"LABEL_{number}" for number in range(count))

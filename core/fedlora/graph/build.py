@@ -10,8 +10,11 @@ from fedlora.graph.encoder import build_encoder
 from fedlora.graph.graph import Graph
 
 
-def build_graph(base: BasePack, profile: Profile, accuracy_level: int) -> Graph:
-    """What the exporter writes. Raises GraphError where no graph can be made."""
+def build_graph(base: BasePack, profile: Profile, accuracy_level: int, *, takes_head: bool = True) -> Graph:
+    """What the exporter writes; or wrote, of an encoder, before a graph had inputs for a head: `takes_head` False.
+
+    Raises GraphError where no graph can be made.
+    """
     if isinstance(base.model, DecoderShape):
         return build_decoder(base, profile, accuracy_level)
-    return build_encoder(base, profile, accuracy_level)
+    return build_encoder(base, profile, accuracy_level, takes_head=takes_head)

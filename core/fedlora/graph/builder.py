@@ -148,6 +148,12 @@ class GraphBuilder:
         entries = [self.base.weights.entries[name] for name in tensors]
         return all(left.offset + left.size_bytes == right.offset for left, right in pairwise(entries))
 
+    def stored_input(self, tensor: str, shape: Sequence[int | str]) -> Value:
+        """A graph input whose default is a tensor of the pack: optional, and of other sizes where `shape` has names."""
+        value = self.stored(tensor)
+        value.signature = Signature(name=tensor, dtype=DataType.FLOAT, shape=tuple(shape))
+        return self._inputs.setdefault(tensor, value)
+
     def output(self, value: Value, shape: Sequence[int | str]) -> Value:
         """`value` with the shape and the type, float32, that an output of the graph declares."""
         value.signature = Signature(name=value.name, dtype=DataType.FLOAT, shape=tuple(shape))

@@ -3,10 +3,12 @@
     input_ids, attention_mask  int64 [batch, length]    the mask is 0 where a text is padded at its end
     token_type_ids             int64 [batch, length]    optional, all 0 by default; only where the model knows two types
     adapter inputs                                      see `adapter_inputs`
+    the head's tensors         float32                  optional, the pack's by default; only in HEAD_PROFILES
     -> scores     float32 [batch, labels]               with a classification head
        embedding  float32 [batch, E]                    without: as `fedlora.family.text_embedding` says
 
-Biases of the linear modules are added by their products, as everywhere; the classification head is the pack's, in float.
+Biases of the linear modules are added by their products, as everywhere; the classification head is in float. An adapter
+brings a head of its own, for its own number of labels, by the inputs of the names that its tensors have in the model.
 """
 
 # N rows, H hidden size
@@ -17,7 +19,7 @@ import numpy as np
 
 from fedlora.base.pack import BasePack
 from fedlora.errors import GraphError
-from fedlora.exported.profiles import Profile
+from fedlora.exported.profiles import HEAD_PROFILES, Profile
 from fedlora.family import EncoderShape
 from fedlora.graph.adapter_inputs import ADAPTER_INPUTS, AdapterInputs
 from fedlora.graph.builder import GraphBuilder, Value
@@ -28,8 +30,13 @@ from fedlora.graph.text_embedding import text_vector
 _NEVER = float(np.finfo(np.float32).min)  # what attention adds to the score of a key that is padding
 
 
-def build_encoder(base: BasePack, profile: Profile = "compat", accuracy_level: int = 0) -> Graph:
-    """The model; its weights are external data inside the pack's file. Raises GraphError where the base is no encoder."""
+def build_encoder(
+    base: BasePack, profile: Profile = "compat", accuracy_level: int = 0, *, takes_head: bool = True
+) -> Graph:
+    """The model; its weights are external data inside the pack's file. Raises GraphError where the base is no encoder.
+
+    `takes_head` False: as earlier versions wrote it, without inputs for a head.
+    """
     shape = base.model
     if not isinstance(shape, EncoderShape):
         raise GraphError(f"{base.directory}: {shape.model_type} is a decoder; build_decoder makes its graph")
@@ -42,8 +49,11 @@ def build_encoder(base: BasePack, profile: Profile = "compat", accuracy_level: i
     for layer in range(shape.num_layers):
         x = blocks.block(x, layer)
     x = blocks.as_texts(x, "last_states")
+    size: int | str
     if shape.labels:
-        output, size, name = head(builder, shape, x), len(shape.labels), "scores"
+        takes_head = takes_head and profile in HEAD_PROFILES
+        output, name = head(builder, shape, x, takes_head=takes_head), "scores"
+        size = "labels" if takes_head else len(shape.labels)
     else:
         output, size, name = text_vector(builder, shape, x, mask), shape.embedding_size, "embedding"
     output.name = name

@@ -44,8 +44,11 @@ def skip_norm(builder: GraphBuilder, x: Value, skip: Value, module: str) -> Valu
     )
 
 
-def head(builder: GraphBuilder, shape: EncoderShape, states: Value) -> Value:
-    """out(f(dense(y[0]))) of states y [batch, length, H]: [batch, labels]"""
+def head(builder: GraphBuilder, shape: EncoderShape, states: Value, *, takes_head: bool) -> Value:
+    """out(f(dense(y[0]))) of states y [batch, length, H]: [batch, labels]; with inputs for a head of the adapter's own."""
+    if takes_head:
+        for name, sizes in shape.head_inputs().items():
+            builder.stored_input(name, ["labels" if size == -1 else size for size in sizes])
     first = builder.op("Gather", [states, builder.constant("first_token", np.int64(0))], "first_states", axis=1)
     activation = {"tanh": "Tanh", "relu": "Relu"}[shape.head_activation]
     dense, out = shape.names.head_dense, shape.names.head_out

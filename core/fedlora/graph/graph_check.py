@@ -68,8 +68,11 @@ def read_checked_graph(graph: Path, base: BasePack, profile: Profile, accuracy_l
     except OSError as error:
         raise GraphError(f"{where}: not the graph of this base: {error.strerror}; export it again") from None
     got = read_graph(content, where, max_fields=_MORE_PARTS * parts)
+    takes_head = any(signature.name in base.model.head_inputs() for signature in got.inputs)
+    if not takes_head:  # as earlier versions wrote it
+        expected = build_graph(base, profile, accuracy_level, takes_head=False)
     check_same_graph(got, expected, where)
-    return CheckedGraph(content=content, facts=_facts(got, base, profile))
+    return CheckedGraph(content=content, facts=_facts(got, base, profile, takes_head=takes_head))
 
 
 def check_same_graph(got: Graph, expected: Graph, where: str) -> None:
@@ -184,11 +187,11 @@ def _same_tensor(got: Tensor, expected: Tensor) -> bool:
     return left == right
 
 
-def _facts(graph: Graph, base: BasePack, profile: Profile) -> GraphFacts:
+def _facts(graph: Graph, base: BasePack, profile: Profile, *, takes_head: bool) -> GraphFacts:
     inside = [tensor.content for tensor in graph.initializers if not isinstance(tensor.content, Place)]
     return GraphFacts(
         nodes=len(graph.nodes),
         external=len(graph.initializers) - len(inside),
         constants_bytes=sum(map(len, inside)),
-        adapter_inputs=len(graph_inputs(base.model, profile)),
+        adapter_inputs=len(graph_inputs(base.model, profile, takes_head=takes_head)),
     )

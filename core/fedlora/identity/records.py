@@ -95,11 +95,13 @@ def signers(data: bytes, kind: type[RoundEntry | RunHead], where: str) -> tuple[
     return read_unverified(data, kind.TYPE, max_bytes=MAX_BYTES, where=where).signers
 
 
-def mark_of(path: Path) -> str:
+def mark_of(path: Path, known: str | None = None) -> str:
     """By which a record knows a file: the sha256 of its content, and how many bytes that has. Raises OSError, AtRestError.
 
-    Whether the file is encrypted at rest is nothing that a record tells.
+    Whether the file is encrypted at rest is nothing that a record tells. With its digest `known` it is not read.
     """
+    if known is not None:
+        return f"{known} {plain_size(path)}"
     found, size = hashlib.sha256(), 0
     for chunk in plain_chunks(path):
         found.update(chunk)

@@ -90,31 +90,48 @@ class Adapter:
 
     def check_fits(self, modules: Mapping[str, tuple[int, int]], where: str) -> None:
         """Raise AdapterMismatchError unless every module is one of `modules` ({name: (O, I)}), in its shape."""
-        if not self.pairs:
-            raise AdapterMismatchError(f"{where}: the adapter has no modules; expected one or more")
-        for module, pair in self.pairs.items():
-            if module not in modules:
-                raise AdapterMismatchError(f"{where}: the base has no module {module}; the adapter is for another base")
-            if pair.shape != modules[module]:
-                raise AdapterMismatchError(
-                    f"{where}: {module} updates a weight {list(pair.shape)}, the base's is {list(modules[module])}; "
-                    "the adapter is for another base"
-                )
+        check_shapes_fit({module: pair.shape for module, pair in self.pairs.items()}, modules, where)
+
+
+def check_shapes_fit(
+    shapes: Mapping[str, tuple[int, int]], modules: Mapping[str, tuple[int, int]], where: str
+) -> None:  # both {name: (O, I)}
+    """Raise AdapterMismatchError unless an adapter has modules, each one of the base's `modules`, in its shape."""
+    if not shapes:
+        raise AdapterMismatchError(f"{where}: the adapter has no modules; expected one or more")
+    for module, shape in shapes.items():
+        if module not in modules:
+            raise AdapterMismatchError(f"{where}: the base has no module {module}; the adapter is for another base")
+        if shape != modules[module]:
+            raise AdapterMismatchError(
+                f"{where}: {module} updates a weight {list(shape)}, the base's is {list(modules[module])}; "
+                "the adapter is for another base"
+            )
 
 
 def check_extras(extras: Extras, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Raise AdapterMismatchError unless each extra tensor is one of those that may train ({name: shape}), in its shape."""
+    """Raise AdapterMismatchError unless each extra tensor is one of those that there may be ({name: shape}), in its shape.
+
+    A first size of -1 is any number of labels: what is for other labels is all there, for one number of them.
+    """
     for name, array in extras.items():
         if name not in shapes:
             known = f"it takes {', '.join(shapes)}" if shapes else "it takes none"
             raise AdapterMismatchError(
                 f"{where}: the adapter has {name} of its own, which is no head of the base; {known}"
             )
-        if array.shape != shapes[name]:
+        want = shapes[name]
+        if array.ndim != len(want) or any(w not in (-1, got) for w, got in zip(want, array.shape, strict=True)):
             raise AdapterMismatchError(
-                f"{where}: its {name} is {list(array.shape)}, the base's is {list(shapes[name])}; the adapter is for a "
+                f"{where}: its {name} is {list(array.shape)}, the base's is {list(want)}; the adapter is for a "
                 "base with other labels, or of another size"
             )
+    for_labels = [name for name, shape in shapes.items() if shape[0] == -1]
+    counts = {name: len(extras[name]) for name in for_labels if name in extras}
+    if counts and (len(counts) < len(for_labels) or len(set(counts.values())) > 1 or min(counts.values()) < 1):
+        raise AdapterMismatchError(
+            f"{where}: its head needs {' and '.join(for_labels)} for one number of labels, got {counts}; save it again"
+        )
 
 
 def with_extras(adapter: Adapter, extras: Extras) -> Adapter:

@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora.base.heads import extra_shapes
 from fedlora.base.pack import BasePack
 from fedlora.base.quantize import QuantizedMatrix, stands_for
 from fedlora.errors import AdapterMismatchError, TensorFileError
 from fedlora.family import EMBEDDING, HEAD
 from fedlora.files.tensor_file import as_float32
-from fedlora.lora.adapter import Adapter, check_extras
+from fedlora.lora.adapter import Adapter, check_extras, with_extras
 from fedlora.peft.directory import PeftDirectory, read_peft
-from fedlora.peft.layout import HEADS
 from fedlora.peft.misplaced import check_modules
 from fedlora.peft.tensors import Stored, model_tensor
 
@@ -50,6 +48,23 @@ def adapter_of(directory: str | Path, base: BasePack | None) -> tuple[Adapter, s
     return content.adapter, _base_of(content, base, _named(Path(directory), content))
 
 
+def whole_adapter_of(directory: str | Path, base: BasePack) -> Adapter:
+    """The adapter of a PEFT directory, with the heads that trained beside A and B.
+
+    Raises AdapterError for what is not plain LoRA, and AdapterMismatchError for what is for another base, or replaces what
+    is no head.
+    """
+    content, where = read_peft(directory), str(directory)
+    kept = beside_of(replace(content, adapter=with_extras(content.adapter, {})), base, where).replaced
+    if kept:
+        raise AdapterMismatchError(
+            f"{where}: also replaces {_listed(kept)}{_how(content, kept)}, which is no part of an adapter; "
+            f"{_remedy(kept, base)}"
+        )
+    check_is_for(content, base, _named(Path(directory), content))
+    return content.adapter
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beside:
     """The tensors beside A and B, against a base."""
@@ -70,7 +85,7 @@ def check_is_for(content: PeftDirectory, base: BasePack, where: str) -> None:
     """Raise AdapterMismatchError unless every module is one of the base's, and the base the recorded one, if any."""
     check_modules(content.adapter.pairs, base, where)
     content.adapter.check_fits(base.model.linear_modules(), where)
-    check_extras(content.adapter.extras, extra_shapes(base.model.head_parts(), base.model), where)
+    check_extras(content.adapter.extras, base.model.head_inputs(), where)
     recorded = content.base_fingerprint
     if recorded not in (None, base.fingerprint):
         raise AdapterMismatchError(
@@ -148,12 +163,7 @@ def _remedy(kept: Mapping[str, Stored], base: BasePack | None) -> str:
             "they are not the base's own, as far as its quantization tells: they did train, or belong to another base; "
             "train again with LoRA alone"
         )
-    return (
-        "with task_type SEQ_CLS PEFT trains and saves a head of its own; train with task_type=None, and the head stays the "
-        "base's: pack a base whose head was trained"
-        if any(part in module for module in modules for part in HEADS)
-        else "train again without modules_to_save"
-    )
+    return "train again without modules_to_save"
 
 
 def _is_larger(base: BasePack, name: str, stored: Stored) -> bool:

@@ -2,6 +2,7 @@
 
 channels/stable/tone.json             its signed manifest, release.json: what devices of the channel take
 releases/tone/3/adapter/...           its files; one that is in both channels lies there once
+differences/tone/3-from-2/adapter/... the same for devices that have version 2, where that is smaller (`difference.py`)
 """
 
 from __future__ import annotations
@@ -21,3 +22,8 @@ def channel_target(channel: Channel, name: str) -> str:
 def file_target(name: str, version: int, path: str) -> str:
     """A file of a release."""
     return f"releases/{name}/{version}/{path}"
+
+
+def difference_target(name: str, version: int, parent: int, path: str) -> str:
+    """What makes a file of a release of that of its parent."""
+    return f"differences/{name}/{version}-from-{parent}/{path}"

@@ -14,7 +14,8 @@ from fedlora.errors import AtRestError, ReleaseError
 from fedlora.files.at_rest import plain_parts, plain_size_of
 from fedlora.identity.keys import PublicKey
 from fedlora.release.layout import ADAPTER, ENVELOPE, MAX_FILES, UNLISTED, check_path
-from fedlora.release.manifest import FileEntry, ReleaseManifest
+from fedlora.release.manifest import ReleaseManifest
+from fedlora.release.manifest_parts import FileEntry
 from fedlora.release.sealed import SignedRelease, open_release, read_envelope
 
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # no link is followed, no pipe waited for

@@ -36,7 +36,7 @@ class InstalledVersion:
 
     @classmethod
     def of(cls, release: SignedRelease) -> InstalledVersion:
-        folder = f"{release.manifest.version}-{release.digest[:12]}"
+        folder = version_name(release.manifest.version, release.digest)
         return cls(version=release.manifest.version, digest=release.digest, signer=release.signer, folder=folder)
 
 
@@ -85,6 +85,11 @@ def write_installed(folder: Path, installed: Installed) -> None:
 def version_folder(folder: Path, version: InstalledVersion) -> Path:
     """Where the files of a version are."""
     return folder / VERSIONS / version.folder
+
+
+def version_name(version: int, digest: str) -> str:
+    """The name of a version's folder; `digest` is that of its manifest."""
+    return f"{version}-{digest[:12]}"
 
 
 def _version(value: object, where: str) -> InstalledVersion:

@@ -18,6 +18,7 @@ from fedlora.errors import ReleaseError
 
 ENVELOPE, BUNDLE = "release.json", "model.sig"  # what vouches for the other files
 ADAPTER, CARD, BOM = "adapter", "README.md", "bom.cdx.json"
+WEIGHTS_PATH = f"{ADAPTER}/adapter_model.safetensors"  # what travels as a difference
 UNLISTED = (ENVELOPE, BUNDLE)
 MAX_FILES = 64
 MAX_FILE_BYTES = 8 << 30

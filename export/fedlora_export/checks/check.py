@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime as ort
 from fedlora.base.pack import BasePack
 from fedlora.errors import GraphError
-from fedlora.exported.profiles import ROW_PROFILES, Profile
+from fedlora.exported.profiles import HEAD_PROFILES, ROW_PROFILES, Profile
 from fedlora.family import DecoderShape
 from fedlora.lora.adapter import Adapter
 from fedlora.native import BuildError
@@ -89,3 +89,6 @@ def _cases(
     yield "base", [None], None if expected is None else [expected.base]
     if profile not in ("kernel", "base"):
         yield "adapter", [sample.adapters[0]], None if expected is None else [expected.rows[0]]
+    if sample.headed is not None and profile in HEAD_PROFILES:
+        logits = None if expected is None or expected.headed is None else [expected.headed]
+        yield "adapter with a head", [sample.headed], logits

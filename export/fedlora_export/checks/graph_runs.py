@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from fedlora.base.pack import BasePack
+from fedlora.errors import AdapterMismatchError
 from fedlora.exported.inputs import input_values, joined_values, row_values
 from fedlora.exported.profiles import ROW_PROFILES, Profile
 from fedlora.family import DecoderShape
@@ -46,6 +47,11 @@ def adapter_feeds(base: BasePack, profile: Profile, adapters: Sequence[Adapter |
     """The adapter inputs of a batch, but for `kernel`. Raises AdapterError where a scaled value is not finite."""
     modules, first = base.model.linear_modules(), adapters[0]
     if profile == "rows":
+        if any(adapter is not None and adapter.extras for adapter in adapters):
+            raise AdapterMismatchError(
+                "an adapter with a head of its own does not run on a graph of profile rows, whose head is the base's; "
+                "use one of profile compat or fast"
+            )
         return row_values([{} if adapter is None else input_values(adapter) for adapter in adapters], modules)
     adapter_inputs = input_values(first) if first is not None else {}
     return joined_values(adapter_inputs, modules, base.model.linear_groups()) if profile == "fast" else adapter_inputs

@@ -17,6 +17,8 @@ from fedlora_export.checks.torch_logits import computed_logits
 def main(pack: str, output: str) -> None:
     expected = computed_logits(open_pack(pack))
     arrays = {} if expected is None else {"base": expected.base, "first": expected.rows[0], "second": expected.rows[1]}
+    if expected is not None and expected.headed is not None:
+        arrays["headed"] = expected.headed
     with Path(output).open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 

@@ -17,8 +17,9 @@ from typing import cast
 import numpy as np
 from fedlora.base.pack import BasePack
 from fedlora.errors import GraphError
+from fedlora.family import EncoderShape
 from fedlora.files.temporary import own_folder
-from fedlora.lora.adapter import Adapter, LoraPair, initial_adapter
+from fedlora.lora.adapter import Adapter, LoraPair, initial_adapter, with_extras
 from fedlora.lora.config import LoraConfig
 from numpy.typing import NDArray
 
@@ -36,6 +37,7 @@ class Sample:
     tokens: NDArray[np.int64]  # [2, T]
     mask: NDArray[np.int64]  # [2, T]: 0 where the first row is padded at its end
     adapters: tuple[Adapter, Adapter]
+    headed: Adapter | None  # an encoder's: the first one with a head of its own, for two labels more than the base has
 
     @classmethod
     def of(cls, base: BasePack) -> Sample:
@@ -43,7 +45,14 @@ class Sample:
         longest = min(_TOKENS, base.model.max_positions)
         tokens = generator.integers(0, base.model.vocab_size, (2, longest))
         mask = (np.arange(longest) < np.array([[longest - longest // 4], [longest]])).astype(np.int64)
-        return cls(tokens, mask, (_random_adapter(base, generator), _random_adapter(base, generator)))
+        first, second = (_random_adapter(base, generator) for _ in range(2))
+        shapes = base.model.head_inputs()
+        more = len(base.model.labels) + 2 if isinstance(base.model, EncoderShape) else 0
+        head = {
+            name: generator.normal(0, 0.3, [more if size == -1 else size for size in shape]).astype(np.float32)
+            for name, shape in shapes.items()
+        }
+        return cls(tokens, mask, (first, second), with_extras(first, head) if head else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +61,7 @@ class Expected:
 
     base: Floats  # the first row, without an adapter
     rows: tuple[Floats, Floats]  # each row with its own
+    headed: Floats | None = None  # the first row, with the first adapter that has a head
 
 
 def torch_logits(base: BasePack) -> Expected | None:
@@ -69,7 +79,9 @@ def torch_logits(base: BasePack) -> Expected | None:
                 "export again, with more memory free where it was short"
             )
         with np.load(output) as arrays:
-            return Expected(arrays["base"], (arrays["first"], arrays["second"])) if arrays.files else None
+            if not arrays.files:
+                return None
+            return Expected(arrays["base"], (arrays["first"], arrays["second"]), arrays.get("headed"))
 
 
 def find_reference() -> Reference | None:
@@ -92,7 +104,8 @@ def computed_logits(base: BasePack) -> Expected | None:
     first, second = (
         reference(base, text, adapter, np.ones_like(text)) for text, adapter in zip(texts, sample.adapters, strict=True)
     )
-    return Expected(reference(base, texts[0], None, np.ones_like(texts[0])), (first, second))
+    plain, headed = (reference(base, texts[0], adapter, np.ones_like(texts[0])) for adapter in (None, sample.headed))
+    return Expected(plain, (first, second), headed if sample.headed else None)
 
 
 def _random_adapter(base: BasePack, generator: np.random.Generator) -> Adapter:

@@ -10,6 +10,7 @@ from fedlora.errors import AdapterError, GraphError, PackError
 from fedlora.exported.adapter_file import load_adapter_file
 from fedlora.exported.adapter_manifest import read_adapter_manifest
 from fedlora.exported.graph_manifest import check_graph_file
+from fedlora.exported.inputs import is_of_factors
 from fedlora.exported.profiles import DEFAULT, graph_inputs
 from fedlora.files.tensor_file import TensorFile
 from fedlora.graph.graph_check import read_checked_graph
@@ -85,9 +86,10 @@ def verify_adapter(path: Path, base: BasePack, *, allow_unnamed_base: bool = Fal
         allow_unnamed_base=allow_unnamed_base,
     )
     if verified.manifest is None:
-        modules = len(verified.values) // 2
+        modules = sum(map(is_of_factors, verified.values)) // 2
         return f"{path.name}: {modules} modules that fit, finite; no manifest, so its base is known by 31 bits at most"
-    modules = len(verified.manifest.ranks)
+    modules, head = len(verified.manifest.ranks), [name for name in verified.values if not is_of_factors(name)]
     ranks = ", ".join(map(str, sorted(set(verified.manifest.ranks.values()))))
     told = "digest and base as its manifest tells"
-    return f"{path.name}: profile {profile}, {modules} modules of rank {ranks}, finite; {told}"
+    beside = f" and a head of its own ({', '.join(head)})" if head else ""
+    return f"{path.name}: profile {profile}, {modules} modules of rank {ranks}{beside}, finite; {told}"

@@ -12,6 +12,7 @@ from fedlora.base.pack import BasePack, find_pack, open_pack
 from fedlora.errors import ConfigError, FedloraError, GraphError, ReleaseError
 from fedlora.exported.profiles import DEFAULT, graph_name
 from fedlora.family import EncoderShape
+from fedlora.family.encoder import labels_of
 from fedlora.release.canary import Canary, CanaryText
 from numpy.typing import NDArray
 
@@ -87,6 +88,6 @@ def _labels(texts: Sequence[CanaryText], base: BasePack, shape: EncoderShape, ad
             scores: NDArray[np.float32] = session.run(None, feeds)[0][0]
         except Exception as error:  # the runtime raises its own kinds, which share no base
             raise GraphError(f"{base.directory}: ONNX Runtime does not run it: {error}; export it again") from None
-        label = shape.labels[int(scores.argmax())] if np.isfinite(scores).all() else "not finite"
+        label = labels_of(shape, len(scores))[int(scores.argmax())] if np.isfinite(scores).all() else "not finite"
         tried.append(Tried(text=text.text, is_good=label == text.label, told=f"label {label}, expected {text.label}"))
     return tried

@@ -21,9 +21,11 @@ from fedlora.errors import ConfigError, IdentityError, ReleaseError
 from fedlora.files.atomic import whole_file
 from fedlora.files.lock_file import hold
 from fedlora.identity.keys import PublicKey
-from fedlora.release.channels import METADATA, TARGETS, Channel, channel_target, file_target
+from fedlora.release.channels import METADATA, TARGETS, Channel, channel_target, difference_target, file_target
+from fedlora.release.difference import difference
 from fedlora.release.folder import read_release
-from fedlora.release.layout import ENVELOPE
+from fedlora.release.layout import ENVELOPE, WEIGHTS_PATH
+from fedlora.release.manifest import ReleaseManifest
 from fedlora.release.sealed import SignedRelease
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
@@ -34,6 +36,8 @@ from fedlora_server.distribution.role_keys import (
     SNAPSHOT_ROLE,
     TARGETS_ROLE,
     TIMESTAMP_ROLE,
+    Passphrase,
+    has_passphrase,
     key_path,
     new_key,
     read_key,
@@ -43,6 +47,7 @@ from fedlora_server.distribution.role_keys import (
 
 DAYS = {ROOT_ROLE: 365, TARGETS_ROLE: 180, SNAPSHOT_ROLE: 30, TIMESTAMP_ROLE: 7}  # that a role's word holds
 _SPEC = "1.0.31"
+_WORTH_IT = 0.95  # of the whole: a difference above that is not given out
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +56,14 @@ class Repository:
 
     path: Path
     keys: Path
+    passphrase: Passphrase | None = None  # of the offline keys, where they have one
 
-    def init(self, *, root_keys: int = 3, threshold: int = 2, now: datetime | None = None) -> Path:
+    def init(
+        self, *, root_keys: int = 3, threshold: int = 2, now: datetime | None = None, encrypt: bool = False
+    ) -> Path:
         """Make the keys and the first metadata; returns the root file that devices pin.
 
+        With `encrypt` the offline keys have the passphrase; the online ones sign with nobody there.
         Raises ConfigError where a repository is there, or the keys would be given out with it.
         """
         if not 1 <= threshold <= root_keys:
@@ -65,12 +74,11 @@ class Repository:
             )
         if self.path.exists() and any(self.path.iterdir()):
             raise ConfigError(f"{self.path} is there and not empty; name another folder for the repository")
-        moment = _moment(now)
+        moment, asked = _moment(now), self.passphrase() if encrypt and self.passphrase else None
         root = Root(1, _SPEC, moment + timedelta(days=DAYS[ROOT_ROLE]), consistent_snapshot=True)
         names = [f"{ROOT_ROLE}-{number}" for number in range(1, root_keys + 1)]
-        signers = {
-            name: new_key(key_path(self.keys, name)) for name in (*names, TARGETS_ROLE, SNAPSHOT_ROLE, TIMESTAMP_ROLE)
-        }
+        signers = {name: new_key(key_path(self.keys, name), asked) for name in (*names, TARGETS_ROLE)}
+        signers |= {name: new_key(key_path(self.keys, name)) for name in (SNAPSHOT_ROLE, TIMESTAMP_ROLE)}
         for name, signer in signers.items():
             root.add_key(signer.public_key, name.partition("-")[0])
         root.roles[ROOT_ROLE].threshold = threshold
@@ -112,8 +120,25 @@ class Repository:
                     )
                 self._put(file, new[target])
             targets.targets.update(files)
+            targets.targets.update(self._differences(manifest, folder, targets))
             self._commit(targets, newest.snapshot.signed, newest.timestamp.signed, newest.root.signed, moment)
         return release
+
+    def _differences(self, manifest: ReleaseManifest, folder: Path, targets: Targets) -> dict[str, TargetFile]:
+        """What a device with the parent needs in the adapter's place, where that is given out here and it is smaller."""
+        if manifest.parent is None or WEIGHTS_PATH not in manifest.files:
+            return {}
+        name, before = manifest.name, manifest.parent.version
+        parent = targets.targets.get(file_target(name, before, WEIGHTS_PATH))
+        if parent is None or parent.length != manifest.files[WEIGHTS_PATH].size_bytes:
+            return {}
+        made = difference(self._place(parent).read_bytes(), (folder / WEIGHTS_PATH).read_bytes())
+        if made is None or len(made) >= _WORTH_IT * parent.length:
+            return {}
+        file = TargetFile.from_data(difference_target(name, manifest.version, before, WEIGHTS_PATH), made, ["sha256"])
+        with whole_file(self._place(file)) as aside:
+            aside.write_bytes(made)
+        return {file.path: file}
 
     def refresh(self, now: datetime | None = None) -> Timestamp:
         """Sign anew that this is the newest, by the online keys alone. Raises ReleaseError where targets or root ended."""
@@ -147,7 +172,7 @@ class Repository:
             newest = newest_metadata(self.path)
             root = newest.root.signed
             signers = [
-                signer for signer in map(read_key, (key_path(self.keys, name) for name in names))
+                signer for signer in (read_key(key_path(self.keys, name), self.passphrase) for name in names)
                 if signer.public_key.keyid in root.roles[ROOT_ROLE].keyids
             ]  # fmt: skip
             if len(signers) < (least := root.roles[ROOT_ROLE].threshold):
@@ -164,9 +189,10 @@ class Repository:
 
     def _replace(self, name: str, root: Root) -> CryptoSigner:
         path, role = key_path(self.keys, name), name.partition("-")[0]
-        old = read_key(path)
+        old = read_key(path, self.passphrase)
+        passphrase = self.passphrase() if self.passphrase and has_passphrase(path) else None
         path.rename(path.with_suffix(".replaced"))
-        signer = new_key(path)
+        signer = new_key(path, passphrase)
         root.revoke_key(old.public_key.keyid, role)
         root.add_key(signer.public_key, role)
         return signer
@@ -194,7 +220,7 @@ class Repository:
     def _signed(self, signed: Targets | Snapshot | Timestamp, role: str, root: Root, now: datetime) -> bytes:
         signed.expires = now + timedelta(days=DAYS[role])
         metadata: Metadata[Any] = Metadata(signed)  # generic over one kind at a time
-        metadata.sign(signer_of(self.keys, role, root))
+        metadata.sign(signer_of(self.keys, role, root, self.passphrase))
         return metadata.to_bytes()
 
     def _write(self, metadata: Metadata[Root], name: str) -> Path:
@@ -208,11 +234,14 @@ class Repository:
 
     def _put(self, file: TargetFile, source: Path) -> None:
         """Copy a target under the name that has its digest in it, unless it is there."""
-        parent, _, name = file.path.rpartition("/")
-        target = self.path / TARGETS / parent / f"{file.hashes['sha256']}.{name}"
+        target = self._place(file)
         if not target.is_file() or target.stat().st_size != file.length:
             with whole_file(target) as aside:
                 shutil.copyfile(source, aside)
+
+    def _place(self, file: TargetFile) -> Path:
+        parent, _, name = file.path.rpartition("/")
+        return self.path / TARGETS / parent / f"{file.hashes['sha256']}.{name}"
 
     @contextmanager
     def _held(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fedlora.base.pack import BasePack
@@ -37,11 +37,11 @@ _MOST_BYTES = 16 << 30  # of a file, where the adapter that the run began with i
 
 def write_round(
     directory: Path, adapter: Adapter, moments: Moments, record: RoundRecord, base: BasePack, run: str,
-    add: Callable[[Path], None] = lambda folder: None,
+    add: Callable[[Path, Mapping[str, str]], None] = lambda folder, digests: None,
 ) -> None:  # fmt: skip
     """Commit a round. Raises OSError or ConfigError, and the directory is then not there.
 
-    `add` is given the folder when all else is in it.
+    `add` is given the folder when all else is in it, and the digests of the large files, which are not hashed again.
     """
     with whole_directory(directory) as aside:
         write_peft(
@@ -50,9 +50,10 @@ def write_round(
         if moments:
             _write_moments(aside / MOMENTS, moments)
         (aside / RECORD).write_text(json.dumps(record.line(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        seal = {"round": record.round, "run": run, "files": _digests(aside)}
+        digests = _digests(aside)
+        seal = {"round": record.round, "run": run, "files": digests}
         (aside / SEAL).write_text(json.dumps(seal, indent=2) + "\n", encoding="utf-8")
-        add(aside)
+        add(aside, digests)
 
 
 def read_round(directory: Path, first: Adapter, base: BasePack, run: str) -> tuple[Adapter, Moments]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 from fedlora.base.pack import EMBEDDED
 from fedlora.commands.needed import needed
+from fedlora.config.hub_source import is_hub
 from fedlora.config.run import FieldNames, RunConfig, changed
 from fedlora.errors import ConfigError
 from fedlora.nearest import check_there
@@ -64,7 +65,8 @@ def evaluate(
     check_there(model, (EMBEDDED,))
     if adapter:
         check_adapter(adapter)
-    check_there(data)
+    if not is_hub(data):
+        check_there(data)
     if graph:
         check_there(graph)
     for change in changes:

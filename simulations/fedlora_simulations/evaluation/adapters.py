@@ -8,12 +8,12 @@ from pathlib import Path
 from fedlora.base.pack import BasePack
 from fedlora.config.run import RunConfig
 from fedlora.errors import ConfigError
-from fedlora.exported.adapter_loading import load_adapter_file
+from fedlora.exported.adapter_file import load_adapter_file
 from fedlora.exported.inputs import adapter_of_inputs
 from fedlora.exported.profiles import DEFAULT, graph_inputs
 from fedlora.lora.adapter import Adapter
 from fedlora.peft.finding import find_adapter
-from fedlora.peft.for_base import adapter_of
+from fedlora.peft.for_base import whole_adapter_of
 from fedlora_server.run.run_directory import CONFIG, ROUNDS, RunDirectory, last_round, read_config
 
 
@@ -49,6 +49,6 @@ def adapter_place(source: str, server_round: int) -> AdapterPlace:
 def read_adapter(path: Path, base: BasePack) -> Adapter:
     """For torch: the adapter, verified for the base. Raises AdapterError."""
     if path.is_dir():
-        return adapter_of(path, base)[0]
+        return whole_adapter_of(path, base)
     file = load_adapter_file(path, base_fingerprint=base.fingerprint, inputs=graph_inputs(base.model, DEFAULT))
     return adapter_of_inputs(file.values)

@@ -13,12 +13,13 @@ from fedlora.config.sections import FieldNames
 from fedlora.data.examples import Completion, MultipleChoice
 from fedlora.errors import ConfigError, DataError
 from fedlora.family import DecoderShape
+from fedlora.wire.choice_counts import ChoiceCounts
 from fedlora_client.data.encoder_windows import label_windows
 from fedlora_client.data.encoding import ExampleEncoder
 from fedlora_client.data.tokenizer import open_tokenizer
 from fedlora_client.data.windows import Windows, read_windows
 from fedlora_client.evaluation.answers import Answer, answered
-from fedlora_client.evaluation.choices import ChoiceCounts, count_choices
+from fedlora_client.evaluation.choices import choice_requests, count_choices
 from fedlora_client.evaluation.scorer import Scorer, TorchScorer
 from fedlora_client.model import open_model
 from fedlora_client.ops.compute import choose_compute
@@ -138,7 +139,7 @@ def _choices(scorer: Scorer, base: BasePack, data: Measured, order: Order) -> Ch
     if not questions or not isinstance(base.model, DecoderShape):
         return ChoiceCounts()
     encoder = ExampleEncoder(tokenizer=open_tokenizer(base.directory), shape=base.model)
-    return count_choices(scorer, questions, encoder, str(order.data))
+    return count_choices(scorer, questions, choice_requests(questions, encoder, str(order.data)))
 
 
 def _answers(scorer: Scorer, base: BasePack, data: Measured, order: Order) -> list[Answer]:

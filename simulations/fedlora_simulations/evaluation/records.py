@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fedlora.config.hub_source import is_hub
 from fedlora.config.sections import FieldNames
 from fedlora.data.examples import Completion, Example, MultipleChoice
 from fedlora.errors import ConfigError, DataError
-from fedlora_client.records.data_file import format_of, read_file
+from fedlora_client.records.arrow_rows import read_hub
+from fedlora_client.records.data_file import FileContent, content_of, format_of, read_file
 from fedlora_client.records.folder import is_document, is_hidden, part_of
 
 PROMPT = "{prompt}"  # where a record's own prompt stands in a template
@@ -29,12 +31,12 @@ def read_measured(place: Path, fields: FieldNames, *, template: str = "", limit:
 
     `template` stands around the prompts, the first `limit` examples are kept (0: all). Raises DataError.
     """
-    files = _files(place) if place.is_dir() else [place]
     examples: list[Example] = []
     notices = []
+    files = [place] if is_hub(str(place)) else _files(place) if place.is_dir() else [place]
     try:
         for file in files:
-            content = read_file(file, fields)
+            content = _of_hub(str(file), fields) if is_hub(str(file)) else read_file(file, fields)
             examples += content.all
             notices += [f"{file.name}: {notice}" for notice in content.notices]
     except OSError as error:
@@ -47,6 +49,12 @@ def read_measured(place: Path, fields: FieldNames, *, template: str = "", limit:
     return Measured(
         files=tuple(file.name for file in files), examples=tuple(_prompted(chosen, template)), notices=tuple(notices)
     )
+
+
+def _of_hub(source: str, fields: FieldNames) -> FileContent:
+    """The split test, or else validation; all of one that has no such split."""
+    train, test = read_hub(source, fields)
+    return content_of(test or train)
 
 
 def _files(place: Path) -> list[Path]:

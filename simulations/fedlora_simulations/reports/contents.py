@@ -19,6 +19,7 @@ from fedlora_simulations.reports.results import (
     differences_table,
     examples_table,
     extra_table,
+    rates_table,
     results_table,
 )
 from fedlora_simulations.reports.run import RunResult
@@ -102,7 +103,7 @@ def _section(panel: Panel, against: str, full: Mapping[str, float] | None) -> Se
     compared += [figures.distances(panel, reference, key, found[key]) for key in leading if key in found]
     tables = [
         differences_table(panel, reference, found) if found else None, devices_table(panel), examples_table(panel),
-        extra_table(panel),
+        rates_table(panel), extra_table(panel),
     ]  # fmt: skip
     section = Section(
         panel=panel, facts=tuple(_facts(panel, leading, reference, found)), large=tuple(large),

@@ -1,19 +1,20 @@
 """A picture drawn: as SVG, PDF, or the rows of a CSV. The same bytes for the same numbers.
 
-Units are pixels of a page on which the picture has its own size: 400 wide for one of several beside each other, 800 for one
+Units are pixels of a page on which the picture has its own size: 360 wide for one of several beside each other, 800 for one
 that has the page's width. Text has 12 of them, so it can be read at either.
 """
 
 from __future__ import annotations
 
+import html
 import io
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import singledispatch
+from itertools import zip_longest
 from typing import Any
-from xml.sax.saxutils import quoteattr
 
 import matplotlib as mpl
 from fedlora.errors import printable
@@ -35,9 +36,9 @@ from fedlora_simulations.reports.palette import (
     with_variables,
 )
 
-NARROW, WIDE = 400, 800  # pixels
+NARROW, WIDE = 360, 800  # pixels
 _PER_INCH = 72
-_LONGEST = 28  # characters of a name beside an axis; the tables have it whole
+_LONGEST = {NARROW: 18, WIDE: 28}  # characters of a name beside an axis; the tables have it whole
 _MOST_NAMES = 60  # beside one axis
 _STYLE: Mapping[Any, Any] = {
     "svg.fonttype": "none", "pdf.fonttype": 42, "font.size": 12, "text.color": TEXT, "axes.labelcolor": MUTED,
@@ -47,16 +48,16 @@ _STYLE: Mapping[Any, Any] = {
 }  # fmt: skip
 
 
-def svg(chart: Chart, width: int = NARROW, *, titled: bool = True) -> str:
+def svg(chart: Chart, width: int = NARROW, *, titled: bool = True, mark: str = "") -> str:
     """An SVG; with its title and legend inside where it stands alone."""
     buffer = io.BytesIO()
-    _draw(chart, width, buffer, "svg", titled=titled)
+    _draw(chart, width, buffer, "svg", titled=titled, mark=mark)
     return _tidied(buffer, chart.title)
 
 
-def inline(chart: Chart, width: int = NARROW) -> str:
-    """The SVG for a page that has the title, the legend and the colours."""
-    return with_variables(svg(chart, width, titled=False))
+def inline(chart: Chart, width: int = NARROW, mark: str = "") -> str:
+    """The SVG for a page that has the title, the legend and the colours; `mark` tells it from others of its name there."""
+    return with_variables(svg(chart, width, titled=False, mark=mark))
 
 
 def pdf(chart: Chart, width: int = NARROW) -> bytes:
@@ -70,11 +71,11 @@ def panels_svg(charts: Sequence[Chart], width: int) -> str:
     """Several pictures of one kind, one below another, each with its title, as one SVG."""
     heights = [height_of(chart, width) + 24 for chart in charts]
     buffer, title = io.BytesIO(), ", ".join(chart.title for chart in charts)
-    with _style(f"{charts[0].name} {width}"):
+    with look(f"{charts[0].name} {width}"):
         figure = Figure(figsize=(width / _PER_INCH, sum(heights) / _PER_INCH), layout="constrained")
         panels = figure.subplots(len(charts), 1, squeeze=False, height_ratios=heights)[:, 0]
         for axes, chart in zip(panels, charts, strict=True):
-            _plot(chart, axes)
+            _plot(chart, axes, width)
             axes.set_title(_literal(printable(chart.title)), loc="left", pad=18, color=TEXT)
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return _tidied(buffer, title)
@@ -90,7 +91,7 @@ def height_of(chart: Chart, width: int) -> int:
 
 
 @contextmanager
-def _style(salt: str) -> Iterator[None]:
+def look(salt: str) -> Iterator[None]:
     """The look of all pictures; `salt` makes the names within an SVG those of this picture alone."""
     with mpl.rc_context({**_STYLE, "svg.hashsalt": f"fedlora {salt}"}), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a name may have characters that the font lacks: a browser's has them
@@ -102,33 +103,37 @@ def _tidied(buffer: io.BytesIO, title: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<(g|svg) id=\"[^\"]*\"", r"<\1", text)  # those of several pictures in one page would be the same
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    return text.replace("<svg ", f'<svg role="img" aria-label={quoteattr(printable(title))} ', 1)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(printable(title))}" ', 1)
 
 
-def _draw(chart: Chart, width: int, buffer: io.BytesIO, kind: str, *, titled: bool) -> None:
-    names = [_literal(_shown(name)) for name, _ in chart.legend] if titled else []
+def figure_of(chart: Chart, width: int, *, titled: bool) -> Figure:
+    """The picture, laid out when it is written; drawn within `look`."""
+    names = [_literal(_shown(name, width)) for name, _ in chart.legend] if titled else []
     columns = 1 if width <= NARROW else 2
     height = height_of(chart, width) + (28 + 20 * -(-len(names) // columns) if titled else 0)
-    with _style(f"{chart.name} {width}"):
-        figure = Figure(figsize=(width / _PER_INCH, height / _PER_INCH), layout="constrained")
-        axes = figure.subplots()
-        handles = _plot(chart, axes)
-        if titled:
-            figure.suptitle(_literal(chart.title), fontsize=13, x=0.02, ha="left", color=TEXT)
-            if names:
-                figure.legend(handles, names, loc="outside lower left", ncols=columns, frameon=False)
+    figure = Figure(figsize=(width / _PER_INCH, height / _PER_INCH), layout="constrained")
+    handles = _plot(chart, figure.subplots(), width)
+    if titled:
+        figure.suptitle(_literal(printable(chart.title)), fontsize=13, x=0.02, ha="left", color=TEXT)
+        if names:
+            figure.legend(handles, names, loc="outside lower left", ncols=columns, frameon=False)
+    return figure
+
+
+def _draw(chart: Chart, width: int, buffer: io.BytesIO, kind: str, *, titled: bool, mark: str = "") -> None:
+    with look(f"{mark}{chart.name} {width}"):
         metadata = {"Date": None} if kind == "svg" else {"CreationDate": None, "Title": printable(chart.title)}
-        figure.savefig(buffer, format=kind, metadata=metadata)
+        figure_of(chart, width, titled=titled).savefig(buffer, format=kind, metadata=metadata)
 
 
 @singledispatch
-def _plot(chart: Chart, axes: Axes) -> Sequence[Artist]:
+def _plot(chart: Chart, axes: Axes, width: int) -> Sequence[Artist]:
     """Draw into the axes; the handles of the legend."""
     raise TypeError(f"no way to draw {type(chart).__name__}")
 
 
 @_plot.register
-def _(chart: LineChart, axes: Axes) -> Sequence[Artist]:
+def _(chart: LineChart, axes: Axes, width: int) -> Sequence[Artist]:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.grid(axis="y", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -136,8 +141,9 @@ def _(chart: LineChart, axes: Axes) -> Sequence[Artist]:
     for name, level in chart.levels:
         axes.axhline(level, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         axes.annotate(
-            _literal(_shown(name)), (1, level), (0, 3), xycoords=("axes fraction", "data"), textcoords="offset points",
-            ha="right", color=MUTED, fontsize=11,
+            _literal(_shown(name, width)), (1, level), (0, 3), xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            ha="right", color=MUTED,
         )  # fmt: skip
     axes.set_xlabel(chart.x_label)
     axes.set_ylabel(chart.y_label)
@@ -154,7 +160,7 @@ def _(chart: LineChart, axes: Axes) -> Sequence[Artist]:
 
 
 @_plot.register
-def _(chart: BarChart, axes: Axes) -> Sequence[Artist]:
+def _(chart: BarChart, axes: Axes, width: int) -> Sequence[Artist]:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.grid(axis="x", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -165,10 +171,11 @@ def _(chart: BarChart, axes: Axes) -> Sequence[Artist]:
     for name, level in chart.levels:
         axes.axvline(level, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         axes.annotate(
-            _literal(_shown(name)), (level, 1), (0, 2), xycoords=("data", "axes fraction"), textcoords="offset points",
-            ha="center", va="bottom", color=MUTED, fontsize=11, annotation_clip=False,
+            _literal(_shown(name, width)), (level, 1), (0, 2), xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            ha="center", va="bottom", color=MUTED, annotation_clip=False,
         )  # fmt: skip
-    axes.set_yticks(range(len(chart.bars)), [_literal(_shown(bar.name)) for bar in chart.bars])
+    axes.set_yticks(range(len(chart.bars)), _beside_axis([bar.name for bar in chart.bars], width))
     axes.tick_params(axis="y", length=0, labelcolor=TEXT)
     axes.set_ylim(len(chart.bars) - 0.4, -0.6)
     axes.set_xlim(
@@ -180,7 +187,7 @@ def _(chart: BarChart, axes: Axes) -> Sequence[Artist]:
 
 
 @_plot.register
-def _(chart: StackChart, axes: Axes) -> Sequence[Artist]:
+def _(chart: StackChart, axes: Axes, width: int) -> Sequence[Artist]:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.grid(axis="x", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -193,7 +200,7 @@ def _(chart: StackChart, axes: Axes) -> Sequence[Artist]:
         handles.append(bars[0])
         left = [before + count for before, count in zip(left, counts, strict=True)]
     named = len(chart.bars) <= _MOST_NAMES
-    axes.set_yticks(places if named else [], [_literal(_shown(name)) for name, _ in chart.bars] if named else [])
+    axes.set_yticks(places if named else [], _beside_axis([name for name, _ in chart.bars], width) if named else [])
     axes.tick_params(axis="y", length=0, labelcolor=TEXT)
     axes.set_ylim(len(chart.bars) - 0.4, -0.6)
     axes.set_xlim(0, max([*left, 1]) * 1.04)
@@ -243,10 +250,19 @@ def _ticks(axis: mpl.axis.Axis, *, is_share: bool, most: int) -> None:
         axis.set_major_formatter(formatter)
 
 
-def _shown(name: str) -> str:
-    """A name as it has room beside an axis."""
-    text = printable(name)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+def _shown(name: str, width: int) -> str:
+    """A name as it has room in a picture of this width."""
+    text, most = printable(name), _LONGEST[NARROW if width <= NARROW else WIDE]
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _beside_axis(names: Sequence[str], width: int) -> list[str]:
+    """Names of rows: where some are too long, without the beginning that all share, so that they are still told apart."""
+    most, texts = _LONGEST[NARROW if width <= NARROW else WIDE], [printable(name) for name in names]
+    cut = 0
+    if len(set(texts)) > 1 and max(map(len, texts)) > most:
+        cut = next(place for place, each in enumerate(zip_longest(*texts)) if len(set(each)) > 1)
+    return [_literal(_shown(f"…{text[cut:]}" if cut > 1 else text, width)) for text in texts]
 
 
 def _literal(text: str) -> str:

@@ -16,7 +16,8 @@ from fedlora_simulations.reports.student import Interval
 
 ACCURACIES = ("test.accuracy", "scores.accuracy", "accuracy.mean")  # the first that is there leads
 _AFTER = (
-    "test.loss", "scores.accuracy", "accuracy.worst_tenth", "test.macro_f1", "test.mcc", "loss.worst_tenth", "loss.std",
+    "test.loss", "never_trained.accuracy", "never_trained.loss", "scores.accuracy", "accuracy.worst_tenth", "test.macro_f1",
+    "test.mcc", "loss.worst_tenth", "loss.std",
     "aggregation_error", "seconds", "peak_mb",
 )  # fmt: skip
 _SEEDS = "Band: mean ± one standard deviation over the seeds."
@@ -134,10 +135,11 @@ def partition_chart(partition: Partition, name: str = "partition", of: str = "")
     """Who has what: a bar for each device, cut by label or topic."""
     kinds = partition.kinds
     test = f" The test set has {partition.test} more." if partition.test else ""
+    note = f"Examples that a device trains on or holds out.{test}"
     return StackChart(
-        name=name, title=f"Who has what{': ' + of if of else ''}", x_label="examples, trained on and held out",
+        name=name, title=f"Who has what{': ' + of if of else ''}", x_label="examples",
         kinds=tuple(kinds), bars=tuple((device, tuple(counts)) for device, counts in partition.rows()),
-        has_others=OTHERS in kinds and kinds[-1] == OTHERS, one_kind=kinds == [EXAMPLES], note=test.strip(),
+        has_others=OTHERS in kinds and kinds[-1] == OTHERS, one_kind=kinds == [EXAMPLES], note=note,
     )  # fmt: skip
 
 

@@ -35,7 +35,6 @@ class Group:
 
     name: str
     runs: tuple[RunResult, ...]
-    rates: str = ""  # of a study: where its learning rate was chosen
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -96,7 +95,9 @@ class Panel:
     title: str = ""
     groups: tuple[Group, ...]
     pooled: Mapping[int, float] = field(default_factory=dict)  # {seed: loss} of one training on all data together
-    pooled_base: float | None = None  # the loss before it
+    rates: Mapping[str, Mapping[float, float]] = field(
+        default_factory=dict
+    )  # of a study: {row: {lr: loss}} that were tried
     notices: tuple[str, ...] = ()
 
     @property

@@ -18,7 +18,8 @@ Record = Mapping[str, Any]
 Over = Literal["last", "mean", "sum"]  # how rounds become one number
 
 _SCORES = {"loss": "loss", "accuracy": "accuracy", "macro_f1": "macro F1", "mcc": "Matthews' correlation"}
-_PARTS = {"scores": "held-out texts", "test": "test set"}
+_NEVER = "never_trained"  # of devices that data.partition.held_out takes out of training
+_PARTS = {"scores": "held-out texts", "test": "test set", _NEVER: "clients who never trained"}
 _SHARES = ("accuracy", "aggregation_error", "exact_match")
 _MORE_IS_BETTER = ("accuracy", "macro_f1", "mcc", "exact_match", "f1")
 _COUNTS = ("texts", "tokens", "devices", "examples")  # of a group: how much was measured, and no measure
@@ -51,6 +52,7 @@ _KNOWN = {
     for measure in (
         Measure(key="loss", title="held-out loss", less_is_better=True),
         Measure(key="loss.worst_tenth", title="loss, worst tenth", less_is_better=True),
+        Measure(key="loss.median", title="loss, median device", less_is_better=True),
         Measure(key="loss.std", title="loss, spread over devices"),
         Measure(key="loss.weighted_mean", title="loss, by examples", less_is_better=True),
         Measure(key="accuracy.mean", title="accuracy, mean of devices", is_share=True, less_is_better=False),
@@ -89,11 +91,16 @@ def numbers_of(record: Record, devices: Iterable[str] = ()) -> dict[str, float]:
     found: dict[str, float] = {}
     if over:
         found |= {"loss": over["mean"]} if "mean" in over else {}
-        found |= {f"loss.{name}": over[name] for name in ("worst_tenth", "std", "weighted_mean") if name in over}
+        found |= {
+            f"loss.{name}": over[name] for name in ("worst_tenth", "median", "std", "weighted_mean") if name in over
+        }
     if accuracy:
         least = sorted(accuracy.values())[: math.ceil(len(accuracy) / 10)]
         found |= {"accuracy.mean": fmean(accuracy.values()), "accuracy.worst_tenth": fmean(least)}
-    for part in _PARTS:
+    if never := record.get(_NEVER):
+        found |= {f"{_NEVER}.loss": never["mean"], f"{_NEVER}.worst_tenth_loss": never["worst_tenth"]}
+        found |= {f"{_NEVER}.{name}": never[name] for name in _SCORES if name in never}
+    for part in ("scores", "test"):
         found |= {f"{part}.{name}": value for name, value in (record.get(part) or {}).items() if name not in _COUNTS}
     if record["round"]:
         peaks = [told["peak_mb"] for told in (record.get("costs") or {}).values() if "peak_mb" in told]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.resources import files
 
 import jinja2
-from markupsafe import Markup
 
-from fedlora_simulations.reports.charts import Chart
 from fedlora_simulations.reports.contents import Report
 from fedlora_simulations.reports.drawing import NARROW, WIDE, inline
 from fedlora_simulations.reports.palette import SERIES, variables
@@ -30,18 +29,10 @@ def page(report: Report) -> str:
     return environment.get_template("report.html.j2").render(
         report=report,
         policy=POLICY,
-        style=Markup(style.replace("/* series: light */", variables(False)).replace("/* series: dark */", variables(True))),
-        icon=Markup(icon),
-        narrow=_narrow,
-        wide=_wide,
+        style=style.replace("/* series: light */", variables(False)).replace("/* series: dark */", variables(True)),
+        icon=icon,
+        narrow=partial(inline, width=NARROW),
+        wide=partial(inline, width=WIDE),
         colours=len(SERIES),
         most_open=_MOST_OPEN,
     )  # fmt: skip
-
-
-def _narrow(chart: Chart) -> Markup:
-    return Markup(inline(chart, NARROW))
-
-
-def _wide(chart: Chart) -> Markup:
-    return Markup(inline(chart, WIDE))

@@ -13,9 +13,15 @@ from fedlora_simulations.reports.tables import Cell, Table, absent, name_cell, n
 
 _COLUMNS = (
     "loss", "loss.worst_tenth", "test.loss", "test.accuracy", "test.macro_f1", "test.mcc", "scores.accuracy",
-    "aggregation_error", "mb_down", "mb_up", "seconds", "kb_down", "kb_up",
+    "never_trained.loss", "never_trained.accuracy", "aggregation_error", "mb_down", "mb_up", "seconds", "kb_down", "kb_up",
 )  # fmt: skip
-_OF_THE_BASE = ("loss", "test", "scores", "accuracy")  # first parts of keys that are measured before the first round
+_OF_THE_BASE = (
+    "loss",
+    "test",
+    "scores",
+    "accuracy",
+    "never_trained",
+)  # first parts of keys that are measured before the first round
 NOT_MEASURED = "not measured"
 EXAMPLES = {  # what is counted, and what it is called
     "examples": "examples trained on", "cut_examples": "cut", "left_out_examples": "left out",
@@ -148,6 +154,28 @@ def counts_of(records: Sequence[Mapping[str, object]]) -> dict[str, dict[str, in
     return counts
 
 
+def rates_table(panel: Panel) -> Table | None:
+    """The losses by learning rate where it was chosen; the choice bold, and told where it is at the edge of the grid."""
+    grid = sorted({lr for tried in panel.rates.values() for lr in tried})
+    if len(grid) < 2:
+        return None
+    chosen = {group.name: float(group.config["train.lr"]) for group in panel.groups}
+    rows = []
+    for name, tried in panel.rates.items():
+        cells = [name_cell(name)]
+        mine = chosen.get(name, min(tried, key=lambda lr: (tried[lr], lr)))
+        cells += [
+            number_cell(f"{tried[lr]:.3f}", tried[lr], is_best=lr == mine) if lr in tried else absent() for lr in grid
+        ]
+        cells.append(name_cell("at the edge of the grid" if mine in (grid[0], grid[-1]) else ""))
+        rows.append(cells)
+    return table(
+        "learning-rates", "Learning rates", ["", *(f"{lr:g}" for lr in grid), ""], rows,
+        columns=(False, *([True] * len(grid)), False),
+        note="Final held-out loss by train.lr, where it was tuned. Bold: the choice.",
+    )  # fmt: skip
+
+
 def extra_table(panel: Panel) -> Table | None:
     """Groups of numbers that this version does not know, as they stand in the metrics: first and last."""
     rows = []
@@ -239,7 +267,7 @@ def _value(measure: Measure, mean: float, deviation: float | None = None, *, is_
 def _way(panel: Panel, name: str, loss: float | None) -> Cell:
     """How much of the way from the base to pooled training a row has gone."""
     bases = [value for group in panel.groups if (value := group.first("loss")) is not None]
-    base = fmean(bases) if bases else panel.pooled_base
+    base = fmean(bases) if bases else None
     if loss is None or base is None or name.startswith("base"):
         return absent()
     whole = base - fmean(panel.pooled.values())

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fedlora.config.run import RunConfig, Scalar
-from fedlora.errors import ConfigError, RunError
+from fedlora.errors import ConfigError
 from fedlora.files.documents import read_object
 from fedlora.files.lock_file import is_held
 from fedlora.nearest import check_there
@@ -17,6 +17,7 @@ from fedlora_server.run.run_directory import BEFORE, CONFIG, RUN, devices_to_mea
 from fedlora_server.run.run_lock import LOCK
 
 from fedlora_simulations.partition import Partition, read_partition
+from fedlora_simulations.reports.baselines import read_alone
 from fedlora_simulations.reports.environment import read_environment
 from fedlora_simulations.reports.measures import Record, measure_of, numbers_of
 
@@ -125,11 +126,8 @@ def read_run(path: Path | str) -> RunResult:
         is_running=is_held(path / LOCK),
         partition=read_partition(path),
         environment=read_environment(path),
-        alone=_alone(path),
+        alone=read_alone(path),
     )
-
-
-BASELINES = "baselines.json"  # {"alone": {device: loss}}
 
 
 def _config(path: Path) -> dict[str, Scalar]:
@@ -150,16 +148,6 @@ def _fingerprint(path: Path) -> str:
     except ConfigError:
         return ""
     return found if isinstance(found, str) else ""
-
-
-def _alone(path: Path) -> dict[str, float]:
-    file = path / BASELINES
-    if not file.exists():
-        return {}
-    alone = read_object(file, RunError, "what devices reached by themselves").get("alone", {})
-    if not isinstance(alone, dict) or not all(type(value) is float and abs(value) < 1e9 for value in alone.values()):
-        raise RunError(f"{file}: alone is {alone!r:.60}; expected a loss by device: remove the file, or copy it again")
-    return {str(device): float(loss) for device, loss in alone.items()}
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from fedlora_server.run.loss_over_devices import accuracy_over_devices, loss_over_devices
 
+from fedlora_simulations.study.definition import SCORES
+
 
 def measures_of(
     loss: Mapping[str, float], examples: Mapping[str, float], accuracy: Mapping[str, float], scores: Mapping[str, float]
@@ -20,5 +22,8 @@ def measures_of(
         "worst_tenth": over.get("worst_tenth"),
     }  # fmt: skip
     if accuracy.keys() == loss.keys():
-        found |= {**scores, "worst_tenth_accuracy": right["worst_tenth"]}
+        found |= {
+            **{name: value for name, value in scores.items() if name in SCORES},
+            "worst_tenth_accuracy": right["worst_tenth"],
+        }
     return {name: value for name, value in found.items() if value is not None}

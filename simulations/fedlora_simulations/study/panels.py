@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
@@ -39,7 +39,10 @@ def study_panels(directory: Path) -> list[Panel]:
     rates = {row: _rate([result for result in done if result.row == row]) for row in dict.fromkeys(r.row for r in done)}
     chosen = [result for result in done if result.lr == rates[result.row]]
     failed = [result for result in results if result.failure and result.lr == rates.get(result.row, result.lr)]
-    panels = [_panel(directory, setting, chosen, failed) for setting in dict.fromkeys(r.setting for r in results)]
+    tried = {row: _tried([result for result in done if result.row == row]) for row in rates}
+    panels = [
+        _panel(directory, setting, chosen, failed, tried) for setting in dict.fromkeys(r.setting for r in results)
+    ]
     return [panel for panel in panels if panel.groups]
 
 
@@ -55,7 +58,22 @@ def _rate(results: Sequence[Result]) -> float:
     return min(losses, key=lambda lr: (losses[lr], lr))
 
 
-def _panel(directory: Path, setting: str, chosen: Sequence[Result], failed: Sequence[Result]) -> Panel:
+def _tried(results: Sequence[Result]) -> dict[float, float]:
+    """{learning rate: loss} of a row in the place where most rates were tried: the tuning."""
+    places: dict[tuple[str, int], dict[float, float]] = {}
+    for result in results:
+        if result.loss is not None:
+            places.setdefault((result.setting, result.seed), {})[result.lr] = result.loss
+    return max(places.values(), key=len, default={})
+
+
+def _panel(
+    directory: Path,
+    setting: str,
+    chosen: Sequence[Result],
+    failed: Sequence[Result],
+    tried: Mapping[str, Mapping[float, float]],
+) -> Panel:
     own = [result for result in chosen if result.setting == setting]
     by_row: dict[str, list[Result]] = {}
     for result in own:
@@ -67,13 +85,16 @@ def _panel(directory: Path, setting: str, chosen: Sequence[Result], failed: Sequ
         if missing := sorted(seeds - {result.seed for result in found}):
             notices.append(f"{row}, {setting}: no result of seed {', '.join(map(str, missing))}")
     groups = tuple(
-        Group(
-            name=row, runs=tuple(_run(directory, each) for each in sorted(found, key=lambda r: r.seed)),
-            rates=f"{found[0].lr:g}",
-        )
+        Group(name=row, runs=tuple(_run(directory, each) for each in sorted(found, key=lambda r: r.seed)))
         for row, found in by_row.items()
     )  # fmt: skip
-    return Panel(title=f"{directory.resolve().name}: {setting}", groups=groups, pooled=pooled, notices=tuple(notices))
+    return Panel(
+        title=f"{directory.resolve().name}: {setting}",
+        groups=groups,
+        pooled=pooled,
+        notices=tuple(notices),
+        rates=tried,
+    )
 
 
 def _elsewhere(chosen: Sequence[Result], own: Sequence[Result]) -> list[Result]:

@@ -12,6 +12,7 @@ from fedlora.lora.adapter import Adapter
 from fedlora_client.data.windows import Windows
 from fedlora_client.device import Device
 from fedlora_client.training.trainer import train
+from fedlora_server.run.label_scores import scores_of
 
 from fedlora_simulations.device_threads import DeviceThreads
 from fedlora_simulations.nodes import node_configs
@@ -27,15 +28,16 @@ def pooled_measures(config: RunConfig, workers: int) -> dict[str, float]:
     as those of all devices together, drawn from all windows alike. It is one training: the state of AdamW lives on.
     """
     devices = [Device(config, node) for node in node_configs(config)]
+    devices = [device for device in devices if not device.data.never_trains]
     with DeviceThreads(1, cores_each=workers) as threads:
         adapter = threads.submit(lambda: trained_on_all(config, devices)).result()
     with DeviceThreads(workers) as threads:
         measured = list(threads.map(lambda device: device.measure("held_out", adapter), devices))
     losses = {str(number): one.loss for number, one in enumerate(measured)}
     examples = {str(number): device.held_out_windows().examples for number, device in enumerate(devices)}
-    counts = [one.labels for one in measured if one.labels]
-    accuracy = {str(number): one.scores["accuracy"] for number, one in enumerate(measured) if one.labels}
-    scores = sum(counts[1:], counts[0]).scores() if counts else {}
+    counts = {str(number): found for number, one in enumerate(measured) if (found := one.labels or one.choices)}
+    accuracy = {device: scores_of([one])["accuracy"] for device, one in counts.items()}
+    scores = scores_of(counts.values())
     return measures_of(losses, examples, accuracy, scores)
 
 

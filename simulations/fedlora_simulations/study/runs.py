@@ -175,6 +175,7 @@ def _result(run: Run, config: RunConfig) -> Result:
 def _mean_loss(record: dict[str, Any], config: RunConfig) -> float:
     """Unweighted, over all devices: a mean over some is another number. Raises RunError for it."""
     losses, devices = record["loss"].values(), config.simulation.devices
+    devices -= len(config.data.partition.never_training(devices))
     if len(losses) < devices:
         raise RunError(
             f"round {record['round']}: {len(losses)} of {devices} devices were measured; a mean over all is expected"

@@ -16,11 +16,12 @@ from fedlora.config.sections import FieldNames
 from fedlora.data.examples import MultipleChoice
 from fedlora.errors import DataError
 from fedlora.lora.adapter import Adapter
+from fedlora.wire.choice_counts import ChoiceCounts
 from fedlora_client.data.encoding import ExampleEncoder, Pairs
 from fedlora_client.data.tokenizer import open_tokenizer
 from fedlora_client.data.windows import Windows
 from fedlora_client.evaluation import choices as module
-from fedlora_client.evaluation.choices import ChoiceCounts, count_choices, counted
+from fedlora_client.evaluation.choices import choice_requests, count_choices, counted
 from fedlora_client.evaluation.ends import Ends
 from fedlora_client.evaluation.scorer import TorchScorer
 from fedlora_client.model import open_model
@@ -65,7 +66,7 @@ def likelihoods(
     base: BasePack, questions: Sequence[MultipleChoice], adapter: Adapter | None = None
 ) -> tuple[ChoiceCounts, list[list[float]]]:
     recorded = Recorded(TorchScorer(open_model(base, choose_compute("float32", device="cpu")), adapter))
-    counts = count_choices(recorded, questions, encoder_of(base), "test")
+    counts = count_choices(recorded, questions, choice_requests(questions, encoder_of(base), "test"))
     context = base.shape.max_positions
     of = [[module._cut(pairs, context, "") for pairs in encoder_of(base).choice_pairs(one, "")] for one in questions]
     return counts, [[recorded.found[tuple(p.inputs.tolist()), tuple(p.targets.tolist())] for p in each] for each in of]
@@ -139,7 +140,21 @@ def chosen_of(choices: tuple[str, ...], likely: list[float]) -> dict[str, int]:
 def test_counts_add_up_and_none_has_no_score() -> None:
     one = ChoiceCounts(questions=2, acc=1, acc_norm=2)
     assert (one + one).scores() == {"acc": 0.5, "acc_norm": 1.0, "acc_bytes": 0.0}
-    assert ChoiceCounts().scores() == {}
+    assert ChoiceCounts().scores() == ChoiceCounts().told() == {}
+
+
+def test_counts_come_as_they_were_told_and_what_cannot_be_is_none() -> None:
+    one = ChoiceCounts(questions=5, acc=1, acc_norm=5, acc_bytes=2)
+    assert ChoiceCounts.read(one.told()) == one
+    assert ChoiceCounts.read(one.told("test/"), "test/") == one
+    assert ChoiceCounts.read({}) is None
+    for wrong in (
+        {"choices/acc": 6.0},
+        {"choices/acc": float("nan")},
+        {"choices/acc": 0.5},
+        {"choices/questions": -1.0},
+    ):
+        assert ChoiceCounts.read({**one.told(), **wrong}) is None
 
 
 def test_a_long_prompt_loses_its_beginning_and_a_choice_that_is_too_long_is_refused() -> None:

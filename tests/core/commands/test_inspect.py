@@ -13,7 +13,7 @@ from fedlora.base.pack import BasePack
 from fedlora.commands.inspect import inspect
 from fedlora.errors import AdapterError, ConfigError, FedloraError, PackError, UpdateError
 from fedlora.files.tensor_file import Dtype
-from fedlora.lora.adapter import Adapter
+from fedlora.lora.adapter import Adapter, with_extras
 from fedlora.lora.config import LoraConfig
 from fedlora.peft.directory import PeftDirectory, write_peft
 from fedlora.wire.update import Update, encode_update
@@ -155,6 +155,12 @@ def test_what_an_adapter_has_beside_its_factors_is_shown(tmp_path: Path, adapter
     facts = _facts(tmp_path / "a")
     assert facts["also trained"].startswith("lm_head.weight [264, 32] (modules_to_save)")
     assert facts["also stored"].startswith("model.embed_tokens.weight [264, 32] (save_embedding_layers)")
+
+
+def test_a_head_of_an_adapters_own_is_shown(tmp_path: Path, adapter: Adapter) -> None:
+    own = with_extras(adapter, {"classifier.weight": np.ones((5, 32), np.float32)})
+    write_peft(tmp_path / "a", PeftDirectory(adapter=own))
+    assert _facts(tmp_path / "a")["head"] == "classifier.weight [5, 32]: its own, in place of the base's"
 
 
 def test_lora_on_the_head_is_shown_as_what_is_not_supported(tmp_path: Path) -> None:

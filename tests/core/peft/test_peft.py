@@ -70,7 +70,7 @@ def test_a_directory_made_by_others_is_read_as_its_values(shared: Path, name: st
     config = json.loads((source / CONFIG).read_text())
     factors = {tensor for tensor in raw if ".lora_" in tensor}
     assert len(factors) == 2 * len(content.adapter.pairs)
-    assert set(content.beside) == raw.keys() - factors
+    assert {*content.beside, *content.extras} == raw.keys() - factors
     for module, pair in content.adapter.pairs.items():
         for factor, array in (("lora_A", pair.lora_A), ("lora_B", pair.lora_B)):
             expected = raw[f"base_model.model.{module}.{factor}.weight"].float().numpy()

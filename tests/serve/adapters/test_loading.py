@@ -162,7 +162,7 @@ def test_a_file_that_may_not_be_read_is_refused(
     def forbidden(path: Path, max_bytes: int) -> bytes:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("fedlora.exported.adapter_file.read_bounded", forbidden)
+    monkeypatch.setattr("fedlora.exported.adapter_file.read_plain", forbidden)
     with pytest.raises(AdapterError, match=r"a\.onnx_adapter: cannot be read: Permission denied"):
         load_adapter(exported, base)
 

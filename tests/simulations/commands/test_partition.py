@@ -61,6 +61,11 @@ def test_a_key_is_changed_for_the_look_alone(scenario: Path) -> None:
     assert "all 2" in told
 
 
+def test_a_device_that_never_trains_is_marked(scenario: Path) -> None:
+    told = said(scenario, "--set", "data.partition.held_out=0.25")
+    assert told.count("(never trains)") == 1
+
+
 def test_what_cannot_be_dealt_is_told_before_anything_trains(scenario: Path) -> None:
     with pytest.raises(DataError, match="120 records are fewer than 200 devices of 2 shards"):
         said(scenario, "--set", "simulation.devices=200")

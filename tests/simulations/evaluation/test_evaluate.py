@@ -7,13 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from fedlora.base.heads import initial_extras
 from fedlora.base.pack import BasePack
 from fedlora.cli import commands
 from fedlora.config.run import DataConfig, RunConfig
 from fedlora.errors import AdapterError, ConfigError, DataError, GraphError
 from fedlora.graph.packed_layers import FLOAT_ACCURACY
+from fedlora.lora.adapter import with_extras
 from fedlora.peft.directory import PeftDirectory, write_peft
 from fedlora_client.device import Device
 from fedlora_export.adapter_export import export_peft
@@ -160,6 +163,23 @@ def test_labels_have_the_scores_that_a_device_tells(tmp_path: Path) -> None:
     assert 0 < found["accuracy"] < 1
     share = found["accuracy"]
     assert found["accuracy_stderr"] == pytest.approx((share * (1 - share) / 39) ** 0.5)
+
+
+def test_a_head_that_trained_is_measured_with_its_adapter(tmp_path: Path) -> None:
+    base = encoder_pack("bert")
+    extras = {name: value + np.float32(0.3) * (number + 1) for number, (name, value) in
+              enumerate(initial_extras(("classifier",), base).items())}  # fmt: skip
+    extras = {name: np.ascontiguousarray(value[::-1]) for name, value in extras.items()}
+    adapter = with_extras(random_adapter(base), extras)
+    write_peft(tmp_path / "adapter", PeftDirectory(adapter=adapter, base_fingerprint=base.fingerprint))
+    write_peft(tmp_path / "plain", PeftDirectory(adapter=random_adapter(base), base_fingerprint=base.fingerprint))
+    data = written(tmp_path / "data.jsonl", records(40))
+    found = told(base.directory, tmp_path / "adapter", data, "--length", 24)
+    assert abs(found["loss"] - told(base.directory, tmp_path / "plain", data, "--length", 24)["loss"]) > 0.01
+    flat = {"base": str(base.directory), "data.name": "files", "train.compute": "float32", "train.sequence_length": 24}
+    device = Device(RunConfig.from_flat(flat, "test"), {"data-path": str(data)})
+    parts = [device.measure(part, adapter) for part in ("train", "held_out")]
+    assert found["loss"] == pytest.approx(sum(part.loss * part.tokens for part in parts) / 40, rel=1e-5)
 
 
 def test_answers_are_generated_alike_in_both_runtimes(base: BasePack, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,9 @@ def test_the_band_of_a_round_is_numpys_mean_and_sample_deviation(panel: Panel, m
     points = group.points("loss")
     assert [point.round for point in points] == [0, 1, 2]
     np.testing.assert_allclose([point.mean for point in points], of(method).mean(0))
-    np.testing.assert_allclose([point.deviation for point in points], of(method).std(0, ddof=1))
+    np.testing.assert_allclose(
+        [np.nan if point.deviation is None else point.deviation for point in points], of(method).std(0, ddof=1)
+    )
     end = group.final("loss")
     assert end is not None
     assert end.mean == pytest.approx(of(method)[:, -1].mean())
@@ -119,7 +122,7 @@ def test_where_none_is_finished_the_rounds_that_all_have_count(tmp_path: Path) -
 
 
 def test_names_have_as_few_keys_as_tell_the_groups_apart(tmp_path: Path) -> None:
-    kinds = {
+    kinds: dict[str, dict[str, Any]] = {
         "a": {"server__method": "svd", "train__lr": 0.002, "train__steps": 5},
         "b": {"server__method": "svd", "train__lr": 0.005, "train__steps": 5},
         "c": {"server__method": "ffa", "train__lr": 0.005, "train__steps": 6},
