@@ -42,12 +42,12 @@ integration: setup
 slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# The service's page in a real browser; screenshots lie in build/page. Debian's Chromium, where none is installed.
+# The service's page and a report in a real browser; screenshots lie in build/page. Debian's Chromium, where none is installed.
 page: setup
 	command -v chromium > /dev/null || { \
 	  sudo=$$(test "$$(id -u)" = 0 || echo sudo); \
 	  $$sudo apt-get update -qq && $$sudo apt-get install -y -qq chromium > /dev/null; }
-	$(BIN)/python -m pytest -m browser tests/serve/page
+	$(BIN)/python -m pytest -m browser tests/serve/page tests/simulations/reports
 
 # The C code on the processor of small boards, under an emulator. Debian's packages, where they are not installed.
 aarch64: setup

@@ -11,6 +11,7 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from fedlora.base.pack import BasePack
+    from fedlora.files.at_rest_key import WrappingKey
 
     from tests.tiny.llamas import Packs
 
@@ -47,6 +48,19 @@ def base(packs: Packs) -> BasePack:
     from tests.tiny.llamas import DEFAULT
 
     return packs(DEFAULT)
+
+
+@pytest.fixture
+def at_rest_key(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> WrappingKey:
+    """What files are encrypted under in the test."""
+    from fedlora.files import at_rest
+    from fedlora.files.at_rest_key import VARIABLE, write_new_key
+
+    path = tmp_path_factory.mktemp("key") / "at-rest.key"
+    made = write_new_key(path)
+    monkeypatch.setenv(VARIABLE, f"file:{path}")
+    monkeypatch.setattr(at_rest, "_keys", {})
+    return made
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

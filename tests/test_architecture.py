@@ -39,13 +39,13 @@ FORBIDDEN = {
 ROOMS = {
     "fedlora": (
         "errors", "terminal", "nearest", "version", "threads", "telemetry", "face", "plugins", "files", "identity",
-        "native", "family", "lora", "base", "wire", "fleet", "peft", "config", "data", "exported", "row_lora", "graph",
-        "release", "commands", "cli",
+        "native", "family", "lora", "base", "wire", "fleet", "peft", "combine", "config", "data", "exported", "row_lora",
+        "graph", "release", "commands", "cli",
     ),
     "fedlora_client": (
         "courier", "records", "data", "ops", "kept_factors", "layers", "decoder", "encoder", "model", "training",
-        "reference", "opened", "answer_ends", "end_tokens", "device", "answers", "local_training", "policy", "service",
-        "updating", "supervision", "app", "commands",
+        "reference", "evaluation", "opened", "answer_ends", "end_tokens", "device", "answers", "local_training", "policy",
+        "service", "updating", "supervision", "app", "commands",
     ),
     "fedlora_server": (
         "ways", "bounded_pull", "exchange", "device_names", "checks", "copies", "stopwatch", "means", "methods",
@@ -60,9 +60,9 @@ ROOMS = {
         "http.api", "commands",
     ),
     "fedlora_simulations": (
-        "datasets", "nodes", "checks", "device_accounts", "device_threads", "grid", "progress", "plots",
-        "partition", "report", "engines",
-        "alone", "simulation", "study", "releasing", "commands",
+        "datasets", "nodes", "checks", "device_accounts", "device_threads", "grid", "progress",
+        "partition", "reports", "report", "engines",
+        "alone", "evaluation", "simulation", "study", "releasing", "soup", "commands",
     ),
 }  # fmt: skip
 
@@ -158,12 +158,22 @@ def loaded_by(statements: Sequence[str]) -> dict[str, set[str]]:
 
 
 COMMANDS = {
-    "fedlora": ("pack", "inspect", "key"),
+    "fedlora": ("pack", "inspect", "combine", "key"),
     "fedlora_client": ("train", "doctor", "device", "update"),
     "fedlora_server": ("server", "publish"),
     "fedlora_export": ("export", "export_adapter", "verify"),
     "fedlora_serve": ("generate", "serve", "canary"),
-    "fedlora_simulations": ("simulate", "resume", "study", "demo", "partition", "release"),
+    "fedlora_simulations": (
+        "simulate",
+        "resume",
+        "study",
+        "demo",
+        "partition",
+        "release",
+        "evaluate",
+        "report",
+        "soup",
+    ),
 }
 
 

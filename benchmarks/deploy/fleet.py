@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from fedlora.fleet.flower_process import flower_environment
 from fedlora_client.service.config import read_device
-from fedlora_client.supervision.supernode import flower_environment, supernode_command, warm_app_of
+from fedlora_client.supervision.supernode import flower_home, supernode_command, warm_app_of
 from fedlora_server.run.run_directory import read_metrics
 
 from deploy.counted import CountedPort
@@ -113,7 +114,9 @@ class Fleet:
             pids[name] = [self._start(here / name / "trainer", trainer, dict(os.environ), running).pid]
             warm, _ = warm_app_of(config)
             if warm:
-                pids[name].append(self._start(here / name / "app", warm, flower_environment(config), running).pid)
+                pids[name].append(
+                    self._start(here / name / "app", warm, flower_environment(flower_home(config)), running).pid
+                )
         for name in self._devices:
             config = read_device(here / name / "device.toml")
             _wait_until(Path(config.device.socket).exists, f"the trainer of {name}")
@@ -124,7 +127,7 @@ class Fleet:
         self, kind: Kind, home: Path, launches: Path, pids: Sequence[int], running: list[subprocess.Popen[bytes]]
     ) -> None:
         config = read_device(home / "device.toml")
-        command, environment = supernode_command(config), flower_environment(config)
+        command, environment = supernode_command(config), flower_environment(flower_home(config))
         if kind == "courier":
             _, environment = warm_app_of(config)
         else:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.base.pack import BasePack
-from fedlora.exported.inputs import input_values
-from fedlora.exported.values_digest import digest_of
+from fedlora.exported.inputs import digest_of, input_values
 from fedlora.peft.directory import WEIGHTS
 from fedlora.peft.for_base import adapter_of
 from fedlora.row_lora.layout import adapter_layout

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from fedlora.base.pack import BasePack
-from fedlora.exported.inputs import input_values
-from fedlora.exported.values_digest import digest_of
+from fedlora.exported.inputs import digest_of, input_values
 from fedlora.family import DecoderShape
 from fedlora.identity.keys import SigningKey
 from fedlora.lora.adapter import Adapter, LoraPair, initial_adapter
@@ -18,7 +17,8 @@ from fedlora.peft.directory import PeftDirectory, write_peft
 from fedlora.release.canary import Canary, CanaryText
 from fedlora.release.folder import listed_files
 from fedlora.release.layout import ADAPTER, ENVELOPE
-from fedlora.release.manifest import MadeBy, ReleasedAdapter, ReleasedBase, ReleasedRun, ReleaseManifest, written
+from fedlora.release.manifest import ReleaseManifest, written
+from fedlora.release.manifest_parts import MadeBy, ReleasedAdapter, ReleasedBase, ReleasedRun
 from fedlora.release.sealed import seal_release
 
 NAME = "bench"

@@ -87,9 +87,14 @@ def _measured(device: Device, update: Update) -> Answer:
         one = device.measure(
             part, update.adapter, update.server_round, task=update.task, frozen=update.frozen, run=update.run
         )
-        return {"loss": one.loss, "tokens": one.tokens, **(one.labels.told() if one.labels else {})}
+        counts = one.labels or one.choices
+        return {"loss": one.loss, "tokens": one.tokens, **(counts.told() if counts else {})}
 
     examples = device.held_out_windows().examples
-    told = {"examples": examples, "left_out_examples": len(device.data.held_out) - examples}
+    told = {
+        "never_trains": float(device.data.never_trains),
+        "examples": examples,
+        "left_out_examples": len(device.data.held_out) - examples,
+    }
     test = {f"{TEST}{name}": value for name, value in measured("test").items()} if device.data.test else {}
     return Answer(device=device.name, metrics={**measured("held_out"), **told, **test})

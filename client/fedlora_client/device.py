@@ -11,7 +11,7 @@ import numpy as np
 from fedlora.base.heads import extra_shapes
 from fedlora.config.run import RunConfig, Scalar
 from fedlora.data.datasets import DeviceData
-from fedlora.errors import AdapterMismatchError, ConfigError
+from fedlora.errors import AdapterMismatchError, ConfigError, DataError
 from fedlora.files.ownership import check_own_folder
 from fedlora.lora.adapter import Adapter, check_extras
 from fedlora.lora.ranks import first_components
@@ -22,8 +22,10 @@ from fedlora_client.data.account import Account, account
 from fedlora_client.data.device_data import device_data
 from fedlora_client.data.windows import Windows
 from fedlora_client.end_tokens import unlearnable_end, warn_once
+from fedlora_client.evaluation.choices import count_choices
+from fedlora_client.evaluation.scorer import TorchScorer
 from fedlora_client.kept_factors import KeptFactors
-from fedlora_client.opened import Part, device_windows, opened_model
+from fedlora_client.opened import Part, device_choices, device_windows, opened_model
 from fedlora_client.ops.compute import choose_compute
 from fedlora_client.training.measuring import Measured, measure
 from fedlora_client.training.trainer import Saving, TrainResult, train
@@ -81,6 +83,10 @@ class Device:
 
         The same seed, device and round give the same result; where it keeps a factor, the same kept factor does.
         """
+        if self._data.never_trains:
+            raise DataError(
+                f"device {self.name}: data.partition.held_out has it never train; ask the others, or lower that key"
+            )
         adapter, kept = self._first_components(adapter), self._kept(task, run)
         if kept:
             adapter = kept.put_into(adapter, newest=server_round - 1)
@@ -117,11 +123,16 @@ class Device:
         self, part: Part, adapter: Adapter | None, server_round: int = 0, *, task: Task = _WHOLE,
         frozen: Adapter | None = None, run: str = "",
     ) -> Measured:  # fmt: skip
-        """`evaluate` for a part of the device's data, with what its labels tell."""
+        """`evaluate` for a part of the device's data, with what its labels, or its questions of multiple choice, tell."""
         if adapter:
             adapter = self.as_used(adapter, server_round, task=task, run=run)
         memory_mb = self.config.train.memory_mb
-        return measure(self.model, adapter, self._windows(part), memory_mb=memory_mb, frozen=frozen)
+        measured = measure(self.model, adapter, self._windows(part), memory_mb=memory_mb, frozen=frozen)
+        questions, requests = device_choices(*self._key, self._base, self.model.compute, part)
+        if not questions:
+            return measured
+        scorer = TorchScorer(self.model, adapter, frozen=frozen, frugal=bool(memory_mb))
+        return replace(measured, choices=count_choices(scorer, questions, requests))
 
     def as_used(self, adapter: Adapter, server_round: int, *, task: Task = _WHOLE, run: str = "") -> Adapter:
         """The adapter that `server_round` committed as this device has it: with what it kept of its own."""

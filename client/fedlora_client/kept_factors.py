@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 from fedlora.errors import ConfigError, TensorFileError
 from fedlora.files.atomic import whole_file
-from fedlora.files.tensor_dictionary import write_tensors
-from fedlora.files.tensor_file import TensorFile
+from fedlora.files.tensor_file import Dtype, TensorFile, write_in_order
 from fedlora.lora.adapter import Adapter, LoraPair
 from numpy.typing import NDArray
 
@@ -61,12 +60,14 @@ class KeptFactors:
     def keep(self, adapter: Adapter, server_round: int) -> None:
         """Store the factor as `server_round` left it. Raises ConfigError where that cannot be."""
         before = self._last(server_round - 1)
-        arrays = {self._name(module): self._of(pair) for module, pair in adapter.pairs.items()}
+        arrays: dict[str, tuple[Dtype, NDArray[Any]]] = {
+            self._name(module): ("F32", self._of(pair)) for module, pair in adapter.pairs.items()
+        }
         path = self.folder / f"{self._stem}{server_round:04d}.safetensors"
         try:
             with whole_file(path) as aside:
                 metadata = {"format": _FORMAT, "whose": self._digest, "run": self.run}
-                write_tensors(aside, arrays, metadata)
+                write_in_order(aside, arrays, metadata, at_rest=path.name)
         except OSError as error:
             raise ConfigError(f"{path}: cannot be written: {error.strerror}; name another state-path") from None
         for other in self._files():

@@ -7,16 +7,19 @@ import json
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from fedlora.base.heads import extra_shapes, initial_extras
 from fedlora.base.pack import BasePack
+from fedlora.base.starts import Init, started, taken_back
 from fedlora.config.run import RunConfig
 from fedlora.errors import AdapterMismatchError, DataError
 from fedlora.family import HEAD, EncoderShape
 from fedlora.files.atomic import check_directory
 from fedlora.files.tensor_file import as_float32
 from fedlora.lora.adapter import Adapter, check_extras, with_extras
+from fedlora.lora.ranks import joined
 from fedlora.peft.directory import CONFIG, PeftDirectory, read_peft, write_peft
 from fedlora.peft.finding import find_adapter
 from fedlora.peft.for_base import beside_of, check_is_for
@@ -65,12 +68,19 @@ class LocalTraining:
         """Raises FedloraError: what would end the training later is refused here."""
         self.run, self._output = run, Path(run.output).absolute()
         check_directory(self._output, replace=CONFIG if run.replace else None)
-        config = replace(run.config, data=replace(run.config.data, name="files"))
+        config = replace(
+            run.config, data=replace(run.config.data, name="files"), lora=replace(run.config.lora, init="default")
+        )
         self.device = Device(config, {"data-path": str(run.data)})
         self.windows = self.device.train_windows()
         self.base: BasePack = self.device.model.base
         self.config = with_epochs(run.config.train, run.epochs, len(self.windows))
         self.adapter = self._start()
+        init = cast(Init, run.config.lora.init)
+        self.frozen: Adapter | None = None  # what stands beside it: it takes back a start that is not zero
+        if init != "default":
+            self.adapter = started(self.adapter, self.base, init)
+            self.frozen = taken_back(self.adapter)
         self._evaluation, self._no_evaluation = self._made_evaluation()
 
     def data_lines(self) -> list[str]:
@@ -106,8 +116,10 @@ class LocalTraining:
         result = train(
             self.device.model, self.adapter, self.windows, self.config, np.random.default_rng([run.config.seed, 1]),
             watcher or Watcher(), saving=Saving(file=run.state_file, every=run.save_every, keeps=True),
-            evaluation=self._evaluation,
+            evaluation=self._evaluation, frozen=self.frozen,
         )  # fmt: skip
+        if self.frozen is not None:
+            result = replace(result, adapter=joined(result.adapter, self.frozen))
         report = {
             "base": self.base.fingerprint,
             "compute": str(self.device.model.compute),

@@ -9,9 +9,14 @@ from typing import Literal
 
 from fedlora.base.pack import BasePack, open_pack
 from fedlora.config.run import DataConfig, Scalar
+from fedlora.data.examples import MultipleChoice
+from fedlora.family import DecoderShape
 
 from fedlora_client.data.device_data import device_data
+from fedlora_client.data.encoding import ExampleEncoder, Pairs
+from fedlora_client.data.tokenizer import open_tokenizer
 from fedlora_client.data.windows import Windows
+from fedlora_client.evaluation.choices import choice_requests
 from fedlora_client.model import Model, open_model
 from fedlora_client.ops.compute import Compute
 
@@ -38,10 +43,25 @@ def device_windows(
     return model.windows(examples, length, f"device {data.name}: {_CALLED[part]} text")
 
 
+@lru_cache(maxsize=1024)
+def device_choices(
+    config: DataConfig, node: tuple[tuple[str, Scalar], ...], base: str, compute: Compute, part: Part
+) -> tuple[tuple[MultipleChoice, ...], tuple[Pairs, ...]]:
+    """The questions of multiple choice in a part of the device's data, and what a decoder is asked of their choices."""
+    data, model = device_data(config, node), opened_model(base, compute)
+    examples = {"train": data.train, "held_out": data.held_out, "test": data.test}[part]
+    questions = tuple(example for example in examples if isinstance(example, MultipleChoice))
+    if not questions or not isinstance(model.shape, DecoderShape):
+        return (), ()
+    encoder = ExampleEncoder(tokenizer=open_tokenizer(model.base.directory), shape=model.shape)
+    return questions, choice_requests(questions, encoder, f"device {data.name}: {_CALLED[part]} questions")
+
+
 def forget_data() -> None:
     """Let go of what was read of data that were changed since."""
     device_data.cache_clear()
     device_windows.cache_clear()
+    device_choices.cache_clear()
 
 
 def forget_models() -> None:
@@ -49,6 +69,7 @@ def forget_models() -> None:
     _open.cache_clear()
     _pack.cache_clear()
     device_windows.cache_clear()
+    device_choices.cache_clear()
 
 
 @lru_cache(maxsize=4)

@@ -4,6 +4,7 @@
     +-- ConfigError          a value in a configuration or on the command line
     +-- MissingExtraError    a part of fedlora that is not installed
     +-- TensorFileError      a file that is not a sound safetensors file
+    +-- AtRestError          a file that is encrypted, and cannot be opened
     +-- CheckpointError      a source model that cannot be packed
     +-- PackError            a base pack that is damaged, foreign or missing
     +-- AdapterError         an adapter that cannot be read
@@ -56,6 +57,10 @@ class MissingExtraError(FedloraError):
 
 class TensorFileError(FedloraError):
     """A file that is not a sound safetensors file."""
+
+
+class AtRestError(FedloraError):
+    """A file that is encrypted at rest: its key is not there, or it is not what was written."""
 
 
 class CheckpointError(FedloraError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import onnxruntime as ort
@@ -15,6 +16,7 @@ from fedlora.exported.inputs import input_values, joined_values, model_version
 from fedlora.exported.profiles import DEFAULT, Profile
 from fedlora.exported.sidecar import sidecar_of
 from fedlora.family import ModelShape
+from fedlora.files.at_rest import encrypts, write_bytes
 from fedlora.files.atomic import whole_file
 from fedlora.lora.adapter import Adapter
 from fedlora.peft.finding import find_adapter
@@ -77,11 +79,31 @@ def write_onnx_adapter(
     content.set_model_version(model_version(base_fingerprint))
     content.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in values.items()})
     with whole_file(sidecar_of(path)) as manifest, whole_file(path) as aside:
-        content.export_adapter(str(aside))
+        data = _write(content, aside, path.name)
         text = adapter_manifest_text(
-            adapter, base_fingerprint, source, aside,
+            adapter, base_fingerprint, source, data,
             profile="compat" if joined_for is None else "fast",
             inputs={name: value.shape for name, value in values.items()},
             chat=chat,
         )  # fmt: skip
         manifest.write_text(text, encoding="utf-8")
+
+
+def _write(content: ort.AdapterFormat, aside: Path, name: str) -> bytes:
+    """Write an adapter file, which will be called `name`; its content. ONNX Runtime writes to a path alone."""
+    if not encrypts():
+        content.export_adapter(str(aside))
+        return aside.read_bytes()
+    if not hasattr(os, "memfd_create"):
+        raise ConfigError(
+            f"{name}: at_rest_key is set, and on Linux alone an adapter file is encrypted; unset it for this"
+        )
+    descriptor = os.memfd_create("adapter", os.MFD_CLOEXEC)
+    try:
+        in_memory = Path(f"/proc/self/fd/{descriptor}")
+        content.export_adapter(str(in_memory))
+        data = in_memory.read_bytes()
+    finally:
+        os.close(descriptor)
+    write_bytes(aside, name, data)
+    return data

@@ -22,9 +22,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from fedlora.errors import FedloraError
 
-from fedlora_server.exchange import EVALUATE, TRAIN, Outstanding, Reply
+from fedlora_server.exchange import EVALUATE, TRAIN, Outstanding
 from fedlora_server.intake import Asked, Intake
 from fedlora_server.leader import Leader
+from fedlora_server.replies import Reply
 from fedlora_server.run.round_record import RoundRecord
 from fedlora_server.run.run_directory import RunDirectory
 
@@ -143,7 +144,11 @@ class BufferedRounds:
             to_measure = [node for node in free if node not in self._measured[-1].asked]
             self._ask_to_measure(self._measured[-1], to_measure)
             free = [node for node in free if node not in to_measure]
-        free = [node for node in free if node not in self._left_out and not self._has_given_its_share(node)]
+        free = [
+            node
+            for node in self._leader.trainable(free)
+            if node not in self._left_out and not self._has_given_its_share(node)
+        ]
         for node in self._drawn(free, record.round):
             again = self._again(node, now.server_round)
             message = self._leader.asked(now.server_round, self._down, again).message if again else now.message
@@ -151,7 +156,7 @@ class BufferedRounds:
             record.bytes_down += len(message)
 
     def _has_given_its_share(self, node: int) -> bool:
-        others = set(self._connected) - self._left_out - {node}
+        others = set(self._leader.trainable(self._connected)) - self._left_out - {node}
         return self._server.max_share < 1 and self._gave[node] >= self._most_of_one and bool(others)
 
     def _drawn(self, free: list[int], server_round: int) -> list[int]:
@@ -204,15 +209,15 @@ class BufferedRounds:
             record = measured.record
             self._enter(measured)
             if record.round == self._server.rounds:
-                record.measured_of = len(measured.replies)
+                record.measured_of = len(self._leader.trainable([reply.node for reply in measured.replies]))
                 told = {reply.node for reply in measured.replies}
                 state = self._leader.state_after(record.round, self._directory)
                 self._leader.measure(record, state, [node for node in self._connected if node not in told])
             self._write(record)
 
     def _enter(self, measured: _Measuring) -> None:
-        measured.record.measured_of = len(measured.asked)
         self._leader.enter_losses(measured.record, measured.replies)
+        measured.record.measured_of = len(self._leader.trainable(measured.asked))
 
     def _write(self, record: RoundRecord) -> None:
         self._directory.add_metrics(record)

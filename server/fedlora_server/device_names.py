@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Container, Mapping
 
-from fedlora_server.exchange import Reply
+from fedlora_server.replies import Reply
 
 
 class DeviceNames:

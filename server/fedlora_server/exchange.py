@@ -3,86 +3,30 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from fedlora.errors import RunError
-from fedlora.errors import printable as one_line
-from fedlora.identity.keys import PublicKey
-from fedlora.wire.costs import COSTS, told_costs
-from fedlora.wire.refusal import POLICY_REASONS, REASON, REFUSAL, SAID, SIGNATURE_REASONS
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedlora_server.bounded_pull import bounded
-from fedlora_server.ways import ways_s
+from fedlora_server.replies import NO_ANSWER, Proof, Reply, Sent, oversized, reply_of
 
 log = logging.getLogger("fedlora.server")
 _POLL_S = 0.05
 _LONGEST_POLL_S = 1.0
-_LONGEST_TEXT = 500
-NAMED = re.compile(r"device (.{1,64}?): (.*)", re.DOTALL)
 MOST_BYTES = 1 << 20  # of a reply, beside the numbers that are due
-FAILED, NO_ANSWER, LATE = "device-error", "no-answer", "late"
 TRAIN, EVALUATE = MessageType.TRAIN, MessageType.EVALUATE
-REVOKED = "revoked"  # what a fleet's grid puts in place of the answer of a device that it does not know any more
 LATE_S = 60.0  # that SuperLink takes an answer after its time, so that it is counted
 _MOST_LATE = 1000  # messages whose late replies are looked for
 _LOOK_S = 5.0  # at which devices were started again, and which are in sight again
 _MOST_TIMES = 4  # that a device is asked whose replies are lost
 _GRACE_S = 30.0  # for a device that SuperLink has lost sight of: it may have been SuperLink that was away
 _GONE = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Proof:
-    """What a device signed of its answer, once that is verified."""
-
-    key: PublicKey
-    answer: bytes  # the envelope
-    payload: str  # sha256 of the answer's bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """What one device replied: `data` and `metrics` where it did what was asked, `error` where it did not.
-
-    Its texts are fit for a log.
-    """
-
-    node: int
-    device: str  # the name that it gives itself; the node's number where it gives none
-    reason: str = FAILED  # the word by which an error is counted; of a refusal, that of the device's policy
-    data: bytes = b""
-    metrics: dict[str, float] | None = None
-    error: str = ""
-    costs: Mapping[str, float] = field(default_factory=dict)  # what it took: `run/device_costs.py`
-    kind: str = TRAIN  # of the message that it replies to, ...
-    server_round: int = 0  # ... and the round that this was of: by what we sent, not by what the device says
-    proof: Proof | None = None  # in a fleet whose devices sign
-
-
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """A message that went out."""
-
-    node: int
-    kind: str
-    server_round: int
-    most_bytes: int
-    due: float  # until when its device may reply
-    data: bytes
-    activated: str  # when its device had come to SuperLink last, as far as that tells
-    times: int = 1  # that it was sent because a reply was lost
-    sent_at: float = 0.0  # by this machine's clock, as Flower has it
-
-    def reply(self, **what: Any) -> Reply:
-        return Reply(node=self.node, kind=self.kind, server_round=self.server_round, **what)
 
 
 def connected_nodes(grid: Grid, at_least: int, timeout_s: float) -> list[int]:
@@ -112,9 +56,9 @@ class Outstanding:
         self._grid, self._look_at = grid, 0.0
         self._proofs: dict[str, Proof] = getattr(grid, "proofs", {})  # by the message that was replied to
         self._repeats = repeats and type(grid).get_nodes is not Grid.get_nodes
-        self._gone: list[tuple[float, _Sent, Reply]] = []  # until when one that was lost from sight is looked for
+        self._gone: list[tuple[float, Sent, Reply]] = []  # until when one that was lost from sight is looked for
         self._twin: dict[str, str] = {}  # the id before of a message that was sent again, and the other way round
-        self._waiting: dict[str, _Sent] = {}  # by the message's id, in the order of sending
+        self._waiting: dict[str, Sent] = {}  # by the message's id, in the order of sending
         self._turn: deque[str] = deque()  # whom to ask for a reply next: each has its turn
         self._ready: deque[Reply] = deque()
 
@@ -128,7 +72,7 @@ class Outstanding:
         self._look_at = time.monotonic() + _LOOK_S
         for node in nodes:
             due = time.monotonic() + timeout_s
-            self._send(_Sent(node, kind, server_round, most_bytes, due, data, activated.get(node, "")), ttl)
+            self._send(Sent(node, kind, server_round, most_bytes, due, data, activated.get(node, "")), ttl)
 
     def next(self, until: float) -> Reply | None:
         """The next reply; None where none is expected any more, or `time.monotonic()` has come to `until`."""
@@ -153,7 +97,7 @@ class Outstanding:
 
     def nodes(self, kind: str) -> set[int]:
         """Those whose replies to messages of this kind were not given out by `next` yet."""
-        sent: list[_Sent | Reply] = [*self._waiting.values(), *self._ready, *(gone for _, gone, _ in self._gone)]
+        sent: list[Sent | Reply] = [*self._waiting.values(), *self._ready, *(gone for _, gone, _ in self._gone)]
         return {one.node for one in sent if one.kind == kind}
 
     def overdue(self) -> list[Reply]:
@@ -177,7 +121,7 @@ class Outstanding:
         elif late:
             late.expect(ids)
 
-    def _send(self, sent: _Sent, ttl: float) -> str:
+    def _send(self, sent: Sent, ttl: float) -> str:
         """The id of the message; empty where Flower could not take it: that node does not reply."""
         array = Array(dtype="uint8", shape=(len(sent.data),), stype="fedlora.update", data=sent.data)
         content = RecordDict({"update": ArrayRecord({"update": array})})
@@ -214,7 +158,7 @@ class Outstanding:
             else:
                 self._ready.append(reply)
 
-    def _take(self, message_id: str, reply: Reply, sent: _Sent, *, is_lost: bool) -> None:
+    def _take(self, message_id: str, reply: Reply, sent: Sent, *, is_lost: bool) -> None:
         """Keep a reply, unless it is an error and the same device may still answer."""
         twin = self._twin.pop(message_id, "")
         self._twin.pop(twin, None)
@@ -252,7 +196,7 @@ class Outstanding:
                 replied_to = message.metadata.reply_to_message_id
                 if replied_to in self._waiting:
                     sent = self._waiting.pop(replied_to)
-                    reply = _oversized(sent) if replied_to in pulls.refused else _reply(message, sent)
+                    reply = oversized(sent) if replied_to in pulls.refused else reply_of(message, sent)
                     if proof := self._proofs.pop(replied_to, None):
                         reply = replace(reply, proof=proof)
                     is_lost = message.has_error() and message.error.code == ErrorCode.NODE_UNAVAILABLE
@@ -306,56 +250,6 @@ def ask(
         out.give_up(late)
 
 
-def printable(text: str) -> str:
-    """What a stranger wrote, fit for one line of a log."""
-    short = text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + "..."
-    return one_line(short)
-
-
 def _is_gone(message: Message) -> bool:
     """Whether it is Flower's word that there is no such message any more."""
     return message.has_error() and message.error.code in _GONE
-
-
-def _oversized(sent: _Sent) -> Reply:
-    error = f"its reply is larger than {sent.most_bytes} bytes, the most that a reply to this message can have"
-    return sent.reply(device=str(sent.node), error=error, reason="oversized")
-
-
-def _reply(message: Message, sent: _Sent) -> Reply:
-    if message.has_error():
-        said = message.error.reason or f"error {message.error.code}"
-        named = NAMED.match(said)  # as our devices say who they are
-        device, said = (named[1], named[2]) if named else (str(sent.node), said)
-        return sent.reply(device=printable(device), error=printable(said))
-    content = message.content
-    arrays = [array for record in content.array_records.values() for array in record.values()]
-    if sum(len(array.data) for array in arrays) > sent.most_bytes:
-        return _oversized(sent)
-    try:
-        name = printable(str(content.config_records["device"]["device"])[:64])
-        if REFUSAL in content.config_records:
-            return _refusal(content.config_records[REFUSAL], sent, name)
-        if message.metadata.message_type == MessageType.TRAIN:
-            data = content.array_records["update"]["update"].data
-            told = told_costs(content.metric_records.get(COSTS, {}))
-            ways = ways_s(sent.sent_at, message.metadata.created_at, time.time(), told.get("work_s"))
-            return sent.reply(
-                device=name, data=data, costs={**told, **ways, "bytes_down": len(sent.data), "bytes_up": len(data)}
-            )
-        metrics = {
-            key: float(value) for key, value in content.metric_records["metrics"].items() if not isinstance(value, list)
-        }
-        return sent.reply(device=name, metrics=metrics)
-    except (KeyError, TypeError, ValueError) as error:
-        return sent.reply(
-            device=str(sent.node), error=printable(f"not an answer to {message.metadata.message_type}: {error!r}")
-        )
-
-
-def _refusal(record: ConfigRecord, sent: _Sent, device: str) -> Reply:
-    """What a device's policy said; by a word that is none of the known ones it is a failure like any other."""
-    reason, said = record.get(REASON), record.get(SAID)
-    known = isinstance(reason, str) and (reason in POLICY_REASONS or reason in SIGNATURE_REASONS or reason == REVOKED)
-    text = said if isinstance(said, str) and said else "it refuses, and says nothing more"
-    return sent.reply(device=device, error=printable(text), reason=str(reason) if known else FAILED)

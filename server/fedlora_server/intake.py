@@ -18,7 +18,7 @@ from fedlora_server.aggregation.optimizers import Moments
 from fedlora_server.checks import Expectation
 from fedlora_server.copies import Copies
 from fedlora_server.device_names import DeviceNames
-from fedlora_server.exchange import Reply, printable
+from fedlora_server.replies import Reply, printable
 from fedlora_server.run.chain import Contribution
 from fedlora_server.run.round_record import MAX_LOSS, RoundRecord
 from fedlora_server.stopwatch import Stopwatch

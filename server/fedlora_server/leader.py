@@ -19,9 +19,10 @@ from flwr.serverapp import Grid
 from fedlora_server.aggregation.aggregation import Aggregation, State
 from fedlora_server.checks import Expectation, limit_for
 from fedlora_server.device_names import DeviceNames
-from fedlora_server.exchange import EVALUATE, MOST_BYTES, Reply, ask
+from fedlora_server.exchange import EVALUATE, MOST_BYTES, ask
 from fedlora_server.intake import Asked, Intake
 from fedlora_server.methods.method import Global
+from fedlora_server.replies import Reply
 from fedlora_server.run.label_scores import enter_scores
 from fedlora_server.run.round_record import MAX_LOSS, RoundRecord
 from fedlora_server.run.run_directory import RunDirectory
@@ -42,6 +43,7 @@ class Leader:
         self.grid, self.config, self.base = grid, config, base
         self.names = DeviceNames(enrolled)
         self._run = ""  # its number, which its directory knows
+        self._never_train: set[int] = set()  # nodes that are there to be measured: data.partition.held_out
         if HEAD in config.lora.modules_to_save:
             raise ConfigError(
                 f"lora.modules_to_save ({HEAD}) is for a device alone (fedlora train): an update would carry one row for "
@@ -89,15 +91,24 @@ class Leader:
         now, task = Global(self.aggregation.committed(state)), self.aggregation.method.task(server_round)
         return self._message(server_round, now, task, self.aggregation.factors_down)
 
+    def restore_who_never_trains(self, directory: RunDirectory) -> None:
+        """Know them again, of a run that goes on."""
+        nodes = directory.nodes()
+        self._never_train |= {nodes[name] for name in directory.never_training() if name in nodes}
+
+    def trainable(self, nodes: Collection[int]) -> list[int]:
+        """Those that may be asked to train, in their order."""
+        return [node for node in nodes if node not in self._never_train]
+
     def measure(self, record: RoundRecord, state: State, nodes: Collection[int]) -> None:
         """The held-out loss of `state` on every device; a device that fails is left out."""
         data = self.to_measure(record.round, state)
         record.bytes_down += len(data) * len(nodes)
-        record.measured_of += len(nodes)
         replies = ask(self.grid, list(nodes), EVALUATE, data, record.round, self.config.server.round_timeout_s)
         measured = [reply for reply in replies if self.is_loss(record, reply)]
         self.names.round_over(nodes, {reply.node for reply in measured}, nodes)
         self.enter_losses(record, measured)
+        record.measured_of += len(self.trainable(nodes))
 
     def is_loss(self, record: RoundRecord, reply: Reply) -> bool:
         """Whether a device replied with a loss. Where it did not, the log tells."""
@@ -114,7 +125,10 @@ class Leader:
         for reply in sorted(replies, key=lambda reply: reply.node):  # in whichever order they came
             name = self.names.of(reply, record.nodes)
             told[name] = metrics = reply.metrics or {}
-            record.loss[name] = metrics["loss"]
+            never_trains = bool(self.config.data.partition.held_out and metrics.get("never_trains"))
+            (record.never_trained_loss if never_trains else record.loss)[name] = metrics["loss"]
+            if never_trains:
+                self._never_train.add(reply.node)
             record.count_held_out(name, metrics)
         shape = self.base.model
         enter_scores(record, told, len(shape.labels) if isinstance(shape, EncoderShape) else 0)

@@ -15,9 +15,10 @@ import numpy as np
 from fedlora.errors import FedloraError
 
 from fedlora_server.buffered_rounds import BufferedRounds
-from fedlora_server.exchange import LATE, NO_ANSWER, TRAIN, Late, ask, connected_nodes
+from fedlora_server.exchange import TRAIN, Late, ask, connected_nodes
 from fedlora_server.intake import Intake
 from fedlora_server.leader import Leader
+from fedlora_server.replies import LATE, NO_ANSWER
 from fedlora_server.run.round_record import RoundRecord
 from fedlora_server.run.run_directory import RunDirectory
 
@@ -41,6 +42,7 @@ class Rounds(Leader):
         if last:
             log.info("%s goes on after round %d of %d", directory.path, last, server.rounds)
         self.names.restore(directory.nodes(), set(self._connected))
+        self.restore_who_never_trains(directory)
         self._state = self.state_after(last, directory)
         of_this_kind = last if server.mode == "async" else server.rounds
         for server_round in range(directory.measured, of_this_kind + 1):
@@ -55,7 +57,7 @@ class Rounds(Leader):
             record = directory.record(server_round)
         else:
             self._connected = self._nodes()
-            record = self._train(server_round, self._sampled(self._connected, server_round), directory)
+            record = self._train(server_round, self._sampled(self.trainable(self._connected), server_round), directory)
             began = time.monotonic()
         self._state = self.state_after(server_round, directory)
         if self.is_measured(server_round):

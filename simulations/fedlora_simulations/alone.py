@@ -33,7 +33,7 @@ def train_alone(config: RunConfig, workers: int, on_done: Callable[[], None]) ->
     steps = config.train.steps * config.server.rounds
     longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
 
-    nodes = node_configs(config)
+    nodes, never = node_configs(config), config.data.partition.never_training(config.simulation.devices)
 
     def work(number: int) -> AloneResult:
         device = Device(longer, nodes[number])
@@ -44,4 +44,4 @@ def train_alone(config: RunConfig, workers: int, on_done: Callable[[], None]) ->
         return AloneResult(device=device.name, train_bytes=device.data.train_bytes, adapter=adapter, loss=loss)
 
     with DeviceThreads(workers) as threads:
-        yield from threads.map(work, range(config.simulation.devices))
+        yield from threads.map(work, (number for number in range(config.simulation.devices) if number not in never))

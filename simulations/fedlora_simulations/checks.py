@@ -30,8 +30,12 @@ def check_parts(config: RunConfig) -> None:
     find_method(config.server.method)
     find_robust_rule(config.aggregation.robust)
     needed, devices = config.server.min_devices, config.simulation.devices
-    if needed > devices:
-        raise ConfigError(f"server.min_devices is {needed}, simulation.devices only {devices}; change one of them")
+    never = len(config.data.partition.never_training(devices))
+    if needed > devices - never:
+        fewer = f", of which data.partition.held_out takes {never}" if never else ""
+        raise ConfigError(
+            f"server.min_devices is {needed}, simulation.devices only {devices}{fewer}; change one of them"
+        )
     check_there(config.base, (EMBEDDED,))
     directory = find_pack(config.base)
     read_manifest(directory)
@@ -43,8 +47,10 @@ def check_parts(config: RunConfig) -> None:
 def check_devices(config: RunConfig) -> None:
     """Raise DataError for a device without text: in a simulation that is a mistake, and known before the start."""
     for partition in range(config.simulation.devices):
-        data = _data_of(config, partition)
-        needed = {"training": data.train} | ({"held-out": data.held_out} if config.server.evaluate else {})
+        data = data_of(config, partition)
+        needed = ({} if data.never_trains else {"training": data.train}) | (
+            {"held-out": data.held_out} if config.server.evaluate else {}
+        )
         for part, examples in needed.items():
             if not any(text_of(example).strip() for example in examples):
                 raise DataError(f"device {data.name} has no {part} text; leave it out of the scenario")
@@ -72,8 +78,8 @@ def with_output(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, output=str(Path("runs", f"{config.name}-{stamp}").absolute()))
 
 
-def _data_of(config: RunConfig, partition: int) -> DeviceData:
-    """Raises DataError, with what lies beside a `data.path` that is not there."""
+def data_of(config: RunConfig, partition: int) -> DeviceData:
+    """What one of a simulation's devices has. Raises DataError, with what lies beside a `data.path` that is not there."""
     node = {"partition-id": partition, "num-partitions": config.simulation.devices}
     try:
         return find_dataset(config.data.name)(config.data, node)

@@ -68,15 +68,16 @@ def tell_data(accounts: Sequence[DeviceAccount], console: Console, title: str = 
 
 
 def _of(device: Device, *, measures: bool) -> DeviceAccount:
-    data, train = device.data, device.train_windows()
-    told = [*notices(data), *chat_notices(train)]
+    data = device.data
+    train = None if data.never_trains else device.train_windows()
+    told = [*notices(data), *(chat_notices(train) if train else ("it never trains: all of it is measured",))]
     held_out = None
     if measures and data.held_out:
         try:
             held_out = device.held_out_windows()
         except DataError as error:
             told.append(f"it will not be measured: {str(error).removeprefix(f'device {data.name}: ')}")
-    files = tuple(by_file(data, train, held_out)) if len(data.sources) > 1 else ()
+    files = tuple(by_file(data, train, held_out)) if train and len(data.sources) > 1 else ()
     return DeviceAccount(all=account(data, train, held_out), files=files, notices=tuple(told))
 
 

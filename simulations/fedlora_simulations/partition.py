@@ -1,4 +1,4 @@
-"""Who has how much of what: the examples of a simulation's devices by label or topic, as a table and as a picture."""
+"""Who has how much of what: the examples of a simulation's devices by label or topic, and as a table."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from fedlora.config.run import RunConfig
@@ -16,16 +15,14 @@ from fedlora.files.atomic import write_text
 from fedlora.files.documents import read_object
 from fedlora_client.data.device_data import device_data
 from fedlora_client.data.partition.dealing import dealing_of
-from matplotlib.axes import Axes
 from rich import box
 from rich.table import Table
 
-from fedlora_simulations.plots import svg
-
 FILE = "partition.json"
+NEVER = " (never trains)"  # behind the name of a device that data.partition.held_out holds out
 EXAMPLES = "examples"  # what they are where they have neither label nor topic
 _MOST_KINDS = 12  # that have a column or a colour of their own
-_OTHERS = "others"
+OTHERS = "others"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +39,7 @@ class Partition:
         for own in self.devices.values():
             counts.update(own)
         frequent = [kind for kind, _ in counts.most_common(_MOST_KINDS)]
-        return [*sorted(frequent, key=_in_order), *([_OTHERS] if len(counts) > len(frequent) else [])]
+        return [*sorted(frequent, key=_in_order), *([OTHERS] if len(counts) > len(frequent) else [])]
 
     def rows(self) -> list[tuple[str, list[int]]]:
         """(device, its examples of each of `kinds`)"""
@@ -51,7 +48,7 @@ class Partition:
         rows = []
         for device, own in self.devices.items():
             others = sum(count for kind, count in own.items() if kind not in named)
-            rows.append((device, [others if kind == _OTHERS else own.get(kind, 0) for kind in kinds]))
+            rows.append((device, [others if kind == OTHERS else own.get(kind, 0) for kind in kinds]))
         return rows
 
     def write(self, run: Path) -> None:
@@ -66,7 +63,11 @@ def partition_of(config: RunConfig) -> Partition:
     if config.data.partition.rule:
         dealing = dealing_of(config.data, count)
         kinds = dealing.kinds()
-        devices = {share.name: _counted(kinds[record] for record in share.records) for share in dealing.shares}
+        never = config.data.partition.never_training(count)
+        devices = {
+            share.name + NEVER * (number in never): _counted(kinds[record] for record in share.records)
+            for number, share in enumerate(dealing.shares)
+        }
         return Partition(devices=devices, test=len(dealing.test))
     devices = {}
     for number in range(count):
@@ -107,36 +108,6 @@ def partition_table(partition: Partition) -> Table:
         own = counts if kinds != [EXAMPLES] else []
         table.add_row(device, str(sum(counts)), *(str(count) if count else "" for count in own))
     return table
-
-
-def partition_plot(partition: Partition) -> str:
-    """The same as one SVG: a bar for each device, cut by label or topic."""
-    height = max(2.4, min(0.24 * len(partition.devices) + 1.2, 12))
-    return svg(partial(_plot, partition=partition), height=height)
-
-
-def _plot(axes: Axes, partition: Partition) -> None:
-    kinds, rows = partition.kinds, partition.rows()
-    names, left = [device.replace("$", r"\$") for device, _ in rows], [0] * len(rows)
-    bars = []
-    for place in range(len(kinds)):
-        counts = [own[place] for _, own in rows]
-        bars.append(axes.barh(range(len(rows)), counts, left=left, height=0.8))
-        left = [before + count for before, count in zip(left, counts, strict=True)]
-    if len(rows) <= 50:  # more names than that cannot be read
-        axes.set_yticks(range(len(rows)), names)
-    axes.invert_yaxis()
-    axes.set_xlabel("examples, trained on and held out")
-    if kinds != [EXAMPLES]:
-        # By hand: a label that begins with an underscore is otherwise none.
-        axes.legend(
-            bars,
-            [kind.replace("$", r"\$") for kind in kinds],
-            fontsize=8,
-            loc="upper left",
-            bbox_to_anchor=(1, 1),
-            frameon=False,
-        )
 
 
 def _counted(kinds: Iterable[str]) -> dict[str, int]:

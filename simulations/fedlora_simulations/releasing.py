@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shutil
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
@@ -12,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from fedlora.base.pack import BasePack, file_digest, open_pack, read_manifest
 from fedlora.errors import AdapterMismatchError, ConfigError
-from fedlora.exported.inputs import input_values
+from fedlora.exported.inputs import digest_of, input_values
 from fedlora.exported.profiles import Profile
-from fedlora.exported.values_digest import digest_of
 from fedlora.family import DecoderShape
+from fedlora.files.at_rest import copy_plain, written_plain
 from fedlora.files.atomic import check_directory, whole_directory
 from fedlora.files.documents import read_object
-from fedlora.identity.keys import SigningKey
+from fedlora.identity.audit import audited
+from fedlora.identity.keys import PublicKey, SigningKey
+from fedlora.identity.records import HEAD, ROUNDS
+from fedlora.identity.records import RECORD as ENTRY
 from fedlora.lora.adapter import Adapter
 from fedlora.peft.for_base import adapter_of
 from fedlora.peft.layout import COMPANIONS, CONFIG, WEIGHTS
@@ -27,15 +29,8 @@ from fedlora.release.canary import Canary
 from fedlora.release.card import card_text
 from fedlora.release.folder import listed_files, read_release
 from fedlora.release.layout import ADAPTER, BOM, BUNDLE, CARD, ENVELOPE, check_name, onnx_adapter
-from fedlora.release.manifest import (
-    MadeBy,
-    Parent,
-    ReleasedAdapter,
-    ReleasedBase,
-    ReleasedRun,
-    ReleaseManifest,
-    written,
-)
+from fedlora.release.manifest import ReleaseManifest, written
+from fedlora.release.manifest_parts import MadeBy, Parent, ReleasedAdapter, ReleasedBase, ReleasedRun
 from fedlora.release.model_signing import bundle_text
 from fedlora.release.sealed import seal_release
 from fedlora_export.adapter_export import export_peft
@@ -61,6 +56,7 @@ class ReleaseOrder:
     base: str = ""  # a base pack; empty: the run's own
     canary: Canary | None = None
     parent: Path | None = None  # the release before, signed by the same key
+    server_key: PublicKey | None = None  # that the run's rounds must be signed under; None: whoever signed them
     expires_days: int = 365
     command: str = "fedlora release"
 
@@ -86,6 +82,7 @@ def make_release(
         )
     run = str(about.get("run"))
     check_committed(source.parent, run)
+    _check_chain(order)
     base = open_pack(order.base or config.base)
     adapter, fingerprint = adapter_of(source, base)
     if fingerprint != about.get("base_fingerprint"):
@@ -100,9 +97,10 @@ def make_release(
         (aside / ADAPTER).mkdir()
         for name in (CONFIG, WEIGHTS, *COMPANIONS):
             if (source / name).is_file():
-                shutil.copyfile(source / name, aside / ADAPTER / name)
+                copy_plain(source / name, aside / ADAPTER / name)
         for profile in order.profiles:
-            export_peft(aside / ADAPTER, aside / onnx_adapter(profile), base, profile=profile)
+            with written_plain():  # for whoever takes the release
+                export_peft(aside / ADAPTER, aside / onnx_adapter(profile), base, profile=profile)
         manifest = ReleaseManifest(
             name=check_name(order.name or config.name),
             version=order.version or (parent.version + 1 if parent else 1),
@@ -130,6 +128,18 @@ def _write_bundle(folder: Path, name: str, manifest: ReleaseManifest, key: Ellip
     digests = {path: entry.sha256 for path, entry in manifest.files.items()}
     digests[ENVELOPE] = file_digest(folder / ENVELOPE)
     (folder / BUNDLE).write_text(bundle_text(name, digests, key), encoding="utf-8")
+
+
+def _check_chain(order: ReleaseOrder) -> None:
+    """Raise IdentityError unless the run's rounds are one chain of records, and all files what these say.
+
+    A run of a fedlora that kept none has none to check, unless a key must have signed it.
+    """
+    rounds = order.run / ROUNDS
+    has_records = (order.run / HEAD).exists() or any(rounds.glob(f"*/{ENTRY}"))
+    if has_records or order.server_key is not None:
+        for _ in audited(order.run, order.server_key):
+            pass
 
 
 def _parent(order: ReleaseOrder, key: SigningKey) -> Parent | None:

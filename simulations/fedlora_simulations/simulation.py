@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fedlora.base.pack import open_pack
 from fedlora.config.run import RunConfig
@@ -29,6 +29,7 @@ from fedlora_simulations.engines import run_in_process, run_on_flower
 from fedlora_simulations.partition import partition_of
 from fedlora_simulations.progress import RunProgress, showing
 from fedlora_simulations.report import write_report
+from fedlora_simulations.reports.environment import write_environment
 
 Engine = Literal["in-process", "flower"]
 _ACCURACY = {
@@ -65,6 +66,7 @@ def run_checked(config: RunConfig, engine: Engine, workers: int | None, console:
             run_in_process(config, workers=workers, on_push=bars.pushed, on_done=bars.done)
     run = Path(config.output)
     partition_of(config).write(run)
+    write_environment(run)
     write_report(run)
     return run
 
@@ -120,4 +122,17 @@ def rounds_table(run: Path | str) -> Table:
             *(f"{count / 1e6:.2f}" for count in (ways if len(traffic) > 1 else [sum(ways)])),
             f"{record['seconds']:.1f}",
         )
+    table.caption, table.caption_justify = _never_trained(records), "left"
     return table
+
+
+def _never_trained(records: Sequence[Mapping[str, Any]]) -> str | None:
+    """What the run did for the clients who never train, from the first measurement to the last; None without any."""
+    measured = [record["never_trained"] for record in records if record["never_trained"]]
+    if not measured:
+        return None
+    first, last = measured[0], measured[-1]
+    told = [f"loss {first['mean']:.4f} to {last['mean']:.4f}", f"worst tenth {last['worst_tenth']:.4f}"]
+    if "accuracy" in first and "accuracy" in last:
+        told.append(f"right {first['accuracy']:.1%} to {last['accuracy']:.1%}")
+    return f"{last['measured']:.0f} clients who never trained: {', '.join(told)}"

@@ -195,10 +195,10 @@ def test_a_factor_that_cannot_be_stored_costs_the_round_and_leaves_the_last_one(
 ) -> None:
     train(device, 1)
 
-    def full(*arguments: object) -> None:
+    def full(*arguments: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fedlora_client.kept_factors.write_tensors", full)
+    monkeypatch.setattr("fedlora_client.kept_factors.write_in_order", full)
     with pytest.raises(
         ConfigError, match=r"kept-.*: cannot be written: No space left on device; name another state-path"
     ):

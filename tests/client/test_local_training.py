@@ -8,11 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fedlora.base.pack import BasePack
-from fedlora.config.run import DataConfig, RunConfig, TrainConfig
+from fedlora.config.run import DataConfig, LoraSection, RunConfig, TrainConfig
 from fedlora.errors import DataError
 from fedlora.peft.directory import read_peft
-from fedlora_client import LocalRun, LocalTraining
+from fedlora_client import LocalRun, LocalTraining, Watcher, evaluate
+from fedlora_client.reference import logits
+
+from tests.reference.oracles import read_by_peft
+from tests.tiny.tokens import random_tokens
 
 TRAIN = TrainConfig(steps=2, batch_size=2, sequence_length=16, compute="float32", device="cpu")
 
@@ -67,3 +72,51 @@ def test_the_files_that_a_run_names_are_its_data_whatever_the_data_set_of_a_fede
     assert training.device.data.train == ("to be or not to be\n" * 18,)
     with pytest.raises(DataError, match=r"missing\.txt: cannot be read"):
         LocalTraining(LocalRun(data=tmp_path / "missing.txt", output=tmp_path / "adapter", config=config))
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_an_adapter_that_began_from_the_weights_begins_at_the_base_and_is_in_peft_what_was_trained(
+    base: BasePack, tmp_path: Path, init: str
+) -> None:
+    config = dataclasses.replace(
+        config_of(base),
+        lora=LoraSection(rank=2, alpha=4.0, init=init),
+        train=dataclasses.replace(TRAIN, lr=1e-2, steps=4),
+    )
+    training = LocalTraining(LocalRun(data=notes(tmp_path), output=tmp_path / "adapter", config=config))
+    result = training.train()
+    model, windows = training.device.model, training.device.held_out_windows()
+    assert result.evaluations[0][1] == pytest.approx(evaluate(model, None, windows)[0], rel=1e-4)
+    assert result.evaluations[-1][1] < result.evaluations[0][1]
+    assert {pair.rank for pair in read_peft(tmp_path / "adapter").adapter.pairs.values()} == {4}
+    tokens = random_tokens(base, 2, 8)
+    with torch.no_grad():
+        theirs = read_by_peft(base, tmp_path / "adapter")(torch.from_numpy(tokens)).logits
+    np.testing.assert_allclose(logits(base, tokens, result.adapter), theirs, rtol=1e-3, atol=1e-3)
+    lora = model.lora(training.adapter, frozen=training.frozen)
+    at_start = model.logits(torch.from_numpy(tokens), lora).numpy()
+    np.testing.assert_allclose(at_start, logits(base, tokens, None), rtol=1e-3, atol=1e-3)
+    assert np.abs(theirs.numpy() - at_start).max() > 1e-2
+    alone = evaluate(model, result.adapter, windows)[0]
+    assert alone == pytest.approx(min(loss for _, loss in result.evaluations), rel=1e-4)
+
+
+def test_a_training_from_the_weights_that_was_stopped_goes_on_to_the_same_bits(base: BasePack, tmp_path: Path) -> None:
+    config = dataclasses.replace(
+        config_of(base), lora=LoraSection(rank=2, init="pissa"), train=dataclasses.replace(TRAIN, steps=4)
+    )
+    data = notes(tmp_path)
+    whole = LocalTraining(LocalRun(data=data, output=tmp_path / "whole", config=config)).train()
+
+    def stop(step: int, loss: float) -> None:
+        if step == 1:
+            raise KeyboardInterrupt
+
+    run = LocalRun(data=data, output=tmp_path / "stopped", config=config, save_every=1)
+    with pytest.raises(KeyboardInterrupt):
+        LocalTraining(run).train(Watcher(on_step=stop))
+    assert run.state_file.exists()
+    again = LocalTraining(run).train()
+    for module, pair in whole.adapter.pairs.items():
+        np.testing.assert_array_equal(again.adapter.pairs[module].lora_A, pair.lora_A)
+        np.testing.assert_array_equal(again.adapter.pairs[module].lora_B, pair.lora_B)

@@ -21,11 +21,12 @@ from fedlora.base.quantize import Quantization
 from fedlora.config.run import DataConfig, read_scenario
 from fedlora.data.chat_template import load_chat_template
 from fedlora.errors import FedloraError
-from fedlora.exported.adapter_loading import load_adapter_file
+from fedlora.exported.adapter_file import load_adapter_file
 from fedlora.exported.inputs import input_shapes
 from fedlora.fleet.bundle import read_bundle
 from fedlora.lora.config import LoraConfig
 from fedlora.peft.directory import PeftDirectory, read_peft, write_peft
+from fedlora.peft.mapped import open_mapped
 from fedlora_export.adapter_export import write_onnx_adapter
 from fedlora_serve.http.service.config_file import read_config
 from fedlora_simulations.datasets.shakespeare import shakespeare
@@ -64,6 +65,7 @@ READERS: Mapping[str, tuple[str, ...]] = {
     "chat": ("chat_template.jinja", "tokenizer_config.json", "special_tokens_map.json"),
     "checkpoint": ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
     "adapter": ("adapter_config.json", "adapter_model.safetensors"),
+    "mapped adapter": ("adapter_config.json", "adapter_model.safetensors"),
     "adapter file": ("a.onnx_adapter", "a.onnx_adapter.json"),
     "run": ("run.toml",),
     "study": ("study.toml",),
@@ -101,6 +103,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     modules = pack.model.linear_modules()
     adapter = adapter_on(LoraConfig(rank=2, target_modules=("q_proj",)), modules)
     write_peft(folder / "adapter", PeftDirectory(adapter=adapter, base_fingerprint=pack.fingerprint))
+    shutil.copytree(folder / "adapter", folder / "mapped adapter")
     (folder / "adapter file").mkdir()
     write_onnx_adapter(adapter, pack.fingerprint, folder / "adapter file" / "a.onnx_adapter")
     shutil.copytree(run_reader(folder).folder, folder / "run directory")
@@ -122,6 +125,12 @@ def signed_run_reader(sound: Path) -> FuzzReader:
     return signed_runs(sound)
 
 
+def each_pair(folder: Path) -> None:
+    adapter = open_mapped(folder)
+    for module in adapter.shapes:
+        adapter.pair(module)
+
+
 def reader(name: str, sound: Path) -> Reader:
     pack = open_pack(sound / "pack")
 
@@ -134,6 +143,7 @@ def reader(name: str, sound: Path) -> Reader:
         "chat": load_chat_template,
         "checkpoint": checkpoint,
         "adapter": read_peft,
+        "mapped adapter": each_pair,
         "adapter file": lambda folder: load_adapter_file(
             folder / "a.onnx_adapter",
             base_fingerprint=pack.fingerprint,

@@ -17,7 +17,7 @@ import pytest
 import torch
 from fedlora.base.pack import BasePack, open_pack
 from fedlora.errors import AdapterError, AdapterMismatchError, GraphError
-from fedlora.exported.adapter_loading import load_adapter_file
+from fedlora.exported.adapter_file import load_adapter_file
 from fedlora.exported.graph_manifest import check_graph_file, write_graph_manifest
 from fedlora.exported.inputs import input_values
 from fedlora.exported.profiles import HEAD_PROFILES, Profile, graph_inputs, graph_name

@@ -13,7 +13,7 @@ from fedlora.base.packing import make_pack
 from fedlora.base.quantize import Quantization
 from fedlora.data.chat_template import load_chat_template
 from fedlora.data.examples import ChatMessage
-from fedlora.exported.adapter_loading import load_adapter_file
+from fedlora.exported.adapter_file import load_adapter_file
 from fedlora.exported.inputs import input_shapes
 from fedlora.lora.config import LoraConfig
 from fedlora.peft.directory import PeftDirectory, read_peft, write_peft

@@ -8,7 +8,8 @@ from pathlib import Path
 from fedlora.identity.keys import SigningKey
 from fedlora.release.canary import Canary, CanaryText, read_canary
 from fedlora.release.installed import INSTALLED, Installed, InstalledVersion, read_installed, write_installed
-from fedlora.release.manifest import Parent, Privacy, manifest_from_json
+from fedlora.release.manifest import manifest_from_json
+from fedlora.release.manifest_parts import Parent, Privacy
 from fedlora.release.sealed import open_release, seal_release
 from fedlora.release.serving import TOLD, Served, read_served, tell_served
 

@@ -21,8 +21,7 @@ import onnxruntime as ort
 from fedlora.base.pack import WEIGHTS, BasePack, fingerprint_of, open_pack, tensor_shapes
 from fedlora.base.quantize import Quantization
 from fedlora.errors import FedloraError
-from fedlora.exported.adapter_file import parse_adapter_file
-from fedlora.exported.adapter_loading import load_adapter_file
+from fedlora.exported.adapter_file import load_adapter_file, parse_adapter_file
 from fedlora.exported.graph_manifest import check_graph_file, write_graph_manifest
 from fedlora.exported.inputs import input_shapes, input_values
 from fedlora.exported.profiles import graph_inputs

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 from fedlora.base.pack import BasePack
-from fedlora.exported.inputs import input_values
+from fedlora.exported.inputs import digest_of, input_values
 from fedlora.exported.profiles import Profile
-from fedlora.exported.values_digest import digest_of
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
 from fedlora.row_lora.layout import adapter_layout

@@ -248,3 +248,17 @@ class Player:
         if played.error is not None:
             raise played.error
         return played
+
+
+def honest(*nodes: int) -> dict[int, Device]:
+    return {node: Honest(node) for node in nodes}
+
+
+def assert_same_adapter(got: Adapter, expected: Adapter) -> None:
+    """Bit for bit. (A file keeps the modules in an order of its own.)"""
+    assert (got.config.rank, got.config.alpha) == (expected.config.rank, expected.config.alpha)
+    assert set(got.config.target_modules) == set(expected.config.target_modules)
+    assert got.pairs.keys() == expected.pairs.keys()
+    for module, pair in expected.pairs.items():
+        np.testing.assert_array_equal(got.pairs[module].lora_A, pair.lora_A, err_msg=module)
+        np.testing.assert_array_equal(got.pairs[module].lora_B, pair.lora_B, err_msg=module)

@@ -221,6 +221,7 @@ REFERENCES: Mapping[str, Reference] = {
 }  # fmt: skip
 # Those that fedlora brings, whatever else is installed.
 METHODS = {name: find_method(name) for name in REFERENCES}
+METHOD_NAMES = sorted(METHODS)
 WEIGHING = {"norm-bound": NormBound, "multi-krum": MultiKrum, "geometric-median": GeometricMedian}
 ROBUST: dict[str, type[RobustRule]] = {**WEIGHING, "median": Median}
 

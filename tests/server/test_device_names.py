@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 from fedlora_server.device_names import DeviceNames
-from fedlora_server.exchange import Reply
+from fedlora_server.replies import Reply
 
 from tests.server.fake_grid import Device, FakeGrid, Honest, Player
 

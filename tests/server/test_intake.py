@@ -7,9 +7,9 @@ import gc
 import weakref
 
 import pytest
-from fedlora_server.exchange import Reply
 from fedlora_server.intake import Asked, Intake
 from fedlora_server.means.weighted_sum import AT_ONCE
+from fedlora_server.replies import Reply
 
 from tests.server.fake_grid import FakeGrid, Honest, Player
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from fedlora.base.pack import BasePack
 from fedlora.cli import commands
 
 TINY = """
 name = "tiny"
+base = "{base}"
 
 [data]
 name = "stdlib"
@@ -34,12 +36,15 @@ devices = 2
 
 
 class Simulator:
-    """Runs `fedlora simulate` in this process, one device at a time, so that replies arrive in one order."""
+    """Runs `fedlora simulate` in this process, one device at a time, so that replies arrive in one order.
 
-    def __init__(self, folder: Path) -> None:
+    On a tiny base: a run on `nano` takes ten times as long, most of it to measure losses. The documents' runs are on that.
+    """
+
+    def __init__(self, folder: Path, base: BasePack) -> None:
         self.folder = folder
         self.scenario = folder / "tiny.toml"
-        self.scenario.write_text(TINY, encoding="utf-8")
+        self.scenario.write_text(TINY.format(base=base.directory), encoding="utf-8")
 
     def __call__(self, name: str, *changes: str, workers: int = 1) -> tuple[Path, Result]:
         """Run into the directory `name`; return it and what the command said. Raises what the command raises."""
@@ -51,8 +56,8 @@ class Simulator:
 
 
 @pytest.fixture(scope="session")
-def simulator(tmp_path_factory: pytest.TempPathFactory) -> Simulator:
-    return Simulator(tmp_path_factory.mktemp("simulate"))
+def simulator(base: BasePack, tmp_path_factory: pytest.TempPathFactory) -> Simulator:
+    return Simulator(tmp_path_factory.mktemp("simulate"), base)
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from fedlora.base.heads import extra_shapes
 from fedlora.base.pack import BasePack
+from fedlora.config.leading import AggregationConfig
 from fedlora.config.run import DataConfig, LoraSection, RunConfig, ServerConfig, SimulationConfig, TrainConfig
-from fedlora.config.sections import AggregationConfig
 from fedlora.peft.directory import read_peft
 from fedlora_server.run.run_directory import read_metrics
 from fedlora_simulations.simulation import simulate

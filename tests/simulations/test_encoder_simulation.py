@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fedlora.config.partition import PartitionConfig
 from fedlora.config.run import DataConfig, LoraSection, RunConfig, ServerConfig, SimulationConfig, TrainConfig
+from fedlora.data.examples import Labelled
 from fedlora.peft.directory import read_peft
+from fedlora_client.data.device_data import device_data
 from fedlora_client.device import Device
 from fedlora_server.run.run_directory import read_metrics
 from fedlora_simulations.simulation import rounds_table, simulate
@@ -81,3 +84,77 @@ def test_a_data_set_is_dealt_out_and_its_test_set_is_measured_by_all(tmp_path: P
     assert "right of" in told
     assert f"{last['test']['accuracy']:.1%}" in told
     assert "…" not in told  # all of it fits into a terminal of 80 columns
+
+
+def held_out_config(tmp_path: Path, output: str, **server: Any) -> RunConfig:
+    base = save_encoder_pack("bert", tmp_path / f"{output}-pack")
+    (tmp_path / "data").mkdir(exist_ok=True)
+    written(tmp_path / "data" / "train.jsonl", records(120))
+    written(tmp_path / "data" / "test.jsonl", records(20, seed=9))
+    partition = PartitionConfig(rule="iid", held_out=2)
+    return RunConfig(
+        base=str(base.directory), output=str(tmp_path / output),
+        data=DataConfig(name="files", path=str(tmp_path / "data"), partition=partition),
+        lora=LoraSection(rank=4, alpha=8.0), server=ServerConfig(rounds=2, **server),
+        simulation=SimulationConfig(devices=5),
+        train=TrainConfig(steps=8, batch_size=8, sequence_length=24, lr=0.01, compute="float32", device="cpu"),
+    )  # fmt: skip
+
+
+def test_clients_who_never_train_are_measured_apart_and_change_nothing(tmp_path: Path) -> None:
+    config = held_out_config(tmp_path, "run")
+    never = {str(number) for number in config.data.partition.never_training(5)}
+    run = simulate(config, "in-process", 1, Console(quiet=True))
+    for record in read_metrics(run):
+        assert record["never_trained_loss"].keys() == never
+        assert record["loss"].keys() == record["accuracy"].keys() == set("01234") - never
+        assert record["excluded"] == {}
+        assert record["measured_of"] == 3
+        assert record["devices"] == (3 if record["round"] else 0)
+        assert record["test"]["devices"] == 5
+        assert {record["held_out_examples"][name] for name in never} == {24}  # all that they have
+    last = read_metrics(run)[-1]
+    told, losses = last["never_trained"], last["never_trained_loss"]
+    assert told["mean"] == pytest.approx(sum(losses.values()) / 2)
+    assert told["measured"] == 2
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(rounds_table(run))
+    assert "2 clients who never trained: loss" in console.export_text()
+    page = (run / "report.html").read_text()
+    assert "clients who never trained: loss" in page
+    assert "clients who never trained: accuracy" in page
+
+    # By a device that has just what they have.
+    adapter = read_peft(run / "rounds" / "0002" / "adapter").adapter
+    texts: list[Labelled] = []
+    for number in sorted(never):
+        data = device_data(config.data, (("num-partitions", 5), ("partition-id", int(number))))
+        assert (data.train, data.never_trains) == ((), True)
+        texts += [one for one in data.held_out if isinstance(one, Labelled)]
+    written(tmp_path / "never.jsonl", [{"text": one.text, "label": one.label} for one in texts])
+    device = Device(replace(config, data=DataConfig(name="files")), {"data-path": str(tmp_path / "never.jsonl")})
+    counts = [one.labels for part in ("train", "held_out") if (one := device.measure(part, adapter)).labels]
+    assert sum(counts[1:], counts[0]).scores() == pytest.approx({name: told[name] for name in SCORES})
+
+
+def test_they_are_known_again_where_a_run_goes_on(tmp_path: Path) -> None:
+    config = held_out_config(tmp_path, "run")
+    first = simulate(replace(config, server=replace(config.server, rounds=1)), "in-process", 1, Console(quiet=True))
+    going_on = replace(config, output=str(first), server=replace(config.server, resume=True))
+    went_on = read_metrics(simulate(going_on, "in-process", 1, Console(quiet=True)))
+    whole = read_metrics(
+        simulate(replace(config, output=str(tmp_path / "whole")), "in-process", 1, Console(quiet=True))
+    )
+    for name in ("loss", "never_trained_loss", "excluded", "devices"):
+        assert went_on[2][name] == whole[2][name]
+
+
+def test_they_are_not_asked_in_rounds_that_do_not_wait_either(tmp_path: Path) -> None:
+    config = held_out_config(tmp_path, "run", mode="async", buffer_size=2)
+    records_ = read_metrics(simulate(config, "in-process", 1, Console(quiet=True)))
+    never = {str(number) for number in config.data.partition.never_training(5)}
+    for record in records_:
+        assert record["excluded"] == {}
+        assert record["train_loss"].keys().isdisjoint(never)
+    assert records_[-1]["never_trained_loss"].keys() == never
+    assert records_[-1]["scores"]

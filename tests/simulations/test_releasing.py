@@ -14,8 +14,8 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from fedlora.base.pack import BasePack, read_manifest
 from fedlora.cli import commands
-from fedlora.errors import AdapterMismatchError, ConfigError, IdentityError, ReleaseError, RunError
-from fedlora.exported.adapter_loading import load_adapter_file
+from fedlora.errors import AdapterMismatchError, ConfigError, IdentityError, ReleaseError, RunError, SignatureError
+from fedlora.exported.adapter_file import load_adapter_file
 from fedlora.exported.profiles import graph_inputs
 from fedlora.identity.keys import SigningKey
 from fedlora.release.folder import read_release
@@ -124,6 +124,35 @@ def test_what_is_refused_leaves_nothing(run: Path, packs: Packs, tmp_path: Path)
     with pytest.raises(RunError, match="not as it was committed"):
         make_release(ReleaseOrder(run=run, round=2), tmp_path / "out", KEY)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_round_whose_run_is_not_of_one_piece_is_not_released(run: Path, tmp_path: Path) -> None:
+    """The seal of the second round holds: what is wrong is the first one's."""
+    first = run / "rounds/0001/adapter/adapter_config.json"
+    whole = first.read_text()
+    first.write_text(whole.replace("LORA", "lora"))
+    assert first.read_text() != whole
+    with pytest.raises(IdentityError, match="not as it was committed"):
+        make_release(ReleaseOrder(run=run, round=2), tmp_path / "out", KEY)
+    first.write_text(whole)
+    record = run / "rounds/0001/record.json"
+    record.rename(tmp_path / "record.json")
+    with pytest.raises(IdentityError):
+        make_release(ReleaseOrder(run=run, round=2), tmp_path / "out", KEY)
+    (tmp_path / "record.json").rename(record)
+    with pytest.raises(SignatureError, match="nobody signed it"):
+        make_release(ReleaseOrder(run=run, round=2, server_key=KEY.public), tmp_path / "out", KEY)
+    assert not (tmp_path / "out").exists()
+    make_release(ReleaseOrder(run=run, round=2), tmp_path / "out", KEY)
+
+
+def test_a_run_of_before_records_is_released_unless_a_key_must_have_signed_it(run: Path, tmp_path: Path) -> None:
+    for record in [run / "head.json", *run.glob("rounds/*/record.json")]:
+        record.unlink()
+    make_release(ReleaseOrder(run=run, round=2), tmp_path / "out", KEY)
+    KEY.public.write(tmp_path / "server.pub")
+    with pytest.raises(IdentityError, match="it has no records"):
+        command(run, tmp_path / "other", "--server-key", str(tmp_path / "server.pub"))
 
 
 def test_a_release_is_not_written_over(run: Path, tmp_path: Path) -> None:

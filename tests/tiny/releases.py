@@ -9,14 +9,14 @@ from typing import Any
 
 from fedlora.base.pack import BasePack
 from fedlora.config.run import RunConfig
-from fedlora.exported.inputs import input_values
-from fedlora.exported.values_digest import digest_of
+from fedlora.exported.inputs import digest_of, input_values
 from fedlora.identity.keys import SigningKey
 from fedlora.lora.config import LoraConfig
 from fedlora.peft.directory import PeftDirectory, write_peft
 from fedlora.release.folder import listed_files
 from fedlora.release.layout import ENVELOPE
-from fedlora.release.manifest import FileEntry, MadeBy, ReleasedAdapter, ReleasedBase, ReleasedRun, ReleaseManifest
+from fedlora.release.manifest import ReleaseManifest
+from fedlora.release.manifest_parts import FileEntry, MadeBy, ReleasedAdapter, ReleasedBase, ReleasedRun
 from fedlora.release.sealed import seal_release
 from fedlora_server.run.round_record import RoundRecord
 from fedlora_server.run.run_directory import open_run

@@ -101,6 +101,8 @@ def init(
 
 def _settings(path: Path | None, options: Mapping[str, Any]) -> UpdateSettings:
     """From device.toml, or wholly from options."""
+    from fedlora.files.at_rest import use_key
+
     from fedlora_client.updating.configured import settings_of
     from fedlora_client.updating.settings import UpdateSettings
 
@@ -109,7 +111,9 @@ def _settings(path: Path | None, options: Mapping[str, Any]) -> UpdateSettings:
         other = sorted(given.keys() - {"folder"})
         if other:
             raise ConfigError(f"--{other[0]}: set in [update] of device.toml; pass it only together with --url")
-        return settings_of(_device(path), given.get("folder"))
+        device = _device(path)
+        use_key(device.device.at_rest_key)
+        return settings_of(device, given.get("folder"))
     missing = sorted({"name", "root", "keys", "base", "folder"} - given.keys())
     if missing:
         words = ["--trust" if name == "keys" else f"--{name}" for name in missing]

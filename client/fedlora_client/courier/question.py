@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,12 @@ class Question:
     data: bytes | bytearray | None  # an update; None where none came
     signed: str = ""  # the envelope of the instruction, where the server signs
     rotated: tuple[str, ...] = ()  # statements that vouch for the server's key
+    _digests: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    @property
+    def data_digest(self) -> str:
+        """The sha256 of its bytes, which are hashed once, whoever asks."""
+        return _digest_once(self.data or b"", self._digests)
 
     def header(self) -> dict[str, Any]:
         return {
@@ -62,6 +69,12 @@ class Answer:
     refusal: str = ""  # the word by which the server counts that this device's policy did not allow it
     said: str = ""  # what went wrong, or what its policy says; empty where all is well
     signed: str = ""  # the envelope of the answer, where the device signs
+    _digests: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    @property
+    def data_digest(self) -> str:
+        """The sha256 of its bytes, which are hashed once, whoever asks."""
+        return _digest_once(self.data, self._digests)
 
     def header(self) -> dict[str, Any]:
         return {
@@ -86,6 +99,12 @@ class Answer:
             said=str(texts["said"]),
             signed=_text(header, "signed"),
         )
+
+
+def _digest_once(data: bytes | bytearray, known: list[str]) -> str:
+    if not known:
+        known.append(hashlib.sha256(data).hexdigest())
+    return known[0]
 
 
 def _text(header: Mapping[str, Any], name: str) -> str:

@@ -30,11 +30,12 @@ class Account:
         return f"{self.name}: {', '.join(parts)}"
 
 
-def account(data: DeviceData, train: Windows, held_out: Windows | None) -> Account:
-    """All of a device's data; without `held_out`, nothing is measured."""
+def account(data: DeviceData, train: Windows | None, held_out: Windows | None) -> Account:
+    """All of a device's data; without `held_out`, nothing is measured, without `train` it never trains."""
     measured = held_out.examples if held_out else 0
+    trained = (train.examples, train.truncated, train.skipped) if train else (0, 0, 0)
     return Account(
-        name=data.name, train=train.examples, cut=train.truncated, left_out=train.skipped + data.left_out,
+        name=data.name, train=trained[0], cut=trained[1], left_out=trained[2] + data.left_out,
         held_out=measured, held_out_left_out=len(data.held_out) - measured,
     )  # fmt: skip
 

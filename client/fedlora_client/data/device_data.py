@@ -16,7 +16,7 @@ from fedlora.errors import ConfigError
 def device_data(config: DataConfig, node: tuple[tuple[str, Scalar], ...]) -> DeviceData:
     """What the data set of `config` gives a device whose configuration is `node`, in order. Raises DataError."""
     data = find_dataset(config.name)(config, dict(node))
-    if not config.max_bytes:
+    if not config.max_bytes or data.never_trains:
         return data
     if not data.train:
         raise ConfigError(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from fedlora.base.tokenizer import begun, ended
 from fedlora.data.chat_template import ChatTemplate
-from fedlora.data.examples import Chat, Completion, Example, Labelled, TextRecord
+from fedlora.data.examples import Chat, Completion, Example, Labelled, MultipleChoice, TextRecord
 from fedlora.errors import DataError, PackError
 from fedlora.family import DecoderShape
 from numpy.typing import ArrayLike, NDArray
@@ -64,8 +64,29 @@ class ExampleEncoder:
                 learned = self._ended(completion)
                 whole = self._begun(np.concatenate([prompt, learned]))
                 return self._pairs(whole[: len(whole) - len(learned)], learned, where)
+            case MultipleChoice():  # the right answer, as any other completion
+                return self.pairs(example.completion, where)
             case Chat():
                 return self._chat(example, where)
+
+    def choice_pairs(self, example: MultipleChoice, where: str) -> list[Pairs]:
+        """What is read of the prompt with each of its choices, where only the choice's own tokens are asked for.
+
+        A choice stands after a space; blanks at the prompt's end go with it, and its tokens are those of the joined text
+        that follow as many as the prompt has alone: as lm-eval's `TemplateLM._encode_pair` has it.
+        """
+        prompt = example.prompt.rstrip()
+        blanks, read = example.prompt[len(prompt) :], self._ids(prompt)
+        found = []
+        for number, choice in enumerate(example.choices):
+            learned = self._ids(f"{prompt}{blanks} {choice}")[len(read) :]
+            if not len(learned):
+                raise DataError(
+                    f"{where}: choice {number} ({choice!r:.40}) has no token of its own; give it a text that has"
+                )
+            whole = self._begun(np.concatenate([read, learned]))
+            found.append(self._pairs(whole[: len(whole) - len(learned)], learned, where))
+        return found
 
     def _chat(self, chat: Chat, where: str) -> Pairs:
         if self.chat_template is None:

@@ -109,6 +109,18 @@ class Decoder:
         x = self._forward(tokens, starts, lora, space)
         return self._head.logits(x, space, lora).view(*tokens.shape, -1)
 
+    def next_scores(
+        self,
+        tokens: Tensor,  # int64 [S, T], padded at the end
+        starts: Tensor,  # int64 [S, T]: 0, and of padding its own place
+        lengths: Tensor,  # int64 [S], without the padding
+        lora: LoraTensors | None,
+        space: Workspace,
+    ) -> Tensor:  # [S, V]
+        """The scores of the token after each sequence's last."""
+        x = self._forward(tokens, starts, lora, space).view(*tokens.shape, -1)
+        return self._head.logits(x[torch.arange(len(tokens)), lengths.to(x.device) - 1], space, lora)
+
     def losses(
         self, tokens: Tensor, targets: Tensor, starts: Tensor, lora: LoraTensors | None, space: Workspace,
         memory_plan: MemoryPlan = NOTHING_KEPT,

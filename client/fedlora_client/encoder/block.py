@@ -58,7 +58,7 @@ class EncoderBlock:
         ops: Ops,
         dtype: torch.dtype,
     ) -> None:
-        self._heads = shape.num_heads
+        self._heads, self._head_size = shape.num_heads, shape.hidden_size // shape.num_heads
         modules = {role: shape.module(layer, role) for role in ROLES}
         self._linear = {
             role: Linear(module, matrices[module], ops, floats[f"{module}.bias"].to(dtype))
@@ -69,18 +69,29 @@ class EncoderBlock:
             for norm in shape.block_norms(layer)
         )
 
-    def forward(self, x: Tensor, batch: TextBatch) -> Tensor:
-        """x [N, H] -> y [N, H]"""
-        texts, length = batch.is_text.shape
-        q, k, v = (
-            self._apply(role, x, batch).view(texts, length, self._heads, -1).transpose(1, 2) for role in ROLES[:3]
-        )
+    def forward(self, x: Tensor, batch: TextBatch, *, first_only: bool = False) -> Tensor:
+        """x [N, H] -> y [N, H]; with `first_only` the rows of the texts' first tokens, [S, H]"""
+        asking = x.view(*batch.is_text.shape, -1)[:, 0].contiguous() if first_only else x
+        return self.attending(asking, *self.keys_and_values(x, batch), batch)
+
+    def keys_and_values(self, x: Tensor, batch: TextBatch) -> tuple[Tensor, Tensor]:
+        """x [N, H] -> k and v, [S, heads, T, D] each"""
+        k, v = (self._by_head(self._apply(role, x, batch), batch) for role in ROLES[1:3])
+        return k, v
+
+    def attending(self, x: Tensor, k: Tensor, v: Tensor, batch: TextBatch) -> Tensor:
+        """The block's output at those tokens, as many of each text, whose rows are x."""
+        q = self._by_head(self._apply("query", x, batch), batch)
         # Whole batches without padding need no mask, which is the faster way.
         mask = None if bool(batch.is_text.all()) else batch.is_text[:, None, None, :]
         mixed = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).reshape(x.shape)
         h = self._attention_norm(x + self._apply("attention_output", mixed, batch))
         active = F.gelu(self._apply("intermediate", h, batch))
         return self._output_norm(h + self._apply("output", active, batch))
+
+    def _by_head(self, rows: Tensor, batch: TextBatch) -> Tensor:
+        """[S tokens of each text, H] -> [S, heads, tokens, D]"""
+        return rows.view(len(batch.is_text), -1, self._heads, self._head_size).transpose(1, 2)
 
     def _apply(self, role: Role, x: Tensor, batch: TextBatch) -> Tensor:
         linear = self._linear[role]

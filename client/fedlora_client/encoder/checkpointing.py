@@ -1,7 +1,5 @@
 """Torch's autograd through one block at a time, whose activations are kept or computed again (arXiv:1604.06174)."""
 
-# N rows, H hidden size
-
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -15,8 +13,10 @@ from fedlora_client.encoder.block import EncoderBlock, TextBatch
 class CheckpointedPass:
     """One block's forward, which is computed again for its backward unless it is kept."""
 
-    def __init__(self, block: EncoderBlock, x: Tensor, batch: TextBatch, *, keep: bool) -> None:
-        self._compute: Callable[[Tensor], Tensor] = lambda leaf: block.forward(leaf, batch)
+    def __init__(
+        self, block: EncoderBlock, x: Tensor, batch: TextBatch, *, keep: bool, first_only: bool = False
+    ) -> None:
+        self._compute: Callable[[Tensor], Tensor] = lambda leaf: block.forward(leaf, batch, first_only=first_only)
         self._leaf = x.detach().requires_grad_()
         with torch.set_grad_enabled(keep):
             y = self._compute(self._leaf)
@@ -24,7 +24,7 @@ class CheckpointedPass:
         self.output = y.detach()
 
     def backward(self, gradient: Tensor) -> Tensor:
-        """gradient [N, H] in the output -> that in the input; those of the adapters are added to theirs."""
+        """gradient in the output -> that in the input, [N, H]; those of the adapters are added to theirs."""
         y = self._graph
         if y is None:
             with torch.enable_grad():

@@ -3,7 +3,7 @@
 It is trained through the interface of the decoder: a text is one window, padded at its end; its label is the target of
 its first token, and nothing is learned elsewhere. Torch's autograd goes through one block at a time; a block's
 activations are kept where memory allows, and computed again elsewhere. What an adapter has of the classification head
-trains in place of the base's, which is frozen.
+trains in place of the base's, which is frozen; the head asks of the last block only what it gives for the first tokens.
 """
 
 # S texts, T tokens of a window, N = S T rows, H hidden size, L labels
@@ -88,8 +88,8 @@ class Encoder:
         self, windows: Windows, lora: LoraTensors | None, space: Workspace, memory_plan: MemoryPlan
     ) -> tuple[Tensor, Tensor | None]:
         """(`losses` of the windows, int64 [S]: the label of the highest score of each text)"""
-        y, _ = self._forward(windows.inputs, windows.starts, lora, space)
-        head, first = self._trained_head(), y[:, 0]
+        first, _ = self._forward(windows.inputs, windows.starts, lora, space, first_only=True)
+        head = self._trained_head()
         losses = _at_first(head.losses(first, self._labels(windows.targets), lora), windows.targets)
         return losses, head.scores(first, lora).argmax(1)
 
@@ -115,9 +115,9 @@ class Encoder:
     def logits(self, tokens: Tensor, lora: LoraTensors | None = None, starts: Tensor | None = None) -> Tensor:
         """The scores of each label, float32 [S, L], or without a head the embeddings [S, H]; tokens int64 [S, T]"""
         starts = torch.zeros_like(tokens) if starts is None else starts
-        y, is_text = self._forward(tokens, starts, lora, self.workspace())
+        y, is_text = self._forward(tokens, starts, lora, self.workspace(), first_only=self._head is not None)
         if self._head:
-            return self._head.scores(y[:, 0], lora)
+            return self._head.scores(y, lora)
         return pooled(self.shape.embedding, y.float(), is_text, self._dense)
 
     def losses(
@@ -125,8 +125,8 @@ class Encoder:
         memory_plan: MemoryPlan = NOTHING_KEPT,
     ) -> Tensor:  # fmt: skip
         """Nats of each text's label at its first token, 0 elsewhere: float32 [S, T]; all others int64 [S, T]"""
-        y, _ = self._forward(tokens, starts, lora, space)
-        return _at_first(self._trained_head().losses(y[:, 0], self._labels(targets), lora), targets)
+        first, _ = self._forward(tokens, starts, lora, space, first_only=True)
+        return _at_first(self._trained_head().losses(first, self._labels(targets), lora), targets)
 
     def add_gradients(
         self,
@@ -145,15 +145,15 @@ class Encoder:
         first_kept = self.shape.num_layers - 1 - memory_plan.kept_blocks
         passes: list[CheckpointedPass] = []
         for layer, block in enumerate(self._blocks):
-            passes.append(CheckpointedPass(block, x, batch, keep=layer >= first_kept))
+            keep, is_last = layer >= first_kept, layer == self.shape.num_layers - 1
+            passes.append(CheckpointedPass(block, x, batch, keep=keep, first_only=is_last))
             x = passes[-1].output
         with torch.enable_grad():
-            y = x.detach().requires_grad_()
-            first, labels = y.view(*batch.is_text.shape, -1)[:, 0], self._labels(targets)
+            first, labels = x.detach().requires_grad_(), self._labels(targets)
             own = {name: extra.values.detach().requires_grad_() for name, extra in lora.extras.items()}
             losses = self._trained_head().losses_with(own, first, labels, shift)
             scaled = (losses * row_scale[:, 0].to(losses.device)).sum()
-        gradient, *of_head = torch.autograd.grad(scaled, (y, *own.values()))
+        gradient, *of_head = torch.autograd.grad(scaled, (first, *own.values()))
         for extra, part in zip(lora.extras.values(), of_head, strict=True):
             extra.gradients.add_(part)
         while passes:
@@ -161,14 +161,15 @@ class Encoder:
         return _at_first(losses.detach(), targets)
 
     def _forward(
-        self, tokens: Tensor, starts: Tensor, lora: LoraTensors | None, space: Workspace
+        self, tokens: Tensor, starts: Tensor, lora: LoraTensors | None, space: Workspace, *, first_only: bool
     ) -> tuple[Tensor, Tensor]:
-        """(the last block's output [S, T', H], bool [S, T']: where there is text)"""
+        """(the last block's output [S, T', H], or [S, H] at first tokens alone; bool [S, T']: where there is text)"""
         with torch.no_grad():
             x, batch = self._begin(tokens, starts, lora, space, no_dropout)
-            for block in self._blocks:
+            for block in self._blocks[:-1]:
                 x = block.forward(x, batch)
-            return x.view(*batch.is_text.shape, -1), batch.is_text
+            y = self._blocks[-1].forward(x, batch, first_only=first_only)
+            return y if first_only else y.view(*batch.is_text.shape, -1), batch.is_text
 
     def _begin(
         self, tokens: Tensor, starts: Tensor, lora: LoraTensors | None, space: Workspace, dropout: Dropout

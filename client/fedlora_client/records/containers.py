@@ -11,7 +11,9 @@ _TO_JSONL = (
     "python -c \"import sys, pandas; pandas.{reader}(sys.argv[1]).to_json(sys.argv[2], orient='records', lines=True)\" "
     "{path} {jsonl}"
 )
-_PARQUET = "a Parquet file; convert it (pip install pandas pyarrow): " + _TO_JSONL.replace("{reader}", "read_parquet")
+_PARQUET = "a Parquet file; call it .parquet, or convert it (pip install pandas pyarrow): " + _TO_JSONL.replace(
+    "{reader}", "read_parquet"
+)
 _ARROW = "an Arrow file; convert it (pip install pandas pyarrow): " + _TO_JSONL.replace("{reader}", "read_feather")
 _DATASET = (
     "an Arrow stream, such as a data set keeps that datasets saved; write it as JSON Lines: "

@@ -13,16 +13,17 @@ from fedlora.data.datasets import split_lines, split_records
 from fedlora.data.examples import Example
 from fedlora.errors import DataError
 
+from fedlora_client.records.arrow_rows import read_parquet
 from fedlora_client.records.byte_source import COMPRESSED, read_text
 from fedlora_client.records.jsonl import parse_example, read_json
 from fedlora_client.records.record_forms import parse_record
 from fedlora_client.records.records import Records
 from fedlora_client.records.tables import read_table
 
-Format = Literal["text", "lines", "document", "csv", "tsv"]
+Format = Literal["text", "lines", "document", "csv", "tsv", "parquet"]
 FORMATS: dict[str, Format] = {
     ".txt": "text", ".jsonl": "lines", ".ndjson": "lines", ".jsonlines": "lines", ".json": "document", ".csv": "csv",
-    ".tsv": "tsv", ".tab": "tsv",
+    ".tsv": "tsv", ".tab": "tsv", ".parquet": "parquet",
 }  # fmt: skip
 
 _LOOKED_AT = 1 << 16  # characters of a text, for a hint
@@ -70,6 +71,8 @@ def read_file(file: Path, fields: FieldNames) -> FileContent:
             return content_of(read_table(file, fields))
         case "tsv":
             return content_of(read_table(file, fields, separator="\t"))
+        case "parquet":
+            return content_of(read_parquet(file, fields))
         case _:
             text = read_text(file)
             first, last = split_lines(text)

@@ -6,6 +6,7 @@
     {"messages": [{"role": "user", "content": "Hello"}, ...]}
     {"conversations": [{"from": "human", "value": "Hello"}, ...]}    (ShareGPT)
     {"instruction": "Add.", "input": "2, 2", "output": "4"}          (Alpaca)
+    {"prompt": "2 + 2 =", "choices": ["3", "4"], "answer": 1}        multiple choice
 
 A field that would change what is learned is honoured or refused by name; others are not looked at, and their names are
 told. A field that is null is as one that is not there.
@@ -23,15 +24,17 @@ from fedlora.errors import DataError
 from fedlora.nearest import hint
 
 from fedlora_client.records.alpaca import alpaca_prompt
+from fedlora_client.records.choices import multiple_choice
 from fedlora_client.records.conversations import as_messages, as_tools, prompt_messages
 from fedlora_client.records.json_values import kind, text_field
 from fedlora_client.records.messages import chat_of
 
-EXPECTED = "text, or prompt and completion, or messages, or conversations, or instruction and output"
+EXPECTED = "text, or prompt and completion, or messages, or conversations, or instruction and output, or choices"
 _NO_FIELDS = FieldNames()
 _FORMS = {  # what tells each form
     "text": ("text",),
     "completion": ("prompt", "completion"),
+    "choices": ("prompt", "choices", "answer"),
     "messages": ("messages",),
     "conversations": ("conversations",),
     "instruction": ("instruction", "output"),
@@ -109,6 +112,8 @@ def _example(form: str, given: Mapping[str, Any], meant: Mapping[str, Any]) -> E
             return TextRecord(text_field(given, "text"))
         case "completion":
             return Completion(text_field(given, "prompt"), text_field(given, "completion"))
+        case "choices":
+            return multiple_choice(text_field(given, "prompt"), given["choices"], given["answer"])
         case _:
             instruction, more = text_field(given, "instruction"), text_field({"input": "", **given}, "input")
             if not text_field(given, "output"):
@@ -198,3 +203,9 @@ def is_known(names: Sequence[str], fields: FieldNames = _NO_FIELDS) -> bool:
     except DataError:
         return False
     return True
+
+
+def is_field(name: str, fields: FieldNames = _NO_FIELDS) -> bool:
+    """Whether a record's field of this name is looked at."""
+    named = fields.given()
+    return name in {*named.values(), fields.owner} or (name not in named and name in {*_KNOWN, *_MEANT})

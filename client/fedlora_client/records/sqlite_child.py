@@ -1,9 +1,10 @@
 """The process that reads an SQLite database: whatever a view or a function of it takes, it costs this process alone.
 
 It is run as a file, with a request, a JSON object, on its standard input. The database may be anybody's: one call of a
-function can take hours, where SQLite looks at no clock, and one row of a view gigabytes. So processor time and memory are
-bounded here. It writes a JSON value a line: the names of the columns, a list for each row, and at last an object that says
-how it ended: {}, or {"error": a line, "kind": "query" or "bound"}. Bytes are written as {"bytes": their number}.
+function can take hours, where SQLite looks at no clock, and one row of a view gigabytes. So it is run within bounds of
+processor time and memory (`fedlora.files.limited`). It writes a JSON value a line: the names of the columns, a list for
+each row, and at last an object that says how it ended: {}, or {"error": a line, "kind": "query" or "bound"}. Bytes are
+written as {"bytes": their number}.
 """
 
 from __future__ import annotations
@@ -18,18 +19,6 @@ from typing import Any
 _ALLOWED = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE)
 _NOT_FUNCTIONS = ("load_extension", "readfile", "writefile", "edit", "fts3_tokenizer")
 _STEPS = 10_000  # of SQLite's machine, between two looks at the clock
-
-
-def _limit(cpu_s: int, memory_bytes: int) -> None:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    for kind, most in ((resource.RLIMIT_CPU, cpu_s), (resource.RLIMIT_AS, memory_bytes), (resource.RLIMIT_CORE, 0)):
-        with suppress(OSError, ValueError):
-            _, hard = resource.getrlimit(kind)
-            most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-            resource.setrlimit(kind, (most, most))
 
 
 def _authorize(action: int, first: str | None, second: str | None, database: str | None, trigger: str | None) -> int:
@@ -73,7 +62,6 @@ def _read(request: dict[str, Any]) -> dict[str, str]:
 
 def _main() -> None:
     request = json.load(sys.stdin)
-    _limit(request["cpu_seconds"], request["memory_bytes"])
     sys.stdout.reconfigure(encoding="utf-8", errors="surrogatepass")  # type: ignore[union-attr]
     with suppress(BrokenPipeError):
         _say(_read(request))

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote
@@ -19,13 +14,13 @@ from fedlora.errors import DataError
 from fedlora.files.json_text import parse_json
 
 from fedlora_client.records import sqlite_child
+from fedlora_client.records.asked_child import asked_child
 from fedlora_client.records.byte_source import MAX_LINE_BYTES
 from fedlora_client.records.records import Records, collected
 
 MAX_ROWS, MAX_BYTES, MAX_SECONDS = 1_000_000, 1 << 30, 60.0
 _MEMORY_BYTES = 1 << 30  # of addresses, of the process that reads
 _MOST_ROW_BYTES = 2 * MAX_LINE_BYTES  # as JSON
-_START_S = 20.0  # for a busy machine to begin it, beside the seconds of the query
 _LISTS = ("messages", "conversations", "tools", "documents")  # fields that are lists: kept as JSON in a column
 
 
@@ -42,37 +37,12 @@ def read_query(
         raise DataError(f"{path}: there is no such database; give data-path that of an SQLite file")
     request = {
         "uri": f"file:{quote(str(path.absolute()))}?mode=ro", "query": query, "seconds": max_seconds,
-        "cpu_seconds": math.ceil(max_seconds) + 1, "memory_bytes": _MEMORY_BYTES, "value_bytes": MAX_LINE_BYTES,
+        "memory_bytes": _MEMORY_BYTES, "value_bytes": MAX_LINE_BYTES,
     }  # fmt: skip
-    with _asked(request, max_seconds + _START_S) as answer:
+    with asked_child(
+        sqlite_child.__file__, request, what="read a database", seconds=max_seconds, memory_bytes=_MEMORY_BYTES
+    ) as answer:
         return collected(path, _rows(_values(answer, path, query, max_seconds), path, max_rows, max_bytes), fields)
-
-
-@contextmanager
-def _asked(request: Mapping[str, Any], patience_s: float) -> Iterator[BinaryIO]:
-    """What the process that reads writes; it is ended with the block, or when its time is over."""
-    command = [sys.executable, "-I", sqlite_child.__file__]
-    try:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    except OSError as error:
-        raise DataError(f"no process could be begun to read a database: {error.strerror}; end others") from None
-    over = threading.Timer(patience_s, process.kill)
-    over.daemon = True
-    over.start()
-    try:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with process.stdout:
-            try:
-                process.stdin.write(json.dumps(request).encode())
-                process.stdin.close()
-            except BrokenPipeError:  # it has ended: what it wrote tells nothing
-                pass
-            yield process.stdout  # type: ignore[misc]
-    finally:
-        over.cancel()
-        process.kill()
-        process.wait()
 
 
 def _values(answer: BinaryIO, path: Path, query: str, seconds: float) -> Iterator[list[Any]]:

@@ -17,7 +17,7 @@ from fedlora_client.records.record_forms import EXPECTED, is_known
 from fedlora_client.records.records import Records, collected
 
 _MAX_HEADER, _MAX_COLUMNS = 1 << 20, 1 << 12  # characters of the first row, and cells in it
-_LISTS = ("messages", "conversations", "tools")  # written in a cell as JSON
+_LISTS = ("messages", "conversations", "tools", "choices")  # written in a cell as JSON
 # An empty cell of these is an empty text; of all others, no value.
 _TEXTS = ("text", "prompt", "completion", "instruction", "input", "output")
 _OTHER_SEPARATORS = (";", "\t", "|")

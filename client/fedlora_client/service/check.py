@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fedlora.config.run import DataConfig, LoraSection, RunConfig, Scalar, TrainConfig
 from fedlora.errors import ConfigError, FedloraError, PolicyError
+from fedlora.files.at_rest import current_key, use_key
 
 from fedlora_client.data.account import account, by_file, notices
 from fedlora_client.device import Device
@@ -59,6 +60,9 @@ def checked(config: DeviceConfig, length: int, rank: int, machine: Machine = HER
     if (signing := Signing.of(config)) is not None:
         keys = signing.key.public.keyid, signing.server.keyid
         yield f"signatures: it signs with {keys[0]:.16}, and takes what {keys[1]:.16} has signed"
+    use_key(config.device.at_rest_key)
+    if (key := current_key()) is not None:
+        yield f"at rest: adapters, kept factors and states of trainings are encrypted, under key {key.id.hex()}"
     server = config.server
     if config.paused.exists():
         yield "now it would refuse: policy-paused: its owner has paused it"

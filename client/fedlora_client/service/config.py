@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from fedlora.base.pack import EMBEDDED
 from fedlora.config.run import FieldNames
 from fedlora.errors import BundleError, ConfigError
+from fedlora.files.at_rest_key import placed_source
 from fedlora.files.documents import flattened, read_toml
 from fedlora.fleet.names import check_device_name
 from fedlora.nearest import unknown_key
@@ -41,6 +42,7 @@ class DeviceSection:
     peers: tuple[str, ...] = ()  # users that may ask, beside its own
     max_message_mb: int = 1024  # of an adapter that comes down
     busy_s: float = 30.0  # that a question waits for another one's end
+    at_rest_key: str = ""  # file:PATH, env:VARIABLE or keyring:NAME: what it keeps of adapters is encrypted
 
     def __post_init__(self) -> None:
         try:
@@ -165,7 +167,7 @@ _SECTIONS = {
     "update": UpdateSection,
 }  # fmt: skip
 _PATHS = {
-    "device": ("base", "state", "socket"), "data": ("source",), "serve": ("model", "admin_key_file"),
+    "device": ("base", "state", "socket", "at_rest_key"), "data": ("source",), "serve": ("model", "admin_key_file"),
     "server": ("certificates", "key", "identity", "server_identity", "trusted_entities"),
     "update": ("root", "keys", "model", "folder"),
 }  # fmt: skip
@@ -194,7 +196,9 @@ def _absolute(section: str, made: Any, folder: Path) -> Any:
     changes: dict[str, str | tuple[str, ...]] = {}
     for name in _PATHS.get(section, ()):
         value = getattr(made, name)
-        if value and not (name == "base" and value == EMBEDDED):
+        if name == "at_rest_key":
+            changes[name] = placed_source(value, folder)
+        elif value and not (name == "base" and value == EMBEDDED):
             try:
                 if isinstance(value, tuple):
                     changes[name] = tuple(os.path.normpath(folder / Path(each).expanduser()) for each in value)

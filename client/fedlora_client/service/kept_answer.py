@@ -8,7 +8,8 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedlora.errors import ConfigError, CourierError
+from fedlora.errors import AtRestError, ConfigError, CourierError
+from fedlora.files.at_rest import read_plain, written
 from fedlora.files.atomic import whole_file
 
 from fedlora_client.courier.question import Answer, Question
@@ -28,24 +29,28 @@ class KeptAnswer:
         if question.kind != "train":
             return None
         try:
-            if self.path.stat().st_size > _MOST_BYTES:
-                return None
-            line, _, data = self.path.read_bytes().partition(b"\n")
+            line, _, data = read_plain(self.path, _MOST_BYTES).partition(b"\n")
             kept = json.loads(line)
-            if kept["question"] != digest_of(question, version) or kept["bytes"] != _digest(data):
+            if kept["question"] != digest_of(question, version):
                 return None
-            return Answer.read(kept["answer"], bytearray(data))
+            answer = Answer.read(kept["answer"], bytearray(data))
+            return answer if answer.data_digest == kept["bytes"] else None
+        except AtRestError as error:
+            log.warning("the last answer cannot be read: %s", error)
+            return None
         except (OSError, ValueError, KeyError, TypeError, RecursionError, CourierError):
             return None
 
     def keep(self, question: Question, version: str, answer: Answer) -> None:
         """Write it; where that cannot be, the round is computed again if it is asked for again."""
         kept = {
-            "question": digest_of(question, version), "answer": answer.header(), "bytes": _digest(answer.data)
+            "question": digest_of(question, version), "answer": answer.header(), "bytes": answer.data_digest
         }  # fmt: skip
         try:
-            with whole_file(self.path, is_private=True) as aside, aside.open("wb") as file:
-                file.write(json.dumps(kept).encode() + b"\n")
+            line = json.dumps(kept).encode() + b"\n"
+            size_bytes = len(line) + len(answer.data)
+            with whole_file(self.path, is_private=True) as aside, written(aside, self.path.name, size_bytes) as file:
+                file.write(line)
                 file.write(answer.data)
         except (OSError, ConfigError) as error:
             log.warning("the answer was not kept: %s", error)
@@ -53,9 +58,5 @@ class KeptAnswer:
 
 def digest_of(question: Question, version: str) -> str:
     """By which a question is known again, whatever time is left for it."""
-    plain = json.dumps([question.kind, dict(question.run_config), version], sort_keys=True)
-    return hashlib.sha256(plain.encode() + b"\0" + bytes(question.data or b"")).hexdigest()
-
-
-def _digest(data: bytes | bytearray) -> str:
-    return hashlib.sha256(data).hexdigest()
+    plain = json.dumps([question.kind, dict(question.run_config), version, question.data_digest], sort_keys=True)
+    return hashlib.sha256(plain.encode()).hexdigest()

@@ -120,7 +120,7 @@ class Signing:
             said,
             kind=question.kind,
             receiver=self.key.public.keyid,
-            payload=digest(question.data or b""),
+            payload=question.data_digest,
             config=config,
         )
         if differing := said.differing(expected, "kind", "receiver", "payload", "config"):
@@ -140,7 +140,7 @@ class Signing:
         """The answer with its signature; one that brings nothing needs none."""
         if answer.said:
             return answer
-        payload = digest(answer.data) if said.kind == "train" else digest_of_metrics(answer.metrics)
+        payload = answer.data_digest if said.kind == "train" else digest_of_metrics(answer.metrics)
         statement = replace(
             said, sender=self.key.public.keyid, receiver=said.sender, payload=payload, instruction=digest_of(said)
         )

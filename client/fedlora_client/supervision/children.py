@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import Any
 
 from fedlora.errors import FedloraError
-from fedlora.fleet.with_parent import with_parent
+from fedlora.fleet.flower_process import signal_group, start_process
 
 from fedlora_client.service.state import StateFolder, now_text
 
@@ -58,24 +58,18 @@ class Child:
             0.0 if now - self._began > _LIVED_S else min(2 * self._pause_s or _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         )
         self._next, pid, self.process = now + self._pause_s, self.process.pid, None
-        _kill_group(pid)
+        signal_group(pid, signal.SIGKILL)  # what it left
         log.warning("%s (process %d) ended with %d; it is started again in %g s", self.name, pid, code, self._pause_s)
 
     def _start(self, now: float) -> None:
         try:
-            command = [*with_parent(signal.SIGTERM), *self.command()]
-            self.process = subprocess.Popen(
-                command, env=dict(self.environment), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
-            )  # fmt: skip
+            self.process, _ = start_process(self.command(), self.environment, self.on_line, signal.SIGTERM)
         except (OSError, FedloraError) as error:
             self._pause_s = min(2 * self._pause_s or _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
             self._next = now + self._pause_s
             log.error("%s was not started: %s; again in %g s", self.name, error, self._pause_s)  # noqa: TRY400
             return
         self.starts, self._began = self.starts + 1, now
-        assert self.process.stdout is not None
-        threading.Thread(target=_relay, args=(self.process.stdout, self.on_line), daemon=True).start()
         log.info("%s is process %d", self.name, self.process.pid)
 
     def end(self) -> None:
@@ -123,17 +117,5 @@ class Children:
                 log.warning("%s (process %d) does not end; it is killed", child.name, child.process.pid)
                 child.process.kill()
                 child.process.wait()
-            _kill_group(child.process.pid)
+            signal_group(child.process.pid, signal.SIGKILL)
         self.state.write("processes", {})
-
-
-def _kill_group(pid: int) -> None:
-    """What a child of ours left of its session, which has its number."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
-
-
-def _relay(lines: IO[str], on_line: Callable[[str], None]) -> None:
-    with lines, suppress(OSError, ValueError):
-        for line in lines:
-            on_line(line.rstrip("\n"))

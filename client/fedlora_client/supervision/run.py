@@ -13,6 +13,8 @@ from contextlib import ExitStack
 from typing import Literal
 
 from fedlora.errors import ConfigError
+from fedlora.files.at_rest import use_key
+from fedlora.fleet.flower_process import flower_environment
 
 from fedlora_client.service.clock import clock_fault
 from fedlora_client.service.config import DeviceConfig
@@ -22,13 +24,15 @@ from fedlora_client.service.state import StateFolder
 from fedlora_client.supervision.children import Child, Children
 from fedlora_client.supervision.link_words import LinkWords, may_have_installed_half, needs_a_new_start, plain
 from fedlora_client.supervision.publishing import Publisher, admin_key_of
-from fedlora_client.supervision.supernode import flower_environment, supernode_command, supernode_process, warm_app_of
+from fedlora_client.supervision.supernode import flower_home, supernode_command, supernode_process, warm_app_of
 
 Part = Literal["trainer", "link", "serve"]
 
 
 def run_device(config: DeviceConfig, parts: tuple[Part, ...]) -> None:
     """Run these parts until SIGTERM or SIGINT. Raises ConfigError where one could never run."""
+    if {"trainer", "serve"} & {*parts}:  # the link's user need not read it
+        use_key(config.device.at_rest_key)
     state = StateFolder(config.state)
     with ExitStack() as held:
         for part in parts:
@@ -72,7 +76,7 @@ def _children(config: DeviceConfig, parts: tuple[Part, ...]) -> tuple[list[Child
 
         warm, environment_of_link = warm_app_of(config)
         if warm:
-            children.append(_child("app", lambda: warm, flower_environment(config), on_line))
+            children.append(_child("app", lambda: warm, flower_environment(flower_home(config)), on_line))
         link = _child("link", lambda: supernode_process(config), environment_of_link, on_line)
         children.append(link)
     if "serve" in parts:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from fedlora.errors import ConfigError
+from fedlora.fleet.flower_process import flower_environment
 
 from fedlora_client.service.config import DeviceConfig
 from fedlora_client.supervision.warm_app import PROGRAM, has_room, warm_program
@@ -59,16 +60,9 @@ def node_config(config: DeviceConfig) -> str:
     return f'socket="{config.device.socket}" name="{config.device.name}"'
 
 
-def flower_environment(config: DeviceConfig) -> dict[str, str]:
-    """For Flower's processes: a home of their own, no calls to anybody but the server."""
-    paths = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
-    return os.environ | {
-        "PATH": paths,
-        "FLWR_HOME": str(config.state / "flwr"),
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-    }
+def flower_home(config: DeviceConfig) -> Path:
+    """Flower's folder of this device."""
+    return config.state / "flwr"
 
 
 def warm_app_of(config: DeviceConfig) -> tuple[list[str] | None, dict[str, str]]:
@@ -76,7 +70,7 @@ def warm_app_of(config: DeviceConfig) -> tuple[list[str] | None, dict[str, str]]
 
     None, and the plain environment, where it has no place: then each message loads its app anew.
     """
-    environment, path = flower_environment(config), config.state / "app.sock"
+    environment, path = flower_environment(flower_home(config)), config.state / "app.sock"
     try:
         if not has_room(path):
             return None, environment

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from fedlora.errors import FedloraError
+from fedlora.files.at_rest import use_key
 
 from fedlora_client.service.config import DeviceConfig, read_device
 from fedlora_client.service.logs import log_into
@@ -24,6 +25,7 @@ _LAST_WAIT_S = 4.0  # for the work to save what it did
 
 def run_trainer(config: DeviceConfig) -> None:
     """Answer until SIGTERM or SIGINT, then end within seconds. Raises FedloraError where the device cannot work at all."""
+    use_key(config.device.at_rest_key)
     folder = StateFolder(config.state)
     with folder.held(ROLE):
         log_into(config.state / "log", ROLE)

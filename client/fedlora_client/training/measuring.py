@@ -1,15 +1,20 @@
 """Measure an adapter on windows: its loss, and, where texts have labels, how many of each it tells right."""
 
+# M windows
+
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from fedlora.family import EncoderShape
+from fedlora.family import EncoderShape, ModelShape
 from fedlora.lora.adapter import Adapter
+from fedlora.wire.choice_counts import ChoiceCounts
 from fedlora.wire.label_counts import LabelCounts
 from numpy.typing import NDArray
 
+from fedlora_client.data.by_length import parts_by_length
 from fedlora_client.data.windows import Windows, parts
 from fedlora_client.layers.lora import LoraTensors
 from fedlora_client.layers.step_plan import MemoryPlan
@@ -25,11 +30,27 @@ class Measured:
     loss: float  # mean nats per token, of an encoder per text
     tokens: int  # of an encoder, texts
     labels: LabelCounts | None = None  # of an encoder alone
+    choices: ChoiceCounts | None = None  # of a decoder, where there are questions of multiple choice
 
     @property
     def scores(self) -> dict[str, float]:
         """Accuracy and its like; none of a decoder."""
         return self.labels.scores() if self.labels else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """M windows one by one."""
+
+    nats: NDArray[np.float64]  # [M], the sum over what is learned in each
+    labels: NDArray[np.int64] | None = None  # [M], that an encoder gives each text
+
+    def measured(self, windows: Windows, shape: ModelShape) -> Measured:
+        """All of them together."""
+        counts, tokens = None, windows.learned_tokens
+        if self.labels is not None and isinstance(shape, EncoderShape):
+            counts = LabelCounts.of(windows.targets[:, 0].numpy(), self.labels, len(shape.labels))
+        return Measured(loss=float(self.nats.sum()) / tokens, tokens=tokens, labels=counts)
 
 
 def evaluate(
@@ -57,18 +78,37 @@ def measured_with(
     micro_batch: int,
     memory_plan: MemoryPlan,
 ) -> Measured:
-    """All windows, `micro_batch` of them at a time."""
-    total, tokens = 0.0, 0
-    predicted: list[NDArray[np.int64]] = []
-    for (part,) in parts([windows], micro_batch):
+    """All windows, `micro_batch` of them at a time, or as many texts as are no more tokens."""
+    return scored_with(model, lora, windows, space, micro_batch, memory_plan).measured(windows, model.shape)
+
+
+def scored_with(
+    model: Model,
+    lora: LoraTensors | None,
+    windows: Windows,
+    space: Workspace,
+    micro_batch: int,
+    memory_plan: MemoryPlan,
+) -> Scored:
+    """Each of the windows, as `measured_with` takes them."""
+    nats = np.zeros(len(windows.inputs))
+    predicted = np.zeros(len(nats), np.int64) if isinstance(model.shape, EncoderShape) else None
+    for rows, part in _parts(model, windows, micro_batch):
         check_wanted()
         losses, labels = model.losses_and_labels(part, lora, space, memory_plan)
-        total += float(losses.double().sum())
-        tokens += part.learned_tokens
-        if labels is not None:
-            predicted.append(labels.cpu().numpy())
-    counts = None
-    if predicted and isinstance(model.shape, EncoderShape):
-        actual = windows.targets[:, 0].numpy()
-        counts = LabelCounts.of(actual, np.concatenate(predicted), len(model.shape.labels))
-    return Measured(loss=total / tokens, tokens=tokens, labels=counts)
+        nats[rows] = losses.double().sum(1).cpu().numpy()
+        if predicted is not None and labels is not None:
+            predicted[rows] = labels.cpu().numpy()
+    return Scored(nats, predicted)
+
+
+def _parts(model: Model, windows: Windows, micro_batch: int) -> Iterator[tuple[slice | NDArray[np.int64], Windows]]:
+    """The windows a part at a time, each with its place among all."""
+    if isinstance(model.shape, EncoderShape):
+        for rows in parts_by_length(windows, micro_batch * windows.inputs.shape[1]):
+            yield rows.numpy(), windows.batch(rows)
+        return
+    begin = 0
+    for (part,) in parts([windows], micro_batch):
+        yield slice(begin, begin + len(part.inputs)), part
+        begin += len(part.inputs)

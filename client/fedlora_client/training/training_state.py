@@ -62,7 +62,7 @@ def write_state(path: Path, identity: str, training: Training, progress: Progres
             yield part.cpu().numpy()
 
     with whole_file(path) as aside:
-        write_tensor_file(aside, plans, fill, metadata)
+        write_tensor_file(aside, plans, fill, metadata, at_rest=path.name)
 
 
 def plan_of_state(path: Path, identity: str, plan: StepPlan, compute: Compute) -> StepPlan:

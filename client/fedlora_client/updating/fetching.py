@@ -15,11 +15,12 @@ from pathlib import Path
 
 from fedlora.base.pack import BasePack
 from fedlora.errors import ReleaseError
-from fedlora.exported.inputs import input_values
-from fedlora.exported.values_digest import digest_of
+from fedlora.exported.inputs import digest_of, input_values
+from fedlora.files.at_rest import wrap
 from fedlora.files.atomic import whole_directory
 from fedlora.files.temporary import own_folder
 from fedlora.peft.for_base import adapter_of
+from fedlora.peft.layout import WEIGHTS
 from fedlora.release.acceptance import check_acceptable
 from fedlora.release.channels import METADATA, TARGETS, channel_target, file_target
 from fedlora.release.folder import adapter_paths, check_files
@@ -122,7 +123,9 @@ def fetch_version(
     manifest = release.manifest
     folder = version_folder(settings.place, InstalledVersion.of(release))
     paths = adapter_paths(manifest)
-    if not folder.is_dir():
+    if folder.is_dir():
+        check_files(folder, manifest, paths)
+    else:
         with whole_directory(folder) as aside:
             (aside / ADAPTER).mkdir()
             for path in paths:
@@ -136,7 +139,7 @@ def fetch_version(
             (aside / ENVELOPE).write_bytes(envelope)
             check_files(aside, manifest, paths)
             check_adapter(aside, manifest, base)
-    check_files(folder, manifest, paths)
+            wrap(aside / ADAPTER / WEIGHTS)
     return folder
 
 

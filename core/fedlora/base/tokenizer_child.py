@@ -1,13 +1,12 @@
 """The process in which a stranger's tokenizer is opened for the first time, and given texts: it may end, and ends alone.
 
-It is run as a file: `tokenizer_child.py MODULE CPU_SECONDS MEMORY_BYTES`, the tokenizer.json on its standard input. An
-exception of the library is no reason to end: whoever opens the tokenizer next makes one of ours of it.
+It is run as a file within bounds (`fedlora.files.limited`): `tokenizer_child.py MODULE`, the tokenizer.json on its standard
+input. An exception of the library is no reason to end: whoever opens the tokenizer next makes one of ours of it.
 """
 
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
 from importlib import import_module
 
 TEXTS = (
@@ -18,22 +17,9 @@ TEXTS = (
 )  # fmt: skip
 
 
-def _limit(cpu_s: int, memory_bytes: int) -> None:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    for kind, most in ((resource.RLIMIT_CPU, cpu_s), (resource.RLIMIT_AS, memory_bytes), (resource.RLIMIT_CORE, 0)):
-        with suppress(OSError, ValueError):
-            _, hard = resource.getrlimit(kind)
-            most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-            resource.setrlimit(kind, (most, most))
-
-
-def _main(module: str, cpu_s: int, memory_bytes: int) -> None:
+def _main(module: str) -> None:
     library = import_module(module)
     content = sys.stdin.buffer.read()
-    _limit(cpu_s, memory_bytes)
     tokenizer = library.Tokenizer.from_buffer(content)
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -48,7 +34,7 @@ def _main(module: str, cpu_s: int, memory_bytes: int) -> None:
 
 if __name__ == "__main__":
     try:
-        _main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+        _main(sys.argv[1])
     except ImportError:
         sys.exit(2)
     except MemoryError:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 
 from fedlora.base import tokenizer_child
+from fedlora.files.limited import limited
 from fedlora.native import BuildError, read_cached, write_cached
 
 MAX_CPU_S = 30
@@ -40,7 +41,7 @@ def try_tokenizer(content: bytes, module: str) -> None:
     environment = {**os.environ, "PYTHONPATH": path, "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     try:
         done = subprocess.run(
-            [sys.executable, "-P", tokenizer_child.__file__, module, str(MAX_CPU_S), str(memory)],
+            [sys.executable, "-P", *limited(tokenizer_child.__file__, cpu_s=MAX_CPU_S, memory_bytes=memory), module],
             input=content, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, timeout=_PATIENCE_S,
             check=False,
         )  # fmt: skip

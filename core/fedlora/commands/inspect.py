@@ -44,9 +44,8 @@ def inspect(path: str) -> None:
         base = content.base_fingerprint or f"not recorded ({content.config.get('base_model_name_or_path')})"
         stored: Facts = {"base": base, "stored as": content.dtype}
         stored |= {"revision": commit} if (commit := commit_of(place)) else {}
-        _show(
-            f"adapter {place}", _adapter_facts(content.adapter) | stored | _beside_facts(content) | _chat_facts(place)
-        )
+        about = stored | _origin_facts(content) | _beside_facts(content) | _chat_facts(place)
+        _show(f"adapter {place}", _adapter_facts(content.adapter) | about)
     elif (place / MODEL_CONFIG).is_file():
         _show(f"checkpoint {place}", _checkpoint_facts(Checkpoint(place)))
     elif place.is_file():
@@ -146,6 +145,13 @@ def _adapter_facts(adapter: Adapter) -> Facts:
         "parameters": f"{adapter.size_bytes // 4:,}",
         "norm of B A": f"{sum(_squared_norm(adapter, module) for module in adapter.pairs) ** 0.5:.4g}",
     }
+
+
+def _origin_facts(content: PeftDirectory) -> Facts:
+    """The adapters that it was made of."""
+    if content.origin is None:
+        return {}
+    return {"made by": content.origin.how, "made of": ", ".join(map(str, content.origin.parts))}
 
 
 def _beside_facts(content: PeftDirectory) -> Facts:

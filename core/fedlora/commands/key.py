@@ -27,9 +27,9 @@ _passphrase = click.option(
 
 @click.group()
 def key() -> None:
-    """Make and look at keys that sign.
+    """Make and look at keys that sign, and the key of files at rest.
 
-    Each is a pair of Ed25519 and ML-DSA-65, and both must verify.
+    Those that sign are pairs of Ed25519 and ML-DSA-65, and both must verify.
     """
 
 
@@ -42,7 +42,7 @@ def new(path: Path, encrypt: bool, passphrase_file: Path | None) -> None:
     from fedlora.identity.keys import SigningKey
 
     public = _free(_beside(path, ".pub"))
-    passphrase = _new_passphrase(passphrase_file) if encrypt or passphrase_file else None
+    passphrase = new_passphrase(passphrase_file) if encrypt or passphrase_file else None
     made = SigningKey.generate()
     made.write(path, passphrase)
     made.public.write(public)
@@ -81,7 +81,7 @@ def rotate(path: Path, output: Path, encrypt: bool, passphrase_file: Path | None
 
     public, statement = _free(_beside(output, ".pub")), _free(_beside(output, ".rotated.json"))
     old = read_pair(path, passphrase_file)
-    passphrase = _new_passphrase(passphrase_file) if encrypt or passphrase_file else None
+    passphrase = new_passphrase(passphrase_file) if encrypt or passphrase_file else None
     made = SigningKey.generate()
     said = rotated(old, made.public, f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
     made.write(output, passphrase)
@@ -89,6 +89,36 @@ def rotate(path: Path, output: Path, encrypt: bool, passphrase_file: Path | None
     with whole_file(statement) as aside:
         aside.write_bytes(said)
     click.echo(f"{output}: key {made.public.keyid}, in place of {old.public.keyid}; {statement} says so")
+
+
+@key.command("at-rest")
+@click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
+def at_rest(path: Path) -> None:
+    """Make the key that files at rest are encrypted under: at_rest_key = "file:FILE"."""
+    from fedlora.files.at_rest_key import write_new_key
+
+    click.echo(f"{path}: key {write_new_key(path).id.hex()}; who loses it loses what was encrypted under it")
+
+
+@key.command()
+@click.argument("places", metavar="PLACE...", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.option(
+    "--old", required=True, metavar="SOURCE", help="Of the key until now: file:PATH, env:VARIABLE, keyring:NAME."
+)
+@click.option("--new", metavar="SOURCE", help="Of the key from now on.")
+@click.option("--plain", is_flag=True, help="Decrypt them, instead.")
+def rewrap(places: tuple[Path, ...], old: str, new: str | None, plain: bool) -> None:
+    """Bring all encrypted files in PLACEs under another key; stop what writes there first.
+
+    Each file is changed whole; a call that was cut off is called again.
+    """
+    from fedlora.files.at_rest_key import read_key
+    from fedlora.files.rewrapping import rewrapped
+
+    if plain == bool(new):
+        raise ConfigError("--new: expected it, or --plain; give one of the two")
+    count = rewrapped(places, read_key(old), read_key(new) if new else None)
+    click.echo(f"{'decrypted' if plain else 'under the new key'}: {count}")
 
 
 def read_pair(path: Path, passphrase_file: Path | None) -> SigningKey:
@@ -101,12 +131,17 @@ def read_pair(path: Path, passphrase_file: Path | None) -> SigningKey:
         raise IdentityError(f"{path}: cannot be read: {error.strerror}; expected a signing key") from None
     if not is_sealed:
         return SigningKey.read(path)
-    asked = _line_of(passphrase_file) if passphrase_file else _asked(f"Passphrase of {path}", is_new=False)
-    return SigningKey.read(path, asked)
+    return SigningKey.read(path, passphrase_of(str(path), passphrase_file))
 
 
-def _new_passphrase(passphrase_file: Path | None) -> bytes:
+def new_passphrase(passphrase_file: Path | None) -> bytes:
+    """Of a key that is made: from the file, or asked for twice."""
     return _line_of(passphrase_file) if passphrase_file else _asked("Passphrase of the new key", is_new=True)
+
+
+def passphrase_of(what: str, passphrase_file: Path | None) -> bytes:
+    """Of keys that are there: from the file, or asked for."""
+    return _line_of(passphrase_file) if passphrase_file else _asked(f"Passphrase of {what}", is_new=False)
 
 
 def _asked(prompt: str, *, is_new: bool) -> bytes:

@@ -21,16 +21,10 @@ import numpy as np
 
 from fedlora.base.heads import initial_extras
 from fedlora.base.pack import EMBEDDED, BasePack
+from fedlora.config.hub_source import PREFIX, is_hub, is_local
+from fedlora.config.leading import AggregationConfig, ServerConfig
 from fedlora.config.require import require
-from fedlora.config.sections import (
-    AggregationConfig,
-    DataConfig,
-    FieldNames,
-    LoraSection,
-    ServerConfig,
-    SimulationConfig,
-    TrainConfig,
-)
+from fedlora.config.sections import DataConfig, FieldNames, LoraSection, SimulationConfig, TrainConfig
 from fedlora.errors import ConfigError
 from fedlora.files.documents import flattened, read_toml
 from fedlora.lora.adapter import Adapter, initial_adapter, with_extras
@@ -67,9 +61,21 @@ class RunConfig:
         word = re.fullmatch(r"\w[\w.-]*", self.name)
         require(word is not None, "name must be letters, digits, '-', '_' and '.', and not begin with '.'", self.name)
         require(0 <= self.seed < 1 << 32, "seed must be from 0 to 2^32 - 1", self.seed)
+        require(
+            self.server.evaluate or not self.data.partition.held_out,
+            "data.partition.held_out needs server.evaluate = true: who never trains is there to be measured",
+            self.data.partition.held_out,
+        )
 
     def first_adapter(self, base: BasePack) -> Adapter:
-        """The adapter that the run begins with: the same for the same seed and base."""
+        """The adapter that the run begins with: the same for the same seed and base.
+
+        Raises ConfigError where it is to begin from the base's weights: a federation's methods know no frozen start yet.
+        """
+        if self.lora.init != "default":
+            raise ConfigError(
+                f"lora.init = {self.lora.init} is for one device alone, with fedlora train; a run of several takes default"
+            )
         modules = base.model.linear_modules()
         adapter = initial_adapter(self.lora.lora(modules), modules, np.random.default_rng([self.seed, 0]))
         return with_extras(adapter, initial_extras(self.lora.modules_to_save, base))
@@ -120,9 +126,16 @@ def read_scenario(path: str | Path) -> RunConfig:
     if base != EMBEDDED:
         base = _from(folder, base, f"{source}: base")
     if data.path:
-        data = dataclasses.replace(data, path=_from(folder, data.path, f"{source}: data.path"))
+        data = dataclasses.replace(data, path=located(folder, data.path, f"{source}: data.path"))
     output = _from(folder, config.output, f"{source}: output") if config.output else ""
     return dataclasses.replace(config, base=base, data=data, output=output)
+
+
+def located(folder: Path, path: str, where: str) -> str:
+    """A data.path that counts from `folder`; a name on the hub stays as it is. Raises ConfigError."""
+    if not is_hub(path):
+        return _from(folder, path, where)
+    return PREFIX + _from(folder, path.removeprefix(PREFIX), where) if is_local(path) else path
 
 
 def _from(folder: Path, path: str, where: str) -> str:

@@ -37,6 +37,7 @@ class DeviceData:
     train: tuple[Example, ...]
     held_out: tuple[Example, ...]
     test: tuple[Example, ...] = ()  # its share of a test set that all devices measure together
+    never_trains: bool = False  # a simulated one that is there to be measured: all that it has is held out
     # Where they came from, and what was not read: told before a training, and nothing that it depends on.
     sources: tuple[DataSource, ...] = field(default=(), compare=False)
     notices: tuple[str, ...] = field(default=(), compare=False)

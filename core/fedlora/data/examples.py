@@ -1,4 +1,5 @@
-"""What one training example is: plain text, a document, a prompt with its completion, a chat, or a text with its label."""
+"""What one training example is: plain text, a document, a prompt with its completion, a chat, a text with its label, or a
+question with several answers."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from fedlora.errors import DataError
 
 ASSISTANT = "assistant"  # the role whose messages are learned
 SYSTEM, DEVELOPER = "system", "developer"
+MOST_CHOICES = 100
 # Names under which the datasets and services of this world give what a model thought before it answered.
 REASONING = ("reasoning_content", "thinking", "reasoning")
 SAID = ("content", "tool_calls", "function_call", *REASONING)  # what a message says, in any of its ways
@@ -107,8 +109,33 @@ class Labelled:
             raise DataError("text is empty; remove the record or give it text")
 
 
+@dataclass(frozen=True, slots=True)
+class MultipleChoice:
+    """A question and several answers, one of them right: what a decoder learns is that one, after the prompt."""
+
+    prompt: str
+    choices: tuple[str, ...]
+    answer: int  # the number of the right one, from 0
+
+    def __post_init__(self) -> None:
+        if not self.prompt.strip():
+            raise DataError("prompt is empty; remove the record or give it a question")
+        if not 2 <= len(self.choices) <= MOST_CHOICES or not all(choice.strip() for choice in self.choices):
+            raise DataError(
+                f"choices must be from 2 to {MOST_CHOICES} texts, none of them empty, got {len(self.choices)} "
+                f"({', '.join(self.choices):.60})"
+            )
+        if not 0 <= self.answer < len(self.choices):
+            raise DataError(f"answer must be one of {len(self.choices)} choices, counted from 0, got {self.answer}")
+
+    @property
+    def completion(self) -> Completion:
+        """The question with its right answer."""
+        return Completion(self.prompt, f" {self.choices[self.answer]}")
+
+
 # A str is plain text, perhaps a part of a document: neither its beginning nor its end need be one.
-Example = str | TextRecord | Completion | Chat | Labelled
+Example = str | TextRecord | Completion | Chat | Labelled | MultipleChoice
 
 
 def text_of(example: Example) -> str:
@@ -122,6 +149,8 @@ def text_of(example: Example) -> str:
             return example.prompt + example.completion
         case Chat():
             return "".join(map(_all_text, example.messages))
+        case MultipleChoice():
+            return text_of(example.completion)
 
 
 def size_bytes(example: Example) -> int:

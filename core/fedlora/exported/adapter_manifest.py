@@ -54,14 +54,14 @@ def adapter_manifest_text(
     adapter: Adapter,
     base_fingerprint: str,
     source: str,
-    file: Path,
+    data: bytes,
     *,
     profile: Profile,
     inputs: InputShapes,
     chat: ChatSettings | None = None,
 ) -> str:
-    """The manifest of `file`, which was made from `adapter` and holds `inputs`, the inputs of the graph of `profile`."""
-    lora, data = adapter.config, file.read_bytes()
+    """The manifest of a file that holds `data`, made from `adapter`: `inputs`, the inputs of the graph of `profile`."""
+    lora = adapter.config
     manifest = {
         "format": FORMAT,
         "version": VERSION,

@@ -20,13 +20,17 @@ A row whose adapter is smaller, or which has none, is filled up with zeros, whic
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import struct
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedlora.errors import AdapterError
-from fedlora.lora.adapter import Adapter
+from fedlora.lora.adapter import Adapter, LoraPair
+from fedlora.lora.config import LoraConfig
+from fedlora.lora.ranks import with_ranks
 
 BASE_PROPERTY = "fedlora_base"  # in the graph's metadata: the fingerprint of its base
 
@@ -50,6 +54,24 @@ def input_values(adapter: Adapter) -> dict[str, NDArray[np.float32]]:
         if not (np.isfinite(values[name_a]).all() and np.isfinite(values[name_b]).all()):
             raise AdapterError(f"{module}: scaling * B, or A, is not finite in float32; the adapter cannot be used")
     return values
+
+
+def digest_of(values: Mapping[str, NDArray[np.float32]]) -> str:
+    """sha256, in hexadecimal, over every adapter input's name, shape and bytes, in the order of the names.
+
+    Each part follows its own length, so that no two contents give the same bytes.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(values):
+        value = np.ascontiguousarray(values[name], "<f4")
+        for part in (
+            name.encode(),
+            struct.pack(f"<{value.ndim}q", *value.shape),
+            value.reshape(-1).view(np.uint8).data,
+        ):
+            digest.update(struct.pack("<q", len(part)))
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def is_of_factors(name: str) -> bool:
@@ -138,3 +160,22 @@ def row_values(
                 values[name_a][row, :, : own[name_a].shape[1]] = own[name_a]
                 values[name_b][row, : own[name_b].shape[0]] = own[name_b]
     return values
+
+
+def adapter_of_inputs(values: Mapping[str, NDArray[np.float32]]) -> Adapter:
+    """The adapter whose inputs these are, with scaling 1: what `input_values` has scaled stays in B."""
+    modules = modules_in(values)
+    pairs = {}
+    for module in modules:
+        name_a, name_b = input_names(module)
+        pairs[module] = LoraPair(np.ascontiguousarray(values[name_a].T), np.ascontiguousarray(values[name_b].T))
+    ranks = {module: pair.rank for module, pair in pairs.items()}
+    leaves = tuple(dict.fromkeys(module.rsplit(".", 1)[-1] for module in modules))
+    config = LoraConfig(rank=1, alpha=1.0, target_modules=leaves)
+    return Adapter(with_ranks(config, ranks), pairs)
+
+
+def modules_in(names: Iterable[str]) -> list[str]:
+    """The modules that have an A among these inputs, in their order."""
+    end = input_names("")[0]
+    return [name.removesuffix(end) for name in names if name.endswith(end)]

@@ -28,6 +28,7 @@ from typing import Any
 from fedlora.errors import ConfigError
 from fedlora.files import hub_child
 from fedlora.files.atomic import write_text
+from fedlora.files.limited import limited
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REVISION = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w][\w.-]*)*", re.ASCII)
@@ -168,9 +169,10 @@ def _asked(request: Mapping[str, Any], patience_s: float | None) -> dict[str, An
     if find_spec("huggingface_hub") is None:
         raise ImportError("huggingface_hub")
     path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path if entry)
+    script = limited(hub_child.__file__, memory_bytes=request["memory_bytes"], file_bytes=request["file_bytes"])
     try:
         done = subprocess.run(
-            [sys.executable, "-P", hub_child.__file__], input=json.dumps(request).encode(),
+            [sys.executable, "-P", *script], input=json.dumps(request).encode(),
             stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path, **_PLAIN}, timeout=patience_s, check=False,
         )  # fmt: skip
         answer = json.loads(done.stdout)

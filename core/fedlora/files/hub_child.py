@@ -1,7 +1,8 @@
 """The process that talks with a hub: whatever that sends, it costs this process alone.
 
 It is run as a file, with a request, a JSON object, on its standard input. The library reads lists and messages whole,
-however long they are, and a file as long as it goes on; here memory, each file and all of them together are bounded. The
+however long they are, and a file as long as it goes on. So it is run within bounds of memory and of each file
+(`limited`), and all files together are bounded here. The
 answer is one JSON object on the standard output: what was found, or {"error": a line, "status": the hub's, 0 where it did
 not answer}.
 """
@@ -72,20 +73,6 @@ def _bytes_in(folder: Path) -> int:
     return total
 
 
-def _limit(memory_bytes: int, file_bytes: int) -> None:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    for kind, most in (
-        (resource.RLIMIT_AS, memory_bytes), (resource.RLIMIT_FSIZE, file_bytes), (resource.RLIMIT_CORE, 0)
-    ):  # fmt: skip
-        with suppress(OSError, ValueError):
-            _, hard = resource.getrlimit(kind)
-            most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-            resource.setrlimit(kind, (most, most))
-
-
 def _line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno == errno.EFBIG:
         return "a file goes on beyond the size that was announced"
@@ -107,7 +94,6 @@ def _main(request: dict[str, Any]) -> None:
     try:
         import huggingface_hub.errors
 
-        _limit(request["memory_bytes"], request["file_bytes"])
         try:
             say(downloaded(request, lambda why: say(_failed(why))) if "patterns" in request else listed(request))
         except huggingface_hub.errors.HfHubHTTPError as error:

@@ -28,3 +28,20 @@ def hold(path: Path, *, waits: bool = False) -> BinaryIO:
     except OSError as error:  # some network file systems have no locks
         log.warning("%s cannot be locked (%s): let no second process work there", path, error.strerror)
     return file
+
+
+def is_held(path: Path) -> bool:
+    """Whether another process holds the file now; it is neither made nor changed."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False

@@ -19,6 +19,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, Literal
@@ -26,7 +27,8 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora.errors import TensorFileError
+from fedlora.errors import AtRestError, TensorFileError
+from fedlora.files.at_rest import Writable, decrypted, is_encrypted, written
 from fedlora.files.file_kind import kind_of
 from fedlora.files.json_text import parse_json
 
@@ -87,10 +89,23 @@ class TensorFile:
         """Map `path`, or read it whole. Raises TensorFileError where its header and its length do not make a sound file.
 
         A mapped file that somebody cuts short ends the process that reads it: what strangers hand in is read `in_memory`.
+        One that is encrypted at rest is decrypted into memory, whatever was asked for.
         """
         self.path = path
         with _opened(path) as file:
-            self.entries, self.metadata = _read_header(file, path, max_header_bytes, max_tensors)
+            if is_encrypted(file):
+                try:
+                    self._bytes = decrypted(file, path)
+                except AtRestError as error:
+                    raise TensorFileError(str(error)) from None
+                with BytesIO(self._bytes[: 8 + max_header_bytes].tobytes()) as head:
+                    self.entries, self.metadata = _read_header(
+                        head, len(self._bytes), path, max_header_bytes, max_tensors
+                    )
+                return
+            _check_kind(path)
+            size = os.fstat(file.fileno()).st_size
+            self.entries, self.metadata = _read_header(file, size, path, max_header_bytes, max_tensors)
             file.seek(0)
             # A private mapping: pages are shared with every other process, and torch takes no read-only arrays.
             mapped: NDArray[np.uint8] = np.fromfile(file, np.uint8) if in_memory else np.memmap(file, np.uint8, "c")
@@ -135,13 +150,18 @@ def write_tensor_file(
     plans: Sequence[TensorPlan],
     fill: Callable[[TensorPlan], Iterable[NDArray[Any]]],
     metadata: Mapping[str, str] | None = None,
+    *,
+    at_rest: str = "",
 ) -> None:
     """Write tensors one by one: `fill(plan)` yields a tensor's bytes in one or more arrays, in order.
 
     The data begins at a multiple of 64 bytes, so that tensors whose sizes keep the alignment can be used in place.
+    `at_rest` is the name that the file will have where it is one of those that may be encrypted; no base is.
     """
-    with path.open("wb") as file:
-        file.write(_header(plans, metadata or {}))
+    header = _header(plans, metadata or {})
+    size_bytes = len(header) + sum(plan.size_bytes for plan in plans)
+    with written(path, at_rest, size_bytes) if at_rest else path.open("wb") as file:
+        file.write(header)
         for plan in plans:
             begin = file.tell()
             for part in fill(plan):
@@ -151,14 +171,18 @@ def write_tensor_file(
 
 
 def write_in_order(
-    path: Path, tensors: Mapping[str, tuple[Dtype, NDArray[Any]]], metadata: Mapping[str, str] | None = None
+    path: Path,
+    tensors: Mapping[str, tuple[Dtype, NDArray[Any]]],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    at_rest: str = "",
 ) -> None:
     """Write tensors that are in memory, in their order, so that the same ones always give the same bytes."""
     plans = [TensorPlan(name=name, dtype=dtype, shape=array.shape) for name, (dtype, array) in tensors.items()]
-    write_tensor_file(path, plans, lambda plan: [tensors[plan.name][1]], metadata)
+    write_tensor_file(path, plans, lambda plan: [tensors[plan.name][1]], metadata, at_rest=at_rest)
 
 
-def _write_array(file: BinaryIO, array: NDArray[Any], plan: TensorPlan) -> None:
+def _write_array(file: Writable, array: NDArray[Any], plan: TensorPlan) -> None:
     if array.dtype != _NUMPY[plan.dtype]:
         raise AssertionError(f"{plan.name}: planned {plan.dtype}, got {array.dtype}")
     file.write(np.ascontiguousarray(array).data)
@@ -194,13 +218,16 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         raise TensorFileError(f"{path}: cannot be read: {error.strerror}; expected a safetensors file") from None
 
 
-def _read_header(
-    file: BinaryIO, path: Path, max_header_bytes: int, max_tensors: int
-) -> tuple[dict[str, TensorEntry], dict[str, str]]:
-    size = os.fstat(file.fileno()).st_size
+def _check_kind(path: Path) -> None:
     found = kind_of(path)
     if found is not None:
         raise TensorFileError(found.instead_of(path, "a safetensors file"))
+
+
+def _read_header(
+    file: BinaryIO, size: int, path: Path, max_header_bytes: int, max_tensors: int
+) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+    """What the header of a file of `size` bytes says, of which `file` has the beginning."""
     length = int.from_bytes(file.read(8), "little")
     if size < 10 or length > size - 8:
         raise TensorFileError(

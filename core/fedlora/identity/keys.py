@@ -117,6 +117,11 @@ class SigningKey:
 
     _ed25519: Ed25519PrivateKey = field(repr=False)
     _ml_dsa_65: MLDSA65PrivateKey = field(repr=False)
+    _public: PublicKey = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        public = PublicKey(_public_der(self._ed25519.public_key()), _public_der(self._ml_dsa_65.public_key()))
+        object.__setattr__(self, "_public", public)
 
     @classmethod
     def generate(cls) -> Self:
@@ -174,25 +179,30 @@ class SigningKey:
         """The content of its file: a secret, unless it has a passphrase."""
         from cryptography.hazmat.primitives import serialization
 
-        if passphrase == b"":
-            raise IdentityError("the passphrase is empty; give one of at least a character, or none at all")
         plain = serialization.NoEncryption()
         content = b""
         for key in (self._ed25519, self._ml_dsa_65):
             der = key.private_bytes(serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, plain)
-            label = b"PRIVATE KEY"
-            if passphrase is not None:
-                der, label = encrypted(der, passphrase), b"ENCRYPTED PRIVATE KEY"
-            content += b"-----BEGIN %b-----\n%b-----END %b-----\n" % (label, _lines(der), label)
+            content += private_pem(der, passphrase)
         return content
 
     @property
     def public(self) -> PublicKey:
-        return PublicKey(_public_der(self._ed25519.public_key()), _public_der(self._ml_dsa_65.public_key()))
+        return self._public
 
     def sign(self, message: bytes) -> Signatures:
         """Both signatures over a message, as they are: no digest, no context."""
         return Signatures(self._ed25519.sign(message), self._ml_dsa_65.sign(message))
+
+
+def private_pem(der: bytes, passphrase: bytes | None = None) -> bytes:
+    """A block of PEM over the PKCS#8 of a private key, under a passphrase if there is one. Raises IdentityError."""
+    if passphrase == b"":
+        raise IdentityError("the passphrase is empty; give one of at least a character, or none at all")
+    label = b"PRIVATE KEY"
+    if passphrase is not None:
+        der, label = encrypted(der, passphrase), b"ENCRYPTED PRIVATE KEY"
+    return b"-----BEGIN %b-----\n%b-----END %b-----\n" % (label, _lines(der), label)
 
 
 def is_encrypted(content: bytes) -> bool:

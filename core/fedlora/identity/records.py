@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from fedlora.errors import IdentityError
+from fedlora.errors import AtRestError, IdentityError
+from fedlora.files.at_rest import plain_chunks, plain_size
 from fedlora.files.bounded import read_bounded
 from fedlora.identity.canonical import canonical, read_canonical
 from fedlora.identity.envelope import opened, read_unverified, seal
@@ -25,7 +26,6 @@ from fedlora.identity.keys import PublicKey, SigningKey
 
 ROUNDS, RECORD, ANSWERS, HEAD, KEYS = "rounds", "record.json", "answers.jsonl", "head.json", "keys"
 PUBLIC, ROTATED = ".pub", ".rotated.json"  # of the files in KEYS, after a key's id or a digest
-_CHUNK = 1 << 20
 MAX_BYTES = 1 << 26  # of a record: a line of each device's is in it
 
 
@@ -95,25 +95,34 @@ def signers(data: bytes, kind: type[RoundEntry | RunHead], where: str) -> tuple[
     return read_unverified(data, kind.TYPE, max_bytes=MAX_BYTES, where=where).signers
 
 
-def mark_of(path: Path) -> str:
-    """By which a record knows a file: its sha256, and how many bytes it has. Raises OSError."""
+def mark_of(path: Path, known: str | None = None) -> str:
+    """By which a record knows a file: the sha256 of its content, and how many bytes that has. Raises OSError, AtRestError.
+
+    Whether the file is encrypted at rest is nothing that a record tells. With its digest `known` it is not read.
+    """
+    if known is not None:
+        return f"{known} {plain_size(path)}"
     found, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            found.update(chunk)
-            size += len(chunk)
+    for chunk in plain_chunks(path):
+        found.update(chunk)
+        size += len(chunk)
     return f"{found.hexdigest()} {size}"
 
 
 def is_marked(path: Path, mark: str) -> bool:
-    """Whether a plain file is the one of that mark. No more is read than the mark says: holes in a file have no end."""
+    """Whether a file is the one of that mark. No more is read than the mark says: holes in a file have no end.
+
+    Raises IdentityError for one that is encrypted at rest and cannot be opened.
+    """
     size = mark.rpartition(" ")[2]
     try:
-        if path.is_symlink() or not path.is_file() or str(path.stat().st_size) != size:
+        if path.is_symlink() or not path.is_file() or str(plain_size(path)) != size:
             return False
         return mark_of(path) == mark
     except OSError:
         return False
+    except AtRestError as error:
+        raise IdentityError(str(error)) from None
 
 
 def read_record(path: Path) -> bytes:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import NamedTuple
 
 from fedlora.errors import IdentityError, SignatureError
@@ -54,6 +55,9 @@ class Statement:
         return next((name for name in names if getattr(self, name) != getattr(other, name)), "")
 
 
+_NAMES = tuple(each.name for each in fields(Statement))
+
+
 class Said(NamedTuple):
     """A statement whose signatures hold."""
 
@@ -64,20 +68,24 @@ class Said(NamedTuple):
 
 def signed(statement: Statement, kind: str, key: SigningKey) -> bytes:
     """The envelope of a statement: of kind INSTRUCTION or ANSWER."""
-    return seal(canonical(asdict(statement)), kind, key)
+    return seal(_content(statement), kind, key)
 
 
 def digest_of(statement: Statement) -> str:
     """By which an answer names its instruction, and nothing else."""
-    return digest(canonical(asdict(statement)))
+    return digest(_content(statement))
+
+
+def _content(statement: Statement) -> bytes:
+    return canonical({name: getattr(statement, name) for name in _NAMES})
 
 
 def read_signed(content: bytes, kind: str, trusted: Iterable[PublicKey], where: str) -> Said:
     """A statement in its envelope. Raises IdentityError for what is none, SignatureError for one of nobody's trusted."""
     payload, signer = opened(content, kind, trusted, max_bytes=MAX_BYTES, where=where)
     value = read_canonical(payload, where)
-    if not isinstance(value, dict) or set(value) != {each.name for each in fields(Statement)}:
-        raise IdentityError(f"{where}: expected the fields {', '.join(each.name for each in fields(Statement))}")
+    if not isinstance(value, dict) or set(value) != {*_NAMES}:
+        raise IdentityError(f"{where}: expected the fields {', '.join(_NAMES)}")
     try:
         statement = Statement(**value)
     except IdentityError as error:
@@ -96,7 +104,14 @@ def digest(content: bytes | bytearray | memoryview) -> str:
 
 def digest_of_config(config: Mapping[str, bool | int | float | str]) -> str:
     """Of a run's flat configuration. Raises IdentityError for what JSON has no form of."""
-    return digest(canonical(dict(config)))
+    # 1, 1.0 and True are one key of a cache, and three values here.
+    return _digest_of_items(tuple((name, type(value), value) for name, value in config.items()))
+
+
+@lru_cache(maxsize=16)
+def _digest_of_items(items: tuple[tuple[str, type, bool | int | float | str], ...]) -> str:
+    """A run's configuration is the same in all of its rounds."""
+    return digest(canonical({name: value for name, _, value in items}))
 
 
 def digest_of_metrics(metrics: Mapping[str, float]) -> str:

@@ -90,16 +90,23 @@ class Adapter:
 
     def check_fits(self, modules: Mapping[str, tuple[int, int]], where: str) -> None:
         """Raise AdapterMismatchError unless every module is one of `modules` ({name: (O, I)}), in its shape."""
-        if not self.pairs:
-            raise AdapterMismatchError(f"{where}: the adapter has no modules; expected one or more")
-        for module, pair in self.pairs.items():
-            if module not in modules:
-                raise AdapterMismatchError(f"{where}: the base has no module {module}; the adapter is for another base")
-            if pair.shape != modules[module]:
-                raise AdapterMismatchError(
-                    f"{where}: {module} updates a weight {list(pair.shape)}, the base's is {list(modules[module])}; "
-                    "the adapter is for another base"
-                )
+        check_shapes_fit({module: pair.shape for module, pair in self.pairs.items()}, modules, where)
+
+
+def check_shapes_fit(
+    shapes: Mapping[str, tuple[int, int]], modules: Mapping[str, tuple[int, int]], where: str
+) -> None:  # both {name: (O, I)}
+    """Raise AdapterMismatchError unless an adapter has modules, each one of the base's `modules`, in its shape."""
+    if not shapes:
+        raise AdapterMismatchError(f"{where}: the adapter has no modules; expected one or more")
+    for module, shape in shapes.items():
+        if module not in modules:
+            raise AdapterMismatchError(f"{where}: the base has no module {module}; the adapter is for another base")
+        if shape != modules[module]:
+            raise AdapterMismatchError(
+                f"{where}: {module} updates a weight {list(shape)}, the base's is {list(modules[module])}; "
+                "the adapter is for another base"
+            )
 
 
 def check_extras(extras: Extras, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:

@@ -6,7 +6,7 @@ What would change the adapter's meaning unread (DoRA, biases, other methods) is 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def config_to_write(
 
     `saved` are the tensors of `modules_to_save`, by their names in the model.
     """
-    fresh, saved = _config_of(adapter, base_name), list(saved)
+    fresh, saved = fresh_config(adapter.config, adapter.pairs, base_name, extras=adapter.extras), list(saved)
     if parts := saved_parts(saved):
         fresh["modules_to_save"] = parts
     if not read:
@@ -112,21 +112,26 @@ def config_to_write(
     return {**read, **{key: fresh[key] for key in changed if key in fresh}}
 
 
-def _config_of(adapter: Adapter, base_name: str | None) -> dict[str, Any]:
-    config = adapter.config
-    is_decoder = all(module.startswith(_DECODER_LAYERS) for module in adapter.pairs)
+def fresh_config(
+    config: LoraConfig, modules: Collection[str], base_name: str | None, *, extras: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The configuration of an adapter of these modules, and extra tensors, that nobody has written yet."""
+    is_decoder = all(module.startswith(_DECODER_LAYERS) for module in modules)
     # An encoder's `dense` is a name in its head too: what stands within the layer tells them apart.
-    within = dict.fromkeys(re.sub(r"^.*?\.\d+\.", "", module) for module in adapter.pairs)
+    within = dict.fromkeys(map(_within_layer, modules))
+    targets = list(config.target_modules) if is_decoder else list(within)
+    is_regular = len(modules) == len(within) * max(1, len(layers_of(modules)))
     return {
         "peft_type": "LORA",
-        **({"task_type": "CAUSAL_LM"} if is_decoder else _encoder_task(adapter)),
+        **({"task_type": "CAUSAL_LM"} if is_decoder else _encoder_task(modules, extras)),
         "base_model_name_or_path": base_name,
         "inference_mode": True,
         "r": config.rank,
         "lora_alpha": config.alpha,
         "use_rslora": config.use_rslora,
-        "target_modules": list(config.target_modules) if is_decoder else list(within),
-        **({"layers_to_transform": list(layers_of(adapter.pairs))} if config.layers else {}),
+        # In full where layers have different ones: by the last parts PEFT would make factors that no file holds.
+        "target_modules": targets if is_regular else list(modules),
+        **({"layers_to_transform": list(layers_of(modules))} if config.layers and is_regular else {}),
         # A name is a regular expression to PEFT: its dots are escaped to mean themselves.
         "rank_pattern": {re.escape(module): rank for module, rank in config.rank_pattern.items()},
         "alpha_pattern": {re.escape(module): alpha for module, alpha in config.alpha_pattern.items()},
@@ -136,11 +141,15 @@ def _config_of(adapter: Adapter, base_name: str | None) -> dict[str, Any]:
     }
 
 
-def _encoder_task(adapter: Adapter) -> dict[str, Any]:
+def _within_layer(module: str) -> str:
+    return re.sub(r"^.*?\.\d+\.", "", module)
+
+
+def _encoder_task(modules: Iterable[str], extras: Iterable[str]) -> dict[str, Any]:
     """What tells PEFT's AutoPeftModel classes the model; task type SEQ_CLS wants a head beside A and B."""
-    if any(head_part(tensor).endswith(HEADS) for tensor in adapter.extras):
+    if any(head_part(tensor).endswith(HEADS) for tensor in extras):
         return {"task_type": "SEQ_CLS"}
-    prefix = next((module.split(".", 1)[0] for module in adapter.pairs), "")
+    prefix = next((module.split(".", 1)[0] for module in modules), "")
     if prefix in _ENCODER_CLASSES:
         library = f"transformers.models.{prefix}.modeling_{prefix}"
         return {

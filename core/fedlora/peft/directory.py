@@ -19,8 +19,9 @@ from fedlora.files.atomic import whole_directory
 from fedlora.files.tensor_file import Dtype, TensorFile, from_float32, write_in_order
 from fedlora.lora.adapter import Adapter
 from fedlora.peft.configuration import config_to_write, lora_config, read_config, saved_module_names
-from fedlora.peft.layout import CONFIG, PREFIX, WEIGHTS
+from fedlora.peft.layout import CONFIG, PREFIX, WEIGHTS, factor_name
 from fedlora.peft.missing import check_is_there
+from fedlora.peft.origin import Origin, origin_in
 from fedlora.peft.patterns import untargeted
 from fedlora.peft.tensors import Stored, model_tensor, read_tensors
 
@@ -36,6 +37,7 @@ class PeftDirectory:
 
     adapter: Adapter
     base_fingerprint: str | None = None  # of the base pack it was trained on; None where PEFT itself wrote it
+    origin: Origin | None = None  # the adapters that it was made of
     dtype: Dtype = "F32"  # of the stored factors
     extra_dtypes: Mapping[str, Dtype] = field(
         default_factory=dict
@@ -82,18 +84,32 @@ def read_peft(directory: str | Path) -> PeftDirectory:
     except (AdapterError, ConfigError) as error:
         raise AdapterError(f"{directory}: {error}") from None
     adapter.check_finite(str(path))
-    base = file.metadata.get(_BASE_KEY)
-    if base is not None and not re.fullmatch(r"[0-9a-f]{64}", base):
-        raise AdapterError(f"{path}: {_BASE_KEY} is {base!r:.80}; expected the 64 hexadecimal digits of a fingerprint")
     return PeftDirectory(
         adapter=adapter,
-        base_fingerprint=base,
+        base_fingerprint=base_in(file),
+        origin=origin_in(file.metadata, str(path)),
         dtype=tensors.dtype,
         config=config,
         extra_dtypes=tensors.extra_dtypes,
         saved_modules=tensors.saved_modules,
         embeddings=tensors.embeddings,
     )
+
+
+def base_in(file: TensorFile) -> str | None:
+    """The fingerprint that a weights file records; None where PEFT wrote it. Raises AdapterError for what is none."""
+    base = file.metadata.get(_BASE_KEY)
+    if base is not None and not re.fullmatch(r"[0-9a-f]{64}", base):
+        raise AdapterError(
+            f"{file.path}: {_BASE_KEY} is {base!r:.80}; expected the 64 hexadecimal digits of a fingerprint"
+        )
+    return base
+
+
+def metadata_of(base_fingerprint: str | None, origin: Origin | None) -> dict[str, str]:
+    """The metadata of a weights file."""
+    base = {_BASE_KEY: base_fingerprint} if base_fingerprint else {}
+    return {"format": "pt", **base, **(origin.to_metadata() if origin else {})}
 
 
 def write_peft(
@@ -108,19 +124,16 @@ def write_peft(
     saved = [model_tensor(name) for name in (*content.extras, *content.saved_modules)]
     config = config_to_write(adapter, content.config, saved, base_name)
     arrays = dict(_named_factors(adapter, content.dtype)) | dict(content.extras) | dict(content.beside)
-    metadata = {"format": "pt"}
-    if content.base_fingerprint:
-        metadata[_BASE_KEY] = content.base_fingerprint
-
+    metadata = metadata_of(content.base_fingerprint, content.origin)
     with whole_directory(Path(directory), replace=CONFIG if replace else None) as aside:
         for name, text in (texts or {}).items():
             (aside / name).write_text(text, encoding="utf-8")
         (aside / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         # Not by the safetensors library: an adapter has a digest, and two entries of metadata have no order there.
-        write_in_order(aside / WEIGHTS, arrays, metadata)
+        write_in_order(aside / WEIGHTS, arrays, metadata, at_rest=WEIGHTS)
 
 
 def _named_factors(adapter: Adapter, dtype: Dtype) -> Iterator[tuple[str, Stored]]:
     for module, pair in adapter.pairs.items():
-        yield f"{PREFIX}{module}.lora_A.weight", (dtype, from_float32(pair.lora_A, dtype))
-        yield f"{PREFIX}{module}.lora_B.weight", (dtype, from_float32(pair.lora_B, dtype))
+        yield factor_name(module, "lora_A"), (dtype, from_float32(pair.lora_A, dtype))
+        yield factor_name(module, "lora_B"), (dtype, from_float32(pair.lora_B, dtype))

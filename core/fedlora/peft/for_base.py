@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from fedlora.base.quantize import QuantizedMatrix, stands_for
 from fedlora.errors import AdapterMismatchError, TensorFileError
 from fedlora.family import EMBEDDING, HEAD
 from fedlora.files.tensor_file import as_float32
-from fedlora.lora.adapter import Adapter, check_extras
+from fedlora.lora.adapter import Adapter, check_extras, with_extras
 from fedlora.peft.directory import PeftDirectory, read_peft
 from fedlora.peft.misplaced import check_modules
 from fedlora.peft.tensors import Stored, model_tensor
@@ -46,6 +46,23 @@ def adapter_of(directory: str | Path, base: BasePack | None) -> tuple[Adapter, s
             f"merged base or a service; {_remedy(kept, base)}"
         )
     return content.adapter, _base_of(content, base, _named(Path(directory), content))
+
+
+def whole_adapter_of(directory: str | Path, base: BasePack) -> Adapter:
+    """The adapter of a PEFT directory, with the heads that trained beside A and B.
+
+    Raises AdapterError for what is not plain LoRA, and AdapterMismatchError for what is for another base, or replaces what
+    is no head.
+    """
+    content, where = read_peft(directory), str(directory)
+    kept = beside_of(replace(content, adapter=with_extras(content.adapter, {})), base, where).replaced
+    if kept:
+        raise AdapterMismatchError(
+            f"{where}: also replaces {_listed(kept)}{_how(content, kept)}, which is no part of an adapter; "
+            f"{_remedy(kept, base)}"
+        )
+    check_is_for(content, base, _named(Path(directory), content))
+    return content.adapter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,11 @@ COMPANIONS = ("chat_template.jinja", "tokenizer_config.json", "special_tokens_ma
 PREFIX = "base_model.model."  # of every tensor: the model stands within PEFT's own two
 
 
+def factor_name(module: str, factor: str) -> str:
+    """The tensor of `lora_A` or `lora_B` of a module."""
+    return f"{PREFIX}{module}.{factor}.weight"
+
+
 def saved_name(module: str) -> str:
     """The tensor of a module of `modules_to_save`."""
     return f"{PREFIX}{module}.weight"

@@ -64,19 +64,24 @@ class PeftTensors:
     embeddings: Mapping[str, Stored] = field(default_factory=dict)  # of `save_embedding_layers`
 
 
-def read_tensors(file: TensorFile, saved_names: Sequence[str]) -> PeftTensors:
-    """The tensors of a file, told apart. `saved_names` are `modules_to_save`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorNames:
+    """Which tensor of a file is what."""
 
-    Raises AdapterError, naming the tensor, and TensorFileError for a dtype that is not read.
-    """
+    factors: Mapping[str, Mapping[str, str]]  # {module: {"lora_A": tensor, "lora_B": tensor}}
+    extras: Sequence[str]  # of classification heads
+    saved: Sequence[str]
+    embeddings: Sequence[str]
+
+
+def told_apart(file: TensorFile, saved_names: Sequence[str]) -> TensorNames:
+    """What each tensor of a file is; no value is read. Raises AdapterError, naming the tensor."""
     _check_names(file.path, file.entries)
-    factors: dict[str, dict[str, NDArray[np.float32]]] = {}
-    saved: dict[str, Stored] = {}
-    extras: dict[str, NDArray[np.float32]] = {}
-    extra_dtypes: dict[str, Dtype] = {}
-    embeddings: dict[str, Stored] = {}
-    dtypes: set[str] = set()
-    for name, entry in file.entries.items():
+    factors: dict[str, dict[str, str]] = {}
+    saved: list[str] = []
+    extras: list[str] = []
+    embeddings: list[str] = []
+    for name in file.entries:
         match = _FACTOR.fullmatch(name)
         if match and not set(_WRAPPERS) & set(match["module"].split(".")):
             of_module = factors.setdefault(match["module"], {})
@@ -85,27 +90,50 @@ def read_tensors(file: TensorFile, saved_names: Sequence[str]) -> PeftTensors:
                     f"{file.path}: {match['module']}.{match['factor']} is there twice, with an adapter's name in it and "
                     "without; save the adapter again with PEFT"
                 )
-            of_module[match["factor"]] = _floats(file, name)
-            dtypes.add(entry.dtype)
-        elif _is_saved(name, saved_names) and head_part(tensor := model_tensor(name)):
-            extras[tensor] = _floats(file, name)
-            extra_dtypes[tensor] = cast(Dtype, entry.dtype if entry.dtype in _DTYPES else "F32")
+            of_module[match["factor"]] = name
+        elif _is_saved(name, saved_names) and head_part(model_tensor(name)):
+            extras.append(name)
         elif _is_saved(name, saved_names):
-            saved[name] = (cast(Dtype, entry.dtype), file.array(name).copy())
+            saved.append(name)
         elif _is_embedding(name):
-            embeddings[name] = (cast(Dtype, entry.dtype), file.array(name).copy())
+            embeddings.append(name)
         else:
             raise _stranger(file.path, name, saved_names)
     if not factors:
         raise AdapterError(f"{file.path}: expected lora_A and lora_B of some modules, got none")
+    return TensorNames(factors=factors, extras=extras, saved=saved, embeddings=embeddings)
+
+
+def read_tensors(file: TensorFile, saved_names: Sequence[str]) -> PeftTensors:
+    """The tensors of a file, told apart. `saved_names` are `modules_to_save`.
+
+    Raises AdapterError, naming the tensor, and TensorFileError for a dtype that is not read.
+    """
+    names = told_apart(file, saved_names)
+    dtypes = {file.entries[name].dtype for of_module in names.factors.values() for name in of_module.values()}
     return PeftTensors(
-        pairs={module: _pair(file.path, module, by_name) for module, by_name in factors.items()},
+        pairs={module: read_pair(file, module, of_module) for module, of_module in names.factors.items()},
         dtype=cast(Dtype, dtypes.pop() if len(dtypes) == 1 and dtypes <= set(_DTYPES) else "F32"),
-        extras=extras,
-        extra_dtypes=extra_dtypes,
-        saved_modules=saved,
-        embeddings=embeddings,
+        extras=extras_in(file, names),
+        extra_dtypes={model_tensor(name): _kept_dtype(file, name) for name in names.extras},
+        saved_modules={name: stored_in(file, name) for name in names.saved},
+        embeddings={name: stored_in(file, name) for name in names.embeddings},
     )
+
+
+def extras_in(file: TensorFile, names: TensorNames) -> Extras:
+    """The extra tensors, copied as float32."""
+    return {model_tensor(name): _floats(file, name) for name in names.extras}
+
+
+def _kept_dtype(file: TensorFile, name: str) -> Dtype:
+    """What an extra tensor is stored as; F32 holds those of other dtypes."""
+    return cast(Dtype, file.entries[name].dtype if file.entries[name].dtype in _DTYPES else "F32")
+
+
+def stored_in(file: TensorFile, name: str) -> Stored:
+    """A tensor as it lies in the file, copied."""
+    return cast(Dtype, file.entries[name].dtype), file.array(name).copy()
 
 
 def model_tensor(name: str) -> str:
@@ -155,16 +183,19 @@ def _floats(file: TensorFile, name: str) -> NDArray[np.float32]:
     return file.float32(name).copy()
 
 
-def _pair(path: Path, module: str, by_name: Mapping[str, NDArray[np.float32]]) -> LoraPair:
-    if by_name.keys() != {"lora_A", "lora_B"}:
-        raise AdapterError(f"{path}: {module} has {', '.join(by_name)} only; expected lora_A and lora_B")
-    if empty := sorted(factor for factor, values in by_name.items() if not values.size):
+def read_pair(file: TensorFile, module: str, names: Mapping[str, str]) -> LoraPair:
+    """The factors of one module, copied as float32. Raises AdapterError."""
+    path = file.path
+    if names.keys() != {"lora_A", "lora_B"}:
+        raise AdapterError(f"{path}: {module} has {', '.join(names)} only; expected lora_A and lora_B")
+    factors = {factor: _floats(file, name) for factor, name in names.items()}
+    if empty := sorted(factor for factor, values in factors.items() if not values.size):
         raise AdapterError(
             f"{path}: {module}.{empty[0]} is empty, as DeepSpeed ZeRO-3 saves what it did not gather; save the adapter "
             "again with stage3_gather_16bit_weights_on_model_save"
         )
     try:
-        return LoraPair(by_name["lora_A"], by_name["lora_B"])
+        return LoraPair(factors["lora_A"], factors["lora_B"])
     except AdapterError as error:
         raise AdapterError(f"{path}: {module}: {error}") from None
 

@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 
-from fedlora.errors import ReleaseError
+from fedlora.errors import AtRestError, ReleaseError
+from fedlora.files.at_rest import plain_parts, plain_size_of
 from fedlora.identity.keys import PublicKey
 from fedlora.release.layout import ADAPTER, ENVELOPE, MAX_FILES, UNLISTED, check_path
-from fedlora.release.manifest import FileEntry, ReleaseManifest
+from fedlora.release.manifest import ReleaseManifest
+from fedlora.release.manifest_parts import FileEntry
 from fedlora.release.sealed import SignedRelease, open_release, read_envelope
 
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # no link is followed, no pipe waited for
@@ -55,12 +57,17 @@ def check_files(folder: Path, manifest: ReleaseManifest, paths: Collection[str] 
 
 
 def check_file(folder: Path, path: str, entry: FileEntry) -> None:
-    """Raise ReleaseError unless a file is as it was signed."""
+    """Raise ReleaseError unless a file is as it was signed, wherever it is encrypted at rest."""
     with opened_within(folder, path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size != entry.size_bytes:
-            raise ReleaseError(f"{folder / path}: {size} bytes; expected {entry.size_bytes}: it is not what was signed")
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            size = plain_size_of(file, folder / path)
+            if size != entry.size_bytes:
+                raise ReleaseError(
+                    f"{folder / path}: {size} bytes; expected {entry.size_bytes}: it is not what was signed"
+                )
+            digest = _digest(file, folder / path)
+        except AtRestError as error:
+            raise ReleaseError(str(error)) from None
     if digest != entry.sha256:
         raise ReleaseError(
             f"{folder / path}: sha256 {digest:.16}; expected {entry.sha256:.16}: it is not what was signed"
@@ -72,6 +79,13 @@ def entry_of(folder: Path, path: str) -> FileEntry:
     with opened_within(folder, path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return FileEntry(sha256=digest, size_bytes=os.fstat(file.fileno()).st_size)
+
+
+def _digest(file: BufferedReader, path: Path) -> str:
+    digest = hashlib.sha256()
+    for part in plain_parts(file, path):
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def listed_files(folder: Path) -> dict[str, FileEntry]:

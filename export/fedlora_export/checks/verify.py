@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fedlora.base.pack import MANIFEST, BasePack, open_pack, read_manifest
 from fedlora.errors import AdapterError, GraphError, PackError
-from fedlora.exported.adapter_loading import load_adapter_file
+from fedlora.exported.adapter_file import load_adapter_file
 from fedlora.exported.adapter_manifest import read_adapter_manifest
 from fedlora.exported.graph_manifest import check_graph_file
 from fedlora.exported.inputs import is_of_factors

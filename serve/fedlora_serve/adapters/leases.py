@@ -1,18 +1,62 @@
-"""What a name stands for, and who uses it: the records of a store, and what it hands out of them."""
+"""What a name may be, what it stands for, who uses it, and what is told of it: the records of a store, and what it hands
+out of them."""
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedlora.data.chat_settings import ChatSettings
+from fedlora.errors import ConfigError
 
 from fedlora_serve.adapters.cache import CachedAdapter
 from fedlora_serve.adapters.loading import LoadedAdapter
 from fedlora_serve.adapters.signed import ReleaseInfo
-from fedlora_serve.adapters.status import AdapterStatus
+
+_NAME = re.compile(r"(?!.*(\.\.|//))[A-Za-z0-9]([A-Za-z0-9._:/-]{0,126}[A-Za-z0-9._:-])?")
+
+
+def check_adapter_name(name: str) -> None:
+    """Raise ConfigError unless `name` is like `team/billing-v2`: at most 128 letters, digits and `. _ : / -`."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"an adapter cannot be called {name!r:.140}; a name is 1 to 128 of A-Z a-z 0-9 . _ : / -, begins with a letter "
+            "or a digit, ends with no slash, and has neither '..' nor '//'"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterStatus:
+    """One name of a store."""
+
+    name: str
+    number: int  # of the version that has the name now
+    digest: str
+    rank: int
+    size_bytes: int
+    source: Path
+    pinned: bool
+    resident: bool  # its values are in memory
+    users: int  # leases under this name, those on versions that were replaced among them
+    loaded_at: float  # seconds since 1970
+    last_used_at: float | None  # when it was last leased or released; None: never
+    release: ReleaseInfo | None = None  # the signed release that it comes from
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreStats:
+    """A store as a whole. What several names share counts once."""
+
+    loaded: int  # names
+    resident: int  # adapters in memory, those among them that have no name any more but are still in use
+    resident_bytes: int
+    budget_bytes: int
+    lookups: int  # leases that were asked for, of names that are known
+    hits: int  # of these, whose adapter was in memory
+    evictions: int
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

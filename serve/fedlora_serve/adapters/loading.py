@@ -17,11 +17,10 @@ from fedlora.base.pack import BasePack
 from fedlora.data.adapter_chat import adapter_chat_settings
 from fedlora.data.chat_settings import ChatSettings
 from fedlora.errors import AdapterError, AdapterMismatchError, AdapterTooLargeError
-from fedlora.exported.adapter_loading import load_adapter_file
-from fedlora.exported.inputs import input_values
+from fedlora.exported.adapter_file import load_adapter_file
+from fedlora.exported.inputs import digest_of, input_values
 from fedlora.exported.profiles import Profile, graph_inputs
 from fedlora.exported.sidecar import sidecar_of
-from fedlora.exported.values_digest import digest_of
 from fedlora.family import DecoderShape
 from fedlora.peft.directory import CONFIG, WEIGHTS
 from fedlora.peft.for_base import adapter_of

@@ -22,11 +22,10 @@ from fedlora.nearest import hint
 from fedlora.row_lora.layout import LayoutDtype
 
 from fedlora_serve.adapters.cache import AdapterCache, CachedAdapter
-from fedlora_serve.adapters.leases import Entry, Lease, Unloading
+from fedlora_serve.adapters.leases import AdapterStatus, Entry, Lease, StoreStats, Unloading, check_adapter_name
 from fedlora_serve.adapters.loading import AdapterLoader, LoadedAdapter, load_adapter, most_file_bytes
 from fedlora_serve.adapters.signed import SignedNames
 from fedlora_serve.adapters.single_flight import SingleFlight
-from fedlora_serve.adapters.status import AdapterStatus, StoreStats, check_adapter_name
 
 __all__ = ["AdapterStatus", "AdapterStore", "StoreStats", "Unloading"]
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fedlora_serve.adapters.loading import LoadedAdapter
 from fedlora_serve.batching.kv_cache import KVCache
-from fedlora_serve.batching.row_adapters import RowAdapters
+from fedlora_serve.batching.rows import RowAdapters
 from fedlora_serve.step_watch import StepWatch
 
 _MAX_BINDINGS = 512  # of 16 rows there are 136

@@ -12,7 +12,7 @@ from fedlora.exported.profiles import graph_name
 from fedlora.native import BuildError
 from fedlora.row_lora.library import row_lora
 
-from fedlora_serve.batching.row_adapters import CopiedAdapters, NumberedAdapters, RowAdapters
+from fedlora_serve.batching.rows import CopiedAdapters, NumberedAdapters, RowAdapters
 from fedlora_serve.session import open_graph
 
 

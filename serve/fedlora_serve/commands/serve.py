@@ -50,6 +50,10 @@ needed("fastapi", "jinja2", "onnxruntime", "prometheus_client", "tokenizers", "u
     metavar="[PATTERN=]KEY.pub",
     help="The same, while names that no pattern fits need no signature. May be repeated.",
 )
+@click.option(
+    "--at-rest-key", metavar="SOURCE",
+    help="file:PATH, env:VARIABLE or keyring:NAME: the key of adapters that are encrypted where they lie.",
+)  # fmt: skip
 @click.option("--releases", metavar="FOLDER", help="Serve what `fedlora update` puts into use there, as it changes.")
 @click.option(
     "--chat-template", "chat_templates", multiple=True, metavar="FILE",
@@ -99,6 +103,8 @@ def serve(
     """
     check_there(base, (EMBEDDED,))
     # Here: `fedlora --help` asks for this command's summary, and ONNX Runtime and FastAPI take a second to load.
+    from fedlora.files.at_rest import use_key
+
     from fedlora_serve.http.api.server import bind
     from fedlora_serve.http.api.server import serve as serve_until_stopped
     from fedlora_serve.http.service.config_file import read_config
@@ -117,6 +123,7 @@ def serve(
     if shutdown_timeout is not None:
         options["limits"] = {"shutdown_timeout_s": shutdown_timeout}
     config = read_config(config_path, options)
+    use_key(config.at_rest_key)
     for path in config.adapters.values():
         check_adapter(path)
     with bind(config.host, config.port) as bound:  # a port that is taken tells so before the base is read

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -18,6 +19,14 @@ _ADD = "release"
 _KEYS = click.option(
     "--keys", type=click.Path(path_type=Path), metavar="DIR",
     help="The folder of its keys, with offline/ and online/.  [default: REPO-keys, beside it]",
+)  # fmt: skip
+_TRUST = click.option(
+    "--trust", "trusted", required=True, multiple=True, type=click.Path(path_type=Path), metavar="KEY.pub",
+    help="The public key that signed the release. May be repeated.",
+)  # fmt: skip
+_PASSPHRASE = click.option(
+    "--passphrase-file", type=click.Path(path_type=Path), metavar="FILE",
+    help="Its first line is the passphrase of the offline keys; without it, one is asked for where they have one.",
 )  # fmt: skip
 
 
@@ -41,30 +50,75 @@ def publish() -> None:
 @click.argument("folder", metavar="RELEASE", type=click.Path(path_type=Path))
 @click.option("--repo", required=True, type=click.Path(path_type=Path), help="The repository.")
 @click.option("--channel", type=click.Choice(CHANNELS), default="stable", show_default=True)
-@click.option(
-    "--trust", "trusted", required=True, multiple=True, type=click.Path(path_type=Path), metavar="KEY.pub",
-    help="The public key that signed the release. May be repeated.",
-)  # fmt: skip
+@_TRUST
 @_KEYS
-def add(folder: Path, repo: Path, channel: str, trusted: tuple[Path, ...], keys: Path | None) -> None:
+@_PASSPHRASE
+def add(
+    folder: Path, repo: Path, channel: str, trusted: tuple[Path, ...], keys: Path | None, passphrase_file: Path | None
+) -> None:
     """Give out RELEASE in a channel. (fedlora publish RELEASE does the same.)"""
     from fedlora.identity.keys import PublicKey
 
-    release = _repository(repo, keys).publish(
+    release = _repository(repo, keys, passphrase_file).publish(
         folder, cast(Channel, channel), [PublicKey.read(path) for path in trusted]
     )
     click.echo(f"{release.manifest.name} {release.manifest.version} is in {channel} of {repo}")
 
 
 @publish.command()
+@click.argument("folder", metavar="RELEASE", type=click.Path(path_type=Path))
+@click.argument("reference", metavar="HOST/NAME")
+@_TRUST
+@click.option("--plain-http", is_flag=True, help="Without TLS: of a registry on this machine.")
+def oci(folder: Path, reference: str, trusted: tuple[Path, ...], plain_http: bool) -> None:
+    """Push RELEASE to an OCI registry, tagged with its version; devices do not take it from there.
+
+    Credentials: of docker login, or FEDLORA_REGISTRY_USER and FEDLORA_REGISTRY_PASSWORD.
+    """
+    from fedlora.identity.keys import PublicKey
+
+    from fedlora_server.distribution.oci_registry import Registry
+
+    release = Registry(reference, plain_http).publish(folder, [PublicKey.read(path) for path in trusted])
+    click.echo(f"{release.manifest.name} {release.manifest.version} is {reference}:{release.manifest.version}")
+
+
+@publish.command()
+@click.argument("folder", metavar="RELEASE", type=click.Path(path_type=Path))
+@click.argument("repo_id", metavar="OWNER/NAME")
+@_TRUST
+@click.option("--private", is_flag=True, help="Where the repository is not there yet: for its owner alone.")
+def hub(folder: Path, repo_id: str, trusted: tuple[Path, ...], private: bool) -> None:
+    """Upload RELEASE to a repository of the Hugging Face hub, its version as a tag; devices do not take it from there.
+
+    The token is the hub's: HF_TOKEN, or hf auth login.
+    """
+    from fedlora.identity.keys import PublicKey
+
+    from fedlora_server.distribution.hub_repository import HubRepository
+
+    release = HubRepository(repo_id, private).publish(folder, [PublicKey.read(path) for path in trusted])
+    click.echo(f"{release.manifest.name} {release.manifest.version} is v{release.manifest.version} of {repo_id}")
+
+
+@publish.command()
 @click.argument("repo", type=click.Path(path_type=Path))
 @click.option("--root-keys", type=click.IntRange(1, 16), default=3, show_default=True, help="Keys of the root.")
 @click.option("--threshold", type=click.IntRange(1, 16), default=2, show_default=True, help="Of them, that must sign.")
+@click.option("--encrypt", is_flag=True, help="The offline keys under a passphrase, which is asked for.")
 @_KEYS
-def init(repo: Path, root_keys: int, threshold: int, keys: Path | None) -> None:
+@_PASSPHRASE
+def init(
+    repo: Path, root_keys: int, threshold: int, encrypt: bool, keys: Path | None, passphrase_file: Path | None
+) -> None:
     """Make the folder REPO, its keys, and the root that devices pin."""
-    repository = _repository(repo, keys)
-    first = repository.init(root_keys=root_keys, threshold=threshold)
+    from fedlora.commands.key import new_passphrase
+
+    from fedlora_server.distribution.repository import Repository
+
+    encrypt = encrypt or passphrase_file is not None
+    repository = Repository(repo, keys or _keys_of(repo), cache(lambda: new_passphrase(passphrase_file)))
+    first = repository.init(root_keys=root_keys, threshold=threshold, encrypt=encrypt)
     click.echo(
         f"{first}: the root; bring it to each device: fedlora update init URL --root 1.root.json --trust KEY.pub"
     )
@@ -90,13 +144,21 @@ def refresh(repo: Path, keys: Path | None) -> None:
     help="Make a new key in the place of this one, such as root-1. May be repeated.",
 )  # fmt: skip
 @_KEYS
-def renew(repo: Path, replaced: tuple[str, ...], keys: Path | None) -> None:
+@_PASSPHRASE
+def renew(repo: Path, replaced: tuple[str, ...], keys: Path | None, passphrase_file: Path | None) -> None:
     """Sign root and targets anew, by the offline keys; once a year at least."""
-    version = _repository(repo, keys).renew(replaced)
+    version = _repository(repo, keys, passphrase_file).renew(replaced)
     click.echo(f"{repo}: root {version}, which devices follow to from the one that they have")
 
 
-def _repository(repo: Path, keys: Path | None) -> Repository:
+def _repository(repo: Path, keys: Path | None, passphrase_file: Path | None = None) -> Repository:
+    from fedlora.commands.key import passphrase_of
+
     from fedlora_server.distribution.repository import Repository
 
-    return Repository(repo, keys or repo.with_name(f"{repo.name}-keys"))
+    folder = keys or _keys_of(repo)
+    return Repository(repo, folder, cache(lambda: passphrase_of(f"the keys in {folder}", passphrase_file)))
+
+
+def _keys_of(repo: Path) -> Path:
+    return repo.with_name(f"{repo.name}-keys")

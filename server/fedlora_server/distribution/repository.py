@@ -34,6 +34,8 @@ from fedlora_server.distribution.role_keys import (
     SNAPSHOT_ROLE,
     TARGETS_ROLE,
     TIMESTAMP_ROLE,
+    Passphrase,
+    has_passphrase,
     key_path,
     new_key,
     read_key,
@@ -51,10 +53,14 @@ class Repository:
 
     path: Path
     keys: Path
+    passphrase: Passphrase | None = None  # of the offline keys, where they have one
 
-    def init(self, *, root_keys: int = 3, threshold: int = 2, now: datetime | None = None) -> Path:
+    def init(
+        self, *, root_keys: int = 3, threshold: int = 2, now: datetime | None = None, encrypt: bool = False
+    ) -> Path:
         """Make the keys and the first metadata; returns the root file that devices pin.
 
+        With `encrypt` the offline keys have the passphrase; the online ones sign with nobody there.
         Raises ConfigError where a repository is there, or the keys would be given out with it.
         """
         if not 1 <= threshold <= root_keys:
@@ -65,12 +71,11 @@ class Repository:
             )
         if self.path.exists() and any(self.path.iterdir()):
             raise ConfigError(f"{self.path} is there and not empty; name another folder for the repository")
-        moment = _moment(now)
+        moment, asked = _moment(now), self.passphrase() if encrypt and self.passphrase else None
         root = Root(1, _SPEC, moment + timedelta(days=DAYS[ROOT_ROLE]), consistent_snapshot=True)
         names = [f"{ROOT_ROLE}-{number}" for number in range(1, root_keys + 1)]
-        signers = {
-            name: new_key(key_path(self.keys, name)) for name in (*names, TARGETS_ROLE, SNAPSHOT_ROLE, TIMESTAMP_ROLE)
-        }
+        signers = {name: new_key(key_path(self.keys, name), asked) for name in (*names, TARGETS_ROLE)}
+        signers |= {name: new_key(key_path(self.keys, name)) for name in (SNAPSHOT_ROLE, TIMESTAMP_ROLE)}
         for name, signer in signers.items():
             root.add_key(signer.public_key, name.partition("-")[0])
         root.roles[ROOT_ROLE].threshold = threshold
@@ -147,7 +152,7 @@ class Repository:
             newest = newest_metadata(self.path)
             root = newest.root.signed
             signers = [
-                signer for signer in map(read_key, (key_path(self.keys, name) for name in names))
+                signer for signer in (read_key(key_path(self.keys, name), self.passphrase) for name in names)
                 if signer.public_key.keyid in root.roles[ROOT_ROLE].keyids
             ]  # fmt: skip
             if len(signers) < (least := root.roles[ROOT_ROLE].threshold):
@@ -164,9 +169,10 @@ class Repository:
 
     def _replace(self, name: str, root: Root) -> CryptoSigner:
         path, role = key_path(self.keys, name), name.partition("-")[0]
-        old = read_key(path)
+        old = read_key(path, self.passphrase)
+        passphrase = self.passphrase() if self.passphrase and has_passphrase(path) else None
         path.rename(path.with_suffix(".replaced"))
-        signer = new_key(path)
+        signer = new_key(path, passphrase)
         root.revoke_key(old.public_key.keyid, role)
         root.add_key(signer.public_key, role)
         return signer
@@ -194,7 +200,7 @@ class Repository:
     def _signed(self, signed: Targets | Snapshot | Timestamp, role: str, root: Root, now: datetime) -> bytes:
         signed.expires = now + timedelta(days=DAYS[role])
         metadata: Metadata[Any] = Metadata(signed)  # generic over one kind at a time
-        metadata.sign(signer_of(self.keys, role, root))
+        metadata.sign(signer_of(self.keys, role, root, self.passphrase))
         return metadata.to_bytes()
 
     def _write(self, metadata: Metadata[Root], name: str) -> Path:

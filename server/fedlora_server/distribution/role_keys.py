@@ -6,11 +6,13 @@
     KEYS/online/timestamp.pem     signs, again and again, that this is the newest
 
 Who has the online keys alone can hold devices on what they have until the timestamp ends, and no more. The offline ones
-belong on a medium that is not on a network; `fedlora publish` needs them, `fedlora publish refresh` does not.
+belong on a medium that is not on a network, and may have a passphrase; `fedlora publish` needs them, and
+`fedlora publish refresh` does not.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
@@ -18,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedlora.errors import ConfigError, IdentityError
 from fedlora.files.atomic import whole_file
 from fedlora.files.ownership import read_secret
+from fedlora.identity.keys import is_encrypted, private_pem
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Root
 
@@ -25,6 +28,7 @@ OFFLINE, ONLINE = "offline", "online"
 TARGETS_ROLE, SNAPSHOT_ROLE, TIMESTAMP_ROLE, ROOT_ROLE = "targets", "snapshot", "timestamp", "root"
 _FOLDER = {TARGETS_ROLE: OFFLINE, ROOT_ROLE: OFFLINE, SNAPSHOT_ROLE: ONLINE, TIMESTAMP_ROLE: ONLINE}
 _MAX_BYTES = 1 << 14
+Passphrase = Callable[[], bytes]  # asks for it, or has it
 
 
 def key_path(keys: Path, name: str) -> Path:
@@ -37,43 +41,57 @@ def root_names(keys: Path) -> list[str]:
     return sorted(path.stem for path in (keys / OFFLINE).glob("root-*.pem"))
 
 
-def new_key(path: Path) -> CryptoSigner:
-    """Make a key and write it. Raises IdentityError where something lies there already."""
+def new_key(path: Path, passphrase: bytes | None = None) -> CryptoSigner:
+    """Make a key and write it, under a passphrase if there is one. Raises IdentityError where something lies there."""
     if path.exists() or path.is_symlink():
         raise IdentityError(
             f"{path} exists already, and may be the only copy of a key; name another folder with --keys"
         )
     key = Ed25519PrivateKey.generate()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    der = key.private_bytes(serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     with whole_file(path, is_private=True) as aside:
-        aside.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
+        aside.write_bytes(private_pem(der, passphrase))
     return CryptoSigner(key)
 
 
-def read_key(path: Path) -> CryptoSigner:
-    """The key in a file that nobody else may read. Raises IdentityError for anything else."""
-    expected = "expected a key of this repository, as fedlora publish init made it; name its folder with --keys"
+def has_passphrase(path: Path) -> bool:
+    """Whether the key in a file has one; not where there is none that can be read."""
     try:
-        key = serialization.load_pem_private_key(read_secret(path, _MAX_BYTES, "a key of a repository"), None)
+        return is_encrypted(read_secret(path, _MAX_BYTES, "a key of a repository"))
+    except (OSError, ConfigError):
+        return False
+
+
+def read_key(path: Path, passphrase: Passphrase | None = None) -> CryptoSigner:
+    """The key in a file that nobody else may read; its passphrase is asked for where it has one.
+
+    Raises IdentityError for anything else.
+    """
+    expected = "expected a key of this repository, as fedlora publish init made it; name its folder with --keys"
+    asked = None
+    if has_passphrase(path):
+        if passphrase is None:
+            raise IdentityError(f"{path}: it has a passphrase, and none was given; give --passphrase-file")
+        asked = passphrase()
+    try:
+        key = serialization.load_pem_private_key(read_secret(path, _MAX_BYTES, "a key of a repository"), asked)
     except OSError as error:
         raise IdentityError(f"{path}: cannot be read: {error.strerror}; {expected}") from None
     except ConfigError as error:
         raise IdentityError(str(error)) from None
     except (ValueError, TypeError):
-        raise IdentityError(f"{path}: no private key in PEM without a passphrase; {expected}") from None
+        told = "no private key in PEM" if asked is None else "no private key, or its passphrase is another one"
+        raise IdentityError(f"{path}: {told}; {expected}") from None
     if not isinstance(key, Ed25519PrivateKey):
         raise IdentityError(f"{path}: a key of another kind than Ed25519; {expected}")
     return CryptoSigner(key)
 
 
-def signer_of(keys: Path, role: str, root: Root) -> CryptoSigner:
+def signer_of(keys: Path, role: str, root: Root, passphrase: Passphrase | None = None) -> CryptoSigner:
     """The key of a role with one key. Raises IdentityError where it is not the one that the root names."""
     path = key_path(keys, role)
-    signer = read_key(path)
+    signer = read_key(path, passphrase)
     if signer.public_key.keyid not in root.roles[role].keyids:
         raise IdentityError(
             f"{path}: not the key that the root names for {role}; name this repository's own with --keys"

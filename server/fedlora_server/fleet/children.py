@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import threading
@@ -12,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fedlora.errors import RunError
-from fedlora.fleet.with_parent import with_parent
+from fedlora.fleet.flower_process import signal_group, start_process
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 SETTLED_S = 60.0  # alive for that long, it has started well
@@ -44,12 +43,7 @@ class Child:
     def start(self) -> None:
         """Start it, from the main thread: the kernel ends it with the thread that started it."""
         self._began = time.monotonic()
-        self._process = subprocess.Popen(
-            [*with_parent(signal.SIGKILL), *self._command], env=self._environment, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
-        )  # fmt: skip
-        self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
-        self._reader.start()
+        self._process, self._reader = start_process(self._command, self._environment, self._on_line, signal.SIGKILL)
 
     def revive(self, now: float) -> bool:
         """Start it again if it has died and its pause is over; whether it was started.
@@ -90,17 +84,10 @@ class Child:
         if self._reader is not None:
             self._reader.join(_END_S)
 
-    def _signal(self, number: int) -> None:
+    def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None
         if self._process.poll() is None or members(self.pid):  # else the number may be another's by now
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, number)
-
-    def _read(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None
-        with process.stdout as lines:
-            for line in lines:
-                self._on_line(line.rstrip("\n"))
+            signal_group(self._process.pid, number)
 
 
 def members(group: int) -> list[int]:

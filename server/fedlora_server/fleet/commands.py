@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from pathlib import Path
+from fedlora.fleet.flower_process import flower_environment
 
 from fedlora_server.fleet.roll import VARIABLE
 from fedlora_server.fleet.settings import FleetSettings
@@ -31,13 +29,8 @@ def superexec(settings: FleetSettings) -> list[str]:
 
 
 def environment(settings: FleetSettings) -> dict[str, str]:
-    """What Flower's processes run in: a home of their own, nothing installed, nothing told."""
-    return os.environ | {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-        "FLWR_HOME": str(settings.at("flower")),
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
+    """What Flower's processes run in: lines as they are written, and the list of devices for the app."""
+    return flower_environment(settings.at("flower")) | {
         "PYTHONUNBUFFERED": "1",
         VARIABLE: str(settings.at("devices.json")),
     }

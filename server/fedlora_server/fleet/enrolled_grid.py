@@ -16,8 +16,8 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from fedlora_server.exchange import NAMED, REVOKED
 from fedlora_server.fleet.roll import Roll
+from fedlora_server.replies import NAMED, REVOKED
 
 _MOST_SENT = 100_000  # messages whose nodes are remembered
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from fedlora.errors import ConfigError, RunError
+from fedlora.files.at_rest import use_key
 from fedlora.files.lock_file import hold
 from fedlora.fleet.flower_lines import without_colours
 
@@ -43,6 +44,7 @@ def serve_fleet(settings: FleetSettings, changes: Sequence[str], tell: Tell, *, 
 
     Raises ConfigError before anything is started, RunError where Flower's processes or the run cannot be kept up.
     """
+    use_key(settings.at_rest_key)  # and Flower's processes do
     with _alone(settings), _stopping() as stop:
         current = chosen_run(settings, changes, tell, is_new=is_new)
         for name in ("server.crt", "ca.crt"):

@@ -24,6 +24,7 @@ from typing import Any
 from fedlora.base.pack import EMBEDDED
 from fedlora.config.run import RunConfig, Scalar
 from fedlora.errors import ConfigError
+from fedlora.files.at_rest_key import placed_source
 from fedlora.files.documents import flattened, read_toml
 from fedlora.fleet.names import is_host, is_ip, joined_address
 from fedlora.nearest import unknown_key
@@ -45,6 +46,7 @@ class FleetSettings:
     names: tuple[str, ...] = ()  # further names and addresses in the server's certificate
     listen: str = "127.0.0.1"  # where SuperLink listens: its Control API lets whoever reaches it start runs
     listen_port: int = PORT
+    at_rest_key: str = ""  # file:PATH, env:VARIABLE or keyring:NAME: the adapters of runs are encrypted
     run: Mapping[str, Scalar]  # the configuration of a run, flat
 
     def __post_init__(self) -> None:
@@ -105,10 +107,11 @@ def read_settings(folder: Path) -> FleetSettings:
     names, run = values.get("names", []), values.get("run", {})
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise ConfigError(f"{path}: names must be a list of texts")
-    if not (isinstance(run, dict) and isinstance(values.get("listen", ""), str)):
-        raise ConfigError(f"{path}: run must be a table, and listen a text")
+    if not (isinstance(run, dict) and all(isinstance(values.get(key, ""), str) for key in ("listen", "at_rest_key"))):
+        raise ConfigError(f"{path}: run must be a table, and listen and at_rest_key texts")
     flat = flattened(run)
     try:
+        values["at_rest_key"] = placed_source(values.get("at_rest_key", ""), folder.absolute())
         if isinstance(flat.get("base"), str):
             flat["base"] = placed(flat["base"], folder.absolute())
         return FleetSettings(folder=folder.absolute(), **values | {"names": tuple(names), "run": flat})
@@ -137,6 +140,7 @@ def settings_text(settings: FleetSettings) -> str:
         f"listen = {_toml(settings.listen)}",
         f"listen_port = {settings.listen_port}",
         "",
+        *([f"at_rest_key = {_toml(settings.at_rest_key)}", ""] if settings.at_rest_key else []),
         "# The configuration of a run, every key as in a scenario.",
         "[run]",
         *(f"{key} = {_toml(value)}" for key, value in settings.run.items()),

@@ -31,10 +31,10 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.app.message import make_message
 from flwr.serverapp import Grid
 
-from fedlora_server.exchange import Proof
 from fedlora_server.fleet.enrolled_grid import EnrolledGrid
 from fedlora_server.fleet.identity import COUNTER, FOLDER, Counter
 from fedlora_server.fleet.roll import Roll
+from fedlora_server.replies import Proof
 from fedlora_server.run.chain import Signer
 
 _MOST_SENT = 100_000  # messages whose instructions are remembered

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,9 +62,13 @@ class Chain:
         return file_digest(path) if server_round and path.is_file() else ""
 
     def write(
-        self, folder: Path, server_round: int, contributions: Sequence[Contribution], *, run: str, base: str, method: str
+        self, folder: Path, server_round: int, contributions: Sequence[Contribution], *, run: str, base: str, method: str,
+        known: Mapping[str, str],
     ) -> None:  # fmt: skip
-        """Write the record of a round into its folder, whose other files are all there. Raises OSError or ConfigError."""
+        """Write the record of a round into its folder, whose other files are all there. Raises OSError or ConfigError.
+
+        `known` are the digests of some of them.
+        """
         self._keep_keys([each.key for each in contributions if each.key is not None])
         answers = [each.answer for each in contributions if each.answer]
         if answers:
@@ -73,7 +77,7 @@ class Chain:
             run=run, round=server_round, base=base, method=method, at=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
             previous=self.record_of(server_round - 1),
             files={
-                path.relative_to(folder).as_posix(): mark_of(path)
+                (name := path.relative_to(folder).as_posix()): mark_of(path, known.get(name))
                 for path in sorted(folder.rglob("*"))
                 if path.is_file()
             },

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from fedlora.base.pack import BasePack, file_digest
+from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterMismatchError, RunError, TensorFileError
+from fedlora.files.at_rest import plain_digest
 from fedlora.files.atomic import whole_directory
 from fedlora.files.documents import read_object
 from fedlora.files.tensor_file import TensorFile, write_in_order
@@ -36,11 +37,11 @@ _MOST_BYTES = 16 << 30  # of a file, where the adapter that the run began with i
 
 def write_round(
     directory: Path, adapter: Adapter, moments: Moments, record: RoundRecord, base: BasePack, run: str,
-    add: Callable[[Path], None] = lambda folder: None,
+    add: Callable[[Path, Mapping[str, str]], None] = lambda folder, digests: None,
 ) -> None:  # fmt: skip
     """Commit a round. Raises OSError or ConfigError, and the directory is then not there.
 
-    `add` is given the folder when all else is in it.
+    `add` is given the folder when all else is in it, and the digests of the large files, which are not hashed again.
     """
     with whole_directory(directory) as aside:
         write_peft(
@@ -49,9 +50,10 @@ def write_round(
         if moments:
             _write_moments(aside / MOMENTS, moments)
         (aside / RECORD).write_text(json.dumps(record.line(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        seal = {"round": record.round, "run": run, "files": _digests(aside)}
+        digests = _digests(aside)
+        seal = {"round": record.round, "run": run, "files": digests}
         (aside / SEAL).write_text(json.dumps(seal, indent=2) + "\n", encoding="utf-8")
-        add(aside)
+        add(aside, digests)
 
 
 def read_round(directory: Path, first: Adapter, base: BasePack, run: str) -> tuple[Adapter, Moments]:
@@ -97,7 +99,7 @@ def _as_committed(adapter: Adapter, first: Adapter, where: Path) -> Adapter:
 
 def _write_moments(path: Path, moments: Moments) -> None:
     """In their order, which the safetensors library would not keep: what is read back is what was written."""
-    write_in_order(path, {name: ("F32", array) for name, array in moments.items()})
+    write_in_order(path, {name: ("F32", array) for name, array in moments.items()}, at_rest=path.name)
 
 
 def _read_moments(path: Path) -> Moments:
@@ -133,6 +135,6 @@ def _check_seal(directory: Path, run: str, most_bytes: int) -> None:
 
 
 def _digests(directory: Path) -> dict[str, str]:
-    """{file: sha256} of what the run goes on from."""
+    """{file: sha256 of its content, whether it is encrypted at rest or not} of what the run goes on from."""
     files = [path for path in sorted(directory.rglob("*")) if path.is_file() and path.name not in _BESIDE]
-    return {path.relative_to(directory).as_posix(): file_digest(path) for path in files}
+    return {path.relative_to(directory).as_posix(): plain_digest(path) for path in files}

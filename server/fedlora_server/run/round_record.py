@@ -7,16 +7,18 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from fedlora.errors import RunError
 from fedlora.files.documents import read_object
 
-from fedlora_server.run.loss_over_devices import loss_over_devices
+from fedlora_server.run.loss_over_devices import accuracy_over_devices, loss_over_devices
 
 _ADDED = (  # that earlier versions did not write
     "examples", "cut_examples", "left_out_examples", "held_out_examples", "held_out_left_out", "measured_of",
     "late_answers", "staleness", "loss_over_devices", "costs", "accuracy", "scores", "test",
+    "accuracy_over_devices", "never_trained_loss", "never_trained_scores", "never_trained",
 )  # fmt: skip
 MAX_LOSS = 1e9  # in nats: a device's word beyond it is no loss, and would leave no mean over the devices
 _MOST_EXAMPLES = 1 << 53  # that a device may say that it has: what every reader of JSON takes whole
@@ -53,12 +55,17 @@ class RoundRecord:
     )  # of the updates, in commits: mean and most; none: all new
     loss_over_devices: dict[str, float] = field(default_factory=dict)  # of `loss`: see `loss_over_devices.py`
     accuracy: dict[str, float] = field(default_factory=dict)  # held-out, by device: where texts have labels
+    accuracy_over_devices: dict[str, float] = field(default_factory=dict)
     scores: dict[str, float] = field(
         default_factory=dict
     )  # of the held-out texts of all devices: see `label_counts.py`
     test: dict[str, float] = field(
         default_factory=dict
     )  # of the test set that all measure: loss, texts or tokens, scores
+    # Of devices that never train (data.partition.held_out): losses by device, scores of all their texts, and both together.
+    never_trained_loss: dict[str, float] = field(default_factory=dict)
+    never_trained_scores: dict[str, float] = field(default_factory=dict)
+    never_trained: dict[str, float] = field(default_factory=dict)
     costs: dict[str, dict[str, float]] = field(default_factory=dict)  # of training, by device: see `device_costs.py`
 
     def count_train(self, device: str, metrics: Mapping[str, float]) -> None:
@@ -73,6 +80,9 @@ class RoundRecord:
 
     def line(self) -> dict[str, Any]:
         self.loss_over_devices = loss_over_devices(self.loss, self.held_out_examples)
+        self.accuracy_over_devices = accuracy_over_devices(self.accuracy, self.held_out_examples)
+        over = loss_over_devices(self.never_trained_loss, self.held_out_examples)
+        self.never_trained = {**over, **self.never_trained_scores}
         values = {name: getattr(self, name) for name in self.__slots__}
         return values | {"excluded": dict(sorted(self.excluded.items()))}  # in whichever order they were refused
 
@@ -88,6 +98,11 @@ class RoundRecord:
             parts.append(f"mean held-out loss {over['mean']:.4f}{fewer}{spread}")
             parts += [f"accuracy {self.scores['accuracy']:.1%}"] if self.scores else []
             parts += [f"test set {_told(self.test)}"] if self.test else []
+            parts += (
+                [f"{len(never)} who never train {fmean(never.values()):.4f}"]
+                if (never := self.never_trained_loss)
+                else []
+            )
         elif self.measured_of:
             parts.append(f"held-out loss of none of {self.measured_of} devices")
         if self.excluded:

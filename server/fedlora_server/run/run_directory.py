@@ -165,9 +165,15 @@ class RunDirectory:
             self._metrics.keep_up_to(record.round - 1)  # a line from when this round came to nothing, or was undone
             run = self.run
 
-            def add(folder: Path) -> None:
+            def add(folder: Path, digests: Mapping[str, str]) -> None:
                 self._chain.write(
-                    folder, record.round, given, run=run, base=self._base.fingerprint, method=self._method
+                    folder,
+                    record.round,
+                    given,
+                    run=run,
+                    base=self._base.fingerprint,
+                    method=self._method,
+                    known=digests,
                 )
 
             write_round(directory, adapter, moments, record, self._base, run, add)
@@ -195,6 +201,14 @@ class RunDirectory:
         for server_round in range(self.measured, self.last_round + 1):
             nodes |= self.record(server_round).nodes
         return nodes
+
+    def never_training(self) -> set[str]:
+        """The devices that were measured and never train."""
+        return (
+            {name for line in read_metrics(self.path) for name in line["never_trained_loss"]}
+            if self.measured
+            else set()
+        )
 
     def add_metrics(self, record: RoundRecord) -> None:
         """Write one round's line, in place of one that it has. Raises RunError; what is committed stands."""

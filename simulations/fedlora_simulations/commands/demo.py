@@ -50,7 +50,8 @@ def _demonstrate(config: RunConfig, prompt: str, max_tokens: int, workers: int, 
     # Here, because it takes torch seconds to load: what is wrong with the file has been told.
     from fedlora_simulations.alone import train_alone
     from fedlora_simulations.progress import showing
-    from fedlora_simulations.report import REPORT
+    from fedlora_simulations.report import REPORT, write_report
+    from fedlora_simulations.reports.baselines import write_alone
     from fedlora_simulations.simulation import rounds_table, run_checked
 
     console.print(
@@ -62,6 +63,8 @@ def _demonstrate(config: RunConfig, prompt: str, max_tokens: int, workers: int, 
     with showing(console) as progress:
         task = progress.add_task("each device alone", total=config.simulation.devices)
         alone = list(train_alone(config, workers, lambda: progress.advance(task)))
+    write_alone(run, {result.device: result.loss for result in alone})
+    write_report(run)  # with what they reached alone
     rows = _losses(run, alone)
     console.print(_losses_table(rows, loss_unit(run)))
     console.print(_verdict(rows), soft_wrap=True, highlight=False)

@@ -19,7 +19,7 @@ from fedlora.terminal import Terminal
 def partition(scenario: Path, output: Path | None, changes: tuple[str, ...]) -> None:
     """Show who has how much of what in SCENARIO, before anything trains."""
     from fedlora_simulations.checks import check_devices
-    from fedlora_simulations.partition import partition_of, partition_plot, partition_table
+    from fedlora_simulations.partition import partition_of, partition_table
 
     config = changed(read_scenario(scenario), changes)
     check_devices(config)
@@ -29,5 +29,8 @@ def partition(scenario: Path, output: Path | None, changes: tuple[str, ...]) -> 
     if found.test:
         console.print(f"test set: {found.test} examples, which all devices measure together")
     if output:
-        write_text(output, partition_plot(found))
+        from fedlora_simulations.reports.drawing import WIDE, svg
+        from fedlora_simulations.reports.figures import partition_chart
+
+        write_text(output, svg(partition_chart(found), WIDE))
         click.echo(output)

@@ -40,6 +40,10 @@ needed("cryptography", "flwr", "onnxruntime", "rfc8785")
 )  # fmt: skip
 @click.option("--parent", type=click.Path(path_type=Path), help="The release before it, signed by the same key.")
 @click.option(
+    "--server-key", "server_key_path", type=click.Path(path_type=Path), metavar="KEY.pub",
+    help="The key under which the run's rounds must be signed, as fedlora verify --key has it.",
+)  # fmt: skip
+@click.option(
     "--expires-days", type=click.IntRange(1, 3650), default=365, show_default=True, help="No device takes it later."
 )
 @click.option(
@@ -58,6 +62,7 @@ def release(
     base: str,
     canary_path: Path | None,
     parent: Path | None,
+    server_key_path: Path | None,
     expires_days: int,
     model_key_path: Path | None,
 ) -> None:
@@ -71,6 +76,7 @@ def release(
                 "names of profiles, with commas between them"
             )
     # Here: `fedlora --help` asks for this command's summary, and ONNX Runtime takes long to load.
+    from fedlora.identity.keys import PublicKey
     from fedlora.release.canary import read_canary
     from fedlora.release.model_signing import read_model_key
 
@@ -88,6 +94,7 @@ def release(
         base=base,
         canary=read_canary(canary_path) if canary_path else None,
         parent=parent,
+        server_key=PublicKey.read(server_key_path) if server_key_path else None,
         expires_days=expires_days,
         command=shlex.join(words),
     )

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.base.pack import EMBEDDED
-from fedlora.config.run import RunConfig, Scalar
+from fedlora.config.run import RunConfig, Scalar, located
 
 # Keys that came after studies were run, with what runs did before: there a run is known by what it was known by then.
 _LATER: Mapping[str, Scalar] = {
     **{key: value for key, value in RunConfig().flat().items() if key.startswith(("data.fields.", "data.partition."))},
     "lora.layers": "",
+    "lora.init": "default",
     "train.label_prior": 0.0,
     "aggregation.max_weight": 0.0,
     "aggregation.fixed_signs": False,
@@ -32,6 +33,12 @@ _LATER: Mapping[str, Scalar] = {
 _AS_BEFORE: Mapping[str, Scalar] = {
     "aggregation.robust": "none", "aggregation.max_weight": 0.0, "aggregation.fixed_signs": False,
 }  # fmt: skip
+LOSS = "loss"
+# What a learning rate may be chosen by: numbers of the devices' held-out data, never of the test set.
+LOSSES = (LOSS, "weighted_loss", "median_loss", "worst_tenth")
+SCORES = ("accuracy", "macro_f1", "mcc", "worst_tenth_accuracy")
+OF_CHOICES = ("accuracy", "worst_tenth_accuracy")  # the scores that multiple choice has too
+CHOOSE_BY = (*LOSSES, *SCORES)
 POOLED = "pooled"  # the row of one training on the text of all devices together
 
 Changes = Mapping[str, Any]  # {dotted key: value}
@@ -44,6 +51,7 @@ class Tuning:
     lr: tuple[float, ...]
     setting: str
     seed: int
+    choose_by: str = LOSS  # one of CHOOSE_BY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +81,7 @@ class Run:
         if base != EMBEDDED:
             base = os.path.normpath(self.folder / Path(base).expanduser())
         if data.path:
-            path = os.path.normpath(self.folder / Path(data.path).expanduser())
+            path = located(self.folder, data.path, f"{self.folder}: data.path")
             data = dataclasses.replace(data, path=path)
         return dataclasses.replace(self.config, base=base, data=data)
 

@@ -15,6 +15,7 @@
     lr = [0.001, 0.003]
     setting = "10 devices"
     seed = 1
+    choose_by = "loss"               # or another number of the devices' held-out data: accuracy, worst_tenth, ...
 
     [scenario]                       # the keys that all runs share
     train.steps = 5
@@ -38,7 +39,7 @@ from fedlora.nearest import unknown_key
 from fedlora_server.aggregation.robust_rule import find_robust_rule
 from fedlora_server.methods import find_method
 
-from fedlora_simulations.study.definition import POOLED, Changes, Study, Tuning
+from fedlora_simulations.study.definition import CHOOSE_BY, LOSS, POOLED, Changes, Study, Tuning
 
 _AXES = {
     "name": "a run has the study's", "output": "a study keeps no run", "seed": "seeds has them", "train.lr": "it is tuned"
@@ -89,7 +90,7 @@ def _study(content: Mapping[str, Any], path: Path) -> Study:
     if not methods:
         raise ConfigError(f"{path}: methods must name at least one method, got none")
     tuning = _table(content, "tuning", path)
-    _known(tuning, ("lr", "setting", "seed"), f"{path}: tuning")
+    _known(tuning, ("lr", "setting", "seed", "choose_by"), f"{path}: tuning")
     settings = {name: _flat(keys, f"{path}: settings: {name}") for name, keys in content["settings"].items()}
     seeds = tuple(_list(content, "seeds", int, path))
     lr = tuple(sorted(map(float, _list(tuning, "lr", (int, float), f"{path}: tuning"))))
@@ -98,12 +99,19 @@ def _study(content: Mapping[str, Any], path: Path) -> Study:
         raise ConfigError(f"{path}: tuning.setting must be one of {', '.join(settings)}, got {setting!r}")
     if type(seed) is not int or seed not in seeds:
         raise ConfigError(f"{path}: tuning.seed must be one of {', '.join(map(str, seeds))}, got {seed!r}")
+    choose_by = tuning.get("choose_by", LOSS)
+    if choose_by not in CHOOSE_BY:
+        of_test = "; the test set chooses nothing, or it would be no test" if "test" in str(choose_by) else ""
+        raise ConfigError(
+            f"{path}: tuning.choose_by must be one of {', '.join(CHOOSE_BY)}, got {choose_by!r:.40}{of_test}"
+        )
     name = content.get("name", path.stem)
     if not isinstance(name, str):
         raise ConfigError(f"{path}: name must be a text, got {name!r}")
     return Study(
         name=name, scenario=_flat(_table(content, "scenario", path), f"{path}: scenario"), methods=methods,
-        settings=settings, seeds=seeds, tuning=Tuning(lr=lr, setting=setting, seed=seed), file=path.resolve(),
+        settings=settings, seeds=seeds, file=path.resolve(),
+        tuning=Tuning(lr=lr, setting=setting, seed=seed, choose_by=choose_by),
     )  # fmt: skip
 
 

@@ -103,6 +103,8 @@ def _untuned(study: Study, row: str, results: Results) -> str:
         result = results.get(study.run(row, tuning.setting, tuning.seed, lr).digest)
         if result and result.failure:
             return f"not tuned: lr {lr:g} failed: {result.failure}"
+        if result:
+            return f"not tuned: lr {lr:g} has no {tuning.choose_by}, which not every device told"
     return "not tuned yet"
 
 

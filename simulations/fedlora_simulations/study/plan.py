@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from fedlora_simulations.study.definition import Run, Study
+from fedlora_simulations.study.definition import SCORES, Run, Study
 from fedlora_simulations.study.results import Results
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The learning rate with the least final loss."""
+    """The learning rate with the best final value: the least loss, or the highest score."""
 
     lr: float
     edge: Literal["", "lowest", "highest"] = ""  # of the grid: a better one may lie beyond
@@ -40,20 +40,21 @@ def choose(study: Study, results: Results) -> dict[str, Choice]:
     """{row: its learning rate}, of those of its tuning runs that did not fail."""
     choices = {}
     for row in study.rows:
-        losses = {lr: loss for lr, loss in tuning_losses(study, row, results).items() if loss is not None}
-        if losses:
-            best, lr = min(losses, key=lambda lr: (losses[lr], lr)), study.tuning.lr
+        values = {lr: value for lr, value in tuning_values(study, row, results).items() if value is not None}
+        if values:
+            sign = -1 if study.tuning.choose_by in SCORES else 1
+            best, lr = min(values, key=lambda lr: (sign * values[lr], lr)), study.tuning.lr
             choices[row] = Choice(best, _edge(best, lr))
     return choices
 
 
-def tuning_losses(study: Study, row: str, results: Results) -> dict[float, float | None]:
-    """{learning rate: final loss}, None where there is none: not yet run, or failed."""
-    tuning, losses = study.tuning, {}
+def tuning_values(study: Study, row: str, results: Results) -> dict[float, float | None]:
+    """{learning rate: what is chosen by, at the end}, None where there is none: not yet run, or failed."""
+    tuning, values = study.tuning, {}
     for lr in tuning.lr:
         result = results.done(study.run(row, tuning.setting, tuning.seed, lr).digest)
-        losses[lr] = result.loss if result else None
-    return losses
+        values[lr] = result.value(tuning.choose_by) if result else None
+    return values
 
 
 def all_runs(study: Study, results: Results) -> list[Run]:

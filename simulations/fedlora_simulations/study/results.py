@@ -13,6 +13,8 @@ from fedlora.errors import ConfigError
 from fedlora.files.bounded import read_bounded
 from fedlora.files.json_text import parse_json
 
+from fedlora_simulations.study.definition import LOSS
+
 RESULTS = "results.jsonl"
 _MAX_BYTES = 1 << 30
 _BOUND = "aggregation.max_weight"
@@ -41,10 +43,16 @@ class Result:
     cut_examples: int | None = None  # of these, to the length of a window
     left_out_examples: int | None = None
     held_out_examples: int | None = None  # measured
+    # Of the held-out data after the last round, by the names of CHOOSE_BY; none in a result of an earlier version.
+    measures: dict[str, float] = field(default_factory=dict)
     excluded: dict[str, int] = field(default_factory=dict)  # replies that were refused or did not come, by reason
     seconds: float = 0.0  # that the run took
     machine: str = ""
     config: dict[str, Any] = field(default_factory=dict)
+
+    def value(self, measure: str) -> float | None:
+        """One of CHOOSE_BY; None where it was not measured."""
+        return self.loss if measure == LOSS else self.measures.get(measure)
 
 
 def _wrong_field(result: Result) -> str:
@@ -53,14 +61,19 @@ def _wrong_field(result: Result) -> str:
         value, kind = getattr(result, each.name), str(each.type)
         if each.name in ("excluded", "config"):
             sound = isinstance(value, dict)
+        elif each.name == "measures":
+            sound = isinstance(value, dict) and all(map(_is_number, value.values()))
         elif kind == "str":
             sound = isinstance(value, str)
         else:
-            is_number = type(value) is int or (type(value) is float and math.isfinite(value))
-            sound = (is_number and abs(value) < _MOST) or (value is None and "None" in kind)
+            sound = _is_number(value) or (value is None and "None" in kind)
         if not sound:
             return each.name
     return ""
+
+
+def _is_number(value: Any) -> bool:
+    return (type(value) is int or (type(value) is float and math.isfinite(value))) and abs(value) < _MOST
 
 
 def _content(path: Path) -> bytes:
@@ -99,6 +112,10 @@ class Results:
     def are_from_before(self) -> bool:
         """Whether some were made when nothing bounded what one device can do."""
         return any(result.config and _BOUND not in result.config for result in self._results.values())
+
+    def all(self) -> list[Result]:
+        """What every run gave, in the order in which they first stood there."""
+        return list(self._results.values())
 
     def get(self, digest: str) -> Result | None:
         """What a run gave, be it a failure."""

@@ -29,8 +29,9 @@ from fedlora_simulations.simulation import settled, warnings_above
 from fedlora_simulations.study.checks import check_study
 from fedlora_simulations.study.decided import KEYS, decided, with_decided
 from fedlora_simulations.study.definition import Run, Study
+from fedlora_simulations.study.measures import measures_of
 from fedlora_simulations.study.plan import all_runs, as_it_began, cell_runs, choose, tuning_runs
-from fedlora_simulations.study.pooled import pooled_loss
+from fedlora_simulations.study.pooled import pooled_measures
 from fedlora_simulations.study.results import Result, Results
 
 log = logging.getLogger("fedlora.simulations")
@@ -121,7 +122,8 @@ def measured(run: Run, workers: int) -> Result:
         left_out_examples=total.left_out, held_out_examples=total.held_out,
     )  # fmt: skip
     if run.is_pooled:
-        return dataclasses.replace(result, loss=pooled_loss(config, workers))
+        measures = pooled_measures(config, workers)
+        return dataclasses.replace(result, loss=measures["loss"], measures=measures)
     asked, bytes_down = 0, 0
 
     def pushed(message: Message) -> None:
@@ -146,7 +148,8 @@ def measured(run: Run, workers: int) -> Result:
     return dataclasses.replace(
         result,
         base_loss=_mean_loss(records[0], config),
-        loss=_mean_loss(records[-1], config),
+        loss=_mean_loss(last := records[-1], config),
+        measures=measures_of(last["loss"], last["held_out_examples"], last["accuracy"], last["scores"]),
         bytes_down=bytes_down / asked,
         bytes_up=sum(record["bytes_up"] for record in rounds) / asked,
         aggregation_error=fmean(errors) if errors else None,
@@ -172,6 +175,7 @@ def _result(run: Run, config: RunConfig) -> Result:
 def _mean_loss(record: dict[str, Any], config: RunConfig) -> float:
     """Unweighted, over all devices: a mean over some is another number. Raises RunError for it."""
     losses, devices = record["loss"].values(), config.simulation.devices
+    devices -= len(config.data.partition.never_training(devices))
     if len(losses) < devices:
         raise RunError(
             f"round {record['round']}: {len(losses)} of {devices} devices were measured; a mean over all is expected"

@@ -15,12 +15,18 @@ from rich.text import Text
 
 from fedlora_simulations.study.definition import POOLED, Study
 from fedlora_simulations.study.numbers import BASE, Line, data_sentence, lines, loss_unit
-from fedlora_simulations.study.plan import all_runs, choose, tuning_losses
+from fedlora_simulations.study.plan import all_runs, choose, tuning_values
 from fedlora_simulations.study.plot import PLOT
 from fedlora_simulations.study.results import Results
 
 TABLE = "table.md"
 
+_CALLED = {
+    "loss": "Final held-out loss", "weighted_loss": "Final held-out loss, weighted by examples,",
+    "median_loss": "Final held-out loss of the median device", "worst_tenth": "Final held-out loss of the worst tenth",
+    "accuracy": "Final held-out accuracy", "macro_f1": "Final held-out macro F1",
+    "mcc": "Final held-out Matthews' correlation", "worst_tenth_accuracy": "Final held-out accuracy of the worst tenth",
+}  # fmt: skip
 _OVERVIEW = "The losses of all settings, the methods in the order of their mean distance from the pooled runs."
 
 _Column = tuple[str, Callable[[Line], float], str, bool]  # heading, value, format, whether less is better
@@ -59,7 +65,7 @@ def console_tables(study: Study, results: Results) -> list[Table]:
         table.caption = "\n".join(filter(None, [data_sentence(study, results, setting), *_remarks(found)])) or None
         table.caption_justify = "left"
         tables.append(table)
-    return [*tables, _on_console("learning rates", *_rates(study, results))]
+    return [*tables, _on_console(f"learning rates, by {study.tuning.choose_by}", *_rates(study, results))]
 
 
 def write_table(study: Study, results: Results, directory: Path) -> Path:
@@ -128,12 +134,12 @@ def _remarks(found: Sequence[Line]) -> list[str]:
 
 
 def _rates(study: Study, results: Results) -> tuple[list[str], list[list[str]]]:
-    """(headings, rows) of the losses by learning rate, that of the choice bold."""
+    """(headings, rows) of what is chosen by, by learning rate; that of the choice bold."""
     choices, rows = choose(study, results), []
     for row in study.rows:
         choice, cells = choices.get(row), [row]
-        for lr, loss in tuning_losses(study, row, results).items():
-            text = "" if loss is None else f"{loss:.3f}"
+        for lr, value in tuning_values(study, row, results).items():
+            text = "" if value is None else f"{value:.3f}"
             cells.append(f"**{text}**" if choice and choice.lr == lr else text)
         rows.append([*cells, f"at the {choice.edge} of the grid" if choice and choice.edge else ""])
     return ["", *(f"{lr:g}" for lr in study.tuning.lr), ""], rows
@@ -151,8 +157,8 @@ def _on_console(title: str, headings: Sequence[str], rows: Sequence[Sequence[str
 def _rates_sentence(study: Study) -> str:
     tuning = study.tuning
     return (
-        f"Final held-out loss by `train.lr` on the setting '{tuning.setting}' with seed {tuning.seed}; the best is used in "
-        "all settings and with all seeds."
+        f"{_CALLED[tuning.choose_by]} by `train.lr` on the setting '{tuning.setting}' with seed {tuning.seed}; the best is "
+        "used in all settings and with all seeds."
     )
 
 

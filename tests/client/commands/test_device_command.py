@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from fedlora.base.pack import BasePack
 from fedlora.errors import BundleError, ConfigError, FedloraError
 from fedlora.fleet.bundle import Bundle, write_bundle
+from fedlora.fleet.flower_process import flower_environment
 from fedlora.identity.keys import SigningKey
 from fedlora_client.commands.device import device as command
 from fedlora_client.records.withdrawn import read_withdrawn
@@ -24,7 +25,7 @@ from fedlora_client.service.joining import join, make_key
 from fedlora_client.service.report import report
 from fedlora_client.service.signing import Signing
 from fedlora_client.service.state import StateFolder
-from fedlora_client.supervision.supernode import flower_environment, supernode_command
+from fedlora_client.supervision.supernode import flower_home, supernode_command
 from flwr.common.config import parse_config_args
 from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode
 
@@ -77,7 +78,7 @@ def test_a_bundle_makes_a_device_that_flower_would_start(tmp_path: Path, base: B
     assert json.loads(Path(arguments.trusted_entities).read_text()) == dict(bundle.trusted_entities)
     node = parse_config_args([arguments.node_config])
     assert node == {"socket": str(folder / "run" / "device.sock"), "name": "kitchen"}
-    assert flower_environment(config)["FLWR_HOME"] == str(folder / "state" / "flwr")
+    assert flower_environment(flower_home(config))["FLWR_HOME"] == str(folder / "state" / "flwr")
     with pytest.raises(ConfigError, match="exists already"):
         join(tmp_path / "kitchen.json", folder, base=str(base.directory), data=data)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from fedlora.base.pack import BasePack, open_pack
 from fedlora.data.chat_template import ChatTemplate
-from fedlora.data.examples import Chat, ChatMessage, Completion, Example, Labelled, TextRecord
+from fedlora.data.examples import Chat, ChatMessage, Completion, Example, Labelled, MultipleChoice, TextRecord
 from fedlora.errors import ConfigError, DataError, PackError
 from fedlora_client.data.device_data import _cut
 from fedlora_client.data.encoding import IGNORED, ExampleEncoder
@@ -58,6 +58,8 @@ def pairs_of(example: Example) -> Segment:
             return learned_after([], [BOS, *ids_of(example.text), EOS])
         case Completion():
             return learned_after([BOS, *ids_of(example.prompt)], [*ids_of(example.completion), EOS])
+        case MultipleChoice():
+            return learned_after([BOS, *ids_of(example.prompt)], [*ids_of(f" {example.choices[example.answer]}"), EOS])
         case Chat():
             inputs: list[int] = []
             targets: list[int] = []

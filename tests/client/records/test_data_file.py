@@ -102,7 +102,7 @@ WIDE = "hello there, these are words\n" * 4
 FOREIGN = {
     "zstd": (b"\x28\xb5\x2f\xfd\x24\x00rest", "compressed with Zstandard; decompress it first: zstd -d "),
     "lz4": (b"\x04\x22\x4d\x18rest", "compressed with LZ4"),
-    "parquet": (b"PAR1\x15\x04rest", "a Parquet file; convert it .*read_parquet"),
+    "parquet": (b"PAR1\x15\x04rest", r"a Parquet file; call it \.parquet, or convert it .*read_parquet"),
     "arrow": (b"ARROW1\x00\x00rest", "an Arrow file; convert it"),
     "zip": (zipped(), "a zip archive"),
     "tar": (tarred(), "a tar archive; .*tar -xf "),

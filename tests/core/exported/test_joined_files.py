@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterMismatchError
-from fedlora.exported.adapter_loading import load_adapter_file
+from fedlora.exported.adapter_file import load_adapter_file
 from fedlora.exported.inputs import input_values, joined_name, joined_values, modules_of
 from fedlora.exported.profiles import Profile, graph_inputs
 from fedlora.exported.sidecar import sidecar_of

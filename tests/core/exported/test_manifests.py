@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterMismatchError, GraphError
-from fedlora.exported.adapter_loading import load_adapter_file
+from fedlora.exported.adapter_file import load_adapter_file
 from fedlora.exported.adapter_manifest import read_adapter_manifest
 from fedlora.exported.graph_manifest import check_graph_file, read_graph_manifest, write_graph_manifest
 from fedlora.exported.inputs import input_shapes, input_values, model_version

@@ -306,7 +306,8 @@ def test_a_download_that_takes_more_than_its_memory_ends_alone(tmp_path: Path, m
 
 def test_a_download_is_by_plain_http_whatever_is_installed() -> None:
     code = "import os; os.environ.update({'HF_HUB_DISABLE_XET': '0'}); from fedlora.files import hub; hub.subprocess.run = "
-    code += "lambda *_, env, **__: print(env['HF_HUB_DISABLE_XET']) or exit(); hub._asked({}, None)"
+    code += "lambda *_, env, **__: print(env['HF_HUB_DISABLE_XET']) or exit(); "
+    code += "hub._asked({'memory_bytes': 1, 'file_bytes': 1}, None)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"
 

@@ -6,6 +6,7 @@ import json
 import math
 
 import pytest
+import rfc8785
 from fedlora.errors import IdentityError
 from fedlora.identity.canonical import canonical, read_canonical
 from hypothesis import given
@@ -52,6 +53,11 @@ def test_what_lies_too_deep_is_refused() -> None:
         value = [value]
     with pytest.raises(IdentityError):
         canonical(value)
+
+
+@given(JSON | st.dictionaries(st.text(st.characters(max_codepoint=127), max_size=9), JSON, max_size=6))
+def test_the_bytes_are_those_of_rfc8785_itself(value: object) -> None:
+    assert canonical(value) == rfc8785.dumps(value)  # type: ignore[arg-type]
 
 
 @given(JSON)

@@ -12,7 +12,8 @@ import rfc8785
 from fedlora.errors import FedloraError, IdentityError, ReleaseError
 from fedlora.release.canary import Canary, CanaryText
 from fedlora.release.layout import check_name, check_path
-from fedlora.release.manifest import FileEntry, Parent, Privacy, manifest_from_json, moment, written
+from fedlora.release.manifest import manifest_from_json, moment, written
+from fedlora.release.manifest_parts import FileEntry, Parent, Privacy
 
 from tests.tiny.releases import NOW, a_manifest
 

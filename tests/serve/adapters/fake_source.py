@@ -12,10 +12,10 @@ from typing import cast
 import numpy as np
 from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterStoreFullError
-from fedlora.exported.values_digest import digest_of
+from fedlora.exported.inputs import digest_of
 from fedlora.row_lora.layout import LayoutDtype
+from fedlora_serve.adapters.leases import AdapterStatus
 from fedlora_serve.adapters.loading import AdapterValues, LoadedAdapter
-from fedlora_serve.adapters.status import AdapterStatus
 from fedlora_serve.adapters.store import AdapterStore
 from numpy.typing import NDArray
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from fedlora.exported.values_digest import digest_of
+from fedlora.exported.inputs import digest_of
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from fedlora.errors import ConfigError
-from fedlora_serve.adapters.status import check_adapter_name
+from fedlora_serve.adapters.leases import check_adapter_name
 
 
 @pytest.mark.parametrize("name", ["a", "A-1", "team/billing-v2", "run:3", "a.b_c", "7", "x" * 128])

@@ -18,7 +18,7 @@ from fedlora.exported.inputs import input_values
 from fedlora.peft.directory import PeftDirectory, write_peft
 from fedlora.row_lora.layout import AdapterLayout, LayoutDtype
 from fedlora_export.adapter_export import export_peft
-from fedlora_serve.adapters.status import AdapterStatus
+from fedlora_serve.adapters.leases import AdapterStatus
 from fedlora_serve.adapters.store import AdapterStore
 
 from tests.serve.adapters.fake_source import (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from fedlora.errors import AdapterStoreFullError, UnknownAdapterError
-from fedlora.exported.values_digest import digest_of
+from fedlora.exported.inputs import digest_of
 from fedlora_serve.adapters.leases import Lease
 from hypothesis import settings
 from hypothesis import strategies as st

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from fedlora.errors import AdapterError, AdapterStoreFullError, UnknownAdapterError
-from fedlora.exported.values_digest import digest_of
+from fedlora.exported.inputs import digest_of
 from fedlora_serve.adapters.leases import Lease
 from fedlora_serve.adapters.single_flight import SingleFlight
 

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterMismatchError, AdapterStoreFullError
-from fedlora.exported.inputs import input_values
+from fedlora.exported.inputs import digest_of, input_values
 from fedlora.exported.sidecar import sidecar_of
-from fedlora.exported.values_digest import digest_of
 from fedlora.files.tensor_file import Dtype
 from fedlora.lora.adapter import Adapter
 from fedlora.peft.directory import WEIGHTS, PeftDirectory, write_peft
@@ -163,7 +162,7 @@ def test_a_file_that_may_not_be_read_is_refused(
     def forbidden(path: Path, max_bytes: int) -> bytes:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("fedlora.exported.adapter_loading.read_bounded", forbidden)
+    monkeypatch.setattr("fedlora.exported.adapter_file.read_plain", forbidden)
     with pytest.raises(AdapterError, match=r"a\.onnx_adapter: cannot be read: Permission denied"):
         load_adapter(exported, base)
 

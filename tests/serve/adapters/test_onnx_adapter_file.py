@@ -11,8 +11,7 @@ import onnxruntime as ort
 import pytest
 from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, AdapterMismatchError
-from fedlora.exported.adapter_file import AdapterFile, parse_adapter_file
-from fedlora.exported.adapter_loading import load_adapter_file
+from fedlora.exported.adapter_file import AdapterFile, load_adapter_file, parse_adapter_file
 from fedlora.exported.inputs import input_values, model_version
 from fedlora.exported.profiles import graph_inputs
 from fedlora.exported.sidecar import sidecar_of

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 from fedlora.base.pack import BasePack
-from fedlora_serve.batching.row_adapters import CopiedAdapters
+from fedlora_serve.batching.rows import CopiedAdapters
 
 from tests.serve.speakers import Speaker
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -15,7 +17,7 @@ from fedlora.files.lock_file import hold
 from fedlora.identity.keys import SigningKey
 from fedlora.release.channels import Channel
 from fedlora_server.distribution.repository import DAYS, Repository
-from fedlora_server.distribution.role_keys import key_path
+from fedlora_server.distribution.role_keys import has_passphrase, key_path
 from tuf.api.exceptions import ExpiredMetadataError
 from tuf.ngclient import Updater
 
@@ -25,6 +27,7 @@ from tests.tiny.static_server import given_out
 KEY = SigningKey.generate()
 WEIGHTS = "adapter/adapter_model.safetensors"
 DAY = timedelta(days=1)
+FAR: dict[str, Any] = {"issued": "2020-01-01T00:00:00Z", "expires": "2099-01-01T00:00:00Z"}
 
 
 @pytest.fixture
@@ -202,6 +205,37 @@ def test_the_commands(base: BasePack, tmp_path: Path) -> None:
     assert "RELEASE --repo REPO" in publish("--help")
     with pytest.raises(FedloraError):
         publish("refresh", str(tmp_path / "r"))
+
+
+def test_offline_keys_under_a_passphrase_sign_with_it_alone_and_online_ones_without(
+    base: BasePack, tmp_path: Path
+) -> None:
+    run, secret = CliRunner(), tmp_path / "passphrase"
+    secret.write_text("a long one\n")
+    secret.chmod(0o600)
+    with_it = ["--passphrase-file", str(secret)]
+    repo, keys = tmp_path / "repo", tmp_path / "repo-keys"
+    assert run.invoke(commands, ["publish", "init", str(repo), *with_it], catch_exceptions=False).exit_code == 0
+    kinds = {path.stem: b"BEGIN ENCRYPTED PRIVATE KEY" in path.read_bytes() for path in keys.glob("*/*.pem")}
+    assert {name for name, is_encrypted in kinds.items() if is_encrypted} == {"root-1", "root-2", "root-3", "targets"}
+    assert set(kinds) > {"snapshot", "timestamp"}
+    info = ["openssl", "pkey", "-in", str(keys / "offline/targets.pem"), "-passin", f"file:{secret}", "-noout", "-text"]
+    assert "ED25519" in subprocess.run(info, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert run.invoke(commands, ["publish", "refresh", str(repo)], catch_exceptions=False).exit_code == 0
+    write_release(tmp_path / "r", base, KEY, **FAR)
+    KEY.public.write(tmp_path / "k.pub")
+    publish = ["publish", str(tmp_path / "r"), "--repo", str(repo), "--trust", str(tmp_path / "k.pub")]
+    before = (repo / "metadata/timestamp.json").read_bytes()
+    wrong = run.invoke(commands, publish, input="another\n")
+    assert isinstance(wrong.exception, IdentityError) and "its passphrase is another one" in str(wrong.exception)
+    assert (repo / "metadata/timestamp.json").read_bytes() == before
+    told = run.invoke(commands, publish, input="a long one\n", catch_exceptions=False).output
+    assert told.count("Passphrase of the keys in") == 1 and "is in stable" in told
+    renew = ["publish", "renew", str(repo), "--replace", "root-1", "--replace", "timestamp", *with_it]
+    assert run.invoke(commands, renew, catch_exceptions=False).exit_code == 0
+    assert has_passphrase(keys / "offline/root-1.pem") and not has_passphrase(keys / "online/timestamp.pem")
+    with pytest.raises(IdentityError, match="it has a passphrase, and none was given"):
+        Repository(repo, keys).renew()
 
 
 def test_one_process_at_a_time_publishes(repository: Repository) -> None:

@@ -37,6 +37,14 @@ def test_a_base_counts_from_the_file_and_nano_from_nowhere(tmp_path: Path) -> No
     assert read(tmp_path, text.format("nano")).run["base"] == "nano"
 
 
+def test_the_key_of_files_at_rest_counts_from_the_file_and_is_written_back(tmp_path: Path) -> None:
+    settings = read(tmp_path, 'host = "a"\nat_rest_key = "file:k"')
+    assert settings.at_rest_key == f"file:{tmp_path / 'k'}"
+    assert read(tmp_path, settings_text(settings)) == settings
+    with pytest.raises(ConfigError, match="at_rest_key texts"):
+        read(tmp_path, 'host = "a"\nat_rest_key = 3')
+
+
 def test_a_base_in_the_home_of_nobody_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"server\.toml: run\.base: ~nobody-here-99/x: .*give the whole path"):
         read(tmp_path, 'host = "a"\n[run]\nbase = "~nobody-here-99/x"')

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import numpy as np
 import pytest
-from fedlora_server.run.loss_over_devices import loss_over_devices
+from fedlora_server.run.loss_over_devices import accuracy_over_devices, loss_over_devices
 from fedlora_server.run.round_record import RoundRecord
 
 
@@ -20,6 +21,8 @@ def test_the_measures_are_those_of_a_sorted_list(count: int) -> None:
     assert found["mean"] == pytest.approx(sum(loss.values()) / count)
     weighted = sum(loss[device] * examples[device] for device in loss) / sum(examples.values())
     assert found["weighted_mean"] == pytest.approx(weighted)
+    assert found["median"] == statistics.median(loss.values())
+    assert found["measured"] == count
     assert (found["min"], found["max"]) == (min(loss.values()), max(loss.values()))
     assert found["std"] == pytest.approx(np.std(list(loss.values())))
 
@@ -28,9 +31,18 @@ def test_the_measures_are_those_of_a_sorted_list(count: int) -> None:
 def test_losses_that_no_device_has_leave_no_measure_out(losses: list[float]) -> None:
     loss = {str(number): value for number, value in enumerate(losses)}
     found = loss_over_devices(loss, dict.fromkeys(loss, 7))
-    assert found.keys() == {"mean", "weighted_mean", "worst_tenth", "std", "min", "max"}
+    assert found.keys() == {"mean", "weighted_mean", "median", "worst_tenth", "std", "min", "max", "measured"}
     assert all(math.isfinite(value) for value in found.values())
+    assert found["measured"] == len(losses)
     RoundRecord(1, loss=loss).summary(2)
+
+
+def test_of_accuracies_the_worst_tenth_are_the_least() -> None:
+    accuracy = {str(number): number / 20 for number in range(20)}
+    found = accuracy_over_devices(accuracy, dict.fromkeys(accuracy, 3))
+    assert found["worst_tenth"] == pytest.approx((0 + 1 / 20) / 2)
+    assert [found[name] for name in ("mean", "weighted_mean", "median")] == pytest.approx([9.5 / 20] * 3)
+    assert RoundRecord(1, accuracy=accuracy).line()["accuracy_over_devices"]["measured"] == 20
 
 
 def test_without_losses_there_are_no_measures_and_without_all_weights_no_weighted_mean() -> None:

@@ -11,7 +11,11 @@ from fedlora.config.partition import PartitionConfig
 from fedlora.config.run import DataConfig, RunConfig, SimulationConfig
 from fedlora.errors import DataError, RunError
 from fedlora_simulations.commands.partition import partition
-from fedlora_simulations.partition import Partition, partition_of, partition_plot, read_partition
+from fedlora_simulations.partition import Partition, partition_of, read_partition
+from fedlora_simulations.reports.drawing import WIDE, svg
+from fedlora_simulations.reports.figures import partition_chart
+
+from tests.simulations.reports.parsed import pictures, texts
 
 SCENARIO = """
 [data]
@@ -57,6 +61,11 @@ def test_a_key_is_changed_for_the_look_alone(scenario: Path) -> None:
     assert "all 2" in told
 
 
+def test_a_device_that_never_trains_is_marked(scenario: Path) -> None:
+    told = said(scenario, "--set", "data.partition.held_out=0.25")
+    assert told.count("(never trains)") == 1
+
+
 def test_what_cannot_be_dealt_is_told_before_anything_trains(scenario: Path) -> None:
     with pytest.raises(DataError, match="120 records are fewer than 200 devices of 2 shards"):
         said(scenario, "--set", "simulation.devices=200")
@@ -77,12 +86,15 @@ def test_many_labels_share_a_column_and_many_devices_a_picture() -> None:
     found = Partition(devices=devices)
     assert found.kinds == [*map(str, range(18, 30)), "others"]
     assert found.rows()[0] == ("device 0", [*range(19, 31), sum(range(1, 19))])
-    assert partition_plot(found).startswith("<svg")
+    [picture] = pictures(svg(partition_chart(found), WIDE))
+    assert {"18", "29", "others"} <= set(texts(picture)), "the legend"
+    assert "device 0" not in texts(picture), "more names than can be read"
 
 
 @pytest.mark.parametrize("name", ["$x$", "<b>", "\\frac", "ünï", "_a"])
 def test_names_are_shown_as_they_are(name: str) -> None:
-    assert partition_plot(Partition(devices={name: {name: 2}})).startswith("<svg")
+    [picture] = pictures(svg(partition_chart(Partition(devices={name: {name: 2, "other": 1}})), WIDE))
+    assert texts(picture).count(name) == 2, "the device and its label"
 
 
 def test_a_run_keeps_its_partition_and_one_that_was_changed_is_told(tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ from click.testing import CliRunner
 from fedlora.cli import commands
 from fedlora.errors import ConfigError, RunError
 from fedlora_simulations.study import decided as decided_module
+from fedlora_simulations.study.checks import check_study
 from fedlora_simulations.study.decided import with_decided
-from fedlora_simulations.study.definition import POOLED, Run, Study
+from fedlora_simulations.study.definition import CHOOSE_BY, LOSSES, POOLED, Run, Study
 from fedlora_simulations.study.file import read_study
+from fedlora_simulations.study.measures import measures_of
 from fedlora_simulations.study.numbers import BASE, lines
 from fedlora_simulations.study.plan import Choice, all_runs, as_it_began, cell_runs, choose, tuning_runs
 from fedlora_simulations.study.plot import write_plot
@@ -452,3 +454,52 @@ def test_a_study_with_results_from_before_devices_were_bounded_goes_on_without_b
     then = as_it_began(study, Results(tmp_path)).run("svd", "all", 1, 0.01)
     assert (then.config.aggregation.robust, then.config.aggregation.max_weight) == ("none", 0)
     assert then.digest != bounded.digest, "what computes something else has results of its own"
+
+
+def test_a_rate_is_chosen_by_what_the_file_says_and_never_by_the_test_set(tmp_path: Path) -> None:
+    by_loss = read_study(written(tmp_path))
+    results = Results(tmp_path / "out")
+
+    def measured(run: Run, workers: int) -> Result:
+        lr = run.config.train.lr
+        return replace(
+            result(run, {0.001: 1.0, 0.01: 2.0, 0.1: 3.0}[lr]),
+            measures={
+                "accuracy": {0.001: 0.5, 0.01: 0.9, 0.1: 0.7}[lr],
+                "worst_tenth": {0.001: 9, 0.01: 8, 0.1: 7}[lr],
+            },
+        )
+
+    run_all(by_loss, results, measured)
+    chosen = {"loss": Choice(0.001, "lowest"), "accuracy": Choice(0.01), "worst_tenth": Choice(0.1, "highest")}
+    for measure, choice in chosen.items():
+        by = read_study(written(tmp_path, ("seed = 1\n", f'seed = 1\nchoose_by = "{measure}"\n')))
+        assert choose(by, results) == dict.fromkeys(ROWS, choice)
+    assert "Final held-out loss of the worst tenth by `train.lr`" in write_table(by, results, tmp_path).read_text()
+    for wrong in ("test", "test_accuracy"):
+        with pytest.raises(ConfigError, match=r"tuning\.choose_by must be one of loss, .*the test set chooses nothing"):
+            read_study(written(tmp_path, ("seed = 1\n", f'seed = 1\nchoose_by = "{wrong}"\n')))
+
+
+def test_a_score_without_labels_or_without_its_numbers_is_refused_before_the_first_run(tmp_path: Path) -> None:
+    results = Results(tmp_path / "out")
+    by = read_study(written(tmp_path, ("seed = 1\n", 'seed = 1\nchoose_by = "accuracy"\n')))
+    with pytest.raises(
+        ConfigError, match=r"tuning.choose_by is accuracy, and .*nano \(llama\) has no labels; choose by loss"
+    ):
+        check_study(by, results)
+    old = read_study(written(tmp_path, ("seed = 1\n", 'seed = 1\nchoose_by = "median_loss"\n')))
+    results.add(result(tuning_runs(old)[0], 1.0))
+    with pytest.raises(ConfigError, match=r"ran when only its loss was kept, and tuning\.choose_by is median_loss"):
+        check_study(old, results)
+
+
+def test_measures_are_of_all_devices_and_scores_only_where_all_have_labels() -> None:
+    loss, examples = {"a": 1.0, "b": 2.0, "c": 6.0}, {"a": 1, "b": 1, "c": 2}
+    found = measures_of(loss, examples, {"a": 0.5, "b": 0.25, "c": 1.0}, {"accuracy": 0.6, "macro_f1": 0.5, "mcc": 0.1})
+    assert found == {
+        "loss": 3.0, "weighted_loss": 3.75, "median_loss": 2.0, "worst_tenth": 6.0, "accuracy": 0.6, "macro_f1": 0.5,
+        "mcc": 0.1, "worst_tenth_accuracy": 0.25,
+    }  # fmt: skip
+    assert set(found) == set(CHOOSE_BY)
+    assert set(measures_of(loss, examples, {"a": 0.5}, {"accuracy": 0.5})) == set(LOSSES)

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from fedlora.config.hub_source import is_hub
 from fedlora.config.partition import PartitionConfig
 from fedlora.config.run import DataConfig, Scalar
 from fedlora.config.sections import FieldNames
@@ -19,7 +20,8 @@ from fedlora.errors import DataError
 
 from fedlora_client.data.partition import rules
 from fedlora_client.data.partition.topics import topics_of
-from fedlora_client.records.data_file import FileContent, read_file
+from fedlora_client.records.arrow_rows import read_hub
+from fedlora_client.records.data_file import FileContent, content_of, read_file
 from fedlora_client.records.folder import Folder, data_files
 
 
@@ -52,8 +54,8 @@ class Dealing:
 def dealt(config: DataConfig, node: Mapping[str, Scalar]) -> DeviceData:
     """What the device that is configured so gets of `config.path`. Raises DataError.
 
-    A tenth of its share is held out, of each label where all have one. Of the files called test (or valid), each device
-    measures every N-th record: together they measure all of them.
+    A tenth of its share is held out, of each label where all have one; all of it where it never trains. Of the files called
+    test (or valid), each device measures every N-th record: together they measure all of them.
     """
     if "data-path" in node:
         raise DataError(
@@ -68,12 +70,15 @@ def dealt(config: DataConfig, node: Mapping[str, Scalar]) -> DeviceData:
     number = partition_of(node, count, "this simulation's data")
     dealing = dealing_of(config, count)
     share, name = dealing.shares[number], Path(config.path).name
-    train, held_out = split_records(tuple(dealing.examples[record] for record in share.records))
+    own = tuple(dealing.examples[record] for record in share.records)
+    never_trains = number in config.partition.never_training(count)
+    train, held_out = ((), own) if never_trains else split_records(own)
     return DeviceData(
         name=share.name,
         train=train,
         held_out=held_out,
         test=dealing.test[number::count],
+        never_trains=never_trains,
         sources=(
             DataSource(
                 name=name, train=len(train), held_out=len(held_out), left_out=dealing.left_out if number == 0 else 0
@@ -90,9 +95,14 @@ def dealing_of(config: DataConfig, devices: int) -> Dealing:
 
 @lru_cache(maxsize=2)
 def _dealing(path: str, fields: FieldNames, _owner: str, partition: PartitionConfig, devices: int) -> Dealing:
-    place = Path(path)
-    folder = data_files(place) if place.is_dir() else Folder(train=[place])
-    contents = [read_file(file, fields) for file in folder.train]
+    if is_hub(path):
+        train, test_records = read_hub(path, fields)
+        place, folder = Path(path), Folder(train=[Path(path)])
+        contents, tests = [content_of(train)], [content_of(test_records)] if test_records else []
+    else:
+        place = Path(path)
+        folder = data_files(place) if place.is_dir() else Folder(train=[place])
+        contents, tests = ([read_file(file, fields) for file in files] for files in (folder.train, folder.held_out))
     examples = tuple(example for content in contents for example in content.all)
     if plain := next((file for file, content in zip(folder.train, contents, strict=True) if _is_text(content)), None):
         raise DataError(
@@ -100,7 +110,7 @@ def _dealing(path: str, fields: FieldNames, _owner: str, partition: PartitionCon
             "a table, or leave data.partition out and give each device a file of its own"
         )
     owners = [owner for content in contents for owner in content.owners]
-    test = tuple(example for file in folder.held_out for example in read_file(file, fields).all)
+    test = tuple(example for content in tests for example in content.all)
     notices = [*(folder.notices(place) if place.is_dir() else ())]
     notices += [notice for content in contents for notice in content.notices]
     topics: tuple[int, ...] = ()

@@ -15,7 +15,7 @@ from fastapi.responses import PlainTextResponse
 from fedlora.errors import AdapterError, AdapterExistsError, AdapterStoreFullError, UnknownAdapterError
 from pydantic import BaseModel
 
-from fedlora_serve.adapters.status import AdapterStatus
+from fedlora_serve.adapters.leases import AdapterStatus
 from fedlora_serve.http.api.guarded_route import admin_router, guarded_router, listed
 from fedlora_serve.http.api.models import Release
 from fedlora_serve.http.protocol.errors import ApiError

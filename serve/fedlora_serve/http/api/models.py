@@ -10,8 +10,8 @@ from fastapi import Request, Response
 from fedlora.family import DecoderShape
 from pydantic import BaseModel
 
+from fedlora_serve.adapters.leases import AdapterStatus
 from fedlora_serve.adapters.signed import ReleaseInfo
-from fedlora_serve.adapters.status import AdapterStatus
 from fedlora_serve.http.api.guarded_route import guarded_router, listed
 from fedlora_serve.http.protocol.field_types import DIGEST_HEADER
 from fedlora_serve.http.protocol.written import written

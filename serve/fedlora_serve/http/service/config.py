@@ -11,7 +11,7 @@ from typing import cast, get_args
 from fedlora.errors import ConfigError
 from fedlora.row_lora.layout import LayoutDtype
 
-from fedlora_serve.adapters.status import check_adapter_name
+from fedlora_serve.adapters.leases import check_adapter_name
 from fedlora_serve.http.access.keys import ApiKey
 from fedlora_serve.http.transport.allowed_origins import check_origin
 from fedlora_serve.http.transport.host_check import is_loopback
@@ -38,6 +38,7 @@ class ServeConfig:
     releases: str = ""  # the folder that `fedlora update` writes; empty: none
     require_signed: tuple[str, ...] = ()  # [PATTERN=]KEY.pub: releases that these signed, and nothing else
     release_keys: tuple[str, ...] = ()  # the same for the names that fit, while others need no signature
+    at_rest_key: str = ""  # file:PATH, env:VARIABLE or keyring:NAME: adapters that are encrypted are read with it
     rows: int = 16  # answers in one batch
     threads: int = 0  # 0: ONNX Runtime chooses
     cache_memory: str = "1GiB"  # of keys and values

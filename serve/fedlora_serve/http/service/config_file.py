@@ -6,6 +6,8 @@ admin_key_file = "admin.key"        # or FEDLORA_ADMIN_KEY in the environment
 
 chat_template = "chat.jinja"        # of the base, in place of the pack's
 
+at_rest_key = "file:at-rest.key"    # of adapters that are encrypted where they lie
+
 releases = "releases"               # what `fedlora update` writes
 require_signed = ["team/*=release.pub"]  # or release_keys, where other names need no signature
 
@@ -34,6 +36,7 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from fedlora.errors import ConfigError
+from fedlora.files.at_rest_key import placed_source
 from fedlora.files.documents import read_toml
 from fedlora.files.ownership import open_to_others
 from fedlora.nearest import unknown_key
@@ -91,6 +94,12 @@ def _release_keys(value: object, info: ValidationInfo[Path]) -> tuple[str, ...]:
     return tuple(f"{pattern}={info.context / path}" for pattern, path in (split_key(key) for key in value))
 
 
+def _key_source(value: object, info: ValidationInfo[Path]) -> str:
+    if not isinstance(value, str):
+        raise ValueError("must be a text, such as 'file:at-rest.key'")  # noqa: TRY004 (pydantic takes ValueErrors)
+    return placed_source(value, info.context)
+
+
 _Path = Annotated[str, PlainValidator(_below_folder)]
 _ReleaseKeys = Annotated[tuple[str, ...], PlainValidator(_release_keys)]
 _Rate = Annotated[int, Field(ge=0, lt=1 << 40)]
@@ -121,6 +130,7 @@ _LIMITS = _table_of(Limits)
 _FILE = _table_of(
     ServeConfig,
     adapter_folder=_Path,
+    at_rest_key=Annotated[str, PlainValidator(_key_source)],
     releases=_Path,
     require_signed=_ReleaseKeys,
     release_keys=_ReleaseKeys,

@@ -17,8 +17,9 @@ from tests.serve.http.fake_engine import FakeEngine, failing
 from tests.serve.http.services import BASE, Client, refusal, service
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(base: BasePack) -> Client:
+    """One service: what is asked here changes nothing in it."""
     return Client(service(base, FakeEngine()))
 
 

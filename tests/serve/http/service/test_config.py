@@ -36,6 +36,13 @@ def test_origins_come_from_the_file_or_from_the_command_line(tmp_path: Path) -> 
             read(tmp_path, f"allow_origin = {wrong}")
 
 
+def test_the_key_of_files_at_rest_counts_from_the_file(tmp_path: Path) -> None:
+    assert read(tmp_path, 'at_rest_key = "file:keys/k"').at_rest_key == f"file:{tmp_path / 'keys/k'}"
+    assert read(tmp_path, 'at_rest_key = "file:k"', at_rest_key="env:K").at_rest_key == "env:K"
+    with pytest.raises(ConfigError, match=r"at_rest_key must be a text, such as 'file:at-rest\.key'"):
+        read(tmp_path, "at_rest_key = 3")
+
+
 def test_without_a_file_everything_has_its_default() -> None:
     assert read_config(None, {}, {}) == ServeConfig()
 

@@ -1,0 +1,37 @@
+"""GSM8K's rule for generated answers: the number after "####" is the answer (Cobbe et al., arXiv:2110.14168).
+
+    strict      the first number after "#### "
+    flexible    the last number of the answer, wherever it stands
+
+Patterns, and what is left out of both sides before they are compared, are those of lm-eval 0.4's task gsm8k.
+"""
+
+from __future__ import annotations
+
+import re
+
+_STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
+_FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
+_LEFT_OUT = (re.compile(","), re.compile(r"\$"), re.compile(r"(?s).*#### "), re.compile(r"\.$"))
+_NONE = "[invalid]"
+MARK = "#### "  # of a reference: what follows is its answer
+ENDS = ("Question:", "</s>", "<|im_end|>")  # texts that end a generated answer
+
+
+def strict(text: str) -> str:
+    """The number that an answer gives as its own; one that is none where it gives none."""
+    found = _STRICT.findall(text)
+    return found[0].strip() if found else _NONE
+
+
+def flexible(text: str) -> str:
+    """The last number in an answer."""
+    found = _FLEXIBLE.findall(text)
+    return next(one for one in found[-1] if one).strip() if found else _NONE
+
+
+def is_match(answer: str, reference: str) -> bool:
+    """Whether a number is that of the reference, which may be a whole solution."""
+    for pattern in _LEFT_OUT:
+        answer, reference = pattern.sub("", answer), pattern.sub("", reference)
+    return answer.lower() == reference.lower()

@@ -1,0 +1,145 @@
+"""Adapters on disk become one adapter on disk, module by module.
+
+In memory are the factors of one module of each adapter, and of the result; with a way that ends in -svd, but svd itself,
+up to six matrices [O, I] of that module besides. Nothing depends on the number of modules, unless adapters are encrypted
+at rest: those are in memory as a whole.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlora.base.pack import BasePack
+from fedlora.combine.modules import Part, combined, squared_error
+from fedlora.combine.plan import Plan, plan_of
+from fedlora.combine.ways import Combination
+from fedlora.errors import AdapterError
+from fedlora.files.atomic import check_directory, whole_directory
+from fedlora.files.tensor_file import TensorPlan, write_tensor_file
+from fedlora.lora.adapter import Adapter, LoraPair
+from fedlora.lora.config import LoraConfig
+from fedlora.peft.configuration import fresh_config
+from fedlora.peft.directory import metadata_of
+from fedlora.peft.finding import find_adapter
+from fedlora.peft.layout import COMPANIONS, CONFIG, WEIGHTS, factor_name
+from fedlora.peft.mapped import MappedAdapter, open_mapped
+from fedlora.peft.origin import Origin, OriginPart
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Combined:
+    """What was made."""
+
+    config: LoraConfig
+    modules: int
+    distance: float | None  # from the weighted sum of products, in parts of that sum's norm; None where the sum is 0
+    differing: tuple[str, ...]  # files of how to speak with an adapter that are not the same in all, and not kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What the result tells of how it was made, where that is more than the combination and the directories' names."""
+
+    how: str
+    names: tuple[str, ...]  # of the parts
+
+
+def combine(
+    sources: Sequence[str | Path], output: Path, combination: Combination, *, base: BasePack | None = None,
+    told: Told | None = None, replace: bool = False,
+) -> Combined:  # fmt: skip
+    """Write the combination of PEFT directories, or hub ids, as a PEFT directory. Raises AdapterError and ConfigError."""
+    check_directory(output, replace=CONFIG if replace else None)
+    adapters = [open_mapped(find_adapter(source)) for source in sources]
+    plan = plan_of(adapters, combination, base)
+    told = told or Told(how=str(combination), names=tuple(a.directory.absolute().name for a in adapters))
+    shares = zip(told.names, adapters, combination.weights, strict=True)
+    origin = Origin(
+        how=told.how, parts=tuple(OriginPart(name=n, sha256=a.sha256(), weight=float(w)) for n, a, w in shares)
+    )
+    same, differing = _companions(adapters)
+    distances: list[tuple[float, float]] = []
+    pending: dict[str, NDArray[np.float32]] = {}  # B, which follows A in the file
+
+    def fill(planned: TensorPlan) -> Iterator[NDArray[Any]]:
+        if planned.name in pending:
+            yield pending.pop(planned.name)
+            return
+        module = modules[planned.name]
+        parts = _parts(adapters, module, combination)
+        pair = _checked(module, parts, combination, plan)
+        distances.append(squared_error(parts, pair))
+        pending[factor_name(module, "lora_B")] = pair.lora_B
+        yield pair.lora_A
+
+    modules = {factor_name(module, factor): module for module in plan.shapes for factor in ("lora_A", "lora_B")}
+    plans = []
+    for name, module in modules.items():
+        (rows, columns), rank = plan.shapes[module], plan.config.rank_of(module)
+        shape = (rank, columns) if name == factor_name(module, "lora_A") else (rows, rank)
+        plans.append(TensorPlan(name=name, dtype="F32", shape=shape))
+    config = fresh_config(plan.config, plan.shapes, plan.base_name)
+    with whole_directory(output, replace=CONFIG if replace else None) as aside:
+        for file in same:
+            shutil.copyfile(adapters[0].directory / file, aside / file)
+        (aside / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_tensor_file(aside / WEIGHTS, plans, fill, metadata_of(plan.base_fingerprint, origin), at_rest=WEIGHTS)
+    error, norm = (sum(each) for each in zip(*distances, strict=True))
+    distance = math.sqrt(error / norm) if norm else None
+    return Combined(config=plan.config, modules=len(plan.shapes), distance=distance, differing=tuple(differing))
+
+
+def combined_adapter(adapters: Sequence[MappedAdapter], combination: Combination) -> Adapter:
+    """What `combine` would write, in memory. Raises AdapterError and ConfigError."""
+    plan = plan_of(adapters, combination, None)
+    pairs = {
+        module: _checked(module, _parts(adapters, module, combination), combination, plan) for module in plan.shapes
+    }
+    return Adapter(plan.config, pairs)
+
+
+def _parts(adapters: Sequence[MappedAdapter], module: str, combination: Combination) -> list[Part]:
+    """The shares of those adapters that have the module."""
+    return [
+        Part(place=place, pair=a.pair(module), scaling=a.config.scaling_of(module), weight=float(weight))
+        for place, (a, weight) in enumerate(zip(adapters, combination.weights, strict=True))
+        if module in a.shapes
+    ]
+
+
+def _checked(module: str, parts: Sequence[Part], combination: Combination, plan: Plan) -> LoraPair:
+    with np.errstate(over="ignore", invalid="ignore"):
+        pair = combined(module, parts, combination, plan.config.rank_of(module))
+    Adapter(plan.config, {module: pair}).check_finite("the combination")
+    return pair
+
+
+def _companions(adapters: Sequence[MappedAdapter]) -> tuple[list[str], list[str]]:
+    """The files that say how to speak with an adapter: (those that are the same in all, the others that are there)."""
+    same: list[str] = []
+    differing: list[str] = []
+    for name in COMPANIONS:
+        files = [adapter.directory / name for adapter in adapters]
+        there = [file.is_file() for file in files]
+        if any(there):
+            equal = all(there) and len({_bounded(file) for file in files}) == 1
+            (same if equal else differing).append(name)
+    return same, differing
+
+
+def _bounded(file: Path) -> bytes:
+    most = 16 << 20
+    if file.stat().st_size > most:
+        raise AdapterError(
+            f"{file}: {file.stat().st_size} bytes; at most {most} are read: remove it, or make it shorter"
+        )
+    return file.read_bytes()

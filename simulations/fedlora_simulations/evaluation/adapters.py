@@ -1,0 +1,54 @@
+"""The adapter that is evaluated: a PEFT directory, a .onnx_adapter file, an id on the hub, or a round of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedlora.base.pack import BasePack
+from fedlora.config.run import RunConfig
+from fedlora.errors import ConfigError
+from fedlora.exported.adapter_file import load_adapter_file
+from fedlora.exported.inputs import adapter_of_inputs
+from fedlora.exported.profiles import DEFAULT, graph_inputs
+from fedlora.lora.adapter import Adapter
+from fedlora.peft.finding import find_adapter
+from fedlora.peft.for_base import whole_adapter_of
+from fedlora_server.run.run_directory import CONFIG, ROUNDS, RunDirectory, last_round, read_config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterPlace:
+    """Where it lies; of a run, which round's it is, and the run's configuration."""
+
+    path: Path
+    server_round: int = 0
+    config: RunConfig | None = None
+
+
+def adapter_place(source: str, server_round: int) -> AdapterPlace:
+    """That of `source`; `server_round` 0 is the last that a run committed. Raises ConfigError, AdapterError."""
+    run = Path(source)
+    if not (run / CONFIG).is_file() or not (run / ROUNDS).is_dir():
+        if server_round:
+            raise ConfigError(
+                f"--round {server_round}: {source} is no run; leave it out, or name the directory of a run"
+            )
+        return AdapterPlace(path=find_adapter(source))
+    config, last = read_config(run), last_round(run)
+    if not last:
+        raise ConfigError(f"{source}: the run has committed no round; expected 1 or more: go on with it first")
+    path = RunDirectory.adapter_of(run, server_round or last)
+    if not path.is_dir():
+        raise ConfigError(
+            f"--round {server_round}: {source} has no such round; it has committed {last}: name one of these"
+        )
+    return AdapterPlace(path=path, server_round=server_round or last, config=config)
+
+
+def read_adapter(path: Path, base: BasePack) -> Adapter:
+    """For torch: the adapter, verified for the base. Raises AdapterError."""
+    if path.is_dir():
+        return whole_adapter_of(path, base)
+    file = load_adapter_file(path, base_fingerprint=base.fingerprint, inputs=graph_inputs(base.model, DEFAULT))
+    return adapter_of_inputs(file.values)
