@@ -48,7 +48,7 @@ ROOMS = {
         "service", "updating", "supervision", "app", "commands",
     ),
     "fedlora_server": (
-        "ways", "bounded_pull", "exchange", "device_names", "checks", "copies", "stopwatch", "means", "methods",
+        "ways", "bounded_pull", "replies", "exchange", "device_names", "checks", "copies", "stopwatch", "means", "methods",
         "aggregation", "run", "fleet", "distribution", "intake", "leader", "buffered_rounds", "rounds", "app", "commands",
     ),
     "fedlora_export": (
