@@ -55,8 +55,9 @@ ROOMS = {
         "onnx_model", "adapter_export", "genai", "checks", "export", "merge", "commands",
     ),
     "fedlora_serve": (
-        "errors", "limits", "step_watch", "session", "text", "adapters", "local", "embedding", "batching", "http.protocol",
-        "http.transport", "http.access", "http.service", "http.generation", "http.api", "commands",
+        "errors", "limits", "step_watch", "session", "text", "adapters", "local", "text_encoder", "embedding",
+        "classification", "batching", "http.protocol", "http.transport", "http.access", "http.service", "http.generation",
+        "http.api", "commands",
     ),
     "fedlora_simulations": (
         "datasets", "nodes", "checks", "device_accounts", "device_threads", "grid", "progress",

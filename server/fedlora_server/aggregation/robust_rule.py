@@ -1,8 +1,8 @@
 """What a robust rule is: which updates of a round count, and how much, when some devices may lie.
 
-A rule looks at the products gamma B A alone: (B M, M^-1 A) is the same update, and a rule that looked at factors could be
-led anywhere by a choice of M. Devices count alike, for a number of examples is a device's own word. A rule needs every
-update of the round: the memory is N adapters, where the methods themselves need less.
+A rule looks at the products gamma B A, and at extra tensors: (B M, M^-1 A) is the same update, and a rule that looked at
+factors could be led anywhere by a choice of M. Devices count alike, for a number of examples is a device's own word. A rule
+needs every update of the round: the memory is N adapters, where the methods themselves need less.
 """
 
 # N updates

@@ -18,7 +18,8 @@ from fedlora.row_lora.layout import adapter_layout
 from fedlora_client.reference import logits as torch_scores
 from fedlora_export.export import export_base
 from fedlora_serve.adapters.loading import LoadedAdapter
-from fedlora_serve.embedding import Embedder, batches_by_length
+from fedlora_serve.embedding import Embedder
+from fedlora_serve.text_encoder import batches_by_length
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray

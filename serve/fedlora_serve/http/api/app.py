@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fedlora.version import __version__
 
-from fedlora_serve.http.api import adapters, chat, completions, embeddings, metrics, models, page
+from fedlora_serve.http.api import adapters, chat, classification, completions, embeddings, metrics, models, page
 from fedlora_serve.http.api.error_handlers import add_error_handlers
 from fedlora_serve.http.service.state import ServiceState
 from fedlora_serve.http.transport.head_requests import HeadRequests
@@ -19,7 +19,7 @@ def create_app(state: ServiceState) -> FastAPI:
     # The pages that FastAPI has for its description load scripts from elsewhere.
     app = FastAPI(title="fedlora", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.service = state
-    for part in (completions, chat, embeddings, models, adapters, metrics, page):
+    for part in (completions, chat, embeddings, classification, models, adapters, metrics, page):
         app.include_router(part.router)
     add_error_handlers(app)
     app.add_middleware(HeadRequests)

@@ -29,7 +29,7 @@ class Health(BaseModel):
 async def health(request: Request) -> Response:
     """Whether requests are answered. Needs no key."""
     service = service_of(request)
-    engine = service.engine or service.embedder
+    engine = service.engine or service.encoder
     if engine is not None and (engine.trouble or not engine.is_alive):
         stopped = "the service is stopping, or its generator has died"
         told = Health(status="unavailable", message=engine.trouble or stopped)

@@ -12,6 +12,7 @@ _INSTEAD = {
         f"{_TEXT} or {_CHAT}"
     ),
     r"/embedding|/embed|/embed_all|/api/embed|/api/embeddings|/v1/engines/.*/embeddings": "POST /v1/embeddings",
+    r"/predict": "POST /v1/classify",
     r"/models|/info|/v1/info|/get_model_info|/model_info|/props|/api/tags|/api/show|/api/ps|/list_models": "GET /v1/models",
     r"/lora-adapters|/v1/lora_adapters|/lora_adapters|/v1/loras?": "GET /v1/adapters",
     r"/healthz|/livez|/readyz|/ping|/ready|/live|/v1/health|/health/.*|/health_generate": "GET /health",

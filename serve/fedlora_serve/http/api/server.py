@@ -161,8 +161,8 @@ class GracefulServer(uvicorn.Server):
             self._service.releases.close()
         if self._service.engine is not None:
             self._service.engine.close(self._service.limits.shutdown_timeout_s)
-        if self._service.embedder is not None:
+        if self._service.encoder is not None:
             self._requests_over.wait(self._service.limits.shutdown_timeout_s)
-            self._service.embedder.watch.close(0)
+            self._service.encoder.watch.close(0)
         if self._service.adapter_folder is not None:
             self._service.adapter_folder.close()

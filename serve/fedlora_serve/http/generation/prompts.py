@@ -19,9 +19,10 @@ _CONTEXT = "context_length_exceeded"
 def engine_of(state: ServiceState) -> TextEngine:
     """What generates text. Raises ApiError where the base does not."""
     if state.engine is None:
+        route = "/v1/classify" if state.classifier else "/v1/embeddings"
         raise ApiError(
             400,
-            f"{state.base_name} is an encoder ({state.base.model.model_type}): it generates no text; use /v1/embeddings",
+            f"{state.base_name} is an encoder ({state.base.model.model_type}): it generates no text; use {route}",
             code="unsupported_model",
             param="model",
         )

@@ -9,13 +9,14 @@ from pathlib import Path
 from fedlora.base.pack import CONFIG, find_pack
 from fedlora.data.chat_template import ChatTemplate, chat_settings_of, template_of
 from fedlora.errors import ConfigError, PackError
-from fedlora.family import DecoderShape, model_shape
+from fedlora.family import DecoderShape, EncoderShape, model_shape
 from fedlora.files.documents import read_object
 from fedlora.peft.finding import find_adapter
 
 from fedlora_serve.adapters.signed import SignedNames, read_signed_names
 from fedlora_serve.adapters.store import AdapterStore
 from fedlora_serve.batching.engine import BatchEngine
+from fedlora_serve.classification import Classifier
 from fedlora_serve.embedding import Embedder
 from fedlora_serve.http.access.keys import Keys
 from fedlora_serve.http.service.adapter_folder import AdapterFolder
@@ -99,19 +100,23 @@ def _templates(directory: Path, config: ServeConfig) -> tuple[ChatTemplate | Non
 
 
 def _encoder(directory: Path, config: ServeConfig, base_name: str, signed: SignedNames | None) -> ServiceState:
+    """An encoder gives labels where it has a head, and embeddings where it has none."""
     if config.layout != "float32":
         raise ConfigError(
             f"adapter_dtype is {config.layout}, and {directory} is an encoder, which takes float32 alone; leave "
             "--adapter-dtype out"
         )
-    embedder = Embedder(directory, threads=config.threads, step_timeout_s=config.limits.step_timeout_s)
+    shape = model_shape(read_object(directory / CONFIG, PackError, "a model's config.json"), str(directory / CONFIG))
+    kind = Classifier if isinstance(shape, EncoderShape) and shape.labels else Embedder
+    encoder = kind(directory, threads=config.threads, step_timeout_s=config.limits.step_timeout_s)
     return ServiceState(
-        base=embedder.base,
+        base=encoder.base,
         base_name=base_name,
-        tokenizer=embedder.tokenizer,
-        store=AdapterStore(embedder.base, budget_bytes=config.adapter_bytes, signed=signed),
+        tokenizer=encoder.tokenizer,
+        store=AdapterStore(encoder.base, budget_bytes=config.adapter_bytes, signed=signed),
         limits=config.limits,
         keys=Keys(config.keys, admin=config.admin),
         metrics=Metrics(base_name),
-        embedder=embedder,
+        embedder=encoder if isinstance(encoder, Embedder) else None,
+        classifier=encoder if isinstance(encoder, Classifier) else None,
     )

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from fedlora_serve.adapters.store import AdapterStore
 from fedlora_serve.batching.request import TextEngine
+from fedlora_serve.classification import Classifier
 from fedlora_serve.embedding import Embedder
 from fedlora_serve.http.access.keys import Caller, Keys
 from fedlora_serve.http.service.adapter_folder import AdapterFolder
@@ -24,6 +25,7 @@ from fedlora_serve.http.service.releases_watch import ReleasesWatch
 from fedlora_serve.http.service.token_strings import TokenStrings
 from fedlora_serve.limits import Limits
 from fedlora_serve.text.model_defaults import ModelDefaults
+from fedlora_serve.text_encoder import TextEncoder
 
 
 def _one_thread() -> FairThreads:
@@ -36,7 +38,7 @@ def _few_threads() -> FairThreads:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class ServiceState:
-    """One base, served. It has an engine where the base is a decoder, an embedder where it is an encoder."""
+    """One base, served. A decoder has an engine; an encoder a classifier where it has a head, else an embedder."""
 
     base: BasePack
     base_name: str  # what a request calls the base in `model`
@@ -47,6 +49,7 @@ class ServiceState:
     metrics: Metrics
     engine: TextEngine | None = None
     embedder: Embedder | None = None
+    classifier: Classifier | None = None
     model_defaults: ModelDefaults = field(default_factory=ModelDefaults)  # how tokens are chosen where nobody says it
     template: ChatTemplate | None = None  # None: the base has none, and does not chat
     adapter_templates: AdapterTemplates = field(
@@ -61,6 +64,11 @@ class ServiceState:
     one_thread: FairThreads = field(default_factory=_one_thread)
     # For tokenizing, off the event loop: a text of some MB takes a hundred times as much memory meanwhile.
     few_threads: FairThreads = field(default_factory=_few_threads)
+
+    @property
+    def encoder(self) -> TextEncoder | None:
+        """Whichever there is."""
+        return self.embedder or self.classifier
 
     def __post_init__(self) -> None:
         self.token_strings = TokenStrings(self.tokenizer)
