@@ -30,12 +30,12 @@ def write_classifier(encoder: Path, output: Path, labels: list[str], seed: int) 
     if len(labels) < 2 or len(set(labels)) < len(labels):
         raise SystemExit(f"--labels: expected two different names or more, got {','.join(labels)}")
     names = dict(enumerate(labels))
-    config = AutoConfig.from_pretrained(
-        encoder, num_labels=len(labels), id2label=names, label2id={name: number for number, name in names.items()}
-    )
+    numbers = {name: number for number, name in names.items()}
+    config = AutoConfig.from_pretrained(encoder, num_labels=len(labels), id2label=names, label2id=numbers)  # nosec B615
     torch.manual_seed(seed)
-    AutoModelForSequenceClassification.from_pretrained(encoder, config=config).save_pretrained(output)
-    AutoTokenizer.from_pretrained(encoder).save_pretrained(output)
+    model = AutoModelForSequenceClassification.from_pretrained(encoder, config=config)  # nosec B615
+    model.save_pretrained(output)
+    AutoTokenizer.from_pretrained(encoder).save_pretrained(output)  # nosec B615
 
 
 if __name__ == "__main__":
