@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fedlora.base.pack import BasePack
 from fedlora.cli import commands
 from fedlora.config.run import AggregationConfig, DataConfig
 from fedlora.data.datasets import find_dataset
@@ -97,9 +98,9 @@ def test_the_data_set_of_the_page_gives_each_device_a_table_of_its_own(partition
     [("server.method=projected",), ("aggregation.robust=lower-half", "aggregation.weights=uniform")],
     ids=["the method", "the robust rule"],
 )
-def test_a_simulation_runs_with_the_parts_of_the_page(tmp_path: Path, changes: tuple[str, ...]) -> None:
+def test_a_simulation_runs_with_the_parts_of_the_page(tmp_path: Path, changes: tuple[str, ...], base: BasePack) -> None:
     scenario, output = tmp_path / "tiny.toml", tmp_path / "run"
-    scenario.write_text(TINY, encoding="utf-8")
+    scenario.write_text(TINY.format(base=base.directory), encoding="utf-8")
     options = [part for change in ("data.name=tables", *changes) for part in ("--set", change)]
     arguments = ["simulate", str(scenario), "-o", str(output), "--workers", "1", *options]
     result = CliRunner().invoke(commands, arguments, catch_exceptions=False)

@@ -135,8 +135,8 @@ def check_extras(extras: Extras, shapes: Mapping[str, tuple[int, ...]], where: s
 
 
 def with_extras(adapter: Adapter, extras: Extras) -> Adapter:
-    """`adapter` with these extra tensors in place of its own."""
-    return replace(adapter, extras=extras)
+    """`adapter` with these extra tensors in place of its own: itself, where neither has any."""
+    return replace(adapter, extras=extras) if extras or adapter.extras else adapter
 
 
 def _frozen(array: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -484,9 +484,10 @@ def test_a_rate_is_chosen_by_what_the_file_says_and_never_by_the_test_set(tmp_pa
 def test_a_score_without_labels_or_without_its_numbers_is_refused_before_the_first_run(tmp_path: Path) -> None:
     results = Results(tmp_path / "out")
     by = read_study(written(tmp_path, ("seed = 1\n", 'seed = 1\nchoose_by = "accuracy"\n')))
-    with pytest.raises(
-        ConfigError, match=r"tuning.choose_by is accuracy, and .*nano \(llama\) has no labels; choose by loss"
-    ):
+    refusal = (
+        r"choose_by is accuracy, and .*nano \(llama\) has no labels, nor the data multiple choice, .*; choose by loss"
+    )
+    with pytest.raises(ConfigError, match=refusal):
         check_study(by, results)
     old = read_study(written(tmp_path, ("seed = 1\n", 'seed = 1\nchoose_by = "median_loss"\n')))
     results.add(result(tuning_runs(old)[0], 1.0))

@@ -18,6 +18,7 @@ import pytest
 from fedlora.base.pack import BasePack
 from fedlora_serve.http.api.adapters import LoadAdapter, UnloadAdapter
 from fedlora_serve.http.protocol.chat import ChatBody
+from fedlora_serve.http.protocol.classification import ClassificationBody
 from fedlora_serve.http.protocol.completions import CompletionBody
 from fedlora_serve.http.protocol.embeddings import EmbeddingBody
 from fedlora_serve.http.protocol.field_types import NotSupported
@@ -38,6 +39,7 @@ BODIES: dict[str, tuple[type[NamedFields], dict[str, Any]]] = {
     "chat": (ChatBody, {"model": BASE, "messages": HELLO}),
     "completions": (CompletionBody, {"model": BASE, "prompt": "x"}),
     "embeddings": (EmbeddingBody, {"model": BASE, "input": "x"}),
+    "labels": (ClassificationBody, {"model": BASE, "input": "x"}),
     "stream_options": (StreamOptions, {}),
     "load_lora_adapter": (LoadAdapter, {"lora_name": "a", "lora_path": "a"}),
     "unload_lora_adapter": (UnloadAdapter, {"lora_name": "a"}),
@@ -104,6 +106,10 @@ HOW: dict[str, dict[str, str]] = {
         "dimensions": "api/test_embeddings.py::test_the_size_that_the_base_has_may_be_asked_for",
         "normalize": "api/test_embeddings.py::test_whether_vectors_have_length_1_may_be_asked_for",
         "use_activation": "api/test_embeddings.py::test_whether_vectors_have_length_1_may_be_asked_for",
+    },
+    "labels": {
+        "model": "../embedding/test_classifier.py::test_a_text_has_the_label_of_the_model_that_is_named",
+        "input": "../embedding/test_classifier.py::test_a_text_has_the_label_of_the_model_that_is_named",
     },
     "stream_options": {
         "include_usage": "generation/test_streaming.py::test_usage_comes_in_a_chunk_of_its_own_where_it_is_asked_for",
@@ -296,7 +302,7 @@ def test_many_unknown_fields_take_no_time(base: BasePack) -> None:
 def documented_fields() -> dict[str, set[str]]:
     """The fields of each route in the tables of docs/serving.md; one without a column `of` is of chats."""
     text = (HERE.parents[3] / "docs" / "serving.md").read_text(encoding="utf-8")
-    routes = {"completions": "completions", "chats": "chat", "embeddings": "embeddings"}
+    routes = {"completions": "completions", "chats": "chat", "embeddings": "embeddings", "labels": "labels"}
     result: dict[str, set[str]] = {route: set() for route in routes.values()}
     for header, table in re.findall(r"^\| field \|(.*)\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE):
         for row in table.splitlines():
