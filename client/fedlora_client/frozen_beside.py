@@ -41,7 +41,7 @@ def frozen_beside(source: str | Path, trained: Adapter, base: BasePack) -> Froze
     place, where = find_adapter(source), str(source)
     found = read_peft(place)
     check_is_for(found, base, where)
-    if replaced := beside_of(found, base, where).replaced:
+    if replaced := beside_of(found, base, where, heads=True).replaced:
         raise AdapterMismatchError(
             f"{where}: also replaces {', '.join(sorted(map(model_tensor, replaced))[:4])}, which cannot stand beside "
             "another adapter; go on from it with --adapter, or leave --beside out"

@@ -68,6 +68,11 @@ def make_soup(
     check_directory(output, replace=CONFIG if replace else None)
     config = dataclasses.replace(read_config(order.run), output=str(order.run))
     rounds = _chosen(order.rounds, last_round(order.run), order.run)
+    if config.lora.modules_to_save:
+        raise ConfigError(
+            f"{order.run}: its adapters have a head of their own (lora.modules_to_save), and a soup is of A and B alone; "
+            "take one of its rounds"
+        )
     with tempfile.TemporaryDirectory() as folder, DeviceThreads(order.workers) as threads:
         devices = list(threads.map(lambda node: Device(*node), _nodes(config, order)))
         measure = _Measure(_measurable(devices, tell), threads)

@@ -28,6 +28,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from tests.simulations.conftest import Simulator
+from tests.tiny.encoders import encoder_pack
+from tests.tiny.releases import committed_run
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -141,6 +143,12 @@ def test_devices_of_a_run_that_leaves_nothing_with_them_are_refused(run: Path, t
         ConfigError, match=r"--devices needs a simulation whose method leaves a factor.*this run is of svd"
     ):
         make_soup(SoupOrder(run=run, devices=True), tmp_path / "made")
+
+
+def test_a_run_whose_head_trains_is_refused(tmp_path: Path) -> None:
+    run = committed_run(tmp_path / "run", encoder_pack("bert"), settings={"lora.modules_to_save": "classifier"})
+    with pytest.raises(ConfigError, match=r"have a head of their own .* a soup is of A and B alone"):
+        make_soup(SoupOrder(run=run), tmp_path / "made")
 
 
 def test_a_round_that_was_changed_is_refused(run: Path, tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from fedlora.base.pack import BasePack
-from fedlora.config.run import RunConfig
+from fedlora.config.run import RunConfig, Scalar
 from fedlora.exported.inputs import digest_of, input_values
 from fedlora.identity.keys import SigningKey
 from fedlora.lora.adapter import Adapter
@@ -27,9 +28,9 @@ from tests.tiny.adapters import random_adapter
 NOW = datetime(2026, 12, 1, 12, tzinfo=UTC)
 
 
-def committed_run(folder: Path, base: BasePack, rounds: int = 2) -> Path:
+def committed_run(folder: Path, base: BasePack, rounds: int = 2, settings: Mapping[str, Scalar] | None = None) -> Path:
     """A run named `tone` with so many rounds, each with another adapter."""
-    config = RunConfig.from_flat({"name": "tone", "base": str(base.directory)}, "test")
+    config = RunConfig.from_flat({"name": "tone", "base": str(base.directory), **(settings or {})}, "test")
     with open_run(folder, config, base, "0123456789abcdef") as run:
         for number in range(1, rounds + 1):
             record = RoundRecord(

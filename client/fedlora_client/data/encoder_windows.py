@@ -99,7 +99,7 @@ def label_number(label: object, labels: Sequence[str], where: str) -> int:
     if type(number) is not int or not 0 <= number < len(labels):
         known = ", ".join(map(repr, labels[:20])) + (", ..." if len(labels) > 20 else "")
         raise DataError(
-            f"{where}: label {label!r:.60} is none of the base's {len(labels)}; expected {known}, or a number from 0 to "
+            f"{where}: label {label!r:.60} is none of the model's {len(labels)}; expected {known}, or a number from 0 to "
             f"{len(labels) - 1}"
         )
     return number

@@ -9,7 +9,8 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from fedlora.family import DecoderShape, ModelShape
+from fedlora.family import DecoderShape, EncoderShape, ModelShape
+from fedlora.family.encoder import with_head_of
 from fedlora.lora.adapter import Adapter
 
 from fedlora_client.data.windows import Windows
@@ -25,7 +26,8 @@ class Scorer(Protocol):
     """A base with an adapter, or alone."""
 
     @property
-    def shape(self) -> ModelShape: ...
+    def shape(self) -> ModelShape:
+        """The base's, with the labels of the adapter's head where it has one of its own."""
 
     def scored(self, windows: Windows) -> Scored:
         """The nats of what is learned in each window, and of an encoder the label of each text."""
@@ -42,11 +44,12 @@ class TorchScorer:
     ) -> None:
         """`frozen` stands beside the adapter; `frugal` takes as little memory as can be."""
         self._model, self._lora = model, None if adapter is None else model.lora(adapter, frozen=frozen)
-        self._frugal = frugal
+        shape, self._frugal = model.shape, frugal
+        self._shape = with_head_of(shape, adapter.extras) if isinstance(shape, EncoderShape) and adapter else shape
 
     @property
     def shape(self) -> ModelShape:
-        return self._model.shape
+        return self._shape
 
     def scored(self, windows: Windows) -> Scored:
         micro_batch, memory_plan = self._model.cut_measurement(windows.inputs.shape[1], frugal=self._frugal)

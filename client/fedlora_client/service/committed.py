@@ -94,4 +94,7 @@ def _digest(adapter: Adapter) -> str:
         digest.update(f"{module} {pair.lora_A.shape} {pair.lora_B.shape} {adapter.config.scaling_of(module)}".encode())
         digest.update(pair.lora_A.tobytes())
         digest.update(pair.lora_B.tobytes())
+    for name, array in adapter.extras.items():
+        digest.update(f"{name} {array.shape}".encode())
+        digest.update(array.tobytes())
     return digest.hexdigest()

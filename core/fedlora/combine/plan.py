@@ -89,7 +89,7 @@ def _rank(
 def _check_factors_alone(adapter: MappedAdapter, base: BasePack | None) -> None:
     """Trained modules beside A and B have no sum that PEFT would know."""
     where, content = str(adapter.directory), adapter.beside()
-    replaced = beside_of(content, base, where).replaced
+    replaced = beside_of(content, base, where, heads=True).replaced
     if replaced:
         names = ", ".join(sorted(map(model_tensor, replaced))[:4])
         remedy = "train again without them" if base else "pass --base PACK, and those that did not train are left out"

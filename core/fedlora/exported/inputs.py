@@ -163,7 +163,7 @@ def row_values(
 
 
 def adapter_of_inputs(values: Mapping[str, NDArray[np.float32]]) -> Adapter:
-    """The adapter whose inputs these are, with scaling 1: what `input_values` has scaled stays in B."""
+    """The adapter whose inputs these are, with its head and with scaling 1: what `input_values` has scaled stays in B."""
     modules = modules_in(values)
     pairs = {}
     for module in modules:
@@ -172,7 +172,8 @@ def adapter_of_inputs(values: Mapping[str, NDArray[np.float32]]) -> Adapter:
     ranks = {module: pair.rank for module, pair in pairs.items()}
     leaves = tuple(dict.fromkeys(module.rsplit(".", 1)[-1] for module in modules))
     config = LoraConfig(rank=1, alpha=1.0, target_modules=leaves)
-    return Adapter(with_ranks(config, ranks), pairs)
+    extras = {name: value for name, value in values.items() if not is_of_factors(name)}
+    return Adapter(with_ranks(config, ranks), pairs, extras=extras)
 
 
 def modules_in(names: Iterable[str]) -> list[str]:

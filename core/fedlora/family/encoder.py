@@ -14,8 +14,10 @@ arXiv:1907.11692; DistilBERT, arXiv:1910.01108.)
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from numpy.typing import NDArray
 
 from fedlora.family.text_embedding import TextEmbedding
 
@@ -161,3 +163,9 @@ class EncoderShape:
 def labels_of(shape: EncoderShape, count: int) -> tuple[str, ...]:
     """The names of the labels of a head for `count` of them: the base's where it has as many, else LABEL_0, LABEL_1, ..."""
     return shape.labels if count == len(shape.labels) else tuple(f"LABEL_{number}" for number in range(count))
+
+
+def with_head_of(shape: EncoderShape, tensors: Mapping[str, NDArray[Any]]) -> EncoderShape:
+    """`shape` with the labels of the head that is among an adapter's tensors; as it is where none is."""
+    weight = tensors.get(f"{shape.names.head_out}.weight")
+    return shape if weight is None else replace(shape, labels=labels_of(shape, len(weight)))

@@ -73,12 +73,16 @@ class Beside:
     replaced: Mapping[str, Stored] = field(default_factory=dict)  # {name: values} of the others
 
 
-def beside_of(content: PeftDirectory, base: BasePack | None, where: str) -> Beside:
-    """What an adapter has beside A and B; what is the base's own is told, once, to the log. Without a base nothing is."""
-    own = [name for name, stored in content.beside.items() if base is not None and _is_own(base, name, stored, where)]
+def beside_of(content: PeftDirectory, base: BasePack | None, where: str, *, heads: bool = False) -> Beside:
+    """What an adapter has beside A and B, and its `heads`, for those who cannot take them.
+
+    What is the base's own is told, once, to the log. Without a base nothing is.
+    """
+    beside = {**content.beside, **(content.extras if heads else {})}
+    own = [name for name, stored in beside.items() if base is not None and _is_own(base, name, stored, where)]
     if own:
         _log.warning("%s: %s did not train: the base's own are used", where, _listed(own))
-    return Beside(own=tuple(own), replaced={name: s for name, s in content.beside.items() if name not in own})
+    return Beside(own=tuple(own), replaced={name: stored for name, stored in beside.items() if name not in own})
 
 
 def check_is_for(content: PeftDirectory, base: BasePack, where: str) -> None:

@@ -10,8 +10,10 @@ base_model.model.EMBEDDING.base_layer.weight    the same, of an embedding that h
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +29,8 @@ Stored = tuple[Dtype, NDArray[Any]]  # values as they lie in the file
 _MAX_NAME = 512
 _FACTOR = re.compile(rf"{re.escape(PREFIX)}(?P<module>.+)\.(?P<factor>lora_[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
 # The copies that PEFT's wrappers hold; a name without them is that of the model's own tensor.
-_WRAPPERS = ("base_layer", "original_module", "modules_to_save")
+_ORIGINAL = "original_module"  # the model's own beside the one that trained
+_WRAPPERS = ("base_layer", _ORIGINAL, "modules_to_save")
 _COMPILED = "_orig_mod."  # what torch.compile puts before the name of what it wraps
 _REFUSED = {
     "lora_embedding_A": "LoRA on an embedding", "lora_embedding_B": "LoRA on an embedding",
@@ -91,7 +94,7 @@ def told_apart(file: TensorFile, saved_names: Sequence[str]) -> TensorNames:
                     "without; save the adapter again with PEFT"
                 )
             of_module[match["factor"]] = name
-        elif _is_saved(name, saved_names) and head_part(model_tensor(name)):
+        elif _is_saved(name, saved_names) and head_part(model_tensor(name)) and _ORIGINAL not in name.split("."):
             extras.append(name)
         elif _is_saved(name, saved_names):
             saved.append(name)
@@ -99,6 +102,11 @@ def told_apart(file: TensorFile, saved_names: Sequence[str]) -> TensorNames:
             embeddings.append(name)
         else:
             raise _stranger(file.path, name, saved_names)
+    twice = [tensor for tensor, count in Counter(map(model_tensor, extras)).items() if count > 1]
+    if twice:
+        raise AdapterError(
+            f"{file.path}: {twice[0]} is there twice, once with a wrapper's name in it; save the adapter again with PEFT"
+        )
     if not factors:
         raise AdapterError(f"{file.path}: expected lora_A and lora_B of some modules, got none")
     return TensorNames(factors=factors, extras=extras, saved=saved, embeddings=embeddings)
@@ -201,8 +209,9 @@ def read_pair(file: TensorFile, module: str, names: Mapping[str, str]) -> LoraPa
 
 
 def _is_saved(name: str, saved_names: Sequence[str]) -> bool:
-    # PEFT saves every module whose name ends so: `classifier` is DistilBERT's pre_classifier too.
-    return name.startswith(PREFIX) and any(part.endswith(tuple(saved_names)) for part in name.split("."))
+    # PEFT saves every module whose full name ends so: `classifier` is DistilBERT's pre_classifier too.
+    modules = accumulate(name.split("."), "{}.{}".format)
+    return name.startswith(PREFIX) and any(module.endswith(tuple(saved_names)) for module in modules)
 
 
 def _is_embedding(name: str) -> bool:

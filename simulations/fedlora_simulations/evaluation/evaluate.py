@@ -12,7 +12,7 @@ from fedlora.base.pack import BasePack, find_pack, open_pack
 from fedlora.config.sections import FieldNames
 from fedlora.data.examples import Completion, MultipleChoice
 from fedlora.errors import ConfigError, DataError
-from fedlora.family import DecoderShape
+from fedlora.family import DecoderShape, ModelShape
 from fedlora.wire.choice_counts import ChoiceCounts
 from fedlora_client.data.encoder_windows import label_windows
 from fedlora_client.data.encoding import ExampleEncoder
@@ -94,8 +94,8 @@ def evaluate(order: Order) -> Evaluation:
     base = open_pack(find_pack(order.model))
     data = read_measured(order.data, order.fields, template=order.prompt, limit=order.limit)
     scorer, runtime, base = _scorer(order, base)
-    windows = _windows(base, data, _length(order, base), str(order.data))
-    measured = scorer.scored(windows).measured(windows, base.model)
+    windows = _windows(base, scorer.shape, data, _length(order, base), str(order.data))
+    measured = scorer.scored(windows).measured(windows, scorer.shape)
     choices, answers = _choices(scorer, base, data, order), _answers(scorer, base, data, order)
     scores = {**measured.scores, **choices.scores()}
     if answers:
@@ -128,10 +128,10 @@ def _length(order: Order, base: BasePack) -> int:
     return order.length or of_run or min(LENGTH, base.model.max_positions)
 
 
-def _windows(base: BasePack, data: Measured, length: int, where: str) -> Windows:
-    if isinstance(base.model, DecoderShape):
-        return read_windows(data.examples, base.directory, base.model, length, where)
-    return label_windows(data.examples, open_tokenizer(base.directory), base.model, length, where)
+def _windows(base: BasePack, shape: ModelShape, data: Measured, length: int, where: str) -> Windows:
+    if isinstance(shape, DecoderShape):
+        return read_windows(data.examples, base.directory, shape, length, where)
+    return label_windows(data.examples, open_tokenizer(base.directory), shape, length, where)
 
 
 def _choices(scorer: Scorer, base: BasePack, data: Measured, order: Order) -> ChoiceCounts:

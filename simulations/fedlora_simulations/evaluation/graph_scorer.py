@@ -17,7 +17,8 @@ import numpy as np
 from fedlora.base.pack import BasePack, find_pack, open_pack
 from fedlora.errors import AdapterError, AdapterMismatchError, ConfigError, GraphError
 from fedlora.exported.profiles import DEFAULT, Profile, graph_name
-from fedlora.family import DecoderShape, ModelShape
+from fedlora.family import DecoderShape, EncoderShape, ModelShape
+from fedlora.family.encoder import with_head_of
 from fedlora.graph.packed_layers import INT8_ACCURACY
 from fedlora_client.data.windows import IGNORED, Windows
 from fedlora_client.evaluation.ends import Ends
@@ -73,7 +74,8 @@ class GraphScorer:
 
     @property
     def shape(self) -> ModelShape:
-        return self._base.model
+        shape = self._base.model
+        return with_head_of(shape, self._adapter.inputs) if isinstance(shape, EncoderShape) and self._adapter else shape
 
     def scored(self, windows: Windows) -> Scored:
         return self._texts(windows) if not isinstance(self.shape, DecoderShape) else self._decoded(windows, self.shape)

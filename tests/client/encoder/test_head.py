@@ -16,11 +16,14 @@ from fedlora.config.run import LoraSection, RunConfig
 from fedlora.errors import AdapterMismatchError, ConfigError
 from fedlora.lora.adapter import Adapter, with_extras
 from fedlora.peft.directory import PeftDirectory, read_peft, write_peft
+from fedlora.wire.update import Update
 from fedlora_client.device import Device
 from fedlora_client.encoder.encoder import Encoder
 from fedlora_client.layers.step_plan import MemoryPlan
 from fedlora_client.local_training import LocalRun, LocalTraining
 from fedlora_client.ops.compute import Compute
+from fedlora_client.service.committed import RECORD, CommittedAdapters
+from fedlora_client.service.state import StateFolder
 from fedlora_client.training.measuring import measure
 from fedlora_client.training.planning import plan_training
 from fedlora_client.training.stack import train_stack
@@ -251,6 +254,17 @@ def test_a_head_for_other_labels_is_refused(base: BasePack, tmp_path: Path) -> N
         alone(base, written(tmp_path / "notes.jsonl", records(30)), tmp_path / "out", tmp_path / "adapter")
 
 
+def test_an_adapter_with_a_head_cannot_stand_beside_another(base: BasePack, tmp_path: Path) -> None:
+    content = PeftDirectory(adapter=with_head(base, random_adapter(base)), base_fingerprint=base.fingerprint)
+    write_peft(tmp_path / "first", content)
+    data = written(tmp_path / "notes.jsonl", records(30))
+    config = replace(config_of(base, steps=3, lr=0.001), lora=LoraSection(rank=4, alpha=8.0))
+    with pytest.raises(
+        AdapterMismatchError, match=r"first: also replaces classifier.bias, .* cannot stand beside another"
+    ):
+        LocalTraining(LocalRun(data=data, output=tmp_path / "out", config=config, beside=tmp_path / "first"))
+
+
 @pytest.mark.parametrize(
     ("name", "part", "message"),
     [
@@ -264,3 +278,18 @@ def test_what_is_no_head_is_refused_with_what_is_possible(name: str, part: str, 
         initial_extras([part], encoder_pack(name))
     with pytest.raises(ConfigError, match=message):
         RunConfig(lora=LoraSection(modules_to_save=(part,))).first_adapter(encoder_pack(name))
+
+
+def test_a_committed_adapter_whose_head_alone_is_another_is_written_anew(base: BasePack, tmp_path: Path) -> None:
+    device = device_of(base, written(tmp_path / "notes.jsonl", records(30)))
+    state = StateFolder(tmp_path / "state")
+    state.make()
+    folder = CommittedAdapters(folder=tmp_path / "adapters", state=state, keep=2)
+    for seed in (4, 5):
+        adapter = with_head(base, random_adapter(base), seed=seed)
+        update = Update(adapter=adapter, run="run", server_round=1, base_fingerprint=base.fingerprint)
+        assert folder.offer(device, update, "evaluate") == ""
+        path = folder.state.read(RECORD)["path"]
+        np.testing.assert_array_equal(
+            read_peft(path).adapter.extras["classifier.weight"], adapter.extras["classifier.weight"]
+        )

@@ -13,20 +13,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fedlora.base.heads import initial_extras
 from fedlora.base.pack import BasePack
 from fedlora.combine.combining import Combined, combine
 from fedlora.combine.merging import dropped, largest
 from fedlora.combine.ways import WAYS, Combination
 from fedlora.errors import AdapterError, AdapterMismatchError, ConfigError
 from fedlora.files.tensor_file import Dtype
-from fedlora.lora.adapter import Adapter
+from fedlora.lora.adapter import Adapter, with_extras
 from fedlora.lora.config import LoraConfig
 from fedlora.peft.directory import PeftDirectory, read_peft, write_peft
 
 from tests.core.combine.peft_combination import COMBINED, combined_by_peft, layer_of, model_with, quietly
 from tests.reference.tolerances import TOLERANCE
-from tests.tiny.adapters import ALL_RANKS, adapter_on
+from tests.tiny.adapters import ALL_RANKS, adapter_on, random_adapter
 from tests.tiny.checkpoints import llama_shape, tree
+from tests.tiny.encoders import encoder_pack
 
 MODULES = llama_shape().linear_modules()
 ONE, OTHER = LoraConfig(rank=4, alpha=8.0), LoraConfig(rank=4, alpha=3.0)
@@ -340,6 +342,25 @@ def test_trained_modules_beside_the_factors_are_refused(written: Written, tmp_pa
     places = written(ONE, OTHER, saved_modules={"base_model.model.lm_head.weight": head})
     with pytest.raises(AdapterMismatchError, match=r"adapter-0: also holds lm_head.weight beside A and B.*pass --base"):
         combine(places, tmp_path / "made", Combination(weights=(1.0, 1.0)))
+
+
+def test_a_head_of_its_own_is_refused_unless_it_is_the_bases(tmp_path: Path) -> None:
+    base, places = encoder_pack("bert"), [tmp_path / "one", tmp_path / "other"]
+    head = initial_extras(("classifier",), base)
+    for place in places:
+        content = PeftDirectory(adapter=with_extras(random_adapter(base), head), base_fingerprint=base.fingerprint)
+        write_peft(place, content)
+    with pytest.raises(
+        AdapterMismatchError, match=r"one: also holds classifier.bias, .* cannot be combined; pass --base"
+    ):
+        combine(places, tmp_path / "made", Combination(weights=(1.0, 1.0)))
+    combine(places, tmp_path / "made", Combination(weights=(1.0, 1.0)), base=base)
+    assert not read_peft(tmp_path / "made").extras
+    trained = {name: value + 1 for name, value in head.items()}
+    content = PeftDirectory(adapter=with_extras(random_adapter(base), trained), base_fingerprint=base.fingerprint)
+    write_peft(places[1], content, replace=True)
+    with pytest.raises(AdapterMismatchError, match=r"other: also holds classifier.bias, .* train again without them"):
+        combine(places, tmp_path / "again", Combination(weights=(1.0, 1.0)), base=base)
 
 
 def test_a_value_that_is_not_finite_is_refused_and_nothing_is_left(written: Written, tmp_path: Path) -> None:

@@ -19,6 +19,9 @@ from fedlora.files.tensor_file import Dtype, from_float32
 from fedlora.lora.adapter import Adapter, LoraPair
 from fedlora.lora.config import LoraConfig
 from fedlora.peft.directory import PeftDirectory, read_peft, write_peft
+from fedlora.peft.mapped import open_mapped
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 
 from tests.tiny.adapters import adapter_on
 from tests.tiny.checkpoints import LLAMA, llama_shape, tree
@@ -381,3 +384,47 @@ def test_a_configuration_that_is_a_pipe_is_refused_and_not_waited_for(directory:
         os.mkfifo(directory / name)
         with pytest.raises(AdapterError, match=f"{name}: (not a plain file|expected a file)"):
             read_peft(directory)
+
+
+def _head(tmp_path: Path, saved: list[str], **tensors: NDArray[np.float32]) -> Path:
+    """The directory of an adapter with `modules_to_save` and these tensors, dots written as two underscores."""
+    write_peft(
+        tmp_path,
+        PeftDirectory(
+            adapter=adapter_on(
+                LoraConfig(rank=2, target_modules=("dense",)), {"bert.encoder.layer.0.output.dense": (8, 8)}
+            )
+        ),
+    )
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "modules_to_save": saved}))
+    path = tmp_path / "adapter_model.safetensors"
+    more = {f"base_model.model.{name.replace('__', '.')}": array for name, array in tensors.items()}
+    save_file({**load_file(path), **more}, path, metadata={"format": "pt"})
+    return tmp_path
+
+
+TRAINED, ORIGINAL = np.ones((3, 8), np.float32), np.zeros((3, 8), np.float32)
+
+
+def test_a_head_s_own_copy_of_before_the_training_is_not_the_head(tmp_path: Path) -> None:
+    content = read_peft(_head(
+        tmp_path / "a", ["classifier"], classifier__modules_to_save__weight=TRAINED,
+        classifier__original_module__weight=ORIGINAL,
+    ))  # fmt: skip
+    np.testing.assert_array_equal(content.adapter.extras["classifier.weight"], TRAINED)
+    assert [*content.saved_modules] == ["base_model.model.classifier.original_module.weight"]
+
+
+def test_a_tensor_of_a_head_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    place = _head(
+        tmp_path / "a", ["classifier"], classifier__modules_to_save__weight=TRAINED, classifier__weight=ORIGINAL
+    )
+    for read in (read_peft, open_mapped):
+        with pytest.raises(AdapterError, match=r"classifier.weight is there twice, once with a wrapper's name in it"):
+            read(place)
+
+
+def test_modules_to_save_may_be_named_with_what_they_are_in(tmp_path: Path) -> None:
+    content = read_peft(_head(tmp_path / "a", ["bert.pooler"], bert__pooler__dense__weight=TRAINED))
+    assert [*content.adapter.extras] == ["bert.pooler.dense.weight"]

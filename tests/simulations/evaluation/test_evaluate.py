@@ -16,13 +16,17 @@ from fedlora.cli import commands
 from fedlora.config.run import DataConfig, RunConfig
 from fedlora.errors import AdapterError, ConfigError, DataError, GraphError
 from fedlora.graph.packed_layers import FLOAT_ACCURACY
-from fedlora.lora.adapter import with_extras
+from fedlora.lora.adapter import Adapter, with_extras
 from fedlora.peft.directory import PeftDirectory, write_peft
+from fedlora_client.data.tokenizer import open_tokenizer
 from fedlora_client.device import Device
+from fedlora_client.reference import logits
 from fedlora_export.adapter_export import export_peft
 from fedlora_export.export import export_base
+from numpy.typing import NDArray
 
 from tests.client.encoder.test_training import records, written
+from tests.export.test_heads import for_labels
 from tests.tiny.adapters import LORAS, random_adapter
 from tests.tiny.encoders import encoder_pack
 from tests.tiny.llamas import VARIANTS, Packs
@@ -180,6 +184,38 @@ def test_a_head_that_trained_is_measured_with_its_adapter(tmp_path: Path) -> Non
     device = Device(RunConfig.from_flat(flat, "test"), {"data-path": str(data)})
     parts = [device.measure(part, adapter) for part in ("train", "held_out")]
     assert found["loss"] == pytest.approx(sum(part.loss * part.tokens for part in parts) / 40, rel=1e-5)
+
+
+@pytest.mark.parametrize("labels", [2, 3, 5])
+def test_a_head_is_the_same_in_every_form_and_in_both_runtimes_for_any_labels(labels: int, tmp_path: Path) -> None:
+    base = encoder_pack("bert")
+    export_base(base, tmp_path / "graph", accuracy_level=FLOAT_ACCURACY)
+    adapter = for_labels(base, labels)
+    write_peft(tmp_path / "adapter", PeftDirectory(adapter=adapter, base_fingerprint=base.fingerprint))
+    export_peft(tmp_path / "adapter", tmp_path / "a.onnx_adapter", base)
+    lines = [{**record, "label": number % labels} for number, record in enumerate(records(30))]
+    data = written(tmp_path / "data.jsonl", lines)
+    found = [
+        told(base.directory, tmp_path / place, data, "--length", 24, *graph)
+        for place in ("adapter", "a.onnx_adapter")
+        for graph in ((), ("--graph", tmp_path / "graph"))
+    ]
+    for other in found[1:]:
+        same(other, found[0])
+    classes = classified(base, adapter, [line["text"] for line in lines])
+    assert found[0]["accuracy"] == pytest.approx(float(np.mean(classes == np.arange(30) % labels)))
+    with pytest.raises(DataError, match=rf"example 1: label {labels} is none of the model's {labels}"):
+        wrong = written(tmp_path / "wrong.jsonl", [{"text": "so so", "label": labels}])
+        said(base.directory, tmp_path / "adapter", wrong, "--length", 24)
+
+
+def classified(base: BasePack, adapter: Adapter, texts: list[str]) -> NDArray[np.int64]:
+    """The label of each text, read by itself."""
+    tokenizer, found = open_tokenizer(base.directory), []
+    for text in texts:
+        ids = np.array([tokenizer.encode(text).ids])
+        found.append(int(logits(base, ids, adapter, np.ones_like(ids))[0].argmax()))
+    return np.array(found)
 
 
 def test_answers_are_generated_alike_in_both_runtimes(base: BasePack, tmp_path: Path) -> None:
