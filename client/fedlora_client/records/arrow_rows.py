@@ -6,15 +6,15 @@ is a field that counts; else it is told with the fields that are not learned.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from fedlora.config.hub_source import hub_source
 from fedlora.config.sections import FieldNames
 from fedlora.errors import DataError, MissingExtraError, NotRecordsError
+from fedlora.files.json_text import parse_json
 
 from fedlora_client.records import arrow_child
 from fedlora_client.records.asked_child import asked_child
@@ -28,20 +28,13 @@ _MEMORY_BYTES, _HUB_MEMORY_BYTES = 4 << 30, 32 << 30  # of addresses; what `data
 _MOST_ROW_BYTES = 2 * MAX_LINE_BYTES  # as JSON
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Split:
-    name: str
-    columns: tuple[tuple[str, str, bool], ...]  # name, type, whether it is read
-    rows: tuple[list[Any], ...]
-
-
 def read_parquet(path: Path, fields: FieldNames) -> Records:
     """The records of a Parquet file. Raises DataError."""
     if not path.is_file():
         raise FileNotFoundError(2, "No such file or directory", str(path))
     request = {"source": "parquet", "path": str(path.absolute())}
-    (split,) = _splits(request, str(path), _SECONDS, _MEMORY_BYTES)
-    return _records(split, path, fields)
+    (records,) = _splits(request, path, fields, _SECONDS, _MEMORY_BYTES).values()
+    return records
 
 
 def read_hub(source: str, fields: FieldNames) -> tuple[Records, Records | None]:
@@ -51,28 +44,36 @@ def read_hub(source: str, fields: FieldNames) -> tuple[Records, Records | None]:
     """
     hub = hub_source(source)
     request = {"source": "hub", "name": hub.name, "config": hub.config, "revision": hub.revision}
-    splits = {split.name: split for split in _splits(request, source, _HUB_SECONDS, _HUB_MEMORY_BYTES)}
+    splits = _splits(request, Path(source), fields, _HUB_SECONDS, _HUB_MEMORY_BYTES)
     train = splits.get("train") or next(iter(splits.values()))
     test = splits.get("test") or splits.get("validation")
-    place = Path(source)
-    return _records(train, place, fields), _records(test, place, fields) if test and test is not train else None
+    return train, test if test is not train else None
 
 
-def _splits(request: Mapping[str, Any], where: str, seconds: int, memory_bytes: int) -> list[_Split]:
+def _splits(
+    request: Mapping[str, Any], path: Path, fields: FieldNames, seconds: int, memory_bytes: int
+) -> dict[str, Records]:
+    """The records of each split, by its name. A row is let go of once its example is made."""
     bounds = {"rows": MAX_ROWS, "memory_bytes": memory_bytes}
     with asked_child(
         arrow_child.__file__, {**request, **bounds}, what="read a data set", seconds=seconds, memory_bytes=memory_bytes
     ) as answer:
-        found: list[tuple[dict[str, Any], list[list[Any]]]] = []
-        for value in _values(answer, where, request["source"] == "hub"):
-            if isinstance(value, dict):
-                found.append((value, []))
-            else:
-                found[-1][1].append(value)
-    return [
-        _Split(name=about["split"], columns=tuple(map(tuple, about["columns"])), rows=tuple(rows))
-        for about, rows in found
-    ]
+        values = _values(answer, str(path), request["source"] == "hub")
+        about, splits = next(values, None), {}
+        while about is not None:
+            following: list[Any] = []  # what is said of the next split, once this one has ended
+            splits[about["split"]] = _records(about["columns"], _until_split(values, following), path, fields)
+            about = following[0] if following else None
+    return splits
+
+
+def _until_split(values: Iterator[Any], following: list[Any]) -> Iterator[list[Any]]:
+    """The rows of a split; what comes after them goes into `following`."""
+    for value in values:
+        if not isinstance(value, list):
+            following.append(value)
+            return
+        yield value
 
 
 def _values(answer: BinaryIO, where: str, is_hub: bool) -> Iterator[Any]:
@@ -82,7 +83,10 @@ def _values(answer: BinaryIO, where: str, is_hub: bool) -> Iterator[Any]:
         size += len(line)
         if len(line) > _MOST_ROW_BYTES or size > MAX_BYTES:
             raise DataError(f"{where}: a row of more than {_MOST_ROW_BYTES} bytes, or {MAX_BYTES} in all; divide it")
-        value = json.loads(line.decode("utf-8", "surrogatepass"))
+        try:
+            value = parse_json(line.decode("utf-8", "surrogatepass"))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: a row cannot be read: {error}; leave such columns out") from None
         if isinstance(value, list) or "split" in value:
             yield value
         elif not value:
@@ -105,15 +109,18 @@ def _damaged(error: str) -> str:
     return f"it is a Parquet file that cannot be read: {error}; copy it again"
 
 
-def _records(split: _Split, path: Path, fields: FieldNames) -> Records:
-    unread = {name: kind for name, kind, is_read in split.columns if not is_read}
+def _records(
+    columns: list[tuple[str, str, bool]], rows: Iterator[list[Any]], path: Path, fields: FieldNames
+) -> Records:
+    """Of `columns`: name, type, whether it is read."""
+    unread = {name: kind for name, kind, is_read in columns if not is_read}
     for name, kind in unread.items():
         if is_field(name, fields):
             raise DataError(
                 f"{path}: column {name:.60} holds {kind}; expected text, numbers, or lists and structs of these: leave it "
                 "out of the file, or write it as one of them"
             )
-    names = [name for name, _, is_read in split.columns if is_read]
-    rows = ((f"row {number}", dict(zip(names, row, strict=True))) for number, row in enumerate(split.rows, 1))
-    records = collected(path, rows, fields)
+    names = [name for name, _, is_read in columns if is_read]
+    placed = ((f"row {number}", dict(zip(names, row, strict=True))) for number, row in enumerate(rows, 1))
+    records = collected(path, placed, fields)
     return replace(records, ignored=(*records.ignored, *(f"{name} ({kind})" for name, kind in unread.items())))

@@ -41,7 +41,9 @@ class Combined:
 
     config: LoraConfig
     modules: int
-    distance: float | None  # from the weighted sum of products, in parts of that sum's norm; None where the sum is 0
+    distance: (
+        float | None
+    )  # from the weighted sum of products, in parts of that sum's norm; None where that is no number
     differing: tuple[str, ...]  # files of how to speak with an adapter that are not the same in all, and not kept
 
 
@@ -77,7 +79,8 @@ def combine(
         module = modules[planned.name]
         parts = _parts(adapters, module, combination)
         pair = _checked(module, parts, combination, plan)
-        distances.append(squared_error(parts, pair))
+        with np.errstate(over="ignore", invalid="ignore"):  # a square may leave float32 where its root does not
+            distances.append(squared_error(parts, pair))
         pending[factor_name(module, "lora_B")] = pair.lora_B
         yield pair.lora_A
 
@@ -94,7 +97,7 @@ def combine(
         (aside / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         write_tensor_file(aside / WEIGHTS, plans, fill, metadata_of(plan.base_fingerprint, origin), at_rest=WEIGHTS)
     error, norm = (sum(each) for each in zip(*distances, strict=True))
-    distance = math.sqrt(error / norm) if norm else None
+    distance = math.sqrt(error / norm) if norm and math.isfinite(error) and math.isfinite(norm) else None
     return Combined(config=plan.config, modules=len(plan.shapes), distance=distance, differing=tuple(differing))
 
 
@@ -117,8 +120,13 @@ def _parts(adapters: Sequence[MappedAdapter], module: str, combination: Combinat
 
 
 def _checked(module: str, parts: Sequence[Part], combination: Combination, plan: Plan) -> LoraPair:
-    with np.errstate(over="ignore", invalid="ignore"):
-        pair = combined(module, parts, combination, plan.config.rank_of(module))
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            pair = combined(module, parts, combination, plan.config.rank_of(module))
+    except np.linalg.LinAlgError:  # what overflows has no singular values
+        raise AdapterError(
+            f"the combination: {module}: its numbers leave the range of float32; give smaller --weights"
+        ) from None
     Adapter(plan.config, {module: pair}).check_finite("the combination")
     return pair
 

@@ -32,6 +32,7 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Tar
 
 from fedlora_server.distribution.newest import newest_metadata
 from fedlora_server.distribution.role_keys import (
+    NEXT,
     ROOT_ROLE,
     SNAPSHOT_ROLE,
     TARGETS_ROLE,
@@ -39,10 +40,11 @@ from fedlora_server.distribution.role_keys import (
     Passphrase,
     has_passphrase,
     key_path,
+    named_key,
     new_key,
     read_key,
     root_names,
-    signer_of,
+    settle,
 )
 
 DAYS = {ROOT_ROLE: 365, TARGETS_ROLE: 180, SNAPSHOT_ROLE: 30, TIMESTAMP_ROLE: 7}  # that a role's word holds
@@ -165,37 +167,42 @@ class Repository:
     def renew(self, replaced: Iterable[str] = (), now: datetime | None = None) -> int:
         """Sign root and targets anew with the offline keys, with new keys in the place of those named; the root's version.
 
-        Raises IdentityError where fewer root keys are there than the root asks for.
+        A new key lies aside until the root that names it is written: whatever fails before leaves the old one in its place.
+        Raises IdentityError where fewer root keys are there than the root asks for, or one to replace is not there.
         """
-        moment, names = _moment(now), root_names(self.keys)
+        moment = _moment(now)
         with self._held():
             newest = newest_metadata(self.path)
             root = newest.root.signed
+            settle(self.keys, root, self.passphrase)
+            names = root_names(self.keys)
             signers = [
                 signer for signer in (read_key(key_path(self.keys, name), self.passphrase) for name in names)
                 if signer.public_key.keyid in root.roles[ROOT_ROLE].keyids
             ]  # fmt: skip
             if len(signers) < (least := root.roles[ROOT_ROLE].threshold):
                 raise IdentityError(f"{self.keys}: {len(signers)} of the root's keys; expected {least} at least")
-            signers.extend([self._replace(name, root) for name in replaced])
+            olds = {name: named_key(self.keys, name, root, self.passphrase) for name in dict.fromkeys(replaced)}
+            for name, old in olds.items():
+                role, new = name.partition("-")[0], self._next(name)
+                root.revoke_key(old.public_key.keyid, role)
+                root.add_key(new.public_key, role)
+                signers.append(new)
             root.version += 1
             root.expires = moment + timedelta(days=DAYS[ROOT_ROLE])
             metadata = Metadata(root)
             for signer in signers:  # by the old keys, too: that is how devices follow
                 metadata.sign(signer, append=True)
             self._write(metadata, f"{root.version}.root.json")
+            settle(self.keys, root, self.passphrase)
             self._commit(newest.targets.signed, newest.snapshot.signed, newest.timestamp.signed, root, moment)
         return root.version
 
-    def _replace(self, name: str, root: Root) -> CryptoSigner:
-        path, role = key_path(self.keys, name), name.partition("-")[0]
-        old = read_key(path, self.passphrase)
+    def _next(self, name: str) -> CryptoSigner:
+        """A new key, aside; under the passphrase where the one that it will replace has it."""
+        path = key_path(self.keys, name)
         passphrase = self.passphrase() if self.passphrase and has_passphrase(path) else None
-        path.rename(path.with_suffix(".replaced"))
-        signer = new_key(path, passphrase)
-        root.revoke_key(old.public_key.keyid, role)
-        root.add_key(signer.public_key, role)
-        return signer
+        return new_key(path.with_suffix(NEXT), passphrase)
 
     def _commit(
         self, targets: Targets, snapshot: Snapshot, timestamp: Timestamp, root: Root, now: datetime, *, step: int = 1
@@ -220,7 +227,7 @@ class Repository:
     def _signed(self, signed: Targets | Snapshot | Timestamp, role: str, root: Root, now: datetime) -> bytes:
         signed.expires = now + timedelta(days=DAYS[role])
         metadata: Metadata[Any] = Metadata(signed)  # generic over one kind at a time
-        metadata.sign(signer_of(self.keys, role, root, self.passphrase))
+        metadata.sign(named_key(self.keys, role, root, self.passphrase))
         return metadata.to_bytes()
 
     def _write(self, metadata: Metadata[Root], name: str) -> Path:

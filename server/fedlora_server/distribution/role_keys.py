@@ -27,6 +27,7 @@ from tuf.api.metadata import Root
 OFFLINE, ONLINE = "offline", "online"
 TARGETS_ROLE, SNAPSHOT_ROLE, TIMESTAMP_ROLE, ROOT_ROLE = "targets", "snapshot", "timestamp", "root"
 _FOLDER = {TARGETS_ROLE: OFFLINE, ROOT_ROLE: OFFLINE, SNAPSHOT_ROLE: ONLINE, TIMESTAMP_ROLE: ONLINE}
+NEXT, REPLACED = ".next", ".replaced"  # of a key that no root names yet, and of one that none names any more
 _MAX_BYTES = 1 << 14
 Passphrase = Callable[[], bytes]  # asks for it, or has it
 
@@ -88,12 +89,24 @@ def read_key(path: Path, passphrase: Passphrase | None = None) -> CryptoSigner:
     return CryptoSigner(key)
 
 
-def signer_of(keys: Path, role: str, root: Root, passphrase: Passphrase | None = None) -> CryptoSigner:
-    """The key of a role with one key. Raises IdentityError where it is not the one that the root names."""
-    path = key_path(keys, role)
+def named_key(keys: Path, name: str, root: Root, passphrase: Passphrase | None = None) -> CryptoSigner:
+    """The key called `targets` or `root-1`. Raises IdentityError where the root does not name it for its role."""
+    path, role = key_path(keys, name), name.partition("-")[0]
     signer = read_key(path, passphrase)
     if signer.public_key.keyid not in root.roles[role].keyids:
         raise IdentityError(
             f"{path}: not the key that the root names for {role}; name this repository's own with --keys"
         )
     return signer
+
+
+def settle(keys: Path, root: Root, passphrase: Passphrase | None = None) -> None:
+    """Put each new key in its place that the root names, and take away those that no root came to name."""
+    for aside in sorted(path for folder in (OFFLINE, ONLINE) for path in (keys / folder).glob(f"*{NEXT}")):
+        role, path = aside.stem.partition("-")[0], aside.with_suffix(".pem")
+        if read_key(aside, passphrase).public_key.keyid not in root.roles[role].keyids:
+            aside.unlink()
+            continue
+        if path.exists():
+            path.replace(path.with_suffix(REPLACED))
+        aside.rename(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,23 @@ def test_a_small_file_that_expands_without_end_costs_bounded_memory(
     monkeypatch.setattr(arrow_rows, "_MEMORY_BYTES", 1 << 29)
     with pytest.raises(DataError, match=r"bomb\.parquet: .*(memory|row of more than|cannot be read)"):
         read_parquet(tmp_path / "bomb.parquet", NONE)
+
+
+def test_lists_of_nothing_cost_neither_a_row_nor_a_file_many_times_its_memory(tmp_path: Path) -> None:
+    def of_lists(rows: int, lists: int) -> Path:
+        nothing = pa.ListArray.from_arrays(pa.array([0] * (rows * lists + 1), pa.int32()), pa.array([], pa.int8()))
+        ends = pa.array(range(0, rows * lists + 1, lists), pa.int32())
+        table = pa.table({"text": ["a"] * rows, "x": pa.ListArray.from_arrays(ends, nothing)})
+        pq.write_table(table, tmp_path / "a.parquet")
+        return tmp_path / "a.parquet"
+
+    assert of_lists(100, 10_000).stat().st_size < 10_000
+    tracemalloc.start()
+    assert len(read_parquet(tmp_path / "a.parquet", NONE).examples) == 100
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20  # 4 MB as JSON; all rows as lists are 64 MB
+    tracemalloc.stop()
+    with pytest.raises(DataError, match=r"a\.parquet: a row cannot be read: 400002 lists and objects in"):
+        read_parquet(of_lists(1, 400_000), NONE)
 
 
 def test_without_the_package_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

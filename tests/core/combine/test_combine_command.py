@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from fedlora.cli import commands
-from fedlora.errors import ConfigError
+from fedlora.errors import AdapterError, ConfigError
 from fedlora.lora.config import LoraConfig
 from fedlora.peft.directory import PeftDirectory, read_peft, write_peft
 
@@ -43,6 +43,21 @@ def test_what_was_made_is_told_and_shown_by_inspect(places: list[str], tmp_path:
     line = next(line for line in shown.splitlines() if "made of" in line)
     assert line.split("made of")[1].strip().startswith("1 law (")
     assert "-0.5 verse (" in line
+
+
+@pytest.mark.parametrize("how", ["svd", "ties-svd", "linear", "cat"])
+def test_weights_that_leave_float32_are_refused_or_told_without_a_number(
+    places: list[str], tmp_path: Path, how: str
+) -> None:
+    density = ["--density", "0.5"] if how == "ties-svd" else []
+    made = tmp_path / "made"
+    result = run("combine", *places, "--weights", "1e300,1", "--how", how, *density, "-o", str(made))
+    assert isinstance(result.exception, AdapterError), result.exception
+    assert not made.exists()
+    if how == "linear":  # its factors hold the roots of the weights
+        result = run("combine", *places, "--weights", "1e38,1e38", "--how", how, "-o", str(made))
+        assert result.exit_code == 0, result.exception
+        assert "away from it" not in result.stderr
 
 
 def test_without_weights_it_is_the_mean(places: list[str], tmp_path: Path) -> None:

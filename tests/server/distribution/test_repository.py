@@ -125,6 +125,53 @@ def test_a_device_follows_a_root_whose_keys_were_replaced(repository: Repository
         assert client._trusted_set.root.version == 3
 
 
+def test_a_replacement_that_fails_leaves_every_key_in_its_place(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {path: path.read_bytes() for path in sorted(repository.keys.glob("*/*"))}
+    with pytest.raises(IdentityError, match=r"root-9\.pem: cannot be read"):
+        repository.renew(["targets", "root-9"], NOW)
+    with monkeypatch.context() as patched:
+        patched.setattr(Repository, "_write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space"):
+            repository.renew(["targets", "root-1"], NOW)
+    assert {path: path.read_bytes() for path in sorted(repository.keys.glob("*/*.pem"))} == keys
+    repository.refresh(NOW)
+    assert repository.renew(["targets", "root-1"], NOW) == 2
+    assert not list(repository.keys.glob("*/*.next"))
+
+
+def test_a_replacement_that_was_cut_off_after_the_root_is_gone_on_with(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = key_path(repository.keys, "targets").read_bytes()
+    with monkeypatch.context() as patched:
+        done = Repository._write
+
+        def cut_off(self: Repository, *given: Any) -> None:
+            done(self, *given)
+            raise KeyboardInterrupt
+
+        patched.setattr(Repository, "_write", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            repository.renew(["targets"], NOW)
+    assert repository.renew((), NOW) == 3
+    assert key_path(repository.keys, "targets").with_suffix(".replaced").read_bytes() == old
+    with given_out(repository.path) as server:
+        at(updater(repository, tmp_path / "client", server.url), NOW).refresh()
+
+
+def test_another_key_in_the_place_of_one_to_replace_is_refused_and_stays(
+    repository: Repository, tmp_path: Path
+) -> None:
+    Repository(tmp_path / "other", tmp_path / "others-keys").init()
+    path = key_path(repository.keys, "targets")
+    path.write_bytes(other := key_path(tmp_path / "others-keys", "targets").read_bytes())
+    with pytest.raises(IdentityError, match="not the key that the root names for targets"):
+        repository.renew(["targets"], NOW)
+    assert path.read_bytes() == other and not path.with_suffix(".replaced").exists()
+
+
 def test_one_root_key_is_not_enough(repository: Repository) -> None:
     for name in ("root-2", "root-3"):
         key_path(repository.keys, name).unlink()
