@@ -21,6 +21,7 @@ from pathlib import Path
 from fedlora.errors import ConfigError, ReleaseError
 from fedlora.files.atomic import write_text
 from fedlora.files.documents import read_object
+from fedlora.files.lock_file import is_held
 from fedlora.release.checked import object_of
 
 LOCK, TOLD = "serving.lock", "serving.json"
@@ -56,20 +57,7 @@ def serving(releases: Path) -> Iterator[str]:
 
 def is_served(releases: Path) -> bool:
     """Whether a server is at work in a folder."""
-    try:
-        descriptor = os.open(releases / LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    else:
-        return False
-    finally:
-        os.close(descriptor)
+    return is_held(releases / LOCK)
 
 
 def tell_served(folder: Path, served: Served) -> None:
