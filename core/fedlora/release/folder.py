@@ -31,6 +31,18 @@ def read_release(folder: Path, trusted: Iterable[PublicKey], paths: Collection[s
     return release
 
 
+def read_plain_release(folder: Path, trusted: Iterable[PublicKey]) -> SignedRelease:
+    """As `read_release`, of files that are given to others: each lies there plain. Raises ReleaseError otherwise."""
+    release = read_release(folder, trusted)
+    for path, entry in release.manifest.files.items():
+        if entry_of(folder, path) != entry:
+            raise ReleaseError(
+                f"{folder / path}: encrypted at rest, and nobody else could read it; expected a plain file: decrypt a "
+                "copy of the release with: fedlora key rewrap COPY --old SOURCE --plain"
+            )
+    return release
+
+
 def read_adapter_release(folder: Path, trusted: Iterable[PublicKey]) -> SignedRelease:
     """The same for the adapter in PEFT's format alone, which is what is served; other files need not be there."""
     release = open_release(read_envelope(folder), trusted, str(folder / ENVELOPE))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fedlora.errors import ConfigError, MissingExtraError, ReleaseError
 from fedlora.identity.keys import PublicKey
-from fedlora.release.folder import read_release
+from fedlora.release.folder import read_plain_release
 from fedlora.release.layout import BUNDLE, ENVELOPE
 from fedlora.release.sealed import SignedRelease
 
@@ -39,7 +39,7 @@ class HubRepository:
             raise MissingExtraError(
                 "the hub needs the package huggingface_hub; install it with: pip install 'fedlora[hub]'"
             ) from None
-        release = read_release(folder, trusted)
+        release = read_plain_release(folder, trusted)
         version, name = release.manifest.version, release.manifest.name
         paths = [ENVELOPE, *sorted(release.manifest.files), *([BUNDLE] if (folder / BUNDLE).is_file() else [])]
         api = HfApi(library_name="fedlora")

@@ -21,7 +21,7 @@ from typing import Any
 from fedlora.errors import ConfigError, MissingExtraError, ReleaseError
 from fedlora.files.temporary import own_folder
 from fedlora.identity.keys import PublicKey
-from fedlora.release.folder import read_release
+from fedlora.release.folder import read_plain_release
 from fedlora.release.layout import BUNDLE, ENVELOPE
 from fedlora.release.sealed import SignedRelease
 
@@ -56,7 +56,7 @@ class Registry:
 
         Raises ReleaseError where the version is there with another content, or the registry refuses.
         """
-        release = read_release(folder, trusted)
+        release = read_plain_release(folder, trusted)
         target = f"{self.reference}:{release.manifest.version}"
         with _told(target):
             client, container = self._client(target)

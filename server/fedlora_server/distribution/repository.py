@@ -23,7 +23,7 @@ from fedlora.files.lock_file import hold
 from fedlora.identity.keys import PublicKey
 from fedlora.release.channels import METADATA, TARGETS, Channel, channel_target, difference_target, file_target
 from fedlora.release.difference import difference
-from fedlora.release.folder import read_release
+from fedlora.release.folder import read_plain_release
 from fedlora.release.layout import ENVELOPE, WEIGHTS_PATH
 from fedlora.release.manifest import ReleaseManifest
 from fedlora.release.sealed import SignedRelease
@@ -98,7 +98,7 @@ class Repository:
         self, folder: Path, channel: Channel, trusted: Iterable[PublicKey], now: datetime | None = None
     ) -> SignedRelease:
         """Give out a release that one of `trusted` signed. Raises ReleaseError where the channel has a newer one."""
-        release = read_release(folder, trusted)
+        release = read_plain_release(folder, trusted)
         manifest, moment = release.manifest, _moment(now)
         if manifest.is_expired(moment):
             raise ReleaseError(

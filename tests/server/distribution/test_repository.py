@@ -13,9 +13,13 @@ from click.testing import CliRunner
 from fedlora.base.pack import BasePack
 from fedlora.cli import commands
 from fedlora.errors import ConfigError, FedloraError, IdentityError, ReleaseError, SignatureError
+from fedlora.files.at_rest import wrap
 from fedlora.files.lock_file import hold
 from fedlora.identity.keys import SigningKey
 from fedlora.release.channels import Channel
+from fedlora.release.folder import read_release
+from fedlora_server.distribution.hub_repository import HubRepository
+from fedlora_server.distribution.oci_registry import Registry
 from fedlora_server.distribution.repository import DAYS, Repository
 from fedlora_server.distribution.role_keys import has_passphrase, key_path
 from tuf.api.exceptions import ExpiredMetadataError
@@ -209,6 +213,24 @@ def test_what_is_not_sound_is_not_published(repository: Repository, base: BasePa
     with pytest.raises(ReleaseError, match="not what was signed"):
         repository.publish(tmp_path / "r", "stable", [KEY.public], NOW)
     assert sorted(path.name for path in repository.path.rglob("*")) == before
+
+
+def test_what_is_encrypted_at_rest_is_given_out_nowhere(
+    repository: Repository, base: BasePack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_release(tmp_path / "r", base, KEY)
+    monkeypatch.setenv("REST", "ab" * 32)
+    monkeypatch.setenv("FEDLORA_AT_REST_KEY", "env:REST")
+    wrap(tmp_path / "r" / WEIGHTS)
+    read_release(tmp_path / "r", [KEY.public])  # which a device that has the key may
+    places = (
+        lambda: repository.publish(tmp_path / "r", "stable", [KEY.public], NOW),
+        lambda: Registry("127.0.0.1:9/tone", plain=True).publish(tmp_path / "r", [KEY.public]),
+        lambda: HubRepository("me/tone").publish(tmp_path / "r", [KEY.public]),
+    )
+    for published in places:
+        with pytest.raises(ReleaseError, match=r"adapter_model\.safetensors: encrypted at rest, and nobody else"):
+            published()
 
 
 @pytest.mark.parametrize("spoil", ["", "{", '{"signed": {}}', "[]"])
