@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -223,7 +224,7 @@ def test_what_is_encrypted_at_rest_is_given_out_nowhere(
     monkeypatch.setenv("FEDLORA_AT_REST_KEY", "env:REST")
     wrap(tmp_path / "r" / WEIGHTS)
     read_release(tmp_path / "r", [KEY.public])  # which a device that has the key may
-    places = (
+    places: tuple[Callable[[], object], ...] = (
         lambda: repository.publish(tmp_path / "r", "stable", [KEY.public], NOW),
         lambda: Registry("127.0.0.1:9/tone", plain=True).publish(tmp_path / "r", [KEY.public]),
         lambda: HubRepository("me/tone").publish(tmp_path / "r", [KEY.public]),
