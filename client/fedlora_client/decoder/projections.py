@@ -16,6 +16,7 @@ from torch import Tensor
 from fedlora_client.layers.batch import Batch
 from fedlora_client.layers.linear import Linear
 from fedlora_client.layers.lora import ModuleLora
+from fedlora_client.layers.scale import ModuleScale
 from fedlora_client.ops.ops import Ops
 from fedlora_client.ops.packed import PackedMatrix
 from fedlora_client.ops.workspace import Workspace
@@ -76,7 +77,7 @@ class Projections:
         if factors is not None:
             xA[name] = linear.lora_down(x, factors, space, self._mask(name, batch))
         if out is not None:
-            linear.forward(x, xA.get(name), factors, space, out, residual)
+            linear.forward(x, xA.get(name), factors, space, out, residual, self._scale(name, batch))
 
     def backward(
         self, name: str, x: Tensor, xA: XA, dy: Tensor, batch: Batch, space: Workspace, dx: Tensor | None,
@@ -84,7 +85,8 @@ class Projections:
     ) -> None:  # fmt: skip
         """Add the gradients of the module's adapters; dx = (or +=) that in its input."""
         factors, mask = self._factors(name, batch), self._mask(name, batch)
-        self._linear[name].backward(x, xA.get(name), dy, factors, space, dx, add=add, mask=mask)
+        scale = self._scale(name, batch)
+        self._linear[name].backward(x, xA.get(name), dy, factors, space, dx, add=add, mask=mask, scale=scale)
 
     def _extra(self, name: str, batch: Batch) -> int:
         ranks = [f.rank for f in (self._factors(other, batch) for other in self._readers[name]) if f and f.count == 1]
@@ -92,6 +94,9 @@ class Projections:
 
     def _factors(self, name: str, batch: Batch) -> ModuleLora | None:
         return batch.lora.modules.get(self._linear[name].module) if batch.lora else None
+
+    def _scale(self, name: str, batch: Batch) -> ModuleScale | None:
+        return batch.lora.scales.get(self._linear[name].module) if batch.lora else None
 
     def _mask(self, name: str, batch: Batch) -> Tensor | None:
         linear = self._linear[name]

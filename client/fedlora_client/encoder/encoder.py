@@ -76,9 +76,11 @@ class Encoder:
         """A window of `length` tokens for each text and its label: see `label_windows`."""
         return label_windows(examples, open_tokenizer(self.base.directory), self.shape, length, where)
 
-    def plan_step(self, config: TrainConfig, rank: int, memory: Memory, adapters: int = 1) -> StepPlan:
-        """How a step is cut. Raises ConfigError where memory does not suffice."""
-        return budget.plan_step(self.shape, config, rank, self.compute, memory, adapters)
+    def plan_step(
+        self, config: TrainConfig, rank: int, memory: Memory, adapters: int = 1, *, scaled: bool = False
+    ) -> StepPlan:
+        """How a step is cut; `scaled` where vectors scale modules. Raises ConfigError where memory does not suffice."""
+        return budget.plan_step(self.shape, config, rank, self.compute, memory, adapters, scaled=scaled)
 
     def cut_measurement(self, length: int, *, frugal: bool) -> tuple[int, MemoryPlan]:
         """(texts of `length` tokens at a time, memory plan) of a measurement, which keeps nothing."""

@@ -13,9 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from fedlora.lora.adapter import Adapter, LoraPair
+from fedlora.lora.adapter import Adapter, Extras, LoraPair
+from fedlora.lora.kinds import heads_in, own_in
+from fedlora.lora.kinds.ia3 import WORD as IA3
 from fedlora.wire.task import FactorSet
 from torch import Tensor
+
+from fedlora_client.layers.scale import ModuleScale
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,23 +129,25 @@ class LoraTensors:
             scaling = torch.tensor([config.scaling_of(name) for config in self.configs], device=device)[:, None, None]
             grad_A, grad_B = (flat.gradients[number] if flat.gradients else None for flat in (flat_A, flat_B))
             self.modules[name] = ModuleLora(lora_A, lora_B, scaling, grad_A, grad_B, _frozen_of(frozen, name, device))
-        self.extras = self._made_extras(adapters, device)
-        assert len(adapters) == 1 or frozen is None
+        self.extras = self._made_extras("head", [heads_in(adapter) for adapter in adapters], device)  # of a head
+        self.own = self._made_extras("own", [own_in(adapter) for adapter in adapters], device)  # of the adapter's kind
+        self.scales = {name.rpartition(".")[0]: _scale_of(own) for name, own in self.own.items() if _is(name, IA3)}
+        assert len(adapters) == 1 or (frozen is None and not self.own)
 
-    def _made_extras(self, adapters: Sequence[Adapter], device: torch.device) -> dict[str, ExtraTensor]:
-        first = adapters[0].extras
-        if any({n: v.shape for n, v in a.extras.items()} != {n: v.shape for n, v in first.items()} for a in adapters):
+    def _made_extras(self, what: str, extras: Sequence[Extras], device: torch.device) -> dict[str, ExtraTensor]:
+        first = extras[0]
+        if any({n: v.shape for n, v in other.items()} != {n: v.shape for n, v in first.items()} for other in extras):
             raise AssertionError("the adapters of one stack must have the same extra tensors")
         if not first:
             return {}
-        flat = self._flats["head"] = Flat([(len(adapters), *array.shape) for array in first.values()], device)
+        flat = self._flats[what] = Flat([(len(extras), *array.shape) for array in first.values()], device)
         for name, values in zip(first, flat.values, strict=True):
-            values.copy_(torch.from_numpy(np.stack([adapter.extras[name] for adapter in adapters])))
+            values.copy_(torch.from_numpy(np.stack([other[name] for other in extras])))
         return {n: ExtraTensor(*parts) for n, *parts in zip(first, flat.values, flat.gradients, strict=True)}
 
     @property
     def flats(self) -> dict[str, Flat]:
-        """Whatever trains, by name: all A ("lora_A"), all B ("lora_B"), and the extra tensors ("head")."""
+        """Whatever trains, by name: all A ("lora_A"), all B ("lora_B"), a head ("head"), what else its kind has ("own")."""
         return {name: flat for name, flat in self._flats.items() if flat.gradients}
 
     def values(self, number: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
@@ -162,7 +168,8 @@ class LoraTensors:
             name: LoraPair(lora_A.cpu().numpy().copy(), lora_B.cpu().numpy().copy())
             for name, (lora_A, lora_B) in self.values(number).items()
         }
-        extras = {name: extra.values[number].cpu().numpy().copy() for name, extra in self.extras.items()}
+        trained = self.own | self.extras
+        extras = {name: extra.values[number].cpu().numpy().copy() for name, extra in trained.items()}
         return Adapter(self.configs[number], pairs, extras=extras)
 
     def _views(
@@ -173,6 +180,16 @@ class LoraTensors:
             lora_A, lora_B = which(self.modules[name])
             views[name] = lora_A[number, :rank], lora_B[number, :, :rank]
         return views
+
+
+def _is(tensor: str, word: str) -> bool:
+    return tensor.endswith(f".{word}")
+
+
+def _scale_of(own: ExtraTensor) -> ModuleScale:
+    """The vector [1, O, 1] or [1, 1, I] of a single adapter of IA3."""
+    values, gradients = own.values.view(-1), own.gradients.view(-1)
+    return ModuleScale("output" if own.values.shape[2] == 1 else "input", values, gradients)
 
 
 def _frozen_of(frozen: Adapter | None, module: str, device: torch.device) -> FrozenFactors | None:

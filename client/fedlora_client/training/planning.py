@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from fedlora.config.run import TrainConfig
 from fedlora.lora.adapter import Adapter
+from fedlora.lora.kinds import kind_of
 from fedlora.wire.task import FactorSet
 
 from fedlora_client.layers.step_plan import Memory, StepPlan
@@ -41,5 +42,7 @@ def plan_training(
     else:
         base = model.base.weights.path.stat().st_size  # mapped: its pages become resident as they are read
         memory = Memory(resident=resident_bytes(), coming=coming + base, free=available_bytes())
-    rank = max(pair.rank for pair in pairs) + (max(pair.rank for pair in frozen.pairs.values()) if frozen else 0)
-    return model.plan_step(config, rank, memory, len(adapters))
+    rank = max((pair.rank for pair in pairs), default=0)
+    rank += max(pair.rank for pair in frozen.pairs.values()) if frozen else 0
+    scaled = any(kind_of(adapter).scales for adapter in adapters)
+    return model.plan_step(config, rank, memory, len(adapters), scaled=scaled)

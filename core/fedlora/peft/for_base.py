@@ -21,7 +21,9 @@ from fedlora.base.quantize import QuantizedMatrix, stands_for
 from fedlora.errors import AdapterMismatchError, TensorFileError
 from fedlora.family import EMBEDDING, HEAD
 from fedlora.files.tensor_file import as_float32
-from fedlora.lora.adapter import Adapter, check_extras, with_extras
+from fedlora.lora.adapter import Adapter, with_extras
+from fedlora.lora.kinds import check_adapter_fits, own_in
+from fedlora.lora.kinds.kind import modules_of
 from fedlora.peft.directory import PeftDirectory, read_peft
 from fedlora.peft.misplaced import check_modules
 from fedlora.peft.tensors import Stored, model_tensor
@@ -49,12 +51,12 @@ def adapter_of(directory: str | Path, base: BasePack | None) -> tuple[Adapter, s
 
 
 def whole_adapter_of(directory: str | Path, base: BasePack) -> Adapter:
-    """The adapter of a PEFT directory, with the heads that trained beside A and B.
+    """The adapter of a PEFT directory, of whatever kind, with the heads that trained with it.
 
-    Raises AdapterError for what is not plain LoRA, and AdapterMismatchError for what is for another base, or replaces what
-    is no head.
+    Raises AdapterError for what is of no known kind, and AdapterMismatchError for what is for another base, or replaces
+    what is no head.
     """
-    content, where = read_peft(directory), str(directory)
+    content, where = read_peft(directory, any_kind=True), str(directory)
     kept = beside_of(replace(content, adapter=with_extras(content.adapter, {})), base, where).replaced
     if kept:
         raise AdapterMismatchError(
@@ -78,7 +80,7 @@ def beside_of(content: PeftDirectory, base: BasePack | None, where: str, *, head
 
     What is the base's own is told, once, to the log. Without a base nothing is.
     """
-    beside = {**content.beside, **(content.extras if heads else {})}
+    beside = {**content.beside, **(content.heads if heads else {})}
     own = [name for name, stored in beside.items() if base is not None and _is_own(base, name, stored, where)]
     if own:
         _log.warning("%s: %s did not train: the base's own are used", where, _listed(own))
@@ -87,9 +89,8 @@ def beside_of(content: PeftDirectory, base: BasePack | None, where: str, *, head
 
 def check_is_for(content: PeftDirectory, base: BasePack, where: str) -> None:
     """Raise AdapterMismatchError unless every module is one of the base's, and the base the recorded one, if any."""
-    check_modules(content.adapter.pairs, base, where)
-    content.adapter.check_fits(base.model.linear_modules(), where)
-    check_extras(content.adapter.extras, base.model.head_inputs(), where)
+    check_modules(list(content.adapter.pairs) or modules_of(own_in(content.adapter)), base, where)
+    check_adapter_fits(content.adapter, base.model, base.model.head_inputs(), where)
     recorded = content.base_fingerprint
     if recorded not in (None, base.fingerprint):
         raise AdapterMismatchError(

@@ -19,6 +19,7 @@ _LATER: Mapping[str, Scalar] = {
     **{key: value for key, value in RunConfig().flat().items() if key.startswith(("data.fields.", "data.partition."))},
     "lora.layers": "",
     "lora.init": "default",
+    "lora.method": "lora",
     "train.label_prior": 0.0,
     "aggregation.max_weight": 0.0,
     "aggregation.fixed_signs": False,

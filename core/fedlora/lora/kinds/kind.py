@@ -1,0 +1,118 @@
+"""A kind of adapter: what it adds to the frozen base, by the tensors of its own that it trains.
+
+`lora` trains the factors A and B of each module, and no tensor beside them. Every other kind trains **own tensors**: extra
+tensors of the adapter (`lora/adapter.py`) whose names end with a word of the kind, with factors or without. So they travel,
+are checked, averaged, encrypted and resumed as all extra tensors are; what the trainer does with them is in
+`fedlora_client/layers`. The run's key `lora.method` names the kind; `server.method` is how a server aggregates.
+"""
+
+# O out features, I in features of a module
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedlora.errors import AdapterMismatchError
+from fedlora.family import ModelShape
+from fedlora.lora.adapter import Adapter, Extras
+from fedlora.lora.config import LoraConfig
+
+Shape = tuple[int, ...]
+Weight = Callable[[str], NDArray[np.float32]]  # a module's weight [O, I], dequantized
+
+
+class Kind(ABC):
+    """One kind. Its file says which formula it is, and from which paper."""
+
+    name: ClassVar[str]  # as `lora.method` has it
+    title: ClassVar[str]  # as people write it
+    words: ClassVar[tuple[str, ...]] = ()  # with which the names of its own tensors end
+    has_factors: ClassVar[bool] = False  # A and B, which methods of aggregation see
+    scales: ClassVar[bool] = False  # a vector scales what a module gives, or its input
+    keys: ClassVar[frozenset[str]]  # of the section `lora`, those that it uses
+    takes_dropout: ClassVar[bool] = False  # train.dropout
+    mean: ClassVar[str]  # what a weighted mean of it means
+    mean_is_exact: ClassVar[bool]  # the mean of the tensors is the mean of what they do: robust rules may compare them
+    peft_type: ClassVar[str]  # in adapter_config.json
+    peft_mark: ClassVar[str]  # what in it says so
+
+    def default_targets(self, modules: Iterable[str]) -> tuple[str, ...]:
+        """What `lora.target_modules = all-linear` means: the last parts of the names of all linear modules."""
+        return tuple(dict.fromkeys(module.rsplit(".", 1)[-1] for module in modules))
+
+    @abstractmethod
+    def shapes(self, config: LoraConfig, model: ModelShape) -> dict[str, Shape]:
+        """{name: shape} of the own tensors of an adapter of this configuration. Raises ConfigError."""
+
+    @abstractmethod
+    def initial(self, config: LoraConfig, model: ModelShape, weight: Weight) -> Extras:
+        """The own tensors of a new adapter, which changes nothing."""
+
+    @abstractmethod
+    def check(self, adapter: Adapter, model: ModelShape, where: str) -> None:
+        """Raise AdapterMismatchError unless the own tensors are for this base, and all there."""
+
+    def refuses_method(self, method: str) -> str:
+        """Why a method of aggregation (`server.method`) does not fit; empty where it does."""
+        return ""
+
+    # PEFT's directory
+
+    def stored_name(self, tensor: str, prefix: str) -> str:
+        """What PEFT's file calls an own tensor; `prefix` is what it puts before a module's name."""
+        return prefix + tensor
+
+    @abstractmethod
+    def config_of(self, peft_config: Mapping[str, Any], own: Extras) -> LoraConfig:
+        """The configuration of an adapter that was read. Raises AdapterError, ConfigError for what would change it."""
+
+    @abstractmethod
+    def peft_config(self, adapter: Adapter, fresh: dict[str, Any]) -> dict[str, Any]:
+        """adapter_config.json of an adapter, made of what it would be of plain LoRA on the same modules."""
+
+
+def own_tensors(adapter: Adapter, kind: Kind) -> Extras:
+    """The extra tensors that are the kind's."""
+    return {name: array for name, array in adapter.extras.items() if word_of(name) in kind.words}
+
+
+def heads_of(adapter: Adapter, kind: Kind) -> Extras:
+    """The extra tensors that are not the kind's: those of a head."""
+    return {name: array for name, array in adapter.extras.items() if word_of(name) not in kind.words}
+
+
+def word_of(tensor: str) -> str:
+    """The last part of a tensor's name: a word of the kind, where it is an own tensor."""
+    return tensor.rpartition(".")[2]
+
+
+def modules_of(own: Iterable[str]) -> list[str]:
+    """The modules that own tensors belong to, each once, in their order."""
+    return list(dict.fromkeys(tensor.rpartition(".")[0] for tensor in own))
+
+
+def check_module(tensor: str, model: ModelShape, where: str) -> tuple[int, int]:
+    """(O, I) of the module of an own tensor. Raises AdapterMismatchError where the base has no such module."""
+    module, _, _ = tensor.rpartition(".")
+    modules = model.linear_modules()
+    if module not in modules:
+        raise AdapterMismatchError(
+            f"{where}: it has {tensor}, and the base has no module {module}; the adapter is for another base"
+        )
+    return modules[module]
+
+
+def check_shape(tensor: str, array: NDArray[np.float32], allowed: Iterable[Shape], where: str) -> None:
+    """Raise AdapterMismatchError unless a tensor has one of the shapes."""
+    allowed = list(allowed)
+    if array.shape not in allowed:
+        expected = " or ".join(str(list(shape)) for shape in allowed)
+        raise AdapterMismatchError(
+            f"{where}: its {tensor} is {list(array.shape)}, the base takes {expected}; the adapter is for a base of "
+            "another size"
+        )
