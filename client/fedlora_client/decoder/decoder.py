@@ -98,7 +98,7 @@ class Decoder:
         With one of them there may be a head, and an adapter that stands frozen beside it.
         """
         assert len(adapters) == 1 or not adapters[0].extras
-        return LoraTensors(adapters, self.compute.device, trains, frozen)
+        return LoraTensors(adapters, self.compute.device, trains, frozen, self.shape)
 
     def logits(
         self,

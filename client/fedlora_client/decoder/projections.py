@@ -16,7 +16,7 @@ from torch import Tensor
 from fedlora_client.layers.batch import Batch
 from fedlora_client.layers.linear import Linear
 from fedlora_client.layers.lora import ModuleLora
-from fedlora_client.layers.scale import ModuleScale
+from fedlora_client.layers.scale import ScaleOfModule
 from fedlora_client.ops.ops import Ops
 from fedlora_client.ops.packed import PackedMatrix
 from fedlora_client.ops.workspace import Workspace
@@ -95,7 +95,7 @@ class Projections:
     def _factors(self, name: str, batch: Batch) -> ModuleLora | None:
         return batch.lora.modules.get(self._linear[name].module) if batch.lora else None
 
-    def _scale(self, name: str, batch: Batch) -> ModuleScale | None:
+    def _scale(self, name: str, batch: Batch) -> ScaleOfModule | None:
         return batch.lora.scales.get(self._linear[name].module) if batch.lora else None
 
     def _mask(self, name: str, batch: Batch) -> Tensor | None:

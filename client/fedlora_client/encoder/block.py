@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from fedlora_client.layers.batch import Dropout
 from fedlora_client.layers.linear import Linear
 from fedlora_client.layers.lora import LoraTensors, ModuleLora
-from fedlora_client.layers.scale import ModuleScale
+from fedlora_client.layers.scale import ScaleOfModule
 from fedlora_client.ops.ops import Ops
 from fedlora_client.ops.packed import PackedMatrix
 from fedlora_client.ops.workspace import Workspace
@@ -108,7 +108,7 @@ class _Call:
 
     linear: Linear
     factors: ModuleLora | None
-    scale: ModuleScale | None
+    scale: ScaleOfModule | None
     dropout: Dropout
     space: Workspace
 

@@ -112,7 +112,7 @@ class Encoder:
 
     def lora(self, *adapters: Adapter, trains: FactorSet = "AB", frozen: Adapter | None = None) -> LoraTensors:
         """The adapters as tensors of which `trains` train, side by side; what they have of the head trains."""
-        return LoraTensors(adapters, self.compute.device, trains, frozen)
+        return LoraTensors(adapters, self.compute.device, trains, frozen, self.shape)
 
     def logits(self, tokens: Tensor, lora: LoraTensors | None = None, starts: Tensor | None = None) -> Tensor:
         """The scores of each label, float32 [S, L], or without a head the embeddings [S, H]; tokens int64 [S, T]"""

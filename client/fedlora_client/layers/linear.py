@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fedlora_client.layers.lora import ModuleLora
-from fedlora_client.layers.scale import ModuleScale
+from fedlora_client.layers.scale import ScaleOfModule
 from fedlora_client.ops.ops import Ops
 from fedlora_client.ops.packed import PackedMatrix
 from fedlora_client.ops.workspace import Workspace
@@ -60,7 +60,7 @@ class Linear:
         space: Workspace,
         out: Tensor,  # [N, O]
         residual: Tensor | None = None,  # [N, O]
-        scale: ModuleScale | None = None,
+        scale: ScaleOfModule | None = None,
     ) -> None:
         """out = y, or y + residual"""
         width, extra = self.in_features, x.shape[1] - self.in_features
@@ -74,6 +74,7 @@ class Linear:
                 x[:, width : width + factors.rank] = xA[0]
         bias = self._bias
         if scale is not None:
+            scale.prepare(weight[:, :width], factors)
             bias = self._scale(weight, scale)
         added = bias if residual is None else residual
         if added is None:
@@ -97,7 +98,7 @@ class Linear:
         *,
         add: bool = False,  # to dx, instead of overwriting it
         mask: Tensor | None = None,
-        scale: ModuleScale | None = None,
+        scale: ScaleOfModule | None = None,
     ) -> None:
         """Add the gradients of A and B to `factors`, where they train, and of s to `scale`, and give that in x.
 
@@ -130,16 +131,24 @@ class Linear:
             through = (u @ factors.all_rows().to(u.dtype)).view_as(dx)
             dx += through if mask is None else through.mul_(mask)
 
-    def _scale(self, weight: Tensor, scale: ModuleScale) -> Tensor | None:
+    def _scale(self, weight: Tensor, scale: ScaleOfModule) -> Tensor | None:
         """Scale the rows of [W | gamma B] [O, I + E], or the columns of W, in place; return what the bias becomes."""
         if scale.side == "input":
             weight[:, : self.in_features].mul_(scale.values)
             return self._bias
         weight.mul_(scale.values[:, None])
-        return None if self._bias is None else (self._bias * scale.values).to(self._bias.dtype)
+        if self._bias is None or not scale.scales_bias:
+            return self._bias
+        return (self._bias * scale.values).to(self._bias.dtype)
 
     def _scaled_gradient(
-        self, x: Tensor, xA: Tensor | None, dy: Tensor, factors: ModuleLora | None, space: Workspace, scale: ModuleScale
+        self,
+        x: Tensor,
+        xA: Tensor | None,
+        dy: Tensor,
+        factors: ModuleLora | None,
+        space: Workspace,
+        scale: ScaleOfModule,
     ) -> None:
         """Add the gradient of an output's s, and turn dy into the gradient in what s multiplies."""
         weight = space.get("weight", self.out_features, self.in_features)
@@ -150,14 +159,14 @@ class Linear:
             lora_B = space.get("lora_B", self.out_features, factors.rank)
             factors.put_columns(lora_B)
             unscaled.addmm_(xA[0], lora_B.T)
-        if self._bias is not None:
+        if self._bias is not None and scale.scales_bias:
             unscaled += self._bias
         d_out = dy[:, : self.out_features]
         scale.add(unscaled.mul_(d_out).sum(0, dtype=torch.float32))
         d_out.mul_(scale.values)
 
     def _backward_scaled_input(
-        self, x: Tensor, dy: Tensor, scale: ModuleScale, space: Workspace, dx: Tensor | None, *, add: bool
+        self, x: Tensor, dy: Tensor, scale: ScaleOfModule, space: Workspace, dx: Tensor | None, *, add: bool
     ) -> None:
         """Add the gradient of an input's s, and give that in x; the kinds that have one have no factors there."""
         weight = space.get("weight", self.out_features, self.in_features)
@@ -192,10 +201,10 @@ class Linear:
         lora_B[self.out_features :] = 0
         u = dy @ lora_B
         rank = factors.trained_rank
-        if factors.grad_A is not None:
-            factors.grad_A[0] += (u[:, :rank].T @ x_dropped)[:, : self.in_features]
-        if factors.grad_B is not None:
-            factors.grad_B[0] += (dy.T @ xA[0][:, :rank])[: self.out_features] * factors.scaling[0]
+        if factors.trains_A:
+            factors.add_A((u[:, :rank].T @ x_dropped)[:, : self.in_features])
+        if factors.trains_B:
+            factors.add_B((dy.T @ xA[0][:, :rank])[: self.out_features] * factors.scaling[0])
         return u[None]
 
 

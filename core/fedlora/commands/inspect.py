@@ -18,9 +18,9 @@ from fedlora.files.file_kind import kind_of
 from fedlora.files.hub import commit_of
 from fedlora.lora.adapter import Adapter, Extras
 from fedlora.lora.algebra import inner_product
+from fedlora.lora.kinds import adapted_modules, own_in
 from fedlora.lora.kinds import kind_of as adapter_kind
-from fedlora.lora.kinds import own_in
-from fedlora.lora.kinds.kind import modules_of, word_of
+from fedlora.lora.kinds.kind import word_of
 from fedlora.peft.directory import CONFIG, PeftDirectory, read_peft
 from fedlora.peft.finding import check_adapter, find_adapter
 from fedlora.peft.layout import HEADS
@@ -146,7 +146,7 @@ def _adapter_facts(adapter: Adapter) -> Facts:
         **({"alpha": alpha} if "alpha" in kind.keys else {}),
         "targets": ", ".join(config.target_modules),
         **({"layers": ", ".join(map(str, config.layers))} if config.layers else {}),
-        "modules": len(adapter.pairs) or len(modules_of(own)),
+        "modules": len(adapted_modules(adapter)),
         "parameters": f"{adapter.size_bytes // 4:,}",
     }
     if own:

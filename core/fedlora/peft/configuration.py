@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,7 @@ from fedlora.errors import AdapterError, ConfigError
 from fedlora.files.documents import read_object
 from fedlora.lora.adapter import Adapter, Extras
 from fedlora.lora.config import LoraConfig
-from fedlora.lora.kinds import BY_NAME, Kind, kind_of, own_in
-from fedlora.lora.kinds.kind import modules_of
+from fedlora.lora.kinds import BY_NAME, Kind, adapted_modules, kind_of
 from fedlora.lora.layers import layers_of
 from fedlora.peft.layout import CONFIG, HEADS, WEIGHTS, head_part, saved_parts
 from fedlora.peft.patterns import by_module
@@ -23,7 +23,7 @@ from fedlora.peft.patterns import by_module
 MAX_CONFIG_BYTES = 4 << 20
 _DECODER_LAYERS = "model.layers."
 _REFUSED = {
-    "use_dora": "DoRA", "lora_bias": "LoRA biases", "use_qalora": "QA-LoRA", "layer_replication": "layer replication",
+    "lora_bias": "LoRA biases", "use_qalora": "QA-LoRA", "layer_replication": "layer replication",
     "alora_invocation_tokens": "activated LoRA", "arrow_config": "Arrow", "kasa_config": "KaSA", "use_bdlora": "BD-LoRA",
     "bdlora_config": "BD-LoRA", "velora_config": "VeLoRA", "trainable_token_indices": "trainable tokens",
     "monteclora_config": "MonteCLoRA", "target_parameters": "LoRA on parameters that are no linear module's",
@@ -68,15 +68,15 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def kind_in(config: Mapping[str, Any]) -> Kind:
     """The kind that a configuration is of."""
-    return next(kind for kind in BY_NAME.values() if kind.peft_type == config["peft_type"])
+    return next(kind for kind in BY_NAME.values() if kind.reads(config))
 
 
 def check_plain(kind: Kind, path: Path) -> None:
     """Raise AdapterError where an adapter is of another kind than LoRA, for those who cannot compute with it."""
     if kind.name != "lora":
         raise AdapterError(
-            f"{path}: {kind.peft_mark}: {kind.title} is trained and evaluated in torch, and what you ask for takes plain "
-            "LoRA; train with lora.method = lora"
+            f"{path}: {kind.peft_mark}: {kind.title} is trained and evaluated in torch, and this takes plain LoRA; merge "
+            "it into its base (fedlora export BASE --merge ADAPTER -o DIR), or train with lora.method = lora"
         )
 
 
@@ -84,7 +84,7 @@ def adapter_config(
     config: Mapping[str, Any], kind: Kind, modules: Iterable[str], own: Extras
 ) -> LoraConfig:  # `modules` have factors, `own` are the kind's tensors
     """The configuration of an adapter of any kind. Raises AdapterError, ConfigError."""
-    return lora_config(config, modules) if kind.name == "lora" else kind.config_of(config, own)
+    return replace(lora_config(config, modules), method=kind.name) if kind.has_factors else kind.config_of(config, own)
 
 
 def saved_module_names(config: Mapping[str, Any], where: Path) -> tuple[str, ...]:
@@ -126,8 +126,7 @@ def config_to_write(
     `saved` are the tensors of `modules_to_save`, by their names in the model.
     """
     kind, saved = kind_of(adapter), list(saved)
-    modules = list(adapter.pairs) or modules_of(own_in(adapter))
-    fresh = fresh_config(adapter.config, modules, base_name, extras=adapter.extras)
+    fresh = fresh_config(adapter.config, adapted_modules(adapter), base_name, extras=adapter.extras)
     if parts := saved_parts(saved):
         fresh["modules_to_save"] = parts
     if kind.name != "lora":

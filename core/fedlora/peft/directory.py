@@ -109,6 +109,8 @@ def read_peft(directory: str | Path, *, any_kind: bool = False) -> PeftDirectory
                 "take both files from one save of PEFT's"
             )
         adapter = Adapter(adapter_config(config, kind, tensors.pairs, own), tensors.pairs, extras=tensors.extras)
+        kind.check_whole(adapter)
+        kind.check_shared(adapter.config, {name: file.float32(name) for name in kind.shared if name in file.entries})
     except (AdapterError, ConfigError) as error:
         raise AdapterError(f"{directory}: {error}") from None
     adapter.check_finite(str(path))

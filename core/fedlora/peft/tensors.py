@@ -37,7 +37,7 @@ _PLAIN = BY_NAME["lora"]
 _OWN = {word: kind for kind in BY_NAME.values() for word in kind.words}
 _REFUSED = {
     "lora_embedding_A": "LoRA on an embedding", "lora_embedding_B": "LoRA on an embedding",
-    "lora_magnitude_vector": "DoRA", "trainable_tokens_delta": "trainable tokens",
+    "trainable_tokens_delta": "trainable tokens",
 }  # fmt: skip
 # What models call their input and output embeddings, which PEFT's save_embedding_layers adds.
 _EMBEDDINGS = frozenset(
@@ -89,6 +89,8 @@ def told_apart(file: TensorFile, saved_names: Sequence[str], kind: Kind = _PLAIN
     embeddings: list[str] = []
     for name in file.entries:
         match = _FACTOR.fullmatch(name)
+        if name in kind.shared:
+            continue
         if _own_word(name) in kind.words and name.startswith(PREFIX):
             extras.append(name)
         elif match and kind.has_factors and not set(_WRAPPERS) & set(match["module"].split(".")):

@@ -207,6 +207,8 @@ def config_values(config: LoraConfig) -> dict[str, Any]:
         del plain["layers"]
     if config.method == "lora":  # nor this
         del plain["method"]
+    if config.method != "vera":
+        del plain["projection_prng_key"]
     return {name: dict(value) if isinstance(value, Mapping) else value for name, value in plain.items()}
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from fedlora.base.pack import BasePack
 from fedlora.lora.adapter import Adapter
 from fedlora.peft.directory import PeftDirectory, write_peft
+from fedlora.peft.for_base import adapter_of
 from fedlora_client.data.windows import IGNORED
 from fedlora_client.decoder.decoder import Decoder
 from fedlora_client.encoder.encoder import Encoder
@@ -78,6 +79,16 @@ def test_scores_and_gradients_of_a_decoder_are_pefts(kind: str, family: str, com
         losses = decoder.add_gradients(*problem, lora, decoder.workspace(), plan)
         assert torch.allclose(losses.flatten(), flat, atol=2e-5)
         check_gradients(own_gradients(lora), gradients_of(model))
+
+
+def test_vera_as_plain_lora_computes_the_same(base: BasePack, compute: Compute, tmp_path: Path) -> None:
+    adapter, problem = adapter_of_kind("vera", base), random_problem(base, 2, 9, ends=0)
+    write_peft(tmp_path / "a", PeftDirectory(adapter=adapter, base_fingerprint=base.fingerprint), base_name="base")
+    plain, _ = adapter_of(tmp_path / "a", base)
+    decoder = Decoder(base, compute)
+    assert plain.config.method == "lora" and not plain.extras
+    mine, theirs = (decoder.logits(problem.tokens, decoder.lora(one)) for one in (plain, adapter))
+    assert torch.allclose(mine, theirs, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -17,8 +17,9 @@ from fedlora.cli import commands
 from fedlora.errors import AdapterError, AdapterMismatchError
 from fedlora.lora.config import KINDS as NAMES
 from fedlora.lora.kinds import BY_NAME, own_in
+from fedlora.lora.kinds.vera import projections_of
 from fedlora.peft.directory import CONFIG, WEIGHTS, PeftDirectory, read_peft, write_peft
-from fedlora.peft.for_base import whole_adapter_of
+from fedlora.peft.for_base import adapter_of, whole_adapter_of
 from fedlora.peft.mapped import open_mapped
 from safetensors.torch import load_file, save_file
 
@@ -28,6 +29,8 @@ from tests.tiny.kinds import KINDS, adapter_of_kind, section_of
 
 TARGETS = ["k_proj", "down_proj"]
 PEFTS: dict[str, peft.PeftConfig] = {
+    "dora": peft.LoraConfig(target_modules=TARGETS, r=3, lora_alpha=5, use_dora=True),
+    "vera": peft.VeraConfig(target_modules=TARGETS, r=6, projection_prng_key=7),
     "ia3": peft.IA3Config(target_modules=[*TARGETS, "up_proj"], feedforward_modules=["down_proj", "up_proj"]),
 }
 UP = "model.layers.0.mlp.up_proj"
@@ -93,10 +96,38 @@ def test_an_adapter_for_a_base_of_another_size_is_refused_by_the_tensor(
     assert name.removeprefix("base_model.model.") in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def test_projections_of_vera_are_pefts_to_the_bit_and_others_are_refused(base: BasePack, tmp_path: Path) -> None:
+    model = saved_by_peft(base, tmp_path / "theirs", PEFTS["vera"])
+    adapter = read_peft(tmp_path / "theirs", any_kind=True).adapter
+    for mine, theirs in zip(projections_of(adapter, base.model), (model.vera_A, model.vera_B), strict=True):
+        assert np.array_equal(mine, theirs["default"].numpy())
+    tensors = load_file(tmp_path / "theirs" / WEIGHTS)
+    tensors["base_model.vera_A"] += 0.1
+    save_file(tensors, tmp_path / "theirs" / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(AdapterError, match=r"base_model\.vera_A is not what projection_prng_key = 7 makes"):
+        read_peft(tmp_path / "theirs", any_kind=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "word", "told"),
+    [
+        ("dora", "lora_magnitude_vector", "has no lora_magnitude_vector; expected both of each module of DoRA"),
+        ("vera", "vera_lambda_b", "has no vera_lambda_b; expected vera_lambda_b and vera_lambda_d"),
+    ],
+)
+def test_a_part_that_is_missing_is_named(base: BasePack, tmp_path: Path, kind: str, word: str, told: str) -> None:
+    place = written(base, tmp_path / "a", kind)
+    tensors = load_file(place / WEIGHTS)
+    del tensors[next(name for name in tensors if name.endswith(word))]
+    save_file(tensors, place / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(AdapterError, match=told):
+        read_peft(place, any_kind=True)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not BY_NAME[kind].is_lora])
 def test_what_takes_plain_lora_alone_refuses_the_kind_by_its_name(base: BasePack, tmp_path: Path, kind: str) -> None:
     place = written(base, tmp_path / "a", kind)
-    for read in (read_peft, open_mapped):
+    for read in (read_peft, open_mapped, lambda place: adapter_of(place, base)):
         with pytest.raises(AdapterError, match=f"{BY_NAME[kind].title} is trained and evaluated in torch"):
             read(place)
 

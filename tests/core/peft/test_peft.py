@@ -243,7 +243,7 @@ LORA_A, LORA_B = f"base_model.model.{UP}.lora_A.weight", f"base_model.model.{UP}
 SPOILED: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "wrong peft_type": (_config(peft_type="IA3"), CONFIG, "peft_type is 'IA3': IA3 is trained and evaluated in torch"),
     "no peft_type": (_without("peft_type"), CONFIG, "peft_type is None"),
-    "DoRA": (_config(use_dora=True), CONFIG, "use_dora is set; DoRA is not supported"),
+    "DoRA": (_config(use_dora=True), CONFIG, "use_dora is set: DoRA is trained and evaluated in torch"),
     "LoRA biases": (_config(lora_bias=True), CONFIG, "lora_bias is set"),
     "biases": (_config(bias="all"), CONFIG, "bias is 'all'; only 'none' is supported"),
     "replication": (_config(layer_replication=[[0, 2]]), CONFIG, "layer_replication is set"),
@@ -304,7 +304,7 @@ SPOILED: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "a magnitude of DoRA": (
         _weights(lambda t: t.update({f"base_model.model.{UP}.lora_magnitude_vector": torch.zeros(72)})),
         WEIGHTS,
-        "lora_magnitude_vector is DoRA, which is not supported",
+        "lora_magnitude_vector is DoRA's, and adapter_config.json says that the adapter is LoRA",
     ),
     "a base weight": (
         _weights(lambda t: t.update({f"base_model.model.{UP}.base_layer.weight": torch.zeros(2)})),

@@ -11,13 +11,15 @@ from fedlora.errors import AdapterMismatchError
 from fedlora.family import ModelShape
 from fedlora.lora.adapter import Adapter, Extras, check_extras, initial_adapter
 from fedlora.lora.config import LoraConfig
+from fedlora.lora.kinds.dora import Dora
 from fedlora.lora.kinds.ia3 import Ia3
-from fedlora.lora.kinds.kind import Kind, Shape, Weight, heads_of, own_tensors
+from fedlora.lora.kinds.kind import Kind, Shape, Weight, heads_of, modules_in, own_tensors
 from fedlora.lora.kinds.lora import Lora
+from fedlora.lora.kinds.vera import Vera
 
-__all__ = ["BY_NAME", "Kind", "check_adapter_fits", "heads_in", "kind_of", "new_adapter", "own_in"]
+__all__ = ["BY_NAME", "Kind", "adapted_modules", "check_adapter_fits", "heads_in", "kind_of", "new_adapter", "own_in"]
 
-BY_NAME: Mapping[str, Kind] = MappingProxyType({kind.name: kind for kind in (Lora(), Ia3())})
+BY_NAME: Mapping[str, Kind] = MappingProxyType({kind.name: kind for kind in (Lora(), Ia3(), Dora(), Vera())})
 
 
 def kind_of(adapter: Adapter | LoraConfig) -> Kind:
@@ -33,6 +35,11 @@ def own_in(adapter: Adapter) -> Extras:
 def heads_in(adapter: Adapter) -> Extras:
     """The extra tensors of a head."""
     return heads_of(adapter, kind_of(adapter))
+
+
+def adapted_modules(adapter: Adapter) -> list[str]:
+    """The modules that an adapter is on, whatever its kind."""
+    return modules_in(adapter, kind_of(adapter))
 
 
 def new_adapter(config: LoraConfig, model: ModelShape, weight: Weight, generator: np.random.Generator) -> Adapter:

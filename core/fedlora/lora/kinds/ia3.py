@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedlora.errors import AdapterError, AdapterMismatchError
 from fedlora.family import ModelShape
@@ -67,6 +68,13 @@ class Ia3(Kind):
         for name, array in own.items():
             rows, columns = check_module(name, model, where)
             check_shape(name, array, ((rows, 1), (1, columns)), where)
+
+    def merged(self, adapter: Adapter, module: str, weight: NDArray[np.float32]) -> NDArray[np.float32]:
+        return weight * adapter.extras[f"{module}.{WORD}"]
+
+    def merged_bias(self, adapter: Adapter, module: str, bias: NDArray[np.float32]) -> NDArray[np.float32]:
+        vector = adapter.extras[f"{module}.{WORD}"]
+        return bias if len(vector) == 1 else bias * vector[:, 0]
 
     def refuses_method(self, method: str) -> str:
         if method == "fedavg":

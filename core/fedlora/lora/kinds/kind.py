@@ -33,6 +33,7 @@ class Kind(ABC):
     title: ClassVar[str]  # as people write it
     words: ClassVar[tuple[str, ...]] = ()  # with which the names of its own tensors end
     has_factors: ClassVar[bool] = False  # A and B, which methods of aggregation see
+    is_lora: ClassVar[bool] = False  # `as_lora` makes plain LoRA of it
     scales: ClassVar[bool] = False  # a vector scales what a module gives, or its input
     keys: ClassVar[frozenset[str]]  # of the section `lora`, those that it uses
     takes_dropout: ClassVar[bool] = False  # train.dropout
@@ -40,6 +41,7 @@ class Kind(ABC):
     mean_is_exact: ClassVar[bool]  # the mean of the tensors is the mean of what they do: robust rules may compare them
     peft_type: ClassVar[str]  # in adapter_config.json
     peft_mark: ClassVar[str]  # what in it says so
+    shared: ClassVar[tuple[str, ...]] = ()  # tensors of PEFT's file that are made again, and not kept
 
     def default_targets(self, modules: Iterable[str]) -> tuple[str, ...]:
         """What `lora.target_modules = all-linear` means: the last parts of the names of all linear modules."""
@@ -57,6 +59,30 @@ class Kind(ABC):
     def check(self, adapter: Adapter, model: ModelShape, where: str) -> None:
         """Raise AdapterMismatchError unless the own tensors are for this base, and all there."""
 
+    def check_whole(self, adapter: Adapter) -> None:  # noqa: B027 (most are whole where they are there)
+        """Raise AdapterError where tensors are missing that belong together."""
+
+    def trained_rank(self, adapter: Adapter) -> int:
+        """The largest rank of what is computed beside a weight; 0 where there is no product."""
+        return max((pair.rank for pair in adapter.pairs.values()), default=0)
+
+    def held_bytes(self, adapter: Adapter, model: ModelShape) -> int:
+        """What a training holds for the adapter beside its numbers."""
+        return 0
+
+    def as_lora(self, adapter: Adapter, model: ModelShape) -> Adapter | None:
+        """The same adapter as plain LoRA, exactly; None where there is none."""
+        return None
+
+    def merged(self, adapter: Adapter, module: str, weight: NDArray[np.float32]) -> NDArray[np.float32]:
+        """W' [O, I] of one of `modules_in`."""
+        product = adapter.product(module)
+        return weight + (product.B @ product.A).astype(np.float32)
+
+    def merged_bias(self, adapter: Adapter, module: str, bias: NDArray[np.float32]) -> NDArray[np.float32]:
+        """b' [O] of one of `modules_in`, where it has a bias."""
+        return bias
+
     def refuses_method(self, method: str) -> str:
         """Why a method of aggregation (`server.method`) does not fit; empty where it does."""
         return ""
@@ -67,9 +93,21 @@ class Kind(ABC):
         """What PEFT's file calls an own tensor; `prefix` is what it puts before a module's name."""
         return prefix + tensor
 
-    @abstractmethod
+    def reads(self, peft_config: Mapping[str, Any]) -> bool:
+        """Whether a configuration is of this kind."""
+        return bool(peft_config.get("peft_type") == self.peft_type)
+
     def config_of(self, peft_config: Mapping[str, Any], own: Extras) -> LoraConfig:
-        """The configuration of an adapter that was read. Raises AdapterError, ConfigError for what would change it."""
+        """The configuration of an adapter that was read. Raises AdapterError, ConfigError for what would change it.
+
+        Not asked of kinds with factors, which have PEFT's configuration of LoRA.
+        """
+        raise NotImplementedError
+
+    def check_shared(  # noqa: B027 (most share nothing)
+        self, config: LoraConfig, shared: Mapping[str, NDArray[np.float32]]
+    ) -> None:
+        """Raise AdapterError where tensors named in `shared` are not what fedlora makes of the configuration."""
 
     @abstractmethod
     def peft_config(self, adapter: Adapter, fresh: dict[str, Any]) -> dict[str, Any]:
@@ -89,6 +127,11 @@ def heads_of(adapter: Adapter, kind: Kind) -> Extras:
 def word_of(tensor: str) -> str:
     """The last part of a tensor's name: a word of the kind, where it is an own tensor."""
     return tensor.rpartition(".")[2]
+
+
+def modules_in(adapter: Adapter, kind: Kind) -> list[str]:
+    """The modules that an adapter is on."""
+    return list(adapter.pairs) or modules_of(own_tensors(adapter, kind))
 
 
 def modules_of(own: Iterable[str]) -> list[str]:

@@ -18,7 +18,7 @@ from fedlora.lora.kinds.kind import Kind, Shape, Weight
 
 class Lora(Kind):
     name, title = "lora", "LoRA"
-    has_factors = takes_dropout = True
+    has_factors = takes_dropout = is_lora = True
     keys = frozenset(
         {
             "rank", "alpha", "use_rslora", "target_modules", "layers", "rank_pattern", "alpha_pattern", "modules_to_save",
@@ -37,8 +37,11 @@ class Lora(Kind):
     def check(self, adapter: Adapter, model: ModelShape, where: str) -> None:
         """Its factors are checked by the adapter itself."""
 
-    def config_of(self, peft_config: Mapping[str, Any], own: Extras) -> LoraConfig:
-        raise AssertionError("plain LoRA is read by fedlora.peft")
+    def as_lora(self, adapter: Adapter, model: ModelShape) -> Adapter | None:
+        return adapter
+
+    def reads(self, peft_config: Mapping[str, Any]) -> bool:
+        return super().reads(peft_config) and not peft_config.get("use_dora")
 
     def peft_config(self, adapter: Adapter, fresh: dict[str, Any]) -> dict[str, Any]:
         return fresh
