@@ -89,7 +89,8 @@ def step_bytes(
     masks = MASKS * rows * widest if config.dropout else 0
     xA = 7 * rank * rows * (memory_plan.kept_blocks + 2)
     joined = 2 * shape.intermediate_size if shape.joined_modules else 0
-    unscaled = SCALED * rows * max(widest, joined) if scaled else 0
+    heads = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim  # copies of what q, k and v give
+    unscaled = rows * (SCALED * max(widest, joined) + heads * (memory_plan.kept_blocks + 2)) if scaled else 0
     elements = sum(parts.values()) + rows * widest + masks + xA + unscaled
     read = max(WEIGHT_SLICE_ELEMENTS, rows * widest, parts["attention"] // 2, parts["logits"])
     plain = PLAIN_COPIES * 4 * read if isinstance(compute.ops, PlainOps) else 0

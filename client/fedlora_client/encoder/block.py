@@ -137,14 +137,16 @@ class _Packed(torch.autograd.Function):
         out = x.new_empty(len(x), call.linear.out_features)
         call.linear.forward(wide_x, xA, call.factors, call.space, out, scale=call.scale)
         ctx.call, ctx.xA = call, xA
-        ctx.save_for_backward(x)
+        kept = (x, out) if call.scale is not None and call.scale.side == "output" else (x,)
+        ctx.save_for_backward(*kept)
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (x,), (gradient,), call = ctx.saved_tensors, gradients, ctx.call
+        (x, *outs), (gradient,), call = ctx.saved_tensors, gradients, ctx.call
         wide_x, d_out, dx = call.wide(x, "input"), call.wide(gradient, "gradient"), torch.empty_like(x)
         call.linear.backward(
-            wide_x, ctx.xA, d_out, call.factors, call.space, dx, mask=call.mask(len(x)), scale=call.scale
-        )
+            wide_x, ctx.xA, d_out, call.factors, call.space, dx, mask=call.mask(len(x)), scale=call.scale,
+            y=outs[0] if outs else None,
+        )  # fmt: skip
         return dx, None

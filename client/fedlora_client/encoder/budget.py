@@ -66,7 +66,7 @@ def step_bytes(
     matrices = shape.linear_modules().values()
     weight = max((o + rank) * (i + rank) for o, i in matrices)
     masks = MASKS * rows * intermediate if config.dropout else 0
-    unscaled = SCALED * rows * intermediate if scaled else 0
+    unscaled = rows * (SCALED * intermediate + 2 * hidden * (kept_blocks + 1)) if scaled else 0
     elements = inputs + block * (kept_blocks + 1) + passing + weight + masks + unscaled
     plain = PLAIN_COPIES * 4 * WEIGHT_SLICE_ELEMENTS if isinstance(compute.ops, PlainOps) else 0
     return elements * compute.dtype.itemsize + plain + _OVERHEAD_BYTES[compute.dtype]

@@ -99,6 +99,7 @@ class Linear:
         add: bool = False,  # to dx, instead of overwriting it
         mask: Tensor | None = None,
         scale: ScaleOfModule | None = None,
+        y: Tensor | None = None,  # [N, O], of the forward: without it a scaled module computes it again
     ) -> None:
         """Add the gradients of A and B to `factors`, where they train, and of s to `scale`, and give that in x.
 
@@ -108,7 +109,7 @@ class Linear:
             self._backward_scaled_input(x, dy, scale, space, dx, add=add)
             return
         if scale is not None:
-            self._scaled_gradient(x, xA, dy, factors, space, scale)
+            self._scaled_gradient(x, xA, dy, factors, space, scale, y)
         u = None
         if factors is not None and xA is not None:
             u = self._adapter_gradients(x, xA, dy, factors, space, mask)
@@ -142,28 +143,36 @@ class Linear:
         return (self._bias * scale.values).to(self._bias.dtype)
 
     def _scaled_gradient(
-        self,
-        x: Tensor,
-        xA: Tensor | None,
-        dy: Tensor,
-        factors: ModuleLora | None,
-        space: Workspace,
-        scale: ScaleOfModule,
-    ) -> None:
+        self, x: Tensor, xA: Tensor | None, dy: Tensor, factors: ModuleLora | None, space: Workspace, scale: ScaleOfModule,
+        y: Tensor | None,
+    ) -> None:  # fmt: skip
         """Add the gradient of an output's s, and turn dy into the gradient in what s multiplies."""
+        d_out = dy[:, : self.out_features]
+        unscaled = space.get("unscaled", len(x), self.out_features)  # [N, O], y without s, times s where y is there
+        known = y is not None and bool((scale.values != 0).all())
+        if y is not None and known:
+            unscaled.copy_(y)
+            if self._bias is not None and not scale.scales_bias:
+                unscaled -= self._bias
+        else:
+            self._unscaled(x, xA, factors, space, unscaled)
+            if self._bias is not None and scale.scales_bias:
+                unscaled += self._bias
+        gradient = unscaled.mul_(d_out).sum(0, dtype=torch.float32)
+        scale.add(gradient / scale.values if known else gradient)
+        d_out.mul_(scale.values)
+
+    def _unscaled(
+        self, x: Tensor, xA: Tensor | None, factors: ModuleLora | None, space: Workspace, out: Tensor
+    ) -> None:
+        """out [N, O] = W x + gamma B A x"""
         weight = space.get("weight", self.out_features, self.in_features)
         self._ops.dequantize(self._matrix, 0, self.out_features, weight)
-        unscaled = space.get("unscaled", len(x), self.out_features)  # [N, O]
-        torch.mm(x[:, : self.in_features], weight.T, out=unscaled)
+        torch.mm(x[:, : self.in_features], weight.T, out=out)
         if factors is not None and xA is not None:
             lora_B = space.get("lora_B", self.out_features, factors.rank)
             factors.put_columns(lora_B)
-            unscaled.addmm_(xA[0], lora_B.T)
-        if self._bias is not None and scale.scales_bias:
-            unscaled += self._bias
-        d_out = dy[:, : self.out_features]
-        scale.add(unscaled.mul_(d_out).sum(0, dtype=torch.float32))
-        d_out.mul_(scale.values)
+            out.addmm_(xA[0], lora_B.T)
 
     def _backward_scaled_input(
         self, x: Tensor, dy: Tensor, scale: ScaleOfModule, space: Workspace, dx: Tensor | None, *, add: bool
