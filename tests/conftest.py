@@ -25,7 +25,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # some tests import it befo
 gc.disable()
 
 # Nothing loses its power here, and a disk takes milliseconds each time: what is synced, and when, has tests of its own.
-os.fsync = lambda descriptor: None
+os.fsync = lambda fd: None
 
 # The same examples on every run, and no deadline: a busy machine fails no test.
 settings.register_profile("steady", deadline=None, derandomize=True, database=None)
