@@ -63,12 +63,6 @@ def simulator(base: BasePack, tmp_path_factory: pytest.TempPathFactory) -> Simul
     return Simulator(tmp_path_factory.mktemp("simulate"), base)
 
 
-@pytest.fixture
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For runs of which nobody looks at the report: its pictures take as long as the training."""
-    monkeypatch.setattr("fedlora_simulations.simulation.write_report", lambda run: None)
-
-
 @pytest.fixture(scope="session")
 def tiny_run(simulator: Simulator) -> tuple[Path, Result]:
     """One finished run of the tiny scenario."""
