@@ -118,7 +118,7 @@ def test_some_rounds_are_taken_where_they_are_named(run: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("rounds", ["0", "4", "3-2", "two", "1-4", "1,,2"])
 def test_rounds_that_are_not_committed_are_refused(run: Path, tmp_path: Path, rounds: str) -> None:
-    with pytest.raises(ConfigError, match=r"--rounds: expected rounds from 1 to 3, such as 1-3 or 3, got '"):
+    with pytest.raises(ConfigError, match=r"has committed 1 to 3; expected some of these, such as 1-3 or 3, got '"):
         make_soup(SoupOrder(run=run, rounds=rounds), tmp_path / "made")
     assert not (tmp_path / "made").exists()
 

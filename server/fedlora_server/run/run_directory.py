@@ -23,6 +23,7 @@ from typing import Any
 
 from fedlora.base.pack import BasePack
 from fedlora.config.run import AggregationConfig, RunConfig
+from fedlora.counted import ranges
 from fedlora.errors import ConfigError, RunError
 from fedlora.family import EncoderShape
 from fedlora.files.atomic import write_text
@@ -87,11 +88,26 @@ def loss_unit(run: Path | str) -> str:
     return "text" if about.get("loss_unit") == "text" else "token"  # runs of earlier versions do not say
 
 
-def last_round(run: Path) -> int:
-    """The last round that a run committed; 0 where it has none."""
+def committed_rounds(run: Path) -> list[int]:
+    """The numbers of the rounds that a run committed, in order."""
     rounds = run / ROUNDS
     names = [entry.name for entry in rounds.iterdir()] if rounds.is_dir() else []
-    return max((int(name) for name in names if name.isascii() and name.isdecimal()), default=0)
+    return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
+
+
+def last_round(run: Path) -> int:
+    """The last round that a run committed; 0 where it has none."""
+    return max(committed_rounds(run), default=0)
+
+
+def adapter_of_round(run: Path, server_round: int) -> Path:
+    """Where the adapter of a committed round lies. Raises ConfigError, with the rounds that there are."""
+    there = committed_rounds(run)
+    if not there:
+        raise ConfigError(f"{run} has committed no round yet; wait for one, go on with it, or name another run")
+    if server_round not in there:
+        raise ConfigError(f"{run}: it has no round {server_round}; it has committed {ranges(there)}: name one of these")
+    return RunDirectory.adapter_of(run, server_round)
 
 
 @contextmanager

@@ -262,7 +262,7 @@ def test_what_cannot_be_measured_is_told(base: BasePack, packs: Packs, questions
             "the graph of base .*; export this one",
         ),
         ((other.directory, adapter, questions), AdapterError, "the adapter is for another base"),
-        ((base.directory, run, questions, "--round", 3), ConfigError, "has no such round; it has committed 2"),
+        ((base.directory, run, questions, "--round", 3), ConfigError, "no round 3; it has committed 1 to 2: name"),
         ((base.directory, adapter, questions, "--round", 1), ConfigError, "is no run"),
         ((base.directory, questions, "--round", 1), ConfigError, "there is no ADAPTER"),
         ((base.directory, questions, "--answers"), DataError, "14 of 14 examples have no prompt with a completion"),
