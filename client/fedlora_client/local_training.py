@@ -14,6 +14,7 @@ from fedlora.base.heads import extra_shapes, initial_extras
 from fedlora.base.pack import BasePack
 from fedlora.base.starts import Init, started, taken_back
 from fedlora.config.run import RunConfig
+from fedlora.counted import counted
 from fedlora.errors import AdapterMismatchError, DataError
 from fedlora.family import HEAD, EncoderShape
 from fedlora.files.atomic import check_directory
@@ -102,7 +103,8 @@ class LocalTraining:
         told, windows = [], self.windows
         if windows.truncated or windows.skipped:
             told.append(
-                f"{windows.truncated} examples were cut to {self.config.sequence_length} tokens, {windows.skipped} left "
+                f"{counted(windows.truncated, 'example')} were cut to {self.config.sequence_length} tokens, "
+                f"{windows.skipped} left "
                 "out because nothing to learn would remain; raise train.sequence_length to have them whole"
             )
         told += chat_notices(windows)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from fedlora.base.pack import open_pack
 from fedlora.config.run import RunConfig
+from fedlora.counted import counted
 from fedlora.terminal import Terminal
 from fedlora.threads import cores
 from fedlora_client.ops.compute import choose_compute
@@ -135,4 +136,4 @@ def _never_trained(records: Sequence[Mapping[str, Any]]) -> str | None:
     told = [f"loss {first['mean']:.4f} to {last['mean']:.4f}", f"worst tenth {last['worst_tenth']:.4f}"]
     if "accuracy" in first and "accuracy" in last:
         told.append(f"right {first['accuracy']:.1%} to {last['accuracy']:.1%}")
-    return f"{last['measured']:.0f} clients who never trained: {', '.join(told)}"
+    return f"{counted(round(last['measured']), 'client')} who never trained: {', '.join(told)}"

@@ -376,7 +376,7 @@ def test_an_adapter_of_peft_with_the_bases_own_embeddings_is_trained_further(
         (  # of earlier answers the beginning
             "{% for m in messages %}<{{ m.role }}>{{ m.content if loop.last else m.content[:2] }}<end>{% endfor %}"
             "{% if add_generation_prompt %}<assistant>{% endif %}",
-            "11 answers in chats are not learned",
+            "not learned: 11 answers in chats",
         ),
     ],
     ids=["ends-once", "thinks-last", "shortens"],

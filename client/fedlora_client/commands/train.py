@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 from fedlora.base.pack import CONFIG, EMBEDDED
 from fedlora.config.run import FieldNames, RunConfig, changed
+from fedlora.counted import counted
 from fedlora.errors import ConfigError, RunError
 from fedlora.files.atomic import check_directory
 from fedlora.nearest import check_there
@@ -116,7 +117,8 @@ def train(
     for warning in training.warnings():
         console.print(as_warning(warning), soft_wrap=True)
     console.print(
-        f"{training.device.model.compute}; {len(training.windows)} windows, {training.windows.learned_tokens} tokens"
+        f"{training.device.model.compute}; {counted(len(training.windows), 'window')}, "
+        f"{training.windows.learned_tokens} tokens"
     )
     with TrainDisplay(console, training.config) as display:
         try:

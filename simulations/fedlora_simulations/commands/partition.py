@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 from fedlora.config.run import changed, read_scenario
+from fedlora.counted import counted
 from fedlora.files.atomic import write_text
 from fedlora.terminal import Terminal
 
@@ -27,7 +28,7 @@ def partition(scenario: Path, output: Path | None, changes: tuple[str, ...]) -> 
     console = Terminal()
     console.print(partition_table(found))
     if found.test:
-        console.print(f"test set: {found.test} examples, which all devices measure together")
+        console.print(f"test set: {counted(found.test, 'example')}, which all devices measure together")
     if output:
         from fedlora_simulations.reports.drawing import WIDE, svg
         from fedlora_simulations.reports.figures import partition_chart

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fedlora.config.run import RunConfig, Scalar
-from fedlora.counted import ranges
+from fedlora.counted import counted, ranges
 from fedlora.errors import ConfigError
 from fedlora.files.documents import read_object
 from fedlora.files.lock_file import is_held
@@ -79,10 +79,14 @@ class RunResult:
         told = [] if self.is_finished else [f"{self.name}: {self.state}"]
         missing = sorted(set(range(self.last_round)) - set(self.numbers))
         if missing:
-            told.append(f"{self.name}: no line of round{'s' * (len(missing) > 1)} {ranges(missing)} in {METRICS}")
+            told.append(
+                f"{self.name}: no line of {'round' if len(missing) == 1 else 'rounds'} {ranges(missing)} in {METRICS}"
+            )
         fewer = [record["round"] for record in self.records if 0 < len(record["loss"]) < self.whole]
         if fewer:
-            told.append(f"{self.name}: fewer than {self.whole} devices were measured after round {ranges(fewer)}")
+            told.append(
+                f"{self.name}: fewer than {counted(self.whole, 'device')} were measured after round {ranges(fewer)}"
+            )
         return told
 
     def values(self, key: str) -> dict[int, float]:

@@ -8,6 +8,7 @@ from math import inf, isnan, nan
 from pathlib import Path
 from statistics import fmean
 
+from fedlora.counted import counted
 from fedlora.files.atomic import write_text
 from rich import box
 from rich.table import Table
@@ -175,10 +176,10 @@ def _configuration(study: Study, results: Results) -> list[str]:
         if not result.failure
     )
     for how, count in ways.most_common():
-        items.append(f"computed with: {how}" + (f" ({count} of {len(found)} runs)" if len(ways) > 1 else ""))
+        items.append(f"computed with: {how}" + (f" ({count} of {counted(len(found), 'run')})" if len(ways) > 1 else ""))
     for machine in sorted({result.machine for result in found}):
         seconds = sum(result.seconds for result in found if result.machine == machine)
-        items.append(f"machine: {machine}, {seconds / 60:.0f} minutes for {len(found)} runs")
+        items.append(f"machine: {machine}, {counted(round(seconds / 60), 'minute')} for {counted(len(found), 'run')}")
     return items
 
 

@@ -160,7 +160,7 @@ def test_another_seed_gives_another_adapter(simulator: Simulator, tiny_run: tupl
     ("text", "message"),
     [
         (None, r"/1: no \*\.txt .*file below it"),
-        ("", r"/1: no text in 1 file\(s\); give this device data"),
+        ("", r"/1: no text in 1 file; give this device data"),
         ("one line that is not cut", r"device 1 has no held-out text"),
     ],
     ids=["no file", "an empty file", "nothing held out"],
