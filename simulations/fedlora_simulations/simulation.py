@@ -59,15 +59,15 @@ def run_checked(config: RunConfig, engine: Engine, workers: int | None, console:
     config = settled(config)
     Aggregation(config, config.first_adapter(open_pack(config.base)))  # refuses what does not go together
     tell_data(data_accounts(config), console)
+    run = Path(config.output)
+    partition_of(config).write(run)  # before the first round: a run that is stopped has them too
+    write_environment(run)
     if engine == "flower":
         run_on_flower(config, workers=workers)
     else:
         with showing(console) as progress, warnings_above(progress):
             bars = RunProgress(progress, config.server.rounds)
             run_in_process(config, workers=workers, on_push=bars.pushed, on_done=bars.done)
-    run = Path(config.output)
-    partition_of(config).write(run)
-    write_environment(run)
     write_report(run)
     return run
 
