@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from fedlora.config.run import RunConfig
 from fedlora.errors import DataError
-from fedlora_client.data.account import Account, account, by_file, chat_notices, notices
+from fedlora.terminal import warning
+from fedlora_client.data.account import Account, account, by_file, chat_notices, left_out_notice, notices
 from fedlora_client.device import Device
 from rich import box
 from rich.console import Console
@@ -26,6 +27,8 @@ class DeviceAccount:
     all: Account
     files: tuple[Account, ...] = ()
     notices: tuple[str, ...] = ()
+    without_answer: int = 0  # of those that are left out, for want of room
+    length: int = 0  # tokens of a window
 
     @property
     def is_whole(self) -> bool:
@@ -62,6 +65,11 @@ def tell_data(accounts: Sequence[DeviceAccount], console: Console, title: str = 
         total_of(accounts),
     )
     console.print(table)
+    for length in sorted({device.length for device in accounts}):
+        these = [device for device in accounts if device.length == length]
+        without = sum(device.without_answer for device in these)
+        if notice := left_out_notice(without, sum(device.all.train for device in these) + without, length):
+            console.print(warning(notice), soft_wrap=True)
     for device in shown[:_MOST_DEVICES]:
         for notice in device.notices:
             console.print(f"device {device.all.name}: {notice}", soft_wrap=True, highlight=False, markup=False)
@@ -78,7 +86,10 @@ def _of(device: Device, *, measures: bool) -> DeviceAccount:
         except DataError as error:
             told.append(f"it will not be measured: {str(error).removeprefix(f'device {data.name}: ')}")
     files = tuple(by_file(data, train, held_out)) if train and len(data.sources) > 1 else ()
-    return DeviceAccount(all=account(data, train, held_out), files=files, notices=tuple(told))
+    return DeviceAccount(
+        all=account(data, train, held_out), files=files, notices=tuple(told),
+        without_answer=train.skipped if train else 0, length=device.config.train.sequence_length,
+    )  # fmt: skip
 
 
 def _add(table: Table, name: str, account: Account) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from fedlora.config.run import DataConfig, LoraSection, RunConfig, ServerConfig, SimulationConfig, TrainConfig
+from fedlora_client.data.account import Account
 from fedlora_server.run.metrics_file import METRICS
 from fedlora_server.run.round_record import RoundRecord
 from fedlora_server.run.run_directory import loss_unit, read_metrics
-from fedlora_simulations.device_accounts import data_accounts
+from fedlora_simulations.device_accounts import DeviceAccount, data_accounts, tell_data
 from fedlora_simulations.report import write_report
 from fedlora_simulations.simulation import rounds_table, simulate
 from rich.console import Console
@@ -157,3 +158,16 @@ def test_one_client_who_never_trained_is_no_clients(tmp_path: Path) -> None:
     record = RoundRecord(0, loss={"a": 3.0}, never_trained_loss={"b": 2.5})
     (tmp_path / METRICS).write_text(json.dumps(record.line()) + "\n")
     assert str(rounds_table(tmp_path).caption).startswith("1 client who never trained: loss 2.5000 to 2.5000")
+
+
+def test_examples_of_all_devices_without_a_token_of_their_answer_are_one_warning() -> None:
+    out = io.StringIO()
+    devices = [
+        DeviceAccount(all=Account(name=name, train=4, left_out=3), without_answer=left_out, length=32)
+        for name, left_out in (("a", 2), ("b", 0), ("c", 1))
+    ]
+    tell_data(devices, Console(file=out, width=80))
+    told = [line for line in out.getvalue().splitlines() if line.startswith("warning:")]
+    assert [line.partition(";")[0] for line in told] == [
+        "warning: 3 of 15 examples left out: no token of the answer is among the first 32"
+    ]

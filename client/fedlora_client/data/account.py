@@ -73,5 +73,15 @@ def chat_notices(windows: Windows) -> Iterator[str]:
         yield f"the base's chat template writes nothing of these fields of messages: {', '.join(windows.unheard):.200}"
 
 
+def left_out_notice(left_out: int, of: int, length: int) -> str:
+    """What of so many examples is not learned, for its answer begins where a window has ended; "" for nothing."""
+    if not left_out:
+        return ""
+    return (
+        f"{left_out} of {counted(of, 'example')} left out: no token of the answer is among the first {length}; raise "
+        "train.sequence_length, or shorten the prompts"
+    )
+
+
 def _within(numbers: Sequence[int], begin: int, end: int) -> int:
     return sum(begin <= number < end for number in numbers)
