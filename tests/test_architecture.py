@@ -61,7 +61,7 @@ ROOMS = {
         "http.api", "commands",
     ),
     "fedlora_simulations": (
-        "datasets", "nodes", "checks", "device_accounts", "device_threads", "grid", "progress",
+        "narrow", "datasets", "nodes", "checks", "device_accounts", "device_threads", "grid", "progress",
         "partition", "reports", "report", "engines",
         "alone", "evaluation", "simulation", "study", "releasing", "soup", "commands",
     ),

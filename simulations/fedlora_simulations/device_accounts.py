@@ -10,10 +10,10 @@ from fedlora.errors import DataError
 from fedlora.terminal import warning
 from fedlora_client.data.account import Account, account, by_file, chat_notices, left_out_notice, notices
 from fedlora_client.device import Device
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fedlora_simulations.narrow import narrow_table
 from fedlora_simulations.nodes import node_configs
 
 _MOST_DEVICES = 20  # of which each is told; of more, those with something that is not learned
@@ -51,7 +51,7 @@ def total_of(accounts: Sequence[DeviceAccount]) -> Account:
 
 def tell_data(accounts: Sequence[DeviceAccount], console: Console, title: str = "data") -> None:
     """Write a table of the examples of each device and file, and what was not read."""
-    table = Table(title=f"{title}: examples", title_justify="left", box=box.SIMPLE_HEAD)
+    table = narrow_table(f"{title}: examples")
     for heading in ("device", *_COLUMNS):
         table.add_column(heading, justify="left" if heading == "device" else "right", overflow="fold")
     shown = [device for device in accounts if len(accounts) <= _MOST_DEVICES or not device.is_whole]

@@ -84,11 +84,15 @@ def make_soup(
             alone[name] = measure(combined_adapter([ingredient], _mean([ingredient], order)))
             tell(f"{name}: {alone[name]:.4f}")
 
+        measured: dict[tuple[str, ...], float] = {}
+
         def of(names: Sequence[str]) -> float:
-            chosen = [ingredients[name] for name in names]
-            loss = measure(combined_adapter(chosen, _mean(chosen, order)))
-            tell(f"{' + '.join(names)}: {loss:.4f}")
-            return loss
+            """The loss of the mean of several, measured and told once."""
+            if tuple(names) not in measured:
+                chosen = [ingredients[name] for name in names]
+                measured[tuple(names)] = measure(combined_adapter(chosen, _mean(chosen, order)))
+                tell(f"{' + '.join(names)}: {measured[tuple(names)]:.4f}")
+            return measured[tuple(names)]
 
         taken = greedily(alone, of) if order.greedy else tuple(ingredients)
         chosen = [ingredients[name] for name in taken]

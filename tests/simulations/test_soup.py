@@ -78,6 +78,8 @@ def test_the_uniform_soup_is_the_mean_of_the_products_and_has_the_loss_that_is_t
 def test_the_greedy_soup_is_no_worse_than_its_best_ingredient_and_is_what_is_written(run: Path, tmp_path: Path) -> None:
     said: list[str] = []
     made = make_soup(SoupOrder(run=run, greedy=True), tmp_path / "made", tell=said.append)
+    told = [line.partition(":")[0] for line in said]
+    assert len(told) == len(set(told)), "each is measured and told once"
     assert made.loss <= min(made.alone.values())
     assert made.taken[0] == min(made.alone, key=made.alone.__getitem__)
     content = read_peft(tmp_path / "made")

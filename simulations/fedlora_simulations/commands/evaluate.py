@@ -92,14 +92,23 @@ def evaluate(
     errors, console = Terminal(stderr=True), Terminal()
     for notice in found.notices:
         errors.print(notice, soft_wrap=True)
+    console.print(_told(found), soft_wrap=True)
     console.print(_table(found))
+    if found.cut_examples or found.left_out_examples:
+        cut = counted(found.cut_examples, "example")
+        console.print(f"{cut} cut to a window, {found.left_out_examples} left out", soft_wrap=True)
 
 
-def _table(found: Evaluation) -> Table:
+def _told(found: Evaluation) -> str:
+    """What was measured, on what, by what."""
     what = f"round {found.server_round} of a run" if found.server_round else found.adapter or "the base alone"
     measured = counted(found.measured, found.unit) if found.unit == "token" else ""
     told = ", ".join(part for part in (counted(found.examples, "example"), measured, found.runtime) if part)
-    table = Table(title=f"{what}: {told}", title_justify="left", box=box.SIMPLE_HEAD)
+    return f"{what}: {told}"
+
+
+def _table(found: Evaluation) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("measure")
     table.add_column("value", justify="right")
     table.add_column("standard error", justify="right")
@@ -110,6 +119,4 @@ def _table(found: Evaluation) -> Table:
             table.add_row(
                 called.format(unit=found.unit), f"{numbers[name]:.4f}", "" if error is None else f"{error:.4f}"
             )
-    if found.cut_examples or found.left_out_examples:
-        table.caption = f"{counted(found.cut_examples, 'example')} cut to a window, {found.left_out_examples} left out"
     return table

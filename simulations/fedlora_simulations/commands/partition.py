@@ -20,13 +20,14 @@ from fedlora.terminal import Terminal
 def partition(scenario: Path, output: Path | None, changes: tuple[str, ...]) -> None:
     """Show who has how much of what in SCENARIO, before anything trains."""
     from fedlora_simulations.checks import check_devices
-    from fedlora_simulations.partition import partition_of, partition_table
+    from fedlora_simulations.partition import partition_of, partition_tables
 
     config = changed(read_scenario(scenario), changes)
     check_devices(config)
     found = partition_of(config)
     console = Terminal()
-    console.print(partition_table(found))
+    for table in partition_tables(found, console.width):
+        console.print(table, "")
     if found.test:
         console.print(f"test set: {counted(found.test, 'example')}, which all devices measure together")
     if output:

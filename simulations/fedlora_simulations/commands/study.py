@@ -58,7 +58,7 @@ def study(file: Path, output: Path, long: bool, table: bool, workers: int) -> No
     console = Terminal()
     if not console.is_terminal:  # a file has room for whole lines
         console.width = max(console.width, 120)
-    for each in console_tables(plan, results):
-        console.print(each)
+    for each in console_tables(plan, results, console.width):
+        console.print(each, "")
     write_plot(plan, results, output)
     click.echo(write_table(plan, results, output))
