@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def test_the_rounds_of_a_long_run_of_many_devices(tmp_path: Path, labels: bool) 
         record = RoundRecord(
             number, devices=50, replies=48, loss={f"d{place}": 3.25 for place in range(49 + (not number))},
             aggregation_error=0.1234, bytes_down=1_234_560_000, bytes_up=1_234_560_000, seconds=1234.5,
-            excluded={"policy-hours": 2} if number else {},
+            excluded=Counter({"policy-hours": 2} if number else {}),
         )  # fmt: skip
         if labels:
             record.scores, record.test = {"accuracy": 0.91}, {"accuracy": 0.87}

@@ -57,7 +57,7 @@ def console_tables(study: Study, results: Results, width: int = 80) -> list[Tabl
     tables = _on_console(width, "all settings", *_overview(study, results))
     for setting in study.settings:
         found = lines(study, results, setting)
-        rows = [
+        rows: list[list[str | Text]] = [
             [name, *(Text(text, style="bold green" if is_best else "") for text, is_best in cells)]
             for name, cells in _rows(found)
         ]
