@@ -46,6 +46,11 @@ def label_windows(
             f"{where}: the base ({shape.model_type}) has no classification head, so it learns no labels; pack a model "
             f"ForSequenceClassification, or {_MAKE_HEAD}"
         )
+    if len(shape.labels) == 1:
+        raise ConfigError(
+            f"{where}: the head has one output, so it is one of regression, and there is no label to learn or to measure; "
+            "take a base or an adapter whose head has two labels or more"
+        )
     if not examples:
         raise DataError(f"{where}: no text to train or measure on; give this device data, or leave it out of the run")
     special = tokenizer.num_special_tokens_to_add(False)

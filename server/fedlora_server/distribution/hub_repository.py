@@ -85,7 +85,8 @@ def _check_newer(repo_id: str, version: int, tags: Iterable[str]) -> None:
         raise ReleaseError(f"{repo_id}: it has a tag v{version} already; make the release again, with a higher version")
     if version < newest:
         raise ReleaseError(
-            f"{repo_id}: it gives out v{newest} already, and this is v{version}; make the release again, with a higher version"
+            f"{repo_id}: it gives out v{newest} already, and this is v{version}; make the release again, with a higher "
+            "version"
         )
 
 

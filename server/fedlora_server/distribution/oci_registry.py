@@ -65,7 +65,7 @@ class Registry:
             if there is not None:
                 if not isinstance(there, dict):
                     raise ReleaseError(
-                        f"{target}: under this tag the registry answers with {type(there).__name__}, not with a JSON object; "
+                        f"{target}: the registry answers with {type(there).__name__}, not with a JSON object; "
                         "expected a manifest: is a registry of the Open Container Initiative there?"
                     )
                 if there.get("layers") != manifest["layers"]:

@@ -143,7 +143,9 @@ def test_what_answers_with_anything_but_an_object_is_told(base: BasePack, tmp_pa
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         registry = Registry(f"127.0.0.1:{server.server_port}/tone", plain=True)
-        with pytest.raises(ReleaseError, match="not with a JSON object; expected a manifest|cannot be pushed to: JSON"):
+        with pytest.raises(
+            ReleaseError, match=r"not with a JSON object; expected a manifest|cannot be pushed to: JSON"
+        ):
             registry.publish(tmp_path / "r", [KEY.public])
         server.shutdown()
 
