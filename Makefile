@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 # The folders with code: what is formatted, linted and type-checked.
 CODE := core client server export serve simulations tests benchmarks tools
 
+# Python keeps what it has compiled, whatever a shell says: tests start hundreds of processes.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup demo test check format integration slow page aarch64 faults soak fuzz lock audit release clean
 
 setup: $(VENV)/.ready

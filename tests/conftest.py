@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 # Tests run side by side with whatever else a machine does: one thread each is steady, and nothing here is large.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # some tests import it before our packages do
+
+# What is imported and collected stays: a collection of garbage that goes through all of it takes most of a second, and some
+# tests ask for hundreds. None while tests are collected; after that only what came since is gone through.
+gc.disable()
 
 # The same examples on every run, and no deadline: a busy machine fails no test.
 settings.register_profile("steady", deadline=None, derandomize=True, database=None)
@@ -61,6 +66,12 @@ def at_rest_key(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
     monkeypatch.setenv(VARIABLE, f"file:{path}")
     monkeypatch.setattr(at_rest, "_keys", {})
     return made
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
