@@ -24,6 +24,9 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # some tests import it befo
 # tests ask for hundreds. None while tests are collected; after that only what came since is gone through.
 gc.disable()
 
+# Nothing loses its power here, and a disk takes milliseconds each time: what is synced, and when, has tests of its own.
+os.fsync = lambda fd: None
+
 # The same examples on every run, and no deadline: a busy machine fails no test.
 settings.register_profile("steady", deadline=None, derandomize=True, database=None)
 settings.load_profile("steady")

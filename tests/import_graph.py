@@ -42,10 +42,21 @@ def _names(node: ast.AST, package: str) -> Iterator[str]:
         above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
         origin = ".".join([*above, *([node.module] if node.module else [])])
         yield from (f"{origin}.{alias.name}" for alias in node.names)
-    elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("import_module", "importlib.import_module"):
+    elif isinstance(node, ast.Call) and _is_import_module(node.func):
         name = node.args[0]
         if isinstance(name, ast.Constant):
             yield str(name.value)
+
+
+def _is_import_module(function: ast.expr) -> bool:
+    """Whether it is `import_module` or `importlib.import_module`."""
+    if isinstance(function, ast.Attribute):
+        return (
+            function.attr == "import_module"
+            and isinstance(function.value, ast.Name)
+            and function.value.id == "importlib"
+        )
+    return isinstance(function, ast.Name) and function.id == "import_module"
 
 
 def modules_of(package: Path) -> dict[str, Path]:

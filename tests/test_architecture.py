@@ -5,12 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from tests.import_graph import circle_in, graph_of, imports_in, modules_of, out_of_order
+from tests.import_graph import Graph, circle_in, graph_of, imports_in, modules_of, out_of_order
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -99,6 +100,7 @@ def folder_of(package: str) -> Path:
     return ROOT / PACKAGES[package] / package
 
 
+@cache
 def imports_of(package: str) -> list[tuple[str, str]]:
     """("file:line", top-level name) of every import in a package."""
     return [
@@ -106,6 +108,11 @@ def imports_of(package: str) -> list[tuple[str, str]]:
         for path in modules_of(folder_of(package)).values()
         for found in imports_in(path.read_text(encoding="utf-8"), package)
     ]
+
+
+@cache
+def graph(package: str) -> Graph:
+    return graph_of(folder_of(package))
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -127,7 +134,7 @@ def test_a_role_imports_no_tests_and_no_benchmarks(package: str) -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_room_imports_itself_and_the_rooms_below_it(package: str) -> None:
-    assert out_of_order(graph_of(folder_of(package)), ROOMS[package]) == []
+    assert out_of_order(graph(package), ROOMS[package]) == []
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -137,7 +144,7 @@ def test_every_room_is_there(package: str) -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_modules_import_each_other_in_a_circle(package: str) -> None:
-    assert circle_in(graph_of(folder_of(package))) == []
+    assert circle_in(graph(package)) == []
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.documents import PROJECT, blocks, run, run_shell
+from tests.documents import blocks, run, run_shell, write_beginning
 
 PYTHON = blocks("docs/export.md", "python")
 
@@ -16,7 +16,7 @@ PYTHON = blocks("docs/export.md", "python")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """(a folder with what the commands make, what the last of them wrote)"""
     folder = tmp_path_factory.mktemp("docs")
-    (folder / "README.md").symlink_to(PROJECT / "README.md")
+    write_beginning(folder / "README.md")
     (commands,) = blocks("docs/export.md", "sh")
     output = run_shell(commands, folder, tmp_path_factory)
     return folder, output[output.rindex("def main(") :].strip()

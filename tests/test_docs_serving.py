@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.documents import ENVIRONMENT, PROJECT, blocks, run, run_shell
+from tests.documents import ENVIRONMENT, PROJECT, blocks, run, run_shell, write_beginning
 
 TEXT = (PROJECT / "docs" / "serving.md").read_text(encoding="utf-8")
 SHELL, PYTHON, TOML = (blocks("docs/serving.md", language) for language in ("sh", "python", "toml"))
@@ -22,7 +22,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with what the first commands make."""
     folder = tmp_path_factory.mktemp("docs")
     for name in ("README.md", "CHANGELOG.md"):
-        (folder / name).symlink_to(PROJECT / name)
+        write_beginning(folder / name, name)
     run_shell(SHELL[0], folder, tmp_path_factory)
     return folder
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.documents import PROJECT, blocks, run, run_shell
+from tests.documents import PROJECT, blocks, run, run_shell, write_beginning
 
 SCENARIO = Path("simulations", "scenarios", "demo.toml")
 
@@ -15,7 +15,7 @@ SCENARIO = Path("simulations", "scenarios", "demo.toml")
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with what the first steps need of a checkout; of the demo's eight devices, the first two."""
-    (tmp_path / "README.md").symlink_to(PROJECT / "README.md")
+    write_beginning(tmp_path / "README.md")
     scenario = (PROJECT / SCENARIO).read_text(encoding="utf-8")
     assert scenario.count("\ndevices = 8\n") == 1
     (tmp_path / SCENARIO).parent.mkdir(parents=True)

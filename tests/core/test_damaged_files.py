@@ -28,7 +28,7 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Target]:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_a_damaged_file_is_refused_by_us_or_read_as_something_sound(
     targets: Mapping[str, Target], name: str, seed: int

@@ -36,12 +36,6 @@ def play(tiny_base: BasePack, tmp_path: Path) -> Player:
     return Player(tiny_base, tmp_path / "runs")
 
 
-@pytest.fixture
-def without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nothing loses its power; the tests of a killed server do wait."""
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
-
-
 @pytest.fixture(params=CONFIGS.values(), ids=list(CONFIGS))
 def lora(request: pytest.FixtureRequest) -> LoraConfig:
     value: LoraConfig = request.param

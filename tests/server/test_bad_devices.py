@@ -25,8 +25,6 @@ from tests.server.fake_grid import (
 )
 from tests.server.method_cases import METHOD_NAMES
 
-pytestmark = pytest.mark.usefixtures("without_waiting_for_the_disk")
-
 
 @pytest.fixture(scope="module")
 def sound_runs() -> dict[str, dict[int, Adapter]]:

@@ -20,8 +20,6 @@ from tests.server.fake_grid import (
     training_reply,
 )
 
-pytestmark = pytest.mark.usefixtures("without_waiting_for_the_disk")
-
 
 def test_round_0_measures_the_base_and_trains_nobody(play: Player) -> None:
     played = play.soundly(honest(1, 2, 3), rounds=1)

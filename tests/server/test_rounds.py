@@ -34,8 +34,6 @@ from tests.server.fake_grid import (
 from tests.server.method_cases import METHOD_NAMES
 from tests.tiny.checkpoints import tree
 
-pytestmark = pytest.mark.usefixtures("without_waiting_for_the_disk")
-
 
 def test_below_the_least_devices_the_run_ends_with_the_numbers_and_the_last_adapter_stays(play: Player) -> None:
     devices = honest(1, 2) | {

@@ -18,7 +18,6 @@ from tests.server.fake_grid import (
     honest,
 )
 
-pytestmark = pytest.mark.usefixtures("without_waiting_for_the_disk")
 DRAWN_IDS = (17, 4_611_686_018_427_387_905, 2**63 + 1, 2**63 + 2, 18_446_744_073_709_551_557)
 
 

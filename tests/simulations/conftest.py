@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 from fedlora.base.pack import BasePack
 from fedlora.cli import commands
+from fedlora_simulations.reports import drawing
+from fedlora_simulations.reports.charts import Chart
 
 TINY = """
 name = "tiny"
@@ -60,13 +63,18 @@ def simulator(base: BasePack, tmp_path_factory: pytest.TempPathFactory) -> Simul
     return Simulator(tmp_path_factory.mktemp("simulate"), base)
 
 
-@pytest.fixture
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For runs of which nobody looks at the report: its pictures take as long as the training."""
-    monkeypatch.setattr("fedlora_simulations.simulation.write_report", lambda run: None)
-
-
 @pytest.fixture(scope="session")
 def tiny_run(simulator: Simulator) -> tuple[Path, Result]:
     """One finished run of the tiny scenario."""
     return simulator("finished")
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report has eight pictures, a second's work: they are drawn where reports are tested, and by the documents' runs."""
+
+    def described(chart: Chart, width: int = 0, **_: object) -> str:
+        return f'<svg width="{width}"><desc>{html.escape(repr(chart))}</desc></svg>'
+
+    if request.path.parent.name != "reports" and not request.node.get_closest_marker("browser"):
+        monkeypatch.setattr(drawing, "svg", described)

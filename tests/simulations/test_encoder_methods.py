@@ -22,7 +22,6 @@ from tests.client.encoder.test_training import records, written
 from tests.server.method_cases import METHODS, ROBUST
 from tests.tiny.encoders import LABELS, save_encoder_pack
 
-pytestmark = pytest.mark.usefixtures("no_report")
 DEVICES = len(LABELS)
 HEADS = ("classifier", "pooler")
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 from tests.tiny.llamas import Packs, Variant
 
 
-@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("method", ["svd", "stack", "fedex", "fedsa"])
 def test_a_federation_trains_and_publishes_the_layers_that_were_chosen(
     simulator: Simulator, packs: Packs, method: str

@@ -31,8 +31,6 @@ from tests.simulations.conftest import Simulator
 from tests.tiny.encoders import encoder_pack
 from tests.tiny.releases import committed_run
 
-pytestmark = pytest.mark.usefixtures("no_report")
-
 
 @pytest.fixture(scope="module")
 def run(simulator: Simulator) -> Path:

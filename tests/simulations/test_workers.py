@@ -20,9 +20,8 @@ def left(run: Path) -> tuple[str, list[str]]:
     return digest.hexdigest(), [repr(record) for record in records]
 
 
-@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("method", ["svd", "fedavg", "fedex"])
 def test_a_run_is_the_same_with_any_number_of_workers(simulator: Simulator, method: str) -> None:
-    changes = (f"server.method={method}", "simulation.devices=5", "train.steps=1", "data.max_bytes=1000")
-    runs = [simulator(f"{method}-by-{workers}", *changes, workers=workers)[0] for workers in (1, 2, 4)]
+    changes = (f"server.method={method}", "simulation.devices=4", "train.steps=1", "data.max_bytes=1000")
+    runs = [simulator(f"{method}-by-{workers}", *changes, workers=workers)[0] for workers in (1, 2, 3)]
     assert left(runs[0]) == left(runs[1]) == left(runs[2])

@@ -68,8 +68,9 @@ def read_checked_graph(graph: Path, base: BasePack, profile: Profile, accuracy_l
     except OSError as error:
         raise GraphError(f"{where}: not the graph of this base: {error.strerror}; export it again") from None
     got = read_graph(content, where, max_fields=_MORE_PARTS * parts)
-    takes_head = any(signature.name in base.model.head_inputs() for signature in got.inputs)
-    if not takes_head:  # as earlier versions wrote it
+    heads = base.model.head_inputs()
+    takes_head = any(signature.name in heads for signature in got.inputs)
+    if heads and not takes_head:  # as earlier versions wrote it
         expected = build_graph(base, profile, accuracy_level, takes_head=False)
     check_same_graph(got, expected, where)
     return CheckedGraph(content=content, facts=_facts(got, base, profile, takes_head=takes_head))

@@ -17,36 +17,48 @@ def _refused(**numbers: int) -> dict[int, Field]:
     return {number: Field(name, "refused") for name, number in numbers.items()}
 
 
-_MODEL: Message = {
-    1: Field("ir_version", "number"),
-    2: Field("producer_name", "text"),
-    7: Field("graph", "message"),
-    8: Field("opset_import", "message", is_list=True),
-    14: Field("metadata_props", "message", is_list=True),
-    **_refused(
-        producer_version=3, domain=4, model_version=5, doc_string=6, training_info=20, functions=25, configuration=26
-    ),
-}
-_GRAPH: Message = {
-    1: Field("node", "message", is_list=True),
-    2: Field("name", "text"),
-    5: Field("initializer", "message", is_list=True),
-    11: Field("input", "message", is_list=True),
-    12: Field("output", "message", is_list=True),
-    13: Field("value_info", "message", is_list=True),
-    **_refused(doc_string=10, quantization_annotation=14, sparse_initializers=15, metadata_props=16),
-}
-_NODE: Message = {
-    1: Field("input", "text", is_list=True),
-    2: Field("output", "text", is_list=True),
-    3: Field("name", "text"),
-    4: Field("op_type", "text"),
-    5: Field("attribute", "message", is_list=True),
-    7: Field("domain", "text"),
-    **_refused(doc_string=6, overload=8, metadata_props=9, device_configurations=10),
-}
+_MODEL = Message(
+    {
+        1: Field("ir_version", "number"),
+        2: Field("producer_name", "text"),
+        7: Field("graph", "message"),
+        8: Field("opset_import", "message", is_list=True),
+        14: Field("metadata_props", "message", is_list=True),
+        **_refused(
+            producer_version=3,
+            domain=4,
+            model_version=5,
+            doc_string=6,
+            training_info=20,
+            functions=25,
+            configuration=26,
+        ),
+    }
+)
+_GRAPH = Message(
+    {
+        1: Field("node", "message", is_list=True),
+        2: Field("name", "text"),
+        5: Field("initializer", "message", is_list=True),
+        11: Field("input", "message", is_list=True),
+        12: Field("output", "message", is_list=True),
+        13: Field("value_info", "message", is_list=True),
+        **_refused(doc_string=10, quantization_annotation=14, sparse_initializers=15, metadata_props=16),
+    }
+)
+_NODE = Message(
+    {
+        1: Field("input", "text", is_list=True),
+        2: Field("output", "text", is_list=True),
+        3: Field("name", "text"),
+        4: Field("op_type", "text"),
+        5: Field("attribute", "message", is_list=True),
+        7: Field("domain", "text"),
+        **_refused(doc_string=6, overload=8, metadata_props=9, device_configurations=10),
+    }
+)
 _FLOAT, _INT, _STRING, _INTS = 1, 2, 3, 7
-_ATTRIBUTE: Message = {
+_ATTRIBUTE = Message({
     1: Field("name", "text"),
     2: Field("f", "float"),
     3: Field("i", "number"),
@@ -57,9 +69,9 @@ _ATTRIBUTE: Message = {
         tensor=5, graph=6, floats=7, strings=9, tensors=10, graphs=11, doc_string=13, type_proto=14, type_protos=15,
         ref_attr_name=21, sparse_tensor=22, sparse_tensors=23,
     ),
-}  # fmt: skip
+})  # fmt: skip
 _VALUES = {_FLOAT: "f", _INT: "i", _STRING: "s", _INTS: "ints"}
-_TENSOR: Message = {
+_TENSOR = Message({
     1: Field("dims", "number", is_list=True),
     2: Field("data_type", "number"),
     8: Field("name", "text"),
@@ -70,21 +82,23 @@ _TENSOR: Message = {
         segment=3, float_data=4, int32_data=5, string_data=6, int64_data=7, double_data=10, uint64_data=11,
         doc_string=12, metadata_props=16,
     ),
-}  # fmt: skip
+})  # fmt: skip
 _EXTERNAL = 1
 _MAX_DIGITS = 18
-_ENTRY: Message = {1: Field("key", "text"), 2: Field("value", "text")}
-_OPSET: Message = {1: Field("domain", "text"), 2: Field("version", "number")}
-_SIGNATURE: Message = {
+_ENTRY = Message({1: Field("key", "text"), 2: Field("value", "text")})
+_OPSET = Message({1: Field("domain", "text"), 2: Field("version", "number")})
+_SIGNATURE = Message({
     1: Field("name", "text"), 2: Field("type", "message"), **_refused(doc_string=3, metadata_props=4),
-}  # fmt: skip
-_TYPE: Message = {
-    1: Field("tensor_type", "message"),
-    **_refused(sequence_type=4, map_type=5, denotation=6, opaque_type=7, sparse_tensor_type=8, optional_type=9),
-}
-_TENSOR_TYPE: Message = {1: Field("elem_type", "number"), 2: Field("shape", "message")}
-_SHAPE: Message = {1: Field("dim", "message", is_list=True)}
-_DIM: Message = {1: Field("dim_value", "number"), 2: Field("dim_param", "text"), **_refused(denotation=3)}
+})  # fmt: skip
+_TYPE = Message(
+    {
+        1: Field("tensor_type", "message"),
+        **_refused(sequence_type=4, map_type=5, denotation=6, opaque_type=7, sparse_tensor_type=8, optional_type=9),
+    }
+)
+_TENSOR_TYPE = Message({1: Field("elem_type", "number"), 2: Field("shape", "message")})
+_SHAPE = Message({1: Field("dim", "message", is_list=True)})
+_DIM = Message({1: Field("dim_value", "number"), 2: Field("dim_param", "text"), **_refused(denotation=3)})
 
 
 def read_graph(content: bytes, where: str, *, max_fields: int) -> Graph:

@@ -31,7 +31,26 @@ class Field:
     is_list: bool = False
 
 
-Message = Mapping[int, Field]  # {number: field}
+_NOTHING: Mapping[Kind, Any] = {
+    "number": 0,
+    "float": 0.0,
+    "text": "",
+    "bytes": memoryview(b""),
+    "message": memoryview(b""),
+}
+
+
+class Message(dict[int, Field]):
+    """{number: field} of a kind of message, and what a message of it holds that has no field."""
+
+    def __init__(self, fields: Mapping[int, Field]) -> None:
+        super().__init__(fields)
+        self.lists = tuple(field.name for field in fields.values() if field.is_list)
+        self.nothing = {
+            field.name: _NOTHING[field.kind]
+            for field in fields.values()
+            if field.kind != "refused" and not field.is_list
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +63,7 @@ class MessageReader:
     def read(self, data: memoryview, message: Message, what: str) -> dict[str, Any]:
         """{field: value} of all fields of the message; 0, "" or nothing of one that is not there; messages stay bytes.
         `present` names the fields that are there."""
-        values: dict[str, Any] = {
-            field.name: []
-            if field.is_list
-            else {"number": 0, "float": 0.0, "text": ""}.get(field.kind, memoryview(b""))
-            for field in message.values()
-            if field.kind != "refused"
-        }
+        values: dict[str, Any] = {**message.nothing, **{name: [] for name in message.lists}}
         present = values["present"] = set[str]()
         for count, (number, wire_type, value) in enumerate(self._fields(data, what)):
             if count >= self.max_fields:

@@ -38,7 +38,7 @@ def whole(tokenizer: Tokenizer, text: str) -> Encoding:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(words=LONG)
 def test_the_tokens_of_pieces_are_those_of_the_whole_text(
     opened: Callable[[str], Tokenizer], kind: str, words: list[str]
@@ -56,7 +56,7 @@ def test_the_tokens_of_pieces_are_those_of_the_whole_text(
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_a_text_of_several_pieces_of_their_own_size_too(opened: Callable[[str], Tokenizer], kind: str) -> None:
     chance = random.Random(3)
-    text = "".join(chance.choice(WORDS) for _ in range(70_000))
+    text = "".join(chance.choice(WORDS) for _ in range(70_000))[: 3 * tokenizer_module.PIECE + 1000]
     assert len(text) > 3 * tokenizer_module.PIECE
     expected = whole(opened(kind), text)
     tokens = encoded(opened(kind), text)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from torch import Tensor
 from tests.client.train_cases import windows_of
 from tests.reference import dense as dense_reference
 from tests.reference.agreement import assert_close
-from tests.reference.dense import Problem, random_problem, reference_gradients
+from tests.reference.dense import Gradients, Problem, random_problem, reference_gradients
 from tests.reference.oracles import oracle, peft_oracle
 from tests.tiny.adapters import random_adapter
 from tests.tiny.families import FAMILIES, WINDOW, family_pack
@@ -87,22 +88,36 @@ def computed(ops: Ops) -> Compute:
     return Compute(torch.device("cpu"), torch.float32, ops)
 
 
+@cache
+def transformers_logits(family: str) -> Tensor:  # [S, T, V]
+    base = family_pack(family)
+    with torch.no_grad():
+        return logits_of(oracle(base), problem_of(base))
+
+
+@cache
+def pefts_gradients(family: str) -> tuple[Tensor, Gradients]:
+    """(losses, gradients) of transformers and PEFT."""
+    base = family_pack(family)
+    problem = problem_of(base)
+    model, parameters = peft_oracle(base, random_adapter(base))
+    losses = losses_of(logits_of(model, problem), problem)
+    (problem.row_scale * losses).sum().backward()  # type: ignore[no-untyped-call]
+    return losses.detach(), {module: (A.grad, B.grad) for module, (A, B) in parameters.items()}
+
+
 @each_family
 def test_logits_of_packed_examples_equal_those_of_transformers_one_by_one(family: str, ops: Ops) -> None:
     base = family_pack(family)
     problem = problem_of(base)
-    with torch.no_grad():
-        expected = logits_of(oracle(base), problem)
-    assert_close(Decoder(base, computed(ops)).logits(problem.tokens, starts=problem.starts), expected)
+    logits = Decoder(base, computed(ops)).logits(problem.tokens, starts=problem.starts)
+    assert_close(logits, transformers_logits(family))
 
 
 @each_family
 def test_the_dense_reference_equals_transformers(family: str) -> None:
     base = family_pack(family)
-    problem = problem_of(base)
-    with torch.no_grad():
-        expected = logits_of(oracle(base), problem)
-    assert_close(dense_reference.reference_logits(base, problem, None)[0], expected)
+    assert_close(dense_reference.reference_logits(base, problem_of(base), None)[0], transformers_logits(family))
 
 
 @pytest.mark.parametrize(("family", "without"), VARIATIONS)
@@ -124,19 +139,16 @@ def test_every_variation_of_a_family_counts(family: str, without: dict[str, Any]
 def test_lora_losses_and_gradients_equal_pefts(family: str, ops: Ops, kept_blocks: int) -> None:
     base = family_pack(family)
     problem, adapter = problem_of(base), random_adapter(base)
-    model, parameters = peft_oracle(base, adapter)
-    expected = losses_of(logits_of(model, problem), problem)
-    (problem.row_scale * expected).sum().backward()  # type: ignore[no-untyped-call]
-
+    expected, expected_gradients = pefts_gradients(family)
     decoder = Decoder(base, computed(ops))
     lora, space = decoder.lora(adapter), decoder.workspace()
     memory_plan = MemoryPlan(kept_blocks=kept_blocks, chunk_rows=16)
     losses = decoder.add_gradients(*problem, lora, space, memory_plan)
     assert_close(losses, expected)
-    assert lora.gradients().keys() == parameters.keys() == base.shape.linear_modules().keys()
+    assert lora.gradients().keys() == expected_gradients.keys() == base.shape.linear_modules().keys()
     for module, gradients in lora.gradients().items():
-        for mine, theirs in zip(gradients, parameters[module], strict=True):
-            assert_close(mine, theirs.grad)
+        for mine, theirs in zip(gradients, expected_gradients[module], strict=True):
+            assert_close(mine, theirs)
 
 
 @each_family

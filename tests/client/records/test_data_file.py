@@ -12,6 +12,7 @@ import tarfile
 import tracemalloc
 import zipfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,12 @@ def test_a_file_that_is_compressed_twice_is_refused(tmp_path: Path) -> None:
         read_file(tmp_path / "data.jsonl.gz", FieldNames())
 
 
+@cache
+def expanding(compression: str) -> bytes:
+    """A compressed file of 32 MB of spaces."""
+    return COMPRESS[compression]((b" " * 1023 + b"\n") * (1 << 15))
+
+
 @pytest.mark.parametrize("name", ["bomb.jsonl", "bomb.txt", "bomb.json", "bomb.csv"])
 @pytest.mark.parametrize("compression", [".gz", ".bz2", ".xz"])
 def test_a_file_that_expands_without_end_is_refused_in_little_memory(
@@ -141,7 +148,7 @@ def test_a_file_that_expands_without_end_is_refused_in_little_memory(
 ) -> None:
     monkeypatch.setattr(byte_source, "_FREE_BYTES", 1 << 21)
     file = tmp_path / f"{name}{compression}"
-    file.write_bytes(COMPRESS[compression]((b" " * 1023 + b"\n") * (1 << 15)))
+    file.write_bytes(expanding(compression))
     tracemalloc.start()
     try:
         with pytest.raises(DataError, match="bytes that expand to more than"):

@@ -12,6 +12,7 @@ import signal
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import FrameType
 
@@ -73,16 +74,18 @@ def deep(path: Path) -> None:
     path.write_bytes(b"[" * 5_000_000)
 
 
+@cache
+def expanding(byte: bytes) -> bytes:
+    """A gzip file of 64 MB of one byte."""
+    return gzip.compress(byte * (64 << 20))
+
+
 def bomb(path: Path) -> None:
-    with gzip.open(path, "wb") as file:
-        for _ in range(64):
-            file.write(b"a" * (1 << 20))
+    path.write_bytes(expanding(b"a"))
 
 
 def bomb_of_zeros(path: Path) -> None:
-    with gzip.open(path, "wb") as file:
-        for _ in range(64):
-            file.write(bytes(1 << 20))
+    path.write_bytes(expanding(b"\0"))
 
 
 # What is a sound text, whatever else it looks like.

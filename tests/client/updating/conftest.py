@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -72,15 +74,30 @@ class Fleet:
         return replace(self, settings=replace(self.settings, **changed))
 
 
-@pytest.fixture
-def fleet(tmp_path: Path, base: BasePack) -> Iterator[Fleet]:
-    repository = Repository(tmp_path / "repo", tmp_path / "keys")
-    root = tmp_path / "pinned.json"
-    root.write_bytes(repository.init().read_bytes())
-    KEY.public.write(tmp_path / "release.pub")
+@contextmanager
+def fleet_in(folder: Path, base: BasePack) -> Iterator[Fleet]:
+    """What lies in a folder, given out as long as the block runs."""
+    repository = Repository(folder / "repo", folder / "keys")
     with given_out(repository.path) as server:
         settings = UpdateSettings(
-            url=server.url, name="tone", root=root, keys=(tmp_path / "release.pub",), base=str(base.directory),
-            model=str(base.directory), folder=tmp_path / "releases", timeout_s=20, watch_s=0,
+            url=server.url, name="tone", root=folder / "pinned.json", keys=(folder / "release.pub",),
+            base=str(base.directory), model=str(base.directory), folder=folder / "releases", timeout_s=20, watch_s=0,
         )  # fmt: skip
-        yield Fleet(tmp_path, base, repository, settings, server)
+        yield Fleet(folder, base, repository, settings, server)
+
+
+@pytest.fixture(scope="session")
+def new_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a repository that gives nothing out yet, its keys and what a device pins: to be copied."""
+    folder = tmp_path_factory.mktemp("fleet")
+    root = Repository(folder / "repo", folder / "keys").init()
+    (folder / "pinned.json").write_bytes(root.read_bytes())
+    KEY.public.write(folder / "release.pub")
+    return folder
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, new_repository: Path, base: BasePack) -> Iterator[Fleet]:
+    shutil.copytree(new_repository, tmp_path, symlinks=True, dirs_exist_ok=True)
+    with fleet_in(tmp_path, base) as made:
+        yield made

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import SimpleHTTPRequestHandler
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterError, FedloraError, ReleaseError, SignatureError
 from fedlora.files.tensor_file import TensorFile
 from fedlora.identity.keys import SigningKey
@@ -28,19 +29,30 @@ from fedlora_server.distribution.repository import Repository
 from fedlora_server.distribution.role_keys import key_path, new_key, read_key
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
-from tests.client.updating.conftest import KEY, Fleet
+from tests.client.updating.conftest import KEY, Fleet, fleet_in
 from tests.tiny.checkpoints import tree
 
 WEIGHTS = "adapter_model.safetensors"
 
 
+@pytest.fixture(scope="module")
+def two_versions(tmp_path_factory: pytest.TempPathFactory, new_repository: Path, base: BasePack) -> Path:
+    """The folder of a device with version 1 in use, and version 2 in the repository: to be copied."""
+    folder = tmp_path_factory.mktemp("two-versions") / "fleet"
+    shutil.copytree(new_repository, folder, symlinks=True)
+    with fleet_in(folder, base) as fleet:
+        fleet.publish(1)
+        fleet.update()
+        fleet.publish(2)
+    return folder
+
+
 @pytest.fixture
-def device(fleet: Fleet) -> Fleet:
-    """A device with version 1 in use, and version 2 in the repository."""
-    fleet.publish(1)
-    fleet.update()
-    fleet.publish(2)
-    return fleet
+def device(tmp_path: Path, two_versions: Path, base: BasePack) -> Iterator[Fleet]:
+    """Such a device of the test's own."""
+    shutil.copytree(two_versions, tmp_path, symlinks=True, dirs_exist_ok=True)
+    with fleet_in(tmp_path, base) as fleet:
+        yield fleet
 
 
 def unchanged(device: Fleet, told: str, kind: type[FedloraError] = ReleaseError) -> None:

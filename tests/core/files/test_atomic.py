@@ -25,6 +25,25 @@ def test_a_file_appears_when_its_block_ends(tmp_path: Path) -> None:
     assert tree(tmp_path) == {"x": b"new"}
 
 
+def test_what_appears_is_on_the_disk_before_and_its_name_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = list[str]()
+    replace = os.replace
+
+    def synced(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        done.append("the folder" if path == tmp_path else path.read_text() if path.is_file() else path.name)
+
+    def renamed(old: str | Path, new: str | Path) -> None:
+        done.append("renamed")
+        replace(old, new)
+
+    monkeypatch.setattr("os.fsync", synced)
+    monkeypatch.setattr("os.replace", renamed)
+    with whole_file(tmp_path / "x") as aside:
+        aside.write_text("new")
+    assert done == ["new", "renamed", "the folder"]
+
+
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     write_text(tmp_path / "x", "old and longer")
     write_text(tmp_path / "x", "new é")

@@ -274,7 +274,7 @@ def test_a_listing_without_end_takes_no_more_than_its_memory_and_its_time(
 ) -> None:
     monkeypatch.setattr(hub_module, "_LISTING_MEMORY", 320 << 20)
     with (
-        lying_hub(monkeypatch, tmp_path, [b" " * (400 << 20)]),
+        lying_hub(monkeypatch, tmp_path, [b" " * (330 << 20)]),
         pytest.raises(HubSilentError, match=r"it sends what takes more than 320 MB of memory"),
     ):
         hub_module._listing("someone/it", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,10 +84,17 @@ def base(packs: Packs) -> BasePack:
     return packs(UNTIED)
 
 
+@pytest.fixture(scope="module")
+def as_saved(packs: Packs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What PEFT saved, to be copied."""
+    folder = tmp_path_factory.mktemp("as-saved") / "peft"
+    saved(oracle(packs(UNTIED)), folder, {})
+    return folder
+
+
 @pytest.fixture
-def directory(base: BasePack, tmp_path: Path) -> Path:
-    saved(oracle(base), tmp_path / "peft", {})
-    return tmp_path / "peft"
+def directory(as_saved: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(as_saved, tmp_path / "peft"))
 
 
 @pytest.mark.parametrize("adapter_name", ["default", "mine"])
@@ -284,7 +292,11 @@ NAMED: tuple[tuple[dict[str, Any], str], ...] = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", range(40))
+# Of forty draws those that have every option, name, place and dtype that the forty have.
+DRAWS = (0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 14, 15, 17, 19, 20, 22, 23, 26, 27, 32, 34, 35)
+
+
+@pytest.mark.parametrize("seed", DRAWS)
 def test_whatever_peft_saves_is_read_as_peft_loads_it_or_refused_by_name(
     packs: Packs, tmp_path: Path, seed: int
 ) -> None:

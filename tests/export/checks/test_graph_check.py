@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +88,27 @@ def files_of(folder: Path) -> dict[str, str]:
     return {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
+@pytest.fixture(scope="module")
+def good(packs: Packs, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Variant], Path]:
+    """The folder of a variant with the graph that belongs to it: to be copied."""
+    return cache(lambda variant: export_base(packs(variant), tmp_path_factory.mktemp("good") / "model")[0].path.parent)
+
+
 @pytest.mark.parametrize("name", ALL)
-def test_a_wrong_graph_is_caught_and_leaves_no_file(
-    packs: Packs, tmp_path: Path, monkeypatch: Patch, name: str
+def test_a_wrong_graph_is_caught_and_the_good_one_stays(
+    good: Callable[[Variant], Path], tmp_path: Path, monkeypatch: Patch, name: str
 ) -> None:
     variant, sabotage = ALL[name]
+    shutil.copytree(good(variant), tmp_path / "model")
+    before = files_of(tmp_path)
+    sabotage(monkeypatch)
+    with pytest.raises(GraphError, match=r"decoder\.onnx.*(differ|does not run|does not load|not finite)"):
+        export_base(open_pack(tmp_path / "model"))
+    assert files_of(tmp_path) == before
+
+
+def test_a_wrong_graph_leaves_no_file(packs: Packs, tmp_path: Path, monkeypatch: Patch) -> None:
+    variant, sabotage = ALL["k-and-v-swapped"]
     base = packs(variant)
     graph = export_base(base, tmp_path / "model")[0].path
     own = open_pack(graph.parent)

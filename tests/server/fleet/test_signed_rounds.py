@@ -23,11 +23,6 @@ FIRST = 7
 AT = "2026-12-01T00:00:00Z"
 
 
-@pytest.fixture(autouse=True)
-def without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedlora.files.atomic._sync", lambda path: None)
-
-
 @pytest.fixture
 def fleet(play: Player, tmp_path: Path) -> SignedFleet:
     return SignedFleet(play.base, tmp_path, rounds=2)

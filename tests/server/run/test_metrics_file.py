@@ -19,8 +19,6 @@ from flwr.app import Message
 from tests.server.fake_grid import Device, FakeGrid, Honest, Played, Player
 from tests.server.run.stopped_runs import ROUNDS, Runs, Stopped, devices, left, stop
 
-pytestmark = pytest.mark.usefixtures("without_waiting_for_the_disk")
-
 
 def lines_of(run: Path) -> list[str]:
     return (run / "metrics.jsonl").read_text().splitlines(keepends=True)

@@ -23,8 +23,6 @@ from tests.server.fake_grid import FakeGrid, Played, Player
 from tests.server.run.stopped_runs import Runs
 from tests.tiny.checkpoints import tree
 
-pytestmark = pytest.mark.usefixtures("without_waiting_for_the_disk")
-
 
 def test_a_run_of_another_configuration_is_refused_with_every_key_and_both_values(runs: Runs) -> None:
     stopped = runs.stopped(RunDirectory, "add_metrics", 2)

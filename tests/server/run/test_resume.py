@@ -24,7 +24,6 @@ from tests.server.method_cases import METHODS
 from tests.server.run.stopped_runs import PLAIN, ROUNDS, Runs, devices, left
 from tests.tiny.checkpoints import tree
 
-pytestmark = pytest.mark.usefixtures("without_waiting_for_the_disk")
 CASES = {
     **{method: (method, PLAIN) for method in METHODS},
     **{

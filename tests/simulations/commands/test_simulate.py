@@ -128,7 +128,6 @@ def test_the_report_of_a_run_shows_its_pictures_every_device_and_the_versions(ti
     assert "http://" not in text.replace("http://www.w3.org/", ""), "the report loads nothing"
 
 
-@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize(("method", "changes"), [*((method, []) for method in sorted(METHODS)), ("svd", ["base=nano"])])
 def test_the_same_scenario_twice_gives_the_same_adapters_bit_for_bit(
     simulator: Simulator, method: str, changes: list[str]
@@ -143,7 +142,6 @@ def test_the_same_scenario_twice_gives_the_same_adapters_bit_for_bit(
     assert set(last["loss"]) == set(base["loss"])
 
 
-@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("method", ["svd", "stack", "hetlora", "raflora"])
 def test_devices_of_several_ranks_train_together(simulator: Simulator, method: str) -> None:
     changes = ("simulation.ranks=1,4", "lora.rank=4", "aggregation.min_rank=1", f"server.method={method}")
@@ -262,7 +260,6 @@ def test_one_line_says_what_is_wrong_and_no_directory_is_left_with(
     assert len(lines) == 1
 
 
-@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("late", [{"dbm"}, {"dbm", "curses"}], ids=["one of two", "all"])
 def test_a_round_ends_in_time_with_what_arrived_whatever_a_device_still_does(
     simulator: Simulator, monkeypatch: pytest.MonkeyPatch, late: set[str]

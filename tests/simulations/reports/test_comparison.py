@@ -138,6 +138,7 @@ def test_two_methods_make_no_strip(written: Path) -> None:
         assert height > 120
 
 
+@pytest.mark.usefixtures("drawn_anew")
 def test_the_same_report_has_the_same_bytes(runs: list[Path], written: Path) -> None:
     again = written.with_name("again")
     said(*runs, "-o", again, "--figures", "svg,pdf,csv", "--tables", "latex,csv", "--level", "full & whole=1.5")

@@ -133,6 +133,7 @@ def test_the_report_counts_who_was_left_out_over_all_rounds(tmp_path: Path) -> N
     assert "4 \N{MULTIPLICATION SIGN} no-answer, 3 \N{MULTIPLICATION SIGN} not-finite" in page
 
 
+@pytest.mark.usefixtures("drawn_anew")
 def test_the_same_metrics_give_the_same_report(tmp_path: Path) -> None:
     records = record(0, {"a": 1.0}), record(1, {"a": 0.5})
     one, two = (report_of(tmp_path / folder / "run", *records) for folder in ("one", "two"))

@@ -121,7 +121,7 @@ def check(statuses: Statuses, *, refused: AbstractSet[str] = frozenset()) -> Non
 
 
 def test_every_answer_of_a_decoder_is_as_its_description_says(decoder_url: str) -> None:
-    check(answered(decoder_url, 60), refused={"POST /v1/embeddings", *CLASSIFIES})
+    check(answered(decoder_url, 35), refused={"POST /v1/embeddings", *CLASSIFIES})
 
 
 def test_every_embedding_of_an_encoder_is_as_its_description_says(encoder_url: str) -> None:
