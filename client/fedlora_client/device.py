@@ -13,7 +13,8 @@ from fedlora.config.run import RunConfig, Scalar
 from fedlora.data.datasets import DeviceData
 from fedlora.errors import AdapterMismatchError, ConfigError, DataError
 from fedlora.files.ownership import check_own_folder
-from fedlora.lora.adapter import Adapter, check_extras
+from fedlora.lora.adapter import Adapter
+from fedlora.lora.kinds import check_adapter_fits
 from fedlora.lora.ranks import first_components
 from fedlora.wire.task import Task
 from fedlora.wire.update import Update
@@ -166,9 +167,13 @@ class Device:
         for adapter in (update.adapter, update.frozen):
             if adapter is not None:
                 adapter.check_finite(where)
-                adapter.check_fits(mine.model.linear_modules(), where)
+                if adapter.config.method != self.config.lora.method:
+                    raise AdapterMismatchError(
+                        f"{where}: an adapter of the kind {adapter.config.method} came, lora.method of the run is "
+                        f"{self.config.lora.method}; start the run again"
+                    )
                 heads = self.config.lora.modules_to_save if adapter is update.adapter else ()
-                check_extras(adapter.extras, extra_shapes(heads, mine.model), where)
+                check_adapter_fits(adapter, mine.model, extra_shapes(heads, mine.model), where)
                 self._check_ranks(adapter, trained=trains and adapter is update.adapter)
         if trains and update.server_round < 1:
             raise AdapterMismatchError(f"{where}: round {update.server_round} trains nothing; expected 1 or more")
@@ -191,7 +196,7 @@ class Device:
 
     def _first_components(self, adapter: Adapter) -> Adapter:
         """What this device trains of `adapter`. Raises ConfigError where that is less than the run takes."""
-        largest = max(pair.rank for pair in adapter.pairs.values())
+        largest = max((pair.rank for pair in adapter.pairs.values()), default=0)
         if not self._max_rank or self._max_rank >= largest:
             return adapter
         needed = min(self.config.aggregation.min_rank or largest, largest)

@@ -15,11 +15,12 @@ from fedlora.base.pack import BasePack
 from fedlora.base.starts import Init, started, taken_back
 from fedlora.config.run import RunConfig
 from fedlora.counted import counted
-from fedlora.errors import AdapterMismatchError, DataError
+from fedlora.errors import AdapterMismatchError, ConfigError, DataError
 from fedlora.family import HEAD, EncoderShape
 from fedlora.files.atomic import check_directory
 from fedlora.files.tensor_file import as_float32
-from fedlora.lora.adapter import Adapter, check_extras, with_extras
+from fedlora.lora.adapter import Adapter, with_extras
+from fedlora.lora.kinds import check_adapter_fits, heads_in, kind_of
 from fedlora.lora.ranks import joined
 from fedlora.peft.directory import CONFIG, PeftDirectory, read_peft, write_peft
 from fedlora.peft.finding import find_adapter
@@ -80,6 +81,7 @@ class LocalTraining:
         self.base: BasePack = self.device.model.base
         self.config = with_epochs(run.config.train, run.epochs, len(self.windows))
         self.adapter = self._start()
+        self._check_kind()
         init = cast(Init, run.config.lora.init)
         self.frozen: Adapter | None = None  # beside it: takes back a start that is not zero; another one
         if init != "default":
@@ -109,7 +111,7 @@ class LocalTraining:
             )
         told += [notice] if (notice := left_out_notice(windows.skipped, of, length)) else []
         told += chat_notices(windows)
-        if not self.adapter.extras and (end := unlearnable_end(self.device.model, windows)):
+        if not heads_in(self.adapter) and (end := unlearnable_end(self.device.model, windows)):
             told.append(end)
         if self._no_evaluation:
             told.append(f"nothing is measured on held-out data: {self._no_evaluation}")
@@ -156,14 +158,15 @@ class LocalTraining:
         if self.run.start is None:
             return self.device.first_adapter()
         extras = dict(initial_extras(self.run.config.lora.modules_to_save, self.base))
-        found, where = read_peft(find_adapter(self.run.start)), str(self.run.start)
+        found, where = read_peft(find_adapter(self.run.start), any_kind=True), str(self.run.start)
         if found.base_fingerprint not in (None, self.base.fingerprint):
             raise AdapterMismatchError(
                 f"{where}: trained on the base {found.base_fingerprint!s:.16}, not on {self.base.fingerprint:.16} "
                 f"({self.base.directory}); give --base the pack that it belongs to"
             )
         check_is_for(found, self.base, where)
-        check_extras(found.adapter.extras, extra_shapes(self.base.model.head_parts(), self.base.model), where)
+        heads = extra_shapes(self.base.model.head_parts(), self.base.model)
+        check_adapter_fits(found.adapter, self.base.model, heads, where)
         kept = dict(found.beside)
         if (weight := f"{HEAD}.weight") in extras and saved_name(HEAD) in kept:
             dtype, array = kept.pop(saved_name(HEAD))
@@ -184,6 +187,18 @@ class LocalTraining:
                 f"and B only {HEAD} can; start from an adapter without it"
             )
         return with_extras(found.adapter, extras | dict(found.adapter.extras))  # a head that it has trains on
+
+    def _check_kind(self) -> None:
+        """Raise ConfigError for what an adapter of this kind cannot do; one to go on from has a kind of its own."""
+        kind = kind_of(self.adapter)
+        if kind.name != "lora" and self.run.beside is not None:
+            raise ConfigError(
+                f"--beside needs lora.method = lora, got {kind.name}, which has no sum with another; leave it out"
+            )
+        if self.config.dropout and not kind.takes_dropout:
+            raise ConfigError(
+                f"train.dropout is {self.config.dropout}, which means nothing to {kind.title}; leave it out"
+            )
 
     def _metrics(self, adapter: Adapter) -> dict[str, float]:
         """What the model tells of the held-out data beside the loss, for the report."""

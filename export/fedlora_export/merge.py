@@ -5,7 +5,8 @@ gives it more:
 
     KL(p || q) = sum_v p(v) (log p(v) - log q(v))       in nats a token, the mean over the text's positions
 
-Of an encoder: how far the merged one's scores are off, beside how far the adapter moves them.
+Of an encoder: how far the merged one's scores are off, beside how far the adapter moves them. The same of an adapter that
+no graph takes apart, IA3 or DoRA, beside what torch computes with it.
 """
 
 # S sequences, T tokens of each, V vocabulary
@@ -27,11 +28,12 @@ from fedlora.files.atomic import whole_directory
 from fedlora.files.temporary import own_folder
 from fedlora.graph.packed_layers import INT8_ACCURACY
 from fedlora.lora.adapter import Adapter
+from fedlora.lora.kinds import kind_of
 from numpy.typing import NDArray
 
 from fedlora_export.checks.check import open_session
 from fedlora_export.checks.graph_runs import run_graph
-from fedlora_export.checks.torch_logits import Sample
+from fedlora_export.checks.torch_logits import Sample, find_reference
 from fedlora_export.export import ExportedGraph, export_base, is_folder_of, write_graphs
 
 _SEQUENCES, _TOKENS = 4, 64
@@ -115,10 +117,11 @@ def _log_softmax(scores: Floats) -> NDArray[np.float64]:
 
 def export_merged(
     base: BasePack, adapter: Adapter, output: str | Path, *, accuracy_level: int = INT8_ACCURACY, replace: bool = False
-) -> tuple[ExportedGraph, MergeLoss | MergeDifference]:
+) -> tuple[ExportedGraph, MergeLoss | MergeDifference | None]:
     """Write the pack of `base` with `adapter` folded into it, and its graph, into a new folder `output`.
 
     The second value is what it costs against the base with the adapter apart; an encoder writes no text: its scores differ.
+    None where it takes torch to tell, and fedlora[client] is not installed.
     Raises GraphError, ConfigError, AdapterError where the merged weights are not finite, AdapterMismatchError.
     """
     output = Path(output)
@@ -127,11 +130,24 @@ def export_merged(
     with whole_directory(output, replace=MANIFEST if replace else None) as aside:
         write_merged(base, adapter, aside)
         (graph,) = write_graphs(open_pack(aside), ["base"], accuracy_level)
+        if kind_of(adapter).name != "lora":
+            return graph.moved_to(output), difference_from_torch(base, adapter, graph.path)
         with own_folder("unmerged", aside.parent) as beside:
             (apart,) = export_base(base, beside / "model", accuracy_level=accuracy_level)
             is_decoder = isinstance(base.model, DecoderShape)
             cost = (merge_loss if is_decoder else merge_difference)(apart.path, base, adapter, graph.path)
     return graph.moved_to(output), cost
+
+
+def difference_from_torch(base: BasePack, adapter: Adapter, merged_graph: Path) -> MergeDifference | None:
+    """As `merge_difference`, beside the trainer's own scores; None where the client is not installed."""
+    if (reference := find_reference()) is None:
+        return None
+    sample = Sample.of(base)
+    tokens, mask = sample.tokens[1:], sample.mask[1:]  # the row without padding
+    plain, adapted = (reference(base, tokens, one, mask) for one in (None, adapter))
+    merged, _ = run_graph(open_session(merged_graph), base, "base", tokens, mask, [None])
+    return MergeDifference(merged=float(np.abs(merged - adapted).max()), adapter=float(np.abs(adapted - plain).max()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

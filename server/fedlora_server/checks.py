@@ -60,8 +60,8 @@ class Expectation:
 
     def _trained_part(self, update: Update) -> Adapter:
         """The components that a device of the rank that came was to train."""
-        rank = max(pair.rank for pair in update.adapter.pairs.values())
-        if not self.min_rank or rank >= max(pair.rank for pair in self.adapter.pairs.values()):
+        rank = max((pair.rank for pair in update.adapter.pairs.values()), default=0)
+        if not self.min_rank or rank >= max((pair.rank for pair in self.adapter.pairs.values()), default=0):
             return self.adapter
         if rank < self.min_rank:
             raise UpdateError("wrong-rank", f"the rank is {rank}; this run takes {self.min_rank} and more")
@@ -70,7 +70,7 @@ class Expectation:
     def _same_names(self, update: Update) -> None:
         for what, expected, got in (
             ("modules", self.adapter.pairs.keys(), update.adapter.pairs.keys()),
-            ("tensors of heads", self.adapter.extras.keys(), update.adapter.extras.keys()),
+            ("tensors beside A and B", self.adapter.extras.keys(), update.adapter.extras.keys()),
         ):
             missing, extra = expected - got, got - expected
             if missing or extra:

@@ -65,6 +65,11 @@ def check_ranks(config: RunConfig) -> None:
     if not ranks:
         return
     first = config.first_adapter(open_pack(config.base))
+    if not first.pairs:
+        raise ConfigError(
+            f"simulation.ranks is {','.join(config.simulation.ranks)}, and an adapter of lora.method = "
+            f"{config.lora.method} has no ranks; leave it out"
+        )
     largest = max(pair.rank for pair in first.pairs.values())
     least = min(config.aggregation.min_rank or largest, largest)
     if min(ranks) < least:

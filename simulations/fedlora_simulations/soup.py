@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedlora.base.heads import extra_shapes
 from fedlora.base.pack import open_pack
 from fedlora.combine.combining import Told, combine, combined_adapter
 from fedlora.combine.ways import Combination, Way
@@ -69,7 +70,7 @@ def make_soup(
     check_directory(output, replace=CONFIG if replace else None)
     config = dataclasses.replace(read_config(order.run), output=str(order.run))
     rounds = _chosen(order.rounds, committed_rounds(order.run), order.run)
-    if config.lora.modules_to_save:
+    if extra_shapes(config.lora.modules_to_save, open_pack(config.base).model):
         raise ConfigError(
             f"{order.run}: its adapters have a head of their own (lora.modules_to_save), and a soup is of A and B alone; "
             "take one of its rounds"

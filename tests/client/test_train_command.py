@@ -177,7 +177,7 @@ def test_a_head_of_modules_to_save_trains_and_means_the_same_to_peft(run: Run, p
         (("--set", "train.lrr=1"), "unknown key train.lrr; did you mean train.lr"),
         (("--set", "lora.rank_pattern=up_proj"), "lora.rank_pattern: expected MODULE=VALUE"),
         (("--set", "lora.rank_pattern=upproj=2"), "lora.rank_pattern: the base has no module upproj"),
-        (("--set", "lora.modules_to_save=embed"), r"lora.modules_to_save takes heads only \(lm_head, classifier"),
+        (("--set", "lora.modules_to_save=embed"), r"lora.modules_to_save takes auto or heads only \(lm_head, classifier"),
         (("--memory-mb", 10), r"a training takes at least \d+ MB"),
         (("--set", "train.sequence_length=65"), "the base's context is 64 tokens"),
         (("--full", "--resume"), "--full is a plain baseline"),

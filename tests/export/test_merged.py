@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from fedlora_export.merge import MergeLoss, export_merged, merge_loss
 
 from tests.export.graph_runs import graph_logits, open_session
 from tests.tiny.adapters import random_adapter
+from tests.tiny.kinds import adapter_of_kind
 from tests.tiny.llamas import VARIANTS, Packs
 from tests.tiny.tokens import random_tokens
 
@@ -78,3 +80,18 @@ def test_an_adapter_of_another_base_is_not_merged(packs: Packs, eight_bits: Base
     )
     assert isinstance(result.exception, AdapterMismatchError)
     assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize("kind", ["ia3", "dora"])
+def test_the_command_merges_what_no_graph_takes_apart_and_tells_how_far_from_torch_it_is(
+    eight_bits: BasePack, tmp_path: Path, kind: str
+) -> None:
+    content = PeftDirectory(adapter=adapter_of_kind(kind, eight_bits), base_fingerprint=eight_bits.fingerprint)
+    write_peft(tmp_path / "adapter", content)
+    arguments = [str(eight_bits.directory), "--merge", str(tmp_path / "adapter"), "-o", str(tmp_path / "merged")]
+    result = CliRunner().invoke(export, [*arguments, "--accuracy", "float32"], catch_exceptions=False)
+    told = re.search(
+        r"merged: (\S+) off the scores with the adapter apart, which the adapter moves by (\S+)", result.stderr
+    )
+    assert told is not None
+    assert float(told[1]) < 0.1 * float(told[2])

@@ -42,8 +42,9 @@ def oracle(base: BasePack, dtype: torch.dtype = torch.float32) -> Any:
 
 @contextmanager
 def pefts_own_warnings() -> Iterator[None]:
-    """PEFT 0.21 asks transformers 5.23 for a name that is deprecated there."""
+    """PEFT 0.21 asks transformers 5.23 for a name that is deprecated there, and warns of VeRA without its projections."""
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Specified to not (save|load) vera_A", UserWarning)
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         yield
 

@@ -13,6 +13,7 @@ from fedlora.config.run import FieldNames, RunConfig, changed
 from fedlora.counted import counted
 from fedlora.errors import ConfigError, RunError
 from fedlora.files.atomic import check_directory
+from fedlora.lora.config import KINDS
 from fedlora.nearest import check_there
 from fedlora.peft.finding import check_adapter
 from fedlora.peft.layout import CONFIG as ADAPTER_CONFIG
@@ -43,6 +44,7 @@ _FULL_KEYS = {
 )
 @click.option("--steps", type=click.IntRange(min=1), help="How long to train.  [default: 20, or as --epochs says]")
 @click.option("--epochs", type=click.FloatRange(min=0, min_open=True), help="How long, in passes over the data.")
+@click.option("--method", type=click.Choice(KINDS), help="What the adapter is: see docs/adapters.md.  [default: lora]")
 @click.option("--rank", type=int, help="Of the adapter.  [default: 16]")
 @click.option("--lr", type=float, help="Learning rate.  [default: 2e-4]")
 @click.option("--memory-mb", type=int, help="What the process may take in all.  [default: what it likes]")
@@ -61,7 +63,8 @@ _FULL_KEYS = {
 @click.option("--full", is_flag=True, help="Train every weight of an unquantized checkpoint instead: a baseline.")
 @click.option("--force", is_flag=True, help="Replace the output if it exists.")
 def train(
-    data: Path, output: Path, base: str, steps: int | None, epochs: float | None, rank: int | None, lr: float | None,
+    data: Path, output: Path, base: str, steps: int | None, epochs: float | None, method: str | None, rank: int | None,
+    lr: float | None,
     memory_mb: int | None, changes: tuple[str, ...], adapter: Path | None, beside: Path | None, evaluate_every: int | None,
     patience: int | None, save_every: int | None, resume: bool, full: bool, force: bool,
 ) -> None:  # fmt: skip
@@ -70,7 +73,13 @@ def train(
     A tenth is held out, or what a folder's files called valid or test hold. The result is a PEFT directory. Records are
     text, prompt/completion, messages, ShareGPT's conversations or Alpaca's instructions: see client/README.md.
     """
-    short = {"train.steps": steps, "lora.rank": rank, "train.lr": lr, "train.memory_mb": memory_mb}
+    short = {
+        "train.steps": steps,
+        "lora.method": method,
+        "lora.rank": rank,
+        "train.lr": lr,
+        "train.memory_mb": memory_mb,
+    }
     given = [f"{key}={value}" for key, value in short.items() if value is not None]
     keys = {change.partition("=")[0] for change in (*given, *changes)}
     config = changed(replace(RunConfig(), base=base), [*given, *changes])

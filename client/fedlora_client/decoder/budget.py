@@ -17,6 +17,7 @@ from fedlora_client.decoder.head import VOCABULARY_PART
 from fedlora_client.layers.step_plan import (
     MASKS,
     PLAIN_COPIES,
+    SCALED,
     Memory,
     MemoryPlan,
     StepPlan,
@@ -42,6 +43,8 @@ def plan_step(
     compute: Compute,
     memory: Memory,
     adapters: int = 1,  # that train side by side, each with a batch of its own
+    *,
+    scaled: bool = False,  # vectors scale modules
 ) -> StepPlan:
     """Without `config.memory_mb`, activations are kept in up to a quarter of what is free.
 
@@ -52,7 +55,7 @@ def plan_step(
     chunks = _chunks(shape.vocab_size * compute.dtype.itemsize, most_bytes)
 
     def size_bytes(micro_batch: int, memory_plan: MemoryPlan) -> int:
-        return step_bytes(shape, config, rank, compute, micro_batch * adapters, memory_plan)
+        return step_bytes(shape, config, rank, compute, micro_batch * adapters, memory_plan, scaled=scaled)
 
     cuts = [(size, MemoryPlan(chunk_rows=chunk)) for size in sizes for chunk in chunks]
     return fitting_plan(cuts, size_bytes, config, shape.num_layers, memory)
@@ -76,15 +79,19 @@ def _chunks(row_bytes: int, most_bytes: int) -> list[int]:
 
 
 def step_bytes(
-    shape: DecoderShape, config: TrainConfig, rank: int, compute: Compute, micro_batch: int, memory_plan: MemoryPlan
-) -> int:
+    shape: DecoderShape, config: TrainConfig, rank: int, compute: Compute, micro_batch: int, memory_plan: MemoryPlan,
+    *, scaled: bool = False,
+) -> int:  # fmt: skip
     """The workspace of a step and what its products take beside it."""
     parts = workspace_elements(shape, config.sequence_length, rank, micro_batch, memory_plan)
     rows = micro_batch * config.sequence_length
     widest = max(shape.intermediate_size, shape.num_heads * shape.head_dim) + rank
     masks = MASKS * rows * widest if config.dropout else 0
     xA = 7 * rank * rows * (memory_plan.kept_blocks + 2)
-    elements = sum(parts.values()) + rows * widest + masks + xA
+    joined = 2 * shape.intermediate_size if shape.joined_modules else 0
+    heads = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim  # copies of what q, k and v give
+    unscaled = rows * (SCALED * max(widest, joined) + heads * (memory_plan.kept_blocks + 2)) if scaled else 0
+    elements = sum(parts.values()) + rows * widest + masks + xA + unscaled
     read = max(WEIGHT_SLICE_ELEMENTS, rows * widest, parts["attention"] // 2, parts["logits"])
     plain = PLAIN_COPIES * 4 * read if isinstance(compute.ops, PlainOps) else 0
     return elements * compute.dtype.itemsize + plain + _OVERHEAD_BYTES[compute.dtype]

@@ -63,9 +63,11 @@ class Decoder:
         """What is read and learned of the examples, `length` tokens at a time: see `make_windows`."""
         return read_windows(examples, self.base.directory, self.shape, length, where)
 
-    def plan_step(self, config: TrainConfig, rank: int, memory: Memory, adapters: int = 1) -> StepPlan:
-        """How a step is cut. Raises ConfigError where memory does not suffice."""
-        return budget.plan_step(self.shape, config, rank, self.compute, memory, adapters)
+    def plan_step(
+        self, config: TrainConfig, rank: int, memory: Memory, adapters: int = 1, *, scaled: bool = False
+    ) -> StepPlan:
+        """How a step is cut; `scaled` where vectors scale modules. Raises ConfigError where memory does not suffice."""
+        return budget.plan_step(self.shape, config, rank, self.compute, memory, adapters, scaled=scaled)
 
     def cut_measurement(self, length: int, *, frugal: bool) -> tuple[int, MemoryPlan]:
         """(windows of `length` tokens at a time, memory plan) of a measurement, which keeps nothing."""
@@ -96,7 +98,7 @@ class Decoder:
         With one of them there may be a head, and an adapter that stands frozen beside it.
         """
         assert len(adapters) == 1 or not adapters[0].extras
-        return LoraTensors(adapters, self.compute.device, trains, frozen)
+        return LoraTensors(adapters, self.compute.device, trains, frozen, self.shape)
 
     def logits(
         self,

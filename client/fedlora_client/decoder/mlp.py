@@ -75,7 +75,7 @@ class Mlp:
         both: list[Tensor] = []
         for name in self._into:
             rows = saved.get(name, len(h), projections.out_features(name))
-            projections.forward(name, normed, batch, space, xA, rows)
+            projections.forward(name, normed, batch, space, xA, rows, stays=True)
             both += torch.split(rows, self._width, 1)
         gate, up = both
         gated = self._gated(gate, up, batch, space)

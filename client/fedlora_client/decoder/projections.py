@@ -16,11 +16,13 @@ from torch import Tensor
 from fedlora_client.layers.batch import Batch
 from fedlora_client.layers.linear import Linear
 from fedlora_client.layers.lora import ModuleLora
+from fedlora_client.layers.scale import ScaleOfModule
 from fedlora_client.ops.ops import Ops
 from fedlora_client.ops.packed import PackedMatrix
 from fedlora_client.ops.workspace import Workspace
 
-XA = dict[str, Tensor]  # {module: x A^T [C, N / C, R]}, which the forward gives and the backward needs
+# What the forward gives and the backward needs: {module: x A^T [C, N / C, R]}, {MODULE.out: y [N, O]} where y is scaled
+XA = dict[str, Tensor]
 # The gradient in gate takes the place of down's input, whose last reader was the backward of down.
 _PLACE = {"gate_proj": "down_proj.input", "gate_up_proj": "down_proj.input"}
 
@@ -69,14 +71,20 @@ class Projections:
 
     def forward(
         self, name: str, x: Tensor, batch: Batch, space: Workspace, xA: XA, out: Tensor | None,
-        residual: Tensor | None = None,
+        residual: Tensor | None = None, *, stays: bool = False,
     ) -> None:  # fmt: skip
-        """out = y, or y + residual, of the input x; with None only what the backward needs, put into `xA`."""
+        """out = y, or y + residual, of the input x; with None only what the backward needs, put into `xA`.
+
+        `stays`: nobody changes out before the backward.
+        """
         linear, factors = self._linear[name], self._factors(name, batch)
         if factors is not None:
             xA[name] = linear.lora_down(x, factors, space, self._mask(name, batch))
         if out is not None:
-            linear.forward(x, xA.get(name), factors, space, out, residual)
+            scale = self._scale(name, batch)
+            linear.forward(x, xA.get(name), factors, space, out, residual, scale)
+            if scale is not None and residual is None:
+                xA[f"{name}.out"] = out if stays else out.clone()
 
     def backward(
         self, name: str, x: Tensor, xA: XA, dy: Tensor, batch: Batch, space: Workspace, dx: Tensor | None,
@@ -84,7 +92,9 @@ class Projections:
     ) -> None:  # fmt: skip
         """Add the gradients of the module's adapters; dx = (or +=) that in its input."""
         factors, mask = self._factors(name, batch), self._mask(name, batch)
-        self._linear[name].backward(x, xA.get(name), dy, factors, space, dx, add=add, mask=mask)
+        scale = self._scale(name, batch)
+        y = xA.get(f"{name}.out")
+        self._linear[name].backward(x, xA.get(name), dy, factors, space, dx, add=add, mask=mask, scale=scale, y=y)
 
     def _extra(self, name: str, batch: Batch) -> int:
         ranks = [f.rank for f in (self._factors(other, batch) for other in self._readers[name]) if f and f.count == 1]
@@ -92,6 +102,9 @@ class Projections:
 
     def _factors(self, name: str, batch: Batch) -> ModuleLora | None:
         return batch.lora.modules.get(self._linear[name].module) if batch.lora else None
+
+    def _scale(self, name: str, batch: Batch) -> ScaleOfModule | None:
+        return batch.lora.scales.get(self._linear[name].module) if batch.lora else None
 
     def _mask(self, name: str, batch: Batch) -> Tensor | None:
         linear = self._linear[name]

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from fedlora_client.layers.batch import Dropout
 from fedlora_client.layers.linear import Linear
 from fedlora_client.layers.lora import LoraTensors, ModuleLora
+from fedlora_client.layers.scale import ScaleOfModule
 from fedlora_client.ops.ops import Ops
 from fedlora_client.ops.packed import PackedMatrix
 from fedlora_client.ops.workspace import Workspace
@@ -96,7 +97,8 @@ class EncoderBlock:
     def _apply(self, role: Role, x: Tensor, batch: TextBatch) -> Tensor:
         linear = self._linear[role]
         factors = batch.lora.modules.get(linear.module) if batch.lora else None
-        call = _Call(linear, factors, batch.dropout, batch.space)
+        scale = batch.lora.scales.get(linear.module) if batch.lora else None
+        call = _Call(linear, factors, scale, batch.dropout, batch.space)
         return cast(Tensor, _Packed.apply(x, call))  # type: ignore[no-untyped-call]
 
 
@@ -106,6 +108,7 @@ class _Call:
 
     linear: Linear
     factors: ModuleLora | None
+    scale: ScaleOfModule | None
     dropout: Dropout
     space: Workspace
 
@@ -115,9 +118,10 @@ class _Call:
 
     def wide(self, x: Tensor, name: str) -> Tensor:
         """x [N, I] with R more columns, where `Linear` wants them; the copy holds until the name's next use."""
-        if self.factors is None or self.factors.count > 1:
+        scaled = self.scale is not None and name == "gradient"  # which the backward multiplies in place
+        if (self.factors is None or self.factors.count > 1) and not scaled:
             return x.contiguous()
-        copy = self.space.get(f"encoder {name}", len(x), x.shape[1] + self.factors.rank)
+        copy = self.space.get(f"encoder {name}", len(x), x.shape[1] + (self.factors.rank if self.factors else 0))
         copy[:, : x.shape[1]] = x
         return copy
 
@@ -131,14 +135,18 @@ class _Packed(torch.autograd.Function):
         if call.factors is not None:
             xA = call.linear.lora_down(wide_x, call.factors, call.space, call.mask(len(x)))
         out = x.new_empty(len(x), call.linear.out_features)
-        call.linear.forward(wide_x, xA, call.factors, call.space, out)
+        call.linear.forward(wide_x, xA, call.factors, call.space, out, scale=call.scale)
         ctx.call, ctx.xA = call, xA
-        ctx.save_for_backward(x)
+        kept = (x, out) if call.scale is not None and call.scale.side == "output" else (x,)
+        ctx.save_for_backward(*kept)
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (x,), (gradient,), call = ctx.saved_tensors, gradients, ctx.call
+        (x, *outs), (gradient,), call = ctx.saved_tensors, gradients, ctx.call
         wide_x, d_out, dx = call.wide(x, "input"), call.wide(gradient, "gradient"), torch.empty_like(x)
-        call.linear.backward(wide_x, ctx.xA, d_out, call.factors, call.space, dx, mask=call.mask(len(x)))
+        call.linear.backward(
+            wide_x, ctx.xA, d_out, call.factors, call.space, dx, mask=call.mask(len(x)), scale=call.scale,
+            y=outs[0] if outs else None,
+        )  # fmt: skip
         return dx, None

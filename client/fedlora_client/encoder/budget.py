@@ -14,6 +14,7 @@ from fedlora.family import EncoderShape
 from fedlora_client.layers.step_plan import (
     MASKS,
     PLAIN_COPIES,
+    SCALED,
     Memory,
     MemoryPlan,
     StepPlan,
@@ -35,6 +36,8 @@ def plan_step(
     compute: Compute,
     memory: Memory,
     adapters: int = 1,  # that train side by side, each with a batch of its own
+    *,
+    scaled: bool = False,  # vectors scale modules
 ) -> StepPlan:
     """Without `config.memory_mb`, activations are kept in up to a quarter of what is free.
 
@@ -42,15 +45,16 @@ def plan_step(
     """
 
     def size_bytes(texts: int, memory_plan: MemoryPlan) -> int:
-        return step_bytes(shape, config, rank, compute, texts * adapters, memory_plan.kept_blocks)
+        return step_bytes(shape, config, rank, compute, texts * adapters, memory_plan.kept_blocks, scaled=scaled)
 
     cuts = [(texts, MemoryPlan()) for texts in micro_batches(config, compute.rows // adapters)]
     return fitting_plan(cuts, size_bytes, config, shape.num_layers, memory)
 
 
 def step_bytes(
-    shape: EncoderShape, config: TrainConfig, rank: int, compute: Compute, texts: int, kept_blocks: int
-) -> int:
+    shape: EncoderShape, config: TrainConfig, rank: int, compute: Compute, texts: int, kept_blocks: int,
+    *, scaled: bool = False,
+) -> int:  # fmt: skip
     """What `Encoder.add_gradients` takes for texts as long as the configuration lets them be."""
     rows, hidden, intermediate = texts * config.sequence_length, shape.hidden_size, shape.intermediate_size
     wide = 4 // compute.dtype.itemsize  # norms are computed in float32
@@ -62,6 +66,7 @@ def step_bytes(
     matrices = shape.linear_modules().values()
     weight = max((o + rank) * (i + rank) for o, i in matrices)
     masks = MASKS * rows * intermediate if config.dropout else 0
-    elements = inputs + block * (kept_blocks + 1) + passing + weight + masks
+    unscaled = rows * (SCALED * intermediate + 2 * hidden * (kept_blocks + 1)) if scaled else 0
+    elements = inputs + block * (kept_blocks + 1) + passing + weight + masks + unscaled
     plain = PLAIN_COPIES * 4 * WEIGHT_SLICE_ELEMENTS if isinstance(compute.ops, PlainOps) else 0
     return elements * compute.dtype.itemsize + plain + _OVERHEAD_BYTES[compute.dtype]

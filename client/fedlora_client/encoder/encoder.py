@@ -76,9 +76,11 @@ class Encoder:
         """A window of `length` tokens for each text and its label: see `label_windows`."""
         return label_windows(examples, open_tokenizer(self.base.directory), self.shape, length, where)
 
-    def plan_step(self, config: TrainConfig, rank: int, memory: Memory, adapters: int = 1) -> StepPlan:
-        """How a step is cut. Raises ConfigError where memory does not suffice."""
-        return budget.plan_step(self.shape, config, rank, self.compute, memory, adapters)
+    def plan_step(
+        self, config: TrainConfig, rank: int, memory: Memory, adapters: int = 1, *, scaled: bool = False
+    ) -> StepPlan:
+        """How a step is cut; `scaled` where vectors scale modules. Raises ConfigError where memory does not suffice."""
+        return budget.plan_step(self.shape, config, rank, self.compute, memory, adapters, scaled=scaled)
 
     def cut_measurement(self, length: int, *, frugal: bool) -> tuple[int, MemoryPlan]:
         """(texts of `length` tokens at a time, memory plan) of a measurement, which keeps nothing."""
@@ -110,7 +112,7 @@ class Encoder:
 
     def lora(self, *adapters: Adapter, trains: FactorSet = "AB", frozen: Adapter | None = None) -> LoraTensors:
         """The adapters as tensors of which `trains` train, side by side; what they have of the head trains."""
-        return LoraTensors(adapters, self.compute.device, trains, frozen)
+        return LoraTensors(adapters, self.compute.device, trains, frozen, self.shape)
 
     def logits(self, tokens: Tensor, lora: LoraTensors | None = None, starts: Tensor | None = None) -> Tensor:
         """The scores of each label, float32 [S, L], or without a head the embeddings [S, H]; tokens int64 [S, T]"""

@@ -6,7 +6,8 @@
 W [O, I] is dequantized into a scratch whose rows are longer by the rank. gamma B goes beside it and x A^T beside x, so that
 one product gives both; the backward does the same with more rows instead of longer ones. An adapter that stands frozen
 beside the one that trains is so many more components of it, which get no gradient. Where C > 1 adapters share a batch, each
-has N / C consecutive rows, and their products are batched, apart from the frozen one.
+has N / C consecutive rows, and their products are batched, apart from the frozen one. `scale.py` says what a vector of the
+adapter does to a module.
 """
 
 # N rows, I in features, O out features, R rank (that of a frozen one included), C adapters
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fedlora_client.layers.lora import ModuleLora
+from fedlora_client.layers.scale import ScaleOfModule
 from fedlora_client.ops.ops import Ops
 from fedlora_client.ops.packed import PackedMatrix
 from fedlora_client.ops.workspace import Workspace
@@ -58,6 +60,7 @@ class Linear:
         space: Workspace,
         out: Tensor,  # [N, O]
         residual: Tensor | None = None,  # [N, O]
+        scale: ScaleOfModule | None = None,
     ) -> None:
         """out = y, or y + residual"""
         width, extra = self.in_features, x.shape[1] - self.in_features
@@ -69,13 +72,17 @@ class Linear:
             if factors is not None and xA is not None:
                 factors.put_columns(beside[:, : factors.rank])
                 x[:, width : width + factors.rank] = xA[0]
-        added = self._bias if residual is None else residual
+        bias = self._bias
+        if scale is not None:
+            scale.prepare(weight[:, :width], factors)
+            bias = self._scale(weight, scale)
+        added = bias if residual is None else residual
         if added is None:
             torch.mm(x, weight.T, out=out)
         else:
             torch.addmm(added, x, weight.T, out=out)
-        if self._bias is not None and residual is not None:
-            out += self._bias
+        if bias is not None and residual is not None:
+            out += bias
         if factors is not None and xA is not None and factors.count > 1:
             lora_B = (factors.lora_B * factors.scaling).to(x.dtype)
             out += (xA @ lora_B.transpose(1, 2)).view_as(out)
@@ -91,8 +98,18 @@ class Linear:
         *,
         add: bool = False,  # to dx, instead of overwriting it
         mask: Tensor | None = None,
+        scale: ScaleOfModule | None = None,
+        y: Tensor | None = None,  # [N, O], of the forward: without it a scaled module computes it again
     ) -> None:
-        """Add the gradients of A and B to `factors`, where they train, and give that in x."""
+        """Add the gradients of A and B to `factors`, where they train, and of s to `scale`, and give that in x.
+
+        An output's `scale` multiplies dy in place.
+        """
+        if scale is not None and scale.side == "input":
+            self._backward_scaled_input(x, dy, scale, space, dx, add=add)
+            return
+        if scale is not None:
+            self._scaled_gradient(x, xA, dy, factors, space, scale, y)
         u = None
         if factors is not None and xA is not None:
             u = self._adapter_gradients(x, xA, dy, factors, space, mask)
@@ -115,6 +132,65 @@ class Linear:
             through = (u @ factors.all_rows().to(u.dtype)).view_as(dx)
             dx += through if mask is None else through.mul_(mask)
 
+    def _scale(self, weight: Tensor, scale: ScaleOfModule) -> Tensor | None:
+        """Scale the rows of [W | gamma B] [O, I + E], or the columns of W, in place; return what the bias becomes."""
+        if scale.side == "input":
+            weight[:, : self.in_features].mul_(scale.values)
+            return self._bias
+        weight.mul_(scale.values[:, None])
+        if self._bias is None or not scale.scales_bias:
+            return self._bias
+        return (self._bias * scale.values).to(self._bias.dtype)
+
+    def _scaled_gradient(
+        self, x: Tensor, xA: Tensor | None, dy: Tensor, factors: ModuleLora | None, space: Workspace, scale: ScaleOfModule,
+        y: Tensor | None,
+    ) -> None:  # fmt: skip
+        """Add the gradient of an output's s, and turn dy into the gradient in what s multiplies."""
+        d_out = dy[:, : self.out_features]
+        unscaled = space.get("unscaled", len(x), self.out_features)  # [N, O], y without s, times s where y is there
+        known = y is not None and bool((scale.values != 0).all())
+        if y is not None and known:
+            unscaled.copy_(y)
+            if self._bias is not None and not scale.scales_bias:
+                unscaled -= self._bias
+        else:
+            self._unscaled(x, xA, factors, space, unscaled)
+            if self._bias is not None and scale.scales_bias:
+                unscaled += self._bias
+        gradient = unscaled.mul_(d_out).sum(0, dtype=torch.float32)
+        scale.add(gradient / scale.values if known else gradient)
+        d_out.mul_(scale.values)
+
+    def _unscaled(
+        self, x: Tensor, xA: Tensor | None, factors: ModuleLora | None, space: Workspace, out: Tensor
+    ) -> None:
+        """out [N, O] = W x + gamma B A x"""
+        weight = space.get("weight", self.out_features, self.in_features)
+        self._ops.dequantize(self._matrix, 0, self.out_features, weight)
+        torch.mm(x[:, : self.in_features], weight.T, out=out)
+        if factors is not None and xA is not None:
+            lora_B = space.get("lora_B", self.out_features, factors.rank)
+            factors.put_columns(lora_B)
+            out.addmm_(xA[0], lora_B.T)
+
+    def _backward_scaled_input(
+        self, x: Tensor, dy: Tensor, scale: ScaleOfModule, space: Workspace, dx: Tensor | None, *, add: bool
+    ) -> None:
+        """Add the gradient of an input's s, and give that in x; the kinds that have one have no factors there."""
+        weight = space.get("weight", self.out_features, self.in_features)
+        self._ops.dequantize(self._matrix, 0, self.out_features, weight)
+        through = space.get("unscaled", len(x), self.in_features)  # [N, I], the gradient in s * x
+        torch.mm(dy[:, : self.out_features], weight, out=through)
+        scale.add((through * x[:, : self.in_features]).sum(0, dtype=torch.float32))
+        if dx is None:
+            return
+        through.mul_(scale.values)
+        if add:
+            dx.add_(through)
+        else:
+            dx.copy_(through)
+
     def _adapter_gradients(
         self, x: Tensor, xA: Tensor, dy: Tensor, factors: ModuleLora, space: Workspace, mask: Tensor | None
     ) -> Tensor:
@@ -134,10 +210,10 @@ class Linear:
         lora_B[self.out_features :] = 0
         u = dy @ lora_B
         rank = factors.trained_rank
-        if factors.grad_A is not None:
-            factors.grad_A[0] += (u[:, :rank].T @ x_dropped)[:, : self.in_features]
-        if factors.grad_B is not None:
-            factors.grad_B[0] += (dy.T @ xA[0][:, :rank])[: self.out_features] * factors.scaling[0]
+        if factors.trains_A:
+            factors.add_A((u[:, :rank].T @ x_dropped)[:, : self.in_features])
+        if factors.trains_B:
+            factors.add_B((dy.T @ xA[0][:, :rank])[: self.out_features] * factors.scaling[0])
         return u[None]
 
 

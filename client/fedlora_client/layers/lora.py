@@ -8,14 +8,18 @@ Beside a single one another may stand that no training changes: its frozen adapt
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from fedlora.lora.adapter import Adapter, LoraPair
+from fedlora.family import ModelShape
+from fedlora.lora.adapter import Adapter, Extras, LoraPair
+from fedlora.lora.kinds import dora, heads_in, ia3, own_in, vera
 from fedlora.wire.task import FactorSet
 from torch import Tensor
+
+from fedlora_client.layers.scale import Magnitude, ModuleScale, ScaleOfModule
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,24 @@ class ModuleLora:
         """R + F"""
         return self.trained_rank + (len(self.frozen.lora_A) if self.frozen else 0)
 
+    @property
+    def trains_A(self) -> bool:  # noqa: N802
+        return self.grad_A is not None
+
+    @property
+    def trains_B(self) -> bool:  # noqa: N802
+        return self.grad_B is not None
+
+    def add_A(self, gradient: Tensor) -> None:  # noqa: N802
+        """Add the gradient [R, I] of one adapter's A."""
+        assert self.grad_A is not None
+        self.grad_A[0] += gradient
+
+    def add_B(self, gradient: Tensor) -> None:  # noqa: N802
+        """Add the gradient [O, R] of one adapter's B."""
+        assert self.grad_B is not None
+        self.grad_B[0] += gradient
+
     def put_rows(self, out: Tensor) -> None:
         """out [R + F, I] = A of one adapter, then that of its frozen adapter"""
         out[: self.trained_rank] = self.lora_A[0]
@@ -67,6 +89,39 @@ class ModuleLora:
     def all_rows(self) -> Tensor:
         """[C, R + F, I]"""
         return torch.cat((self.lora_A, self.frozen.lora_A[None]), 1) if self.frozen else self.lora_A
+
+
+@dataclass(frozen=True, slots=True)
+class SharedFactors(ModuleLora):
+    """One module's part of A and B that all share and nobody trains: A' = diag(d) A, B' = diag(b) B (VeRA), C = 1."""
+
+    d: Tensor = field(kw_only=True)  # [R]
+    b: Tensor = field(kw_only=True)  # [O]
+    grad_d: Tensor = field(kw_only=True)
+    grad_b: Tensor = field(kw_only=True)
+
+    @property
+    def trains_A(self) -> bool:  # noqa: N802
+        return True
+
+    @property
+    def trains_B(self) -> bool:  # noqa: N802
+        return True
+
+    def add_A(self, gradient: Tensor) -> None:  # noqa: N802
+        self.grad_d.add_((gradient * self.lora_A[0]).sum(1))
+
+    def add_B(self, gradient: Tensor) -> None:  # noqa: N802
+        self.grad_b.add_((gradient * self.lora_B[0]).sum(1))
+
+    def put_rows(self, out: Tensor) -> None:
+        torch.mul(self.lora_A[0], self.d[:, None], out=out)
+
+    def put_columns(self, out: Tensor) -> None:
+        torch.mul(self.lora_B[0], self.b[:, None], out=out)
+
+    def all_rows(self) -> Tensor:
+        return self.lora_A * self.d[:, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +155,12 @@ class LoraTensors:
     """
 
     def __init__(
-        self, adapters: Sequence[Adapter], device: torch.device, trains: FactorSet = "AB", frozen: Adapter | None = None
-    ) -> None:
+        self, adapters: Sequence[Adapter], device: torch.device, trains: FactorSet = "AB", frozen: Adapter | None = None,
+        model: ModelShape | None = None,
+    ) -> None:  # fmt: skip
         """Of A and B those in `trains` train, and the extra tensors do, which the adapters of a stack have in one shape.
 
-        `frozen`, an adapter of the same modules, goes with one adapter only.
+        `frozen`, an adapter of the same modules, goes with one adapter only; VeRA's is made for a `model`.
         """
         self.configs = tuple(adapter.config for adapter in adapters)
         self._ranks = [{name: pair.rank for name, pair in adapter.pairs.items()} for adapter in adapters]
@@ -116,7 +172,7 @@ class LoraTensors:
             for kind, factor in enumerate("AB")
         }
         flat_A, flat_B = self._flats.values()
-        self.modules = {}
+        self.modules: dict[str, ModuleLora] = {}
         for number, name in enumerate(shapes):
             lora_A, lora_B = flat_A.values[number], flat_B.values[number]
             for which, pair in enumerate(adapter.pairs[name] for adapter in adapters):
@@ -125,23 +181,27 @@ class LoraTensors:
             scaling = torch.tensor([config.scaling_of(name) for config in self.configs], device=device)[:, None, None]
             grad_A, grad_B = (flat.gradients[number] if flat.gradients else None for flat in (flat_A, flat_B))
             self.modules[name] = ModuleLora(lora_A, lora_B, scaling, grad_A, grad_B, _frozen_of(frozen, name, device))
-        self.extras = self._made_extras(adapters, device)
-        assert len(adapters) == 1 or frozen is None
+        self.extras = self._made_extras("head", [heads_in(adapter) for adapter in adapters], device)  # of a head
+        self.own = self._made_extras("own", [own_in(adapter) for adapter in adapters], device)  # of the adapter's kind
+        self.scales = _scales_of(self.own)
+        if model is not None:
+            self.modules |= _shared_of(adapters[0], self.own, model, device)
+        assert len(adapters) == 1 or (frozen is None and not self.own)
 
-    def _made_extras(self, adapters: Sequence[Adapter], device: torch.device) -> dict[str, ExtraTensor]:
-        first = adapters[0].extras
-        if any({n: v.shape for n, v in a.extras.items()} != {n: v.shape for n, v in first.items()} for a in adapters):
+    def _made_extras(self, what: str, extras: Sequence[Extras], device: torch.device) -> dict[str, ExtraTensor]:
+        first = extras[0]
+        if any({n: v.shape for n, v in other.items()} != {n: v.shape for n, v in first.items()} for other in extras):
             raise AssertionError("the adapters of one stack must have the same extra tensors")
         if not first:
             return {}
-        flat = self._flats["head"] = Flat([(len(adapters), *array.shape) for array in first.values()], device)
+        flat = self._flats[what] = Flat([(len(extras), *array.shape) for array in first.values()], device)
         for name, values in zip(first, flat.values, strict=True):
-            values.copy_(torch.from_numpy(np.stack([adapter.extras[name] for adapter in adapters])))
+            values.copy_(torch.from_numpy(np.stack([other[name] for other in extras])))
         return {n: ExtraTensor(*parts) for n, *parts in zip(first, flat.values, flat.gradients, strict=True)}
 
     @property
     def flats(self) -> dict[str, Flat]:
-        """Whatever trains, by name: all A ("lora_A"), all B ("lora_B"), and the extra tensors ("head")."""
+        """Whatever trains, by name: all A ("lora_A"), all B ("lora_B"), a head ("head"), what else its kind has ("own")."""
         return {name: flat for name, flat in self._flats.items() if flat.gradients}
 
     def values(self, number: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
@@ -162,7 +222,8 @@ class LoraTensors:
             name: LoraPair(lora_A.cpu().numpy().copy(), lora_B.cpu().numpy().copy())
             for name, (lora_A, lora_B) in self.values(number).items()
         }
-        extras = {name: extra.values[number].cpu().numpy().copy() for name, extra in self.extras.items()}
+        trained = self.own | self.extras
+        extras = {name: extra.values[number].cpu().numpy().copy() for name, extra in trained.items()}
         return Adapter(self.configs[number], pairs, extras=extras)
 
     def _views(
@@ -173,6 +234,38 @@ class LoraTensors:
             lora_A, lora_B = which(self.modules[name])
             views[name] = lora_A[number, :rank], lora_B[number, :, :rank]
         return views
+
+
+def _scales_of(own: Mapping[str, ExtraTensor]) -> dict[str, ScaleOfModule]:
+    """{module: what scales it}, of a single adapter of IA3, [1, O, 1] or [1, 1, I], or DoRA, [1, O]."""
+    scales: dict[str, ScaleOfModule] = {}
+    for name, tensor in own.items():
+        module, _, word = name.rpartition(".")
+        values, gradients = tensor.values.view(-1), tensor.gradients.view(-1)
+        if word == ia3.WORD:
+            scales[module] = ModuleScale("output" if tensor.values.shape[2] == 1 else "input", values, gradients)
+        elif word == dora.WORD:
+            scales[module] = Magnitude(values, gradients)
+    return scales
+
+
+def _shared_of(
+    adapter: Adapter, own: Mapping[str, ExtraTensor], model: ModelShape, device: torch.device
+) -> dict[str, ModuleLora]:
+    """{module: its part of the shared A and B} of a single adapter of VeRA; nothing of another kind."""
+    modules = [name.rpartition(".")[0] for name in own if name.endswith(f".{vera.D}")]
+    if not modules:
+        return {}
+    lora_A, lora_B = (torch.from_numpy(part).to(device) for part in vera.projections_of(adapter, model))
+    shapes, one, found = model.linear_modules(), torch.ones((1, 1, 1), device=device), dict[str, ModuleLora]()
+    for module in modules:
+        rows, columns = shapes[module]
+        d, b = own[f"{module}.{vera.D}"], own[f"{module}.{vera.B}"]
+        found[module] = SharedFactors(
+            lora_A[None, :, :columns], lora_B[None, :rows], one, None, None,
+            d=d.values[0], b=b.values[0], grad_d=d.gradients[0], grad_b=b.gradients[0],
+        )  # fmt: skip
+    return found
 
 
 def _frozen_of(frozen: Adapter | None, module: str, device: torch.device) -> FrozenFactors | None:

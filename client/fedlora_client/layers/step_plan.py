@@ -13,6 +13,7 @@ from fedlora.counted import counted
 from fedlora.errors import ConfigError
 
 PLAIN_COPIES = 3  # in float32, of what an operation in plain torch reads
+SCALED = 2  # what a scaled module gives before its vector, and that times the gradient
 MASKS = 3  # what is drawn for dropout, its integers, and what goes through it
 
 

@@ -71,7 +71,8 @@ class CommittedAdapters:
             RECORD,
             {
                 "path": str(path), "name": name, "run": run, "round": server_round, "digest": digest,
-                "base": base.fingerprint, "rank": max(pair.rank for pair in adapter.pairs.values()), "at": now_text(),
+                "base": base.fingerprint, "at": now_text(),
+                "rank": max((pair.rank for pair in adapter.pairs.values()), default=0),
             },
         )  # fmt: skip
         log.info("the adapter that round %d of %s committed is %s", server_round, name, path)

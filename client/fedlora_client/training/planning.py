@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from fedlora.config.run import TrainConfig
 from fedlora.lora.adapter import Adapter
+from fedlora.lora.kinds import kind_of
 from fedlora.wire.task import FactorSet
 
 from fedlora_client.layers.step_plan import Memory, StepPlan
@@ -33,6 +34,7 @@ def plan_training(
     # Values and the result; of what trains: gradients, two moments, the best values so far, perhaps those of the start.
     coming = 2 * sum(adapter.size_bytes for adapter in adapters) + extras  # whose gradients come whole, then are added
     coming += (4 + bool(config.fedprox_mu)) * trained + (frozen.size_bytes if frozen else 0)
+    coming += sum(kind_of(adapter).held_bytes(adapter, model.shape) for adapter in adapters)
     device = model.compute.device
     if device.type == "cuda":
         memory = Memory(
@@ -41,5 +43,7 @@ def plan_training(
     else:
         base = model.base.weights.path.stat().st_size  # mapped: its pages become resident as they are read
         memory = Memory(resident=resident_bytes(), coming=coming + base, free=available_bytes())
-    rank = max(pair.rank for pair in pairs) + (max(pair.rank for pair in frozen.pairs.values()) if frozen else 0)
-    return model.plan_step(config, rank, memory, len(adapters))
+    rank = max(kind_of(adapter).trained_rank(adapter) for adapter in adapters)
+    rank += max(pair.rank for pair in frozen.pairs.values()) if frozen else 0
+    scaled = any(kind_of(adapter).scales for adapter in adapters)
+    return model.plan_step(config, rank, memory, len(adapters), scaled=scaled)

@@ -151,7 +151,9 @@ def identity_of(
             digest.update(f"{name} {part.config.scaling_of(name)}".encode())
             digest.update(np.ascontiguousarray(pair.lora_A).data)
             digest.update(np.ascontiguousarray(pair.lora_B).data)
-    for array in adapter.extras.values():
+    for name, array in adapter.extras.items():
+        if adapter.config.method != "lora":
+            digest.update(f"{adapter.config.method} {name}".encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 

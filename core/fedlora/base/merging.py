@@ -19,7 +19,8 @@ from fedlora.base.quantize import QuantizedMatrix, dequantize, quantize
 from fedlora.base.scales import ScaleRule
 from fedlora.errors import AdapterError
 from fedlora.files.tensor_file import Dtype, TensorPlan, write_tensor_file
-from fedlora.lora.adapter import Adapter, check_extras
+from fedlora.lora.adapter import Adapter
+from fedlora.lora.kinds import adapted_modules, check_adapter_fits, kind_of
 
 
 def write_merged(base: BasePack, adapter: Adapter, directory: Path, *, scale_rule: ScaleRule = "mse") -> None:
@@ -29,8 +30,9 @@ def write_merged(base: BasePack, adapter: Adapter, directory: Path, *, scale_rul
     largest matrix. Raises AdapterMismatchError where the adapter is for another base, AdapterError where the sum is not
     finite.
     """
-    adapter.check_fits(base.model.linear_modules(), "the adapter to merge")
-    check_extras(adapter.extras, extra_shapes(base.model.head_parts(), base.model), "the adapter to merge")
+    heads, kind = extra_shapes(base.model.head_parts(), base.model), kind_of(adapter)
+    check_adapter_fits(adapter, base.model, heads, "the adapter to merge")
+    touched = set(adapted_modules(adapter))
     plans = [
         TensorPlan(name=name, dtype=cast(Dtype, dtype), shape=shape)
         for name, (dtype, shape) in tensor_shapes(base.model, base.quantization).items()
@@ -41,11 +43,14 @@ def write_merged(base: BasePack, adapter: Adapter, directory: Path, *, scale_rul
         if plan.name in adapter.extras:
             yield adapter.extras[plan.name]
             return
-        module, kind = plan.name.rsplit(".", 1)
-        if module not in adapter.pairs or kind not in ("qweight", "scales", "zeros"):
+        module, part = plan.name.rsplit(".", 1)
+        if module in touched and part == "bias":
+            yield kind.merged_bias(adapter, module, base.weights.float32(plan.name))
+            return
+        if module not in touched or part not in ("qweight", "scales", "zeros"):
             yield base.weights.array(plan.name)
             return
-        if kind == "qweight":
+        if part == "qweight":
             matrix = _merged(base, adapter, module, scale_rule)
             pending[f"{module}.scales"] = matrix.scales
             if matrix.zeros is not None:
@@ -63,9 +68,9 @@ def write_merged(base: BasePack, adapter: Adapter, directory: Path, *, scale_rul
 
 
 def _merged(base: BasePack, adapter: Adapter, module: str, scale_rule: ScaleRule) -> QuantizedMatrix:
-    product, quantization = adapter.product(module), base.quantization
+    quantization = base.quantization
     with np.errstate(over="ignore", invalid="ignore"):
-        weight = dequantize(base.matrix(module)) + (product.B @ product.A).astype(np.float32)
+        weight = kind_of(adapter).merged(adapter, module, dequantize(base.matrix(module)))
     if not np.isfinite(weight).all():
         raise AdapterError(f"{module}: the merged weight is not finite in float32; the adapter cannot be merged")
     return quantize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import click
@@ -16,8 +16,11 @@ from fedlora.family import HEAD, DecoderShape, EncoderShape
 from fedlora.files.bounded import read_bounded
 from fedlora.files.file_kind import kind_of
 from fedlora.files.hub import commit_of
-from fedlora.lora.adapter import Adapter
+from fedlora.lora.adapter import Adapter, Extras
 from fedlora.lora.algebra import inner_product
+from fedlora.lora.kinds import adapted_modules, own_in
+from fedlora.lora.kinds import kind_of as adapter_kind
+from fedlora.lora.kinds.kind import word_of
 from fedlora.peft.directory import CONFIG, PeftDirectory, read_peft
 from fedlora.peft.finding import check_adapter, find_adapter
 from fedlora.peft.layout import HEADS
@@ -40,7 +43,7 @@ def inspect(path: str) -> None:
     if (place / MANIFEST).is_file():
         _show(f"base pack {place}", _pack_facts(open_pack(place)))
     elif (place / CONFIG).is_file():
-        content = read_peft(place)
+        content = read_peft(place, any_kind=True)
         base = content.base_fingerprint or f"not recorded ({content.config.get('base_model_name_or_path')})"
         stored: Facts = {"base": base, "stored as": content.dtype}
         stored |= {"revision": commit} if (commit := commit_of(place)) else {}
@@ -134,17 +137,30 @@ def _steps(shape: EncoderShape) -> str:
 
 
 def _adapter_facts(adapter: Adapter) -> Facts:
-    config = adapter.config
-    ranks = sorted({pair.rank for pair in adapter.pairs.values()})
-    return {
-        "rank": ", ".join(map(str, ranks)),
-        "alpha": f"{config.alpha:g}{' (rsLoRA)' if config.use_rslora else ''}",
+    config, kind, own = adapter.config, adapter_kind(adapter), own_in(adapter)
+    ranks = sorted({pair.rank for pair in adapter.pairs.values()}) or [config.rank]
+    alpha = f"{config.alpha:g}{' (rsLoRA)' if config.use_rslora else ''}"
+    facts = {
+        "method": kind.title,
+        **({"rank": ", ".join(map(str, ranks))} if "rank" in kind.keys else {}),
+        **({"alpha": alpha} if "alpha" in kind.keys else {}),
         "targets": ", ".join(config.target_modules),
         **({"layers": ", ".join(map(str, config.layers))} if config.layers else {}),
-        "modules": len(adapter.pairs),
+        "modules": len(adapted_modules(adapter)),
         "parameters": f"{adapter.size_bytes // 4:,}",
-        "norm of B A": f"{sum(_squared_norm(adapter, module) for module in adapter.pairs) ** 0.5:.4g}",
     }
+    if own:
+        facts |= {word: f"{of_word[0]:.4g} to {of_word[-1]:.4g}" for word, of_word in _ranges(own)}
+    if adapter.pairs:
+        facts["norm of B A"] = f"{sum(_squared_norm(adapter, module) for module in adapter.pairs) ** 0.5:.4g}"
+    return facts
+
+
+def _ranges(own: Extras) -> Iterator[tuple[str, tuple[float, float]]]:
+    """(a word of the kind, the least and the greatest number of its tensors)"""
+    for word in dict.fromkeys(map(word_of, own)):
+        arrays = [array for name, array in own.items() if word_of(name) == word]
+        yield word, (min(float(array.min()) for array in arrays), max(float(array.max()) for array in arrays))
 
 
 def _origin_facts(content: PeftDirectory) -> Facts:
@@ -157,8 +173,8 @@ def _origin_facts(content: PeftDirectory) -> Facts:
 def _beside_facts(content: PeftDirectory) -> Facts:
     """The tensors beside A and B, and what they are for whoever uses the adapter."""
     facts: Facts = {}
-    if content.extras:
-        facts["head"] = f"{_tensors(content.extras)}: its own, in place of the base's"
+    if content.heads:
+        facts["head"] = f"{_tensors(content.heads)}: its own, in place of the base's"
     if content.saved_modules:
         facts["also trained"] = f"{_tensors(content.saved_modules)} (modules_to_save), which only training can take"
     if content.embeddings:

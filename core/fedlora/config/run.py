@@ -21,13 +21,15 @@ import numpy as np
 
 from fedlora.base.heads import initial_extras
 from fedlora.base.pack import EMBEDDED, BasePack
+from fedlora.base.quantize import dequantize
 from fedlora.config.hub_source import PREFIX, is_hub, is_local
 from fedlora.config.leading import AggregationConfig, ServerConfig
 from fedlora.config.require import require
 from fedlora.config.sections import DataConfig, FieldNames, LoraSection, SimulationConfig, TrainConfig
 from fedlora.errors import ConfigError
 from fedlora.files.documents import flattened, read_toml
-from fedlora.lora.adapter import Adapter, initial_adapter, with_extras
+from fedlora.lora.adapter import Adapter, with_extras
+from fedlora.lora.kinds import BY_NAME, new_adapter
 from fedlora.nearest import unknown_key
 
 __all__ = [
@@ -61,6 +63,17 @@ class RunConfig:
         word = re.fullmatch(r"\w[\w.-]*", self.name)
         require(word is not None, "name must be letters, digits, '-', '_' and '.', and not begin with '.'", self.name)
         require(0 <= self.seed < 1 << 32, "seed must be from 0 to 2^32 - 1", self.seed)
+        kind = BY_NAME[self.lora.method]
+        require(
+            kind.takes_dropout or not self.train.dropout,
+            f"train.dropout means nothing to lora.method = {kind.name}; leave it out",
+            self.train.dropout,
+        )
+        require(
+            kind.has_factors or self.train.lora_plus_ratio == 1,
+            f"train.lora_plus_ratio is for factors A and B, and lora.method = {kind.name} has none; leave it out",
+            self.train.lora_plus_ratio,
+        )
         require(
             self.server.evaluate or not self.data.partition.held_out,
             "data.partition.held_out needs server.evaluate = true: who never trains is there to be measured",
@@ -76,9 +89,9 @@ class RunConfig:
             raise ConfigError(
                 f"lora.init = {self.lora.init} is for one device alone, with fedlora train; a run of several takes default"
             )
-        modules = base.model.linear_modules()
-        adapter = initial_adapter(self.lora.lora(modules), modules, np.random.default_rng([self.seed, 0]))
-        return with_extras(adapter, initial_extras(self.lora.modules_to_save, base))
+        config, generator = self.lora.lora(base.model.linear_modules()), np.random.default_rng([self.seed, 0])
+        adapter = new_adapter(config, base.model, lambda module: dequantize(base.matrix(module)), generator)
+        return with_extras(adapter, {**adapter.extras, **initial_extras(self.lora.modules_to_save, base)})
 
     def flat(self) -> dict[str, Scalar]:
         """{dotted key: scalar}, as Flower carries it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TypeVar
 
 from fedlora.base.starts import INITS
@@ -18,7 +18,8 @@ from fedlora.config.require import require
 from fedlora.errors import ConfigError
 from fedlora.family import HEAD
 from fedlora.family.encoder import HEAD_PARTS
-from fedlora.lora.config import ALL_LINEAR, LoraConfig
+from fedlora.lora.config import ALL_LINEAR, KINDS, WHOLE_HEAD, LoraConfig
+from fedlora.lora.kinds import BY_NAME
 from fedlora.lora.layers import check_entries, chosen_layers
 
 Number = TypeVar("Number", int, float)
@@ -118,6 +119,7 @@ class DataConfig:
 class LoraSection:
     """The adapter that the run trains."""
 
+    method: str = "lora"  # what it adds to the base: a kind (docs/adapters.md). How a server aggregates: server.method
     rank: int = 16
     alpha: float = 32.0
     use_rslora: bool = False
@@ -127,20 +129,29 @@ class LoraSection:
     rank_pattern: tuple[str, ...] = ()
     alpha_pattern: tuple[str, ...] = ()
     # Trained whole beside the adapter, and saved with it: the classification head of an encoder ("classifier"; of BERT
-    # also "pooler"), or, on one device alone (`fedlora train`), the head of a decoder.
-    modules_to_save: tuple[str, ...] = ()
+    # also "pooler"), or, on one device alone (`fedlora train`), the head of a decoder. "auto": all of an encoder's head,
+    # nothing of a decoder's. Empty: nothing.
+    modules_to_save: tuple[str, ...] = (WHOLE_HEAD,)
     # Where A and B begin: default (A random, B zero), or pissa or olora, from the base's weights: `base/starts.py`. On one
     # device alone (`fedlora train`).
     init: str = "default"
 
     def __post_init__(self) -> None:
+        require(self.method in KINDS, f"lora.method must be one of {', '.join(KINDS)}", self.method)
+        for part in fields(self):
+            value, unset = getattr(self, part.name), part.default
+            require(
+                part.name == "method" or part.name in BY_NAME[self.method].keys or value == unset,
+                f"lora.{part.name} means nothing to lora.method = {self.method}; leave it out",
+                value,
+            )
         require(self.init in INITS, f"lora.init must be one of {', '.join(INITS)}", self.init)
         self._config(*self._patterns())
         check_entries(self.layers, "lora.layers")
         known = (HEAD, *HEAD_PARTS, "pre_classifier")
         require(
-            set(self.modules_to_save) <= set(known),
-            f"lora.modules_to_save takes heads only ({', '.join(known)})",
+            self.modules_to_save == (WHOLE_HEAD,) or set(self.modules_to_save) <= set(known),
+            f"lora.modules_to_save takes {WHOLE_HEAD} or heads only ({', '.join(known)})",
             self.modules_to_save,
         )
 
@@ -153,7 +164,7 @@ class LoraSection:
         config = replace(config, layers=chosen_layers(self.layers, modules, "lora.layers"))
         if self.target_modules != (ALL_LINEAR,):
             return config
-        return replace(config, target_modules=tuple(dict.fromkeys(module.rsplit(".", 1)[-1] for module in modules)))
+        return replace(config, target_modules=BY_NAME[self.method].default_targets(modules))
 
     def _patterns(self) -> tuple[dict[str, int], dict[str, float]]:
         ranks = _pattern(self.rank_pattern, "lora.rank_pattern", int, "down_proj=4")
@@ -161,8 +172,8 @@ class LoraSection:
 
     def _config(self, ranks: Mapping[str, int], alphas: Mapping[str, float]) -> LoraConfig:
         return LoraConfig(
-            rank=self.rank, alpha=self.alpha, use_rslora=self.use_rslora, target_modules=self.target_modules,
-            rank_pattern=ranks, alpha_pattern=alphas,
+            method=self.method, rank=self.rank, alpha=self.alpha, use_rslora=self.use_rslora,
+            target_modules=self.target_modules, rank_pattern=ranks, alpha_pattern=alphas,
         )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """An adapter: the A and B of every target module, and whatever else trains and travels with them, immutable.
 
-An **extra tensor** is one that takes the place of the base's own of that name, whole: those of a classification head. It
-has no algebra: means, moments and moves of it go element by element, and a method of aggregation does not see it.
+An **extra tensor** takes the place of the base's own of that name, whole: those of a classification head. Or it is what an
+adapter of another kind than LoRA trains, and its name ends with a word of that kind (`kinds`). It has no algebra: means,
+moments and moves of it go element by element, and a method of aggregation does not see it.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class LoraPair:
 
 
 Extras = Mapping[str, NDArray[np.float32]]  # {the tensor's name in the model: values}
-MAX_EXTRAS = 64  # of an adapter
+MAX_EXTRAS = 4096  # of an adapter
 
 
 @dataclass(frozen=True, slots=True, eq=False)

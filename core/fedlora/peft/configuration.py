@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fedlora.errors import AdapterError, ConfigError
 from fedlora.files.documents import read_object
-from fedlora.lora.adapter import Adapter
+from fedlora.lora.adapter import Adapter, Extras
 from fedlora.lora.config import LoraConfig
+from fedlora.lora.kinds import BY_NAME, Kind, adapted_modules, kind_of
 from fedlora.lora.layers import layers_of
 from fedlora.peft.layout import CONFIG, HEADS, WEIGHTS, head_part, saved_parts
 from fedlora.peft.patterns import by_module
@@ -21,7 +23,7 @@ from fedlora.peft.patterns import by_module
 MAX_CONFIG_BYTES = 4 << 20
 _DECODER_LAYERS = "model.layers."
 _REFUSED = {
-    "use_dora": "DoRA", "lora_bias": "LoRA biases", "use_qalora": "QA-LoRA", "layer_replication": "layer replication",
+    "lora_bias": "LoRA biases", "use_qalora": "QA-LoRA", "layer_replication": "layer replication",
     "alora_invocation_tokens": "activated LoRA", "arrow_config": "Arrow", "kasa_config": "KaSA", "use_bdlora": "BD-LoRA",
     "bdlora_config": "BD-LoRA", "velora_config": "VeLoRA", "trainable_token_indices": "trainable tokens",
     "monteclora_config": "MonteCLoRA", "target_parameters": "LoRA on parameters that are no linear module's",
@@ -33,19 +35,27 @@ _ENCODER_CLASSES = {
     "distilbert": "DistilBertForSequenceClassification",
 }  # fmt: skip
 _CONVERTIBLE = ("pissa", "olora", "corda", "lora_ga")  # what PEFT can save as plain LoRA for the base as it was
+_KNOWN_TYPES = tuple(dict.fromkeys(kind.peft_type for kind in BY_NAME.values()))
+# Of other types, those that PEFT 0.21 makes LoRA of (`supports_lora_conversion`).
+_CONVERTIBLE_TYPES = frozenset(
+    {
+        "C3A", "DELORA", "FOURIERFT", "GRALORA", "LOHA", "LOKR", "MISS", "PSOFT", "RANDLORA", "TINYLORA", "UNILORA",
+        "VBLORA", "WAVEFT",
+    }
+)  # fmt: skip
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The configuration of plain LoRA in `path`. Raises AdapterError, naming what is none."""
+    """The configuration in `path`, of a kind that fedlora knows. Raises AdapterError, naming what it is not."""
     if path.exists() and (not path.is_file() or path.stat().st_size > MAX_CONFIG_BYTES):
         raise AdapterError(
             f"{path}: expected a file of at most {MAX_CONFIG_BYTES} bytes; save the adapter again with PEFT"
         )
     config = read_object(path, AdapterError, f"a PEFT directory with {CONFIG} and {WEIGHTS}")
-    if config.get("peft_type") != "LORA":
+    if (found := config.get("peft_type")) not in _KNOWN_TYPES:
         raise AdapterError(
-            f"{path}: peft_type is {config.get('peft_type')!r:.80}; only 'LORA' is supported: train an adapter with "
-            "PEFT's LoraConfig"
+            f"{path}: peft_type is {found!r:.80}, which is not supported; expected {', '.join(_KNOWN_TYPES)}; "
+            f"{_what_to_do(found)}"
         )
     for key, method in _REFUSED.items():
         if config.get(key):
@@ -54,6 +64,27 @@ def read_config(path: Path) -> dict[str, Any]:
     if config.get("bias", "none") != "none":
         raise AdapterError(f"{path}: bias is {config['bias']!r:.80}; only 'none' is supported: train without biases")
     return config
+
+
+def kind_in(config: Mapping[str, Any]) -> Kind:
+    """The kind that a configuration is of."""
+    return next(kind for kind in BY_NAME.values() if kind.reads(config))
+
+
+def check_plain(kind: Kind, path: Path) -> None:
+    """Raise AdapterError where an adapter is of another kind than LoRA, for those who cannot compute with it."""
+    if kind.name != "lora":
+        raise AdapterError(
+            f"{path}: {kind.peft_mark}: {kind.title} is trained and evaluated in torch, and this takes plain LoRA; merge "
+            "it into its base (fedlora export BASE --merge ADAPTER -o DIR), or train with lora.method = lora"
+        )
+
+
+def adapter_config(
+    config: Mapping[str, Any], kind: Kind, modules: Iterable[str], own: Extras
+) -> LoraConfig:  # `modules` have factors, `own` are the kind's tensors
+    """The configuration of an adapter of any kind. Raises AdapterError, ConfigError."""
+    return replace(lora_config(config, modules), method=kind.name) if kind.has_factors else kind.config_of(config, own)
 
 
 def saved_module_names(config: Mapping[str, Any], where: Path) -> tuple[str, ...]:
@@ -94,9 +125,13 @@ def config_to_write(
 
     `saved` are the tensors of `modules_to_save`, by their names in the model.
     """
-    fresh, saved = fresh_config(adapter.config, adapter.pairs, base_name, extras=adapter.extras), list(saved)
+    kind, saved = kind_of(adapter), list(saved)
+    fresh = fresh_config(adapter.config, adapted_modules(adapter), base_name, extras=adapter.extras)
     if parts := saved_parts(saved):
         fresh["modules_to_save"] = parts
+    if kind.name != "lora":
+        kept = {key: value for key, value in read.items() if key in ("peft_version", "revision")}
+        return {**kept, **kind.peft_config(adapter, fresh)}
     if not read:
         return fresh
     if not all(any(part.endswith(tuple(read.get("modules_to_save") or ())) for part in n.split(".")) for n in saved):
@@ -139,6 +174,13 @@ def fresh_config(
         "bias": "none",
         "fan_in_fan_out": False,
     }
+
+
+def _what_to_do(peft_type: object) -> str:
+    """With an adapter of another type: PEFT can make LoRA of some."""
+    if peft_type in _CONVERTIBLE_TYPES:
+        return "PEFT can make LoRA of it: load it with PEFT and call peft.save_as_lora(DIR, model, rank=RANK)"
+    return "PEFT cannot make LoRA of it: train an adapter with PEFT's LoraConfig"
 
 
 def _within_layer(module: str) -> str:

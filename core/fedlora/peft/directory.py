@@ -17,8 +17,17 @@ from typing import Any
 from fedlora.errors import AdapterError, ConfigError, TensorFileError
 from fedlora.files.atomic import whole_directory
 from fedlora.files.tensor_file import Dtype, TensorFile, from_float32, write_in_order
-from fedlora.lora.adapter import Adapter
-from fedlora.peft.configuration import config_to_write, lora_config, read_config, saved_module_names
+from fedlora.lora.adapter import Adapter, Extras
+from fedlora.lora.kinds import heads_in, kind_of
+from fedlora.lora.kinds.kind import modules_of, word_of
+from fedlora.peft.configuration import (
+    adapter_config,
+    check_plain,
+    config_to_write,
+    kind_in,
+    read_config,
+    saved_module_names,
+)
 from fedlora.peft.layout import CONFIG, PREFIX, WEIGHTS, factor_name
 from fedlora.peft.missing import check_is_there
 from fedlora.peft.origin import Origin, origin_in
@@ -56,31 +65,52 @@ class PeftDirectory:
     @property
     def extras(self) -> Mapping[str, Stored]:
         """The extra tensors of the adapter, by their names in the file."""
-        dtypes = {name: self.extra_dtypes.get(name, "F32") for name in self.adapter.extras}
-        return {f"{PREFIX}{n}": (dtypes[n], from_float32(v, dtypes[n])) for n, v in self.adapter.extras.items()}
+        return self._stored(self.adapter.extras)
+
+    @property
+    def heads(self) -> Mapping[str, Stored]:
+        """Those of a head, without the tensors that the adapter's kind has."""
+        return self._stored(heads_in(self.adapter))
+
+    def _stored(self, tensors: Extras) -> dict[str, Stored]:
+        dtypes = {name: self.extra_dtypes.get(name, "F32") for name in tensors}
+        return {self._name(n): (dtypes[n], from_float32(v, dtypes[n])) for n, v in tensors.items()}
+
+    def _name(self, tensor: str) -> str:
+        kind = kind_of(self.adapter)
+        return kind.stored_name(tensor, PREFIX) if word_of(tensor) in kind.words else f"{PREFIX}{tensor}"
 
 
-def read_peft(directory: str | Path) -> PeftDirectory:
-    """Read an adapter. Raises AdapterError, naming the file and what is wrong, unless it is sound and plain LoRA."""
+def read_peft(directory: str | Path, *, any_kind: bool = False) -> PeftDirectory:
+    """Read an adapter. Raises AdapterError, naming the file and what is wrong, unless it is sound, and plain LoRA.
+
+    With `any_kind` it may be of any that fedlora trains: for those who can compute with it.
+    """
     directory = Path(directory)
     check_is_there(directory)
     config = read_config(directory / CONFIG)
+    kind = kind_in(config)
+    if not any_kind:
+        check_plain(kind, directory / CONFIG)
     path = directory / WEIGHTS
     if path.is_file() and path.stat().st_size > _MAX_WEIGHTS_BYTES:
         raise AdapterError(f"{path}: {path.stat().st_size} bytes; an adapter of at most {_MAX_WEIGHTS_BYTES} is read")
     try:
         file = TensorFile(path, in_memory=True)
-        tensors = read_tensors(file, saved_module_names(config, directory / CONFIG))
+        tensors = read_tensors(file, saved_module_names(config, directory / CONFIG), kind)
     except TensorFileError as error:
         raise AdapterError(str(error)) from None
     try:
-        idle = untargeted(config, tensors.pairs)
+        own = {name: array for name, array in tensors.extras.items() if word_of(name) in kind.words}
+        idle = untargeted(config, [*tensors.pairs, *modules_of(own)])
         if idle:
             raise AdapterError(
-                f"{WEIGHTS} has factors of {idle[0]}, which {CONFIG} does not target: PEFT would not load them; "
+                f"{WEIGHTS} has tensors of {idle[0]}, which {CONFIG} does not target: PEFT would not load them; "
                 "take both files from one save of PEFT's"
             )
-        adapter = Adapter(lora_config(config, tensors.pairs), tensors.pairs, extras=tensors.extras)
+        adapter = Adapter(adapter_config(config, kind, tensors.pairs, own), tensors.pairs, extras=tensors.extras)
+        kind.check_whole(adapter)
+        kind.check_shared(adapter.config, {name: file.float32(name) for name in kind.shared if name in file.entries})
     except (AdapterError, ConfigError) as error:
         raise AdapterError(f"{directory}: {error}") from None
     adapter.check_finite(str(path))
@@ -121,7 +151,7 @@ def write_peft(
     `texts` are further files, {name: content}; `replace` another adapter that is there. Raises ConfigError.
     """
     adapter = content.adapter
-    saved = [model_tensor(name) for name in (*content.extras, *content.saved_modules)]
+    saved = [model_tensor(name) for name in (*content.heads, *content.saved_modules)]
     config = config_to_write(adapter, content.config, saved, base_name)
     arrays = dict(_named_factors(adapter, content.dtype)) | dict(content.extras) | dict(content.beside)
     metadata = metadata_of(content.base_fingerprint, content.origin)

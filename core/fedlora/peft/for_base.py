@@ -21,8 +21,11 @@ from fedlora.base.quantize import QuantizedMatrix, stands_for
 from fedlora.errors import AdapterMismatchError, TensorFileError
 from fedlora.family import EMBEDDING, HEAD
 from fedlora.files.tensor_file import as_float32
-from fedlora.lora.adapter import Adapter, check_extras, with_extras
+from fedlora.lora.adapter import Adapter, with_extras
+from fedlora.lora.kinds import adapted_modules, check_adapter_fits, kind_of
+from fedlora.peft.configuration import check_plain
 from fedlora.peft.directory import PeftDirectory, read_peft
+from fedlora.peft.layout import CONFIG
 from fedlora.peft.misplaced import check_modules
 from fedlora.peft.tensors import Stored, model_tensor
 
@@ -31,30 +34,41 @@ _ROUNDED = 1.01 * 2.0**-8  # the largest relative error of a value in bfloat16
 _SHOWN = 4
 
 
-def adapter_of(directory: str | Path, base: BasePack | None) -> tuple[Adapter, str]:
-    """(the adapter of a PEFT directory, the fingerprint of its base)
+def adapter_of(directory: str | Path, base: BasePack | None, *, any_kind: bool = False) -> tuple[Adapter, str]:
+    """(the adapter of a PEFT directory as plain LoRA, the fingerprint of its base)
 
     `base` is needed where the adapter does not record its own, or has tensors beside A and B; it checks names and shapes.
-    Raises AdapterError for what is not plain LoRA, and AdapterMismatchError for what cannot be expressed by A and B, or
+    A kind that is not LoRA and cannot become it, exactly, stays what it is with `any_kind`. Raises AdapterError for it
+    without, and for what is of no known kind, and AdapterMismatchError for what cannot be expressed by A and B, or
     what is for another base.
     """
-    content, where = read_peft(directory), str(directory)
+    content, where = read_peft(directory, any_kind=True), str(directory)
+    kind = kind_of(content.adapter)
+    if not any_kind and not kind.is_lora:
+        check_plain(kind, Path(directory) / CONFIG)
     kept = beside_of(content, base, where).replaced
     if kept:
         raise AdapterMismatchError(
             f"{where}: also replaces {_listed(kept)}{_how(content, kept)}, which an adapter file cannot carry, nor can a "
             f"merged base or a service; {_remedy(kept, base)}"
         )
-    return content.adapter, _base_of(content, base, _named(Path(directory), content))
+    fingerprint = _base_of(content, base, _named(Path(directory), content))
+    if kind.name == "lora":
+        return content.adapter, fingerprint
+    if base is None:
+        raise AdapterMismatchError(
+            f"{where}: what {kind.title} is as LoRA depends on the sizes of the base; pass --base PACK"
+        )
+    return kind.as_lora(content.adapter, base.model) or content.adapter, fingerprint
 
 
 def whole_adapter_of(directory: str | Path, base: BasePack) -> Adapter:
-    """The adapter of a PEFT directory, with the heads that trained beside A and B.
+    """The adapter of a PEFT directory, of whatever kind, with the heads that trained with it.
 
-    Raises AdapterError for what is not plain LoRA, and AdapterMismatchError for what is for another base, or replaces what
-    is no head.
+    Raises AdapterError for what is of no known kind, and AdapterMismatchError for what is for another base, or replaces
+    what is no head.
     """
-    content, where = read_peft(directory), str(directory)
+    content, where = read_peft(directory, any_kind=True), str(directory)
     kept = beside_of(replace(content, adapter=with_extras(content.adapter, {})), base, where).replaced
     if kept:
         raise AdapterMismatchError(
@@ -78,7 +92,7 @@ def beside_of(content: PeftDirectory, base: BasePack | None, where: str, *, head
 
     What is the base's own is told, once, to the log. Without a base nothing is.
     """
-    beside = {**content.beside, **(content.extras if heads else {})}
+    beside = {**content.beside, **(content.heads if heads else {})}
     own = [name for name, stored in beside.items() if base is not None and _is_own(base, name, stored, where)]
     if own:
         _log.warning("%s: %s did not train: the base's own are used", where, _listed(own))
@@ -87,9 +101,8 @@ def beside_of(content: PeftDirectory, base: BasePack | None, where: str, *, head
 
 def check_is_for(content: PeftDirectory, base: BasePack, where: str) -> None:
     """Raise AdapterMismatchError unless every module is one of the base's, and the base the recorded one, if any."""
-    check_modules(content.adapter.pairs, base, where)
-    content.adapter.check_fits(base.model.linear_modules(), where)
-    check_extras(content.adapter.extras, base.model.head_inputs(), where)
+    check_modules(adapted_modules(content.adapter), base, where)
+    check_adapter_fits(content.adapter, base.model, base.model.head_inputs(), where)
     recorded = content.base_fingerprint
     if recorded not in (None, base.fingerprint):
         raise AdapterMismatchError(

@@ -16,7 +16,7 @@ from fedlora.files.at_rest import plain_digest
 from fedlora.files.tensor_file import TensorFile
 from fedlora.lora.adapter import Adapter, LoraPair
 from fedlora.lora.config import LoraConfig
-from fedlora.peft.configuration import lora_config, read_config, saved_module_names
+from fedlora.peft.configuration import check_plain, kind_in, lora_config, read_config, saved_module_names
 from fedlora.peft.directory import PeftDirectory, base_in
 from fedlora.peft.layout import CONFIG, WEIGHTS
 from fedlora.peft.missing import check_is_there
@@ -61,6 +61,7 @@ def open_mapped(directory: Path) -> MappedAdapter:
     """Open an adapter. Raises AdapterError, naming the file, unless it is plain LoRA in the shapes that it tells."""
     check_is_there(directory)
     config = read_config(directory / CONFIG)
+    check_plain(kind_in(config), directory / CONFIG)
     try:
         file = TensorFile(directory / WEIGHTS)
     except TensorFileError as error:
@@ -70,7 +71,7 @@ def open_mapped(directory: Path) -> MappedAdapter:
         idle = untargeted(config, names.factors)
         if idle:
             raise AdapterError(
-                f"{WEIGHTS} has factors of {idle[0]}, which {CONFIG} does not target: PEFT would not load them; "
+                f"{WEIGHTS} has tensors of {idle[0]}, which {CONFIG} does not target: PEFT would not load them; "
                 "take both files from one save of PEFT's"
             )
         described = lora_config(config, names.factors)

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from fedlora.errors import AdapterError
 from fedlora.files.tensor_file import Dtype, TensorFile
 from fedlora.lora.adapter import Extras, LoraPair
-from fedlora.peft.layout import HEADS, PREFIX, WEIGHTS, head_part
+from fedlora.lora.kinds import BY_NAME, Kind
+from fedlora.peft.layout import CONFIG, HEADS, PREFIX, WEIGHTS, head_part
 
 Stored = tuple[Dtype, NDArray[Any]]  # values as they lie in the file
 _MAX_NAME = 512
@@ -32,9 +33,11 @@ _FACTOR = re.compile(rf"{re.escape(PREFIX)}(?P<module>.+)\.(?P<factor>lora_[AB])
 _ORIGINAL = "original_module"  # the model's own beside the one that trained
 _WRAPPERS = ("base_layer", _ORIGINAL, "modules_to_save")
 _COMPILED = "_orig_mod."  # what torch.compile puts before the name of what it wraps
+_PLAIN = BY_NAME["lora"]
+_OWN = {word: kind for kind in BY_NAME.values() for word in kind.words}
 _REFUSED = {
     "lora_embedding_A": "LoRA on an embedding", "lora_embedding_B": "LoRA on an embedding",
-    "lora_magnitude_vector": "DoRA", "trainable_tokens_delta": "trainable tokens",
+    "trainable_tokens_delta": "trainable tokens",
 }  # fmt: skip
 # What models call their input and output embeddings, which PEFT's save_embedding_layers adds.
 _EMBEDDINGS = frozenset(
@@ -72,21 +75,25 @@ class TensorNames:
     """Which tensor of a file is what."""
 
     factors: Mapping[str, Mapping[str, str]]  # {module: {"lora_A": tensor, "lora_B": tensor}}
-    extras: Sequence[str]  # of classification heads
+    extras: Sequence[str]  # of classification heads, and what the adapter's kind has of its own
     saved: Sequence[str]
     embeddings: Sequence[str]
 
 
-def told_apart(file: TensorFile, saved_names: Sequence[str]) -> TensorNames:
+def told_apart(file: TensorFile, saved_names: Sequence[str], kind: Kind = _PLAIN) -> TensorNames:
     """What each tensor of a file is; no value is read. Raises AdapterError, naming the tensor."""
-    _check_names(file.path, file.entries)
+    _check_names(file.path, file.entries, kind)
     factors: dict[str, dict[str, str]] = {}
     saved: list[str] = []
     extras: list[str] = []
     embeddings: list[str] = []
     for name in file.entries:
         match = _FACTOR.fullmatch(name)
-        if match and not set(_WRAPPERS) & set(match["module"].split(".")):
+        if name in kind.shared:
+            continue
+        if _own_word(name) in kind.words and name.startswith(PREFIX):
+            extras.append(name)
+        elif match and kind.has_factors and not set(_WRAPPERS) & set(match["module"].split(".")):
             of_module = factors.setdefault(match["module"], {})
             if match["factor"] in of_module:
                 raise AdapterError(
@@ -107,17 +114,17 @@ def told_apart(file: TensorFile, saved_names: Sequence[str]) -> TensorNames:
         raise AdapterError(
             f"{file.path}: {twice[0]} is there twice, once with a wrapper's name in it; save the adapter again with PEFT"
         )
-    if not factors:
+    if not factors and kind.has_factors:
         raise AdapterError(f"{file.path}: expected lora_A and lora_B of some modules, got none")
     return TensorNames(factors=factors, extras=extras, saved=saved, embeddings=embeddings)
 
 
-def read_tensors(file: TensorFile, saved_names: Sequence[str]) -> PeftTensors:
+def read_tensors(file: TensorFile, saved_names: Sequence[str], kind: Kind = _PLAIN) -> PeftTensors:
     """The tensors of a file, told apart. `saved_names` are `modules_to_save`.
 
     Raises AdapterError, naming the tensor, and TensorFileError for a dtype that is not read.
     """
-    names = told_apart(file, saved_names)
+    names = told_apart(file, saved_names, kind)
     dtypes = {file.entries[name].dtype for of_module in names.factors.values() for name in of_module.values()}
     return PeftTensors(
         pairs={module: read_pair(file, module, of_module) for module, of_module in names.factors.items()},
@@ -149,12 +156,23 @@ def model_tensor(name: str) -> str:
     return ".".join(part for part in name.removeprefix(PREFIX).split(".") if part not in _WRAPPERS)
 
 
-def _check_names(path: Path, names: Collection[str]) -> None:
+def _own_word(name: str) -> str:
+    """The word of a kind in the name of one of its own tensors, MODULE.WORD."""
+    return name.rpartition(".")[2]
+
+
+def _check_names(path: Path, names: Collection[str], kind: Kind) -> None:
     """Raise AdapterError for names that say that the file is no adapter as PEFT saves one."""
     for name in names:
         if len(name) > _MAX_NAME or not name.isprintable():
             raise AdapterError(f"{path}: a tensor is named {name!r:.80}; expected the name of a module's tensor")
     for name in names:
+        for word, other in _OWN.items():
+            if word in name.split(".") and word not in kind.words:
+                raise AdapterError(
+                    f"{path}: tensor {name} is {other.title}'s, and {CONFIG} says that the adapter is {kind.title}; take "
+                    "both files from one save of PEFT's"
+                )
         for part in _REFUSED.keys() & set(name.split(".")):
             raise AdapterError(
                 f"{path}: tensor {name} is {_REFUSED[part]}, which is not supported; train LoRA on linear modules alone"

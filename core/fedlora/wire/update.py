@@ -205,6 +205,10 @@ def config_values(config: LoraConfig) -> dict[str, Any]:
     plain = {name: getattr(config, name) for name in LoraConfig.__dataclass_fields__}
     if not config.layers:  # a device of an earlier version would not know the key
         del plain["layers"]
+    if config.method == "lora":  # nor this
+        del plain["method"]
+    if config.method != "vera":
+        del plain["projection_prng_key"]
     return {name: dict(value) if isinstance(value, Mapping) else value for name, value in plain.items()}
 
 

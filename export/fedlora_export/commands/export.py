@@ -70,10 +70,11 @@ def export(
             raise ConfigError(
                 "--merge writes the profile base alone: its graph has no adapter inputs; leave --profile out"
             )
-        adapter, _ = adapter_of(find_adapter(merge), pack)
+        adapter, _ = adapter_of(find_adapter(merge), pack, any_kind=True)
         graph, cost = export_merged(pack, adapter, output, accuracy_level=level, replace=force)
         _show(graph, accuracy)
-        click.echo(f"merged: {cost}", err=True)
+        told = cost or "what it costs is told where fedlora[client] is installed"
+        click.echo(f"merged: {told}", err=True)
         return
     names = cast("tuple[Profile, ...]", tuple(dict.fromkeys(profiles)))
     for graph in export_base(pack, output, profiles=names, accuracy_level=level, replace=force):

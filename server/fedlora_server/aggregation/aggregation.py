@@ -11,6 +11,7 @@ from fedlora.config.run import AggregationConfig, RunConfig
 from fedlora.errors import ConfigError
 from fedlora.lora.adapter import Adapter, Extras, with_extras
 from fedlora.lora.algebra import inner_product
+from fedlora.lora.kinds import BY_NAME, Kind
 from fedlora.wire.task import FactorSet
 
 from fedlora_server.aggregation.capped_weights import CappedAggregator, in_any_order, merges
@@ -46,7 +47,11 @@ class Aggregation:
     def __init__(self, config: RunConfig, first: Adapter) -> None:
         """`first` is the adapter that the run begins with. Raises ConfigError for what does not go together."""
         config = with_rule(config)
-        name, settings = config.server.method, config.aggregation
+        name, settings, kind = config.server.method, config.aggregation, BY_NAME[first.config.method]
+        if why := kind.refuses_method(name):
+            raise ConfigError(
+                f"server.method is {name}, which does not fit lora.method = {kind.name}: {why}; set another"
+            )
         self.method = find_method(name)(first.config, settings, config.seed)
         self._extras, first = first.extras, with_extras(first, {})
         rule = find_robust_rule(settings.robust)
@@ -56,7 +61,7 @@ class Aggregation:
             ("min_rank", settings.min_rank, self.method.refuses_mixed_ranks),
             ("optimizer", settings.optimizer != "none", self.method.refuses_optimizer),
             ("optimizer", settings.optimizer in ADAPTIVE, self.method.refuses_adaptive),
-            ("robust", self._rule is not None, self.method.refuses_robust),
+            ("robust", self._rule is not None, _refuses_robust(self.method, kind)),
         ):
             if wanted and refusal:
                 raise ConfigError(
@@ -130,7 +135,7 @@ class Round:
         self.down = _down(method, state, server_round)
         self.task = method.task(server_round)
         generator = np.random.default_rng([config.seed, server_round, _SKETCH])
-        has_error = method.measures_error and not (rule and rule.replaces_mean)
+        has_error = method.measures_error and not (rule and rule.replaces_mean) and bool(self.down.adapter.pairs)
         self._sketch = ErrorSketch(self.down.adapter, generator) if has_error else None  # extra tensors' mean has none
         self._server_round, self._groups = server_round, 0
         self._aggregator = self._around(rule)
@@ -223,8 +228,14 @@ def with_rule(config: RunConfig) -> RunConfig:
     settings = config.aggregation
     if settings.robust != AUTO:
         return config
-    takes_one = not find_method(config.server.method).refuses_robust and not settings.min_rank
+    method = find_method(config.server.method)
+    takes_one = not _refuses_robust(method, BY_NAME[config.lora.method]) and not settings.min_rank
     return replace(config, aggregation=replace(settings, robust=BY_DEFAULT if takes_one else NONE))
+
+
+def _refuses_robust(method: Method | type[Method], kind: Kind) -> str:
+    """Why no robust rule goes with the method; what it says of factors is nothing to a kind without them."""
+    return "" if not kind.has_factors and kind.mean_is_exact else method.refuses_robust
 
 
 def unused(settings: AggregationConfig, uses: frozenset[str]) -> list[str]:

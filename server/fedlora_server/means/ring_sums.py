@@ -54,7 +54,7 @@ class RingSums:
         self._parts: list[tuple[float, RingSums]] = []  # what was merged, with its factor
         self._room = np.empty(0, np.int64)
         self._table = np.zeros((len(self.shapes), 5), np.int64)
-        self._table[:, _ROWS : _COLUMNS + 1] = self.shapes
+        self._table[:, _ROWS : _COLUMNS + 1] = np.array(self.shapes, np.int64).reshape(-1, 2)
         self._table[:, _WINDOW] = EMPTY
 
     @property

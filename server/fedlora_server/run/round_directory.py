@@ -59,7 +59,7 @@ def write_round(
 def read_round(directory: Path, first: Adapter, base: BasePack, run: str) -> tuple[Adapter, Moments]:
     """What a round committed; `first` is the adapter that the run began with. Raises FedloraError where it is damaged."""
     _check_seal(directory, run, _most_bytes(first))
-    content = read_peft(directory / ADAPTER)
+    content = read_peft(directory / ADAPTER, any_kind=True)
     if content.base_fingerprint != base.fingerprint:
         raise AdapterMismatchError(
             f"{directory / ADAPTER}: its base is {content.base_fingerprint}, this run's is {base.fingerprint}; "
@@ -77,6 +77,10 @@ def check_committed(directory: Path, run: str) -> None:
 
 def _as_committed(adapter: Adapter, first: Adapter, where: Path) -> Adapter:
     """`adapter` as it was before it was a file: PEFT's format does not keep the order of targets and patterns."""
+    if adapter.config.method != first.config.method:
+        raise AdapterMismatchError(
+            f"{where}: it is of the kind {adapter.config.method}, the run's is {first.config.method}; copy the run again"
+        )
     if adapter.pairs.keys() != first.pairs.keys():
         raise AdapterMismatchError(f"{where}: its modules are not the run's; copy the run again")
     pairs = {module: adapter.pairs[module] for module in first.pairs}

@@ -42,7 +42,7 @@ from fedlora_server.run.run_lock import IN_USE, LOCK, locked
 
 CONFIG, RUN, ROUNDS = "config.json", "run.json", "rounds"
 # What a run did whose configuration does not have the key.
-BEFORE = {"aggregation.max_weight": 0.0, "aggregation.fixed_signs": False}
+BEFORE = {"aggregation.max_weight": 0.0, "aggregation.fixed_signs": False, "lora.modules_to_save": ""}
 # Of the section `aggregation`: what a run settles when it begins.
 LEFT_TO_FEDLORA = ("robust", "max_weight", "fixed_signs")
 

@@ -73,7 +73,7 @@ def config_of(base: BasePack, **train: Any) -> RunConfig:
     return RunConfig(
         base=str(base.directory),
         data=DataConfig(name="files"),
-        lora=LoraSection(rank=4, alpha=8.0),
+        lora=LoraSection(rank=4, alpha=8.0, modules_to_save=()),
         train=TrainConfig(**{**{name: getattr(TRAIN, name) for name in TRAIN.__slots__}, **train}),
         server=ServerConfig(rounds=3),
     )

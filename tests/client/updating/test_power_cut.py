@@ -12,12 +12,6 @@ from tests.client.updating.conftest import KEY, Fleet
 from tests.tiny.power import power
 
 
-@pytest.fixture(autouse=True)
-def without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cut is of this test's own making."""
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
-
-
 def in_use(fleet: Fleet) -> int:
     """The version in use, all of whose files are as they were signed."""
     current = fleet.installed.current

@@ -13,9 +13,12 @@ from fedlora.base.quantize import dequantize, quantize
 from fedlora.errors import AdapterMismatchError
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
+from fedlora.lora.kinds import BY_NAME
 
 from tests.tiny.adapters import adapter_on
 from tests.tiny.checkpoints import tiny_quantization, write_checkpoint
+from tests.tiny.encoders import encoder_pack, shape_of
+from tests.tiny.kinds import adapter_of_kind
 
 
 def pack(folder: Path, symmetric: bool = True) -> BasePack:
@@ -60,3 +63,36 @@ def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
             tmp_path / "merged",
         )
     assert not list((tmp_path / "merged").iterdir())
+
+
+@pytest.mark.parametrize("kind", ["ia3", "dora", "vera"])
+def test_an_adapter_of_another_kind_is_merged_as_it_computes(tmp_path: Path, kind: str) -> None:
+    """Beside the weight that PEFT's definition gives, quantized once more: RoBERTa's modules have biases too."""
+    base = encoder_pack("roberta")
+    adapter = adapter_of_kind(kind, base)
+    adapter = BY_NAME[kind].as_lora(adapter, base.model) or adapter
+    (tmp_path / "merged").mkdir()
+    write_merged(base, adapter, tmp_path / "merged")
+    merged, layer = open_pack(tmp_path / "merged"), shape_of(base).layer_name(0)
+    key, output = f"{layer}.attention.self.key", f"{layer}.output.dense"
+    wanted = {module: dequantize(base.matrix(module)).astype(np.float64) for module in (key, output)}
+    bias = base.floats(f"{key}.bias")
+    if kind == "ia3":
+        wanted[key] *= adapter.extras[f"{key}.ia3_l"]
+        wanted[output] *= adapter.extras[f"{output}.ia3_l"]
+        bias = bias * adapter.extras[f"{key}.ia3_l"][:, 0]
+    else:
+        for module in wanted:
+            pair = adapter.pairs[module]
+            wanted[module] += adapter.config.scaling_of(module) * pair.lora_B.astype(np.float64) @ pair.lora_A
+        if kind == "dora":
+            for module, weight in wanted.items():
+                magnitude = adapter.extras[f"{module}.lora_magnitude_vector"]
+                wanted[module] = weight / np.linalg.norm(weight, axis=1, keepdims=True) * magnitude[:, None]
+    for module, weight in wanted.items():
+        got = merged.matrix(module)
+        once_more = quantize(
+            weight.astype(np.float32), bits=got.bits, block_size=got.block_size, symmetric=base.quantization.symmetric
+        )
+        np.testing.assert_allclose(dequantize(got), dequantize(once_more), atol=1e-4)
+    np.testing.assert_allclose(merged.floats(f"{key}.bias"), bias, rtol=1e-6)

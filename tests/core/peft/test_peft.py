@@ -241,9 +241,9 @@ def _cut(directory: Path) -> None:
 LORA_A, LORA_B = f"base_model.model.{UP}.lora_A.weight", f"base_model.model.{UP}.lora_B.weight"
 
 SPOILED: dict[str, tuple[Callable[[Path], None], str, str]] = {
-    "wrong peft_type": (_config(peft_type="IA3"), CONFIG, "peft_type is 'IA3'; only 'LORA' is supported"),
+    "wrong peft_type": (_config(peft_type="IA3"), CONFIG, "peft_type is 'IA3': IA3 is trained and evaluated in torch"),
     "no peft_type": (_without("peft_type"), CONFIG, "peft_type is None"),
-    "DoRA": (_config(use_dora=True), CONFIG, "use_dora is set; DoRA is not supported"),
+    "DoRA": (_config(use_dora=True), CONFIG, "use_dora is set: DoRA is trained and evaluated in torch"),
     "LoRA biases": (_config(lora_bias=True), CONFIG, "lora_bias is set"),
     "biases": (_config(bias="all"), CONFIG, "bias is 'all'; only 'none' is supported"),
     "replication": (_config(layer_replication=[[0, 2]]), CONFIG, "layer_replication is set"),
@@ -263,17 +263,17 @@ SPOILED: dict[str, tuple[Callable[[Path], None], str, str]] = {
         "",
         "which adapter_config.json does not target: PEFT would not load them",
     ),
-    "a target that is left out": (_config(exclude_modules=["up_proj"]), "", f"has factors of {UP}, which"),
+    "a target that is left out": (_config(exclude_modules=["up_proj"]), "", f"has tensors of {UP}, which"),
     "a layer that is not among the layers": (
         _config(layers_to_transform=[1]),
         "",
-        "factors of model.layers.0.self_attn.q_proj, which",
+        "tensors of model.layers.0.self_attn.q_proj, which",
     ),
     "layers of words": (_config(layers_to_transform=["one"]), "", "layers_to_transform must be layers by number"),
     "targets that are a number": (_config(target_modules=5), "", "target_modules must be names"),
     "LoRA on parameters": (_config(target_parameters=["experts.up"]), CONFIG, "target_parameters is set; LoRA on"),
-    "LoHa": (_config(peft_type="LOHA"), CONFIG, "peft_type is 'LOHA'; only 'LORA' is supported"),
-    "a prefix": (_config(peft_type="PREFIX_TUNING"), CONFIG, "peft_type is 'PREFIX_TUNING'; only 'LORA'"),
+    "LoHa": (_config(peft_type="LOHA"), CONFIG, "peft_type is 'LOHA', which is not supported; expected LORA, IA3"),
+    "a prefix": (_config(peft_type="PREFIX_TUNING"), CONFIG, "peft_type is 'PREFIX_TUNING', which is not supported"),
     "a pattern of text": (_config(rank_pattern={"up_proj": "4"}), "", "a rank must be an integer"),
     "a pattern that is a list": (_config(rank_pattern=["up_proj"]), "", "rank_pattern"),
     "modules_to_save that is a number": (_config(modules_to_save=5), "", "modules_to_save"),
@@ -304,7 +304,7 @@ SPOILED: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "a magnitude of DoRA": (
         _weights(lambda t: t.update({f"base_model.model.{UP}.lora_magnitude_vector": torch.zeros(72)})),
         WEIGHTS,
-        "lora_magnitude_vector is DoRA, which is not supported",
+        "lora_magnitude_vector is DoRA's, and adapter_config.json says that the adapter is LoRA",
     ),
     "a base weight": (
         _weights(lambda t: t.update({f"base_model.model.{UP}.base_layer.weight": torch.zeros(2)})),

@@ -1,0 +1,174 @@
+"""Adapters of every kind in PEFT's format: what PEFT saves is read, what is written PEFT reads, mixtures are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+from click.testing import CliRunner
+from fedlora.base.pack import BasePack
+from fedlora.cli import commands
+from fedlora.errors import AdapterError, AdapterMismatchError
+from fedlora.lora.config import KINDS as NAMES
+from fedlora.lora.kinds import BY_NAME, own_in
+from fedlora.lora.kinds.vera import projections_of
+from fedlora.peft.directory import CONFIG, WEIGHTS, PeftDirectory, read_peft, write_peft
+from fedlora.peft.for_base import adapter_of, whole_adapter_of
+from fedlora.peft.mapped import open_mapped
+from safetensors.torch import load_file, save_file
+
+from tests.reference.oracles import oracle, pefts_own_warnings
+from tests.tiny.encoders import encoder_pack
+from tests.tiny.kinds import KINDS, adapter_of_kind, section_of
+
+TARGETS = ["k_proj", "down_proj"]
+PEFTS: dict[str, peft.PeftConfig] = {
+    "dora": peft.LoraConfig(target_modules=TARGETS, r=3, lora_alpha=5, use_dora=True),
+    "vera": peft.VeraConfig(target_modules=TARGETS, r=6, projection_prng_key=7),
+    "ia3": peft.IA3Config(target_modules=[*TARGETS, "up_proj"], feedforward_modules=["down_proj", "up_proj"]),
+}
+UP = "model.layers.0.mlp.up_proj"
+
+
+def saved_by_peft(base: BasePack, directory: Path, config: peft.PeftConfig) -> Any:
+    """PEFT's model, saved, with numbers of its own that all count."""
+    with pefts_own_warnings():
+        model = peft.get_peft_model(oracle(base), config).eval()
+        generator = torch.Generator().manual_seed(4)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter += torch.randn(parameter.shape, generator=generator) / 5
+        model.save_pretrained(directory)
+    return model
+
+
+def written(base: BasePack, directory: Path, kind: str) -> Path:
+    content = PeftDirectory(adapter=adapter_of_kind(kind, base), base_fingerprint=base.fingerprint)
+    write_peft(directory, content, base_name="base")
+    return directory
+
+
+def test_every_name_has_a_kind_and_every_kind_a_name() -> None:
+    assert tuple(BY_NAME) == NAMES
+    assert all(kind.name == name for name, kind in BY_NAME.items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_peft_saves_is_read_and_written_back_equal(base: BasePack, tmp_path: Path, kind: str) -> None:
+    saved_by_peft(base, tmp_path / "theirs", PEFTS[kind])
+    content = read_peft(tmp_path / "theirs", any_kind=True)
+    assert content.adapter.config.method == kind
+    whole_adapter_of(tmp_path / "theirs", base)
+    write_peft(tmp_path / "ours", content)
+    theirs, ours = (load_file(tmp_path / name / WEIGHTS) for name in ("theirs", "ours"))
+    assert ours.keys() <= theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    again = read_peft(tmp_path / "ours", any_kind=True).adapter
+    assert again.config.method == kind
+    assert all(np.array_equal(array, content.adapter.extras[name]) for name, array in again.extras.items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_inspect_says_which_kind(base: BasePack, tmp_path: Path, kind: str) -> None:
+    result = CliRunner().invoke(commands, ["inspect", str(written(base, tmp_path / "a", kind))], catch_exceptions=False)
+    assert f"method                {BY_NAME[kind].title}" in result.output
+    assert all(word in result.output for word in BY_NAME[kind].words)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_for_a_base_of_another_size_is_refused_by_the_tensor(
+    base: BasePack, tmp_path: Path, kind: str
+) -> None:
+    with pytest.raises(AdapterMismatchError, match=r"the base has no module|for another base"):
+        whole_adapter_of(written(base, tmp_path / "a", kind), encoder_pack("bert"))
+    tensors = load_file(tmp_path / "a" / WEIGHTS)
+    name = next(name for name in tensors if name.endswith(BY_NAME[kind].words))
+    save_file({**tensors, name: torch.cat([tensors[name]] * 3)}, tmp_path / "a" / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(AdapterMismatchError, match=r"the base takes \[") as caught:
+        whole_adapter_of(tmp_path / "a", base)
+    assert name.removeprefix("base_model.model.") in str(caught.value)
+
+
+def test_projections_of_vera_are_pefts_to_the_bit_and_others_are_refused(base: BasePack, tmp_path: Path) -> None:
+    model = saved_by_peft(base, tmp_path / "theirs", PEFTS["vera"])
+    adapter = read_peft(tmp_path / "theirs", any_kind=True).adapter
+    for mine, theirs in zip(projections_of(adapter, base.model), (model.vera_A, model.vera_B), strict=True):
+        assert np.array_equal(mine, theirs["default"].numpy())
+    tensors = load_file(tmp_path / "theirs" / WEIGHTS)
+    tensors["base_model.vera_A"] += 0.1
+    save_file(tensors, tmp_path / "theirs" / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(AdapterError, match=r"base_model\.vera_A is not what projection_prng_key = 7 makes"):
+        read_peft(tmp_path / "theirs", any_kind=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "word", "told"),
+    [
+        ("dora", "lora_magnitude_vector", "has no lora_magnitude_vector; expected both of each module of DoRA"),
+        ("vera", "vera_lambda_b", "has no vera_lambda_b; expected vera_lambda_b and vera_lambda_d"),
+    ],
+)
+def test_a_part_that_is_missing_is_named(base: BasePack, tmp_path: Path, kind: str, word: str, told: str) -> None:
+    place = written(base, tmp_path / "a", kind)
+    tensors = load_file(place / WEIGHTS)
+    del tensors[next(name for name in tensors if name.endswith(word))]
+    save_file(tensors, place / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(AdapterError, match=told):
+        read_peft(place, any_kind=True)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not BY_NAME[kind].is_lora])
+def test_what_takes_plain_lora_alone_refuses_the_kind_by_its_name(base: BasePack, tmp_path: Path, kind: str) -> None:
+    place = written(base, tmp_path / "a", kind)
+    for read in (read_peft, open_mapped, lambda place: adapter_of(place, base)):
+        with pytest.raises(AdapterError, match=f"{BY_NAME[kind].title} is trained and evaluated in torch"):
+            read(place)
+
+
+def test_tensors_of_another_kind_than_the_configuration_says_are_refused(base: BasePack, tmp_path: Path) -> None:
+    place = written(base, tmp_path / "a", "ia3")
+    config = json.loads((place / CONFIG).read_text())
+    (place / CONFIG).write_text(json.dumps({**config, "peft_type": "LORA", "r": 4, "lora_alpha": 8}))
+    with pytest.raises(
+        AdapterError, match=r"is IA3's, and adapter_config.json says that the adapter is LoRA; take both"
+    ):
+        read_peft(place, any_kind=True)
+
+
+@pytest.mark.parametrize(
+    ("peft_type", "remedy"),
+    [
+        ("LOHA", r"PEFT can make LoRA of it: load it with PEFT and call peft\.save_as_lora"),
+        ("HRA", "PEFT cannot make LoRA of it"),
+    ],
+)
+def test_of_a_type_that_is_not_known_it_is_told_whether_peft_makes_lora_of_it(
+    base: BasePack, tmp_path: Path, peft_type: str, remedy: str
+) -> None:
+    place = written(base, tmp_path / "a", "ia3")
+    (place / CONFIG).write_text(json.dumps({"peft_type": peft_type}))
+    with pytest.raises(AdapterError, match=remedy):
+        read_peft(place, any_kind=True)
+
+
+def test_ia3_on_a_layer_or_modules_of_its_own_is_read_by_peft_as_it_is(base: BasePack, tmp_path: Path) -> None:
+    """By names PEFT knows which vectors are of an input: in full, where their ends do not tell."""
+    section = dataclasses.replace(section_of("ia3"), layers=("1",), target_modules=("q_proj", "down_proj"))
+    adapter = adapter_of_kind("ia3", base, section=section)
+    write_peft(tmp_path / "a", PeftDirectory(adapter=adapter, base_fingerprint=base.fingerprint), base_name="base")
+    with pefts_own_warnings():
+        model = peft.PeftModel.from_pretrained(oracle(base), str(tmp_path / "a"))
+    theirs = {
+        name.removeprefix("base_model.model.").removesuffix(".default"): parameter
+        for name, parameter in model.named_parameters()
+        if "ia3_l" in name
+    }
+    assert theirs.keys() == own_in(adapter).keys()
+    assert all(np.array_equal(theirs[name].detach().numpy(), array) for name, array in own_in(adapter).items())
