@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 
-import pytest
 from fedlora.release.folder import read_adapter_release
 from fedlora.release.installed import VERSIONS, version_folder
 
