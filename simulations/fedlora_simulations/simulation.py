@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from fedlora_client.ops.compute import choose_compute
 from fedlora_client.ops.native_ops import NativeOps
 from fedlora_server.aggregation.aggregation import Aggregation
 from fedlora_server.run.loss_over_devices import loss_over_devices
-from fedlora_server.run.run_directory import devices_to_measure, loss_unit, read_metrics
+from fedlora_server.run.run_directory import CONFIG, devices_to_measure, loss_unit, read_metrics
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import Progress
@@ -29,9 +29,11 @@ from fedlora_simulations.checks import check_simulation, with_output
 from fedlora_simulations.device_accounts import data_accounts, tell_data
 from fedlora_simulations.engines import run_in_process, run_on_flower
 from fedlora_simulations.narrow import narrow_table
+from fedlora_simulations.partition import FILE as PARTITION
 from fedlora_simulations.partition import partition_of
 from fedlora_simulations.progress import RunProgress, showing
 from fedlora_simulations.report import write_report
+from fedlora_simulations.reports.environment import FILE as ENVIRONMENT
 from fedlora_simulations.reports.environment import write_environment
 
 Engine = Literal["in-process", "flower"]
@@ -62,16 +64,31 @@ def run_checked(config: RunConfig, engine: Engine, workers: int | None, console:
     Aggregation(config, config.first_adapter(open_pack(config.base)))  # refuses what does not go together
     tell_data(data_accounts(config), console)
     run = Path(config.output)
-    partition_of(config).write(run)  # before the first round: a run that is stopped has them too
-    write_environment(run)
-    if engine == "flower":
-        run_on_flower(config, workers=workers)
-    else:
-        with showing(console) as progress, warnings_above(progress):
-            bars = RunProgress(progress, config.server.rounds)
-            run_in_process(config, workers=workers, on_push=bars.pushed, on_done=bars.done)
+    with _kept_once_begun(run):
+        partition_of(config).write(run)  # before the first round: a run that is stopped has them too
+        write_environment(run)
+        if engine == "flower":
+            run_on_flower(config, workers=workers)
+        else:
+            with showing(console) as progress, warnings_above(progress):
+                bars = RunProgress(progress, config.server.rounds)
+                run_in_process(config, workers=workers, on_push=bars.pushed, on_done=bars.done)
     write_report(run)
     return run
+
+
+@contextmanager
+def _kept_once_begun(run: Path) -> Iterator[None]:
+    """Of a run that ends before its server has begun it, nothing is left."""
+    try:
+        yield
+    except BaseException:
+        if not (run / CONFIG).is_file():
+            for name in (PARTITION, ENVIRONMENT):
+                (run / name).unlink(missing_ok=True)
+            with suppress(OSError):  # something else lies there
+                run.rmdir()
+        raise
 
 
 def settled(config: RunConfig) -> RunConfig:

@@ -330,7 +330,8 @@ def test_a_directory_that_holds_a_run_is_refused_and_left_alone(
 def test_a_run_that_is_stopped_has_its_partition_and_what_it_was_computed_with(
     simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopped(*_: object, **__: object) -> None:
+    def stopped(config: RunConfig, **_: object) -> None:
+        Path(config.output, "config.json").write_text("{}")  # the server has begun it
         raise KeyboardInterrupt
 
     monkeypatch.setattr("fedlora_simulations.simulation.run_in_process", stopped)
