@@ -23,7 +23,6 @@ from tests.tiny.kinds import KINDS, section_of
 if TYPE_CHECKING:
     from tests.simulations.conftest import Simulator
 
-pytestmark = pytest.mark.usefixtures("no_report")
 WEIGHTS = "adapter_model.safetensors"
 
 
