@@ -32,7 +32,7 @@ from tests.tiny.encoders import encoder_pack
 from tests.tiny.releases import committed_run
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def run(simulator: Simulator) -> Path:
     """Three rounds."""
     with pytest.MonkeyPatch.context() as patch:
@@ -40,7 +40,7 @@ def run(simulator: Simulator) -> Path:
         return simulator("for-soup", "server.rounds=3")[0]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def personal(simulator: Simulator) -> Path:
     """Two rounds in which each device keeps its own B."""
     with pytest.MonkeyPatch.context() as patch:

@@ -175,7 +175,7 @@ def test_dropout_plain_torch_and_adapters_side_by_side_take_more() -> None:
     alone = plan(**config)
     assert plan(dropout=0.1, **config).step_bytes > alone.step_bytes
     assert plan(adapters=2, **config).step_bytes > alone.step_bytes
-    assert "windows at a time" in str(alone)
+    assert "1 window at a time" in str(alone)
 
 
 # In a process of its own: what is the least, and the peak of a training that may take some megabytes more.

@@ -95,7 +95,7 @@ def test_a_canary_is_tried_by_the_engine_that_serves(base: BasePack, tmp_path: P
         write_release(tmp_path / name, base, KEY, canary=Canary(texts=(CanaryText(text="The kitchen", max_loss=most),)))
         told[name] = canary_fails(tmp_path / name, str(tmp_path / "model"), (tmp_path / "release.pub",))
     assert told["good"] == ""
-    assert "0 of 1 texts" in told["bad"] and "at most 0.001" in told["bad"]
+    assert "0 of 1 text as" in told["bad"] and "at most 0.001" in told["bad"]
     assert "could not be tried" in canary_fails(
         tmp_path / "good", str(tmp_path / "nowhere"), (tmp_path / "release.pub",)
     )

@@ -149,7 +149,7 @@ def test_numbers_that_nobody_gave_are_refused(number: int) -> None:
 def test_no_more_adapters_are_taken_than_there_is_room_for() -> None:
     operator, layout = RowLora(row_lora().library), small()
     numbers = []
-    with pytest.raises(AdapterStoreFullError, match="takes no more than the 4095 adapters that it has; remove one"):
+    with pytest.raises(AdapterStoreFullError, match="takes no more than the 4,095 adapters that it has; remove one"):
         while True:
             numbers.append(operator.add(layout))
     assert len(set(numbers)) == 4095
