@@ -15,12 +15,13 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from fedlora.base.heads import initial_extras
 from fedlora.base.pack import EMBEDDED, BasePack
+from fedlora.base.prompt_start import PromptInit, embeddings_of, tokens_to_begin_with
 from fedlora.base.quantize import dequantize
 from fedlora.config.hub_source import PREFIX, is_hub, is_local
 from fedlora.config.leading import AggregationConfig, ServerConfig
@@ -30,6 +31,7 @@ from fedlora.errors import ConfigError
 from fedlora.files.documents import flattened, read_toml
 from fedlora.lora.adapter import Adapter, with_extras
 from fedlora.lora.kinds import BY_NAME, new_adapter
+from fedlora.lora.kinds.virtual import WORD
 from fedlora.nearest import unknown_key
 
 __all__ = [
@@ -91,6 +93,10 @@ class RunConfig:
             )
         config, generator = self.lora.lora(base.model.linear_modules()), np.random.default_rng([self.seed, 0])
         adapter = new_adapter(config, base.model, lambda module: dequantize(base.matrix(module)), generator)
+        if self.lora.method == "prompt" and (init := cast(PromptInit, self.lora.prompt_tuning_init)) != "RANDOM":
+            text, count = self.lora.prompt_tuning_init_text, config.num_virtual_tokens
+            tokens = tokens_to_begin_with(base, init, text, count, generator)
+            adapter = with_extras(adapter, {WORD: embeddings_of(base, tokens)})
         return with_extras(adapter, {**adapter.extras, **initial_extras(self.lora.modules_to_save, base)})
 
     def flat(self) -> dict[str, Scalar]:

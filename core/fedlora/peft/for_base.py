@@ -103,6 +103,7 @@ def check_is_for(content: PeftDirectory, base: BasePack, where: str) -> None:
     """Raise AdapterMismatchError unless every module is one of the base's, and the base the recorded one, if any."""
     check_modules(adapted_modules(content.adapter), base, where)
     check_adapter_fits(content.adapter, base.model, base.model.head_inputs(), where)
+    kind_of(content.adapter).check_config(content.config, base.model, where)
     recorded = content.base_fingerprint
     if recorded not in (None, base.fingerprint):
         raise AdapterMismatchError(
