@@ -32,6 +32,8 @@ PEFTS: dict[str, peft.PeftConfig] = {
     "dora": peft.LoraConfig(target_modules=TARGETS, r=3, lora_alpha=5, use_dora=True),
     "vera": peft.VeraConfig(target_modules=TARGETS, r=6, projection_prng_key=7),
     "ia3": peft.IA3Config(target_modules=[*TARGETS, "up_proj"], feedforward_modules=["down_proj", "up_proj"]),
+    "prompt": peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
+    "prefix": peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
 }
 UP = "model.layers.0.mlp.up_proj"
 
