@@ -13,13 +13,23 @@ W's rows, or its columns, are scaled where they are dequantized, so that a resid
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from fedlora_client.layers.lora import ModuleLora
+
+class Factors(Protocol):
+    """What is beside the weight, of a single adapter."""
+
+    @property
+    def lora_A(self) -> Tensor: ...  # noqa: N802, [1, R, I]
+
+    @property
+    def lora_B(self) -> Tensor: ...  # noqa: N802, [1, O, R]
+
+    @property
+    def scaling(self) -> Tensor: ...  # [1, 1, 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +41,7 @@ class ModuleScale:
     gradients: Tensor  # the same shape
     scales_bias: ClassVar[bool] = True
 
-    def prepare(self, weight: Tensor, factors: ModuleLora | None) -> None:
+    def prepare(self, weight: Tensor, factors: Factors | None) -> None:
         """Make `values` what they are for the present numbers; weight [O, I]."""
 
     def add(self, gradient: Tensor) -> None:
@@ -55,8 +65,8 @@ class Magnitude:
         self._made_of: tuple[int, ...] = ()
         self._squared = self._norm = self.values = torch.empty(0)
 
-    def prepare(self, weight: Tensor, factors: ModuleLora | None) -> None:
-        assert factors is not None and factors.count == 1 and factors.frozen is None
+    def prepare(self, weight: Tensor, factors: Factors | None) -> None:
+        assert factors is not None and len(factors.lora_A) == 1
         made_of = (self._magnitude._version, factors.lora_A._version, factors.lora_B._version)
         if made_of == self._made_of:
             return

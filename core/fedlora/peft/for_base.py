@@ -22,11 +22,12 @@ from fedlora.errors import AdapterMismatchError, TensorFileError
 from fedlora.family import EMBEDDING, HEAD
 from fedlora.files.tensor_file import as_float32
 from fedlora.lora.adapter import Adapter, with_extras
-from fedlora.lora.kinds import adapted_modules, check_adapter_fits, kind_of
-from fedlora.peft.configuration import check_plain
+from fedlora.lora.kinds import adapted_modules, check_adapter_fits
+from fedlora.peft.configuration import check_plain, kind_in, read_config
 from fedlora.peft.directory import PeftDirectory, read_peft
 from fedlora.peft.layout import CONFIG
 from fedlora.peft.misplaced import check_modules
+from fedlora.peft.missing import check_is_there
 from fedlora.peft.tensors import Stored, model_tensor
 
 _log = logging.getLogger(__name__)
@@ -42,10 +43,12 @@ def adapter_of(directory: str | Path, base: BasePack | None, *, any_kind: bool =
     without, and for what is of no known kind, and AdapterMismatchError for what cannot be expressed by A and B, or
     what is for another base.
     """
-    content, where = read_peft(directory, any_kind=True), str(directory)
-    kind = kind_of(content.adapter)
+    where = str(directory)
+    check_is_there(Path(directory))
+    kind = kind_in(read_config(Path(directory) / CONFIG))
     if not any_kind and not kind.is_lora:
         check_plain(kind, Path(directory) / CONFIG)
+    content = read_peft(directory, any_kind=True)
     kept = beside_of(content, base, where).replaced
     if kept:
         raise AdapterMismatchError(

@@ -16,6 +16,7 @@ from fedlora.config.run import TrainConfig
 from fedlora.files.tensor_file import TensorFile
 from fedlora.lora.adapter import Adapter, LoraPair
 from fedlora.lora.config import LoraConfig
+from fedlora.lora.kinds.vera import projections_of
 from fedlora.lora.ranks import joined
 from fedlora.wire.task import FactorSet
 from fedlora_client.data.windows import IGNORED, Windows
@@ -44,6 +45,7 @@ from tests.reference.dense import (
 )
 from tests.reference.tolerances import TIMES_OWN_ERROR
 from tests.tiny.adapters import ALL_RANKS, LORAS, random_adapter
+from tests.tiny.kinds import adapter_of_kind
 
 CONFIG = TrainConfig(steps=3, batch_size=100, sequence_length=12, lr=0.02, weight_decay=0.5, max_grad_norm=0.5)
 FROZEN_LORA = LoraConfig(rank=3, alpha=10.0, rank_pattern={"model.layers.1.mlp.gate_proj": 9}, use_rslora=True)
@@ -274,9 +276,13 @@ def test_the_memory_of_a_plan_counts_what_trains_and_what_stands_beside(
     base: BasePack, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, int]] = []
+    with_vectors: list[bool] = []
 
-    def remember(shape: object, config: object, rank: int, compute: object, memory: object, adapters: int) -> StepPlan:
+    def remember(
+        shape: object, config: object, rank: int, compute: object, memory: object, adapters: int, *, scaled: bool
+    ) -> StepPlan:
         seen.append((memory.coming, rank))  # type: ignore[attr-defined]
+        with_vectors.append(scaled)
         return PLAN
 
     monkeypatch.setattr("fedlora_client.decoder.budget.plan_step", remember)
@@ -292,6 +298,14 @@ def test_the_memory_of_a_plan_counts_what_trains_and_what_stands_beside(
         6 * (size_A + size_B), 2 * size_A + 6 * size_B, 7 * size_A + 2 * size_B, 6 * (size_A + size_B) + frozen.size_bytes
     ]  # fmt: skip
     assert [rank for _, rank in seen] == [4, 4, 4, 4 + 9]
+    of_kinds = [adapter_of_kind(kind, base) for kind in ("ia3", "dora", "vera")]
+    for other in of_kinds:
+        plan_training(decoder, [other], CONFIG)
+    assert with_vectors[4:] == [True, True, False]
+    assert [rank for _, rank in seen[4:]] == [0, 4, 4]
+    shared = sum(part.nbytes for part in projections_of(of_kinds[2], base.model))
+    held = [6 * other.size_bytes + other.extra_bytes for other in of_kinds]
+    assert [coming - base_bytes for coming, _ in seen[4:]] == [held[0], held[1], held[2] + shared]
 
 
 @pytest.mark.parametrize("trains", ["AB", "A", "B"])
