@@ -114,9 +114,12 @@ class LocalTraining:
             told.append(f"nothing is measured on held-out data: {self._no_evaluation}")
         parameters, tokens = self.adapter.size_bytes // 4, windows.learned_tokens
         if tokens > BITS_PER_PARAMETER * parameters:
+            keys = kind_of(self.adapter).keys
+            key = next((key for key in ("rank", "num_virtual_tokens") if key in keys), "")
+            advice = f"raise lora.{key}" if key else "take lora.method = lora"
             told.append(
                 f"the data hold {tokens:,} tokens, more than an adapter of {parameters:,} parameters can hold (about "
-                f"{BITS_PER_PARAMETER} bits a parameter, 1 bit a token); raise lora.rank"
+                f"{BITS_PER_PARAMETER} bits a parameter, 1 bit a token); {advice}"
             )
         return told
 

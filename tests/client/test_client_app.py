@@ -33,6 +33,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from tests.client.train_cases import assert_equal_bits
 from tests.reference.agreement import assert_close
 from tests.tiny.adapters import changed, random_adapter
+from tests.tiny.kinds import adapter_of_kind
 from tests.tiny.llamas import Variant, save_pack
 from tests.tiny.tokenizer import byte_tokenizer
 
@@ -277,6 +278,9 @@ def test_a_round_that_cannot_be_is_an_error_of_ours(base: BasePack, config: RunC
     assert len(reason) < 200
 
 
+LARGE_PREFIX = LoraSection(method="prefix", num_virtual_tokens=21)
+
+
 def test_a_device_trains_no_larger_rank_than_its_run_says(base: BasePack, config: RunConfig) -> None:
     large = random_adapter(base, LoraConfig(rank=512, alpha=8.0))
     reason = error_of(call(config, encode_update(update_for(base, large))))
@@ -287,6 +291,10 @@ def test_a_device_trains_no_larger_rank_than_its_run_says(base: BasePack, config
     ):
         reason = error_of(call(config, encode_update(update), kind))
         assert "q_proj came with rank 512, the run's configuration allows 64; raise aggregation.max_rank" in reason
+    virtual = encode_update(update_for(base, adapter_of_kind("prefix", base, section=LARGE_PREFIX)))
+    assert "came with 21 virtual tokens, the run's configuration allows 20; raise lora.num_vir" in error_of(
+        call(config, virtual)
+    )
     committed = random_adapter(base, LoraConfig(rank=64, alpha=8.0))
     assert not call(config, encode_update(update_for(base, committed)), MessageType.EVALUATE).has_error()
 

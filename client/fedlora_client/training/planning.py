@@ -59,9 +59,7 @@ def plan_training(
     return model.plan_step(config, rank, memory, len(adapters), scaled=scaled)
 
 
-def with_virtual(
-    config: TrainConfig, adapter: Adapter, model: ModelShape, windows: Sequence[Windows]
-) -> TrainConfig:
+def with_virtual(config: TrainConfig, adapter: Adapter, model: ModelShape, windows: Sequence[Windows]) -> TrainConfig:
     """`config` with `sequence_length` as long as a window is with its virtual tokens: before each example that it has, and
     before one where it is not told. Raises ConfigError where an example exceeds the base's context with them.
     """

@@ -12,7 +12,14 @@ from fedlora.family import LINEAR_MODULES
 from fedlora.lora.layers import layer_of, layers_of
 
 ALL_LINEAR = "all-linear"  # as a run's only target module: every linear module of the base's blocks
-KINDS = ("lora", "ia3", "dora", "vera", "prompt", "prefix")  # what an adapter may add to the frozen base: a file each in `kinds`
+KINDS = (
+    "lora",
+    "ia3",
+    "dora",
+    "vera",
+    "prompt",
+    "prefix",
+)  # what an adapter may add to the frozen base: a file each in `kinds`
 MAX_RANK = 4096
 MAX_ALPHA = 1e6
 MAX_VIRTUAL_TOKENS = 4096

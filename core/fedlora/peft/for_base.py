@@ -22,7 +22,7 @@ from fedlora.errors import AdapterMismatchError, TensorFileError
 from fedlora.family import EMBEDDING, HEAD
 from fedlora.files.tensor_file import as_float32
 from fedlora.lora.adapter import Adapter, with_extras
-from fedlora.lora.kinds import adapted_modules, check_adapter_fits
+from fedlora.lora.kinds import adapted_modules, check_adapter_fits, kind_of
 from fedlora.peft.configuration import check_plain, kind_in, read_config
 from fedlora.peft.directory import PeftDirectory, read_peft
 from fedlora.peft.layout import CONFIG

@@ -54,9 +54,7 @@ class Kind(ABC):
         """{name: shape} of the own tensors of an adapter of this configuration. Raises ConfigError."""
 
     @abstractmethod
-    def initial(
-        self, config: LoraConfig, model: ModelShape, weight: Weight, generator: np.random.Generator
-    ) -> Extras:
+    def initial(self, config: LoraConfig, model: ModelShape, weight: Weight, generator: np.random.Generator) -> Extras:
         """The own tensors of a new adapter, which changes nothing, unless its file says otherwise."""
 
     @abstractmethod

@@ -33,9 +33,7 @@ class Lora(Kind):
     def shapes(self, config: LoraConfig, model: ModelShape) -> dict[str, Shape]:
         return {}
 
-    def initial(
-        self, config: LoraConfig, model: ModelShape, weight: Weight, generator: np.random.Generator
-    ) -> Extras:
+    def initial(self, config: LoraConfig, model: ModelShape, weight: Weight, generator: np.random.Generator) -> Extras:
         return {}
 
     def check(self, adapter: Adapter, model: ModelShape, where: str) -> None:

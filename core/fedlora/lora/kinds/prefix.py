@@ -42,8 +42,6 @@ class Prefix(VirtualTokens):
         heads = {"num_attention_heads": model.num_kv_heads, "token_dim": model.num_kv_heads * model.head_dim}
         return {**super().peft_sizes(model), **heads}
 
-    def initial(
-        self, config: LoraConfig, model: ModelShape, weight: Weight, generator: np.random.Generator
-    ) -> Extras:
+    def initial(self, config: LoraConfig, model: ModelShape, weight: Weight, generator: np.random.Generator) -> Extras:
         shape = self.shapes(config, model)[WORD]
         return {WORD: generator.standard_normal(shape, np.float32) * _DEVIATION}

@@ -38,9 +38,7 @@ class Prompt(VirtualTokens):
     def peft_sizes(self, model: DecoderShape) -> dict[str, int]:
         return {**super().peft_sizes(model), "token_dim": model.hidden_size}
 
-    def initial(
-        self, config: LoraConfig, model: ModelShape, weight: Weight, generator: np.random.Generator
-    ) -> Extras:
+    def initial(self, config: LoraConfig, model: ModelShape, weight: Weight, generator: np.random.Generator) -> Extras:
         """RANDOM, as PEFT has it; the others take the base's embeddings: `base/prompt_start.py`."""
         shape = self.shapes(config, model)[WORD]
         return {WORD: generator.standard_normal(shape, np.float32)}
