@@ -278,9 +278,6 @@ def test_a_round_that_cannot_be_is_an_error_of_ours(base: BasePack, config: RunC
     assert len(reason) < 200
 
 
-LARGE_PREFIX = LoraSection(method="prefix", num_virtual_tokens=21)
-
-
 def test_a_device_trains_no_larger_rank_than_its_run_says(base: BasePack, config: RunConfig) -> None:
     large = random_adapter(base, LoraConfig(rank=512, alpha=8.0))
     reason = error_of(call(config, encode_update(update_for(base, large))))
@@ -291,12 +288,16 @@ def test_a_device_trains_no_larger_rank_than_its_run_says(base: BasePack, config
     ):
         reason = error_of(call(config, encode_update(update), kind))
         assert "q_proj came with rank 512, the run's configuration allows 64; raise aggregation.max_rank" in reason
-    virtual = encode_update(update_for(base, adapter_of_kind("prefix", base, section=LARGE_PREFIX)))
-    assert "came with 21 virtual tokens, the run's configuration allows 20; raise lora.num_vir" in error_of(
-        call(config, virtual)
-    )
     committed = random_adapter(base, LoraConfig(rank=64, alpha=8.0))
     assert not call(config, encode_update(update_for(base, committed)), MessageType.EVALUATE).has_error()
+
+
+def test_a_device_takes_no_more_virtual_tokens_than_its_run_says(base: BasePack, config: RunConfig) -> None:
+    few, many = (LoraSection(method="prefix", num_virtual_tokens=count) for count in (3, 4))
+    update = update_for(base, adapter_of_kind("prefix", base, section=many))
+    reason = error_of(call(dataclasses.replace(config, lora=few), encode_update(update)))
+    assert "came with 4 virtual tokens, the run's configuration allows 3; raise lora.num_virtual_tokens" in reason
+    assert not call(dataclasses.replace(config, lora=many), encode_update(update)).has_error()
 
 
 @pytest.mark.parametrize("kind", [MessageType.TRAIN, MessageType.EVALUATE])

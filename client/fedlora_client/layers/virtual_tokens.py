@@ -3,9 +3,9 @@
     | a1 a2 a3 | b1 b2 | . .          a window of two examples, padded
     | v1 v2 a1 a2 a3 | v1 v2 b1 b2 | . .
 
-Their outputs are read by nobody but the tokens after them in the same example, and nothing is learned at them. Of `prompt` a
-row's input is an embedding that trains. Of `prefix` each layer's attention reads keys and values that train instead of what
-the row would give, whose input is 0: no gradient goes through such a row.
+Their outputs are read by nobody but the tokens after them in the same example, and nothing is learned at them. Of `prompt`
+a row's input is an embedding that trains. Of `prefix` each layer's attention reads keys and values that train instead of
+what the row would give, whose input is 0: no gradient goes through such a row.
 """
 
 # S windows, T tokens of each, U tokens with the virtual ones, P virtual tokens, E examples, L layers, K key/value heads

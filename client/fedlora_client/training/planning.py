@@ -68,7 +68,7 @@ def with_virtual(config: TrainConfig, adapter: Adapter, model: ModelShape, windo
     count, length = adapter.config.num_virtual_tokens, config.sequence_length
     if isinstance(model, DecoderShape) and count + length > model.max_positions:
         raise ConfigError(
-            f"lora.num_virtual_tokens is {count} and train.sequence_length {length}; expected at most {model.max_positions} "
-            "together, the base's context: lower one of them"
+            f"lora.num_virtual_tokens is {count} and train.sequence_length {length}; expected at most "
+            f"{model.max_positions} together, the base's context: lower one of them"
         )
     return replace(config, sequence_length=max([length + count, *(longest(each, count) for each in windows)]))

@@ -1,4 +1,4 @@
-"""Virtual tokens in a window of several examples: each is what it is alone. What is planned for them, and what is refused."""
+"""Virtual tokens in a window of several examples: each is what it is alone; what is planned for them, and refused."""
 
 # S windows, T tokens of each
 

@@ -1,16 +1,16 @@
-"""prefix: keys and values of P virtual tokens before the text, in each layer: k = [K_1 ... K_P, k(x)], v = [V_1 ... V_P, v(x)].
+"""prefix: keys and values of P virtual tokens before the text, in each layer: k = [K_1 .. K_P, k(x)], v = [V_1 .. V_P, v(x)].
 
-Li and Liang, "Prefix-Tuning: Optimizing Continuous Prompts for Generation", 2021 (arXiv:2101.00190), without the network that
-makes them in training (`prefix_projection = false`; what PEFT saves of one with it is the same tensor, and is read). They are
-what PEFT puts into the cache: after the norm of keys and after the rotation, so no key of a virtual token is rotated, in any
-family, and its order counts only where a layer has a window, out of which they pass as tokens do.
+Li and Liang, "Prefix-Tuning: Optimizing Continuous Prompts for Generation", 2021 (arXiv:2101.00190), without the network
+that makes them in training (`prefix_projection = false`; what PEFT saves of one with it is the same tensor, and is read).
+They are what PEFT puts into the cache: after the norm of keys and after the rotation, so no key of a virtual token is
+rotated, in any family. Out of a layer's window they pass as tokens do.
 
-Own tensor: prompt_embeddings [P, 2 L K D], of each layer the keys of all heads, then the values. PEFT draws them from a normal
-distribution of deviation 1, which drowns the text at first; here it is 0.02, as weights begin. Zero would keep all P alike for
-ever: each would have the gradient of the others.
+Own tensor: prompt_embeddings [P, 2 L K D], of each layer the keys of all heads, then the values. PEFT draws them from a
+normal distribution of deviation 1; here it is 0.02, as weights begin. Zero would keep all P alike for ever: each would have
+the gradient of the others. So a new adapter does change what the base says, a little.
 
-Its weighted mean is that of the keys and of the values, position by position: the numbers are averaged exactly. Attention is
-not linear in the keys, so the mean of what devices' prefixes do is near, and not this, as of prompts (`prompt.py`).
+Its weighted mean is that of the keys and of the values, position by position: the numbers are averaged exactly. Attention
+is not linear in the keys, so the mean of what devices' prefixes do is near, and not this, as of prompts (`prompt.py`).
 """
 
 # P virtual tokens, L layers, K key/value heads, D head size

@@ -1,7 +1,7 @@
 """What `prompt` and `prefix` share: P virtual tokens before each text, which no tokenizer has.
 
-One own tensor of the whole adapter, `prompt_embeddings` as PEFT's file has it (peft 0.21), a row for each virtual token. The
-text's first token has position P, as if P tokens stood before it; only the text's own tokens are learned and scored.
+One own tensor of the whole adapter, `prompt_embeddings` as PEFT's file has it (peft 0.21), a row for each virtual token.
+The text's first token has position P, as if P tokens stood before it; only the text's own tokens are learned and scored.
 """
 
 # P virtual tokens, W numbers of one
@@ -96,8 +96,8 @@ class VirtualTokens(Kind):
             raise AdapterError(f"expected {WORD} [P, W], got {found}; save the adapter again with PEFT")
         if peft_config.get("num_transformer_submodules") not in (None, 1):
             raise AdapterError(
-                f"num_transformer_submodules is {peft_config['num_transformer_submodules']!r:.40}; expected 1, as a decoder "
-                "has: train with task_type CAUSAL_LM"
+                f"num_transformer_submodules is {peft_config['num_transformer_submodules']!r:.40}; expected 1, as a "
+                "decoder has: train with task_type CAUSAL_LM"
             )
         count = len(own[WORD])
         if peft_config.get("num_virtual_tokens") != count:
