@@ -39,8 +39,9 @@ FORBIDDEN = {
 # The rooms of each package, lowest first: a room imports itself and those before it. The package's face stands above all.
 ROOMS = {
     "fedlora": (
-        "errors", "terminal", "nearest", "version", "threads", "telemetry", "face", "plugins", "files", "identity",
-        "native", "family", "lora", "base", "wire", "fleet", "peft", "combine", "config", "data", "exported", "row_lora",
+        "errors", "terminal", "counted", "nearest", "version", "threads", "telemetry", "face", "plugins", "files",
+        "identity", "native", "family", "lora", "base", "wire", "fleet", "peft", "combine", "config", "data", "exported",
+        "row_lora",
         "graph", "release", "commands", "cli",
     ),
     "fedlora_client": (
@@ -61,7 +62,7 @@ ROOMS = {
         "http.api", "commands",
     ),
     "fedlora_simulations": (
-        "datasets", "nodes", "checks", "device_accounts", "device_threads", "grid", "progress",
+        "narrow", "datasets", "nodes", "checks", "device_accounts", "device_threads", "grid", "progress",
         "partition", "reports", "report", "engines",
         "alone", "evaluation", "simulation", "study", "releasing", "soup", "commands",
     ),

@@ -15,6 +15,7 @@ from functools import lru_cache
 import numpy as np
 from fedlora.base.pack import BasePack
 from fedlora.base.quantize import QuantizedMatrix, dequantize
+from fedlora.counted import counted
 from fedlora.family import DecoderShape
 from fedlora.family.decoder import EMBEDDING, HEAD
 from numpy.typing import NDArray
@@ -36,8 +37,9 @@ def unlearnable_end(model: Model, windows: Windows) -> str:
         if alike := count_alike(model.base, token):
             name = open_tokenizer(model.base.directory).id_to_token(token)
             return (
-                f"{name} (token {token}) ends what is learned, and the base cannot tell it from {alike} other tokens: its "
-                "head, which is frozen, has one row for all of them, so the model does not learn to stop; fedlora train "
+                f"{name} (token {token}) ends what is learned, and the base cannot tell it from "
+                f"{counted(alike, 'other token')}: its "
+                "head, which is frozen, has one row for all, so the model does not learn to stop; fedlora train "
                 f"with --set lora.modules_to_save={HEAD} trains the head too, and a base that learned {name} needs none"
             )
     return ""

@@ -14,6 +14,7 @@ from fedlora.base.heads import extra_shapes, initial_extras
 from fedlora.base.pack import BasePack
 from fedlora.base.starts import Init, started, taken_back
 from fedlora.config.run import RunConfig
+from fedlora.counted import counted
 from fedlora.errors import AdapterMismatchError, ConfigError, DataError
 from fedlora.family import HEAD, EncoderShape
 from fedlora.files.atomic import check_directory
@@ -29,7 +30,7 @@ from fedlora.peft.origin import Origin
 from fedlora.peft.tensors import model_tensor
 
 from fedlora_client.answer_ends import answer_ends_files
-from fedlora_client.data.account import by_file, chat_notices, notices
+from fedlora_client.data.account import by_file, chat_notices, left_out_notice, notices
 from fedlora_client.device import Device
 from fedlora_client.end_tokens import unlearnable_end
 from fedlora_client.frozen_beside import frozen_beside
@@ -102,11 +103,13 @@ class LocalTraining:
     def warnings(self) -> list[str]:
         """What a person should know before the first step."""
         told, windows = [], self.windows
-        if windows.truncated or windows.skipped:
+        length, of = self.config.sequence_length, windows.examples + windows.skipped
+        if windows.truncated:
             told.append(
-                f"{windows.truncated} examples were cut to {self.config.sequence_length} tokens, {windows.skipped} left "
-                "out because nothing to learn would remain; raise train.sequence_length to have them whole"
+                f"{windows.truncated} of {counted(of, 'example')} cut to {length} tokens; raise train.sequence_length to "
+                "have them whole"
             )
+        told += [notice] if (notice := left_out_notice(windows.skipped, of, length)) else []
         told += chat_notices(windows)
         if not heads_in(self.adapter) and (end := unlearnable_end(self.device.model, windows)):
             told.append(end)

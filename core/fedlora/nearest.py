@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 
+from fedlora.counted import ranges
 from fedlora.errors import ConfigError
 
 _MAX_LENGTH = 200  # of a name that is compared: a stranger may have written it
@@ -44,7 +45,7 @@ def beside(path: str | Path, known: Iterable[str] = ()) -> str:
     """What may have been meant by a path at which nothing lies; empty where something does, or nothing can be told.
 
     `did you mean X?` with the likest neighbour or name that is `known`, or some of what lies beside it; where its folder
-    is not there either, of the folder.
+    is not there either, of the folder. Where both are numbers, as the rounds of a run are, which numbers there are.
     """
     missing = Path(path)
     if _lies_there(missing):
@@ -52,11 +53,16 @@ def beside(path: str | Path, known: Iterable[str] = ()) -> str:
     while not _lies_there(missing.parent) and missing.parent != missing:
         missing = missing.parent
     names = sorted(_neighbours(missing.parent))
-    # An ending that they share makes no two names alike.
-    alike = [name for name in names if _likeness(Path(name).stem, missing.stem) >= _ALIKE]
-    near = hint(missing.name, [*known, *alike], "", shown=lambda name: _shown(missing, name, known))
     where = "" if missing == Path(path) else f"there is no {missing}"
-    others = f"beside it: {', '.join(names[:_MAX_SHOWN])}{', ...' if len(names) > _MAX_SHOWN else ''}" if names else ""
+    numbers = [name for name in names if name.isascii() and name.isdecimal()] if missing.name.isdecimal() else []
+    if numbers:  # such as the rounds of a run, of which none is another one misspelled
+        others, near = f"beside it: {ranges(map(int, numbers), width=len(numbers[0]))}", ""
+    else:
+        # An ending that they share makes no two names alike.
+        alike = [name for name in names if _likeness(Path(name).stem, missing.stem) >= _ALIKE]
+        near = hint(missing.name, [*known, *alike], "", shown=lambda name: _shown(missing, name, known))
+        more = ", ..." if len(names) > _MAX_SHOWN else ""
+        others = f"beside it: {', '.join(names[:_MAX_SHOWN])}{more}" if names else ""
     return "; ".join(part for part in (where, near or others) if part)
 
 

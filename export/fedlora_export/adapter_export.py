@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 from fedlora.base.pack import BasePack
+from fedlora.counted import counted
 from fedlora.data.adapter_chat import adapter_chat_settings
 from fedlora.data.chat_settings import ChatSettings
 from fedlora.errors import AdapterError, ConfigError
@@ -72,7 +73,8 @@ def write_onnx_adapter(
     size = sum(value.nbytes for value in values.values())
     if not values or size >= MAX_BYTES:
         raise AdapterError(
-            f"{path}: {len(values)} values of {size} bytes; the format holds at least one, and less than {MAX_BYTES} bytes"
+            f"{path}: {counted(len(values), 'value')} of {size} bytes; the format holds at least one, and less than "
+            f"{MAX_BYTES} bytes"
         )
     content = ort.AdapterFormat()
     content.set_adapter_version(_ADAPTER_VERSION)

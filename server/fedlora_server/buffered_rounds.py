@@ -20,6 +20,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
+from fedlora.counted import counted
 from fedlora.errors import FedloraError
 
 from fedlora_server.exchange import EVALUATE, TRAIN, Outstanding
@@ -115,7 +116,7 @@ class BufferedRounds:
         late = now.server_round - reply.server_round
         if late > self._server.max_staleness and not reply.error:
             record.bytes_up += len(reply.data)
-            intake.exclude(reply, STALE, f"the adapter that it began with is {late} commits old")
+            intake.exclude(reply, STALE, f"the adapter that it began with is {counted(late, 'commit')} old")
             return
         factor = (1 + late) ** -self._server.staleness_exponent
         if intake.take(reply, self._asked(reply.server_round), factor):

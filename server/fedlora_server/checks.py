@@ -77,7 +77,7 @@ class Expectation:
                 example = sorted(missing or extra)[0]
                 raise UpdateError(
                     "wrong-modules",
-                    f"{len(missing)} {what} are missing and {len(extra)} are unknown, {example} among them",
+                    f"of its {what} {len(missing)} are missing and {len(extra)} are unknown, {example} among them",
                 )
 
     def _sound(self, module: str, array: NDArray[np.float32]) -> None:

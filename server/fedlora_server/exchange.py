@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
+from fedlora.counted import counted
 from fedlora.errors import RunError
 from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
 from flwr.common.constant import ErrorCode
@@ -38,7 +39,7 @@ def connected_nodes(grid: Grid, at_least: int, timeout_s: float) -> list[int]:
             return nodes
         if time.monotonic() > deadline:
             raise RunError(
-                f"{len(nodes)} devices are connected after {timeout_s:g} s, the run needs {at_least}; "
+                f"{counted(len(nodes), 'device')} connected after {timeout_s:g} s, the run needs {at_least}; "
                 "start more devices, or lower server.min_devices"
             )
         time.sleep(_LONGEST_POLL_S)

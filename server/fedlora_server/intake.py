@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
+from fedlora.counted import counted
 from fedlora.errors import RunError, UpdateError
 from fedlora.identity.records import Given
 from fedlora.lora.adapter import Adapter
@@ -154,7 +155,7 @@ class Intake:
         record, devices = self._record, len(self.devices)
         if devices < wanted:
             raise RunError(
-                f"round {record.round}: {devices} of {asked} devices gave a sound answer within "
+                f"round {record.round}: {devices} of {counted(asked, 'device')} gave a sound answer within "
                 f"{timeout_s:g} s, the run needs {wanted} (excluded: {dict(record.excluded)}); the adapter of round "
                 f"{record.round - 1} stands" + "".join(f"; {said}" for said in self._first.values())
             )

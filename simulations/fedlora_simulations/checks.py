@@ -16,10 +16,13 @@ from fedlora.files.documents import read_object
 from fedlora.nearest import beside, check_there
 from fedlora_server.aggregation.robust_rule import find_robust_rule
 from fedlora_server.methods import find_method
+from fedlora_server.run.run_directory import check_new
 
 
 def check_simulation(config: RunConfig) -> None:
-    """Raise FedloraError for what could not be run: its parts, the data of its devices, their ranks."""
+    """Raise FedloraError for what could not be run: its output, its parts, the data of its devices, their ranks."""
+    if config.output and not config.server.resume:
+        check_new(Path(config.output))
     check_parts(config)
     check_devices(config)
     check_ranks(config)

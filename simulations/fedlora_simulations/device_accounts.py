@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from fedlora.config.run import RunConfig
 from fedlora.errors import DataError
-from fedlora_client.data.account import Account, account, by_file, chat_notices, notices
+from fedlora.terminal import warning
+from fedlora_client.data.account import Account, account, by_file, chat_notices, left_out_notice, notices
 from fedlora_client.device import Device
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fedlora_simulations.narrow import narrow_table
 from fedlora_simulations.nodes import node_configs
 
 _MOST_DEVICES = 20  # of which each is told; of more, those with something that is not learned
@@ -26,6 +27,8 @@ class DeviceAccount:
     all: Account
     files: tuple[Account, ...] = ()
     notices: tuple[str, ...] = ()
+    without_answer: int = 0  # of those that are left out, for want of room
+    length: int = 0  # tokens of a window
 
     @property
     def is_whole(self) -> bool:
@@ -48,7 +51,7 @@ def total_of(accounts: Sequence[DeviceAccount]) -> Account:
 
 def tell_data(accounts: Sequence[DeviceAccount], console: Console, title: str = "data") -> None:
     """Write a table of the examples of each device and file, and what was not read."""
-    table = Table(title=f"{title}: examples", title_justify="left", box=box.SIMPLE_HEAD)
+    table = narrow_table(f"{title}: examples")
     for heading in ("device", *_COLUMNS):
         table.add_column(heading, justify="left" if heading == "device" else "right", overflow="fold")
     shown = [device for device in accounts if len(accounts) <= _MOST_DEVICES or not device.is_whole]
@@ -62,6 +65,11 @@ def tell_data(accounts: Sequence[DeviceAccount], console: Console, title: str = 
         total_of(accounts),
     )
     console.print(table)
+    for length in sorted({device.length for device in accounts}):
+        these = [device for device in accounts if device.length == length]
+        without = sum(device.without_answer for device in these)
+        if notice := left_out_notice(without, sum(device.all.train for device in these) + without, length):
+            console.print(warning(notice), soft_wrap=True)
     for device in shown[:_MOST_DEVICES]:
         for notice in device.notices:
             console.print(f"device {device.all.name}: {notice}", soft_wrap=True, highlight=False, markup=False)
@@ -78,7 +86,10 @@ def _of(device: Device, *, measures: bool) -> DeviceAccount:
         except DataError as error:
             told.append(f"it will not be measured: {str(error).removeprefix(f'device {data.name}: ')}")
     files = tuple(by_file(data, train, held_out)) if train and len(data.sources) > 1 else ()
-    return DeviceAccount(all=account(data, train, held_out), files=files, notices=tuple(told))
+    return DeviceAccount(
+        all=account(data, train, held_out), files=files, notices=tuple(told),
+        without_answer=train.skipped if train else 0, length=device.config.train.sequence_length,
+    )  # fmt: skip
 
 
 def _add(table: Table, name: str, account: Account) -> None:

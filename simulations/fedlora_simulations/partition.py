@@ -15,8 +15,9 @@ from fedlora.files.atomic import write_text
 from fedlora.files.documents import read_object
 from fedlora_client.data.device_data import device_data
 from fedlora_client.data.partition.dealing import dealing_of
-from rich import box
 from rich.table import Table
+
+from fedlora_simulations.narrow import within
 
 FILE = "partition.json"
 NEVER = " (never trains)"  # behind the name of a device that data.partition.held_out holds out
@@ -95,19 +96,16 @@ def read_partition(run: Path) -> Partition | None:
     return Partition(devices=devices, test=test)
 
 
-def partition_table(partition: Partition) -> Table:
-    """A row for each device, a column for each label or topic."""
+def partition_tables(partition: Partition, width: int = 80) -> list[Table]:
+    """A row for each device, a column for each label or topic; more tables than one where `width` has no room for all."""
     kinds, rows = partition.kinds, partition.rows()
     total = [sum(counts[place] for _, counts in rows) for place in range(len(kinds))]
-    table = Table(title="examples of each device", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("device", overflow="fold")
-    table.add_column("all", justify="right")
-    for kind in kinds if kinds != [EXAMPLES] else ():
-        table.add_column(kind, justify="right", overflow="fold")
-    for device, counts in [*rows, (f"all {len(rows)}", total)]:
-        own = counts if kinds != [EXAMPLES] else []
-        table.add_row(device, str(sum(counts)), *(str(count) if count else "" for count in own))
-    return table
+    shown = kinds if kinds != [EXAMPLES] else []
+    cells = [
+        [device, str(sum(counts)), *(str(count) if count else "" for count in (counts if shown else ()))]
+        for device, counts in [*rows, (f"all {len(rows)}", total)]
+    ]
+    return within(width, "examples of each device", ["device", "all", *shown], cells, kept=2)
 
 
 def _counted(kinds: Iterable[str]) -> dict[str, int]:

@@ -35,7 +35,7 @@ from fedlora.release.model_signing import bundle_text
 from fedlora.release.sealed import seal_release
 from fedlora_export.adapter_export import export_peft
 from fedlora_server.run.round_directory import check_committed
-from fedlora_server.run.run_directory import RUN, RunDirectory, read_config, read_metrics
+from fedlora_server.run.run_directory import RUN, adapter_of_round, read_config, read_metrics
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -75,11 +75,7 @@ def make_release(
     """
     check_directory(output)
     config, about = read_config(order.run), read_object(order.run / RUN, ConfigError, "a run's number and base")
-    source = RunDirectory.adapter_of(order.run, order.round)
-    if not source.is_dir():
-        raise ConfigError(
-            f"{order.run}: round {order.round} is not committed; name one of those in {source.parents[1]}"
-        )
+    source = adapter_of_round(order.run, order.round)
     run = str(about.get("run"))
     check_committed(source.parent, run)
     _check_chain(order)

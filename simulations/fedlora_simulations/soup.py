@@ -15,10 +15,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedlora.base.heads import extra_shapes
 from fedlora.base.pack import open_pack
 from fedlora.combine.combining import Told, combine, combined_adapter
 from fedlora.combine.ways import Combination, Way
 from fedlora.config.run import DataConfig, RunConfig, Scalar
+from fedlora.counted import ranges
 from fedlora.errors import ConfigError, DataError
 from fedlora.files.atomic import check_directory
 from fedlora.files.documents import read_object
@@ -30,7 +32,7 @@ from fedlora_client.opened import Part
 from fedlora_server.methods import find_method
 from fedlora_server.run.loss_over_devices import loss_over_devices
 from fedlora_server.run.round_directory import check_committed
-from fedlora_server.run.run_directory import RUN, RunDirectory, last_round, read_config
+from fedlora_server.run.run_directory import RUN, RunDirectory, committed_rounds, read_config
 
 from fedlora_simulations.device_threads import DeviceThreads
 from fedlora_simulations.nodes import node_configs
@@ -67,8 +69,8 @@ def make_soup(
     """Write the soup as a PEFT directory. Raises FedloraError."""
     check_directory(output, replace=CONFIG if replace else None)
     config = dataclasses.replace(read_config(order.run), output=str(order.run))
-    rounds = _chosen(order.rounds, last_round(order.run), order.run)
-    if config.lora.modules_to_save:
+    rounds = _chosen(order.rounds, committed_rounds(order.run), order.run)
+    if extra_shapes(config.lora.modules_to_save, open_pack(config.base).model):
         raise ConfigError(
             f"{order.run}: its adapters have a head of their own (lora.modules_to_save), and a soup is of A and B alone; "
             "take one of its rounds"
@@ -83,11 +85,15 @@ def make_soup(
             alone[name] = measure(combined_adapter([ingredient], _mean([ingredient], order)))
             tell(f"{name}: {alone[name]:.4f}")
 
+        measured: dict[tuple[str, ...], float] = {}
+
         def of(names: Sequence[str]) -> float:
-            chosen = [ingredients[name] for name in names]
-            loss = measure(combined_adapter(chosen, _mean(chosen, order)))
-            tell(f"{' + '.join(names)}: {loss:.4f}")
-            return loss
+            """The loss of the mean of several, measured and told once."""
+            if tuple(names) not in measured:
+                chosen = [ingredients[name] for name in names]
+                measured[tuple(names)] = measure(combined_adapter(chosen, _mean(chosen, order)))
+                tell(f"{' + '.join(names)}: {measured[tuple(names)]:.4f}")
+            return measured[tuple(names)]
 
         taken = greedily(alone, of) if order.greedy else tuple(ingredients)
         chosen = [ingredients[name] for name in taken]
@@ -197,17 +203,18 @@ def _ingredients(
     return found
 
 
-def _chosen(text: str, last: int, run: Path) -> list[int]:
-    """The rounds that `text` names: numbers and ranges with commas between them."""
-    if not last:
+def _chosen(text: str, there: Sequence[int], run: Path) -> list[int]:
+    """The rounds that `text` names, of those that are `there`: numbers and ranges with commas between them."""
+    if not there:
         raise ConfigError(f"{run} has committed no round yet; wait for one, or name another run")
     chosen: set[int] = set()
-    for entry in text.split(",") if text else [f"1-{last}"]:
+    for entry in text.split(",") if text else ():
         found = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", entry.strip(), re.ASCII)
-        first, end = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
-        if not 1 <= first <= end <= last:
+        named = range(int(found[1]), int(found[2] or found[1]) + 1) if found else ()
+        if not named or not set(named) <= set(there):
             raise ConfigError(
-                f"--rounds: expected rounds from 1 to {last}, such as 1-{last} or {last}, got {entry!r:.40}"
+                f"--rounds: {run} has committed {ranges(there)}; expected some of these, such as "
+                f"{there[0]}-{there[-1]} or {there[-1]}, got {entry!r:.40}"
             )
-        chosen.update(range(first, end + 1))
-    return sorted(chosen)
+        chosen.update(named)
+    return sorted(chosen or there)

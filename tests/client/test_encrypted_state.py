@@ -59,7 +59,6 @@ def test_plain_ones_of_before_are_taken(base: BasePack, tmp_path: Path, request:
 def test_whenever_the_power_is_cut_the_factor_of_one_round_is_there(
     at_rest_key: WrappingKey, base: BasePack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
     folder, adapters = tmp_path / "k", {number: random_adapter(base, LORA, number) for number in (1, 2, 3)}
     module = next(iter(adapters[1].pairs))
     folder.mkdir()

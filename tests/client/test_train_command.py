@@ -177,7 +177,7 @@ def test_a_head_of_modules_to_save_trains_and_means_the_same_to_peft(run: Run, p
         (("--set", "train.lrr=1"), "unknown key train.lrr; did you mean train.lr"),
         (("--set", "lora.rank_pattern=up_proj"), "lora.rank_pattern: expected MODULE=VALUE"),
         (("--set", "lora.rank_pattern=upproj=2"), "lora.rank_pattern: the base has no module upproj"),
-        (("--set", "lora.modules_to_save=embed"), r"lora.modules_to_save takes heads only \(lm_head, classifier"),
+        (("--set", "lora.modules_to_save=embed"), r"lora.modules_to_save takes auto or heads only \(lm_head, classifier"),
         (("--memory-mb", 10), r"a training takes at least \d+ MB"),
         (("--set", "train.sequence_length=65"), "the base's context is 64 tokens"),
         (("--full", "--resume"), "--full is a plain baseline"),
@@ -226,8 +226,17 @@ def test_data_that_cannot_be_used_is_refused_by_its_place(
 def test_examples_that_were_cut_are_told(run: Run, tmp_path: Path) -> None:
     records = [{"prompt": f"{number}: ", "completion": "long answer " * 9} for number in range(20)]
     (tmp_path / "long.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert "18 examples were cut to 32 tokens, 0 left out" in run(source=tmp_path / "long.jsonl").stderr.replace(
-        "\n", " "
+    told = run(source=tmp_path / "long.jsonl").stderr
+    assert "18 of 18 examples cut to 32 tokens; raise train.sequence_length" in told
+    assert "left out:" not in told
+
+
+def test_examples_without_a_token_of_their_answer_are_told(run: Run, tmp_path: Path) -> None:
+    records = [{"prompt": "long " * 40 * (number % 3 == 0), "completion": "answer"} for number in range(1, 21)]
+    (tmp_path / "late.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    told = run(source=tmp_path / "late.jsonl").stderr
+    assert (
+        "6 of 18 examples left out: no token of the answer is among the first 32; raise train.sequence_length" in told
     )
 
 
@@ -376,7 +385,7 @@ def test_an_adapter_of_peft_with_the_bases_own_embeddings_is_trained_further(
         (  # of earlier answers the beginning
             "{% for m in messages %}<{{ m.role }}>{{ m.content if loop.last else m.content[:2] }}<end>{% endfor %}"
             "{% if add_generation_prompt %}<assistant>{% endif %}",
-            "11 answers in chats are not learned",
+            "not learned: 11 answers in chats",
         ),
     ],
     ids=["ends-once", "thinks-last", "shortens"],

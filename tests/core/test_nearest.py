@@ -74,6 +74,14 @@ def test_any_text_may_be_asked_for_as_a_path(path: str, folder: Path, monkeypatc
     assert "Traceback" not in beside(path)
 
 
+def test_of_rounds_it_tells_which_there_are(tmp_path: Path) -> None:
+    for number in (1, 2, 3, 5):
+        (tmp_path / "rounds" / f"{number:04d}").mkdir(parents=True)
+    missing = tmp_path / "rounds/0007"
+    assert beside(missing) == "beside it: 0001 to 0003, 0005"
+    assert beside(missing / "adapter") == f"there is no {missing}; beside it: 0001 to 0003, 0005"
+
+
 def test_a_path_that_is_there_or_a_known_name_is_no_error(folder: Path) -> None:
     check_there(folder / "demo.toml")
     check_there("nano", ("nano",))

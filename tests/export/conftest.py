@@ -17,6 +17,7 @@ from fedlora_export.export import export_base
 
 from tests.export.graph_runs import open_session
 from tests.tiny.adapters import random_adapter
+from tests.tiny.families import family_pack
 from tests.tiny.llamas import DEFAULT, Packs, Variant
 
 
@@ -49,6 +50,19 @@ def exported_folder(packs: Packs, tmp_path_factory: pytest.TempPathFactory) -> P
     base = open_pack(folder)
     write_onnx_adapter(random_adapter(base), base.fingerprint, folder / "first.onnx_adapter")
     return folder
+
+
+@pytest.fixture(scope="session")
+def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], BasePack]:
+    """The pack of a family with its exact graph of the default profile and the files for genai: for reading, shared."""
+    parent = tmp_path_factory.mktemp("family-folders")
+
+    @cache
+    def exported(family: str) -> BasePack:
+        export_base(family_pack(family), parent / family, accuracy_level=FLOAT_ACCURACY)
+        return open_pack(parent / family)
+
+    return exported
 
 
 @pytest.fixture

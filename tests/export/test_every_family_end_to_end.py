@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from fedlora_serve.adapters.loading import LoadedAdapter
 from fedlora_serve.local.engine import Engine
 
 from tests.reference.greedy import NEW_TOKENS, generator_of, rest_of, torch_tokens
-from tests.tiny.families import FAMILIES, family_pack
+from tests.tiny.families import FAMILIES
 from tests.tiny.tokenizer import byte_tokenizer
 
 TEXT = "the same words again and again, the same words again and again, the same words again and again"
@@ -41,16 +43,25 @@ def trained_adapter(base: BasePack, lr: float = 0.05) -> tuple[Adapter, tuple[fl
     return result.adapter, result.losses
 
 
+class Trained(NamedTuple):
+    """An exported base, the file of an adapter that was trained on it, and what torch writes without and with it."""
+
+    base: BasePack
+    file: Path
+    plain: list[int]
+    adapted: list[int]
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
-def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[BasePack, Adapter, Path]:
-    """(the exported base, an adapter that was trained on it, its file)"""
-    folder = tmp_path_factory.mktemp(request.param)
-    export_base(family_pack(request.param), folder / "model", accuracy_level=FLOAT_ACCURACY)
-    base = open_pack(folder / "model")
+def family(
+    request: pytest.FixtureRequest, family_folder: Callable[[str], BasePack], tmp_path_factory: pytest.TempPathFactory
+) -> Trained:
+    base = family_folder(request.param)
     adapter, losses = trained_adapter(base)
     assert np.mean(losses[-2:]) < np.mean(losses[:2])
-    write_onnx_adapter(adapter, base.fingerprint, folder / "trained.onnx_adapter")
-    return base, adapter, folder / "trained.onnx_adapter"
+    file = tmp_path_factory.mktemp(request.param) / "trained.onnx_adapter"
+    write_onnx_adapter(adapter, base.fingerprint, file)
+    return Trained(base, file, torch_tokens(base, prompt_of()), torch_tokens(base, prompt_of(), adapter))
 
 
 def prompt_of() -> list[int]:
@@ -80,20 +91,17 @@ def genai_tokens(model: Path, prompt: list[int], adapter: Path | None) -> list[i
     return rest_of(generator)
 
 
-def test_torch_and_the_engine_write_the_same_text(family: tuple[BasePack, Adapter, Path]) -> None:
-    base, adapter, file = family
-    engine, prompt = Engine(base.directory, threads=1), prompt_of()
-    plain, adapted = torch_tokens(base, prompt), torch_tokens(base, prompt, adapter)
-    assert engine_tokens(engine, prompt, None) == plain
-    assert engine_tokens(engine, prompt, engine.load_adapter(file)) == adapted
-    assert plain != adapted
+def test_torch_and_the_engine_write_the_same_text(family: Trained) -> None:
+    engine, prompt = Engine(family.base.directory, threads=1), prompt_of()
+    assert engine_tokens(engine, prompt, None) == family.plain
+    assert engine_tokens(engine, prompt, engine.load_adapter(family.file)) == family.adapted
+    assert family.plain != family.adapted
 
 
-def test_torch_and_onnxruntime_genai_write_the_same_text(family: tuple[BasePack, Adapter, Path]) -> None:
-    base, adapter, file = family
+def test_torch_and_onnxruntime_genai_write_the_same_text(family: Trained) -> None:
     prompt = prompt_of()
-    assert genai_tokens(base.directory, prompt, None) == torch_tokens(base, prompt)
-    assert genai_tokens(base.directory, prompt, file) == torch_tokens(base, prompt, adapter)
+    assert genai_tokens(family.base.directory, prompt, None) == family.plain
+    assert genai_tokens(family.base.directory, prompt, family.file) == family.adapted
 
 
 def test_a_real_model_writes_the_same_story_in_all_three_engines(shared: Path, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from fedlora.base.pack import BasePack, open_pack
 from fedlora.errors import ConfigError
 from fedlora.exported.profiles import Profile
 from fedlora.family import decoder_shape
-from fedlora.graph.packed_layers import FLOAT_ACCURACY
 from fedlora_client.reference import logits as torch_logits
 from fedlora_export.adapter_export import write_onnx_adapter
 from fedlora_export.export import export_base
@@ -42,18 +40,9 @@ def og() -> Any:
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+def folder(family_folder: Folder) -> Folder:
     """An exported folder of a family with the files for genai."""
-    parent = tmp_path_factory.mktemp("genai")
-
-    @cache
-    def exported(family: str) -> BasePack:
-        export_base(family_pack(family), parent / family, accuracy_level=FLOAT_ACCURACY)
-        base = open_pack(parent / family)
-        write_genai(base)
-        return base
-
-    return exported
+    return family_folder
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -168,7 +168,7 @@ def test_an_update_whose_modules_come_in_another_order_is_accepted() -> None:
 
 
 def test_the_message_names_a_module_that_is_missing_and_the_numbers() -> None:
-    with pytest.raises(UpdateError, match=f"1 modules are missing and 0 are unknown, {LAST} among them"):
+    with pytest.raises(UpdateError, match=f"of its modules 1 are missing and 0 are unknown, {LAST} among them"):
         EXPECTATION.check(with_pairs(lambda pairs: pairs.pop(LAST))(VALID))
 
 

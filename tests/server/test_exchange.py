@@ -227,7 +227,7 @@ def test_connected_nodes_are_in_order() -> None:
 
 
 def test_too_few_connected_nodes_end_the_run_with_the_numbers() -> None:
-    with pytest.raises(RunError, match=r"2 devices are connected after 0\.01 s, the run needs 3"):
+    with pytest.raises(RunError, match=r"2 devices connected after 0\.01 s, the run needs 3"):
         connected_nodes(FakeGrid({1: echo, 2: echo}), 3, 0.01)
 
 

@@ -109,7 +109,6 @@ def test_a_release_of_it_is_plain(run: Path, base: BasePack, tmp_path: Path, mon
 def test_whenever_the_power_is_cut_a_round_is_there_whole_or_not_at_all(
     run: Path, base: BasePack, at_rest_key: WrappingKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
     rounds, first = run / "rounds", random_adapter(base)
 
     def commit(number: int) -> None:

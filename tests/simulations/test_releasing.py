@@ -113,7 +113,7 @@ def test_what_is_refused_leaves_nothing(run: Path, packs: Packs, tmp_path: Path)
     other = packs(Variant(seed=3))
     with pytest.raises(AdapterMismatchError):
         make_release(ReleaseOrder(run=run, round=2, base=str(other.directory)), tmp_path / "out", KEY)
-    with pytest.raises(ConfigError, match="round 3 is not committed"):
+    with pytest.raises(ConfigError, match="no round 3; it has committed 1 to 2: name"):
         make_release(ReleaseOrder(run=run, round=3), tmp_path / "out", KEY)
     with pytest.raises(ReleaseError, match="cannot be called"):
         make_release(ReleaseOrder(run=run, round=2, name="a/b"), tmp_path / "out", KEY)

@@ -76,6 +76,8 @@ def test_the_uniform_soup_is_the_mean_of_the_products_and_has_the_loss_that_is_t
 def test_the_greedy_soup_is_no_worse_than_its_best_ingredient_and_is_what_is_written(run: Path, tmp_path: Path) -> None:
     said: list[str] = []
     made = make_soup(SoupOrder(run=run, greedy=True), tmp_path / "made", tell=said.append)
+    told = [line.partition(":")[0] for line in said]
+    assert len(told) == len(set(told)), "each is measured and told once"
     assert made.loss <= min(made.alone.values())
     assert made.taken[0] == min(made.alone, key=made.alone.__getitem__)
     content = read_peft(tmp_path / "made")
@@ -116,7 +118,7 @@ def test_some_rounds_are_taken_where_they_are_named(run: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("rounds", ["0", "4", "3-2", "two", "1-4", "1,,2"])
 def test_rounds_that_are_not_committed_are_refused(run: Path, tmp_path: Path, rounds: str) -> None:
-    with pytest.raises(ConfigError, match=r"--rounds: expected rounds from 1 to 3, such as 1-3 or 3, got '"):
+    with pytest.raises(ConfigError, match=r"has committed 1 to 3; expected some of these, such as 1-3 or 3, got '"):
         make_soup(SoupOrder(run=run, rounds=rounds), tmp_path / "made")
     assert not (tmp_path / "made").exists()
 

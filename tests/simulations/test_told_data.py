@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 from fedlora.config.run import DataConfig, LoraSection, RunConfig, ServerConfig, SimulationConfig, TrainConfig
+from fedlora_client.data.account import Account
+from fedlora_server.run.metrics_file import METRICS
+from fedlora_server.run.round_record import RoundRecord
 from fedlora_server.run.run_directory import loss_unit, read_metrics
-from fedlora_simulations.device_accounts import data_accounts
+from fedlora_simulations.device_accounts import DeviceAccount, data_accounts, tell_data
 from fedlora_simulations.report import write_report
 from fedlora_simulations.simulation import rounds_table, simulate
 from rich.console import Console
@@ -64,7 +67,7 @@ def test_the_examples_of_each_device_and_file_are_told_before_the_first_round(to
     assert rows["valid.jsonl"] == ["0", "0", "0", "2", "1"]
     assert rows["all"] == ["3", "43", "3", "6", "4", "3"]
     for words in (
-        "device bob: train.jsonl: 1 records left out", "device alice: alice.jsonl: fields that are not learned: id",
+        "device bob: train.jsonl: 1 record left out", "device alice: alice.jsonl: fields that are not learned: id",
         "LICENSE.txt: it is about the data", "device carol: it will not be measured: held-out text: none of the 2 examples",
     ):  # fmt: skip
         assert words in told
@@ -107,7 +110,7 @@ def test_what_a_template_leaves_out_of_a_devices_chats_is_told(tmp_path: Path) -
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "ann.jsonl").write_text((json.dumps(chat) + "\n") * 20)
     [told] = data_accounts(config_of(tmp_path, 1, base=str(pack.directory), length=128))
-    assert "18 answers in chats are not learned" in told.notices[0]
+    assert "not learned: 18 answers in chats" in told.notices[0]
     assert told.notices[1].endswith("fields of messages: thoughts in content")
 
 
@@ -149,3 +152,22 @@ def test_what_a_round_took_on_each_device_is_in_the_record_and_the_report(told_r
         assert 0 < told["rss_mb"] <= told["peak_mb"] * 1.01
     assert sum(told["bytes_up"] for told in costs.values()) == read_metrics(run)[1]["bytes_up"]
     assert "What a round took on each device" in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_one_client_who_never_trained_is_no_clients(tmp_path: Path) -> None:
+    record = RoundRecord(0, loss={"a": 3.0}, never_trained_loss={"b": 2.5})
+    (tmp_path / METRICS).write_text(json.dumps(record.line()) + "\n")
+    assert str(rounds_table(tmp_path).caption).startswith("1 client who never trained: loss 2.5000 to 2.5000")
+
+
+def test_examples_of_all_devices_without_a_token_of_their_answer_are_one_warning() -> None:
+    out = io.StringIO()
+    devices = [
+        DeviceAccount(all=Account(name=name, train=4, left_out=3), without_answer=left_out, length=32)
+        for name, left_out in (("a", 2), ("b", 0), ("c", 1))
+    ]
+    tell_data(devices, Console(file=out, width=80))
+    told = [line for line in out.getvalue().splitlines() if line.startswith("warning:")]
+    assert [line.partition(";")[0] for line in told] == [
+        "warning: 3 of 15 examples left out: no token of the answer is among the first 32"
+    ]

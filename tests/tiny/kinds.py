@@ -23,7 +23,7 @@ def section_of(kind: str) -> LoraSection:
 
 
 def adapter_of_kind(kind: str, base: BasePack, seed: int = 1, section: LoraSection | None = None) -> Adapter:
-    """Unlike in a new one, nothing is what changes nothing; one number of its own is 0, by which nobody may divide."""
+    """Unlike in a new one, nothing is what changes nothing; its first own number is 0, by which nobody may divide."""
     generator = np.random.default_rng(seed)
     config = (section or section_of(kind)).lora(base.model.linear_modules())
     adapter = new_adapter(config, base.model, lambda module: dequantize(base.matrix(module)), generator)

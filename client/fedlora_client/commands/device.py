@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from fedlora.counted import counted
 from fedlora.errors import ConfigError, printable
 
 from fedlora_client.service.config import FILE, DeviceConfig, home, read_device
@@ -157,7 +158,7 @@ def withdraw(path: Path | None, file: str | None, record: int | None, contains: 
 
     if lists:
         withdrawn = read_withdrawn(config.withdrawn)
-        click.echo(f"{len(withdrawn.digests)} records withdrawn")
+        click.echo(f"{counted(len(withdrawn.digests), 'record')} withdrawn")
         for name in sorted(withdrawn.files):
             click.echo(f"{name}: the whole file")
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 
 import click
+from fedlora.counted import counted
 from fedlora.native import compiler
 from fedlora.terminal import Terminal
 from fedlora.threads import cores, waiting
@@ -42,7 +43,7 @@ def findings() -> dict[str, str]:
         "kernels": f"compiled and checked: {kernels.library}" if isinstance(kernels, NativeOps) else f"none: {kernels}",
         "C compiler": " ".join(compiler() or ["none: install gcc or clang, and training gets faster"]),
         "instruction set": f"{instruction_set()} ({platform.machine()})",
-        "threads": f"{torch.get_num_threads()} of {cores()} cores (OMP_NUM_THREADS sets them)",
+        "threads": f"{torch.get_num_threads()} of {counted(cores(), 'core')} (OMP_NUM_THREADS sets them)",
         "while they wait, threads are": waiting(),
         "products": ", ".join(f"{name} {speed:.0f} GFLOP/s" for name, speed in speeds.items()),
         "memory": f"{available_bytes() / 1e9:.1f} GB free; this process takes {resident_bytes() / 1e6:.0f} MB",

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 import click
 from fedlora.base.pack import CONFIG, EMBEDDED
 from fedlora.config.run import FieldNames, RunConfig, changed
+from fedlora.counted import counted
 from fedlora.errors import ConfigError, RunError
 from fedlora.files.atomic import check_directory
 from fedlora.lora.config import KINDS
 from fedlora.nearest import check_there
 from fedlora.peft.finding import check_adapter
+from fedlora.peft.layout import CONFIG as ADAPTER_CONFIG
 from fedlora.terminal import Terminal
 from fedlora.terminal import warning as as_warning
 from rich.console import Console
@@ -91,6 +93,7 @@ def train(
         raise ConfigError("--patience counts evaluations; say how often there is one, with --evaluate-every")
     if adapter and (fixed := sorted(key for key in keys if key.startswith("lora.") and key != "lora.modules_to_save")):
         raise ConfigError(f"{', '.join(fixed)}: the adapter {adapter} has its own; leave it out")
+    check_directory(output.absolute(), replace=(CONFIG if full else ADAPTER_CONFIG) if force else None)
     check_there(data)
     if adapter:
         check_adapter(adapter)
@@ -125,7 +128,8 @@ def train(
     for warning in training.warnings():
         console.print(as_warning(warning), soft_wrap=True)
     console.print(
-        f"{training.device.model.compute}; {len(training.windows)} windows, {training.windows.learned_tokens} tokens"
+        f"{training.device.model.compute}; {counted(len(training.windows), 'window')}, "
+        f"{training.windows.learned_tokens} tokens"
     )
     with TrainDisplay(console, training.config) as display:
         try:
@@ -148,7 +152,6 @@ def _train_all(run: LocalRun, data: Path, output: Path, console: Console) -> Non
     from fedlora_client.commands.train_display import TrainDisplay
     from fedlora_client.training.full_training import FullTraining
 
-    check_directory(output, replace=CONFIG if run.replace else None)
     training = FullTraining(run.config, data, run.epochs)
     console.print(f"full fine-tuning of {training.parameters:,} parameters in float32", highlight=False)
     before = training.evaluate()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from fedlora.counted import counted
 from fedlora.data.datasets import DeviceData
 
 from fedlora_client.data.windows import Windows
@@ -22,7 +23,7 @@ class Account:
     held_out_left_out: int = 0
 
     def __str__(self) -> str:
-        parts = [f"{self.train} example{'' if self.train == 1 else 's'} to train on"]
+        parts = [f"{counted(self.train, 'example')} to train on"]
         parts += [f"{self.cut} of them cut"] if self.cut else []
         parts += [f"{self.left_out} left out"] if self.left_out else []
         parts += [f"{self.held_out} held out"]
@@ -65,11 +66,21 @@ def chat_notices(windows: Windows) -> Iterator[str]:
     """What of its chats is not learned though the data say it."""
     if windows.not_found:
         yield (
-            f"{windows.not_found} answers in chats are not learned: the base's chat template writes them so that they "
-            "cannot be told from the rest; {% generation %} marks in the template would tell"
+            f"not learned: {counted(windows.not_found, 'answer')} in chats, not to be told from the rest in what the "
+            "base's chat template writes; {% generation %} marks in the template would tell"
         )
     if windows.unheard:
         yield f"the base's chat template writes nothing of these fields of messages: {', '.join(windows.unheard):.200}"
+
+
+def left_out_notice(left_out: int, of: int, length: int) -> str:
+    """What of so many examples is not learned, for its answer begins where a window has ended; "" for nothing."""
+    if not left_out:
+        return ""
+    return (
+        f"{left_out} of {counted(of, 'example')} left out: no token of the answer is among the first {length}; raise "
+        "train.sequence_length, or shorten the prompts"
+    )
 
 
 def _within(numbers: Sequence[int], begin: int, end: int) -> int:

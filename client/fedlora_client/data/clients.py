@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedlora.config.run import DataConfig, Scalar
+from fedlora.counted import counted
 from fedlora.errors import DataError
 
 from fedlora_client.records.data_file import format_of, stem
@@ -61,7 +62,7 @@ def _simulated(folder: Path, node: Mapping[str, Scalar]) -> Place:
         if not places:
             raise DataError(f"{folder}: no file or folder in it is a device's data; put one in for each device")
         raise DataError(
-            f"{folder}: data of {len(places)} devices ({shown}), and simulation.devices is {wanted}: set it to "
+            f"{folder}: data of {counted(len(places), 'device')} ({shown}), and simulation.devices is {wanted}: set it to "
             f"{len(places)}"
         )
     notices = []
@@ -69,8 +70,8 @@ def _simulated(folder: Path, node: Mapping[str, Scalar]) -> Place:
         rest = ", ".join(place.name for place in places[count : count + 10])
         more = ", ..." if len(places) > count + 10 else ""
         notices.append(
-            f"{folder}: data of {len(places)} devices, of which simulation.devices = {count} take part; left out: "
-            f"{rest}{more}"
+            f"{folder}: data of {counted(len(places), 'device')}, of which simulation.devices = {count} take part; "
+            f"left out: {rest}{more}"
         )
     names = Counter(name_of(place) for place in places)
     place = places[number]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from fedlora.config.run import DataConfig, Scalar
+from fedlora.counted import counted
 from fedlora.data.datasets import DataSource, DeviceData, find_dataset
 from fedlora.data.examples import Example, size_bytes
 from fedlora.errors import ConfigError
@@ -23,7 +24,7 @@ def device_data(config: DataConfig, node: tuple[tuple[str, Scalar], ...]) -> Dev
             f"device {data.name}: no text to cut to data.max_bytes; give it data, or leave it out of the run"
         )
     kept = _cut(data.train, config.max_bytes)
-    told = f"data.max_bytes = {config.max_bytes} keeps {len(kept)} of {len(data.train)} examples"
+    told = f"data.max_bytes = {config.max_bytes} keeps {len(kept)} of {counted(len(data.train), 'example')}"
     notices = (*data.notices, told) if kept != data.train else data.notices
     return replace(data, train=kept, sources=tuple(_first(data.sources, len(kept))), notices=notices)
 

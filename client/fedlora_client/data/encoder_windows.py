@@ -23,6 +23,10 @@ from fedlora_client.data.encoding import IGNORED, checked_ids
 from fedlora_client.data.tokenizer import PIECE, encoding_of
 from fedlora_client.data.windows import Windows
 
+_MAKE_HEAD = (
+    "make a head for the data's labels: python tools/classifier/classifier.py ENCODER -o DIR --labels A,B, "
+    "then fedlora pack DIR"
+)
 _MOST_CHARACTERS = 1 << 22  # of a text that are looked at
 
 
@@ -40,7 +44,12 @@ def label_windows(
     if not shape.labels:
         raise ConfigError(
             f"{where}: the base ({shape.model_type}) has no classification head, so it learns no labels; pack a model "
-            "ForSequenceClassification"
+            f"ForSequenceClassification, or {_MAKE_HEAD}"
+        )
+    if len(shape.labels) == 1:
+        raise ConfigError(
+            f"{where}: the head has one output, so it is one of regression, and there is no label to learn or to measure; "
+            "take a base or an adapter whose head has two labels or more"
         )
     if not examples:
         raise DataError(f"{where}: no text to train or measure on; give this device data, or leave it out of the run")
@@ -100,6 +109,6 @@ def label_number(label: object, labels: Sequence[str], where: str) -> int:
         known = ", ".join(map(repr, labels[:20])) + (", ..." if len(labels) > 20 else "")
         raise DataError(
             f"{where}: label {label!r:.60} is none of the model's {len(labels)}; expected {known}, or a number from 0 to "
-            f"{len(labels) - 1}"
+            f"{len(labels) - 1}; name the field that has these (--set data.fields.label=FIELD), or {_MAKE_HEAD}"
         )
     return number

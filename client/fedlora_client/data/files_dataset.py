@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fedlora.config.run import DataConfig, Scalar
+from fedlora.counted import counted
 from fedlora.data.datasets import DataSource, DeviceData
 from fedlora.data.examples import Example
 from fedlora.errors import DataError, NotRecordsError
@@ -66,7 +67,8 @@ def _read(config: DataConfig, node: Mapping[str, Scalar]) -> DeviceData:
     if not train:
         told = "".join(f"; {notice}" for notice in notices)
         raise DataError(
-            f"{place.path}: no text in {len(folder.train)} file(s); give this device data, or leave it out of the run{told}"
+            f"{place.path}: no text in {counted(len(folder.train), 'file')}; give this device data, or leave it out of "
+            f"the run{told}"
         )
     return DeviceData(
         name=place.name, train=tuple(train), held_out=tuple(held_out), sources=tuple(sources), notices=notices

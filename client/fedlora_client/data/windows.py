@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fedlora.counted import counted
 from fedlora.data.chat_template import ChatTemplate, load_chat_template
 from fedlora.data.examples import Chat, Example, Labelled, TextRecord
 from fedlora.errors import ConfigError, DataError
@@ -121,8 +122,8 @@ def make_windows(
         whole.append(fitting)
     if skipped and not row and not whole:
         raise DataError(
-            f"{where}: none of the {len(skipped)} examples has anything to learn in its first {length} tokens; raise "
-            f"train.sequence_length (this base: at most {shape.max_positions}), or shorten the prompts"
+            f"{where}: none of the {counted(len(skipped), 'example')} has anything to learn in its first {length} "
+            f"tokens; raise train.sequence_length (this base: at most {shape.max_positions}), or shorten the prompts"
         )
     if not row and not whole:
         raise DataError(f"{where}: no text to train or measure on; give this device data, or leave it out of the run")

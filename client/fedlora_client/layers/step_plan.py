@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from fedlora.config.run import TrainConfig
+from fedlora.counted import counted
 from fedlora.errors import ConfigError
 
 PLAIN_COPIES = 3  # in float32, of what an operation in plain torch reads
@@ -46,8 +47,9 @@ class StepPlan:
 
     def __str__(self) -> str:
         return (
-            f"{self.micro_batch} windows at a time, activations of {self.memory_plan.kept_blocks} blocks kept, "
-            f"{self.memory_plan.chunk_rows} rows of logits, {self.step_bytes / 1e6:.0f} MB for a step"
+            f"{counted(self.micro_batch, 'window')} at a time, activations of "
+            f"{counted(self.memory_plan.kept_blocks, 'block')} kept, "
+            f"{counted(self.memory_plan.chunk_rows, 'row')} of logits, {self.step_bytes / 1e6:.0f} MB for a step"
         )
 
 

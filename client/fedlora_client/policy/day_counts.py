@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
 
+from fedlora.counted import counted
 from fedlora.errors import ConfigError, PolicyError
 from fedlora.files.atomic import write_text
 from fedlora.files.documents import read_object
@@ -53,12 +54,14 @@ class DayCounts:
         is_new = name is not None and name not in self.rounds
         if policy.rounds_a_day and is_new and len(self.rounds) >= policy.rounds_a_day:
             raise PolicyError(
-                "policy-rounds", f"{len(self.rounds)} rounds today; policy.rounds_a_day takes {policy.rounds_a_day}"
+                "policy-rounds",
+                f"{counted(len(self.rounds), 'round')} today; policy.rounds_a_day takes {policy.rounds_a_day}",
             )
         if policy.rounds_a_day and name is None and self.measured > policy.rounds_a_day:
             raise PolicyError(
                 "policy-rounds",
-                f"{self.measured} measurements today; policy.rounds_a_day takes {policy.rounds_a_day} and one more",
+                f"{counted(self.measured, 'measurement')} today; policy.rounds_a_day takes {policy.rounds_a_day} and "
+                "one more",
             )
         if policy.bytes_a_day and self.bytes + coming_bytes > policy.bytes_a_day:
             raise PolicyError(

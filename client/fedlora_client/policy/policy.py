@@ -9,6 +9,7 @@ from datetime import datetime
 from fnmatch import fnmatchcase
 
 from fedlora.config.run import RunConfig
+from fedlora.counted import counted
 from fedlora.errors import ConfigError, PolicyError
 
 from fedlora_client.policy.machine import Machine
@@ -69,7 +70,8 @@ class Policy:
             )
         if self.max_steps and config.train.steps > self.max_steps:
             raise PolicyError(
-                "policy-steps", f"a round has {config.train.steps} steps; policy.max_steps takes {self.max_steps}"
+                "policy-steps",
+                f"a round has {counted(config.train.steps, 'step')}; policy.max_steps takes {self.max_steps}",
             )
         least = self.least_rank(config)
         if self.max_rank and least > self.max_rank:
@@ -93,7 +95,8 @@ class Policy:
     def check_examples(self, examples: int, what: str = "to train on") -> None:
         if examples < self.min_examples:
             raise PolicyError(
-                "policy-examples", f"{examples} examples {what}; policy.min_examples wants {self.min_examples}"
+                "policy-examples",
+                f"{counted(examples, 'example')} {what}; policy.min_examples wants {self.min_examples}",
             )
 
     def check_power(self, now: datetime, machine: Machine) -> None:
@@ -120,15 +123,15 @@ class Policy:
             "bases": f"trains on the bases {', '.join(base[:_DIGITS] for base in self.bases)} only",
             "methods": f"takes the methods {', '.join(self.methods)} only",
             "max_rank": f"trains ranks up to {self.max_rank}",
-            "max_steps": f"trains up to {self.max_steps} steps a round",
+            "max_steps": f"trains up to {counted(self.max_steps, 'step')} a round",
             "max_seconds": f"trains up to {self.max_seconds:g} s a round, and measures as long",
             "max_memory_mb": f"takes up to {self.max_memory_mb} MB of memory",
-            "min_examples": f"takes part with {self.min_examples} examples or more in a round's batches",
+            "min_examples": f"takes part with {counted(self.min_examples, 'example')} or more in a round's batches",
             "quiet_hours": f"is quiet at {', '.join(self.quiet_hours)}, by its own clock",
             "min_battery": f"works with a battery of {self.min_battery}% and more",
             "mains_only": "works on mains power only",
             "idle_only": "begins while the machine is idle only",
-            "rounds_a_day": f"trains in up to {self.rounds_a_day} rounds a day, and measures once more",
+            "rounds_a_day": f"trains in up to {counted(self.rounds_a_day, 'round')} a day, and measures once more",
             "bytes_a_day": f"receives and sends up to {self.bytes_a_day / 1e6:g} MB of adapters a day",
         }
         bounds = [texts[part.name] for part in fields(self) if getattr(self, part.name)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from fedlora.counted import counted
 from fedlora.data.examples import MultipleChoice
 from fedlora.errors import DataError
 
@@ -28,7 +29,8 @@ def multiple_choice(prompt: str, choices: object, answer: object) -> MultipleCho
         choices = choices.get("text")
         if not isinstance(choices, list) or len(choices) != len(labels):
             raise DataError(
-                f"choices.text and choices.label must be lists of one length, got {kind(choices)} and {len(labels)} labels"
+                f"choices.text and choices.label must be lists of one length, got {kind(choices)} and "
+                f"{counted(len(labels), 'label')}"
             )
     texts = _texts(choices, "choices")
     return MultipleChoice(prompt, tuple(texts), _number(answer, texts, labels))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.config.sections import FieldNames
+from fedlora.counted import counted
 from fedlora.data.examples import Example
 from fedlora.errors import DataError, NotRecordsError
 
@@ -30,7 +31,7 @@ class Records:
         """What a person should know of it, a sentence each."""
         told = []
         if self.left_out:
-            told.append(f"{self.left_out} records left out: their weight is 0, or train is false")
+            told.append(f"{counted(self.left_out, 'record')} left out: their weight is 0, or train is false")
         if self.ignored:
             more = f" and {len(self.ignored) - _MOST_NAMES} more" if len(self.ignored) > _MOST_NAMES else ""
             names = ", ".join(f"{name:.40}" for name in self.ignored[:_MOST_NAMES])

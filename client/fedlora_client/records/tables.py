@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.config.sections import FieldNames
+from fedlora.counted import counted
 from fedlora.errors import DataError, NotRecordsError
 from fedlora.files.json_text import parse_json
 
@@ -102,7 +103,8 @@ def _quoted(text: str, separator: str, columns: int) -> list[Row]:
                 continue
             if len(cells) != columns:
                 raise DataError(
-                    f"line {reader.line_num}: {len(cells)} cells, and the first line names {columns} columns; put cells "
+                    f"line {reader.line_num}: {counted(len(cells), 'cell')}, and the first line names "
+                    f"{counted(columns, 'column')}; put cells "
                     "that hold the separator, a quotation mark or a line break in quotation marks"
                 )
             rows.append((reader.line_num, cells))

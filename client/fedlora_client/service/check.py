@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from fedlora.config.run import DataConfig, LoraSection, RunConfig, Scalar, TrainConfig
+from fedlora.counted import counted
 from fedlora.errors import ConfigError, FedloraError, PolicyError
 from fedlora.files.at_rest import current_key, use_key
 
@@ -46,7 +47,7 @@ def checked(config: DeviceConfig, length: int, rank: int, machine: Machine = HER
     yield from map(str, by_file(device.data, windows, held_out))
     yield from notices(device.data)
     counts = account(device.data, windows, held_out)
-    yield f"in all: {counts}; {len(windows)} windows of {length} tokens"
+    yield f"in all: {counts}; {counted(len(windows), 'window')} of {length} tokens"
     config.policy.check_examples(counts.train)
     plan = plan_training(device.model, [device.first_adapter()], device.config.train)
     yield f"memory of a training at rank {rank}: {plan}"

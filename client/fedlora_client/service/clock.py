@@ -13,6 +13,8 @@ import time
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
+from fedlora.counted import counted
+
 from fedlora_client.service.config import ServerSection
 
 AHEAD_S, BEHIND_S = 5.0, 305.0  # that SuperLink lets a device's clock be
@@ -60,7 +62,7 @@ def _words(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 2 * 3600:
-        return f"{seconds / 60:.0f} minutes"
+        return counted(round(seconds / 60), "minute")
     return f"{seconds / 3600:.1f} hours"
 
 

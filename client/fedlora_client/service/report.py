@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fedlora.counted import counted
+
 from fedlora_client.service.config import DeviceConfig
 from fedlora_client.service.state import StateFolder
 
@@ -70,14 +72,14 @@ def lines(told: dict[str, Any]) -> Iterator[str]:
         yield f"adapter: {told['adapter_error']}"
     today = told["today"]
     if today:
-        yield f"day {today.get('day')}: {today.get('rounds')} rounds, {today.get('bytes'):,} bytes"
+        yield f"day {today.get('day')}: {counted(today.get('rounds', 0), 'round')}, {today.get('bytes'):,} bytes"
     for number, entry in enumerate(told["rounds"]):
         if not number:
             yield "last answers:"
         yield "  " + _round(entry)
     for reason, what in told["refused"].items():
         if isinstance(what, dict):
-            yield f"refused {what.get('count')} times, {reason}: {what.get('said')} ({what.get('at')})"
+            yield f"refused {counted(what.get('count', 0), 'time')}, {reason}: {what.get('said')} ({what.get('at')})"
     if told["notice"]:
         yield f"notice: {told['notice']}"
     yield "policy: " + "; ".join(told["policy"])

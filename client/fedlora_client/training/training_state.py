@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from fedlora.config.run import TrainConfig
+from fedlora.counted import counted
 from fedlora.errors import ConfigError, FedloraError
 from fedlora.files.atomic import whole_file
 from fedlora.files.tensor_file import TensorFile, TensorPlan, write_tensor_file
@@ -106,7 +107,7 @@ def restore_state(path: Path, training: Training) -> Progress:
         step, tensors = int(known["step"]), {}
         if not 0 < step == len(progress.losses) <= training.config.steps:
             raise ConfigError(
-                f"it has {len(progress.losses)} losses of {step} steps; expected one each, "
+                f"it has {counted(len(progress.losses), 'loss', 'losses')} of {counted(step, 'step')}; expected one each, "
                 f"of {training.config.steps} in all"
             )
         rows = 3 + bool(progress.evaluations)

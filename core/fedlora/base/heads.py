@@ -11,11 +11,18 @@ from fedlora.base.quantize import dequantize
 from fedlora.errors import ConfigError
 from fedlora.family import EMBEDDING, HEAD, ModelShape
 from fedlora.lora.adapter import Extras
+from fedlora.lora.config import WHOLE_HEAD
 
 
 def extra_shapes(names: Iterable[str], model: ModelShape) -> dict[str, tuple[int, ...]]:
-    """{tensor name: shape} of what `lora.modules_to_save` names. Raises ConfigError for what is no head of the base."""
+    """{tensor name: shape} of what `lora.modules_to_save` names. Raises ConfigError for what is no head of the base.
+
+    `auto` is the whole head of an encoder, as of PEFT's models for classification, and nothing of a decoder.
+    """
     parts, shapes = model.head_parts(), dict[str, tuple[int, ...]]()
+    names = tuple(names)
+    if names == (WHOLE_HEAD,):
+        names = () if HEAD in parts else tuple(parts)
     for name in names:
         if name not in parts:
             possible = f"it takes {' or '.join(parts)}" if parts else "it has no head; leave it out"

@@ -34,8 +34,8 @@ def write_merged(base: BasePack, adapter: Adapter, directory: Path, *, scale_rul
     check_adapter_fits(adapter, base.model, heads, "the adapter to merge")
     if kind.is_virtual:
         raise AdapterError(
-            f"the adapter to merge is of {kind.title}, tokens before the text, which no weight can hold; leave --merge out, or "
-            "train with lora.method = lora"
+            f"the adapter to merge is of {kind.title}, tokens before the text, which no weight can hold; leave "
+            "--merge out, or train with lora.method = lora"
         )
     touched = set(adapted_modules(adapter))
     plans = [

@@ -11,6 +11,7 @@ from typing import Any
 
 from fedlora.base.pack import BasePack
 from fedlora.combine.ways import Combination
+from fedlora.counted import counted
 from fedlora.errors import AdapterMismatchError, ConfigError
 from fedlora.lora.adapter import check_shapes_fit
 from fedlora.lora.config import MAX_RANK, LoraConfig
@@ -38,8 +39,8 @@ def plan_of(adapters: Sequence[MappedAdapter], combination: Combination, base: B
         raise ConfigError("expected at least one adapter to combine")
     if len(adapters) != len(combination.weights):
         raise ConfigError(
-            f"--weights: expected one for each of the {len(adapters)} adapters, got {len(combination.weights)}: give "
-            f"{','.join(['1'] * len(adapters))} or others"
+            f"--weights: expected one for each of the {counted(len(adapters), 'adapter')}, got "
+            f"{len(combination.weights)}: give {','.join(['1'] * len(adapters))} or others"
         )
     for adapter in adapters:
         _check_factors_alone(adapter, base)

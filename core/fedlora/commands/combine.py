@@ -10,6 +10,7 @@ import click
 from fedlora.base.pack import EMBEDDED, open_pack
 from fedlora.combine.combining import combine as combine_adapters
 from fedlora.combine.ways import WAYS, Combination, SignMethod, Way
+from fedlora.counted import counted
 from fedlora.errors import ConfigError
 from fedlora.nearest import check_there
 from fedlora.peft.finding import check_adapter
@@ -60,7 +61,7 @@ def combine(
     for name in made.differing:
         click.echo(f"{name} is not the same in all adapters: none is kept; copy the one to speak with", err=True)
     ranks = sorted({made.config.rank, *made.config.rank_pattern.values()})
-    told = f"{output}: {combination}; {made.modules} modules of rank {', '.join(map(str, ranks))}"
+    told = f"{output}: {combination}; {counted(made.modules, 'module')} of rank {', '.join(map(str, ranks))}"
     if made.distance is not None:
         told += f"; {made.distance:.2%} of the weighted sum's norm away from it"
     click.echo(told, err=True)

@@ -9,10 +9,11 @@ from typing import get_args
 import click
 from rich.status import Status
 
-from fedlora.base.pack import WEIGHTS, open_pack
+from fedlora.base.pack import MANIFEST, WEIGHTS, open_pack
 from fedlora.base.packing import default_bits, largest_block_size, make_pack
 from fedlora.base.quantize import BLOCK_SIZES, Quantization
 from fedlora.base.scales import ScaleRule
+from fedlora.files.atomic import check_directory
 from fedlora.terminal import Terminal
 
 _WHY_8 = (
@@ -58,6 +59,7 @@ def pack(
     force: bool,
 ) -> None:
     """Quantize SOURCE, a Hugging Face checkpoint directory or a hub id, into a base pack."""
+    check_directory(output, replace=MANIFEST if force else None)  # before a checkpoint is fetched and read
     chosen_bits = default_bits(source, revision) if bits == "auto" else int(bits)
     quantization = Quantization(
         bits=chosen_bits,

@@ -19,7 +19,7 @@ from fedlora.config.require import require
 from fedlora.errors import ConfigError
 from fedlora.family import HEAD
 from fedlora.family.encoder import HEAD_PARTS
-from fedlora.lora.config import ALL_LINEAR, KINDS, LoraConfig
+from fedlora.lora.config import ALL_LINEAR, KINDS, WHOLE_HEAD, LoraConfig
 from fedlora.lora.kinds import BY_NAME
 from fedlora.lora.layers import check_entries, chosen_layers
 
@@ -130,13 +130,14 @@ class LoraSection:
     rank_pattern: tuple[str, ...] = ()
     alpha_pattern: tuple[str, ...] = ()
     # Trained whole beside the adapter, and saved with it: the classification head of an encoder ("classifier"; of BERT
-    # also "pooler"), or, on one device alone (`fedlora train`), the head of a decoder.
-    modules_to_save: tuple[str, ...] = ()
+    # also "pooler"), or, on one device alone (`fedlora train`), the head of a decoder. "auto": all of an encoder's head,
+    # nothing of a decoder's. Empty: nothing.
+    modules_to_save: tuple[str, ...] = (WHOLE_HEAD,)
     # Where A and B begin: default (A random, B zero), or pissa or olora, from the base's weights: `base/starts.py`. On one
     # device alone (`fedlora train`).
     init: str = "default"
     num_virtual_tokens: int = 20  # of prompt and prefix, beside the tokens of train.sequence_length
-    # Where a prompt begins, by PEFT's names: SAMPLE_VOCAB, TEXT (that of the next key) or RANDOM.
+    # Where a prompt begins, by PEFT's names: SAMPLE_VOCAB, RANDOM or, on one device alone, TEXT (the next key).
     prompt_tuning_init: str = "SAMPLE_VOCAB"
     prompt_tuning_init_text: str = ""
 
@@ -164,8 +165,8 @@ class LoraSection:
         check_entries(self.layers, "lora.layers")
         known = (HEAD, *HEAD_PARTS, "pre_classifier")
         require(
-            set(self.modules_to_save) <= set(known),
-            f"lora.modules_to_save takes heads only ({', '.join(known)})",
+            self.modules_to_save == (WHOLE_HEAD,) or set(self.modules_to_save) <= set(known),
+            f"lora.modules_to_save takes {WHOLE_HEAD} or heads only ({', '.join(known)})",
             self.modules_to_save,
         )
 

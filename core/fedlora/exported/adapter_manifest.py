@@ -140,8 +140,12 @@ def _check_inputs(inputs: InputShapes, ranks: Mapping[str, int], path: Path) -> 
             )
 
 
+# `ranks` has the modules, and what is exported is plain LoRA.
+_NOT_TOLD = {"layers", "method", "projection_prng_key"}
+
+
 def _lora(values: Mapping[str, Any], path: Path) -> LoraConfig:
-    expected = {field.name for field in fields(LoraConfig)} - {"layers"}  # `ranks` has the modules
+    expected = {field.name for field in fields(LoraConfig)} - _NOT_TOLD
     patterns = [values.get("rank_pattern"), values.get("alpha_pattern")]
     if (
         values.keys() != expected

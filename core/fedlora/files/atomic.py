@@ -99,6 +99,11 @@ def check_directory(path: Path, *, replace: str | None = None) -> None:
         raise ConfigError(f"{path} exists already; name another output, or pass --force to replace it")
     if path.exists() and not (path / str(replace)).is_file() and (path.is_file() or any(path.iterdir())):
         raise ConfigError(f"{path} exists and holds no {replace}: only its own kind is replaced; name another output")
+    check_writable(path)
+
+
+def check_writable(path: Path) -> None:
+    """Raise ConfigError unless something can be made at `path`."""
     there = next(parent for parent in Path(os.path.abspath(path)).parents if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ConfigError(f"{path}: cannot be written: {there} is no folder that may be written; name another output")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fedlora.nearest import beside
 _MAX_BYTES, _MAX_TOML_BYTES = 1 << 24, 1 << 20
 # tomllib takes the square of a key's parts, in time and memory; no key of ours has more than four.
 _MAX_DOTS, _MAX_DEPTH = 512, 32  # in a line; of tables and lists in one another
+_MOST_NAMED = 5  # files in a message
 _BYTES_PER_CONTAINER = 32  # at least, of a JSON file: a list takes 56 bytes of memory, and two of the file
 
 
@@ -47,6 +49,8 @@ def read_toml(path: Path) -> dict[str, Any]:
             if (dots := line.count(b".")) > _MAX_DOTS:
                 raise ConfigError(f"{path}: line {number} has {dots} dots; expected a key of a few parts: shorten it")
         values = tomllib.loads(content.decode("utf-8"))
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: a folder; expected a TOML file{_toml_within(path)}") from None
     except OSError as error:
         more = beside(path)
         raise ConfigError(f"{path}: cannot be read: {error.strerror}" + (f"; {more}" if more else "")) from None
@@ -57,6 +61,21 @@ def read_toml(path: Path) -> dict[str, Any]:
     if _is_deep(values):
         raise ConfigError(f"{path}: tables or lists within one another more than {_MAX_DEPTH} deep; take some away")
     return values
+
+
+def _toml_within(folder: Path) -> str:
+    """What of a folder may have been meant by whoever named it for a file."""
+    found = sorted(path.name for path in islice(folder.glob("*.toml"), _MOST_NAMED + 1))
+    if found:
+        more = ", ..." if len(found) > _MOST_NAMED else ""
+        return (
+            f", such as {folder / found[0]}"
+            if len(found) == 1
+            else f": name one of {', '.join(found[:_MOST_NAMED])}{more}"
+        )
+    if (folder / "config.json").is_file() and (folder / "rounds").is_dir():
+        return f"; it holds a run: fedlora resume {folder} goes on with it"
+    return ", and there is none in it"
 
 
 def _has_null(values: dict[str, Any]) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fedlora.counted import counted
 from fedlora.errors import IdentityError, SignatureError
 from fedlora.files.bounded import read_bounded
 from fedlora.identity.keys import MAX_BYTES as MAX_KEY_BYTES
@@ -80,7 +81,7 @@ class _Audit:
             yield f"round {number}: record {self.digests[number][:16]}, {signed}, {before.at}, method {before.method}"
             for given in before.given:
                 whose = f"key {given.key[:16]}" if given.key else "not signed"
-                yield f"  {given.device} ({whose}): update {given.update[:16]}, {given.examples} examples"
+                yield f"  {given.device} ({whose}): update {given.update[:16]}, {counted(given.examples, 'example')}"
         yield from self._head(head_data, before)
 
     def _read_keys(self) -> None:
@@ -154,7 +155,7 @@ class _Audit:
         lines = read_record(folder / ANSWERS).splitlines() if ANSWERS in entry.files else []
         if len(lines) != len(signed):
             raise IdentityError(
-                f"{folder / ANSWERS}: {len(lines)} answers; expected {len(signed)}, as {RECORD} has them"
+                f"{folder / ANSWERS}: {counted(len(lines), 'answer')}; expected {len(signed)}, as {RECORD} has them"
             )
         for given, line in zip(signed, lines, strict=True):
             self._answer(f"{folder / ANSWERS}: {given.device}", entry, given, line, server)
@@ -196,7 +197,7 @@ class _Audit:
         covered = {*head.files, HEAD, KEYS, ROUNDS}
         others = sorted(path.name for path in self.run.iterdir() if path.name not in covered)
         whose = f"signed by {key.keyid}" if key else "not signed: the records show changes, not who made the run"
-        yield f"run {head.run}: {len(self.digests)} records of one chain, {whose}"
+        yield f"run {head.run}: {counted(len(self.digests), 'record')} of one chain, {whose}"
         if key and self.trusted is None:
             yield "whose key that is, this does not say: compare it with the server's (fedlora key show), or give --key"
         if others:

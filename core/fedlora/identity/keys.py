@@ -21,6 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+from fedlora.counted import counted
 from fedlora.errors import ConfigError, IdentityError, SignatureError
 from fedlora.files.atomic import whole_file, write_text
 from fedlora.files.bounded import read_bounded
@@ -215,7 +216,7 @@ def _blocks(text: str | bytes, pattern: re.Pattern[bytes], where: str) -> list[b
     content = text.encode("utf-8", "replace") if isinstance(text, str) else text
     blocks = pattern.findall(content[:MAX_BYTES])
     if len(blocks) != 2 or b"".join(blocks) != content.lstrip():
-        raise IdentityError(f"{where}: {len(blocks)} blocks, or something around them; {_MAKE}")
+        raise IdentityError(f"{where}: {counted(len(blocks), 'block')}, or something around them; {_MAKE}")
     return blocks
 
 

@@ -11,6 +11,7 @@ from fedlora.errors import ConfigError
 from fedlora.family import LINEAR_MODULES
 from fedlora.lora.layers import layer_of, layers_of
 
+WHOLE_HEAD = "auto"  # as what trains whole beside an adapter: an encoder's head, and nothing of a decoder
 ALL_LINEAR = "all-linear"  # as a run's only target module: every linear module of the base's blocks
 KINDS = (
     "lora",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from fedlora.counted import counted
 from fedlora.errors import ConfigError
 
 _ENTRY = re.compile(r"(-?\d{1,6})(?:-(-?\d{1,6}))?")
@@ -50,5 +51,5 @@ def chosen_layers(entries: Sequence[str], modules: Iterable[str], where: str) ->
 
 def _counted(number: int, count: int, entry: str, where: str) -> int:
     if not -count <= number < count:
-        raise ConfigError(f"{where}: the base has {count} layers, from 0 to {count - 1}; got {entry}")
+        raise ConfigError(f"{where}: the base has {counted(count, 'layer')}, from 0 to {count - 1}; got {entry}")
     return number + count if number < 0 else number

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from fedlora.counted import counted
 from fedlora.release.manifest import ReleaseManifest
 
 _TASKS = {True: "text-generation", False: "feature-extraction"}
@@ -27,7 +28,7 @@ def _body(manifest: ReleaseManifest) -> str:
         "version": manifest.version,
         "issued, expires": f"{manifest.issued}, {manifest.expires}",
         "base": f"{manifest.base.source} (fingerprint `{manifest.base.fingerprint}`)",
-        "adapter": f"LoRA of rank {adapter.rank}, alpha {adapter.alpha:g}, on {adapter.modules} modules: "
+        "adapter": f"LoRA of rank {adapter.rank}, alpha {adapter.alpha:g}, on {counted(adapter.modules, 'module')}: "
         + ", ".join(f"`{name}`" for name in adapter.target_modules),
         "digest of its values": f"`{adapter.values_sha256}`",
         "made by": f"round {run.round} of a federated run with method `{run.method}`",

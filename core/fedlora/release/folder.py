@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 
+from fedlora.counted import counted
 from fedlora.errors import AtRestError, ReleaseError
 from fedlora.files.at_rest import plain_parts, plain_size_of
 from fedlora.identity.keys import PublicKey
@@ -60,7 +61,7 @@ def check_files(folder: Path, manifest: ReleaseManifest, paths: Collection[str] 
     wanted = listed if paths is None else set(paths)
     if missing := sorted(wanted - there):
         raise ReleaseError(
-            f"{folder}: {missing[0]} is missing; expected all of {len(wanted)} files: copy the release again"
+            f"{folder}: {missing[0]} is missing; expected all of {counted(len(wanted), 'file')}: copy the release again"
         )
     if strange := sorted(there - listed - set(UNLISTED)):
         raise ReleaseError(f"{folder}: {strange[0]!a} is not part of the release; remove it")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fedlora.counted import counted
 from fedlora.errors import AdapterError, AdapterStoreFullError, UnknownAdapterError
 from fedlora.native import Build, BuildError, cached_library, instruction_flags, loaded_library
 from fedlora.row_lora.layout import AdapterLayout
@@ -64,7 +65,8 @@ class RowLora:
                 )
             if number < 0:
                 raise AdapterStoreFullError(
-                    f"the operator takes no more than the {len(self._layouts)} adapters that it has; remove one first"
+                    f"the operator takes no more than the {counted(len(self._layouts), 'adapter')} that it has; remove "
+                    "one first"
                 )
             self._layouts[number] = layout
         return number

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedlora.base.pack import MANIFEST, BasePack, open_pack, read_manifest
+from fedlora.counted import counted
 from fedlora.errors import AdapterError, GraphError, PackError
 from fedlora.exported.adapter_file import load_adapter_file
 from fedlora.exported.adapter_manifest import read_adapter_manifest
@@ -27,7 +28,7 @@ def verify_folder(directory: str | Path, *, allow_unnamed_base: bool = False) ->
     base = open_pack(directory)
     check_second_reader(base.weights)
     files = read_manifest(base.directory)["files"]
-    yield f"{MANIFEST}: base {base.fingerprint}; {len(files)} files with the digests that it tells"
+    yield f"{MANIFEST}: base {base.fingerprint}; {counted(len(files), 'file')} with the digests that it tells"
     graphs = sorted(base.directory.glob(f"*{GRAPH}"))
     if not graphs:
         raise GraphError(f"{directory}: no graph (*{GRAPH}); write one with: fedlora export {directory}")
@@ -36,7 +37,7 @@ def verify_folder(directory: str | Path, *, allow_unnamed_base: bool = False) ->
     for adapter in sorted(base.directory.glob(f"*{ADAPTER}")):
         yield verify_adapter(adapter, base, allow_unnamed_base=allow_unnamed_base)
     count = check_folder_files(base, listed=files)
-    yield f"{base.directory}: {count} files, all of them known"
+    yield f"{base.directory}: {counted(count, 'file')}, all of them known"
 
 
 def check_second_reader(weights: TensorFile) -> None:
@@ -67,8 +68,8 @@ def verify_graph(graph: Path, base: BasePack) -> Iterator[str]:
     )
     facts = read_checked_graph(graph, base, manifest.profile, manifest.accuracy_level).facts
     yield (
-        f"{graph.name}: {facts.nodes} nodes, all known; {facts.external} weights are whole tensors of the pack; "
-        f"{facts.constants_bytes / 1e3:.0f} kB of constants; {facts.adapter_inputs} adapter inputs"
+        f"{graph.name}: {counted(facts.nodes, 'node')}, all known; {facts.external} weights are whole tensors of the pack; "
+        f"{facts.constants_bytes / 1e3:.0f} kB of constants; {counted(facts.adapter_inputs, 'adapter input')}"
     )
 
 
@@ -87,9 +88,10 @@ def verify_adapter(path: Path, base: BasePack, *, allow_unnamed_base: bool = Fal
     )
     if verified.manifest is None:
         modules = sum(map(is_of_factors, verified.values)) // 2
-        return f"{path.name}: {modules} modules that fit, finite; no manifest, so its base is known by 31 bits at most"
+        fit = counted(modules, "module")
+        return f"{path.name}: {fit} that fit, finite; no manifest, so its base is known by 31 bits at most"
     modules, head = len(verified.manifest.ranks), [name for name in verified.values if not is_of_factors(name)]
     ranks = ", ".join(map(str, sorted(set(verified.manifest.ranks.values()))))
     told = "digest and base as its manifest tells"
     beside = f" and a head of its own ({', '.join(head)})" if head else ""
-    return f"{path.name}: profile {profile}, {modules} modules of rank {ranks}{beside}, finite; {told}"
+    return f"{path.name}: profile {profile}, {counted(modules, 'module')} of rank {ranks}{beside}, finite; {told}"

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, cast
 
 import click
 from click.core import ParameterSource
-from fedlora.base.pack import EMBEDDED, open_pack
+from fedlora.base.pack import EMBEDDED, MANIFEST, find_pack, open_pack
 from fedlora.commands.needed import needed
 from fedlora.errors import ConfigError
 from fedlora.exported.profiles import DEFAULT, PROFILES, Profile
+from fedlora.files.atomic import check_directory
 from fedlora.graph.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
 from fedlora.nearest import check_there
 from fedlora.peft.finding import check_adapter, find_adapter
@@ -55,6 +56,8 @@ def export(
     check_there(base, (EMBEDDED,))
     if merge is not None:
         check_adapter(merge)
+    if output is not None and output.resolve() != find_pack(base).resolve():
+        check_directory(output, replace=MANIFEST if force else None)
     # Here: `fedlora --help` asks for this command's summary, and onnx and ONNX Runtime take long to load.
     from fedlora_export.export import export_base
     from fedlora_export.merge import export_merged

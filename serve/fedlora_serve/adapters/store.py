@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from fedlora.base.pack import BasePack
+from fedlora.counted import counted
 from fedlora.errors import AdapterError, AdapterExistsError, AdapterStoreFullError, ConfigError, UnknownAdapterError
 from fedlora.nearest import hint
 from fedlora.row_lora.layout import LayoutDtype
@@ -215,7 +216,8 @@ class AdapterStore:
                 raise AdapterExistsError(f"adapter {name} is loaded already; unload it first, or replace it")
         elif len(self._names) >= self._max_adapters:
             raise AdapterStoreFullError(
-                f"adapter {name}: {len(self._names)} adapters are loaded, the limit; unload one, or raise max_adapters"
+                f"adapter {name}: {counted(len(self._names), 'adapter')} loaded, the limit; unload one, or raise "
+                "max_adapters"
             )
 
     @contextmanager

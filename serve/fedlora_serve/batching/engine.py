@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from fedlora.base.pack import BasePack, open_pack
+from fedlora.counted import counted
 from fedlora.errors import ConfigError
 
 from fedlora_serve.batching.fair_queue import FairQueue
@@ -159,7 +160,7 @@ class BatchEngine:
         if self._is_closing or not self._thread.is_alive():
             raise BusyError("the server is shutting down; try another one, or again later")
         if not self._waiting.has_room(share, count):
-            raise BusyError(f"{len(self._waiting)} requests are waiting already; try again later")
+            raise BusyError(f"waiting already: {counted(len(self._waiting), 'request')}; try again later")
 
     def _sequence(self, request: Request) -> SequenceState:
         shape, prompt = self.base.shape, request.prompt

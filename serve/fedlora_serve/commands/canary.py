@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from fedlora.base.pack import EMBEDDED
 from fedlora.commands.needed import needed
+from fedlora.counted import counted
 from fedlora.errors import FedloraError, ReleaseError, printable
 from fedlora.nearest import check_there
 
@@ -52,7 +53,7 @@ def canary(folder: Path, model: str, trusted: tuple[Path, ...], other: Path | No
             raise SystemExit(3) from None
         raise
     failing = [each for each in tried if not each.is_good]
-    told = f"{len(tried) - len(failing)} of {len(tried)} texts come out as they should"
+    told = f"{len(tried) - len(failing)} of {counted(len(tried), 'text')} as expected"
     if failing:
         told += f"; {failing[0].text[:60]!r}: {failing[0].told}"
     if as_json:

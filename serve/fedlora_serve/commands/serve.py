@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 from fedlora.base.pack import EMBEDDED, GENERATION_CONFIG
 from fedlora.commands.needed import needed
+from fedlora.counted import counted
 from fedlora.errors import ConfigError
 from fedlora.nearest import check_there
 from fedlora.peft.finding import check_adapter
@@ -150,11 +151,11 @@ def ready_line(service: ServiceState, config: ServeConfig, address: tuple[Any, .
 
     host = f"[{address[0]}]" if ":" in address[0] else address[0]
     loaded = service.store.stats()
-    adapters = _count(loaded.loaded, "adapter")
+    adapters = counted(loaded.loaded, "adapter")
     memory = f"{adapters} in {shown_size(loaded.resident_bytes)} of {shown_size(loaded.budget_bytes)}"
     if service.engine is not None:
-        memory += f", {_count(config.rows, 'row')}, {shown_size(config.cache_bytes)} for keys and values"
-    who = _count(len(config.keys), "key") if config.keys else "open, without keys"
+        memory += f", {counted(config.rows, 'row')}, {shown_size(config.cache_bytes)} for keys and values"
+    who = counted(len(config.keys), "key") if config.keys else "open, without keys"
     return f"{service.base_name} on http://{host}:{address[1]} ({who}): {memory}"
 
 
@@ -168,7 +169,3 @@ def _by_name(given: Iterable[str], option: str = "--adapter") -> dict[str, str]:
             raise ConfigError(f"{option} {one}: {name} is {paths[name]} already; give one of them another name")
         paths[name] = path
     return paths
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from fedlora.base.pack import BasePack, find_pack, open_pack
+from fedlora.counted import counted
 from fedlora.errors import ConfigError, FedloraError, GraphError, ReleaseError
 from fedlora.exported.profiles import DEFAULT, graph_name
 from fedlora.family import EncoderShape
@@ -53,7 +54,7 @@ def text_loss(engine: Engine, tokens: Sequence[int], adapter: LoadedAdapter | No
     Raises ConfigError below two tokens, and as `Decoding.step`.
     """
     if len(tokens) < 2:
-        raise ConfigError(f"{len(tokens)} tokens have no loss; at least 2 are needed: give a longer text")
+        raise ConfigError(f"{counted(len(tokens), 'token')}: no loss; at least 2 are needed: give a longer text")
     decoding, losses = engine.start(adapter), []
     for token, following in pairwise(tokens):
         scores = decoding.step([token]).astype(np.float64)

@@ -60,8 +60,9 @@ def add(
     from fedlora.identity.keys import PublicKey
 
     release = _repository(repo, keys, passphrase_file).publish(
-        folder, cast(Channel, channel), [PublicKey.read(path) for path in trusted]
-    )
+        folder, cast(Channel, channel), [PublicKey.read(path) for path in trusted],
+        tell=lambda sentence: click.echo(f"warning: {sentence}", err=True),
+    )  # fmt: skip
     click.echo(f"{release.manifest.name} {release.manifest.version} is in {channel} of {repo}")
 
 

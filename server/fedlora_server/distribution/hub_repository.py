@@ -6,16 +6,21 @@ token is the hub's own matter: HF_TOKEN, or what `hf auth login` keeps; it is ne
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedlora.errors import ConfigError, MissingExtraError, ReleaseError
 from fedlora.identity.keys import PublicKey
 from fedlora.release.folder import read_plain_release
-from fedlora.release.layout import BUNDLE, ENVELOPE
+from fedlora.release.layout import ADAPTER, BOM, BUNDLE, CARD, ENVELOPE
 from fedlora.release.sealed import SignedRelease
 
+_TAG = re.compile(r"v([0-9]{1,9})")
+_OURS = re.compile(
+    rf"{ADAPTER}/[^/]+|[a-z]+\.onnx_adapter(\.json)?|" + "|".join(map(re.escape, (CARD, BOM, ENVELOPE, BUNDLE)))
+)
 _KEPT = ".gitattributes"  # the hub's own
 
 
@@ -29,7 +34,7 @@ class HubRepository:
     def publish(self, folder: Path, trusted: Iterable[PublicKey]) -> SignedRelease:
         """Upload a release that one of `trusted` signed.
 
-        Raises ReleaseError where its version is there, or the hub refuses.
+        Raises ReleaseError where its version or a newer one is there, or files that are of no release, or the hub refuses.
         """
         try:
             from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -46,11 +51,10 @@ class HubRepository:
         disable_progress_bars()
         try:
             api.create_repo(self.repo_id, private=self.private, exist_ok=True)
-            if f"v{version}" in {ref.name for ref in api.list_repo_refs(self.repo_id).tags}:
-                raise ReleaseError(
-                    f"{self.repo_id}: it has a tag v{version} already; make the release again, with a higher version"
-                )
-            gone = sorted(set(api.list_repo_files(self.repo_id)) - {*paths, _KEPT})
+            _check_newer(self.repo_id, version, [ref.name for ref in api.list_repo_refs(self.repo_id).tags])
+            there = set(api.list_repo_files(self.repo_id)) - {_KEPT}
+            _check_is_ours(self.repo_id, there)
+            gone = sorted(there - set(paths))
             commit = api.create_commit(
                 self.repo_id,
                 [
@@ -72,3 +76,26 @@ class HubRepository:
                 "log in with: hf auth login"
             ) from None
         return release
+
+
+def _check_newer(repo_id: str, version: int, tags: Iterable[str]) -> None:
+    """As in a channel of `fedlora publish`: what is newest is what was published last."""
+    newest = max((int(found[1]) for tag in tags if (found := _TAG.fullmatch(tag))), default=0)
+    if version == newest:
+        raise ReleaseError(f"{repo_id}: it has a tag v{version} already; make the release again, with a higher version")
+    if version < newest:
+        raise ReleaseError(
+            f"{repo_id}: it gives out v{newest} already, and this is v{version}; make the release again, with a higher "
+            "version"
+        )
+
+
+def _check_is_ours(repo_id: str, there: Collection[str]) -> None:
+    """A commit takes away what the release does not have: only what another release has put there."""
+    strange = sorted(path for path in there if not _OURS.fullmatch(path)) if ENVELOPE in there else sorted(there)
+    if strange:
+        more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
+        raise ReleaseError(
+            f"{repo_id}: it holds {strange[0]!a:.80}{more}, which no release has put there and publishing would delete; "
+            "expected an empty repository, or one of releases alone: name another OWNER/NAME"
+        )

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedlora.errors import ConfigError, MissingExtraError, ReleaseError
+from fedlora.errors import ConfigError, FedloraError, MissingExtraError, ReleaseError
 from fedlora.files.temporary import own_folder
 from fedlora.identity.keys import PublicKey
 from fedlora.release.folder import read_plain_release
@@ -63,6 +63,11 @@ class Registry:
             manifest = _manifest(folder, release)
             there = _manifest_there(client, container)
             if there is not None:
+                if not isinstance(there, dict):
+                    raise ReleaseError(
+                        f"{target}: the registry answers with {type(there).__name__}, not with a JSON object; "
+                        "expected a manifest: is a registry of the Open Container Initiative there?"
+                    )
                 if there.get("layers") != manifest["layers"]:
                     raise ReleaseError(
                         f"{target}: another content is there; make the release again, with a higher version"
@@ -126,8 +131,8 @@ def _manifest(folder: Path, release: SignedRelease) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _manifest_there(client: Any, container: Any) -> dict[str, Any] | None:
-    """The manifest under the tag; None where there is none."""
+def _manifest_there(client: Any, container: Any) -> Any:
+    """The JSON under the tag, of which nothing is known yet; None where there is none."""
     answer = client.do_request(
         f"{client.prefix}://{container.manifest_url()}", "GET",
         headers={"Accept": "application/vnd.oci.image.manifest.v1+json"},
@@ -135,8 +140,7 @@ def _manifest_there(client: Any, container: Any) -> dict[str, Any] | None:
     if answer.status_code == 404:
         return None
     client._check_200_response(answer)
-    value: dict[str, Any] = answer.json()
-    return value
+    return answer.json()
 
 
 def _upload(client: Any, container: Any, file: Path, layer: dict[str, Any]) -> None:
@@ -148,9 +152,9 @@ def _told(target: str) -> Iterator[None]:
     """What the client and the connection raise, in our words; none of it holds a credential."""
     try:
         yield
-    except ReleaseError:
+    except FedloraError:
         raise
-    except (ValueError, OSError) as error:  # requests' own are OSErrors
+    except Exception as error:  # the client looks into answers whatever they are, and its errors have no common root
         raise ReleaseError(
             f"{target}: the registry cannot be pushed to: {type(error).__name__}: {error!s:.300}; mend that, or log in "
             "with: docker login"

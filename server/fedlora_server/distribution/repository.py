@@ -10,7 +10,7 @@ nothing.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -28,6 +28,7 @@ from fedlora.release.layout import ENVELOPE, WEIGHTS_PATH
 from fedlora.release.manifest import ReleaseManifest
 from fedlora.release.sealed import SignedRelease
 from securesystemslib.signer import CryptoSigner
+from tuf.api.exceptions import LengthOrHashMismatchError
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
 from fedlora_server.distribution.newest import newest_metadata
@@ -95,9 +96,13 @@ class Repository:
         return first
 
     def publish(
-        self, folder: Path, channel: Channel, trusted: Iterable[PublicKey], now: datetime | None = None
-    ) -> SignedRelease:
-        """Give out a release that one of `trusted` signed. Raises ReleaseError where the channel has a newer one."""
+        self, folder: Path, channel: Channel, trusted: Iterable[PublicKey], now: datetime | None = None,
+        tell: Callable[[str], None] = lambda sentence: None,
+    ) -> SignedRelease:  # fmt: skip
+        """Give out a release that one of `trusted` signed; `tell` is told what could not be made of it.
+
+        Raises ReleaseError where the channel has a newer one.
+        """
         release = read_plain_release(folder, trusted)
         manifest, moment = release.manifest, _moment(now)
         if manifest.is_expired(moment):
@@ -122,11 +127,13 @@ class Repository:
                     )
                 self._put(file, new[target])
             targets.targets.update(files)
-            targets.targets.update(self._differences(manifest, folder, targets))
+            targets.targets.update(self._differences(manifest, folder, targets, tell))
             self._commit(targets, newest.snapshot.signed, newest.timestamp.signed, newest.root.signed, moment)
         return release
 
-    def _differences(self, manifest: ReleaseManifest, folder: Path, targets: Targets) -> dict[str, TargetFile]:
+    def _differences(
+        self, manifest: ReleaseManifest, folder: Path, targets: Targets, tell: Callable[[str], None]
+    ) -> dict[str, TargetFile]:
         """What a device with the parent needs in the adapter's place, where that is given out here and it is smaller."""
         if manifest.parent is None or WEIGHTS_PATH not in manifest.files:
             return {}
@@ -134,7 +141,17 @@ class Repository:
         parent = targets.targets.get(file_target(name, before, WEIGHTS_PATH))
         if parent is None or parent.length != manifest.files[WEIGHTS_PATH].size_bytes:
             return {}
-        made = difference(self._place(parent).read_bytes(), (folder / WEIGHTS_PATH).read_bytes())
+        try:
+            whole = self._place(parent).read_bytes()
+            parent.verify_length_and_hashes(whole)
+        except (OSError, LengthOrHashMismatchError) as error:
+            why = error.strerror if isinstance(error, OSError) else "its content is not what was given out"
+            tell(
+                f"no difference to version {before} is given out, devices fetch the whole file: {self._place(parent)}: "
+                f"{why}; copy it back, and the next release has one again"
+            )
+            return {}
+        made = difference(whole, (folder / WEIGHTS_PATH).read_bytes())
         if made is None or len(made) >= _WORTH_IT * parent.length:
             return {}
         file = TargetFile.from_data(difference_target(name, manifest.version, before, WEIGHTS_PATH), made, ["sha256"])

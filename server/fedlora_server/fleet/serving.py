@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+from fedlora.counted import counted
 from fedlora.errors import ConfigError, RunError
 from fedlora.files.at_rest import use_key
 from fedlora.files.lock_file import hold
@@ -50,9 +51,11 @@ def serve_fleet(settings: FleetSettings, changes: Sequence[str], tell: Tell, *, 
         for name in ("server.crt", "ca.crt"):
             left = days_left(settings.at("tls", name))
             if left < 0:
-                raise ConfigError(f"{name} expired {-left} days ago; renew it: fedlora server rotate {settings.folder}")
+                raise ConfigError(
+                    f"{name} expired {counted(-left, 'day')} ago; renew it: fedlora server rotate {settings.folder}"
+                )
             if left <= WARNING_DAYS:
-                tell(f"{name} expires in {left} days; renew it: fedlora server rotate {settings.folder}")
+                tell(f"{name} expires in {counted(left, 'day')}; renew it: fedlora server rotate {settings.folder}")
         _check_port(settings)
         write_app(settings.at("app"))
         app = signed_app(settings, int(time.time()))
@@ -70,7 +73,7 @@ def serve_fleet(settings: FleetSettings, changes: Sequence[str], tell: Tell, *, 
                     return False
                 with changing(settings.at("devices.json")) as devices:
                     register_all(control, devices)
-                tell(f"SuperLink answers at {settings.control}; {len(devices.current)} devices are enrolled")
+                tell(f"SuperLink answers at {settings.control}; {counted(len(devices.current), 'device')} enrolled")
                 superexec.start()
                 watch = RunWatch(current, settings.at("run.json"), control, app.digest, tell, log)
                 watch.begin()

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from fedlora.counted import counted
 from fedlora.errors import RunError
 from fedlora.identity.keys import PublicKey
 
@@ -138,7 +139,7 @@ def status_lines(status: FleetStatus) -> list[str]:
     if status.revoked:
         lines.append(f"revoked      {', '.join(status.revoked)}")
     lines.append(
-        f"certificate  valid until {status.certificate_expires} ({status.certificate_days} days), its CA until "
+        f"certificate  valid until {status.certificate_expires} ({counted(status.certificate_days, 'day')}), its CA until "
         f"{status.ca_expires}"
     )
     return [*lines, *(f"warning: {warning}" for warning in status.warnings)]
@@ -164,7 +165,7 @@ def _warnings(settings: FleetSettings) -> list[str]:
     for name, what in (("server.crt", f"fedlora server rotate {settings.folder}"), ("ca.crt", "make a new fleet")):
         left = days_left(settings.at("tls", name))
         if left <= WARNING_DAYS:
-            found.append(f"{name} {'expired' if left < 0 else f'expires in {left} days'}: {what}")
+            found.append(f"{name} {'expired' if left < 0 else 'expires in ' + counted(left, 'day')}: {what}")
     if settings.is_open:
         found.append(
             f"SuperLink listens on {settings.listen}: whoever reaches it starts runs; use 127.0.0.1 and nginx.conf"

@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from fedlora.counted import counted
 from fedlora.errors import RunError
 from fedlora.files.documents import read_object
 
@@ -90,9 +91,11 @@ class RoundRecord:
         """The round in one line, of so many."""
         parts = [f"round {self.round} of {rounds}"]
         if self.round:
-            parts.append(f"{self.replies} of {self.devices} devices")
+            parts.append(f"{self.replies} of {counted(self.devices, 'device')}")
         if self.loss:
-            fewer = f" over {len(self.loss)} of {self.measured_of} devices" * (len(self.loss) < self.measured_of)
+            fewer = f" over {len(self.loss)} of {counted(self.measured_of, 'device')}" * (
+                len(self.loss) < self.measured_of
+            )
             over = loss_over_devices(self.loss, self.held_out_examples)
             spread = f" (worst tenth {over['worst_tenth']:.4f}, spread {over['std']:.4f})" * (len(self.loss) > 1)
             parts.append(f"mean held-out loss {over['mean']:.4f}{fewer}{spread}")
@@ -104,13 +107,13 @@ class RoundRecord:
                 else []
             )
         elif self.measured_of:
-            parts.append(f"held-out loss of none of {self.measured_of} devices")
+            parts.append(f"held-out loss of none of {counted(self.measured_of, 'device')}")
         if self.excluded:
             parts.append(
                 f"excluded {', '.join(f'{count} {reason}' for reason, count in sorted(self.excluded.items()))}"
             )
         if self.late_answers:
-            parts.append(f"{self.late_answers} late answers ignored")
+            parts.append(f"{counted(self.late_answers, 'late answer')} ignored")
         if self.staleness:
             parts.append(f"staleness {self.staleness['mean']:.1f}, at most {self.staleness['most']:.0f}")
         if self.aggregation_error is not None:

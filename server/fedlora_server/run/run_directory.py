@@ -23,10 +23,12 @@ from typing import Any
 
 from fedlora.base.pack import BasePack
 from fedlora.config.run import AggregationConfig, RunConfig
+from fedlora.counted import ranges
 from fedlora.errors import ConfigError, RunError
 from fedlora.family import EncoderShape
-from fedlora.files.atomic import write_text
+from fedlora.files.atomic import check_writable, write_text
 from fedlora.files.documents import read_object
+from fedlora.files.lock_file import is_held
 from fedlora.lora.adapter import Adapter
 
 from fedlora_server.aggregation.aggregation import with_rule
@@ -36,11 +38,11 @@ from fedlora_server.run.metrics_file import METRICS, MetricsFile, read_lines
 from fedlora_server.run.resume import check_goes_on
 from fedlora_server.run.round_directory import ADAPTER, RECORD, read_round, write_round
 from fedlora_server.run.round_record import RoundRecord, read_record
-from fedlora_server.run.run_lock import locked
+from fedlora_server.run.run_lock import IN_USE, LOCK, locked
 
 CONFIG, RUN, ROUNDS = "config.json", "run.json", "rounds"
 # What a run did whose configuration does not have the key.
-BEFORE = {"aggregation.max_weight": 0.0, "aggregation.fixed_signs": False}
+BEFORE = {"aggregation.max_weight": 0.0, "aggregation.fixed_signs": False, "lora.modules_to_save": ""}
 # Of the section `aggregation`: what a run settles when it begins.
 LEFT_TO_FEDLORA = ("robust", "max_weight", "fixed_signs")
 
@@ -87,11 +89,26 @@ def loss_unit(run: Path | str) -> str:
     return "text" if about.get("loss_unit") == "text" else "token"  # runs of earlier versions do not say
 
 
-def last_round(run: Path) -> int:
-    """The last round that a run committed; 0 where it has none."""
+def committed_rounds(run: Path) -> list[int]:
+    """The numbers of the rounds that a run committed, in order."""
     rounds = run / ROUNDS
     names = [entry.name for entry in rounds.iterdir()] if rounds.is_dir() else []
-    return max((int(name) for name in names if name.isascii() and name.isdecimal()), default=0)
+    return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
+
+
+def last_round(run: Path) -> int:
+    """The last round that a run committed; 0 where it has none."""
+    return max(committed_rounds(run), default=0)
+
+
+def adapter_of_round(run: Path, server_round: int) -> Path:
+    """Where the adapter of a committed round lies. Raises ConfigError, with the rounds that there are."""
+    there = committed_rounds(run)
+    if not there:
+        raise ConfigError(f"{run} has committed no round yet; wait for one, go on with it, or name another run")
+    if server_round not in there:
+        raise ConfigError(f"{run}: it has no round {server_round}; it has committed {ranges(there)}: name one of these")
+    return RunDirectory.adapter_of(run, server_round)
 
 
 @contextmanager
@@ -243,11 +260,25 @@ def _how_to_go_on(run: Path) -> str:
     return f"output = {str(run)!r} and server.resume = true (a simulation: fedlora resume {run})"
 
 
-def _begin(path: Path, config: RunConfig, base: BasePack, run: str) -> None:
+def check_new(path: Path) -> None:
+    """Raise ConfigError now where `open_run` would not begin a run at `path`, after all data have been read."""
+    _check_holds_none(path)
+    if is_held(path / LOCK):
+        raise ConfigError(IN_USE.format(run=path))
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path}: a file lies there; name another output")
+    check_writable(path / RUN)
+
+
+def _check_holds_none(path: Path) -> None:
     if (path / CONFIG).exists() or (path / METRICS).exists() or last_round(path):
         raise ConfigError(
             f"{path} holds a run already; name another output, or go on with that run: {_how_to_go_on(path)}"
         )
+
+
+def _begin(path: Path, config: RunConfig, base: BasePack, run: str) -> None:
+    _check_holds_none(path)
     (path / ROUNDS).mkdir(exist_ok=True)
     unit = "text" if isinstance(base.model, EncoderShape) else "token"
     about = {"run": run, "base_fingerprint": base.fingerprint, "loss_unit": unit}

@@ -10,6 +10,7 @@ from fedlora.errors import ConfigError
 from fedlora.files.lock_file import hold
 
 LOCK = "lock"
+IN_USE = "{run} is in use: another server runs its rounds there; wait for its end, or name another output"
 
 
 @contextmanager
@@ -22,9 +23,7 @@ def locked(run: Path) -> Iterator[None]:
         run.mkdir(parents=True, exist_ok=True)
         lock = hold(run / LOCK)
     except BlockingIOError:
-        raise ConfigError(
-            f"{run} is in use: another server runs its rounds there; wait for its end, or name another output"
-        ) from None
+        raise ConfigError(IN_USE.format(run=run)) from None
     except OSError as error:
         raise ConfigError(f"{run}: cannot be written: {error.strerror}; name another output") from None
     with lock:

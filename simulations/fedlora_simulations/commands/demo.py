@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 from fedlora.base.pack import open_pack
 from fedlora.config.run import RunConfig, read_scenario
+from fedlora.counted import counted
 from fedlora.peft.directory import PeftDirectory, read_peft, write_peft
 from fedlora.terminal import Terminal
 from fedlora.threads import cores
@@ -55,8 +56,8 @@ def _demonstrate(config: RunConfig, prompt: str, max_tokens: int, workers: int, 
     from fedlora_simulations.simulation import rounds_table, run_checked
 
     console.print(
-        f"{config.simulation.devices} devices tune one model together: {config.server.rounds} rounds of "
-        f"{config.train.steps} steps, method {config.server.method}"
+        f"{counted(config.simulation.devices, 'device')} tune one model together: {config.server.rounds} rounds of "
+        f"{counted(config.train.steps, 'step')}, method {config.server.method}"
     )
     run = run_checked(config, "in-process", workers, console)
     console.print(rounds_table(run))
@@ -116,8 +117,8 @@ def _verdict(rows: list[tuple[AloneResult, Losses]]) -> str:
     _, alone, federated = _means(rows[: max(1, len(rows) // 2)])
     comparison = "beats" if federated < alone else "does NOT beat"
     return (
-        f"The federated adapter beats the base on {better} of {len(rows)} devices; where there is little data it "
-        f"{comparison} training alone: {federated:.3f} against {alone:.3f} on average."
+        f"The federated adapter beats the base on {better} of {counted(len(rows), 'device')}; where there is little "
+        f"data it {comparison} training alone: {federated:.3f} against {alone:.3f} on average."
     )
 
 

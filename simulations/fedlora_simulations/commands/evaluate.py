@@ -12,6 +12,7 @@ from fedlora.base.pack import EMBEDDED
 from fedlora.commands.needed import needed
 from fedlora.config.hub_source import is_hub
 from fedlora.config.run import FieldNames, RunConfig, changed
+from fedlora.counted import counted
 from fedlora.errors import ConfigError
 from fedlora.nearest import check_there
 from fedlora.peft.finding import check_adapter
@@ -58,7 +59,7 @@ def evaluate(
     correlation; of multiple choice the share that is chosen right by likelihood: docs/simulations.md.
     """
     if not 2 <= len(places) <= 3:
-        raise click.UsageError(f"expected MODEL DATA or MODEL ADAPTER DATA, got {len(places)} words")
+        raise click.UsageError(f"expected MODEL DATA or MODEL ADAPTER DATA, got {counted(len(places), 'word')}")
     model, adapter, data = places[0], places[1] if len(places) == 3 else "", places[-1]
     if server_round and not adapter:
         raise ConfigError(f"--round {server_round}: there is no ADAPTER; name the directory of a run, or leave it out")
@@ -91,18 +92,23 @@ def evaluate(
     errors, console = Terminal(stderr=True), Terminal()
     for notice in found.notices:
         errors.print(notice, soft_wrap=True)
+    console.print(_told(found), soft_wrap=True)
     console.print(_table(found))
+    if found.cut_examples or found.left_out_examples:
+        cut = counted(found.cut_examples, "example")
+        console.print(f"{cut} cut to a window, {found.left_out_examples} left out", soft_wrap=True)
+
+
+def _told(found: Evaluation) -> str:
+    """What was measured, on what, by what."""
+    what = f"round {found.server_round} of a run" if found.server_round else found.adapter or "the base alone"
+    measured = counted(found.measured, found.unit) if found.unit == "token" else ""
+    told = ", ".join(part for part in (counted(found.examples, "example"), measured, found.runtime) if part)
+    return f"{what}: {told}"
 
 
 def _table(found: Evaluation) -> Table:
-    what = f"round {found.server_round} of a run" if found.server_round else found.adapter or "the base alone"
-    counted = f"{found.measured} {found.unit}s" if found.unit == "token" else ""
-    told = ", ".join(
-        part
-        for part in (f"{found.examples} example{'' if found.examples == 1 else 's'}", counted, found.runtime)
-        if part
-    )
-    table = Table(title=f"{what}: {told}", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("measure")
     table.add_column("value", justify="right")
     table.add_column("standard error", justify="right")
@@ -113,6 +119,4 @@ def _table(found: Evaluation) -> Table:
             table.add_row(
                 called.format(unit=found.unit), f"{numbers[name]:.4f}", "" if error is None else f"{error:.4f}"
             )
-    if found.cut_examples or found.left_out_examples:
-        table.caption = f"{found.cut_examples} examples were cut to a window, {found.left_out_examples} left out"
     return table

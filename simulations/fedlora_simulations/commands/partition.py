@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 from fedlora.config.run import changed, read_scenario
+from fedlora.counted import counted
 from fedlora.files.atomic import write_text
 from fedlora.terminal import Terminal
 
@@ -19,15 +20,16 @@ from fedlora.terminal import Terminal
 def partition(scenario: Path, output: Path | None, changes: tuple[str, ...]) -> None:
     """Show who has how much of what in SCENARIO, before anything trains."""
     from fedlora_simulations.checks import check_devices
-    from fedlora_simulations.partition import partition_of, partition_table
+    from fedlora_simulations.partition import partition_of, partition_tables
 
     config = changed(read_scenario(scenario), changes)
     check_devices(config)
     found = partition_of(config)
     console = Terminal()
-    console.print(partition_table(found))
+    for table in partition_tables(found, console.width):
+        console.print(table, "")
     if found.test:
-        console.print(f"test set: {found.test} examples, which all devices measure together")
+        console.print(f"test set: {counted(found.test, 'example')}, which all devices measure together")
     if output:
         from fedlora_simulations.reports.drawing import WIDE, svg
         from fedlora_simulations.reports.figures import partition_chart

@@ -9,6 +9,7 @@ from typing import cast
 import click
 from fedlora.commands.key import read_pair
 from fedlora.commands.needed import needed
+from fedlora.counted import counted
 from fedlora.errors import ConfigError
 from fedlora.exported.adapter_manifest import FILE_PROFILES
 from fedlora.exported.profiles import Profile
@@ -99,4 +100,6 @@ def release(
         command=shlex.join(words),
     )
     made = make_release(order, output, key, model_key=model_key)
-    click.echo(f"{output}: {made.name} {made.version}, {len(made.files)} files, signed by {key.public.keyid[:16]}")
+    click.echo(
+        f"{output}: {made.name} {made.version}, {counted(len(made.files), 'file')}, signed by {key.public.keyid[:16]}"
+    )

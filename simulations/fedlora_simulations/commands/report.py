@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 from fedlora.commands.needed import needed
+from fedlora.counted import counted
 from fedlora.errors import ConfigError
 from fedlora.nearest import check_there, hint
 from fedlora.terminal import Terminal, warning
@@ -74,7 +75,7 @@ def report(
     click.echo(output / PAGE)
     if len(written) > 1:
         folders = sorted({str(output / path.relative_to(output).parts[0]) for path in written[1:]})
-        click.echo(f"{len(written) - 1} files in {' and '.join(folders)}")
+        click.echo(f"{counted(len(written) - 1, 'file')} in {' and '.join(folders)}")
 
 
 def _panels(paths: Sequence[Path]) -> list[Panel]:

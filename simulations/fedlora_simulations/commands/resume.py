@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 from fedlora.config.run import changed
+from fedlora.counted import counted
 from fedlora.nearest import check_there
 from fedlora.terminal import Terminal
 from fedlora_server.run.resume import check_goes_on
@@ -40,7 +41,7 @@ def resume(run: Path, workers: int | None, changes: tuple[str, ...]) -> None:
     from fedlora_simulations.simulation import rounds_table, run_checked
 
     console, done, rounds = Terminal(stderr=True), last_round(run), config.server.rounds
-    state = f"goes on after round {done} of {rounds}" if done < rounds else f"has all of its {rounds} rounds"
+    state = f"goes on after round {done} of {rounds}" if done < rounds else f"has all of its {counted(rounds, 'round')}"
     console.print(f"{run} {state}", soft_wrap=True, highlight=False)
     try:
         run_checked(config, "in-process", workers, console)

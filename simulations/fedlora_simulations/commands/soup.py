@@ -46,9 +46,10 @@ def soup(
     made = make_soup(order, output, replace=force, tell=lambda line: console.print(line, soft_wrap=True))
     best = min(made.alone, key=made.alone.__getitem__)
     last = list(made.alone)[-1]
+    beside = "" if last == best else f", {last} {made.alone[last]:.4f}"
     console.print(
         f"{len(made.taken)} of {len(made.alone)} taken: {', '.join(made.taken)}; held-out loss {made.loss:.4f}; the best "
-        f"alone ({best}) {made.alone[best]:.4f}, {last} {made.alone[last]:.4f}, the base {made.base:.4f}",
+        f"alone ({best}) {made.alone[best]:.4f}{beside}, the base {made.base:.4f}",
         soft_wrap=True,
     )
     if made.test:

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import click
+from fedlora.counted import counted
 from fedlora.errors import ConfigError, RunError
 from fedlora.terminal import Terminal, warning
 from fedlora.threads import cores
@@ -45,7 +46,7 @@ def study(file: Path, output: Path, long: bool, table: bool, workers: int) -> No
             runs = all_runs(plan, results)
             done = sum(results.done(run.digest) is not None for run in runs)
             again = f"fedlora study {shlex.quote(str(file))} -o {shlex.quote(str(output))}{' --long' if long else ''}"
-            raise RunError(f"stopped; {done} of {len(runs)} runs are kept. To go on: {again}") from None
+            raise RunError(f"stopped; kept: {done} of {counted(len(runs), 'run')}. To go on: {again}") from None
     elif not any(results.get(run.digest) for run in all_runs(plan, results)):
         raise ConfigError(f"{output} holds no result of {file}: leave --table out to run it")
     check_any(plan, results)
@@ -57,7 +58,7 @@ def study(file: Path, output: Path, long: bool, table: bool, workers: int) -> No
     console = Terminal()
     if not console.is_terminal:  # a file has room for whole lines
         console.width = max(console.width, 120)
-    for each in console_tables(plan, results):
-        console.print(each)
+    for each in console_tables(plan, results, console.width):
+        console.print(each, "")
     write_plot(plan, results, output)
     click.echo(write_table(plan, results, output))

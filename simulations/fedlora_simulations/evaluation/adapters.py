@@ -14,7 +14,7 @@ from fedlora.exported.profiles import DEFAULT, graph_inputs
 from fedlora.lora.adapter import Adapter
 from fedlora.peft.finding import find_adapter
 from fedlora.peft.for_base import whole_adapter_of
-from fedlora_server.run.run_directory import CONFIG, ROUNDS, RunDirectory, last_round, read_config
+from fedlora_server.run.run_directory import CONFIG, ROUNDS, adapter_of_round, last_round, read_config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,15 +35,8 @@ def adapter_place(source: str, server_round: int) -> AdapterPlace:
                 f"--round {server_round}: {source} is no run; leave it out, or name the directory of a run"
             )
         return AdapterPlace(path=find_adapter(source))
-    config, last = read_config(run), last_round(run)
-    if not last:
-        raise ConfigError(f"{source}: the run has committed no round; expected 1 or more: go on with it first")
-    path = RunDirectory.adapter_of(run, server_round or last)
-    if not path.is_dir():
-        raise ConfigError(
-            f"--round {server_round}: {source} has no such round; it has committed {last}: name one of these"
-        )
-    return AdapterPlace(path=path, server_round=server_round or last, config=config)
+    config, wanted = read_config(run), server_round or last_round(run)
+    return AdapterPlace(path=adapter_of_round(run, wanted), server_round=wanted, config=config)
 
 
 def read_adapter(path: Path, base: BasePack) -> Adapter:

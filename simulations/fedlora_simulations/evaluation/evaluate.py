@@ -10,6 +10,7 @@ from typing import Any
 
 from fedlora.base.pack import BasePack, find_pack, open_pack
 from fedlora.config.sections import FieldNames
+from fedlora.counted import counted
 from fedlora.data.examples import Completion, MultipleChoice
 from fedlora.errors import ConfigError, DataError
 from fedlora.family import DecoderShape, ModelShape
@@ -150,7 +151,8 @@ def _answers(scorer: Scorer, base: BasePack, data: Measured, order: Order) -> li
     questions = [example for example in data.examples if isinstance(example, Completion)]
     if len(questions) < len(data.examples):
         raise DataError(
-            f"{order.data}: {len(data.examples) - len(questions)} of {len(data.examples)} examples have no prompt with a "
+            f"{order.data}: {len(data.examples) - len(questions)} of {counted(len(data.examples), 'example')} have no "
+            "prompt with a "
             "completion, which --answers needs; say what the fields are called in data.fields, or leave it out"
         )
     return answered(scorer, questions, open_tokenizer(base.directory), str(order.data), order.max_tokens)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fedlora.config.hub_source import is_hub
 from fedlora.config.sections import FieldNames
+from fedlora.counted import counted
 from fedlora.data.examples import Completion, Example, MultipleChoice
 from fedlora.errors import ConfigError, DataError
 from fedlora_client.records.arrow_rows import read_hub
@@ -42,10 +43,10 @@ def read_measured(place: Path, fields: FieldNames, *, template: str = "", limit:
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}; let this user read it") from None
     if not examples:
-        raise DataError(f"{place}: no text in {len(files)} file(s); give one with data to measure on")
+        raise DataError(f"{place}: no text in {counted(len(files), 'file')}; give one with data to measure on")
     chosen = examples[:limit] if limit else examples
     if len(chosen) < len(examples):
-        notices.append(f"the first {len(chosen)} of {len(examples)} examples")
+        notices.append(f"the first {len(chosen)} of {counted(len(examples), 'example')}")
     return Measured(
         files=tuple(file.name for file in files), examples=tuple(_prompted(chosen, template)), notices=tuple(notices)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from fedlora.counted import counted
 from fedlora.errors import ConfigError, printable
 from fedlora.nearest import hint
 
@@ -153,7 +154,7 @@ def _costs(group: Group) -> list[Fact]:
             Fact(name="bytes", text=f"{down.mean + up.mean:.1f} MB", more=f"down {down.mean:.1f}, up {up.mean:.1f}")
         )
     if seconds := group.final("seconds"):
-        facts.append(Fact(name="time", text=_time(seconds.mean), more=f"{group.last_round} rounds"))
+        facts.append(Fact(name="time", text=_time(seconds.mean), more=counted(group.last_round, "round")))
     return facts
 
 
@@ -174,11 +175,16 @@ def _title(panels: Sequence[Panel]) -> str:
 
 def _subtitle(panel: Panel) -> str:
     if len(panel.groups) > 1:
-        return f"{len(panel.groups)} configurations, {sum(len(group.runs) for group in panel.groups)} runs"
+        runs = sum(len(group.runs) for group in panel.groups)
+        return f"{counted(len(panel.groups), 'configuration')}, {counted(runs, 'run')}"
     group, config = panel.groups[0], panel.groups[0].config
     seeds = f"seed{'s' * (len(group.seeds) > 1)} {', '.join(map(str, group.seeds))}"
     base = str(config["base"]).rstrip("/").rpartition("/")[2]
+    devices, rounds, steps = (
+        counted(int(config[key]), noun)
+        for key, noun in (("simulation.devices", "device"), ("server.rounds", "round"), ("train.steps", "step"))
+    )
     return printable(
-        f"base {base}, method {config['server.method']}, {config['simulation.devices']} devices, {config['server.rounds']} "
-        f"rounds of {config['train.steps']} steps, rank {config['lora.rank']}, {seeds}"
+        f"base {base}, method {config['server.method']}, {devices}, {rounds} of {steps}, rank {config['lora.rank']}, "
+        + seeds
     )

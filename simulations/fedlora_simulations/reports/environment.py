@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from fedlora.counted import counted
 from fedlora.errors import RunError
 from fedlora.files.atomic import write_text
 from fedlora.files.documents import read_object
@@ -29,7 +30,7 @@ def environment() -> dict[str, str]:
             continue
     return found | {
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": f"{processor()}, {cores()} cores",
+        "processor": f"{processor()}, {counted(cores(), 'core')}",
     }
 
 

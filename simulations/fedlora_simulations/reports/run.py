@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fedlora.config.run import RunConfig, Scalar
+from fedlora.counted import counted, ranges
 from fedlora.errors import ConfigError
 from fedlora.files.documents import read_object
 from fedlora.files.lock_file import is_held
@@ -78,10 +79,14 @@ class RunResult:
         told = [] if self.is_finished else [f"{self.name}: {self.state}"]
         missing = sorted(set(range(self.last_round)) - set(self.numbers))
         if missing:
-            told.append(f"{self.name}: no line of round{'s' * (len(missing) > 1)} {_ranges(missing)} in {METRICS}")
+            told.append(
+                f"{self.name}: no line of {'round' if len(missing) == 1 else 'rounds'} {ranges(missing)} in {METRICS}"
+            )
         fewer = [record["round"] for record in self.records if 0 < len(record["loss"]) < self.whole]
         if fewer:
-            told.append(f"{self.name}: fewer than {self.whole} devices were measured after round {_ranges(fewer)}")
+            told.append(
+                f"{self.name}: fewer than {counted(self.whole, 'device')} were measured after round {ranges(fewer)}"
+            )
         return told
 
     def values(self, key: str) -> dict[int, float]:
@@ -148,14 +153,3 @@ def _fingerprint(path: Path) -> str:
     except ConfigError:
         return ""
     return found if isinstance(found, str) else ""
-
-
-def _ranges(numbers: list[int]) -> str:
-    """`1, 3 to 5`"""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]} to {part[-1]}" for part in parts[:8])

@@ -6,7 +6,9 @@ from fedlora.base.pack import CONFIG, find_pack
 from fedlora.data.examples import MultipleChoice
 from fedlora.errors import ConfigError, PackError
 from fedlora.family import EncoderShape, model_shape
+from fedlora.files.atomic import check_writable
 from fedlora.files.documents import read_object
+from fedlora_server.run.run_directory import CONFIG as RUN_CONFIG
 
 from fedlora_simulations.checks import check_devices, check_parts, check_ranks, data_of
 from fedlora_simulations.study.definition import OF_CHOICES, SCORES, Study
@@ -16,8 +18,13 @@ from fedlora_simulations.study.results import Results
 
 def check_study(study: Study, results: Results) -> None:
     """Raise FedloraError for a run that could not begin: what `check_simulation` raises, once for each kind of run; and
-    where the learning rates cannot be chosen by what they are to be chosen by.
+    where the learning rates cannot be chosen by what they are to be chosen by, or the results cannot be kept.
     """
+    if (results.path.parent / RUN_CONFIG).is_file():
+        raise ConfigError(
+            f"{results.path.parent} holds a run; a study takes a directory of its own: name another output"
+        )
+    check_writable(results.path)
     runs = all_runs(study, results)
     for run in {(run.row, run.setting): run for run in runs}.values():
         check_parts(run.located())

@@ -13,6 +13,7 @@ from typing import Any
 
 from fedlora.base.pack import EMBEDDED
 from fedlora.config.run import RunConfig, Scalar, located
+from fedlora.lora.config import WHOLE_HEAD
 
 # Keys that came after studies were run, with what runs did before: there a run is known by what it was known by then.
 _LATER: Mapping[str, Scalar] = {
@@ -140,4 +141,6 @@ def _digest(config: RunConfig, *, is_pooled: bool) -> str:
         for key, value in config.flat().items()
         if key not in ("name", "output") and not (key in _LATER and value == _LATER[key])
     }
+    if config.lora.modules_to_save == (WHOLE_HEAD,):
+        flat["lora.modules_to_save"] = ""  # as it was the default, and is the same still of a decoder
     return hashlib.sha256(json.dumps([is_pooled, flat], sort_keys=True).encode()).hexdigest()[:16]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fedlora.counted import counted
 from fedlora.errors import RunError
 
 from fedlora_simulations.study.definition import Study
@@ -22,7 +23,7 @@ def told(failed: Sequence[Result]) -> list[str]:
     by_reason: dict[str, list[Result]] = {}
     for result in failed:
         by_reason.setdefault(result.failure, []).append(result)
-    return [f"{_number(len(runs))} failed: {reason} ({_shown(runs)})" for reason, runs in by_reason.items()]
+    return [f"{counted(len(runs), 'run')} failed: {reason} ({_shown(runs)})" for reason, runs in by_reason.items()]
 
 
 def check_any(study: Study, results: Results) -> None:
@@ -30,10 +31,6 @@ def check_any(study: Study, results: Results) -> None:
     failed = failures(study, results)
     if failed and not any(results.done(run.digest) for run in all_runs(study, results) if not run.is_pooled):
         raise RunError(f"{results.path}: no method gave a number, so there is no table; " + "; ".join(told(failed)))
-
-
-def _number(count: int) -> str:
-    return "1 run" if count == 1 else f"{count} runs"
 
 
 def _shown(runs: Sequence[Result], most: int = 3) -> str:

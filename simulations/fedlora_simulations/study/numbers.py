@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from math import nan
 from statistics import fmean, stdev
 
+from fedlora.counted import counted
+
 from fedlora_simulations.study.definition import POOLED, Study
 from fedlora_simulations.study.plan import all_runs, choose
 from fedlora_simulations.study.results import Result, Results
@@ -48,7 +50,7 @@ def lines(study: Study, results: Results, setting: str) -> list[Line]:
             runs = [study.run(row, setting, seed, choices[row].lr) for seed in study.seeds]
             found = [result for run in runs if (result := results.get(run.digest))]
             if len(found) < len(runs):
-                remarks[row].append(f"{len(found)} of {len(runs)} seeds have run")
+                remarks[row].append(f"{len(found)} of {counted(len(runs), 'seed')} have run")
             remarks[row] += [f"seed {result.seed} failed: {result.failure}" for result in found if result.failure]
         done[row] = [result for result in found if not result.failure]
         excluded: Counter[str] = Counter()
@@ -82,10 +84,10 @@ def data_sentence(study: Study, results: Results, setting: str) -> str:
         if run.setting == setting and result and result.examples is not None:
             cut = f", {result.cut_examples} of them cut" if result.cut_examples else ""
             left_out = f", {result.left_out_examples} left out" if result.left_out_examples else ""
-            devices = result.config.get("simulation.devices")
+            devices = int(result.config["simulation.devices"])
             return (
-                f"Data: {result.examples} examples trained on{cut}{left_out}; {result.held_out_examples} measured; on "
-                f"{devices} devices."
+                f"Data: {counted(result.examples, 'example')} trained on{cut}{left_out}; {result.held_out_examples} "
+                f"measured; on {counted(devices, 'device')}."
             )
     return ""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from fedlora.base.pack import open_pack
 from fedlora.config.run import RunConfig
+from fedlora.counted import counted
 from fedlora.errors import FedloraError, RunError
 from fedlora.family import EncoderShape
 from fedlora.files.temporary import own_folder
@@ -108,7 +109,7 @@ class StudyRunner:
         over = [run for run in runs if self._results.get(run.digest)]
         self._progress.update(
             self._task, total=sum(run.windows for run in runs), completed=sum(run.windows for run in over),
-            description=f"{len(over)} of {len(runs)} runs", now=now,
+            description=f"{len(over)} of {counted(len(runs), 'run')}", now=now,
         )  # fmt: skip
 
 
@@ -178,13 +179,14 @@ def _mean_loss(record: dict[str, Any], config: RunConfig) -> float:
     devices -= len(config.data.partition.never_training(devices))
     if len(losses) < devices:
         raise RunError(
-            f"round {record['round']}: {len(losses)} of {devices} devices were measured; a mean over all is expected"
+            f"round {record['round']}: {len(losses)} of {counted(devices, 'device')} were measured; a mean over all is "
+            "expected"
         )
     return fmean(losses)
 
 
 def _machine() -> str:
-    return f"{processor()}, {cores()} cores"
+    return f"{processor()}, {counted(cores(), 'core')}"
 
 
 def _showing(console: Console) -> Progress:

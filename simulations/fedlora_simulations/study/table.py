@@ -8,11 +8,12 @@ from math import inf, isnan, nan
 from pathlib import Path
 from statistics import fmean
 
+from fedlora.counted import counted
 from fedlora.files.atomic import write_text
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from fedlora_simulations.narrow import within
 from fedlora_simulations.study.definition import POOLED, Study
 from fedlora_simulations.study.numbers import BASE, Line, data_sentence, lines, loss_unit
 from fedlora_simulations.study.plan import all_runs, choose, tuning_values
@@ -51,21 +52,20 @@ with an optimizer of the server it holds the step that this one takes on purpose
 and committing, per round, on the cores on which the devices train meanwhile. The best method of each column is bold."""
 
 
-def console_tables(study: Study, results: Results) -> list[Table]:
-    """One of all settings, one per setting, and that of the learning rates."""
-    tables = [_on_console("all settings", *_overview(study, results))]
+def console_tables(study: Study, results: Results, width: int = 80) -> list[Table]:
+    """Of all settings, of each setting, and of the learning rates, none wider than `width`."""
+    tables = _on_console(width, "all settings", *_overview(study, results))
     for setting in study.settings:
         found = lines(study, results, setting)
-        table = Table(title=setting, title_justify="left", box=box.SIMPLE_HEAD)
-        table.add_column("")
-        for heading, *_ in _COLUMNS:
-            table.add_column(heading, justify="right", no_wrap=True)
-        for name, cells in _rows(found):
-            table.add_row(name, *(Text(text, style="bold green" if is_best else "") for text, is_best in cells))
-        table.caption = "\n".join(filter(None, [data_sentence(study, results, setting), *_remarks(found)])) or None
-        table.caption_justify = "left"
-        tables.append(table)
-    return [*tables, _on_console(f"learning rates, by {study.tuning.choose_by}", *_rates(study, results))]
+        rows: list[list[str | Text]] = [
+            [name, *(Text(text, style="bold green" if is_best else "") for text, is_best in cells)]
+            for name, cells in _rows(found)
+        ]
+        of_setting = within(width, setting, ["", *(heading for heading, *_ in _COLUMNS)], rows)
+        told = "\n".join(filter(None, [data_sentence(study, results, setting), *_remarks(found)]))
+        of_setting[-1].caption = told or None
+        tables += of_setting
+    return [*tables, *_on_console(width, f"learning rates, by {study.tuning.choose_by}", *_rates(study, results))]
 
 
 def write_table(study: Study, results: Results, directory: Path) -> Path:
@@ -145,13 +145,11 @@ def _rates(study: Study, results: Results) -> tuple[list[str], list[list[str]]]:
     return ["", *(f"{lr:g}" for lr in study.tuning.lr), ""], rows
 
 
-def _on_console(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for heading in headings:
-        table.add_column(heading, justify="right" if heading else "left")
-    for row in rows:
-        table.add_row(*(Text(cell.strip("*"), style="bold green" if cell.startswith("**") else "") for cell in row))
-    return table
+def _on_console(width: int, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[Table]:
+    styled = [
+        [Text(cell.strip("*"), style="bold green" if cell.startswith("**") else "") for cell in row] for row in rows
+    ]
+    return within(width, title, headings, styled)
 
 
 def _rates_sentence(study: Study) -> str:
@@ -175,10 +173,10 @@ def _configuration(study: Study, results: Results) -> list[str]:
         if not result.failure
     )
     for how, count in ways.most_common():
-        items.append(f"computed with: {how}" + (f" ({count} of {len(found)} runs)" if len(ways) > 1 else ""))
+        items.append(f"computed with: {how}" + (f" ({count} of {counted(len(found), 'run')})" if len(ways) > 1 else ""))
     for machine in sorted({result.machine for result in found}):
         seconds = sum(result.seconds for result in found if result.machine == machine)
-        items.append(f"machine: {machine}, {seconds / 60:.0f} minutes for {len(found)} runs")
+        items.append(f"machine: {machine}, {counted(round(seconds / 60), 'minute')} for {counted(len(found), 'run')}")
     return items
 
 

@@ -28,6 +28,7 @@ from fedlora_client.training.measuring import measure
 from fedlora_client.training.planning import plan_training
 from fedlora_client.training.stack import train_stack
 from fedlora_client.training.trainer import Saving, TrainResult, Watcher, train
+from fedlora_server.run.run_directory import read_config
 
 from tests.client.encoder.test_parity import LENGTHS, problem_of
 from tests.client.encoder.test_training import config_of, device_of, records, written
@@ -36,6 +37,7 @@ from tests.reference.agreement import assert_close
 from tests.reference.oracles import oracle, peft_encoder, pefts_own_warnings, trained_by_peft
 from tests.tiny.adapters import random_adapter
 from tests.tiny.encoders import ENCODERS, encoder_pack, shape_of
+from tests.tiny.llamas import DEFAULT, Packs
 
 PARTS = {"bert": ("classifier", "pooler"), "roberta": ("classifier",), "distilbert": ("classifier",)}
 
@@ -263,6 +265,23 @@ def test_an_adapter_with_a_head_cannot_stand_beside_another(base: BasePack, tmp_
         AdapterMismatchError, match=r"first: also replaces classifier.bias, .* cannot stand beside another"
     ):
         LocalTraining(LocalRun(data=data, output=tmp_path / "out", config=config, beside=tmp_path / "first"))
+
+
+@pytest.mark.parametrize("name", [*ENCODERS, "bare bert"])
+def test_by_default_the_whole_head_of_an_encoder_trains(name: str) -> None:
+    base = encoder_pack(name)
+    whole = extra_shapes(base.model.head_parts(), base.model)
+    assert (whole == {}) == (name == "bare bert")
+    assert RunConfig().first_adapter(base).extras.keys() == whole.keys()
+    assert not RunConfig(lora=LoraSection(modules_to_save=())).first_adapter(base).extras
+
+
+def test_by_default_nothing_of_a_decoder_trains_whole_and_a_run_of_before_keeps_its_head_frozen(
+    tmp_path: Path, packs: Packs
+) -> None:
+    assert not RunConfig().first_adapter(packs(DEFAULT)).extras
+    (tmp_path / "config.json").write_text('{"lora.rank": 4}', encoding="utf-8")
+    assert not read_config(tmp_path).first_adapter(encoder_pack("bert")).extras
 
 
 @pytest.mark.parametrize(

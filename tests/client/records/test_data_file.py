@@ -207,7 +207,7 @@ def test_an_empty_cell_is_no_value_where_no_text_is_due(tmp_path: Path) -> None:
     assert content.all == (TextRecord("good one"), Labelled("bad one", "bad"))
     assert content.left_out == 1
     assert content.notices == (
-        "1 records left out: their weight is 0, or train is false", "fields that are not learned: column 1"
+        "1 record left out: their weight is 0, or train is false", "fields that are not learned: column 1"
     )  # fmt: skip
 
 

@@ -113,7 +113,7 @@ def test_json_and_tables_that_hold_no_records_are_left_out_of_a_folder(tmp_path:
     assert "dataset_info.json: an object with mine" in data.notices[1]
     assert "prices.csv: the first line must name the columns" in data.notices[2]
     (tmp_path / "notes.txt").rename(tmp_path / "notes.md")
-    with pytest.raises(DataError, match=r"no text in 3 file\(s\); .*an object with a, b"):
+    with pytest.raises(DataError, match=r"no text in 3 files; .*an object with a, b"):
         read(tmp_path)
 
 

@@ -223,7 +223,7 @@ def test_files_takes_a_single_file_and_its_name(tmp_path: Path, name: str) -> No
 def test_files_refuses_a_place_whose_files_are_empty(tmp_path: Path) -> None:
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text("")
-    with pytest.raises(DataError, match=rf"{tmp_path}: no text in 2 file\(s\); give this device data"):
+    with pytest.raises(DataError, match=rf"{tmp_path}: no text in 2 files; give this device data"):
         files(DataConfig(name="files"), own(tmp_path))
 
 

@@ -34,6 +34,7 @@ class Fleet:
     base: BasePack
     repository: Repository
     settings: UpdateSettings
+    told: list[str] = field(default_factory=list, kw_only=True)  # by what publishes
     server: StaticServer
     canaries: list[Path] = field(default_factory=list)
 
@@ -44,7 +45,7 @@ class Fleet:
         """Make a release of that version, with an adapter of its own, and give it out."""
         made = self.folder / f"release-{version}-{channel}"
         write_release(made, self.base, key, seed=version, **{"version": version, **FAR, **changed})
-        self.repository.publish(made, channel, [key.public], now)
+        self.repository.publish(made, channel, [key.public], now, self.told.append)
         if spoil:
             spoil(self.repository.path)
         return made

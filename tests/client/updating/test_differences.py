@@ -97,6 +97,21 @@ def test_the_difference_is_smaller_and_all_that_is_fetched(device: Fleet) -> Non
     check_in_use(device)
 
 
+@pytest.mark.parametrize("content", [None, b"another"], ids=["missing", "damaged"])
+def test_without_the_parent_s_file_a_release_is_given_out_whole_and_it_is_said(
+    fleet: Fleet, content: bytes | None
+) -> None:
+    fleet.publish(1)
+    place = fleet.repository._place(targets(fleet)[file_target("tone", 1, WEIGHTS)])
+    place.unlink()
+    if content:
+        place.write_bytes(content)
+    release(fleet, 2, 1)
+    assert DIFFERENCE not in targets(fleet) and file_target("tone", 2, WEIGHTS) in targets(fleet)
+    [told] = fleet.told
+    assert told.startswith("no difference to version 1 is given out, devices fetch the whole file: ")
+
+
 def test_a_device_without_the_parent_fetches_the_whole(fleet: Fleet) -> None:
     fleet.publish(1)
     release(fleet, 2, 1)

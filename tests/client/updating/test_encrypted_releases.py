@@ -49,7 +49,6 @@ def test_it_lies_encrypted_and_is_what_was_signed(
 def test_whenever_the_power_is_cut_the_version_is_whole(
     fleet: Fleet, at_rest_key: WrappingKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
     with written_plain():
         fleet.publish(1)
     with power(fleet.settings.folder) as counted:

@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import shutil
 
-import pytest
 from fedlora.release.folder import read_adapter_release
 from fedlora.release.installed import VERSIONS, version_folder
 
 from tests.client.updating.conftest import KEY, Fleet
 from tests.tiny.power import power
-
-
-@pytest.fixture(autouse=True)
-def without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cut is of this test's own making."""
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
 
 def in_use(fleet: Fleet) -> int:

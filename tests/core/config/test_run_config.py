@@ -296,7 +296,11 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(tmp_path: Path, te
             "lora.alpha_pattern: expected MODULE=VALUE such as down_proj=8.0, got 'q_proj=x'",
         ),
         ("lora.alpha_pattern", "q_proj=-1", "q_proj: an alpha must be a positive number, got -1.0"),
-        ("lora.modules_to_save", "embed_tokens", "lora.modules_to_save takes heads only (lm_head, classifier, "),
+        (
+            "lora.modules_to_save",
+            "embed_tokens",
+            "lora.modules_to_save takes auto or heads only (lm_head, classifier, ",
+        ),
         ("lora.target_modules", [], "target_modules must name at least one module"),
         ("lora.target_modules", "q_proj,q_proj", "each once"),
     ],

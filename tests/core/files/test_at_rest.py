@@ -207,7 +207,6 @@ def test_a_plain_file_is_encrypted_where_it_lies(
 def test_whenever_the_power_is_cut_the_file_is_whole_and_either_one(
     key: WrappingKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
     folder = tmp_path / "folder"
     folder.mkdir()
     path = folder / "x"

@@ -42,3 +42,19 @@ def test_toml_as_deep_and_long_as_people_write_it_is_read(tmp_path: Path) -> Non
         "text": "." * 500,
         "list": [[[1], [2]], [{"a": {"b": 3}}]],
     }
+
+
+def test_a_folder_in_the_place_of_a_file_is_told_with_what_may_have_been_meant(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a folder; expected a TOML file, and there is none in it"):
+        read_toml(tmp_path)
+    (tmp_path / "rounds").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=rf"it holds a run: fedlora resume {tmp_path} goes on with it"):
+        read_toml(tmp_path)
+    (tmp_path / "a.toml").write_text("")
+    with pytest.raises(ConfigError, match=rf"expected a TOML file, such as {tmp_path}/a.toml"):
+        read_toml(tmp_path)
+    for name in "bcdefg":
+        (tmp_path / f"{name}.toml").write_text("")
+    with pytest.raises(ConfigError, match=r"expected a TOML file: name one of .*\.toml, \.\.\.$"):
+        read_toml(tmp_path)

@@ -64,7 +64,6 @@ def test_a_third_key_and_damage_are_refused(folder: Path, key: WrappingKey, othe
 def test_whenever_the_power_is_cut_a_further_call_goes_on(
     folder: Path, key: WrappingKey, other_key: WrappingKey, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("os.fsync", lambda descriptor: None)
     with power(folder) as counted:
         rewrapped([folder], key, other_key)
     for cut_at in range(counted.writes):

@@ -213,7 +213,7 @@ def test_no_more_names_than_the_limit_are_taken(source: FakeSource) -> None:
     store = store_of(source, budget=1, max_adapters=2)
     store.load("a", source.put("1", 1))
     store.load("b", source.put("2", 2))
-    with pytest.raises(AdapterStoreFullError, match="2 adapters are loaded, the limit"):
+    with pytest.raises(AdapterStoreFullError, match="2 adapters loaded, the limit"):
         store.load("c", source.put("3", 3))
     store.load("b", Path("/adapters/1"))
     store.unload("a")

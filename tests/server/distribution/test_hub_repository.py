@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 from fedlora.base.pack import BasePack
+from fedlora.errors import ReleaseError
 from fedlora.identity.keys import SigningKey
 from fedlora.release.folder import read_release
+from fedlora_server.distribution.hub_repository import _check_is_ours
 
 from tests.tiny.fake_hub import FakeHub, fake_hub
 from tests.tiny.releases import write_release
@@ -73,6 +75,21 @@ def test_a_tag_holds_the_release_as_it_was_signed(hub: FakeHub, base: BasePack, 
     } == {"v3": 3, "v4": 4}
     again = publish(hub, tmp_path / "r4")
     assert again.returncode == 1 and "it has a tag v4 already" in again.stderr
+    before = publish(hub, tmp_path / "r3")
+    assert before.returncode == 1 and "it gives out v4 already, and this is v3" in before.stderr
+
+
+def test_a_repository_with_files_of_others_is_left_alone(hub: FakeHub, base: BasePack, tmp_path: Path) -> None:
+    with pytest.raises(
+        ReleaseError, match=r"'README.md' and 1 more, which no release"
+    ):  # a model's, in nobody's release
+        _check_is_ours("me/tone", ["model.safetensors", "README.md"])
+    write_release(tmp_path / "r", base, KEY)
+    theirs = {".gitattributes": b"", "thesis.pdf": b"x", "release.json": b"{}"}
+    hub.files["me/tone"], hub.tags["me/tone"] = dict(theirs), {}
+    done = publish(hub, tmp_path / "r")
+    assert done.returncode == 1 and "'thesis.pdf', which no release has put there" in done.stderr
+    assert (hub.files["me/tone"], hub.tags["me/tone"]) == (theirs, {})
 
 
 def test_a_publisher_that_was_cut_off_before_the_tag_is_called_again(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -123,6 +125,29 @@ def test_a_registry_that_is_not_there_is_told(base: BasePack, tmp_path: Path) ->
     write_release(tmp_path / "r", base, KEY)
     with pytest.raises(ReleaseError, match=r"127\.0\.0\.1:9/tone:3: the registry cannot be pushed to"):
         Registry("127.0.0.1:9/tone", plain=True).publish(tmp_path / "r", [KEY.public])
+
+
+@pytest.mark.parametrize("said", [b"[]", b"7", b'"manifest"', b"{"])
+def test_what_answers_with_anything_but_an_object_is_told(base: BasePack, tmp_path: Path, said: bytes) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(said)))
+            self.end_headers()
+            self.wfile.write(said)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+    write_release(tmp_path / "r", base, KEY)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        registry = Registry(f"127.0.0.1:{server.server_port}/tone", plain=True)
+        with pytest.raises(
+            ReleaseError, match=r"not with a JSON object; expected a manifest|cannot be pushed to: JSON"
+        ):
+            registry.publish(tmp_path / "r", [KEY.public])
+        server.shutdown()
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_a_fleet_trains_over_tls_is_killed_goes_on_and_hears_a_revoked_device_no
     status = json.loads(processes.fedlora("status", "fleet", "--json"))
     assert (status["run_state"], status["round"], status["revoked"]) == ("completed", 3, ["cellar"])
     read_peft(status["adapter"]).adapter.check_finite("round 3")
-    assert "round 3 of 3, 1 of 1 devices" in log.read_text()
+    assert "round 3 of 3, 1 of 1 device" in log.read_text()
     # The chain goes on over the kill, and each update is its device's.
     told = list(
         audited(Path(status["adapter"]).parents[2], PublicKey.read(tmp_path / "fleet" / "identity" / "server.pub"))

@@ -67,7 +67,7 @@ def test_a_device_that_never_trains_is_marked(scenario: Path) -> None:
 
 
 def test_what_cannot_be_dealt_is_told_before_anything_trains(scenario: Path) -> None:
-    with pytest.raises(DataError, match="120 records are fewer than 200 devices of 2 shards"):
+    with pytest.raises(DataError, match="120 records: fewer than 200 devices of 2 shards"):
         said(scenario, "--set", "simulation.devices=200")
 
 

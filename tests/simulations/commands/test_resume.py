@@ -116,7 +116,7 @@ def test_a_simulation_that_is_complete_is_left_as_it_is_and_gets_more_rounds(
     run, _ = simulator("one-round", "server.rounds=1")
     before = left(run)
     result = resumed(run)
-    assert f"{run} has all of its 1 rounds" in result.stderr
+    assert f"{run} has all of its 1 round" in result.stderr
     assert left(run) == before
     assert resumed(run, "--set", "server.rounds=2").exit_code == 0
     assert left(run) == left(tiny_run[0])

@@ -27,6 +27,8 @@ from fedlora_server.exchange import ask
 from fedlora_server.replies import Reply
 from fedlora_server.run.run_directory import read_metrics
 from fedlora_simulations import simulate
+from fedlora_simulations.partition import read_partition
+from fedlora_simulations.reports.environment import read_environment
 
 from tests.server.method_cases import METHODS
 from tests.simulations.reports.parsed import Page
@@ -158,7 +160,7 @@ def test_another_seed_gives_another_adapter(simulator: Simulator, tiny_run: tupl
     ("text", "message"),
     [
         (None, r"/1: no \*\.txt .*file below it"),
-        ("", r"/1: no text in 1 file\(s\); give this device data"),
+        ("", r"/1: no text in 1 file; give this device data"),
         ("one line that is not cut", r"device 1 has no held-out text"),
     ],
     ids=["no file", "an empty file", "nothing held out"],
@@ -323,3 +325,19 @@ def test_a_directory_that_holds_a_run_is_refused_and_left_alone(
     assert code == 1
     assert f"error: {run} holds a run already; name another output" in error
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_that_is_stopped_has_its_partition_and_what_it_was_computed_with(
+    simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(config: RunConfig, **_: object) -> None:
+        Path(config.output, "config.json").write_text("{}")  # the server has begun it
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fedlora_simulations.simulation.run_in_process", stopped)
+    with pytest.raises(RunError, match="stopped"):
+        simulator("stopped-at-once")
+    run = simulator.folder / "stopped-at-once"
+    partition = read_partition(run)
+    assert partition is not None and len(partition.devices) == 2
+    assert read_environment(run)["torch"] == torch.__version__

@@ -255,14 +255,22 @@ def test_what_cannot_be_measured_is_told(base: BasePack, packs: Packs, questions
     export_base(other, tmp_path / "graph")
     run = committed_run(tmp_path / "run", base)
     adapter = saved(base, tmp_path / "adapter")
+    encoder = encoder_pack("bert")
+    one = PeftDirectory(adapter=for_labels(encoder, 1), base_fingerprint=encoder.fingerprint)
+    write_peft(tmp_path / "one", one)
     for words, kind, message in (
+        (
+            (encoder.directory, tmp_path / "one", written(tmp_path / "l.jsonl", records(3))),
+            ConfigError,
+            "of regression",
+        ),
         (
             (base.directory, questions, "--graph", tmp_path / "graph"),
             GraphError,
             "the graph of base .*; export this one",
         ),
         ((other.directory, adapter, questions), AdapterError, "the adapter is for another base"),
-        ((base.directory, run, questions, "--round", 3), ConfigError, "has no such round; it has committed 2"),
+        ((base.directory, run, questions, "--round", 3), ConfigError, "no round 3; it has committed 1 to 2: name"),
         ((base.directory, adapter, questions, "--round", 1), ConfigError, "is no run"),
         ((base.directory, questions, "--round", 1), ConfigError, "there is no ADAPTER"),
         ((base.directory, questions, "--answers"), DataError, "14 of 14 examples have no prompt with a completion"),
@@ -270,7 +278,7 @@ def test_what_cannot_be_measured_is_told(base: BasePack, packs: Packs, questions
         ((base.directory, questions, "--set", "train.lr=1"), ConfigError, "takes names of fields only"),
         ((base.directory, tmp_path / "qestions.jsonl"), ConfigError, "did you mean .*questions"),
         (
-            (encoder_pack("bert").directory, written(tmp_path / "l.jsonl", records(3)), "--answers"),
+            (encoder.directory, written(tmp_path / "l.jsonl", records(3)), "--answers"),
             ConfigError,
             "an encoder",
         ),

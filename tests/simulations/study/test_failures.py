@@ -82,7 +82,7 @@ def test_a_study_that_is_stopped_says_how_it_goes_on(
     output = tmp_path / "my out"
     code, _, error = study(monkeypatch, capsys, file, "-o", output)
     assert code == 1
-    assert error.endswith(f"error: stopped; 2 of 7 runs are kept. To go on: fedlora study {file} -o '{output}'\n")
+    assert error.endswith(f"error: stopped; kept: 2 of 7 runs. To go on: fedlora study {file} -o '{output}'\n")
     monkeypatch.setattr(runs, "measured", lambda run, workers: result(run, 2.0))
     assert study(monkeypatch, capsys, file, "-o", output)[0] == 0
     assert len((output / "results.jsonl").read_text().splitlines()) == 7

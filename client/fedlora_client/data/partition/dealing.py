@@ -14,6 +14,7 @@ from fedlora.config.hub_source import is_hub
 from fedlora.config.partition import PartitionConfig
 from fedlora.config.run import DataConfig, Scalar
 from fedlora.config.sections import FieldNames
+from fedlora.counted import counted
 from fedlora.data.datasets import DataSource, DeviceData, partition_of, split_records
 from fedlora.data.examples import Example, Labelled, text_of
 from fedlora.errors import DataError
@@ -158,18 +159,21 @@ def _natural(owners: Sequence[str], devices: int, least: int, place: Path, notic
     in_order = sorted(of_owners, key=int) if all(name.isdecimal() for name in of_owners) else sorted(of_owners)
     names = [name for name in in_order if len(of_owners[name]) >= least]
     few = (
-        f"{len(in_order) - len(names)} of {len(in_order)} owners have fewer than data.partition.least = {least} records"
+        f"{len(in_order) - len(names)} of {counted(len(in_order), 'owner')} have fewer than data.partition.least = "
+        f"{counted(least, 'record')}"
     )
     if len(names) < devices:
         more = f" ({few})" if len(names) < len(in_order) else ""
         raise DataError(
-            f"{place}: records of {len(names)} owners{more}, and simulation.devices is {devices}; set it to {len(names)}"
+            f"{place}: records of {counted(len(names), 'owner')}{more}, and simulation.devices is {devices}; set it to "
+            f"{len(names)}"
         )
     if len(names) < len(in_order):
         notices.append(f"{place}: {few}, and take no part")
     if len(names) > devices:
         notices.append(
-            f"{place}: records of {len(names)} owners, of which the first simulation.devices = {devices} by name take part"
+            f"{place}: records of {counted(len(names), 'owner')}, of which the first simulation.devices = {devices} by "
+            "name take part"
         )
     return [Share(name=name, records=tuple(of_owners[name])) for name in names[:devices]]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from fedlora.counted import counted
 from fedlora.errors import DataError
 from numpy.typing import NDArray
 
@@ -51,8 +52,9 @@ def dirichlet(
                 generator.shuffle(own)
             return dealt
     raise DataError(
-        f"in {_MOST_TRIES} tries no dealing by labels with alpha {alpha:g} gave each of {devices} devices {least} of "
-        f"{len(labels)} records; lower data.partition.least or simulation.devices, or raise data.partition.alpha"
+        f"in {_MOST_TRIES} tries no dealing by labels with alpha {alpha:g} gave each of {counted(devices, 'device')} "
+        f"{least} of "
+        f"{counted(len(labels), 'record')}; lower data.partition.least or simulation.devices, or raise data.partition.alpha"
     )
 
 
@@ -62,8 +64,8 @@ def shards(labels: Sequence[str], devices: int, each: int, generator: np.random.
     """
     if len(labels) < devices * each:
         raise DataError(
-            f"{len(labels)} records are fewer than {devices} devices of {each} shards; lower data.partition.shards or "
-            "simulation.devices"
+            f"{counted(len(labels), 'record')}: fewer than {counted(devices, 'device')} of {counted(each, 'shard')}; "
+            "lower data.partition.shards or simulation.devices"
         )
     ordered = np.concatenate([generator.permutation(records) for records in by_label(labels).values()])
     pieces = np.array_split(ordered, devices * each)
@@ -83,6 +85,6 @@ def by_label(labels: Sequence[str]) -> dict[str, Indices]:
 def _check_enough(records: int, devices: int, least: int) -> None:
     if records < devices * least:
         raise DataError(
-            f"{records} records are fewer than {devices} devices of at least {least}; lower data.partition.least or "
-            "simulation.devices"
+            f"{counted(records, 'record')}: fewer than {counted(devices, 'device')} of at least {least}; lower "
+            "data.partition.least or simulation.devices"
         )

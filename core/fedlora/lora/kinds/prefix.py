@@ -1,4 +1,4 @@
-"""prefix: keys and values of P virtual tokens before the text, in each layer: k = [K_1 .. K_P, k(x)], v = [V_1 .. V_P, v(x)].
+"""prefix: keys and values of P virtual tokens in each layer: k = [K_1 ... K_P, k(x)], v = [V_1 ... V_P, v(x)].
 
 Li and Liang, "Prefix-Tuning: Optimizing Continuous Prompts for Generation", 2021 (arXiv:2101.00190), without the network
 that makes them in training (`prefix_projection = false`; what PEFT saves of one with it is the same tensor, and is read).

@@ -4,12 +4,12 @@ Lester et al., "The Power of Scale for Parameter-Efficient Prompt Tuning", 2021 
 block reads: where a family scales its embeddings (Gemma), these are not scaled again, as in PEFT.
 
 Own tensor: prompt_embeddings [P, H]. It begins as `lora.prompt_tuning_init` says, with PEFT's names: as embeddings of
-tokens that are drawn from the vocabulary (SAMPLE_VOCAB), of a text (TEXT), or normally distributed (RANDOM). So a new adapter
-does change what the base says.
+tokens that are drawn from the vocabulary (SAMPLE_VOCAB), of a text (TEXT), or normally distributed (RANDOM). So a new
+adapter does change what the base says.
 
 Its weighted mean is that of the embeddings, position by position: the numbers are averaged exactly. What the model
-computes is not linear in them, and two devices' prompts that do the same in another order have a mean that does neither. As all begin
-a round from the same prompt, it is near where each went only a little way.
+computes is not linear in them, and two devices' prompts that do the same in another order have a mean that does neither.
+As all begin a round from the same prompt, it is near where each went only a little way.
 """
 
 # P virtual tokens, H hidden size

@@ -77,10 +77,10 @@ def test_a_small_alpha_makes_devices_less_alike() -> None:
 @pytest.mark.parametrize(
     ("deal", "told"),
     [
-        (lambda: rules.dirichlet(LABELS[:50], 10, 0.5, 10, generator(0)), "50 records are fewer than 10 devices of at"),
+        (lambda: rules.dirichlet(LABELS[:50], 10, 0.5, 10, generator(0)), "50 records: fewer than 10 devices of at"),
         (lambda: rules.dirichlet(LABELS[:100], 10, 0.01, 10, generator(0)), "no dealing by labels with alpha 0.01"),
-        (lambda: rules.quantity(9, 10, 0.5, 1, generator(0)), "9 records are fewer than 10 devices"),
-        (lambda: rules.shards(LABELS[:19], 10, 2, generator(0)), "19 records are fewer than 10 devices of 2 shards"),
+        (lambda: rules.quantity(9, 10, 0.5, 1, generator(0)), "9 records: fewer than 10 devices"),
+        (lambda: rules.shards(LABELS[:19], 10, 2, generator(0)), "19 records: fewer than 10 devices of 2 shards"),
     ],
 )
 def test_what_cannot_be_dealt_is_told(deal: Callable[[], object], told: str) -> None:

@@ -105,7 +105,7 @@ function question(model) {
 
 function summary(usage, waitedMs, tookMs, reason, hasText) {
   const parts = [];
-  if (usage) parts.push(`${usage.completion_tokens} tokens`);
+  if (usage) parts.push(`${usage.completion_tokens} token${usage.completion_tokens === 1 ? "" : "s"}`);
   if (usage && usage.completion_tokens > 1 && hasText) {
     parts.push(`${((1000 * (usage.completion_tokens - 1)) / Math.max(tookMs, 1)).toFixed(1)} a second`);
   }
