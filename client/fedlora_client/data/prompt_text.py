@@ -1,4 +1,4 @@
-"""A prompt that begins as a text: the base's embeddings of its tokens, special ones too, as PEFT's prompt_tuning_init TEXT."""
+"""A prompt that begins as a text: the base's embeddings of its tokens, special ones too, as PEFT's init TEXT."""
 
 # P virtual tokens
 

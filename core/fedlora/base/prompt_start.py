@@ -1,7 +1,7 @@
 """Where the virtual tokens of prompt tuning begin: as the base's embeddings of some tokens (arXiv:2104.08691, section 3.1).
 
-What PEFT calls SAMPLE_VOCAB, tokens drawn from the vocabulary, is here. TEXT, those of a text, takes a tokenizer, which core
-and a server have not: `fedlora_client/data/prompt_text.py`.
+What PEFT calls SAMPLE_VOCAB are tokens that are drawn from the vocabulary. TEXT, those of a text, takes a tokenizer, which
+core and a server have not: `fedlora_client/data/prompt_text.py`.
 """
 
 # P virtual tokens, H hidden size

@@ -93,8 +93,8 @@ class RunConfig:
             )
         if self.lora.prompt_tuning_init == "TEXT":
             raise ConfigError(
-                "lora.prompt_tuning_init = TEXT is for one device alone, with fedlora train: a server has no tokenizer; a run "
-                "of several takes SAMPLE_VOCAB or RANDOM"
+                "lora.prompt_tuning_init = TEXT is for one device alone, with fedlora train: a server has no tokenizer; a "
+                "run of several takes SAMPLE_VOCAB or RANDOM"
             )
         config, generator = self.lora.lora(base.model.linear_modules()), np.random.default_rng([self.seed, 0])
         adapter = new_adapter(config, base.model, lambda module: dequantize(base.matrix(module)), generator)

@@ -24,6 +24,7 @@ from fedlora.lora.kinds.virtual import VirtualTokens
 from fedlora.peft.directory import CONFIG, WEIGHTS, PeftDirectory, read_peft, write_peft
 from fedlora.peft.for_base import adapter_of, whole_adapter_of
 from fedlora.peft.mapped import open_mapped
+from fedlora_client.data.prompt_text import with_prompt_of
 from safetensors.torch import load_file, save_file
 
 from tests.reference.oracles import oracle, pefts_own_warnings
@@ -195,10 +196,8 @@ def sizes_of(kind: str, base: BasePack) -> dict[str, int]:
 @pytest.mark.parametrize(("text", "count"), [("to be", 3), ("b", 5)])
 def test_a_prompt_begins_with_the_embeddings_of_a_text_as_pefts(base: BasePack, text: str, count: int) -> None:
     """The text is cut where it has more tokens, and begins again where it has fewer."""
-    section = LoraSection(
-        method="prompt", num_virtual_tokens=count, prompt_tuning_init="TEXT", prompt_tuning_init_text=text
-    )
-    config = RunConfig(base=str(base.directory), lora=section)
+    section = LoraSection(method="prompt", num_virtual_tokens=count)
+    first = RunConfig(base=str(base.directory), lora=section).first_adapter(base)
     theirs = peft.PromptTuningConfig(
         task_type="CAUSAL_LM", num_virtual_tokens=count, prompt_tuning_init="TEXT", prompt_tuning_init_text=text,
         tokenizer_name_or_path=str(base.directory),
@@ -206,7 +205,7 @@ def test_a_prompt_begins_with_the_embeddings_of_a_text_as_pefts(base: BasePack, 
     with pefts_own_warnings():
         model = peft.get_peft_model(oracle(base), theirs)
     wanted = model.prompt_encoder["default"].embedding.weight.detach().numpy()
-    assert np.array_equal(config.first_adapter(base).extras["prompt_embeddings"], wanted)
+    assert np.array_equal(with_prompt_of(first, text, base).extras["prompt_embeddings"], wanted)
 
 
 def test_a_prompt_of_gemma_begins_with_embeddings_as_its_first_block_reads_them() -> None:
