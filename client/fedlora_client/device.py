@@ -14,7 +14,7 @@ from fedlora.data.datasets import DeviceData
 from fedlora.errors import AdapterMismatchError, ConfigError, DataError
 from fedlora.files.ownership import check_own_folder
 from fedlora.lora.adapter import Adapter
-from fedlora.lora.kinds import check_adapter_fits
+from fedlora.lora.kinds import check_adapter_fits, kind_of
 from fedlora.lora.ranks import first_components
 from fedlora.wire.task import Task
 from fedlora.wire.update import Update
@@ -185,6 +185,11 @@ class Device:
     def _check_ranks(self, adapter: Adapter, *, trained: bool) -> None:
         """Memory and time follow the rank: what comes down may ask for no more of them than the run that was started."""
         lora = self.config.lora.lora(self.model.shape.linear_modules())
+        if kind_of(adapter).is_virtual and adapter.config.num_virtual_tokens > lora.num_virtual_tokens:
+            raise AdapterMismatchError(
+                f"device {self.name}: the adapter came with {adapter.config.num_virtual_tokens} virtual tokens, the run's "
+                f"configuration allows {lora.num_virtual_tokens}; raise lora.num_virtual_tokens in it"
+            )
         for module, pair in adapter.pairs.items():
             most = lora.rank_of(module) if trained else max(lora.rank_of(module), self.config.aggregation.max_rank)
             if pair.rank > most:

@@ -13,7 +13,7 @@ import numpy as np
 from fedlora.base.heads import extra_shapes, initial_extras
 from fedlora.base.pack import BasePack
 from fedlora.base.starts import Init, started, taken_back
-from fedlora.config.run import RunConfig
+from fedlora.config.run import LoraSection, RunConfig
 from fedlora.counted import counted
 from fedlora.errors import AdapterMismatchError, ConfigError, DataError
 from fedlora.family import HEAD, EncoderShape
@@ -31,6 +31,7 @@ from fedlora.peft.tensors import model_tensor
 
 from fedlora_client.answer_ends import answer_ends_files
 from fedlora_client.data.account import by_file, chat_notices, left_out_notice, notices
+from fedlora_client.data.prompt_text import with_prompt_of
 from fedlora_client.device import Device
 from fedlora_client.end_tokens import unlearnable_end
 from fedlora_client.frozen_beside import frozen_beside
@@ -73,9 +74,7 @@ class LocalTraining:
         """Raises FedloraError: what would end the training later is refused here."""
         self.run, self._output = run, Path(run.output).absolute()
         check_directory(self._output, replace=CONFIG if run.replace else None)
-        config = replace(
-            run.config, data=replace(run.config.data, name="files"), lora=replace(run.config.lora, init="default")
-        )
+        config = replace(run.config, data=replace(run.config.data, name="files"), lora=_without_start(run.config.lora))
         self.device = Device(config, {"data-path": str(run.data)})
         self.windows = self.device.train_windows()
         self.base: BasePack = self.device.model.base
@@ -117,9 +116,12 @@ class LocalTraining:
             told.append(f"nothing is measured on held-out data: {self._no_evaluation}")
         parameters, tokens = self.adapter.size_bytes // 4, windows.learned_tokens
         if tokens > BITS_PER_PARAMETER * parameters:
+            keys = kind_of(self.adapter).keys
+            key = next((key for key in ("rank", "num_virtual_tokens") if key in keys), "")
+            advice = f"raise lora.{key}" if key else "take lora.method = lora"
             told.append(
                 f"the data hold {tokens:,} tokens, more than an adapter of {parameters:,} parameters can hold (about "
-                f"{BITS_PER_PARAMETER} bits a parameter, 1 bit a token); raise lora.rank"
+                f"{BITS_PER_PARAMETER} bits a parameter, 1 bit a token); {advice}"
             )
         return told
 
@@ -156,7 +158,8 @@ class LocalTraining:
     def _start(self) -> Adapter:
         """The adapter to begin with, and the heads that train with it."""
         if self.run.start is None:
-            return self.device.first_adapter()
+            first, text = self.device.first_adapter(), self.run.config.lora.prompt_tuning_init_text
+            return with_prompt_of(first, text, self.base) if text else first
         extras = dict(initial_extras(self.run.config.lora.modules_to_save, self.base))
         found, where = read_peft(find_adapter(self.run.start), any_kind=True), str(self.run.start)
         if found.base_fingerprint not in (None, self.base.fingerprint):
@@ -219,3 +222,10 @@ class LocalTraining:
             return None, str(error)
         every = self.run.evaluate_every or self.config.steps
         return Evaluation(windows=windows, every=every, patience=self.run.patience), ""
+
+
+def _without_start(lora: LoraSection) -> LoraSection:
+    """The section as a federation may have it: what begins from the base's weights or a text begins so afterwards."""
+    if lora.prompt_tuning_init == "TEXT":
+        lora = replace(lora, prompt_tuning_init="SAMPLE_VOCAB", prompt_tuning_init_text="")
+    return replace(lora, init="default")

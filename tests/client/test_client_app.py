@@ -33,6 +33,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from tests.client.train_cases import assert_equal_bits
 from tests.reference.agreement import assert_close
 from tests.tiny.adapters import changed, random_adapter
+from tests.tiny.kinds import adapter_of_kind
 from tests.tiny.llamas import Variant, save_pack
 from tests.tiny.tokenizer import byte_tokenizer
 
@@ -289,6 +290,14 @@ def test_a_device_trains_no_larger_rank_than_its_run_says(base: BasePack, config
         assert "q_proj came with rank 512, the run's configuration allows 64; raise aggregation.max_rank" in reason
     committed = random_adapter(base, LoraConfig(rank=64, alpha=8.0))
     assert not call(config, encode_update(update_for(base, committed)), MessageType.EVALUATE).has_error()
+
+
+def test_a_device_takes_no_more_virtual_tokens_than_its_run_says(base: BasePack, config: RunConfig) -> None:
+    few, many = (LoraSection(method="prefix", num_virtual_tokens=count) for count in (3, 4))
+    update = update_for(base, adapter_of_kind("prefix", base, section=many))
+    reason = error_of(call(dataclasses.replace(config, lora=few), encode_update(update)))
+    assert "came with 4 virtual tokens, the run's configuration allows 3; raise lora.num_virtual_tokens" in reason
+    assert not call(dataclasses.replace(config, lora=many), encode_update(update)).has_error()
 
 
 @pytest.mark.parametrize("kind", [MessageType.TRAIN, MessageType.EVALUATE])

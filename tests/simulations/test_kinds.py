@@ -91,6 +91,16 @@ def test_a_method_of_aggregation_that_does_not_fit_is_refused_before_the_run(
             {"lora.method": "ia3", "lora.rank": 8},
             r"lora\.rank means nothing to lora\.method = ia3; leave it out, got 8",
         ),
+        (
+            {"lora.method": "prefix", "lora.num_virtual_tokens": 0},
+            "num_virtual_tokens must be an integer from 1 to 4096",
+        ),
+        (
+            {"lora.num_virtual_tokens": 5},
+            r"lora\.num_virtual_tokens means nothing to lora\.method = lora; leave it out",
+        ),
+        ({"lora.method": "prompt", "lora.prompt_tuning_init": "text"}, "must be one of SAMPLE_VOCAB, TEXT, RANDOM"),
+        ({"lora.method": "prompt", "lora.prompt_tuning_init": "TEXT"}, r"prompt_tuning_init_text go together"),
         ({"lora.method": "ia3", "train.dropout": 0.1}, r"train\.dropout means nothing to lora\.method = ia3"),
         ({"lora.method": "ia3", "train.lora_plus_ratio": 4.0}, r"train\.lora_plus_ratio is for factors"),
     ],

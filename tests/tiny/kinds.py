@@ -12,10 +12,13 @@ from fedlora.lora.adapter import Adapter, LoraPair
 from fedlora.lora.kinds import BY_NAME, new_adapter
 
 KINDS = tuple(name for name in BY_NAME if name != "lora")
+OF_ENCODERS = tuple(name for name in KINDS if not BY_NAME[name].is_virtual)
 
 
 def section_of(kind: str) -> LoraSection:
     """A small one, of what the kind uses."""
+    if BY_NAME[kind].is_virtual:
+        return LoraSection(method=kind, num_virtual_tokens=3)
     return LoraSection(method=kind, rank=4) if "rank" in BY_NAME[kind].keys else LoraSection(method=kind)
 
 

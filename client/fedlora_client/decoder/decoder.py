@@ -18,7 +18,7 @@ from fedlora.lora.adapter import Adapter
 from fedlora.wire.task import FactorSet
 from torch import Tensor
 
-from fedlora_client.data.windows import Windows, read_windows
+from fedlora_client.data.windows import IGNORED, Windows, read_windows
 from fedlora_client.decoder import budget
 from fedlora_client.decoder.block import Activations, Block
 from fedlora_client.decoder.head import Head
@@ -26,6 +26,7 @@ from fedlora_client.decoder.rotary import ropes_of
 from fedlora_client.layers.batch import Batch, Dropout, no_dropout
 from fedlora_client.layers.lora import LoraTensors
 from fedlora_client.layers.step_plan import NOTHING_KEPT, Memory, MemoryPlan, StepPlan
+from fedlora_client.layers.virtual_tokens import Layout, Prompt, laid_out
 from fedlora_client.ops.compute import Compute, choose_compute
 from fedlora_client.ops.packed import PackedMatrix
 from fedlora_client.ops.plain_ops import embedding_rows
@@ -108,7 +109,8 @@ class Decoder:
     ) -> Tensor:  # [S, T, V]
         """The scores of each next token. T is at most the base's `max_positions`."""
         space = self.workspace()
-        x = self._forward(tokens, starts, lora, space)
+        x, layout = self._forward(tokens, starts, lora, space)
+        x = x if layout is None else x[layout.tokens]
         return self._head.logits(x, space, lora).view(*tokens.shape, -1)
 
     def next_scores(
@@ -120,7 +122,8 @@ class Decoder:
         space: Workspace,
     ) -> Tensor:  # [S, V]
         """The scores of the token after each sequence's last."""
-        x = self._forward(tokens, starts, lora, space).view(*tokens.shape, -1)
+        x, layout = self._forward(tokens, starts, lora, space)
+        x = (x if layout is None else x[layout.tokens]).view(*tokens.shape, -1)
         return self._head.logits(x[torch.arange(len(tokens)), lengths.to(x.device) - 1], space, lora)
 
     def losses(
@@ -128,9 +131,11 @@ class Decoder:
         memory_plan: MemoryPlan = NOTHING_KEPT,
     ) -> Tensor:  # fmt: skip
         """Nats of each target, float32 [S, T], 0 where it is IGNORED; tokens, targets, starts int64 [S, T]"""
-        x = self._forward(tokens, starts, lora, space)
+        x, layout = self._forward(tokens, starts, lora, space, targets != IGNORED)
         targets = targets.to(self.compute.device)
-        return self._head.losses(x, targets.flatten(), space, memory_plan.chunk_rows, lora).view(targets.shape)
+        spread = targets if layout is None else layout.spread(targets, IGNORED)
+        losses = self._head.losses(x, spread.flatten(), space, memory_plan.chunk_rows, lora)
+        return (losses if layout is None else losses[layout.tokens]).view(targets.shape)
 
     def add_gradients(
         self,
@@ -146,52 +151,72 @@ class Decoder:
     ) -> Tensor:  # float32 [S, T]
         """Add the gradients of sum(row_scale * losses) to those of `lora`; return the losses."""
         device = self.compute.device
-        rows, hidden = tokens.numel(), self.shape.hidden_size
         last = self.shape.num_layers - 1  # its backward follows its forward: nothing is computed again
         first_kept = last - memory_plan.kept_blocks
-        batch = self._batch(tokens, starts, lora, dropout)
+        batch = self._batch(tokens, starts, lora, dropout, targets != IGNORED)
+        rows, hidden, layout = batch.rows, self.shape.hidden_size, batch.layout
         inputs = space.get("inputs", self.shape.num_layers + 1, rows, hidden)
-        self._embed(tokens, inputs[0])
+        self._embed(tokens, inputs[0], batch)
         kept: list[Activations] = []
         for layer, block in enumerate(self._blocks):
             keep = space.part(f"block {layer}") if first_kept <= layer < last else None
             kept.append(block.forward(inputs[layer], batch, space, inputs[layer + 1], keep))
         gradient = space.get("gradient", rows, hidden)
-        targets = targets.to(device)
+        targets, row_scale = targets.to(device), row_scale.to(device)
+        learned, scales = (targets, row_scale) if layout is None else (
+            layout.spread(targets, IGNORED), layout.spread(row_scale)
+        )  # fmt: skip
         losses = self._head.losses(
-            inputs[-1], targets.flatten(), space, memory_plan.chunk_rows, lora, gradient, row_scale.to(device).flatten()
+            inputs[-1], learned.flatten(), space, memory_plan.chunk_rows, lora, gradient, scales.flatten()
         )
         for layer, block in reversed(list(enumerate(self._blocks))):
             x = inputs[layer]
             activations = kept[layer] if layer >= first_kept else block.forward(x, batch, space, None)
-            block.backward(x, activations, gradient, batch, space, is_last=layer == 0)
-        return losses.view(targets.shape)
+            is_last = layer == 0 and not isinstance(lora.virtual, Prompt)
+            block.backward(x, activations, gradient, batch, space, is_last=is_last)
+        if layout is not None and isinstance(lora.virtual, Prompt):
+            lora.virtual.add_gradients(gradient, layout)
+        return (losses if layout is None else losses[layout.tokens]).view(targets.shape)
 
-    def _forward(self, tokens: Tensor, starts: Tensor | None, lora: LoraTensors | None, space: Workspace) -> Tensor:
-        """The input [N, H] of the last norm."""
-        batch = self._batch(tokens, torch.zeros_like(tokens) if starts is None else starts, lora, no_dropout)
-        here, there = (space.get(name, tokens.numel(), self.shape.hidden_size) for name in ("here", "there"))
-        self._embed(tokens, here)
+    def _forward(
+        self, tokens: Tensor, starts: Tensor | None, lora: LoraTensors | None, space: Workspace,
+        learned: Tensor | None = None,
+    ) -> tuple[Tensor, Layout | None]:  # fmt: skip
+        """(the input [N, H] of the last norm, where the tokens are in it if there are virtual ones)"""
+        batch = self._batch(tokens, torch.zeros_like(tokens) if starts is None else starts, lora, no_dropout, learned)
+        here, there = (space.get(name, batch.rows, self.shape.hidden_size) for name in ("here", "there"))
+        self._embed(tokens, here, batch)
         for block in self._blocks:
             block.forward(here, batch, space, there)
             here, there = there, here
-        return here
+        return here, batch.layout
 
-    def _embed(self, tokens: Tensor, out: Tensor) -> None:
-        """out [N, H] = the scaled embeddings of tokens [S, T]"""
-        embedding_rows(self._embedding, tokens.to(self.compute.device).flatten(), out)
+    def _embed(self, tokens: Tensor, out: Tensor, batch: Batch) -> None:
+        """out [N, H] = the scaled embeddings of tokens [S, T], and what virtual ones among them read"""
+        tokens = tokens.to(self.compute.device)
+        embedding_rows(self._embedding, (batch.layout.spread(tokens) if batch.layout else tokens).flatten(), out)
         if self.shape.embedding_scale != 1:
             out.mul_(self.shape.embedding_scale)
+        if batch.layout is not None and batch.lora is not None and batch.lora.virtual is not None:
+            batch.lora.virtual.put(out, batch.layout)
 
-    def _batch(self, tokens: Tensor, starts: Tensor, lora: LoraTensors | None, dropout: Dropout) -> Batch:
+    def _batch(
+        self, tokens: Tensor, starts: Tensor, lora: LoraTensors | None, dropout: Dropout, learned: Tensor | None
+    ) -> Batch:  # `learned`: bool [S, T]
         shape, layers = self.shape, range(self.shape.num_layers)
         starts = starts.to(self.compute.device).contiguous()
-        query = torch.arange(tokens.shape[1], device=starts.device)
+        layout, reach = None, 0
+        if lora is not None and (virtual := lora.virtual):
+            learned = None if learned is None else learned.to(starts.device)
+            layout, reach = laid_out(starts, virtual.count, learned), tokens.shape[1] + virtual.count
+            starts = layout.starts
+        query = torch.arange(starts.shape[1], device=starts.device)
         # Of a window the first key is a later one; positions count from the example's start all the same.
         first_keys = {w: torch.maximum(starts, query - w + 1) if w else starts for w in map(shape.window_of, layers)}
         return Batch(
             first_keys=[first_keys[shape.window_of(layer)] for layer in layers],
-            ropes=ropes_of(shape, starts),
+            ropes=ropes_of(shape, starts, reach),
             lora=lora,
             dropout=dropout,
+            layout=layout,
         )

@@ -18,6 +18,7 @@ from torch import Tensor
 from fedlora_client.decoder.projections import XA, Projections
 from fedlora_client.decoder.residual_output import ResidualOutput
 from fedlora_client.layers.batch import Batch
+from fedlora_client.layers.virtual_tokens import Prefix
 from fedlora_client.ops.attention import Heads, Scores, attend, attend_backward
 from fedlora_client.ops.ops import Ops, Rope
 from fedlora_client.ops.workspace import Workspace
@@ -72,6 +73,8 @@ class SelfAttention:
         projections, xA, unnormed = self._projections, XA(), dict[str, Tensor]()
         normed = self._normed(x, batch, space)
         heads = self._heads(normed, batch, space, saved, xA, unnormed)
+        if batch.layout and (prefix := self._prefix(batch)):
+            prefix.put_heads(self._layer, heads.k, heads.v, batch.layout)
         mixed, width = projections.input("o_proj", saved, batch), projections.in_features("o_proj")
         weights = attend(heads, batch.first_keys[self._layer], mixed[:, :width], self._scores, self._ops, space)
         out = self._output.forward(mixed, x, batch, space, saved, xA, h)
@@ -97,6 +100,8 @@ class SelfAttention:
             kept.heads, batch.first_keys[self._layer], d_mixed, d_heads, self._scores, ops, space,
             fresh.weights if fresh else None,
         )  # fmt: skip
+        if batch.layout and (prefix := self._prefix(batch)):
+            prefix.take_gradients(self._layer, d_heads.k, d_heads.v, batch.layout)
         normed = fresh.normed if fresh else self._normed(x, batch, space)
         d_normed, gradients = space.get("d_normed", *x.shape), zip("qkv", d_heads, strict=True)
         for number, (name, sizes) in enumerate(self._into.items()):
@@ -107,6 +112,11 @@ class SelfAttention:
             projections.backward(name, normed, kept.xA, dy, batch, space, None if is_last else d_normed, add=number > 0)
         if not is_last:
             ops.rms_norm_backward(x, self._before, self._eps, d_normed, gradient)
+
+    @staticmethod
+    def _prefix(batch: Batch) -> Prefix | None:
+        virtual = batch.lora.virtual if batch.lora else None
+        return virtual if isinstance(virtual, Prefix) else None
 
     def _normed(self, x: Tensor, batch: Batch, space: Workspace) -> Tensor:
         normed = self._projections.input(next(iter(self._into)), space, batch)

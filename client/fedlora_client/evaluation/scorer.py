@@ -17,7 +17,7 @@ from fedlora_client.data.windows import Windows
 from fedlora_client.decoder.decoder import Decoder
 from fedlora_client.evaluation.ends import Ends
 from fedlora_client.model import Model
-from fedlora_client.training.measuring import Scored, scored_with
+from fedlora_client.training.measuring import Scored, length_with, scored_with
 
 _ROWS = 4096  # tokens that are read at a time where answers are generated
 
@@ -52,7 +52,7 @@ class TorchScorer:
         return self._shape
 
     def scored(self, windows: Windows) -> Scored:
-        micro_batch, memory_plan = self._model.cut_measurement(windows.inputs.shape[1], frugal=self._frugal)
+        micro_batch, memory_plan = self._model.cut_measurement(length_with(self._lora, windows), frugal=self._frugal)
         return scored_with(self._model, self._lora, windows, self._model.workspace(), micro_batch, memory_plan)
 
     def continued(self, prompts: Sequence[Sequence[int]], most: int, ends: Ends) -> list[list[int]]:

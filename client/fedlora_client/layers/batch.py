@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedlora_client.layers.lora import LoraTensors
+from fedlora_client.layers.virtual_tokens import Layout
 from fedlora_client.ops.ops import Rope
 
 # S sequences, T tokens of each, N = S T rows, I in features
@@ -28,6 +29,7 @@ class Batch:
     ropes: Sequence[Rope]  # of each layer
     lora: LoraTensors | None
     dropout: Dropout
+    layout: Layout | None = None  # of virtual tokens, which then are among the T
 
     @property
     def shape(self) -> tuple[int, int]:

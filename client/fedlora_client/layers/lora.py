@@ -16,10 +16,12 @@ import torch
 from fedlora.family import ModelShape
 from fedlora.lora.adapter import Adapter, Extras, LoraPair
 from fedlora.lora.kinds import dora, heads_in, ia3, own_in, vera
+from fedlora.lora.kinds.virtual import WORD as VIRTUAL
 from fedlora.wire.task import FactorSet
 from torch import Tensor
 
 from fedlora_client.layers.scale import Magnitude, ModuleScale, ScaleOfModule
+from fedlora_client.layers.virtual_tokens import Virtual, virtual_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,7 @@ class LoraTensors:
     ) -> None:  # fmt: skip
         """Of A and B those in `trains` train, and the extra tensors do, which the adapters of a stack have in one shape.
 
-        `frozen`, an adapter of the same modules, goes with one adapter only; VeRA's is made for a `model`.
+        `frozen`, an adapter of the same modules, goes with one adapter only; VeRA's and a prefix are made for a `model`.
         """
         self.configs = tuple(adapter.config for adapter in adapters)
         self._ranks = [{name: pair.rank for name, pair in adapter.pairs.items()} for adapter in adapters]
@@ -184,6 +186,9 @@ class LoraTensors:
         self.extras = self._made_extras("head", [heads_in(adapter) for adapter in adapters], device)  # of a head
         self.own = self._made_extras("own", [own_in(adapter) for adapter in adapters], device)  # of the adapter's kind
         self.scales = _scales_of(self.own)
+        self.virtual: Virtual | None = None  # tokens before each text
+        if model is not None and (tensor := self.own.get(VIRTUAL)):
+            self.virtual = virtual_of(tensor.values[0], tensor.gradients[0], self.configs[0].method, model)
         if model is not None:
             self.modules |= _shared_of(adapters[0], self.own, model, device)
         assert len(adapters) == 1 or (frozen is None and not self.own)

@@ -18,6 +18,7 @@ from fedlora_client.data.by_length import parts_by_length
 from fedlora_client.data.windows import Windows, parts
 from fedlora_client.layers.lora import LoraTensors
 from fedlora_client.layers.step_plan import MemoryPlan
+from fedlora_client.layers.virtual_tokens import longest
 from fedlora_client.model import Model
 from fedlora_client.ops.workspace import Workspace
 from fedlora_client.training.wanted import check_wanted
@@ -66,8 +67,13 @@ def measure(
 ) -> Measured:
     """`evaluate`, with what the labels of the windows' texts tell."""
     lora = None if adapter is None else model.lora(adapter, frozen=frozen)
-    micro_batch, memory_plan = model.cut_measurement(windows.inputs.shape[1], frugal=bool(memory_mb))
+    micro_batch, memory_plan = model.cut_measurement(length_with(lora, windows), frugal=bool(memory_mb))
     return measured_with(model, lora, windows, model.workspace(), micro_batch, memory_plan)
+
+
+def length_with(lora: LoraTensors | None, windows: Windows) -> int:
+    """The most tokens of a window, virtual ones among them."""
+    return longest(windows, lora.virtual.count if lora is not None and lora.virtual else 0)
 
 
 def measured_with(

@@ -23,7 +23,7 @@ def train_stack(
     generators: Sequence[np.random.Generator],
 ) -> list[TrainResult]:
     """What `train` gives for each adapter, in one pass through the base for all: a lever for a GPU."""
-    plan = plan_training(model, adapters, config)
+    plan = plan_training(model, adapters, config, windows=windows)
     training = Training(model, adapters, windows, config, generators, plan, Span(0, config.steps))
     steps = [training.run_step() for _ in range(config.steps)]
     return [

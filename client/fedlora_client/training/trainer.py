@@ -91,7 +91,8 @@ def train(
     never stopped; the state is removed at the end. Raises DataError where the loss is not finite, ConfigError where
     memory does not suffice or the state is another training's.
     """
-    plan = plan_training(model, [adapter], config, trains, frozen)
+    measured = [evaluation.windows] if evaluation else []
+    plan = plan_training(model, [adapter], config, trains, frozen, [windows, *measured])
     span = span or Span(0, config.steps)
     identity = identity_of(model, adapter, windows, config, generator, span, trains, frozen) if saving else ""
     if saving and saving.file.exists():

@@ -32,6 +32,11 @@ def write_merged(base: BasePack, adapter: Adapter, directory: Path, *, scale_rul
     """
     heads, kind = extra_shapes(base.model.head_parts(), base.model), kind_of(adapter)
     check_adapter_fits(adapter, base.model, heads, "the adapter to merge")
+    if kind.is_virtual:
+        raise AdapterError(
+            f"the adapter to merge is of {kind.title}, tokens before the text, which no weight can hold; leave "
+            "--merge out, or train with lora.method = lora"
+        )
     touched = set(adapted_modules(adapter))
     plans = [
         TensorPlan(name=name, dtype=cast(Dtype, dtype), shape=shape)

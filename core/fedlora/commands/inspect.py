@@ -144,9 +144,10 @@ def _adapter_facts(adapter: Adapter) -> Facts:
         "method": kind.title,
         **({"rank": ", ".join(map(str, ranks))} if "rank" in kind.keys else {}),
         **({"alpha": alpha} if "alpha" in kind.keys else {}),
-        "targets": ", ".join(config.target_modules),
+        **({"virtual tokens": config.num_virtual_tokens} if kind.is_virtual else {}),
+        **({"targets": ", ".join(config.target_modules)} if "target_modules" in kind.keys else {}),
         **({"layers": ", ".join(map(str, config.layers))} if config.layers else {}),
-        "modules": len(adapted_modules(adapter)),
+        **({} if kind.is_virtual else {"modules": len(adapted_modules(adapter))}),
         "parameters": f"{adapter.size_bytes // 4:,}",
     }
     if own:

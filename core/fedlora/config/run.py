@@ -21,6 +21,7 @@ import numpy as np
 
 from fedlora.base.heads import initial_extras
 from fedlora.base.pack import EMBEDDED, BasePack
+from fedlora.base.prompt_start import embeddings_of
 from fedlora.base.quantize import dequantize
 from fedlora.config.hub_source import PREFIX, is_hub, is_local
 from fedlora.config.leading import AggregationConfig, ServerConfig
@@ -30,6 +31,7 @@ from fedlora.errors import ConfigError
 from fedlora.files.documents import flattened, read_toml
 from fedlora.lora.adapter import Adapter, with_extras
 from fedlora.lora.kinds import BY_NAME, new_adapter
+from fedlora.lora.kinds.virtual import WORD
 from fedlora.nearest import unknown_key
 
 __all__ = [
@@ -89,8 +91,16 @@ class RunConfig:
             raise ConfigError(
                 f"lora.init = {self.lora.init} is for one device alone, with fedlora train; a run of several takes default"
             )
+        if self.lora.prompt_tuning_init == "TEXT":
+            raise ConfigError(
+                "lora.prompt_tuning_init = TEXT is for one device alone, with fedlora train: a server has no tokenizer; a "
+                "run of several takes SAMPLE_VOCAB or RANDOM"
+            )
         config, generator = self.lora.lora(base.model.linear_modules()), np.random.default_rng([self.seed, 0])
         adapter = new_adapter(config, base.model, lambda module: dequantize(base.matrix(module)), generator)
+        if self.lora.method == "prompt" and self.lora.prompt_tuning_init == "SAMPLE_VOCAB":
+            tokens = generator.integers(0, base.shape.vocab_size, config.num_virtual_tokens)
+            adapter = with_extras(adapter, {WORD: embeddings_of(base, tokens)})
         return with_extras(adapter, {**adapter.extras, **initial_extras(self.lora.modules_to_save, base)})
 
     def flat(self) -> dict[str, Scalar]:

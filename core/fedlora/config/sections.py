@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TypeVar
 
+from fedlora.base.prompt_start import PROMPT_INITS
 from fedlora.base.starts import INITS
 from fedlora.config.hub_source import hub_source, is_hub
 from fedlora.config.partition import PartitionConfig
@@ -135,6 +136,10 @@ class LoraSection:
     # Where A and B begin: default (A random, B zero), or pissa or olora, from the base's weights: `base/starts.py`. On one
     # device alone (`fedlora train`).
     init: str = "default"
+    num_virtual_tokens: int = 20  # of prompt and prefix, beside the tokens of train.sequence_length
+    # Where a prompt begins, by PEFT's names: SAMPLE_VOCAB, RANDOM or, on one device alone, TEXT (the next key).
+    prompt_tuning_init: str = "SAMPLE_VOCAB"
+    prompt_tuning_init_text: str = ""
 
     def __post_init__(self) -> None:
         require(self.method in KINDS, f"lora.method must be one of {', '.join(KINDS)}", self.method)
@@ -147,6 +152,16 @@ class LoraSection:
             )
         require(self.init in INITS, f"lora.init must be one of {', '.join(INITS)}", self.init)
         self._config(*self._patterns())
+        require(
+            self.prompt_tuning_init in PROMPT_INITS,
+            f"lora.prompt_tuning_init must be one of {', '.join(PROMPT_INITS)}",
+            self.prompt_tuning_init,
+        )
+        require(
+            (self.prompt_tuning_init == "TEXT") == bool(self.prompt_tuning_init_text),
+            "lora.prompt_tuning_init = TEXT and lora.prompt_tuning_init_text go together",
+            self.prompt_tuning_init_text or self.prompt_tuning_init,
+        )
         check_entries(self.layers, "lora.layers")
         known = (HEAD, *HEAD_PARTS, "pre_classifier")
         require(
@@ -174,6 +189,7 @@ class LoraSection:
         return LoraConfig(
             method=self.method, rank=self.rank, alpha=self.alpha, use_rslora=self.use_rslora,
             target_modules=self.target_modules, rank_pattern=ranks, alpha_pattern=alphas,
+            num_virtual_tokens=self.num_virtual_tokens,
         )  # fmt: skip
 
 

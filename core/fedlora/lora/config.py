@@ -13,9 +13,17 @@ from fedlora.lora.layers import layer_of, layers_of
 
 WHOLE_HEAD = "auto"  # as what trains whole beside an adapter: an encoder's head, and nothing of a decoder
 ALL_LINEAR = "all-linear"  # as a run's only target module: every linear module of the base's blocks
-KINDS = ("lora", "ia3", "dora", "vera")  # what an adapter may add to the frozen base: a file each in `kinds`
+KINDS = (
+    "lora",
+    "ia3",
+    "dora",
+    "vera",
+    "prompt",
+    "prefix",
+)  # what an adapter may add to the frozen base: a file each in `kinds`
 MAX_RANK = 4096
 MAX_ALPHA = 1e6
+MAX_VIRTUAL_TOKENS = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +44,7 @@ class LoraConfig:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     projection_prng_key: int = 0  # of vera: the number that A and B are made from
+    num_virtual_tokens: int = 20  # of prompt and prefix: tokens that no text has, before each text
 
     def __post_init__(self) -> None:
         if self.method not in KINDS:
@@ -50,6 +59,10 @@ class LoraConfig:
                 )
         if type(self.projection_prng_key) is not int or not 0 <= self.projection_prng_key < 1 << 63:
             raise ConfigError(f"projection_prng_key must be an integer from 0, got {self.projection_prng_key!r:.40}")
+        if type(self.num_virtual_tokens) is not int or not 1 <= self.num_virtual_tokens <= MAX_VIRTUAL_TOKENS:
+            raise ConfigError(
+                f"num_virtual_tokens must be an integer from 1 to {MAX_VIRTUAL_TOKENS}, got {self.num_virtual_tokens!r:.40}"
+            )
         if type(self.use_rslora) is not bool:
             raise ConfigError(f"use_rslora must be true or false, got {self.use_rslora!r}")
         if type(self.target_modules) is not tuple or any(type(name) is not str for name in self.target_modules):

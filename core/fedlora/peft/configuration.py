@@ -74,9 +74,10 @@ def kind_in(config: Mapping[str, Any]) -> Kind:
 def check_plain(kind: Kind, path: Path) -> None:
     """Raise AdapterError where an adapter is of another kind than LoRA, for those who cannot compute with it."""
     if kind.name != "lora":
+        merge = "" if kind.is_virtual else "merge it into its base (fedlora export BASE --merge ADAPTER -o DIR), or "
         raise AdapterError(
-            f"{path}: {kind.peft_mark}: {kind.title} is trained and evaluated in torch, and this takes plain LoRA; merge "
-            "it into its base (fedlora export BASE --merge ADAPTER -o DIR), or train with lora.method = lora"
+            f"{path}: {kind.peft_mark}: {kind.title} is trained and evaluated in torch, and this takes plain LoRA; "
+            f"{merge}train with lora.method = lora"
         )
 
 
@@ -130,7 +131,7 @@ def config_to_write(
     if parts := saved_parts(saved):
         fresh["modules_to_save"] = parts
     if kind.name != "lora":
-        kept = {key: value for key, value in read.items() if key in ("peft_version", "revision")}
+        kept = {key: value for key, value in read.items() if key in ("peft_version", "revision", *kind.kept_keys)}
         return {**kept, **kind.peft_config(adapter, fresh)}
     if not read:
         return fresh

@@ -22,7 +22,7 @@ from fedlora.errors import AdapterMismatchError, TensorFileError
 from fedlora.family import EMBEDDING, HEAD
 from fedlora.files.tensor_file import as_float32
 from fedlora.lora.adapter import Adapter, with_extras
-from fedlora.lora.kinds import adapted_modules, check_adapter_fits
+from fedlora.lora.kinds import adapted_modules, check_adapter_fits, kind_of
 from fedlora.peft.configuration import check_plain, kind_in, read_config
 from fedlora.peft.directory import PeftDirectory, read_peft
 from fedlora.peft.layout import CONFIG
@@ -106,6 +106,7 @@ def check_is_for(content: PeftDirectory, base: BasePack, where: str) -> None:
     """Raise AdapterMismatchError unless every module is one of the base's, and the base the recorded one, if any."""
     check_modules(adapted_modules(content.adapter), base, where)
     check_adapter_fits(content.adapter, base.model, base.model.head_inputs(), where)
+    kind_of(content.adapter).check_config(content.config, base.model, where)
     recorded = content.base_fingerprint
     if recorded not in (None, base.fingerprint):
         raise AdapterMismatchError(

@@ -91,7 +91,7 @@ def told_apart(file: TensorFile, saved_names: Sequence[str], kind: Kind = _PLAIN
         match = _FACTOR.fullmatch(name)
         if name in kind.shared:
             continue
-        if _own_word(name) in kind.words and name.startswith(PREFIX):
+        if kind.is_own(name, PREFIX):
             extras.append(name)
         elif match and kind.has_factors and not set(_WRAPPERS) & set(match["module"].split(".")):
             of_module = factors.setdefault(match["module"], {})
@@ -154,11 +154,6 @@ def stored_in(file: TensorFile, name: str) -> Stored:
 def model_tensor(name: str) -> str:
     """What the model itself calls the tensor that an adapter has beside A and B: `lm_head.weight`."""
     return ".".join(part for part in name.removeprefix(PREFIX).split(".") if part not in _WRAPPERS)
-
-
-def _own_word(name: str) -> str:
-    """The word of a kind in the name of one of its own tensors, MODULE.WORD."""
-    return name.rpartition(".")[2]
 
 
 def _check_names(path: Path, names: Collection[str], kind: Kind) -> None:

@@ -19,6 +19,7 @@ from fedlora.errors import AdapterError, ConfigError, UpdateError
 from fedlora.files.json_text import parse_json
 from fedlora.lora.adapter import MAX_EXTRAS, Adapter, LoraPair, with_extras
 from fedlora.lora.config import LoraConfig
+from fedlora.lora.kinds import BY_NAME
 from fedlora.wire.codec import CODECS
 from fedlora.wire.task import FACTOR_SETS, FactorSet, Task
 
@@ -209,6 +210,8 @@ def config_values(config: LoraConfig) -> dict[str, Any]:
         del plain["method"]
     if config.method != "vera":
         del plain["projection_prng_key"]
+    if not BY_NAME[config.method].is_virtual:
+        del plain["num_virtual_tokens"]
     return {name: dict(value) if isinstance(value, Mapping) else value for name, value in plain.items()}
 
 

@@ -12,19 +12,24 @@ import peft
 import pytest
 import torch
 from click.testing import CliRunner
+from fedlora.base.merging import write_merged
 from fedlora.base.pack import BasePack
 from fedlora.cli import commands
+from fedlora.config.run import LoraSection, RunConfig
 from fedlora.errors import AdapterError, AdapterMismatchError
 from fedlora.lora.config import KINDS as NAMES
 from fedlora.lora.kinds import BY_NAME, own_in
 from fedlora.lora.kinds.vera import projections_of
+from fedlora.lora.kinds.virtual import VirtualTokens
 from fedlora.peft.directory import CONFIG, WEIGHTS, PeftDirectory, read_peft, write_peft
 from fedlora.peft.for_base import adapter_of, whole_adapter_of
 from fedlora.peft.mapped import open_mapped
+from fedlora_client.data.prompt_text import with_prompt_of
 from safetensors.torch import load_file, save_file
 
 from tests.reference.oracles import oracle, pefts_own_warnings
 from tests.tiny.encoders import encoder_pack
+from tests.tiny.families import family_pack
 from tests.tiny.kinds import KINDS, adapter_of_kind, section_of
 
 TARGETS = ["k_proj", "down_proj"]
@@ -32,6 +37,8 @@ PEFTS: dict[str, peft.PeftConfig] = {
     "dora": peft.LoraConfig(target_modules=TARGETS, r=3, lora_alpha=5, use_dora=True),
     "vera": peft.VeraConfig(target_modules=TARGETS, r=6, projection_prng_key=7),
     "ia3": peft.IA3Config(target_modules=[*TARGETS, "up_proj"], feedforward_modules=["down_proj", "up_proj"]),
+    "prompt": peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
+    "prefix": peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5),
 }
 UP = "model.layers.0.mlp.up_proj"
 
@@ -90,7 +97,8 @@ def test_an_adapter_for_a_base_of_another_size_is_refused_by_the_tensor(
         whole_adapter_of(written(base, tmp_path / "a", kind), encoder_pack("bert"))
     tensors = load_file(tmp_path / "a" / WEIGHTS)
     name = next(name for name in tensors if name.endswith(BY_NAME[kind].words))
-    save_file({**tensors, name: torch.cat([tensors[name]] * 3)}, tmp_path / "a" / WEIGHTS, metadata={"format": "pt"})
+    larger = torch.cat([tensors[name]] * 3, dim=1 if BY_NAME[kind].is_virtual else 0)
+    save_file({**tensors, name: larger}, tmp_path / "a" / WEIGHTS, metadata={"format": "pt"})
     with pytest.raises(AdapterMismatchError, match=r"the base takes \[") as caught:
         whole_adapter_of(tmp_path / "a", base)
     assert name.removeprefix("base_model.model.") in str(caught.value)
@@ -156,6 +164,63 @@ def test_of_a_type_that_is_not_known_it_is_told_whether_peft_makes_lora_of_it(
     (place / CONFIG).write_text(json.dumps({"peft_type": peft_type}))
     with pytest.raises(AdapterError, match=remedy):
         read_peft(place, any_kind=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value", "told"),
+    [
+        ("prompt", "token_dim", 48, "its token_dim is 48, the base's is 64"),
+        ("prefix", "num_layers", 1, "its num_layers is 1, the base's is 2"),
+        ("prefix", "num_attention_heads", 2, "its num_attention_heads is 2, the base's is 4"),
+        ("prefix", "num_virtual_tokens", 9, "num_virtual_tokens is 9, and prompt_embeddings has 5 rows"),
+        ("prompt", "num_transformer_submodules", 2, "num_transformer_submodules is 2; expected 1"),
+    ],
+)
+def test_virtual_tokens_for_other_sizes_are_refused_by_what_pefts_configuration_says(
+    base: BasePack, tmp_path: Path, kind: str, key: str, value: int, told: str
+) -> None:
+    saved_by_peft(base, tmp_path / "a", PEFTS[kind])
+    config = json.loads((tmp_path / "a" / CONFIG).read_text())
+    assert all(config[key] == mine for key, mine in sizes_of(kind, base).items())
+    (tmp_path / "a" / CONFIG).write_text(json.dumps({**config, key: value}))
+    with pytest.raises(AdapterError, match=told):
+        whole_adapter_of(tmp_path / "a", base)
+
+
+def sizes_of(kind: str, base: BasePack) -> dict[str, int]:
+    found = BY_NAME[kind]
+    assert isinstance(found, VirtualTokens)
+    return found.peft_sizes(base.shape)
+
+
+@pytest.mark.parametrize(("text", "count"), [("to be", 3), ("b", 5)])
+def test_a_prompt_begins_with_the_embeddings_of_a_text_as_pefts(base: BasePack, text: str, count: int) -> None:
+    """The text is cut where it has more tokens, and begins again where it has fewer."""
+    section = LoraSection(method="prompt", num_virtual_tokens=count)
+    first = RunConfig(base=str(base.directory), lora=section).first_adapter(base)
+    theirs = peft.PromptTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=count, prompt_tuning_init="TEXT", prompt_tuning_init_text=text,
+        tokenizer_name_or_path=str(base.directory),
+    )  # fmt: skip
+    with pefts_own_warnings():
+        model = peft.get_peft_model(oracle(base), theirs)
+    wanted = model.prompt_encoder["default"].embedding.weight.detach().numpy()
+    assert np.array_equal(with_prompt_of(first, text, base).extras["prompt_embeddings"], wanted)
+
+
+def test_a_prompt_of_gemma_begins_with_embeddings_as_its_first_block_reads_them() -> None:
+    base = family_pack("gemma2")
+    first = RunConfig(base=str(base.directory), lora=LoraSection(method="prompt")).first_adapter(base)
+    read = oracle(base).get_input_embeddings()(torch.arange(base.shape.vocab_size)).detach()
+    begun = torch.from_numpy(first.extras["prompt_embeddings"].copy())
+    assert begun.shape == (20, base.shape.hidden_size)
+    assert (begun[:, None] - read).abs().amax(2).amin(1).max() < 1e-5
+
+
+def test_virtual_tokens_are_not_merged(base: BasePack, tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="tokens before the text, which no weight can hold; leave --merge out"):
+        write_merged(base, adapter_of_kind("prefix", base), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_ia3_on_a_layer_or_modules_of_its_own_is_read_by_peft_as_it_is(base: BasePack, tmp_path: Path) -> None:

@@ -15,11 +15,15 @@ from fedlora.lora.kinds.dora import Dora
 from fedlora.lora.kinds.ia3 import Ia3
 from fedlora.lora.kinds.kind import Kind, Shape, Weight, heads_of, modules_in, own_tensors
 from fedlora.lora.kinds.lora import Lora
+from fedlora.lora.kinds.prefix import Prefix
+from fedlora.lora.kinds.prompt import Prompt
 from fedlora.lora.kinds.vera import Vera
 
 __all__ = ["BY_NAME", "Kind", "adapted_modules", "check_adapter_fits", "heads_in", "kind_of", "new_adapter", "own_in"]
 
-BY_NAME: Mapping[str, Kind] = MappingProxyType({kind.name: kind for kind in (Lora(), Ia3(), Dora(), Vera())})
+BY_NAME: Mapping[str, Kind] = MappingProxyType(
+    {kind.name: kind for kind in (Lora(), Ia3(), Dora(), Vera(), Prompt(), Prefix())}
+)
 
 
 def kind_of(adapter: Adapter | LoraConfig) -> Kind:
@@ -43,12 +47,12 @@ def adapted_modules(adapter: Adapter) -> list[str]:
 
 
 def new_adapter(config: LoraConfig, model: ModelShape, weight: Weight, generator: np.random.Generator) -> Adapter:
-    """A new adapter that changes nothing, without a head."""
+    """A new adapter, without a head; of most kinds it changes nothing yet."""
     kind = kind_of(config)
     if not kind.has_factors:
-        return Adapter(config, {}, extras=kind.initial(config, model, weight))
+        return Adapter(config, {}, extras=kind.initial(config, model, weight, generator))
     plain = initial_adapter(config, model.linear_modules(), generator)
-    return Adapter(config, plain.pairs, extras=kind.initial(config, model, weight))
+    return Adapter(config, plain.pairs, extras=kind.initial(config, model, weight, generator))
 
 
 def check_adapter_fits(adapter: Adapter, model: ModelShape, heads: Mapping[str, Shape], where: str) -> None:

@@ -48,7 +48,7 @@ class Dora(Kind):
         modules = model.linear_modules()
         return {f"{module}.{WORD}": (modules[module][0],) for module in config.targets(modules)}
 
-    def initial(self, config: LoraConfig, model: ModelShape, weight: Weight) -> Extras:
+    def initial(self, config: LoraConfig, model: ModelShape, weight: Weight, generator: np.random.Generator) -> Extras:
         targets = config.targets(model.linear_modules())
         return {f"{module}.{WORD}": lengths_of_rows(weight(module)) for module in targets}
 

@@ -55,7 +55,7 @@ class Ia3(Kind):
             for module in config.targets(modules)
         }
 
-    def initial(self, config: LoraConfig, model: ModelShape, weight: Weight) -> Extras:
+    def initial(self, config: LoraConfig, model: ModelShape, weight: Weight, generator: np.random.Generator) -> Extras:
         return {name: np.ones(shape, np.float32) for name, shape in self.shapes(config, model).items()}
 
     def check(self, adapter: Adapter, model: ModelShape, where: str) -> None:

@@ -35,12 +35,14 @@ class Kind(ABC):
     has_factors: ClassVar[bool] = False  # A and B, which methods of aggregation see
     is_lora: ClassVar[bool] = False  # `as_lora` makes plain LoRA of it
     scales: ClassVar[bool] = False  # a vector scales what a module gives, or its input
+    is_virtual: ClassVar[bool] = False  # it is tokens before the text, and no change of a weight
     keys: ClassVar[frozenset[str]]  # of the section `lora`, those that it uses
     takes_dropout: ClassVar[bool] = False  # train.dropout
     mean: ClassVar[str]  # what a weighted mean of it means
     mean_is_exact: ClassVar[bool]  # the mean of the tensors is the mean of what they do: robust rules may compare them
     peft_type: ClassVar[str]  # in adapter_config.json
     peft_mark: ClassVar[str]  # what in it says so
+    kept_keys: ClassVar[tuple[str, ...]] = ()  # of a PEFT configuration that was read, beside who wrote it
     shared: ClassVar[tuple[str, ...]] = ()  # tensors of PEFT's file that are made again, and not kept
 
     def default_targets(self, modules: Iterable[str]) -> tuple[str, ...]:
@@ -52,8 +54,8 @@ class Kind(ABC):
         """{name: shape} of the own tensors of an adapter of this configuration. Raises ConfigError."""
 
     @abstractmethod
-    def initial(self, config: LoraConfig, model: ModelShape, weight: Weight) -> Extras:
-        """The own tensors of a new adapter, which changes nothing."""
+    def initial(self, config: LoraConfig, model: ModelShape, weight: Weight, generator: np.random.Generator) -> Extras:
+        """The own tensors of a new adapter, which changes nothing, unless its file says otherwise."""
 
     @abstractmethod
     def check(self, adapter: Adapter, model: ModelShape, where: str) -> None:
@@ -93,6 +95,10 @@ class Kind(ABC):
         """What PEFT's file calls an own tensor; `prefix` is what it puts before a module's name."""
         return prefix + tensor
 
+    def is_own(self, stored: str, prefix: str) -> bool:
+        """Whether a tensor of PEFT's file, by its name there, is an own tensor."""
+        return word_of(stored) in self.words and stored.startswith(prefix)
+
     def reads(self, peft_config: Mapping[str, Any]) -> bool:
         """Whether a configuration is of this kind."""
         return bool(peft_config.get("peft_type") == self.peft_type)
@@ -103,6 +109,11 @@ class Kind(ABC):
         Not asked of kinds with factors, which have PEFT's configuration of LoRA.
         """
         raise NotImplementedError
+
+    def check_config(  # noqa: B027 (most say nothing of the base's sizes)
+        self, peft_config: Mapping[str, Any], model: ModelShape, where: str
+    ) -> None:
+        """Raise AdapterMismatchError where a configuration that was read says that it is for a base of another size."""
 
     def check_shared(  # noqa: B027 (most share nothing)
         self, config: LoraConfig, shared: Mapping[str, NDArray[np.float32]]
@@ -135,8 +146,8 @@ def modules_in(adapter: Adapter, kind: Kind) -> list[str]:
 
 
 def modules_of(own: Iterable[str]) -> list[str]:
-    """The modules that own tensors belong to, each once, in their order."""
-    return list(dict.fromkeys(tensor.rpartition(".")[0] for tensor in own))
+    """The modules that own tensors belong to, each once, in their order; virtual tokens belong to none."""
+    return list(dict.fromkeys(tensor.rpartition(".")[0] for tensor in own if "." in tensor))
 
 
 def check_module(tensor: str, model: ModelShape, where: str) -> tuple[int, int]:

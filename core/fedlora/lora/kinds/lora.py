@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from fedlora.family import ModelShape
 from fedlora.lora.adapter import Adapter, Extras
 from fedlora.lora.config import LoraConfig
@@ -31,7 +33,7 @@ class Lora(Kind):
     def shapes(self, config: LoraConfig, model: ModelShape) -> dict[str, Shape]:
         return {}
 
-    def initial(self, config: LoraConfig, model: ModelShape, weight: Weight) -> Extras:
+    def initial(self, config: LoraConfig, model: ModelShape, weight: Weight, generator: np.random.Generator) -> Extras:
         return {}
 
     def check(self, adapter: Adapter, model: ModelShape, where: str) -> None:

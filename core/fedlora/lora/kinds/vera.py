@@ -48,7 +48,7 @@ class Vera(Kind):
             shapes |= {f"{module}.{B}": (modules[module][0],), f"{module}.{D}": (config.rank,)}
         return shapes
 
-    def initial(self, config: LoraConfig, model: ModelShape, weight: Weight) -> Extras:
+    def initial(self, config: LoraConfig, model: ModelShape, weight: Weight, generator: np.random.Generator) -> Extras:
         shapes = self.shapes(config, model)
         return {n: np.full(shape, _BEGINS if n.endswith(D) else 0, np.float32) for n, shape in shapes.items()}
 
