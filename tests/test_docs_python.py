@@ -26,6 +26,7 @@ def test_the_blocks_import_only_from_the_faces_of_the_packages() -> None:
         assert [alias.name for alias in node.names if alias.name not in public] == [], f"not a name of {package}"
 
 
+@pytest.mark.slow
 def test_the_blocks_run_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ENVIRONMENT, "MPLBACKEND", "agg")
     write_beginning(tmp_path / "notes.txt")

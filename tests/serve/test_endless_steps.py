@@ -76,7 +76,9 @@ def test_a_service_whose_step_does_not_end_says_so_and_goes_on(
         assert process.stop()[0] == 0
 
 
-@pytest.mark.parametrize(("kind", "asked"), [("decoder", TEXT), ("encoder", VECTOR)])
+@pytest.mark.parametrize(
+    ("kind", "asked"), [pytest.param("decoder", TEXT, marks=pytest.mark.slow), ("encoder", VECTOR)]
+)
 def test_a_service_whose_step_does_not_stop_turns_everybody_away_and_ends_when_told(
     endless_folders: dict[str, Path], tmp_path: Path, kind: str, asked: tuple[str, dict[str, object]]
 ) -> None:
@@ -97,7 +99,9 @@ def test_a_service_whose_step_does_not_stop_turns_everybody_away_and_ends_when_t
         assert "Traceback" not in errors
 
 
-@pytest.mark.parametrize(("kind", "asked"), [("decoder", TEXT), ("encoder", VECTOR)])
+@pytest.mark.parametrize(
+    ("kind", "asked"), [("decoder", TEXT), pytest.param("encoder", VECTOR, marks=pytest.mark.slow)]
+)
 def test_a_service_in_a_step_that_does_not_end_ends_when_told(
     endless_folders: dict[str, Path], tmp_path: Path, kind: str, asked: tuple[str, dict[str, object]]
 ) -> None:

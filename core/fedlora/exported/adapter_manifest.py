@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -140,19 +140,18 @@ def _check_inputs(inputs: InputShapes, ranks: Mapping[str, int], path: Path) -> 
             )
 
 
-# `ranks` has the modules, and what is exported is plain LoRA.
-_NOT_TOLD = {"layers", "method", "projection_prng_key"}
+# Of a LoraConfig: what is exported is plain LoRA, and `ranks` has the modules of its layers.
+_TOLD = {"rank", "alpha", "use_rslora", "target_modules", "rank_pattern", "alpha_pattern"}
 
 
 def _lora(values: Mapping[str, Any], path: Path) -> LoraConfig:
-    expected = {field.name for field in fields(LoraConfig)} - _NOT_TOLD
     patterns = [values.get("rank_pattern"), values.get("alpha_pattern")]
     if (
-        values.keys() != expected
+        values.keys() != _TOLD
         or not isinstance(values["target_modules"], list)
         or not all(isinstance(pattern, dict) for pattern in patterns)
     ):
-        names = ", ".join(sorted(expected))
+        names = ", ".join(sorted(_TOLD))
         raise AdapterError(f"{path}: lora must have {names}, got {values!r:.200}; export the adapter again")
     try:
         return LoraConfig(**{**values, "target_modules": tuple(values["target_modules"])})

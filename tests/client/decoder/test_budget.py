@@ -236,6 +236,7 @@ def peak_within_budget(
 needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
 
 
+@pytest.mark.slow
 @needs_proc
 def test_a_process_stays_within_every_budget_from_the_least_to_plenty(large: BasePack) -> None:
     plans = [peak_within_budget(large, "float32", "on", beyond=beyond) for beyond in (0, 10, 500)]

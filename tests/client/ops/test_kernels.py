@@ -191,6 +191,7 @@ print(built_library().name, *(instruction_flags(instruction_set()) or ("baseline
 """
 
 
+@pytest.mark.slow
 def test_a_lowered_instruction_set_gives_other_kernels_that_are_right_too() -> None:
     wanted = {"avx2": "-march=x86-64-v3", "default": "baseline"}
     running = {name: python(CHECK, ATEN_CPU_CAPABILITY=name) for name in wanted}

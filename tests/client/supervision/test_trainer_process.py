@@ -112,6 +112,7 @@ def test_a_trainer_that_is_killed_goes_on_where_it_was_and_the_courier_waits(
 COURIER = "import pickle, sys; from fedlora_client.courier.courier import ask; ask(*pickle.load(sys.stdin.buffer))"
 
 
+@pytest.mark.slow
 def test_a_courier_that_is_killed_ends_the_training_which_goes_on_when_it_is_asked_for_again(
     device: DeviceConfig, base: BasePack, undisturbed: bytes
 ) -> None:

@@ -273,7 +273,11 @@ SPOILED: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "targets that are a number": (_config(target_modules=5), "", "target_modules must be names"),
     "LoRA on parameters": (_config(target_parameters=["experts.up"]), CONFIG, "target_parameters is set; LoRA on"),
     "LoHa": (_config(peft_type="LOHA"), CONFIG, "peft_type is 'LOHA', which is not supported; expected LORA, IA3"),
-    "a prefix": (_config(peft_type="PREFIX_TUNING"), CONFIG, "peft_type is 'PREFIX_TUNING', which is not supported"),
+    "a prefix": (
+        _config(peft_type="PREFIX_TUNING"),
+        CONFIG,
+        "prefix tuning is trained and evaluated in torch, and this takes plain",
+    ),
     "a pattern of text": (_config(rank_pattern={"up_proj": "4"}), "", "a rank must be an integer"),
     "a pattern that is a list": (_config(rank_pattern=["up_proj"]), "", "rank_pattern"),
     "modules_to_save that is a number": (_config(modules_to_save=5), "", "modules_to_save"),
