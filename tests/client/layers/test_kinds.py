@@ -21,6 +21,7 @@ from fedlora_client.decoder.decoder import Decoder
 from fedlora_client.encoder.encoder import Encoder
 from fedlora_client.layers.step_plan import MemoryPlan
 from fedlora_client.ops.compute import Compute
+from fedlora_client.training.adamw import AdamW
 from torch import Tensor
 
 from tests.reference.dense import random_problem
@@ -61,6 +62,13 @@ def own_gradients(lora: Any) -> dict[str, Tensor]:
     return found
 
 
+def add_gradients(decoder: Decoder, problem: Any, lora: Any, plan: MemoryPlan | None = None) -> Tensor:
+    """The losses; the gradients of this problem alone are left in `lora`."""
+    for flat in lora.flats.values():
+        flat.gradient.zero_()
+    return decoder.add_gradients(*problem, lora, decoder.workspace(), plan or MemoryPlan())
+
+
 def check_gradients(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     assert mine.keys() == theirs.keys()
     for name, gradient in theirs.items():
@@ -80,11 +88,26 @@ def test_scores_and_gradients_of_a_decoder_are_pefts(kind: str, family: str, com
     lora = decoder.lora(adapter)
     assert torch.allclose(decoder.logits(problem.tokens, lora), logits, atol=2e-5, rtol=1e-4)
     for plan in (MemoryPlan(), MemoryPlan(kept_blocks=1)):
-        for own in lora.flats.values():
-            own.gradient.zero_()
-        losses = decoder.add_gradients(*problem, lora, decoder.workspace(), plan)
+        losses = add_gradients(decoder, problem, lora, plan)
         assert torch.allclose(losses.flatten(), flat, atol=2e-5)
         check_gradients(own_gradients(lora), gradients_of(model))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_after_some_steps_nothing_of_an_earlier_adapter_is_left(kind: str, base: BasePack, compute: Compute) -> None:
+    decoder, problem = Decoder(base, compute), random_problem(base, 2, 9, ends=0)
+    lora = decoder.lora(adapter_of_kind(kind, base))
+    optimizers = [AdamW(flat.value, flat.gradient, 0.01) for flat in lora.flats.values()]
+    for number in (1, 2, 3):
+        add_gradients(decoder, problem, lora)
+        for optimizer in optimizers:
+            optimizer.step(0.05, number)
+    fresh = decoder.lora(lora.adapter(0))
+    assert torch.allclose(decoder.logits(problem.tokens, lora), decoder.logits(problem.tokens, fresh), atol=1e-6)
+    for each in (lora, fresh):
+        add_gradients(decoder, problem, each)
+    for mine, theirs in zip(lora.flats.values(), fresh.flats.values(), strict=True):
+        assert torch.allclose(mine.gradient, theirs.gradient, atol=1e-6)
 
 
 def test_vera_as_plain_lora_computes_the_same(base: BasePack, compute: Compute, tmp_path: Path) -> None:
