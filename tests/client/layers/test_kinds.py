@@ -19,12 +19,13 @@ from fedlora.peft.for_base import adapter_of
 from fedlora_client.data.windows import IGNORED
 from fedlora_client.decoder.decoder import Decoder
 from fedlora_client.encoder.encoder import Encoder
+from fedlora_client.layers.lora import LoraTensors
 from fedlora_client.layers.step_plan import MemoryPlan
 from fedlora_client.ops.compute import Compute
 from fedlora_client.training.adamw import AdamW
 from torch import Tensor
 
-from tests.reference.dense import random_problem
+from tests.reference.dense import Problem, random_problem
 from tests.reference.oracles import oracle, pefts_own_warnings
 from tests.tiny.encoders import encoder_pack
 from tests.tiny.families import family_pack
@@ -62,7 +63,7 @@ def own_gradients(lora: Any) -> dict[str, Tensor]:
     return found
 
 
-def add_gradients(decoder: Decoder, problem: Any, lora: Any, plan: MemoryPlan | None = None) -> Tensor:
+def add_gradients(decoder: Decoder, problem: Problem, lora: LoraTensors, plan: MemoryPlan | None = None) -> Tensor:
     """The losses; the gradients of this problem alone are left in `lora`."""
     for flat in lora.flats.values():
         flat.gradient.zero_()
