@@ -19,7 +19,6 @@ from fedlora.errors import AdapterError, ConfigError, UpdateError
 from fedlora.files.json_text import parse_json
 from fedlora.lora.adapter import MAX_EXTRAS, Adapter, LoraPair, with_extras
 from fedlora.lora.config import LoraConfig
-from fedlora.lora.kinds import BY_NAME
 from fedlora.wire.codec import CODECS
 from fedlora.wire.task import FACTOR_SETS, FactorSet, Task
 
@@ -201,17 +200,17 @@ def _described(adapter: Adapter) -> dict[str, Any]:
     }
 
 
+# Keys that a device of an earlier version does not know: without them it reads all that it can compute with.
+_LATER, _UNSET = ("layers", "method", "projection_prng_key", "num_virtual_tokens"), LoraConfig()
+
+
 def config_values(config: LoraConfig) -> dict[str, Any]:
     """The configuration as plain JSON values."""
-    plain = {name: getattr(config, name) for name in LoraConfig.__dataclass_fields__}
-    if not config.layers:  # a device of an earlier version would not know the key
-        del plain["layers"]
-    if config.method == "lora":  # nor this
-        del plain["method"]
-    if config.method != "vera":
-        del plain["projection_prng_key"]
-    if not BY_NAME[config.method].is_virtual:
-        del plain["num_virtual_tokens"]
+    plain = {
+        name: getattr(config, name)
+        for name in LoraConfig.__dataclass_fields__
+        if name not in _LATER or getattr(config, name) != getattr(_UNSET, name)
+    }
     return {name: dict(value) if isinstance(value, Mapping) else value for name, value in plain.items()}
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora.errors import AdapterError, AdapterMismatchError
+from fedlora.errors import AdapterError
 from fedlora.family import ModelShape
 from fedlora.lora.adapter import Adapter, Extras
 from fedlora.lora.config import LoraConfig
@@ -53,10 +53,7 @@ class Dora(Kind):
         return {f"{module}.{WORD}": lengths_of_rows(weight(module)) for module in targets}
 
     def check(self, adapter: Adapter, model: ModelShape, where: str) -> None:
-        try:
-            self.check_whole(adapter)
-        except AdapterError as error:
-            raise AdapterMismatchError(f"{where}: {error}") from None
+        self.check_whole_at(adapter, where)
         for name, array in own_tensors(adapter, self).items():
             check_shape(name, array, (check_module(name, model, where)[:1],), where)
 

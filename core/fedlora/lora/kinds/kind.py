@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora.errors import AdapterMismatchError
+from fedlora.errors import AdapterError, AdapterMismatchError
 from fedlora.family import ModelShape
 from fedlora.lora.adapter import Adapter, Extras
 from fedlora.lora.config import LoraConfig
@@ -63,6 +63,13 @@ class Kind(ABC):
 
     def check_whole(self, adapter: Adapter) -> None:  # noqa: B027 (most are whole where they are there)
         """Raise AdapterError where tensors are missing that belong together."""
+
+    def check_whole_at(self, adapter: Adapter, where: str) -> None:
+        """The same with a place, as AdapterMismatchError."""
+        try:
+            self.check_whole(adapter)
+        except AdapterError as error:
+            raise AdapterMismatchError(f"{where}: {error}") from None
 
     def trained_rank(self, adapter: Adapter) -> int:
         """The largest rank of what is computed beside a weight; 0 where there is no product."""

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora.errors import AdapterError, AdapterMismatchError, ConfigError
+from fedlora.errors import AdapterError, ConfigError
 from fedlora.family import ModelShape
 from fedlora.lora.adapter import Adapter, Extras, LoraPair
 from fedlora.lora.config import LoraConfig
@@ -53,10 +53,7 @@ class Vera(Kind):
         return {n: np.full(shape, _BEGINS if n.endswith(D) else 0, np.float32) for n, shape in shapes.items()}
 
     def check(self, adapter: Adapter, model: ModelShape, where: str) -> None:
-        try:
-            self.check_whole(adapter)
-        except AdapterError as error:
-            raise AdapterMismatchError(f"{where}: {error}") from None
+        self.check_whole_at(adapter, where)
         for name, array in own_tensors(adapter, self).items():
             rows, _ = check_module(name, model, where)
             check_shape(name, array, [(adapter.config.rank,) if name.endswith(D) else (rows,)], where)
