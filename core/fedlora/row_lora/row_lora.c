@@ -1,4 +1,4 @@
-/* y = base + (x A) B, each row of the batch with the adapter that its number names: an operator of ONNX Runtime.
+/* y = s * (base + (x A) B) + t, each row of the batch with the adapter that its number names: an operator of ONNX Runtime.
  *
  *     base      float32 [..., O]     the outputs of M modules side by side, O = O_1 + ... + O_M; y takes its place
  *     x         float32 [..., I]     what all of them read
@@ -40,7 +40,7 @@ static void run_task(void *data, size_t task)
     if (job->y != job->base) memcpy(y, job->base + first * width, sizeof(float) * (size_t)(tokens * width));
     const Adapter *adapter = adapter_of(job->numbers[row]);
     for (int64_t i = 0; adapter && i < kernel->modules; y += kernel->sizes[i++])
-        add_update(&adapter->module[kernel->first + i], adapter->is_half, job->x + first * job->inputs, y, width, tokens);
+        update(&adapter->module[kernel->first + i], adapter->is_half, job->x + first * job->inputs, y, width, tokens);
 }
 
 static int64_t bytes_to_read(const Job *job)
@@ -51,6 +51,7 @@ static int64_t bytes_to_read(const Job *job)
         for (int64_t i = 0; adapter && i < job->kernel->modules; i++) {
             const Module *module = &adapter->module[job->kernel->first + i];
             bytes += module->rank * (module->inputs + module->outputs) * (adapter->is_half ? 2 : 4);
+            bytes += module->scale ? 2 * module->outputs * (int64_t)sizeof(float) : 0;
         }
     }
     return bytes * job->length;
