@@ -20,8 +20,10 @@ from fedlora.family import ModelShape
 from fedlora.files.at_rest import encrypts, write_bytes
 from fedlora.files.atomic import whole_file
 from fedlora.lora.adapter import Adapter
+from fedlora.peft.configuration import kind_in, read_config
 from fedlora.peft.finding import find_adapter
 from fedlora.peft.for_base import adapter_of
+from fedlora.peft.layout import CONFIG
 
 _ADAPTER_VERSION = 1
 
@@ -29,7 +31,8 @@ _ADAPTER_VERSION = 1
 def export_peft(
     directory: str | Path, output: str | Path, base: BasePack | None = None, *, profile: Profile = DEFAULT
 ) -> None:
-    """Write the LoRA adapter of a PEFT directory as `output` and its manifest, for the graph of `profile`.
+    """Write the adapter of a PEFT directory as `output` and its manifest, for the graph of `profile`: LoRA, or what is LoRA
+    to a graph, with what scales modules where it is of DoRA or IA3.
 
     Raises as `adapter_of` and `write_onnx_adapter`; ConfigError for `fast` without a base.
     """
@@ -39,7 +42,7 @@ def export_peft(
             "pass --base PACK"
         )
     directory, output = find_adapter(directory), Path(output)
-    adapter, fingerprint = adapter_of(directory, base)
+    adapter, fingerprint = adapter_of(directory, base, scaled=True)
     joined_for = base.model if base and profile == "fast" else None
     write_onnx_adapter(
         adapter,
@@ -47,6 +50,7 @@ def export_peft(
         output,
         source=directory.resolve().name,
         joined_for=joined_for,
+        method=kind_in(read_config(directory / CONFIG)).name,
         chat=adapter_chat_settings(directory),
     )
 
@@ -58,6 +62,7 @@ def write_onnx_adapter(
     *,
     source: str = "",
     chat: ChatSettings | None = None,  # how to speak with it, which the manifest keeps
+    method: str = "lora",  # the kind that it was, which the manifest keeps where it scales modules
     joined_for: ModelShape | None = None,  # the base, for its graph of profile fast; None: for that of profile compat
 ) -> None:
     """Write `adapter` as inputs of the base's graph, and PATH.json, which names the base in full.
@@ -86,6 +91,7 @@ def write_onnx_adapter(
             adapter, base_fingerprint, source, data,
             profile="compat" if joined_for is None else "fast",
             inputs={name: value.shape for name, value in values.items()},
+            method=method,
             chat=chat,
         )  # fmt: skip
         manifest.write_text(text, encoding="utf-8")

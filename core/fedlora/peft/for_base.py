@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora.base.pack import BasePack
-from fedlora.base.quantize import QuantizedMatrix, stands_for
-from fedlora.errors import AdapterMismatchError, TensorFileError
+from fedlora.base.quantize import QuantizedMatrix, dequantize, stands_for
+from fedlora.errors import AdapterError, AdapterMismatchError, TensorFileError
 from fedlora.family import EMBEDDING, HEAD
 from fedlora.files.tensor_file import as_float32
 from fedlora.lora.adapter import Adapter, with_extras
@@ -35,18 +35,21 @@ _ROUNDED = 1.01 * 2.0**-8  # the largest relative error of a value in bfloat16
 _SHOWN = 4
 
 
-def adapter_of(directory: str | Path, base: BasePack | None, *, any_kind: bool = False) -> tuple[Adapter, str]:
+def adapter_of(
+    directory: str | Path, base: BasePack | None, *, any_kind: bool = False, scaled: bool = False
+) -> tuple[Adapter, str]:
     """(the adapter of a PEFT directory as plain LoRA, the fingerprint of its base)
 
     `base` is needed where the adapter does not record its own, or has tensors beside A and B; it checks names and shapes.
-    A kind that is not LoRA and cannot become it, exactly, stays what it is with `any_kind`. Raises AdapterError for it
-    without, and for what is of no known kind, and AdapterMismatchError for what cannot be expressed by A and B, or
+    A kind that is not LoRA and cannot become it, exactly, stays what it is with `any_kind`; with `scaled` it is plain LoRA
+    and what scales modules, as exported graphs take it (`lora/output_scale.py`), where it can be. Raises AdapterError for
+    it without, and for what is of no known kind, and AdapterMismatchError for what cannot be expressed by A and B, or
     what is for another base.
     """
     where = str(directory)
     check_is_there(Path(directory))
     kind = kind_in(read_config(Path(directory) / CONFIG))
-    if not any_kind and not kind.is_lora:
+    if not any_kind and not kind.is_lora and not (scaled and kind.scales):
         check_plain(kind, Path(directory) / CONFIG)
     content = read_peft(directory, any_kind=True)
     kept = beside_of(content, base, where).replaced
@@ -60,9 +63,24 @@ def adapter_of(directory: str | Path, base: BasePack | None, *, any_kind: bool =
         return content.adapter, fingerprint
     if base is None:
         raise AdapterMismatchError(
-            f"{where}: what {kind.title} is as LoRA depends on the sizes of the base; pass --base PACK"
+            f"{where}: what a graph is given of {kind.title} depends on the base; pass --base PACK"
         )
+    if scaled and kind.scales:
+        try:
+            return scaled_of(content.adapter, base), fingerprint
+        except AdapterError as error:
+            raise AdapterError(f"{where}: {error}") from None
     return kind.as_lora(content.adapter, base.model) or content.adapter, fingerprint
+
+
+def scaled_of(adapter: Adapter, base: BasePack) -> Adapter:
+    """An adapter of a kind that scales, as exported graphs take it. Raises AdapterError."""
+    return kind_of(adapter).as_scaled(
+        adapter,
+        base.model,
+        lambda module: dequantize(base.matrix(module)),
+        lambda module: base.floats(f"{module}.bias"),
+    )
 
 
 def whole_adapter_of(directory: str | Path, base: BasePack) -> Adapter:

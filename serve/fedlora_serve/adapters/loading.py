@@ -18,6 +18,7 @@ from fedlora.data.adapter_chat import adapter_chat_settings
 from fedlora.data.chat_settings import ChatSettings
 from fedlora.errors import AdapterError, AdapterMismatchError, AdapterTooLargeError
 from fedlora.exported.adapter_file import load_adapter_file
+from fedlora.exported.graph_manifest import GraphManifest
 from fedlora.exported.inputs import digest_of, input_values
 from fedlora.exported.profiles import Profile, graph_inputs
 from fedlora.exported.sidecar import sidecar_of
@@ -48,7 +49,7 @@ class LoadedAdapter:
     source: Path
     digest: str  # of its values, however they were stored: `digest_of`
     values: AdapterValues
-    rank: int  # the largest of its modules
+    rank: int  # the largest of its modules; 0 where none has factors
     size_bytes: int
     chat: ChatSettings = NO_CHAT  # how to speak with it, where its training says so; no part of the digest
     release: ReleaseInfo | None = None  # the signed release that it comes from; None: nobody vouches for it
@@ -65,7 +66,7 @@ class LoadedAdapter:
 
 
 class AdapterLoader(Protocol):
-    """What reads an adapter: `load_adapter`."""
+    """What reads an adapter: `load_adapter`, for a graph."""
 
     def __call__(self, path: Path, base: BasePack, *, max_bytes: int, layout: LayoutDtype | None) -> LoadedAdapter: ...
 
@@ -77,8 +78,9 @@ def load_adapter(
     max_bytes: int | None = None,
     layout: LayoutDtype | None = None,  # for the graph `kernel`; None: inputs, for all others
     allow_unnamed_base: bool = False,
+    graph: GraphManifest | None = None,  # that is to take it; None: any
 ) -> LoadedAdapter:
-    """The adapter of a PEFT directory, or of a .onnx_adapter file of profile compat.
+    """The adapter of a PEFT directory, or of a .onnx_adapter file of profile compat: LoRA, and what scales modules.
 
     A PEFT directory that records no base, as PEFT's own do not, is taken where its names and shapes fit; an adapter file
     that names none only with `allow_unnamed_base`. Raises AdapterError where it is damaged or changes while it is read,
@@ -97,6 +99,8 @@ def load_adapter(
         raise AdapterError(
             f"{path}: cannot be read: {error.strerror}; expected a PEFT directory or a .onnx_adapter file"
         ) from None
+    if graph is not None:
+        graph.check_takes(adapter_inputs, str(path), base.directory)
     digest = digest_of(adapter_inputs)
     values: AdapterValues
     if layout is None:
@@ -112,14 +116,16 @@ def load_adapter(
         source=path,
         digest=digest,
         values=values,
-        rank=max(value.shape[1] for name, value in adapter_inputs.items() if name.endswith(".lora_A.weight")),
+        rank=max(
+            (value.shape[1] for name, value in adapter_inputs.items() if name.endswith(".lora_A.weight")), default=0
+        ),
         size_bytes=size_bytes,
         chat=chat if isinstance(base.model, DecoderShape) else NO_CHAT,
     )
 
 
 def _of_directory(directory: Path, base: BasePack) -> tuple[_Values, ChatSettings]:
-    adapter, _ = adapter_of(directory, base)
+    adapter, _ = adapter_of(directory, base, scaled=True)
     try:
         return input_values(adapter), adapter_chat_settings(directory)
     except AdapterError as error:
@@ -131,7 +137,7 @@ def _of_file(path: Path, base: BasePack, allow_unnamed_base: bool) -> tuple[_Val
         file = load_adapter_file(
             path,
             base_fingerprint=base.fingerprint,
-            inputs=graph_inputs(base.model, profile),
+            inputs=graph_inputs(base.model, profile, takes_scales=True),
             profile=profile,
             allow_unnamed_base=allow_unnamed_base,
         )

@@ -117,8 +117,11 @@ class NumberedAdapters:
 class CopiedAdapters:
     """For the graph `rows`, which any ONNX Runtime runs: copied when the rows change, filled up to the largest rank."""
 
-    def __init__(self, modules: Mapping[str, tuple[int, int]]) -> None:
-        self._modules = modules
+    def __init__(
+        self, modules: Mapping[str, tuple[int, int]], scales: Mapping[str, tuple[int, ...]] | None = None
+    ) -> None:
+        """`modules`: {name: (O, I)}; `scales`: {input: shape} of what the graph takes to scale modules."""
+        self._modules, self._scales = modules, scales or {}
         # Of the last rows of each kind: where prompts are read, those of the prompts and those that decode take turns.
         self._kept: OrderedDict[tuple[str, ...], Mapping[str, NDArray[np.float32]]] = OrderedDict()
 
@@ -136,7 +139,7 @@ class CopiedAdapters:
                 self._kept.popitem(last=False)
             adapter_inputs = [adapter.values if adapter else {} for adapter in adapters]
             self._kept[digests] = row_values(
-                [each for each in adapter_inputs if not isinstance(each, AdapterLayout)], self._modules
+                [each for each in adapter_inputs if not isinstance(each, AdapterLayout)], self._modules, self._scales
             )
         self._kept.move_to_end(digests)
         return self._kept[digests]
