@@ -50,7 +50,7 @@ class Metrics:
 
     def __init__(self, base_name: str, *, max_models: int = 64, max_combinations: int = 16) -> None:
         self.registry = CollectorRegistry()
-        self._max_models, self._max_combinations = max_models, max_combinations
+        self._base_name, self._max_models, self._max_combinations = base_name, max_models, max_combinations
         self._lock = threading.Lock()
         self._histograms = [
             self._histogram("time_to_first_token_seconds", "From a request to its first token.", _FIRST_TOKEN_S),
@@ -82,11 +82,10 @@ class Metrics:
         with self._lock:
             if model in self._by_model:
                 return
-            combinations = sum(JOINT in known for known in self._by_model)
-            singles = len(self._by_model) - combinations
-            if (
-                combinations < self._max_combinations if JOINT in model else singles <= self._max_models
-            ):  # beside the base
+            combinations = sum(map(self._is_joint, self._by_model))
+            singles = len(self._by_model) - combinations - 1  # beside the base
+            has_place = combinations < self._max_combinations if self._is_joint(model) else singles < self._max_models
+            if has_place:
                 self._by_model[model] = self._new_series(_label(model))
 
     def first_token(self, model: str, seconds: float) -> None:
@@ -123,7 +122,12 @@ class Metrics:
     def forget(self, model: str) -> None:
         """An adapter was unloaded: its series go, and those of its combinations; others may have theirs."""
         with self._lock:
-            for known in [each for each in self._by_model if model == each or model in each.split(JOINT)]:
+            gone = [
+                each
+                for each in self._by_model
+                if each == model or (self._is_joint(each) and model in each.split(JOINT))
+            ]
+            for known in gone:
                 del self._by_model[known]
                 label = _label(known)
                 for metric in (*self._histograms, *self._counters):
@@ -134,6 +138,10 @@ class Metrics:
     def text(self) -> bytes:
         """All of it, in Prometheus's text format."""
         return generate_latest(self.registry)
+
+    def _is_joint(self, model: str) -> bool:
+        """Whether it is several adapters; the base is called as its folder, which may have a + in its name."""
+        return JOINT in model and model != self._base_name
 
     def _series(self, model: str) -> _Series:
         """Those of a model whose answers still come after it was forgotten are the others'."""
