@@ -172,11 +172,13 @@ def weighted_sum(parts: Sequence[tuple[Mapping[str, NDArray[np.float32]], float]
     values: dict[str, NDArray[np.float32]] = {}
     for name in dict.fromkeys(name for inputs, _ in parts for name in inputs):
         own = [(inputs[name], np.float32(weight)) for inputs, weight in parts if name in inputs]
-        if is_of_factors(name):
-            is_a = name.endswith(input_names("")[0])
-            values[name] = np.concatenate([v if is_a else v * weight for v, weight in own], axis=1 if is_a else 0)
-        else:
-            values[name] = np.asarray(sum(value * weight for value, weight in own), np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # whoever computes with it tells what is not finite
+            if not is_of_factors(name):
+                values[name] = np.asarray(sum(value * weight for value, weight in own), np.float32)
+            elif name.endswith(input_names("")[0]):
+                values[name] = np.concatenate([value for value, _ in own], axis=1)
+            else:
+                values[name] = np.concatenate([value * weight for value, weight in own], axis=0)
     return values
 
 
