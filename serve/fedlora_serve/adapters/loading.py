@@ -18,7 +18,7 @@ from fedlora.data.adapter_chat import adapter_chat_settings
 from fedlora.data.chat_settings import ChatSettings
 from fedlora.errors import AdapterError, AdapterMismatchError, AdapterTooLargeError
 from fedlora.exported.adapter_file import load_adapter_file
-from fedlora.exported.inputs import digest_of, input_values
+from fedlora.exported.inputs import digest_of, input_values, weighted_sum
 from fedlora.exported.profiles import Profile, graph_inputs
 from fedlora.exported.sidecar import sidecar_of
 from fedlora.family import DecoderShape
@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 
 from fedlora_serve.adapters.signed import ReleaseInfo
 
-# {adapter input of the graph `compat`: value}, read-only; or laid out for the graph `kernel`
-AdapterValues = Mapping[str, NDArray[np.float32]] | AdapterLayout
+# {adapter input of the graph `compat`: value}, read-only; or laid out for the graph `kernel`; or where those of several lie
+AdapterValues = Mapping[str, NDArray[np.float32]] | AdapterLayout | tuple["WeightedAdapter", ...]
 _Values = dict[str, NDArray[np.float32]]
 NO_CHAT = ChatSettings()
 _OVERHEAD_BYTES = 8 << 20  # of a file, at most: its header and its tables
@@ -50,18 +50,37 @@ class LoadedAdapter:
     values: AdapterValues
     rank: int  # the largest of its modules
     size_bytes: int
+    made_of: tuple[WeightedAdapter, ...] = ()  # where it is the sum of several (`together`)
     chat: ChatSettings = NO_CHAT  # how to speak with it, where its training says so; no part of the digest
     release: ReleaseInfo | None = None  # the signed release that it comes from; None: nobody vouches for it
 
     @property
     def inputs(self) -> Mapping[str, NDArray[np.float32]]:
-        """{adapter input: value}, for a graph that takes them. Raises AdapterMismatchError where they are laid out."""
+        """{adapter input: value}, for a graph that takes them: of several adapters a copy, made here.
+
+        Raises AdapterMismatchError where they are laid out.
+        """
         if isinstance(self.values, AdapterLayout):
             raise AdapterMismatchError(
                 f"{self.name}: laid out for the graph kernel; this graph takes the values of single modules: load the "
                 "adapter without a layout"
             )
+        if isinstance(self.values, tuple):
+            return weighted_sum([(part.adapter.inputs, part.weight) for part in self.values])
         return self.values
+
+    @property
+    def parts(self) -> tuple[WeightedAdapter, ...]:
+        """The adapters that it is made of: itself alone, or several."""
+        return self.made_of or (WeightedAdapter(adapter=self, weight=1.0),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class WeightedAdapter:
+    """One of several adapters that answer together."""
+
+    adapter: LoadedAdapter
+    weight: float
 
 
 class AdapterLoader(Protocol):
