@@ -1,4 +1,4 @@
-/* y = s * (y + (x A) B) + t for a few tokens, with A, B, s and t as one adapter's module has them.
+/* y += weight (x A) B for a few tokens, with A and B as one adapter's module has them; then y = s * y + t.
  *
  *     x  float32 [n, I]    y  float32 [n, O], rows `stride` numbers apart    n <= TOKENS
  *     A  [I, R]            R a multiple of 8, filled up with zeros
@@ -21,7 +21,9 @@
 typedef struct {
     const void *lora_A, *lora_B;
     int64_t inputs, outputs, rank; /* rank 0: there is no A and B */
-    const float *scale, *shift;    /* null: there is none */
+    float weight;                  /* of the update */
+    int is_half;
+    const float *scale, *shift; /* null: there is none */
 } Module;
 
 typedef float v8 __attribute__((vector_size(32), aligned(4)));
@@ -209,6 +211,7 @@ static inline void add_sums(const wide *sums, int64_t begin, int64_t outputs, fl
         int64_t rank = module->rank, outputs = module->outputs;                                               \
         const stored *lora_B = module->lora_B;                                                                \
         reduce(module->lora_A, rank, x, module->inputs, n, reduced);                                          \
+        for (int64_t k = 0; module->weight != 1 && k < n * rank; k++) reduced[k] *= module->weight;           \
         for (int64_t begin = 0; begin < outputs; begin += PANEL, lora_B += PANEL * rank) {                    \
             for (int64_t part = 0; part < PANEL; part += WIDTH) {                                             \
                 expand(lora_B + part, rank, reduced, n, sums);                                                \
@@ -219,20 +222,19 @@ static inline void add_sums(const wide *sums, int64_t begin, int64_t outputs, fl
 DEFINE_ADD_UPDATE(add_float, float, reduce_float, expand_float)
 DEFINE_ADD_UPDATE(add_half, half, reduce_half, expand_half)
 
+/* y [tokens, O] += weight (x A) B, any number of tokens */
+static void add_update(const Module *module, const float *x, float *y, int64_t stride, int64_t tokens)
+{
+    for (int64_t token = 0; module->rank && token < tokens; token += TOKENS) {
+        int n = tokens - token < TOKENS ? (int)(tokens - token) : TOKENS;
+        (module->is_half ? add_half : add_float)(module, x + token * module->inputs, y + token * stride, stride, n);
+    }
+}
+
 /* y [tokens, O] = s * y + t */
 static void scale_outputs(const Module *module, float *y, int64_t stride, int64_t tokens)
 {
     const float *scale = module->scale, *shift = module->shift;
-    for (; tokens-- > 0; y += stride)
+    for (; scale && tokens-- > 0; y += stride)
         for (int64_t o = 0; o < module->outputs; o++) y[o] = scale[o] * y[o] + shift[o];
-}
-
-/* y [tokens, O] = s * (y + (x A) B) + t, any number of tokens */
-static void update(const Module *module, int is_half, const float *x, float *y, int64_t stride, int64_t tokens)
-{
-    for (int64_t token = 0; module->rank && token < tokens; token += TOKENS) {
-        int n = tokens - token < TOKENS ? (int)(tokens - token) : TOKENS;
-        (is_half ? add_half : add_float)(module, x + token * module->inputs, y + token * stride, stride, n);
-    }
-    if (module->scale) scale_outputs(module, y, stride, tokens);
 }

@@ -19,10 +19,11 @@ from fedlora.data.chat_settings import ChatSettings
 from fedlora.errors import AdapterError, AdapterMismatchError, AdapterTooLargeError
 from fedlora.exported.adapter_file import load_adapter_file
 from fedlora.exported.graph_manifest import GraphManifest
-from fedlora.exported.inputs import digest_of, input_values
+from fedlora.exported.inputs import digest_of, input_values, weighted_sum
 from fedlora.exported.profiles import Profile, graph_inputs
 from fedlora.exported.sidecar import sidecar_of
 from fedlora.family import DecoderShape
+from fedlora.lora.output_scale import has_scales
 from fedlora.peft.directory import CONFIG, WEIGHTS
 from fedlora.peft.for_base import adapter_of
 from fedlora.peft.missing import told_of_file
@@ -31,8 +32,8 @@ from numpy.typing import NDArray
 
 from fedlora_serve.adapters.signed import ReleaseInfo
 
-# {adapter input of the graph `compat`: value}, read-only; or laid out for the graph `kernel`
-AdapterValues = Mapping[str, NDArray[np.float32]] | AdapterLayout
+# {adapter input of the graph `compat`: value}, read-only; or laid out for the graph `kernel`; or where those of several lie
+AdapterValues = Mapping[str, NDArray[np.float32]] | AdapterLayout | tuple["WeightedAdapter", ...]
 _Values = dict[str, NDArray[np.float32]]
 NO_CHAT = ChatSettings()
 _OVERHEAD_BYTES = 8 << 20  # of a file, at most: its header and its tables
@@ -51,18 +52,44 @@ class LoadedAdapter:
     values: AdapterValues
     rank: int  # the largest of its modules; 0 where none has factors
     size_bytes: int
+    made_of: tuple[WeightedAdapter, ...] = ()  # where it is the sum of several (`together`)
     chat: ChatSettings = NO_CHAT  # how to speak with it, where its training says so; no part of the digest
     release: ReleaseInfo | None = None  # the signed release that it comes from; None: nobody vouches for it
 
     @property
     def inputs(self) -> Mapping[str, NDArray[np.float32]]:
-        """{adapter input: value}, for a graph that takes them. Raises AdapterMismatchError where they are laid out."""
+        """{adapter input: value}, for a graph that takes them: of several adapters a copy, made here.
+
+        Raises AdapterMismatchError where they are laid out.
+        """
         if isinstance(self.values, AdapterLayout):
             raise AdapterMismatchError(
                 f"{self.name}: laid out for the graph kernel; this graph takes the values of single modules: load the "
                 "adapter without a layout"
             )
+        if isinstance(self.values, tuple):
+            return weighted_sum([(part.adapter.inputs, part.weight) for part in self.values])
         return self.values
+
+    @property
+    def scales(self) -> bool:
+        """Whether it scales what modules give (DoRA, IA3)."""
+        if isinstance(self.values, AdapterLayout):
+            return bool(self.values.scales.size)
+        return isinstance(self.values, Mapping) and has_scales(self.values)
+
+    @property
+    def parts(self) -> tuple[WeightedAdapter, ...]:
+        """The adapters that it is made of: itself alone, or several."""
+        return self.made_of or (WeightedAdapter(adapter=self, weight=1.0),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class WeightedAdapter:
+    """One of several adapters that answer together."""
+
+    adapter: LoadedAdapter
+    weight: float
 
 
 class AdapterLoader(Protocol):

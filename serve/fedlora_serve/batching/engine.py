@@ -119,7 +119,7 @@ class BatchEngine:
 
     def stats(self) -> EngineStats:
         with self._changed:
-            waiting = Counter(sequence.adapter.name for sequence in self._waiting if sequence.adapter)
+            waiting = Counter(name for sequence in self._waiting for name in sequence.adapter_names)
             running = list(self._scheduler.sequences)
             return EngineStats(
                 running=len(running),
@@ -129,7 +129,7 @@ class BatchEngine:
                 cache_budget_bytes=self._budget_blocks * self._block_bytes,
                 prefix_lookups=self._scheduler.blocks.prefixes.lookups,
                 prefix_hits=self._scheduler.blocks.prefixes.hits,
-                running_adapters=dict(Counter(sequence.adapter.name for sequence in running if sequence.adapter)),
+                running_adapters=dict(Counter(name for sequence in running for name in sequence.adapter_names)),
                 waiting_adapters=dict(waiting),
             )
 

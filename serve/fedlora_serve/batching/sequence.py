@@ -61,6 +61,11 @@ class SequenceState:
         return self.adapter.digest if self.adapter else ""
 
     @property
+    def adapter_names(self) -> list[str]:
+        """The adapters that answer: none, one, or several together."""
+        return [part.adapter.name for part in self.adapter.parts] if self.adapter else []
+
+    @property
     def uncomputed_tokens(self) -> int:
         """Tokens that have to be read before the next one can be chosen: one where it decodes."""
         return len(self.tokens) - self.length

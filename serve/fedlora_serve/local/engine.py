@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from fedlora.exported.profiles import DEFAULT, Profile, graph_name
 from fedlora.peft.finding import find_adapter
 from numpy.typing import NDArray
 
-from fedlora_serve.adapters.loading import LoadedAdapter, load_adapter
+from fedlora_serve.adapters.loading import LoadedAdapter, WeightedAdapter, load_adapter
+from fedlora_serve.adapters.together import copied, together
 from fedlora_serve.session import open_graph
 from fedlora_serve.text.tokenizer import open_tokenizer
 
@@ -47,6 +49,26 @@ class Engine:
         return load_adapter(
             find_adapter(path), self.base, allow_unnamed_base=allow_unnamed_base, graph=self.graph_manifest
         )
+
+    def load_adapters(
+        self, shares: Sequence[tuple[str | Path, float]], *, allow_unnamed_base: bool = False
+    ) -> LoadedAdapter | None:
+        """What several adapters with weights are together; one of weight 1 is itself, and none is the base.
+
+        Raises as `load_adapter` and `together`.
+        """
+        parts = [
+            WeightedAdapter(
+                adapter=replace(self.load_adapter(path, allow_unnamed_base=allow_unnamed_base), name=str(path)),
+                weight=weight,
+            )
+            for path, weight in shares
+        ]
+        if not parts:
+            return None
+        if len(parts) == 1 and parts[0].weight == 1:
+            return parts[0].adapter
+        return copied(together(parts, "--adapter"))
 
     def start(self, adapter: LoadedAdapter | None = None) -> Decoding:
         """An empty sequence that speaks with `adapter`."""
@@ -105,8 +127,9 @@ class Decoding:
         if np.isfinite(scores).all():
             return
         if self._adapter:
+            told = self._adapter.name if self._adapter.made_of else self._adapter.source
             raise AdapterError(
-                f"{self._adapter.source}: with it the scores of the next token are not finite: its values are too large; "
-                "use another adapter"
+                f"{told}: with it the scores of the next token are not finite: its values are too large; use another "
+                "adapter"
             )
         raise GraphError(f"{self._graph}: the scores of the next token are not finite; export it again")

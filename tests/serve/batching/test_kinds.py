@@ -16,8 +16,9 @@ from fedlora.lora.kinds import BY_NAME
 from fedlora.peft.directory import PeftDirectory, write_peft
 from fedlora.row_lora.layout import LayoutDtype
 from fedlora_export.export import export_base
-from fedlora_serve.adapters.loading import LoadedAdapter, load_adapter
+from fedlora_serve.adapters.loading import LoadedAdapter, WeightedAdapter, load_adapter
 from fedlora_serve.adapters.store import AdapterStore
+from fedlora_serve.adapters.together import together
 from fedlora_serve.batching.kv_cache import KVCache
 from fedlora_serve.batching.row_graph import Part, RowGraph
 from fedlora_serve.batching.row_session import open_rows
@@ -99,6 +100,12 @@ def test_the_bytes_of_an_adapter_are_those_of_its_scales_too(
     assert laid_out.values.scales.nbytes == both  # type: ignore[union-attr]
     assert laid_out.size_bytes == both + laid_out.values.values.nbytes + laid_out.values.table.nbytes  # type: ignore[union-attr]
     assert plain.rank == (4 if kind == "dora" else 0)
+    other = AdapterStore(base, budget_bytes=1 << 20).load("lora", adapters["lora"])
+    for one in (plain, laid_out):
+        with pytest.raises(
+            AdapterMismatchError, match=rf"{kind} scales what modules give \(DoRA, IA3\), of which there is no"
+        ):
+            together([WeightedAdapter(adapter=other, weight=1.0), WeightedAdapter(adapter=one, weight=0.5)])
 
 
 def test_a_service_whose_graph_takes_no_scales_refuses_the_adapter_and_says_what_to_write(
