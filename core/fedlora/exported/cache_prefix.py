@@ -5,7 +5,7 @@ For each layer L of a decoder, with P virtual tokens, under the names of the gra
     past_key_values.L.key      float32 [1, K, P, D]
     past_key_values.L.value    float32 [1, K, P, D]
 
-So every graph takes them, of whatever profile, and the text's first token has position P. Of `prefix` they are the
+So every graph takes them, whatever its profile, and the text's first token has position P. Of `prefix` they are the
 adapter's own numbers. Of `prompt` they are what the base computes of its embeddings, normed and rotated as its own are. No
 text changes them, so they are computed once, in torch, when the adapter is exported (entry-point group
 `fedlora.prefixes`). From then on the two kinds are one thing.

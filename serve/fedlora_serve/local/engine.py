@@ -42,13 +42,12 @@ class Engine:
 
         `allow_unnamed_base` takes a file of another tool, which names no base, where its names and shapes fit.
         """
-        loaded = load_adapter(find_adapter(path), self.base, allow_unnamed_base=allow_unnamed_base)
-        if self.graph_manifest.profile == "base" and loaded.prefix is None:
+        if self.graph_manifest.profile == "base":
             raise AdapterMismatchError(
-                f"{path}: {self.graph_manifest.graph} is of profile base, which takes no adapter like it; write a graph "
-                f"that does with: fedlora export {self.base.directory} --profile {DEFAULT}"
+                f"{path}: {self.graph_manifest.graph} is of profile base, which takes no adapter; write a graph that does "
+                f"with: fedlora export {self.base.directory} --profile {DEFAULT}"
             )
-        return loaded
+        return load_adapter(find_adapter(path), self.base, allow_unnamed_base=allow_unnamed_base)
 
     def start(self, adapter: LoadedAdapter | None = None) -> Decoding:
         """An empty sequence that speaks with `adapter`."""

@@ -58,12 +58,12 @@ class GraphScorer:
         self._base = base
         names = [graph_name(base.model, profile) for profile in _PROFILES]
         self.manifest, self._session = open_graph(base, names)
-        self._adapter: LoadedAdapter | None = load_adapter(adapter, base) if adapter is not None else None
-        if self._adapter is not None and self._adapter.prefix is None and self.manifest.profile == "base":
+        if adapter is not None and self.manifest.profile == "base":
             raise AdapterMismatchError(
-                f"{adapter}: {self.manifest.graph} is of profile base, which takes no adapter like it; write a graph that "
-                f"does with: fedlora export {base.directory} --profile {DEFAULT}"
+                f"{adapter}: {self.manifest.graph} is of profile base, which takes no adapter; write a graph that does "
+                f"with: fedlora export {base.directory} --profile {DEFAULT}"
             )
+        self._adapter: LoadedAdapter | None = load_adapter(adapter, base) if adapter is not None else None
         self._engine: Engine | None = None
         self._optional = {value.name for value in self._session.get_overridable_initializers()}
 
