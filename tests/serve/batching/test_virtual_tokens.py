@@ -51,7 +51,9 @@ def virtual(long_base: BasePack, files: dict[str, Path], speakers: list[Speaker]
 
 
 def version(speaker: Speaker | None, profile: Profile) -> LoadedAdapter | None:
-    return speaker and (speaker.laid_out if profile == "kernel" else speaker.version)
+    if speaker is None:
+        return None
+    return speaker.laid_out if profile == "kernel" else speaker.version
 
 
 @pytest.mark.parametrize("options", [{"rows": 5, "prefill_tokens": 8}, {"rows": 8, "blocks": 10}])
