@@ -81,6 +81,17 @@ def test_prompts_up_to_the_last_token_of_a_row_are_read_beside_others(batches: B
     assert again.wait().cached_tokens == 240
 
 
+def test_virtual_tokens_leave_a_row_less_room_for_what_others_read(batches: Batches, long_base: BasePack) -> None:
+    batch, adapter = batches(rows=4, budget_blocks=80), with_virtual(adapter_of("c"), long_base.shape, 21)
+    for prompt in ([1], prompt_of(234)):  # so that the oldest prompt is next
+        batch.ask(prompt, adapter=adapter)
+        batch.finish()
+    other, again = batch.ask(prompt_of(30, seed=1), 3), batch.ask(prompt_of(234), adapter=adapter)  # 10 in place 245
+    batch.finish()
+    assert (other.wait().reason, again.wait().reason) == ("length", "length")
+    assert again.wait().cached_tokens == 224
+
+
 def test_a_short_prompt_does_not_wait_until_a_long_one_is_read(batches: Batches) -> None:
     batch = batches(rows=8, budget_blocks=200, prefill_tokens=4)
     going_on = batch.ask([1], 200)
