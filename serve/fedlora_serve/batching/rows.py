@@ -134,7 +134,7 @@ class CopiedAdapters:
         pass
 
     def feeds(self, adapters: Sequence[LoadedAdapter | None]) -> Mapping[str, NDArray[Any]]:
-        digests = tuple(adapter.digest if adapter else "" for adapter in adapters)
+        digests = tuple(each.digest if each and each.prefix is None else "" for each in adapters)
         if digests not in self._kept:
             while len(self._kept) >= _KEPT:  # before there are new ones: copies are large
                 self._kept.popitem(last=False)
