@@ -152,7 +152,9 @@ def test_a_frozen_factor_keeps_its_bits_and_the_other_trains_as_in_autograd(
     for name, value in factors_of(result.adapter).items():
         assert np.array_equal(value, factors_of(adapter)[name]) == (name[-1] != trains)
     assert result.adapter.config == adapter.config
-    assert share_off(result.adapter, by_autograd(decoder.base, adapter, windows, config, trains), config.rate) < BY_CHANCE
+    assert (
+        share_off(result.adapter, by_autograd(decoder.base, adapter, windows, config, trains), config.rate) < BY_CHANCE
+    )
     # The comparison would notice a factor that trains.
     assert share_off(result.adapter, by_autograd(decoder.base, adapter, windows, config), config.rate) > 0.3
 
@@ -313,7 +315,9 @@ def test_fedprox_is_the_loss_with_the_distance_from_the_start(decoder: Decoder, 
     windows, adapter = windows_of(decoder.base), random_adapter(decoder.base, ALL_RANKS)
     config = dataclasses.replace(whole(windows), steps=4, fedprox_mu=2.0, weight_decay=0.0)
     result = train(decoder, adapter, windows, config, np.random.default_rng(0), trains=trains)
-    assert share_off(result.adapter, by_autograd(decoder.base, adapter, windows, config, trains), config.rate) < BY_CHANCE
+    assert (
+        share_off(result.adapter, by_autograd(decoder.base, adapter, windows, config, trains), config.rate) < BY_CHANCE
+    )
     other = dataclasses.replace(config, fedprox_mu=0.0)
     assert share_off(result.adapter, by_autograd(decoder.base, adapter, windows, other, trains), config.rate) > 0.3
 
