@@ -252,9 +252,6 @@ OTHERS: dict[str, tuple[peft.PeftConfig, str]] = {
     "IA3 of an input": (
         peft.IA3Config(target_modules=TARGETS, feedforward_modules=["up_proj"]), "up_proj: its vector is of its input"
     ),
-    "a prefix": (
-        peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2), "peft_type is 'PREFIX_TUNING'"
-    ),
     "a trained embedding": (
         peft.LoraConfig(target_modules=["embed_tokens"]), "lora_embedding_A is LoRA on an embedding, which is not"
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedlora.exported.adapter_file import AdapterFile
+from fedlora.exported.cache_prefix import virtual_tokens
 from fedlora.exported.inputs import is_of_head, modules_of
 from fedlora.exported.inputs import modules_in as groups_in
 from fedlora.lora.kinds import BY_NAME
@@ -28,6 +29,9 @@ def exported_facts(file: AdapterFile) -> dict[str, object]:
         facts["scaled modules"] = len(scaled)
     if head := [name for name in values if is_of_head(name)]:
         facts["head"] = f"{', '.join(head)}: its own, in place of the base's"
+    if virtual := virtual_tokens(values):
+        facts["method"] = BY_NAME[manifest.method].title if manifest else "prompt tuning or prefix tuning"
+        facts["virtual tokens"] = virtual
     facts["parameters"] = f"{sum(value.size for value in values.values()):,}"
     if manifest is None:
         return facts | {"base": f"not told but by 31 bits ({file.model_version:08x}); there is no manifest beside it"}

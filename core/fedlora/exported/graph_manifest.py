@@ -21,6 +21,7 @@ from pathlib import Path
 
 from fedlora.base.pack import BasePack, file_digest
 from fedlora.errors import AdapterMismatchError, GraphError
+from fedlora.exported.cache_prefix import is_of_cache
 from fedlora.exported.profiles import DEFAULT, PROFILES, SCALE_PROFILES, Profile, graph_inputs, graph_name
 from fedlora.exported.sidecar import InputShapes, read_sidecar, sidecar_of
 from fedlora.files.atomic import write_text
@@ -50,7 +51,7 @@ class GraphManifest:
     def check_takes(self, values: Iterable[str], adapter: str, folder: Path) -> None:
         """Raise AdapterMismatchError, which says how to write one that does, unless the graph of `folder` takes an adapter
         of these adapter inputs of single modules."""
-        values = list(values)
+        values = [name for name in values if not is_of_cache(name)]  # which every graph has as its cache
         if self.profile == "base":
             raise AdapterMismatchError(
                 f"{adapter}: {self.graph} is of profile base, which takes no adapter; write a graph that does with: "

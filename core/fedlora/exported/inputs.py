@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora.errors import AdapterError, AdapterMismatchError
+from fedlora.exported.cache_prefix import is_of_cache
 from fedlora.lora.adapter import Adapter, LoraPair
 from fedlora.lora.config import LoraConfig
 from fedlora.lora.output_scale import INPUT, SCALE, SHIFT, is_scale, rest_of
@@ -85,7 +86,7 @@ def is_of_factors(name: str) -> bool:
 
 def is_of_head(name: str) -> bool:
     """Whether an adapter input is a tensor of a head."""
-    return not is_of_factors(name) and not is_scale(name)
+    return not (is_of_factors(name) or is_scale(name) or is_of_cache(name))
 
 
 def input_shapes(modules: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+from fedlora.exported.cache_prefix import cache_inputs
 from fedlora.exported.inputs import input_shapes, joined_scale_shapes, joined_shapes
 from fedlora.family import DecoderShape, ModelShape
 from fedlora.lora.output_scale import scale_shapes
@@ -47,3 +48,8 @@ def graph_inputs(
     if profile == "fast":
         scales = joined_scale_shapes(scales, model.linear_groups())
     return {**factors, **scales, **(model.head_inputs() if takes_head and profile in HEAD_PROFILES else {})}
+
+
+def file_inputs(model: ModelShape, profile: Profile) -> dict[str, tuple[int, ...]]:
+    """{input: shape} of what an adapter file may hold: those of a graph, and the beginning of a cache."""
+    return {**graph_inputs(model, profile, takes_scales=True), **cache_inputs(model)}

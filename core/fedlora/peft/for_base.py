@@ -36,20 +36,25 @@ _SHOWN = 4
 
 
 def adapter_of(
-    directory: str | Path, base: BasePack | None, *, any_kind: bool = False, scaled: bool = False
+    directory: str | Path,
+    base: BasePack | None,
+    *,
+    any_kind: bool = False,
+    scaled: bool = False,
+    virtual: bool = False,
 ) -> tuple[Adapter, str]:
     """(the adapter of a PEFT directory as plain LoRA, the fingerprint of its base)
 
     `base` is needed where the adapter does not record its own, or has tensors beside A and B; it checks names and shapes.
-    A kind that is not LoRA and cannot become it, exactly, stays what it is with `any_kind`; with `scaled` it is plain LoRA
-    and what scales modules, as exported graphs take it (`lora/output_scale.py`), where it can be. Raises AdapterError for
-    it without, and for what is of no known kind, and AdapterMismatchError for what cannot be expressed by A and B, or
-    what is for another base.
+    A kind that is not LoRA and cannot become it, exactly, stays what it is with `any_kind`, and one of virtual tokens with
+    `virtual`; with `scaled` it is plain LoRA and what scales modules, as exported graphs take it (`lora/output_scale.py`),
+    where it can be. Raises AdapterError for it without, and for what is of no known kind, and AdapterMismatchError for what
+    cannot be expressed by A and B, or what is for another base.
     """
     where = str(directory)
     check_is_there(Path(directory))
     kind = kind_in(read_config(Path(directory) / CONFIG))
-    if not any_kind and not kind.is_lora and not (scaled and kind.scales):
+    if not (any_kind or kind.is_lora or (scaled and kind.scales) or (virtual and kind.is_virtual)):
         check_plain(kind, Path(directory) / CONFIG)
     content = read_peft(directory, any_kind=True)
     kept = beside_of(content, base, where).replaced
@@ -62,9 +67,7 @@ def adapter_of(
     if kind.name == "lora":
         return content.adapter, fingerprint
     if base is None:
-        raise AdapterMismatchError(
-            f"{where}: what a graph is given of {kind.title} depends on the base; pass --base PACK"
-        )
+        raise AdapterMismatchError(f"{where}: what {kind.title} comes to depends on the base; pass --base PACK")
     if scaled and kind.scales:
         try:
             return scaled_of(content.adapter, base), fingerprint

@@ -18,11 +18,13 @@ from fedlora.data.adapter_chat import adapter_chat_settings
 from fedlora.data.chat_settings import ChatSettings
 from fedlora.errors import AdapterError, AdapterMismatchError, AdapterTooLargeError
 from fedlora.exported.adapter_file import load_adapter_file
+from fedlora.exported.cache_prefix import Heads, prefix_heads, stacked, unstacked, virtual_tokens
 from fedlora.exported.graph_manifest import GraphManifest
 from fedlora.exported.inputs import digest_of, input_values, weighted_sum
-from fedlora.exported.profiles import Profile, graph_inputs
+from fedlora.exported.profiles import Profile, file_inputs
 from fedlora.exported.sidecar import sidecar_of
 from fedlora.family import DecoderShape
+from fedlora.lora.kinds import kind_of
 from fedlora.lora.output_scale import has_scales
 from fedlora.peft.directory import CONFIG, WEIGHTS
 from fedlora.peft.for_base import adapter_of
@@ -32,7 +34,8 @@ from numpy.typing import NDArray
 
 from fedlora_serve.adapters.signed import ReleaseInfo
 
-# {adapter input of the graph `compat`: value}, read-only; or laid out for the graph `kernel`; or where those of several lie
+# {adapter input of the graph `compat`: value}, read-only; or laid out for the graph `kernel`; or where several lie.
+# Empty of virtual tokens.
 AdapterValues = Mapping[str, NDArray[np.float32]] | AdapterLayout | tuple["WeightedAdapter", ...]
 _Values = dict[str, NDArray[np.float32]]
 NO_CHAT = ChatSettings()
@@ -50,11 +53,17 @@ class LoadedAdapter:
     source: Path
     digest: str  # of its values, however they were stored: `digest_of`
     values: AdapterValues
-    rank: int  # the largest of its modules; 0 where none has factors
+    rank: int  # the largest of its modules; 0 where none has factors, and of virtual tokens
     size_bytes: int
+    prefix: Heads | None = None  # [2 L, K, P, D], read-only: what a cache begins with, of virtual tokens
     made_of: tuple[WeightedAdapter, ...] = ()  # where it is the sum of several (`together`)
     chat: ChatSettings = NO_CHAT  # how to speak with it, where its training says so; no part of the digest
     release: ReleaseInfo | None = None  # the signed release that it comes from; None: nobody vouches for it
+
+    @property
+    def virtual_tokens(self) -> int:
+        """P: tokens before the text that take room in the context; 0 of LoRA."""
+        return 0 if self.prefix is None else self.prefix.shape[2]
 
     @property
     def inputs(self) -> Mapping[str, NDArray[np.float32]]:
@@ -109,6 +118,8 @@ def load_adapter(
 ) -> LoadedAdapter:
     """The adapter of a PEFT directory, or of a .onnx_adapter file of profile compat: LoRA, and what scales modules.
 
+    Of prompts there must be a file.
+
     A PEFT directory that records no base, as PEFT's own do not, is taken where its names and shapes fit; an adapter file
     that names none only with `allow_unnamed_base`. Raises AdapterError where it is damaged or changes while it is read,
     AdapterMismatchError where it is for another base or profile, AdapterTooLargeError past `max_bytes`.
@@ -130,7 +141,12 @@ def load_adapter(
         graph.check_takes(adapter_inputs, str(path), base.directory)
     digest = digest_of(adapter_inputs)
     values: AdapterValues
-    if layout is None:
+    prefix = stacked(adapter_inputs, base.shape, str(path)) if virtual_tokens(adapter_inputs) else None
+    if prefix is not None:
+        values, size_bytes = MappingProxyType({}), prefix.nbytes
+        prefix.flags.writeable = False
+        _check_size(path, size_bytes, max_bytes)
+    elif layout is None:
         size_bytes = sum(value.nbytes for value in adapter_inputs.values())
         _check_size(path, size_bytes, max_bytes)
         values = MappingProxyType({name: _own(value) for name, value in adapter_inputs.items()})
@@ -147,12 +163,21 @@ def load_adapter(
             (value.shape[1] for name, value in adapter_inputs.items() if name.endswith(".lora_A.weight")), default=0
         ),
         size_bytes=size_bytes,
+        prefix=prefix,
         chat=chat if isinstance(base.model, DecoderShape) else NO_CHAT,
     )
 
 
 def _of_directory(directory: Path, base: BasePack) -> tuple[_Values, ChatSettings]:
-    adapter, _ = adapter_of(directory, base, scaled=True)
+    adapter, _ = adapter_of(directory, base, scaled=True, virtual=True)
+    if adapter.config.method == "prompt":
+        # Torch's last bits depend on the machine, and what was evicted is known again by its digest.
+        raise AdapterError(
+            f"{directory}: of {kind_of(adapter).title}, whose keys and values torch computes once, for a file; make it "
+            f"with: fedlora export-adapter {directory} --base BASE -o {directory.name}.onnx_adapter"
+        )
+    if kind_of(adapter).is_virtual:
+        return unstacked(prefix_heads(adapter, base, str(directory))), adapter_chat_settings(directory)
     try:
         return input_values(adapter), adapter_chat_settings(directory)
     except AdapterError as error:
@@ -164,7 +189,7 @@ def _of_file(path: Path, base: BasePack, allow_unnamed_base: bool) -> tuple[_Val
         file = load_adapter_file(
             path,
             base_fingerprint=base.fingerprint,
-            inputs=graph_inputs(base.model, profile, takes_scales=True),
+            inputs=file_inputs(base.model, profile),
             profile=profile,
             allow_unnamed_base=allow_unnamed_base,
         )

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
+from fedlora.counted import counted
 from fedlora.data.chat_settings import ChatSettings
 from fedlora.errors import AdapterMismatchError, ConfigError
 from fedlora.exported.inputs import is_of_head
@@ -72,6 +73,11 @@ def _check(parts: Sequence[WeightedAdapter], where: str) -> None:
             raise ConfigError(
                 f"{where}: {part.adapter.name} has the weight {part.weight!r}; expected one from {-MAX_WEIGHT:g} to "
                 f"{MAX_WEIGHT:g}"
+            )
+        if part.adapter.virtual_tokens:
+            raise ConfigError(
+                f"{where}: {part.adapter.name} is {counted(part.adapter.virtual_tokens, 'virtual token')} before the text, "
+                "which have no sum with another adapter; name it as the model, alone"
             )
     names = [part.adapter.name for part in parts]
     if twice := [name for name in names if names.count(name) > 1]:

@@ -170,9 +170,12 @@ class BatchEngine:
             raise ConfigError(
                 f"the prompt has a token that is not from 0 to {shape.vocab_size - 1}; give the base's own"
             )
-        if len(prompt) >= self._limit:
+        virtual = request.adapter.version.virtual_tokens if request.adapter else 0
+        if len(prompt) + virtual >= self._limit:
+            beside = f" and its adapter {virtual} virtual ones" if virtual else ""
             raise ConfigError(
-                f"the prompt has {len(prompt)} tokens; prompt and answer together have room for {self._limit}: shorten it"
+                f"the prompt has {len(prompt)} tokens{beside}; prompt and answer together have room for {self._limit}: "
+                "shorten it"
             )
         check_tokens("logit_bias", request.sampling.logit_bias, shape.vocab_size)
         check_tokens("stop_token_ids", request.sampling.stop_token_ids, shape.vocab_size)

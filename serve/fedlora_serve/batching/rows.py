@@ -36,7 +36,7 @@ class Rows:
         """Give a sequence the next row, and count the memory of its tokens. Raises what its adapter raises."""
         if sequence.adapter:
             self._adapters.join(sequence.adapter)
-        self._kv_cache.grow(len(self.sequences), len(sequence.tokens))
+        self._kv_cache.grow(len(self.sequences), sequence.row_tokens)
         sequence.number = next(self._numbers)
         self.sequences.append(sequence)
 
@@ -44,7 +44,7 @@ class Rows:
         """Free its row; others close the gap."""
         hole = self.sequences.index(sequence)
         for row in self._next_rows(hole):
-            self._kv_cache.move(row, hole, self.sequences[row].length)
+            self._kv_cache.move(row, hole, self.sequences[row].row_length)
             self.sequences[hole], hole = self.sequences[row], row
         self._kv_cache.release(hole)
         self.sequences.pop()
@@ -98,11 +98,15 @@ class NumberedAdapters:
         self._rows: dict[str, int] = {}  # that use it
 
     def join(self, adapter: LoadedAdapter) -> None:
+        if adapter.prefix is not None:
+            return  # its row begins with it, and the graph knows nothing of it
         if adapter.digest not in self._numbers:
             self._numbers[adapter.digest] = self._number_of(adapter.values)
         self._rows[adapter.digest] = self._rows.get(adapter.digest, 0) + 1
 
     def leave(self, adapter: LoadedAdapter) -> None:
+        if adapter.prefix is not None:
+            return
         self._rows[adapter.digest] -= 1
         if not self._rows[adapter.digest]:
             del self._rows[adapter.digest]
@@ -124,7 +128,7 @@ class NumberedAdapters:
                 self.leave(each)
 
     def feeds(self, adapters: Sequence[LoadedAdapter | None]) -> Mapping[str, NDArray[Any]]:
-        numbers = [self._numbers[adapter.digest] if adapter else 0 for adapter in adapters]
+        numbers = [self._numbers[each.digest] if each and each.prefix is None else 0 for each in adapters]
         return {"adapters": np.array(numbers, np.int64)}
 
 
@@ -148,7 +152,7 @@ class CopiedAdapters:
         pass
 
     def feeds(self, adapters: Sequence[LoadedAdapter | None]) -> Mapping[str, NDArray[Any]]:
-        digests = tuple(adapter.digest if adapter else "" for adapter in adapters)
+        digests = tuple(each.digest if each and each.prefix is None else "" for each in adapters)
         if digests not in self._kept:
             while len(self._kept) >= _KEPT:  # before there are new ones: copies are large
                 self._kept.popitem(last=False)

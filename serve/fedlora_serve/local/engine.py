@@ -76,7 +76,7 @@ class Engine:
 
 
 class Decoding:
-    """One sequence: its key/value cache and its adapter."""
+    """One sequence: its key/value cache and its adapter. `length` counts virtual tokens too, as the context does."""
 
     def __init__(self, session: ort.InferenceSession, engine: Engine, adapter: LoadedAdapter | None) -> None:
         shape = engine.base.shape
@@ -90,8 +90,12 @@ class Decoding:
         self._outputs = [output.name for output in session.get_outputs()]
         empty = ort.OrtValue.ortvalue_from_shape_and_type([1, shape.num_kv_heads, 0, shape.head_dim], np.float32)
         names = [f"{i}.{kind}" for i in range(shape.num_layers) for kind in ("key", "value")]
-        self._past = {f"past_key_values.{name}": empty for name in names}
-        self.length = 0
+        past = [empty] * len(names)
+        if adapter and adapter.prefix is not None:
+            past = [ort.OrtValue.ortvalue_from_numpy(heads[None]) for heads in adapter.prefix]
+        self._past = {f"past_key_values.{name}": value for name, value in zip(names, past, strict=True)}
+        self._virtual = adapter.virtual_tokens if adapter else 0
+        self.length = self._virtual
 
     def step(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Read `tokens`; return the scores [V] of the next one.
@@ -103,8 +107,10 @@ class Decoding:
             raise ConfigError(f"expected token ids from 0 to {self._shape.vocab_size - 1}, got {list(tokens)[:8]}")
         length = self.length + len(tokens)
         if length > self._shape.max_positions:
+            among = f", the adapter's {self._virtual} virtual ones among them," if self._virtual else ""
             raise ConfigError(
-                f"{length} tokens are more than the base's context of {self._shape.max_positions}; shorten the prompt"
+                f"{length} tokens{among} are more than the base's context of {self._shape.max_positions}; shorten the "
+                "prompt"
             )
         ids, mask = np.array([tokens], np.int64), np.ones((1, length), np.int64)
         feeds = {

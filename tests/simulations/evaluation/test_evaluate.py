@@ -116,6 +116,19 @@ def test_an_adapter_that_scales_is_the_same_in_torch_and_in_a_graph(
         said(base.directory, tmp_path / "a.onnx_adapter", questions)
 
 
+def test_a_prompt_is_the_same_as_a_directory_in_torch_and_as_a_file_in_both_runtimes(
+    base: BasePack, questions: Path, tmp_path: Path
+) -> None:
+    directory = tmp_path / "adapter"
+    write_peft(directory, PeftDirectory(adapter=adapter_of_kind("prompt", base), base_fingerprint=base.fingerprint))
+    export_peft(directory, tmp_path / "a.onnx_adapter", base)
+    export_base(base, tmp_path / "graph", accuracy_level=FLOAT_ACCURACY)
+    words = (questions, "--length", 48)  # the context is 64
+    expected = told(base.directory, directory, *words)
+    same(told(base.directory, tmp_path / "a.onnx_adapter", *words), expected)
+    same(told(base.directory, tmp_path / "a.onnx_adapter", *words, "--graph", tmp_path / "graph"), expected)
+
+
 def test_a_graph_that_rounds_activations_tells_so_and_what_it_loses(
     base: BasePack, questions: Path, tmp_path: Path
 ) -> None:

@@ -42,7 +42,7 @@ async def create_completion(body: CompletionBody, request: Request) -> Response:
         )
         requested = requested_choices(
             state, engine, body, prompts, asked=body.max_tokens, default=_DEFAULT_TOKENS, logprobs=body.logprobs,
-            param="max_tokens",
+            param="max_tokens", virtual_tokens=model.virtual_tokens,
         )  # fmt: skip
         writer = _Writer(state, body, new_envelope(model, "cmpl"), prompts)
         caller.take(sum(map(len, prompts)))

@@ -42,6 +42,11 @@ class ServedModel:
         return JOINT.join(sorted(part.adapter.name for part in self.version.made_of))
 
     @property
+    def virtual_tokens(self) -> int:
+        """Those of its adapter, which take room in the context and are no part of what a request is told to have."""
+        return self.version.virtual_tokens if self.version else 0
+
+    @property
     def system_fingerprint(self) -> str:
         """It changes whenever the same request may give another answer."""
         adapter = f"-{self.version.digest[:12]}" if self.version else ""
