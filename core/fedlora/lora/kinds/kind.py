@@ -79,6 +79,10 @@ class Kind(ABC):
         """What a training holds for the adapter beside its numbers."""
         return 0
 
+    def lora_bytes(self, adapter: Adapter, model: ModelShape) -> int:
+        """What the factors of `as_lora` take, told before they are made."""
+        return sum(pair.lora_A.nbytes + pair.lora_B.nbytes for pair in adapter.pairs.values())
+
     def as_lora(self, adapter: Adapter, model: ModelShape) -> Adapter | None:
         """The same adapter as plain LoRA, exactly; None where there is none."""
         return None
