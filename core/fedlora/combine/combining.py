@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,9 @@ from fedlora.base.pack import BasePack
 from fedlora.combine.modules import Part, combined, squared_error
 from fedlora.combine.plan import Plan, plan_of
 from fedlora.combine.ways import Combination
-from fedlora.errors import AdapterError
+from fedlora.errors import AdapterError, ConfigError
 from fedlora.files.atomic import check_directory, whole_directory
+from fedlora.files.bounded import read_bounded
 from fedlora.files.tensor_file import TensorPlan, write_tensor_file
 from fedlora.lora.adapter import Adapter, LoraPair
 from fedlora.lora.config import LoraConfig
@@ -32,7 +32,9 @@ from fedlora.peft.directory import metadata_of
 from fedlora.peft.finding import find_adapter
 from fedlora.peft.layout import COMPANIONS, CONFIG, WEIGHTS, factor_name
 from fedlora.peft.mapped import MappedAdapter, open_mapped
-from fedlora.peft.origin import Origin, OriginPart
+from fedlora.peft.origin import MOST_CHARACTERS, MOST_PARTS, Origin, OriginPart
+
+_MAX_COMPANION_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +63,14 @@ def combine(
 ) -> Combined:  # fmt: skip
     """Write the combination of PEFT directories, or hub ids, as a PEFT directory. Raises AdapterError and ConfigError."""
     check_directory(output, replace=CONFIG if replace else None)
+    if len(sources) > MOST_PARTS:
+        raise ConfigError(f"{len(sources)} adapters; at most {MOST_PARTS} are combined at a time: combine some first")
     adapters = [open_mapped(find_adapter(source)) for source in sources]
     plan = plan_of(adapters, combination, base)
     told = told or Told(how=str(combination), names=tuple(a.directory.absolute().name for a in adapters))
     shares = zip(told.names, adapters, combination.weights, strict=True)
-    origin = Origin(
-        how=told.how, parts=tuple(OriginPart(name=n, sha256=a.sha256(), weight=float(w)) for n, a, w in shares)
-    )
+    parts = (OriginPart(name=n[:MOST_CHARACTERS], sha256=a.sha256(), weight=float(w)) for n, a, w in shares)
+    origin = Origin(how=told.how, parts=tuple(parts))
     same, differing = _companions(adapters)
     distances: list[tuple[float, float]] = []
     pending: dict[str, NDArray[np.float32]] = {}  # B, which follows A in the file
@@ -93,7 +96,7 @@ def combine(
     config = fresh_config(plan.config, plan.shapes, plan.base_name)
     with whole_directory(output, replace=CONFIG if replace else None) as aside:
         for file in same:
-            shutil.copyfile(adapters[0].directory / file, aside / file)
+            (aside / file).write_bytes(same[file])
         (aside / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         write_tensor_file(aside / WEIGHTS, plans, fill, metadata_of(plan.base_fingerprint, origin), at_rest=WEIGHTS)
     error, norm = (sum(each) for each in zip(*distances, strict=True))
@@ -131,23 +134,27 @@ def _checked(module: str, parts: Sequence[Part], combination: Combination, plan:
     return pair
 
 
-def _companions(adapters: Sequence[MappedAdapter]) -> tuple[list[str], list[str]]:
+def _companions(adapters: Sequence[MappedAdapter]) -> tuple[dict[str, bytes], list[str]]:
     """The files that say how to speak with an adapter: (those that are the same in all, the others that are there)."""
-    same: list[str] = []
+    same: dict[str, bytes] = {}
     differing: list[str] = []
     for name in COMPANIONS:
         files = [adapter.directory / name for adapter in adapters]
         there = [file.is_file() for file in files]
         if any(there):
-            equal = all(there) and len({_bounded(file) for file in files}) == 1
-            (same if equal else differing).append(name)
+            contents = {_bounded(file) for file in files} if all(there) else set()
+            if len(contents) == 1:
+                same[name] = contents.pop()
+            else:
+                differing.append(name)
     return same, differing
 
 
 def _bounded(file: Path) -> bytes:
-    most = 16 << 20
-    if file.stat().st_size > most:
+    try:
+        return read_bounded(file, _MAX_COMPANION_BYTES)
+    except OSError as error:
         raise AdapterError(
-            f"{file}: {file.stat().st_size} bytes; at most {most} are read: remove it, or make it shorter"
-        )
-    return file.read_bytes()
+            f"{file}: cannot be read: {error.strerror}; at most {_MAX_COMPANION_BYTES} bytes are: remove it, or make it "
+            "shorter"
+        ) from None
