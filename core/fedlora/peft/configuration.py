@@ -179,7 +179,7 @@ def fresh_config(
 
 def _what_to_do(peft_type: object) -> str:
     """With an adapter of another type: PEFT can make LoRA of some."""
-    if peft_type in _CONVERTIBLE_TYPES:
+    if isinstance(peft_type, str) and peft_type in _CONVERTIBLE_TYPES:
         return "PEFT can make LoRA of it: load it with PEFT and call peft.save_as_lora(DIR, model, rank=RANK)"
     return "PEFT cannot make LoRA of it: train an adapter with PEFT's LoraConfig"
 

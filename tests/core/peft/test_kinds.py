@@ -117,6 +117,22 @@ def test_projections_of_vera_are_pefts_to_the_bit_and_others_are_refused(base: B
         read_peft(tmp_path / "theirs", any_kind=True)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not BY_NAME[kind].is_virtual])
+def test_the_base_is_asked_for_its_modules_once_however_many_tensors_there_are(
+    base: BasePack, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    adapter, asked, modules = adapter_of_kind(kind, base), 0, base.model.linear_modules()
+
+    def counted(_: object) -> dict[str, tuple[int, int]]:
+        nonlocal asked
+        asked += 1
+        return modules
+
+    monkeypatch.setattr(type(base.model), "linear_modules", counted)
+    BY_NAME[kind].check(adapter, base.model, "here")
+    assert asked == 1 < len(adapter.extras)
+
+
 @pytest.mark.parametrize(
     "shapes", [((6, 0), (6, 6)), ((6, 6), (0, 6)), ((6,), (6, 6)), ((6, 6), None), ((5, 6), (6, 6))]
 )

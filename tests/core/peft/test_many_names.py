@@ -53,8 +53,9 @@ def weights() -> dict[str, Any]:
         ({"target_modules": ["up_proj"], "layers_to_transform": [399], "layers_pattern": [*NAMES, "layers"]}, "layers.0"),
         ({"modules_to_save": NAMES}, "modules_to_save has 60000 names; at most 1024 are read"),
         ({"modules_to_save": NAMES[:1000]}, ""),
-        ({"rank_pattern": {f"x.y{number}.up_proj": 1 for number in range(4096)}}, ""),
+        ({"rank_pattern": {f"x.y{number}.up_proj": 1 for number in range(2000)}}, ""),
         ({"rank_pattern": {f"{'a.' * 90}b{number}": 1 for number in range(4096)}}, ""),
+        ({"peft_type": ["LORA"]}, "peft_type is ['LORA'], which is not supported"),
         ({"rank_pattern": {f"(a|b)*{number}": 1 for number in range(4096)}}, "4096 expressions; at most 16 are read"),
     ],
 )  # fmt: skip
@@ -79,7 +80,7 @@ def test_what_would_take_long_all_the_same_is_refused(monkeypatch: pytest.Monkey
 def test_plain_keys_fit_as_expressions_do() -> None:
     chance = random.Random(3)
     fitted = 0
-    for _ in range(2000):
+    for _ in range(400):
         keys = {
             "".join(chance.choice(["a", "b", ".", r"\.", r"\-", "-"]) for _ in range(chance.randint(0, 4)))
             for _ in range(3)
@@ -96,4 +97,4 @@ def test_plain_keys_fit_as_expressions_do() -> None:
         }
         assert by_module(pattern, modules) == expected
         fitted += len(expected)
-    assert fitted > 500
+    assert fitted > 100

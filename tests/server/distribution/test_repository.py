@@ -188,7 +188,9 @@ def test_one_root_key_is_not_enough(repository: Repository) -> None:
 
 def test_another_repository_s_keys_are_refused(repository: Repository, tmp_path: Path) -> None:
     Repository(tmp_path / "other", tmp_path / "others-keys").init()
-    with pytest.raises(IdentityError, match=r"not the first root that .* holds the keys of; name this repository's own"):
+    with pytest.raises(
+        IdentityError, match=r"not the first root that .* holds the keys of; name this repository's own"
+    ):
         Repository(repository.path, tmp_path / "others-keys").refresh(NOW)
 
 

@@ -55,8 +55,9 @@ class Vera(Kind):
 
     def check(self, adapter: Adapter, model: ModelShape, where: str) -> None:
         self.check_whole_at(adapter, where)
+        modules = model.linear_modules()
         for name, array in own_tensors(adapter, self).items():
-            rows, _ = check_module(name, model, where)
+            rows, _ = check_module(name, modules, where)
             check_shape(name, array, [(adapter.config.rank,) if name.endswith(D) else (rows,)], where)
 
     def check_whole(self, adapter: Adapter) -> None:

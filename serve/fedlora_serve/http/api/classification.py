@@ -70,8 +70,8 @@ def _bounded(classifier: Classifier, texts: int, most: int) -> Compute:
         if texts * labels > most and texts > 1:
             raise ApiError(
                 400,
-                f"input: expected at most {counted(max(1, most // labels), 'text')} in one request of this model, which has "
-                f"{labels} labels, got {texts}",
+                f"input: expected at most {counted(max(1, most // labels), 'text')} in one request of this model, which "
+                f"has {labels} labels, got {texts}",
                 param="input",
             )
         return classifier.probabilities(rows, adapter)
