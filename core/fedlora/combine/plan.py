@@ -98,8 +98,8 @@ def _check_dense(
     for module, (rows, columns) in shapes.items():
         if combination.makes_products and rows * columns > _MOST_ENTRIES:
             raise AdapterMismatchError(
-                f"{first[module].directory}: {module} updates a weight [{rows}, {columns}], and {combination.how} makes all "
-                "of its entries; pass --base PACK, which says whether there is such a weight, or take --how svd"
+                f"{first[module].directory}: {module} updates a weight [{rows}, {columns}], and {combination.how} makes "
+                "all of its entries; pass --base PACK, which says whether there is such a weight, or take --how svd"
             )
 
 

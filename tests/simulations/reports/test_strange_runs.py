@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 from fedlora.errors import ConfigError, RunError
 from fedlora_simulations.commands.report import _panels
+from fedlora_simulations.reports.charts import Line, LineChart, StackChart
 from fedlora_simulations.reports.contents import Report, report_of
+from fedlora_simulations.reports.drawing import WIDE, figure_of, look
+from fedlora_simulations.study.panels import study_panels
 from fedlora_simulations.study.results import Results
 
 from tests.simulations.reports.runs import losses, record, write_run
@@ -68,3 +71,36 @@ def test_a_result_whose_configuration_is_none_is_refused(tmp_path: Path, config:
     place.write_text(json.dumps({**result, "config": config}) + "\n")
     with pytest.raises(ConfigError, match="line 1: not a result of a study: config is"):
         Results(tmp_path)
+
+
+def test_a_study_of_more_rows_than_a_page_shows_is_refused(tmp_path: Path) -> None:
+    result = {"row": "svd", "setting": "x", "seed": 1, "lr": 0.1, "loss": 1.0}
+    lines = [json.dumps({**result, "digest": str(number), "row": f"row {number}"}) + "\n" for number in range(513)]
+    (tmp_path / "results.jsonl").write_text("".join(lines[:512]))
+    assert sum(len(panel.groups) for panel in study_panels(tmp_path)) == 512
+    (tmp_path / "results.jsonl").write_text("".join(lines))
+    with pytest.raises(ConfigError, match="513 groups of runs on one page; at most 512 are shown"):
+        study_panels(tmp_path)
+
+
+def test_of_many_devices_the_first_are_drawn_and_all_are_told(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", losses(2.0, 1.0))
+    devices = {f"device {number}": {"x": 1} for number in range(500)}
+    (run / "partition.json").write_text(json.dumps({"devices": devices, "test": 0}))
+    (chart,) = report(run).sections[0].partitions
+    assert isinstance(chart, StackChart) and len(list(chart.rows)) == 501
+    assert chart.note.endswith("Drawn are the first 240 of 500 devices.")
+    with look("x"):
+        (axes,) = figure_of(chart, WIDE, titled=False).axes
+    assert len(axes.patches) == 240
+
+
+def test_what_a_stranger_calls_a_measure_or_a_unit_is_drawn_as_text_and_cut() -> None:
+    line = Line(name="a", x=(0.0, 1.0), y=(2.0, 1.0), number=0)
+    chart = LineChart(name="x", title="t" * 10**6, y_label="nats per $\\frac{$" + "u" * 10**6, lines=(line,))
+    with look("x"):
+        figure = figure_of(chart, WIDE, titled=True)
+    (axes,) = figure.axes
+    assert axes.get_ylabel().startswith(r"nats per \$\frac{\$u") and len(axes.get_ylabel()) < 200
+    assert len(figure.get_suptitle()) < 200
+    figure.canvas.draw()
