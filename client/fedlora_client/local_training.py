@@ -80,6 +80,7 @@ class LocalTraining:
         self.base: BasePack = self.device.model.base
         self.config = with_epochs(run.config.train, run.epochs, len(self.windows))
         self.adapter = self._start()
+        self.config = self.config.with_rate(self.base.model, kind_of(self.adapter).name)
         self._check_kind()
         init = cast(Init, run.config.lora.init)
         self.frozen: Adapter | None = None  # beside it: takes back a start that is not zero; another one

@@ -41,6 +41,7 @@ def main(grid: Grid, context: Context) -> None:
     output = Path(config.output) if config.output else default_output(config.name, run)
     if config.server.resume:
         config = as_it_began(config, output)
+    config = config.settled(base)
     signer = None if roll is None else read_signer(roll.folder)
     fleet = None if roll is None else EnrolledGrid(grid, roll) if signer is None else SignedGrid(grid, roll, signer)
     rounds = Rounds(fleet or grid, config, base, roll)

@@ -46,7 +46,7 @@ _FULL_KEYS = {
 @click.option("--epochs", type=click.FloatRange(min=0, min_open=True), help="How long, in passes over the data.")
 @click.option("--method", type=click.Choice(KINDS), help="What the adapter is: see docs/adapters.md.  [default: lora]")
 @click.option("--rank", type=int, help="Of the adapter.  [default: 16]")
-@click.option("--lr", type=float, help="Learning rate.  [default: 2e-4]")
+@click.option("--lr", type=float, help="Learning rate.  [default: by the base's width and what trains]")
 @click.option("--memory-mb", type=int, help="What the process may take in all.  [default: what it likes]")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Any other key, e.g. train.schedule=cosine.")
 @click.option("--adapter", type=click.Path(path_type=Path), help="Go on from this adapter, a PEFT directory.")

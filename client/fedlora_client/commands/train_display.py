@@ -40,7 +40,7 @@ class TrainDisplay:
         self._progress.stop()
 
     def _plan(self, plan: StepPlan) -> None:
-        self._console.print(f"plan: {plan}", highlight=False, soft_wrap=True)
+        self._console.print(f"plan: {plan}, learning rate {self._config.rate:g}", highlight=False, soft_wrap=True)
 
     def _step(self, step: int, loss: float) -> None:
         if self._first == 0:

@@ -64,7 +64,8 @@ class FullTraining:
             read_windows(examples, self.directory, self.shape, length, f"{data}: {what}")
             for examples, what in ((found.train, "training text"), (found.held_out, "held-out text"))
         )
-        self.config = replace(config, train=with_epochs(config.train, epochs, len(self.train_windows)))
+        settled = config.train.with_rate(self.shape, config.lora.method, all_weights=True)
+        self.config = replace(config, train=with_epochs(settled, epochs, len(self.train_windows)))
 
     @property
     def parameters(self) -> int:
@@ -75,7 +76,7 @@ class FullTraining:
         """`config.train.steps` steps of AdamW; return their losses. Raises DataError where one is not finite."""
         config = self.config.train
         values = list(self.weights.values())
-        optimizer = torch.optim.AdamW(values, lr=config.lr, weight_decay=config.weight_decay)
+        optimizer = torch.optim.AdamW(values, lr=config.rate, weight_decay=config.weight_decay)
         order = batches(len(self.train_windows), config, np.random.default_rng([self.config.seed, 1]))
         losses: list[float] = []
         for step in range(config.steps):
@@ -87,7 +88,7 @@ class FullTraining:
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += loss.item()
             if not math.isfinite(total):
-                raise DataError(f"step {step + 1}: the loss is {total}; lower train.lr ({config.lr})")
+                raise DataError(f"step {step + 1}: the loss is {total}; lower train.lr ({config.rate})")
             if config.max_grad_norm:
                 torch.nn.utils.clip_grad_norm_(values, config.max_grad_norm)
             for group in optimizer.param_groups:

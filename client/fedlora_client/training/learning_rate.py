@@ -16,9 +16,9 @@ def with_epochs(config: TrainConfig, epochs: float, windows: int) -> TrainConfig
 def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
     """A linear warm-up over the first `warmup_steps`; then constant, or a line or a cosine to 0 after the last step."""
     if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
+        return config.rate * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
-        return config.lr
+        return config.rate
     done = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
     done = min(1.0, done)
-    return config.lr * (1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
+    return config.rate * (1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))

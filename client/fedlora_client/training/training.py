@@ -14,6 +14,7 @@ import torch
 from fedlora.config.run import TrainConfig
 from fedlora.errors import DataError
 from fedlora.lora.adapter import Adapter
+from fedlora.lora.kinds import kind_of
 from fedlora.wire.task import FactorSet
 from numpy.typing import NDArray
 from torch import Tensor
@@ -63,7 +64,8 @@ class Training:
         trains: FactorSet = "AB",
         frozen: Adapter | None = None,  # that stands frozen beside a single adapter
     ) -> None:
-        self.config, self.plan, self.step = config, plan, 0
+        self.config = config = config.with_rate(model.base.model, kind_of(adapters[0]).name)
+        self.plan, self.step = plan, 0
         self.lora = model.lora(*adapters, trains=trains, frozen=frozen)
         self.compute = model.compute
         self._model, self._span = model, span
@@ -110,7 +112,7 @@ class Training:
         means = [total / count for total, count in zip(totals.tolist(), counts, strict=True)]
         wrong = [mean for mean in means if not math.isfinite(mean)]
         if wrong:
-            raise DataError(f"step {self.step + 1}: the loss is {wrong[0]}; lower train.lr ({self.config.lr})")
+            raise DataError(f"step {self.step + 1}: the loss is {wrong[0]}; lower train.lr ({self.config.rate})")
         if self._starts:
             self._pull_back()
         self._clip_gradients()
@@ -147,7 +149,7 @@ class Training:
         gradients = [gradient for flat in self._flats for gradient in flat.gradients]
         norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
         if not bool(norms.isfinite().all()):
-            raise DataError(f"step {self.step + 1}: a gradient is not finite; lower train.lr ({self.config.lr})")
+            raise DataError(f"step {self.step + 1}: a gradient is not finite; lower train.lr ({self.config.rate})")
         scale = (self.config.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
         if self.config.max_grad_norm and float(scale.min()) < 1:
             for gradient in gradients:

@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from fedlora.base.prompt_start import embeddings_of
 from fedlora.base.quantize import dequantize
 from fedlora.config.hub_source import PREFIX, is_hub, is_local
 from fedlora.config.leading import AggregationConfig, ServerConfig
+from fedlora.config.rate import AUTO
 from fedlora.config.require import require
 from fedlora.config.sections import DataConfig, FieldNames, LoraSection, SimulationConfig, TrainConfig
 from fedlora.errors import ConfigError
@@ -41,6 +42,7 @@ __all__ = [
 
 Scalar = bool | int | float | str
 _OF_NUMBERS = ("lora.layers",)  # lists whose entries may be numbers
+_OR_AUTO = ("train.lr",)  # numbers that may be left to fedlora
 Made = TypeVar("Made")
 
 
@@ -82,6 +84,10 @@ class RunConfig:
             self.data.partition.held_out,
         )
 
+    def settled(self, base: BasePack) -> RunConfig:
+        """With a number for what the base decides: `train.lr`."""
+        return dataclasses.replace(self, train=self.train.with_rate(base.model, self.lora.method))
+
     def first_adapter(self, base: BasePack) -> Adapter:
         """The adapter that the run begins with: the same for the same seed and base.
 
@@ -116,7 +122,8 @@ class RunConfig:
             if key not in known:
                 raise unknown_key(key, known, where)
             value = _as_texts(value) if key in _OF_NUMBERS else value
-            leaves[key] = _converted(value, known[key], f"{where}: {key}")
+            place = f"{where}: {key}"
+            leaves[key] = _number_or_auto(value, place) if key in _OR_AUTO else _converted(value, known[key], place)
         try:
             return _made(cls, leaves)
         except ConfigError as error:
@@ -194,6 +201,14 @@ def _as_texts(value: Any) -> Any:
     numbers = value if isinstance(value, list) else [value]
     texts = [str(number) if type(number) is int else number for number in numbers]
     return texts if isinstance(value, list) or type(value) is int else value
+
+
+def _number_or_auto(value: Any, where: str) -> float | str:
+    if value == AUTO:
+        return AUTO
+    if isinstance(value, str):
+        raise ConfigError(f"{where} must be of type float, or {AUTO}, got {value!r:.40}")
+    return cast(float, _converted(value, 0.0, where))
 
 
 def _converted(value: Any, default: Any, where: str) -> Any:

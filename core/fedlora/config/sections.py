@@ -15,9 +15,10 @@ from fedlora.base.prompt_start import PROMPT_INITS
 from fedlora.base.starts import INITS
 from fedlora.config.hub_source import hub_source, is_hub
 from fedlora.config.partition import PartitionConfig
+from fedlora.config.rate import AUTO, default_rate
 from fedlora.config.require import require
 from fedlora.errors import ConfigError
-from fedlora.family import HEAD
+from fedlora.family import HEAD, ModelShape
 from fedlora.family.encoder import HEAD_PARTS
 from fedlora.lora.config import ALL_LINEAR, KINDS, WHOLE_HEAD, LoraConfig
 from fedlora.lora.kinds import BY_NAME
@@ -204,7 +205,7 @@ class TrainConfig:
     steps: int = 20
     batch_size: int = 8  # windows of a step, in as many parts as memory asks for
     sequence_length: int = 128  # tokens of a training window
-    lr: float = 2e-4
+    lr: float | str = AUTO  # auto: by the base and by what trains, `rate.default_rate`
     schedule: str = "constant"  # or linear or cosine, to 0 at the end of the last round
     warmup_steps: int = 0  # of the first round, over which lr rises from 0
     lora_plus_ratio: float = 1.0  # lr of B over lr of A (LoRA+, arXiv:2402.12354)
@@ -227,7 +228,9 @@ class TrainConfig:
         require(self.batch_size >= 1, "train.batch_size must be at least 1", self.batch_size)
         require(self.batch_size <= MAX_BATCH, f"train.batch_size must be at most {MAX_BATCH}", self.batch_size)
         require(self.sequence_length >= 2, "train.sequence_length must be at least 2", self.sequence_length)
-        require(0 < self.lr < 1, "train.lr must be between 0 and 1", self.lr)
+        is_auto = self.lr == AUTO
+        require(is_auto or not isinstance(self.lr, str), "train.lr must be of type float, or auto", self.lr)
+        require(is_auto or 0 < self.rate < 1, "train.lr must be between 0 and 1", self.lr)
         require(0 <= self.weight_decay < 1, "train.weight_decay must be from 0 to 1", self.weight_decay)
         require(self.max_grad_norm >= 0, "train.max_grad_norm must be 0 (none) or more", self.max_grad_norm)
         require(0 <= self.fedprox_mu < math.inf, "train.fedprox_mu must be 0 (none) or more", self.fedprox_mu)
@@ -235,7 +238,9 @@ class TrainConfig:
         require(self.warmup_steps >= 0, "train.warmup_steps must be 0 or more", self.warmup_steps)
         require(0 < self.lora_plus_ratio <= 1000, "train.lora_plus_ratio must be up to 1000", self.lora_plus_ratio)
         require(
-            self.lr * self.lora_plus_ratio < 1, "train.lr times lora_plus_ratio must be below 1", self.lora_plus_ratio
+            is_auto or self.rate * self.lora_plus_ratio < 1,
+            "train.lr times lora_plus_ratio must be below 1",
+            self.lora_plus_ratio,
         )
         require(0 <= self.dropout < 1, "train.dropout must be from 0 to 1", self.dropout)
         require(self.memory_mb >= 0, "train.memory_mb must be 0 (no bound) or more", self.memory_mb)
@@ -246,6 +251,19 @@ class TrainConfig:
         for name, known in choices.items():
             got = getattr(self, name)
             require(got in known, f"train.{name} must be one of {', '.join(known)}", got)
+
+    @property
+    def rate(self) -> float:
+        """`lr` as a number. Raises ConfigError where it was left to fedlora, and nobody settled it for a base yet."""
+        if isinstance(self.lr, str):
+            raise ConfigError(f"train.lr is {self.lr}: give it a number, or take TrainConfig.with_rate")
+        return self.lr
+
+    def with_rate(self, model: ModelShape, method: str, *, all_weights: bool = False) -> TrainConfig:
+        """With `lr` a number, for this base and `lora.method`, or for training all weights."""
+        if self.lr != AUTO:
+            return self
+        return replace(self, lr=default_rate(model, BY_NAME[method], all_weights=all_weights))
 
 
 _MOST_DEVICES = 1_000_000  # of a simulation, which holds something of each

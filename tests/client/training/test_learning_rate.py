@@ -67,4 +67,4 @@ def test_a_rate_is_never_negative_nor_above_the_configured_one(
     warmup: int, total: int, step: int, schedule: str
 ) -> None:
     config = TrainConfig(lr=0.1, schedule=schedule, warmup_steps=warmup)
-    assert 0 <= learning_rate(config, step, total) <= config.lr * (1 + 1e-12)
+    assert 0 <= learning_rate(config, step, total) <= config.rate * (1 + 1e-12)

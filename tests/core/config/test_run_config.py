@@ -238,7 +238,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(tmp_path: Path, te
         ("train.steps", "many", "train.steps must be of type int, got 'many'"),
         ("train.steps", 1.5, "train.steps must be of type int, got 1.5"),
         ("train.steps", True, "train.steps must be of type int, got True"),
-        ("train.lr", "0.1", "train.lr must be of type float, got '0.1'"),
+        ("train.lr", "0.1", "train.lr must be of type float, or auto, got '0.1'"),
         ("train.lr", True, "train.lr must be of type float, got True"),
         ("server.evaluate", 1, "server.evaluate must be of type bool, got 1"),
         ("server.evaluate", "yes", "server.evaluate must be of type bool, got 'yes'"),
