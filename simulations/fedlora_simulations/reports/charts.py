@@ -91,7 +91,7 @@ class BarChart:
             yield [name, level, None, None]
 
 
-MOST_BARS = 240  # that a picture of the largest height has room for
+MOST_BARS = 120  # each is a shape for each kind, and takes milliseconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

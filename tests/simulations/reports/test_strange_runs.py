@@ -89,10 +89,10 @@ def test_of_many_devices_the_first_are_drawn_and_all_are_told(tmp_path: Path) ->
     (run / "partition.json").write_text(json.dumps({"devices": devices, "test": 0}))
     (chart,) = report(run).sections[0].partitions
     assert isinstance(chart, StackChart) and len(list(chart.rows)) == 501
-    assert chart.note.endswith("Drawn are the first 240 of 500 devices.")
+    assert chart.note.endswith("Drawn are the first 120 of 500 devices.")
     with look("x"):
         (axes,) = figure_of(chart, WIDE, titled=False).axes
-    assert len(axes.patches) == 240
+    assert len(axes.patches) == 120
 
 
 def test_what_a_stranger_calls_a_measure_or_a_unit_is_drawn_as_text_and_cut() -> None:
