@@ -93,7 +93,7 @@ def read_partition(run: Path) -> Partition | None:
     sound = isinstance(devices, dict) and all(
         isinstance(own, dict) and all(map(_is_count, own.values())) for own in devices.values()
     )
-    if not sound or not _is_count(test) or not devices:
+    if not sound or not isinstance(test, int) or not _is_count(test) or not devices:
         raise RunError(f"{path}: expected examples by device and kind, and the test set's size; copy the run again")
     return Partition(devices=devices, test=test)
 

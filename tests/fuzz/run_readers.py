@@ -113,7 +113,7 @@ def reports(folder: Path) -> Reader:
     }  # fmt: skip
     result = {
         "digest": "d", "row": "svd", "setting": "x", "seed": 1, "lr": 0.1, "loss": 1.0, "base_loss": 2.0,
-        "measures": {"accuracy": 0.5}, "config": {"server.rounds": 3, "train.lr": 0.1},
+        "measures": {"accuracy": 0.5}, "config": {"server.rounds": 3, "train.lr": "auto"},
     }  # fmt: skip
     files = {
         "run/config.json": json.dumps({**RunConfig().flat(), "of.a.later.version": 1}),

@@ -59,8 +59,7 @@ def bound_requests(session: Any, answers: Answers) -> None:
 @contextmanager
 def bounded_hub(answers: Answers) -> Iterator[None]:
     """Bound every client of `httpx` that the hub's library makes in the block, also after a connection that failed."""
-    from huggingface_hub import set_client_factory
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import get_session, set_client_factory
 
     first: Any = get_session()
     kind, hooks = type(first), list(first.event_hooks["request"])

@@ -79,6 +79,8 @@ def _wrong_field(result: Result) -> str:
 def _fits(key: str, value: Any) -> bool:
     """Whether it can be the value of a key of a configuration, be it one of another version."""
     default = _KEYS.get(key, value)
+    if key == "train.lr" and value != default:  # a number, or auto
+        return _is_number(value)
     is_like = type(value) is type(default) or (type(value) is int and isinstance(default, float))
     return is_like and (isinstance(value, bool | str) or _is_number(value))
 
