@@ -46,7 +46,7 @@ ROOMS = {
     ),
     "fedlora_client": (
         "courier", "records", "data", "ops", "kept_factors", "layers", "decoder", "encoder", "model", "training",
-        "reference", "evaluation", "opened", "answer_ends", "end_tokens", "frozen_beside", "device",
+        "reference", "prefix", "evaluation", "opened", "answer_ends", "end_tokens", "frozen_beside", "device",
         "answers", "local_training", "policy", "service", "updating", "supervision", "app", "commands",
     ),
     "fedlora_server": (

@@ -55,12 +55,15 @@ def test_the_openai_package_is_answered_by_the_base_and_by_an_adapter(made: Path
 
 
 def test_curl_completes_and_loads_replaces_and_unloads_an_adapter(made: Path, address: str) -> None:
-    complete, change = (block.replace(ADDRESS, address) for block in SHELL[2:])
+    complete, change, together = (block.replace(ADDRESS, address) for block in SHELL[2:])
     assert '"model":"mine"' in run(["bash", "-ec", complete], made)
     said = run(["bash", "-ec", change], made)
     assert re.findall(r"'(\w+)' (added|removed) successfully", said) == [
         ("other", "added"), ("mine", "added"), ("other", "removed"),
     ]  # fmt: skip
+    said = run(["bash", "-ec", f"{change.splitlines()[0]}\n{together}"], made)
+    assert '"model":"model"' in said
+    assert '"text":' in said
 
 
 def test_the_configuration_is_one_that_is_read(made: Path) -> None:

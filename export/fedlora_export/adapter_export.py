@@ -12,6 +12,7 @@ from fedlora.data.adapter_chat import adapter_chat_settings
 from fedlora.data.chat_settings import ChatSettings
 from fedlora.errors import AdapterError, ConfigError
 from fedlora.exported.adapter_manifest import adapter_manifest_text
+from fedlora.exported.cache_prefix import Heads, prefix_heads, unstacked
 from fedlora.exported.flat_buffer import MAX_BYTES
 from fedlora.exported.inputs import input_values, joined_values, model_version
 from fedlora.exported.profiles import DEFAULT, Profile
@@ -20,6 +21,7 @@ from fedlora.family import ModelShape
 from fedlora.files.at_rest import encrypts, write_bytes
 from fedlora.files.atomic import whole_file
 from fedlora.lora.adapter import Adapter
+from fedlora.lora.kinds import kind_of
 from fedlora.peft.finding import find_adapter
 from fedlora.peft.for_base import adapter_of
 
@@ -29,9 +31,11 @@ _ADAPTER_VERSION = 1
 def export_peft(
     directory: str | Path, output: str | Path, base: BasePack | None = None, *, profile: Profile = DEFAULT
 ) -> None:
-    """Write the LoRA adapter of a PEFT directory as `output` and its manifest, for the graph of `profile`.
+    """Write the adapter of a PEFT directory as `output` and its manifest, for the graph of `profile`.
 
-    Raises as `adapter_of` and `write_onnx_adapter`; ConfigError for `fast` without a base.
+    It is LoRA, or of virtual tokens: then their keys and values on the base are written, which torch computes of a prompt.
+
+    Raises as `adapter_of`, `prefix_heads` and `write_onnx_adapter`; ConfigError for `fast` without a base.
     """
     if profile == "fast" and base is None:
         raise ConfigError(
@@ -39,7 +43,7 @@ def export_peft(
             "pass --base PACK"
         )
     directory, output = find_adapter(directory), Path(output)
-    adapter, fingerprint = adapter_of(directory, base, max_bytes=MAX_BYTES)
+    adapter, fingerprint = adapter_of(directory, base, virtual=True, max_bytes=MAX_BYTES)
     joined_for = base.model if base and profile == "fast" else None
     write_onnx_adapter(
         adapter,
@@ -48,6 +52,7 @@ def export_peft(
         source=directory.resolve().name,
         joined_for=joined_for,
         chat=adapter_chat_settings(directory),
+        heads=prefix_heads(adapter, base, str(directory)) if base and kind_of(adapter).is_virtual else None,
     )
 
 
@@ -59,6 +64,7 @@ def write_onnx_adapter(
     source: str = "",
     chat: ChatSettings | None = None,  # how to speak with it, which the manifest keeps
     joined_for: ModelShape | None = None,  # the base, for its graph of profile fast; None: for that of profile compat
+    heads: Heads | None = None,  # of its virtual tokens on the base: `prefix_heads`
 ) -> None:
     """Write `adapter` as inputs of the base's graph, and PATH.json, which names the base in full.
 
@@ -67,8 +73,9 @@ def write_onnx_adapter(
     """
     if path.is_dir():
         raise ConfigError(f"{path}: a folder; name the file to write, such as {path / 'my.onnx_adapter'}")
-    values = input_values(adapter)  # kept until the file is written: an OrtValue does not own its memory
-    if joined_for is not None:
+    # Kept until the file is written: an OrtValue does not own its memory.
+    values = input_values(adapter) if heads is None else unstacked(heads)
+    if joined_for is not None and heads is None:
         values = joined_values(values, joined_for.linear_modules(), joined_for.linear_groups())
     size = sum(value.nbytes for value in values.values())
     if not values or size >= MAX_BYTES:

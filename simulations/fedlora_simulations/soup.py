@@ -1,9 +1,10 @@
 """A soup of a run: the mean of adapters that it made, of its rounds or of its devices, in place of the last one alone.
 
 Wortsman et al., "Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing
-inference time", 2022 (arXiv:2203.05482). What is averaged are the products: W + mean of gamma B A. The uniform soup takes
-all ingredients. The greedy one goes through them from the least held-out loss to the largest, and keeps each with which
-the mean is no worse than without it, so that it is never worse than the best ingredient on what it was chosen by.
+inference time", 2022 (arXiv:2203.05482). What is averaged are the products: W + mean of gamma B A; of kinds without
+products the numbers, as `fedavg` averages them, and heads likewise. The uniform soup takes all ingredients. The greedy one
+goes through them from the least held-out loss to the largest, and keeps each with which the mean is no worse than without
+it, so that it is never worse than the best ingredient on what it was chosen by.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedlora.base.heads import extra_shapes
 from fedlora.base.pack import open_pack
 from fedlora.combine.combining import Told, combine, combined_adapter
+from fedlora.combine.sources import Source, open_source
 from fedlora.combine.ways import Combination, Way
 from fedlora.config.run import DataConfig, RunConfig, Scalar
 from fedlora.counted import ranges
@@ -25,8 +26,8 @@ from fedlora.errors import ConfigError, DataError
 from fedlora.files.atomic import check_directory
 from fedlora.files.documents import read_object
 from fedlora.lora.adapter import Adapter
+from fedlora.lora.kinds import BY_NAME
 from fedlora.peft.directory import CONFIG, PeftDirectory, write_peft
-from fedlora.peft.mapped import MappedAdapter, open_mapped
 from fedlora_client.device import Device
 from fedlora_client.opened import Part
 from fedlora_server.methods import find_method
@@ -46,7 +47,7 @@ class SoupOrder:
     greedy: bool = False
     rounds: str = ""  # such as 3-8 or 2,5,8; empty: all that are committed
     devices: bool = False  # of what each device kept of the last of these rounds
-    how: Way = "svd"
+    how: Way | None = None  # None: svd, and linear where adapters have no products
     svd_rank: int | None = None
     data: str = ""  # a file or folder to measure on; empty: the held-out data of the run's devices
     workers: int = 1
@@ -70,11 +71,7 @@ def make_soup(
     check_directory(output, replace=CONFIG if replace else None)
     config = dataclasses.replace(read_config(order.run), output=str(order.run))
     rounds = _chosen(order.rounds, committed_rounds(order.run), order.run)
-    if extra_shapes(config.lora.modules_to_save, open_pack(config.base).model):
-        raise ConfigError(
-            f"{order.run}: its adapters have a head of their own (lora.modules_to_save), and a soup is of A and B alone; "
-            "take one of its rounds"
-        )
+    order = dataclasses.replace(order, how=_way(order, config))
     with tempfile.TemporaryDirectory() as folder, DeviceThreads(order.workers) as threads:
         devices = list(threads.map(lambda node: Device(*node), _nodes(config, order)))
         measure = _Measure(_measurable(devices, tell), threads)
@@ -152,11 +149,29 @@ def _measurable(devices: Sequence[Device], tell: Callable[[str], None]) -> list[
     return found
 
 
-def _mean(adapters: Sequence[MappedAdapter], order: SoupOrder) -> Combination:
-    weights = (1 / len(adapters),) * len(adapters)
-    if len(adapters) == 1 and order.svd_rank is None:
+def _way(order: SoupOrder, config: RunConfig) -> Way:
+    """How the mean is made. Raises ConfigError where the run's adapters have none that is made so."""
+    kind = BY_NAME[config.lora.method]
+    if kind.name == "lora":
+        return order.how or "svd"
+    if kind.has_factors:
+        raise ConfigError(
+            f"{order.run}: its adapters are {kind.title}, whose rows have lengths that belong to one product: a mean of "
+            "several has none that trained; take one of its rounds"
+        )
+    if order.how not in (None, "linear") or order.svd_rank is not None:
+        given = "--svd-rank" if order.svd_rank is not None else f"--how {order.how}"
+        raise ConfigError(
+            f"{given}: {order.run} is of {kind.title}, of which the numbers are averaged, and no products; leave it out"
+        )
+    return "linear"
+
+
+def _mean(adapters: Sequence[Source], order: SoupOrder) -> Combination:
+    weights, how = (1 / len(adapters),) * len(adapters), order.how or "svd"
+    if len(adapters) == 1 and order.svd_rank is None and how != "linear":
         return Combination(weights=weights, how="cat")  # it is itself
-    return Combination(weights=weights, how=order.how, svd_rank=order.svd_rank)
+    return Combination(weights=weights, how=how, svd_rank=order.svd_rank)
 
 
 def _nodes(config: RunConfig, order: SoupOrder) -> list[tuple[RunConfig, dict[str, Scalar]]]:
@@ -171,7 +186,7 @@ def _nodes(config: RunConfig, order: SoupOrder) -> list[tuple[RunConfig, dict[st
 
 def _ingredients(
     order: SoupOrder, config: RunConfig, rounds: Sequence[int], devices: Sequence[Device], folder: Path
-) -> dict[str, MappedAdapter]:
+) -> dict[str, Source]:
     """{name: adapter} of what the soup is made of."""
     method = find_method(config.server.method)
     run = str(read_object(order.run / RUN, ConfigError, "a run's number and base").get("run"))
@@ -183,7 +198,7 @@ def _ingredients(
                 f"{order.run}: with {config.server.method} each device keeps a factor for itself, and a round's adapter is "
                 "none without it; pass --devices for a soup of what they kept"
             )
-        return {f"round {number}": open_mapped(RunDirectory.adapter_of(order.run, number)) for number in rounds}
+        return {f"round {number}": open_source(RunDirectory.adapter_of(order.run, number)) for number in rounds}
     if not method.personal or order.data:
         raise ConfigError(
             f"{order.run}: --devices needs a simulation whose method leaves a factor with each device, such as fedsa; "
@@ -191,15 +206,16 @@ def _ingredients(
         )
     number, base = rounds[-1], open_pack(config.base)
     task = method(devices[0].first_adapter().config, config.aggregation, config.seed).task(number)
-    shared = open_mapped(RunDirectory.adapter_of(order.run, number))
-    adapter = Adapter(shared.config, {module: shared.pair(module) for module in shared.shapes})
+    shared = open_source(RunDirectory.adapter_of(order.run, number))
+    pairs = {module: shared.pair(module) for module in shared.shapes}
+    adapter = Adapter(shared.config, pairs, extras=shared.beside().adapter.extras)
     found = {}
     for place, device in enumerate(devices):
         used = device.as_used(adapter, number, task=task, run=run)
         write_peft(
             folder / str(place), PeftDirectory(adapter=used, base_fingerprint=base.fingerprint), base_name=base.source
         )
-        found[f"device {device.name}"] = open_mapped(folder / str(place))
+        found[f"device {device.name}"] = open_source(folder / str(place))
     return found
 
 

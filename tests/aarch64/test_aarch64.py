@@ -3,7 +3,7 @@ compared with plain torch and numpy as it is on a device before it is trusted.""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,14 @@ class RemoteRowLora:
         )
         assert number > 0
         self._layouts[number] = layout
+        return number
+
+    def combine(self, numbers: Sequence[int], weights: Sequence[float]) -> int:
+        arrays = np.array(numbers, np.int64), np.array(weights, np.float32)
+        number = self._library.call(
+            "fedlora_adapter_combine", *(Pointer(_bytes(each)) for each in arrays), len(numbers)
+        )
+        assert number > 0
         return number
 
     def remove(self, number: int) -> None:

@@ -251,9 +251,6 @@ OTHERS: dict[str, tuple[peft.PeftConfig, str]] = {
     "LoHa": (peft.LoHaConfig(target_modules=TARGETS), "peft_type is 'LOHA', which is not supported"),
     "LoKr": (peft.LoKrConfig(target_modules=TARGETS), "peft_type is 'LOKR'"),
     "IA3": (peft.IA3Config(target_modules=TARGETS, feedforward_modules=["up_proj"]), "peft_type is 'IA3'"),
-    "a prefix": (
-        peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2), "peft_type is 'PREFIX_TUNING'"
-    ),
     "a trained embedding": (
         peft.LoraConfig(target_modules=["embed_tokens"]), "lora_embedding_A is LoRA on an embedding, which is not"
     ),

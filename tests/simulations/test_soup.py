@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from fedlora.base.pack import BasePack
 from fedlora.cli import commands
 from fedlora.config.partition import PartitionConfig
-from fedlora.config.run import DataConfig, LoraSection, RunConfig, ServerConfig, SimulationConfig, TrainConfig
+from fedlora.config.run import DataConfig, LoraSection, RunConfig, Scalar, ServerConfig, SimulationConfig, TrainConfig
 from fedlora.errors import ConfigError, DataError, RunError
 from fedlora.lora.adapter import Adapter
 from fedlora.peft.directory import read_peft
@@ -145,10 +146,43 @@ def test_devices_of_a_run_that_leaves_nothing_with_them_are_refused(run: Path, t
         make_soup(SoupOrder(run=run, devices=True), tmp_path / "made")
 
 
-def test_a_run_whose_head_trains_is_refused(tmp_path: Path) -> None:
-    run = committed_run(tmp_path / "run", encoder_pack("bert"), settings={"lora.modules_to_save": "classifier"})
-    with pytest.raises(ConfigError, match=r"have a head of their own .* a soup is of A and B alone"):
+def test_of_a_kind_without_products_it_is_the_mean_of_the_numbers(simulator: Simulator, tmp_path: Path) -> None:
+    run, _ = simulator("for-soup-of-ia3", "lora.method=ia3", "server.method=fedavg", "lora.rank=16", "lora.alpha=32.0")
+    made = make_soup(SoupOrder(run=run), tmp_path / "made")
+    rounds = [read_peft(run / "rounds" / f"000{n}" / "adapter", any_kind=True).adapter for n in (1, 2)]
+    soup = read_peft(tmp_path / "made", any_kind=True).adapter
+    for name, value in soup.extras.items():
+        np.testing.assert_allclose(value, (rounds[0].extras[name] + rounds[1].extras[name]) / 2, rtol=1e-6)
+    assert made.loss == pytest.approx(mean_loss(run, soup), rel=1e-6)
+    with pytest.raises(
+        ConfigError, match=r"--how cat: .* is of IA3, of which the numbers are averaged, and no products"
+    ):
+        make_soup(SoupOrder(run=run, how="cat"), tmp_path / "other")
+
+
+def test_of_a_kind_that_has_no_mean_it_is_refused(tmp_path: Path, base: BasePack) -> None:
+    run = committed_run(tmp_path / "run", base, settings={"lora.method": "dora"})
+    with pytest.raises(ConfigError, match=r"its adapters are DoRA, whose rows have lengths .*; take one of its rounds"):
         make_soup(SoupOrder(run=run), tmp_path / "made")
+
+
+def test_where_a_head_trains_it_is_the_mean_of_heads_too(tmp_path: Path) -> None:
+    base = encoder_pack("bert")
+    settings: dict[str, Scalar] = {
+        "lora.modules_to_save": "classifier",
+        "train.sequence_length": 24,
+        "train.compute": "float32",
+    }
+    run = committed_run(tmp_path / "run", base, settings=settings, head=("classifier",))
+    lines = [{"text": f"so so {number}", "label": number % 3} for number in range(40)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    make_soup(SoupOrder(run=run, data=str(tmp_path / "own.jsonl")), tmp_path / "made")
+    rounds = [read_peft(run / "rounds" / f"000{number}" / "adapter").adapter for number in (1, 2)]
+    soup = read_peft(tmp_path / "made").adapter
+    assert soup.extras.keys() == rounds[0].extras.keys() != set()
+    for name, value in soup.extras.items():
+        np.testing.assert_allclose(value, (rounds[0].extras[name] + rounds[1].extras[name]) / 2, rtol=1e-6)
+        assert not np.array_equal(rounds[0].extras[name], rounds[1].extras[name])
 
 
 def test_a_round_that_was_changed_is_refused(run: Path, tmp_path: Path) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from fedlora.base.heads import initial_extras
 from fedlora.base.pack import BasePack
 from fedlora.config.run import RunConfig, Scalar
 from fedlora.exported.inputs import digest_of, input_values
 from fedlora.identity.keys import SigningKey
-from fedlora.lora.adapter import Adapter
+from fedlora.lora.adapter import Adapter, with_extras
 from fedlora.lora.config import LoraConfig
 from fedlora.peft.directory import PeftDirectory, write_peft
 from fedlora.release.folder import listed_files
@@ -28,15 +30,18 @@ from tests.tiny.adapters import random_adapter
 NOW = datetime(2026, 12, 1, 12, tzinfo=UTC)
 
 
-def committed_run(folder: Path, base: BasePack, rounds: int = 2, settings: Mapping[str, Scalar] | None = None) -> Path:
-    """A run named `tone` with so many rounds, each with another adapter."""
+def committed_run(
+    folder: Path, base: BasePack, rounds: int = 2, settings: Mapping[str, Scalar] | None = None, head: Sequence[str] = (),
+) -> Path:  # fmt: skip
+    """A run named `tone` with so many rounds, each with another adapter, and other parts of the `head`."""
     config = RunConfig.from_flat({"name": "tone", "base": str(base.directory), **(settings or {})}, "test")
     with open_run(folder, config, base, "0123456789abcdef") as run:
         for number in range(1, rounds + 1):
             record = RoundRecord(
                 number, devices=3, replies=2, examples={"kitchen": 5, "cellar": 7}, loss={"kitchen": 2.5}
             )
-            run.commit(random_adapter(base, seed=number), {}, record)
+            extras = {name: value + np.float32(number) for name, value in initial_extras(head, base).items()}
+            run.commit(with_extras(random_adapter(base, seed=number), extras), {}, record)
             run.add_metrics(record)
     return folder
 

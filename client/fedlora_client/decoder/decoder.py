@@ -33,6 +33,8 @@ from fedlora_client.ops.plain_ops import embedding_rows
 from fedlora_client.ops.workspace import Workspace
 
 # S sequences, T tokens of each, N = S T rows, H hidden size, V vocabulary, D head size
+# L layers, K key/value heads, P virtual tokens
+# L layers, K key/value heads, P virtual tokens
 
 
 class Decoder:
@@ -125,6 +127,19 @@ class Decoder:
         x, layout = self._forward(tokens, starts, lora, space)
         x = (x if layout is None else x[layout.tokens]).view(*tokens.shape, -1)
         return self._head.logits(x[torch.arange(len(tokens)), lengths.to(x.device) - 1], space, lora)
+
+    def virtual_heads(self, lora: LoraTensors) -> Tensor:  # float32 [2 L, K, P, D]
+        """Of each layer the keys, then the values, of the virtual tokens, as attention reads them: no text changes them."""
+        assert lora.virtual is not None
+        token, space, heads = torch.zeros(1, 1, dtype=torch.long), self.workspace(), list[Tensor]()
+        batch = self._batch(token, token, lora, no_dropout, None)  # they stand before a text: here of a single token
+        here, there = (space.get(name, batch.rows, self.shape.hidden_size) for name in ("here", "there"))
+        self._embed(token, here, batch)
+        for block in self._blocks:
+            kept = block.forward(here, batch, space, there).attention.heads
+            heads += [part[0, :, : lora.virtual.count].to(torch.float32, copy=True) for part in (kept.k, kept.v)]
+            here, there = there, here
+        return torch.stack(heads)
 
     def losses(
         self, tokens: Tensor, targets: Tensor, starts: Tensor, lora: LoraTensors | None, space: Workspace,

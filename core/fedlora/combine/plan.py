@@ -6,21 +6,20 @@ Each module is combined from the adapters that have it, as PEFT does; the shapes
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fedlora.base.pack import BasePack
+from fedlora.combine.beside import combined_heads
+from fedlora.combine.sources import Source
 from fedlora.combine.ways import Combination
 from fedlora.counted import counted
 from fedlora.errors import AdapterMismatchError, ConfigError
-from fedlora.lora.adapter import check_shapes_fit
+from fedlora.lora.adapter import Extras, check_shapes_fit
 from fedlora.lora.config import MAX_RANK, LoraConfig
 from fedlora.lora.layers import layers_of
 from fedlora.lora.ranks import with_ranks
-from fedlora.peft.for_base import beside_of
-from fedlora.peft.mapped import MappedAdapter
 from fedlora.peft.misplaced import check_modules
-from fedlora.peft.tensors import model_tensor
 
 _MOST_ENTRIES = 1 << 26  # of a weight that no base has told of: 256 MB
 
@@ -33,22 +32,17 @@ class Plan:
     shapes: dict[str, tuple[int, int]]  # {module: (O, I)}
     base_fingerprint: str | None
     base_name: str | None
+    heads: Extras = field(default_factory=dict)
 
 
-def plan_of(adapters: Sequence[MappedAdapter], combination: Combination, base: BasePack | None) -> Plan:
+def plan_of(adapters: Sequence[Source], combination: Combination, base: BasePack | None) -> Plan:
     """Raises AdapterMismatchError or ConfigError for adapters that cannot be combined so."""
-    if not adapters:
-        raise ConfigError("expected at least one adapter to combine")
-    if len(adapters) != len(combination.weights):
-        raise ConfigError(
-            f"--weights: expected one for each of the {counted(len(adapters), 'adapter')}, got "
-            f"{len(combination.weights)}: give {','.join(['1'] * len(adapters))} or others"
-        )
     for adapter in adapters:
-        _check_factors_alone(adapter, base)
-    fingerprint, name = _base_of(adapters, base)
+        _check_fits(adapter, base)
+    fingerprint, name = base_of(adapters, base)
+    heads = combined_heads(adapters, combination.weights, base)
     shapes: dict[str, tuple[int, int]] = {}
-    first: dict[str, MappedAdapter] = {}
+    first: dict[str, Source] = {}
     for adapter in adapters:
         for module, shape in adapter.shapes.items():
             if shapes.setdefault(module, shape) != shape:
@@ -64,11 +58,24 @@ def plan_of(adapters: Sequence[MappedAdapter], combination: Combination, base: B
     leaves = tuple(dict.fromkeys(module.rsplit(".", 1)[-1] for module in shapes))
     layers = () if all(map(_has_all_layers, adapters)) else layers_of(shapes)
     config = LoraConfig(rank=1, alpha=1.0, target_modules=leaves, layers=layers)
-    return Plan(config=with_ranks(config, ranks), shapes=shapes, base_fingerprint=fingerprint, base_name=name)
+    return Plan(
+        config=with_ranks(config, ranks), shapes=shapes, base_fingerprint=fingerprint, base_name=name, heads=heads
+    )
+
+
+def check_number(adapters: Sequence[object], combination: Combination) -> None:
+    """Raise ConfigError unless there are adapters, and a weight for each."""
+    if not adapters:
+        raise ConfigError("expected at least one adapter to combine")
+    if len(adapters) != len(combination.weights):
+        raise ConfigError(
+            f"--weights: expected one for each of the {counted(len(adapters), 'adapter')}, got "
+            f"{len(combination.weights)}: give {','.join(['1'] * len(adapters))} or others"
+        )
 
 
 def _rank(
-    module: str, shape: tuple[int, int], adapters: Sequence[MappedAdapter], combination: Combination, largest: int
+    module: str, shape: tuple[int, int], adapters: Sequence[Source], combination: Combination, largest: int
 ) -> int:
     having = [adapter for adapter in adapters if module in adapter.shapes]
     ranks = [adapter.config.rank_of(module) for adapter in having]
@@ -91,9 +98,7 @@ def _rank(
     return ranks[0]
 
 
-def _check_dense(
-    shapes: Mapping[str, tuple[int, int]], first: Mapping[str, MappedAdapter], combination: Combination
-) -> None:
+def _check_dense(shapes: Mapping[str, tuple[int, int]], first: Mapping[str, Source], combination: Combination) -> None:
     """Raise AdapterMismatchError for matrices [O, I] that would be made of nothing but the word of a small file."""
     for module, (rows, columns) in shapes.items():
         if combination.makes_products and rows * columns > _MOST_ENTRIES:
@@ -103,22 +108,15 @@ def _check_dense(
             )
 
 
-def _check_factors_alone(adapter: MappedAdapter, base: BasePack | None) -> None:
-    """Trained modules beside A and B have no sum that PEFT would know."""
-    where, content = str(adapter.directory), adapter.beside()
-    replaced = beside_of(content, base, where, heads=True).replaced
-    if replaced:
-        names = ", ".join(sorted(map(model_tensor, replaced))[:4])
-        remedy = "train again without them" if base else "pass --base PACK, and those that did not train are left out"
-        raise AdapterMismatchError(f"{where}: also holds {names} beside A and B, which cannot be combined; {remedy}")
+def _check_fits(adapter: Source, base: BasePack | None) -> None:
     if base is not None:
-        check_modules(adapter.shapes, base, where)
-        check_shapes_fit(adapter.shapes, base.model.linear_modules(), where)
+        check_modules(adapter.shapes, base, str(adapter.directory))
+        check_shapes_fit(adapter.shapes, base.model.linear_modules(), str(adapter.directory))
 
 
-def _base_of(adapters: Sequence[MappedAdapter], base: BasePack | None) -> tuple[str | None, str | None]:
+def base_of(adapters: Sequence[Source], base: BasePack | None) -> tuple[str | None, str | None]:
     """(fingerprint, name) of the one base of all."""
-    recorded: dict[str | None, MappedAdapter] = {}
+    recorded: dict[str | None, Source] = {}
     for adapter in adapters:
         recorded.setdefault(adapter.base_fingerprint, adapter)
     known = [fingerprint for fingerprint in recorded if fingerprint is not None]
@@ -140,7 +138,7 @@ def _base_of(adapters: Sequence[MappedAdapter], base: BasePack | None) -> tuple[
             f"{recorded[None].directory}: does not record its base, as PEFT's own files do not, and "
             f"{recorded[known[0]].directory} was trained on {known[0][:16]}; pass --base PACK"
         )
-    names: dict[Any, MappedAdapter] = {}
+    names: dict[Any, Source] = {}
     for adapter in adapters:
         names.setdefault(str(adapter.peft_config.get("base_model_name_or_path")), adapter)
     if not known and len(names) > 1:
@@ -153,7 +151,7 @@ def _base_of(adapters: Sequence[MappedAdapter], base: BasePack | None) -> tuple[
     return (known[0] if known else None), name if isinstance(name, str) else None
 
 
-def _has_all_layers(adapter: MappedAdapter) -> bool:
+def _has_all_layers(adapter: Source) -> bool:
     """Whether its configuration names modules by their last parts, in all layers."""
     targets = adapter.peft_config.get("target_modules")
     by_leaf = isinstance(targets, list) and not any("." in str(target) for target in targets)

@@ -8,12 +8,15 @@ from typing import cast, get_args
 import click
 
 from fedlora.base.pack import EMBEDDED, open_pack
+from fedlora.combine.combining import Combined
 from fedlora.combine.combining import combine as combine_adapters
+from fedlora.combine.sources import kind_at, usual_way
 from fedlora.combine.ways import WAYS, Combination, SignMethod, Way
 from fedlora.counted import counted
 from fedlora.errors import ConfigError
+from fedlora.lora.kinds import kind_of
 from fedlora.nearest import check_there
-from fedlora.peft.finding import check_adapter
+from fedlora.peft.finding import check_adapter, find_adapter
 
 
 class _Way(click.Choice[str]):
@@ -30,8 +33,9 @@ class _Way(click.Choice[str]):
     "--weights", metavar="W,W", help="One for each adapter; a negative one takes it away.  [default: 1/N each]"
 )
 @click.option(
-    "--how", type=_Way(WAYS), default="svd", show_default=True,
-    help="As PEFT's combination_type. cat is exact and adds ranks, svd the best of one rank.",
+    "--how", type=_Way(WAYS),
+    help="As PEFT's combination_type. cat is exact and adds ranks, svd the best of one rank.  [default: svd, and linear of "
+    "adapters without products]",
 )  # fmt: skip
 @click.option("--density", type=float, help="Of ties, dare-* and magnitude-prune: the part of the entries that stays.")
 @click.option(
@@ -43,16 +47,17 @@ class _Way(click.Choice[str]):
 @click.option("--base", help="The base pack, where the adapters do not record their own.")
 @click.option("--force", is_flag=True, help="Replace the output if it exists.")
 def combine(
-    adapters: tuple[str, ...], output: Path, weights: str | None, how: str, density: float | None,
+    adapters: tuple[str, ...], output: Path, weights: str | None, how: str | None, density: float | None,
     majority_sign: str | None, svd_rank: int | None, seed: int | None, base: str | None, force: bool,
 ) -> None:  # fmt: skip
     """Combine ADAPTERS of one base, PEFT directories or hub ids, into one adapter."""
-    combination = Combination(
-        weights=_weights(weights, len(adapters)), how=cast(Way, how), density=density,
-        majority_sign_method=cast("SignMethod | None", majority_sign), svd_rank=svd_rank, seed=seed,
-    )  # fmt: skip
+    numbers = _weights(weights, len(adapters))
     for adapter in adapters:
         check_adapter(adapter)
+    combination = Combination(
+        weights=numbers, how=cast(Way, how) if how else usual_way([kind_at(find_adapter(each)) for each in adapters]),
+        density=density, majority_sign_method=cast("SignMethod | None", majority_sign), svd_rank=svd_rank, seed=seed,
+    )  # fmt: skip
     if base is not None:
         check_there(base, (EMBEDDED,))
     made = combine_adapters(
@@ -60,12 +65,21 @@ def combine(
     )
     for name in made.differing:
         click.echo(f"{name} is not the same in all adapters: none is kept; copy the one to speak with", err=True)
-    ranks = sorted({made.config.rank, *made.config.rank_pattern.values()})
-    told = f"{output}: {combination}; {counted(made.modules, 'module')} of rank {', '.join(map(str, ranks))}"
+    told = f"{output}: {combination}; {_what(made)}"
     if made.distance is not None:
         told += f"; {made.distance:.2%} of the weighted sum's norm away from it"
     click.echo(told, err=True)
     click.echo(output)
+
+
+def _what(made: Combined) -> str:
+    kind = kind_of(made.config)
+    if kind.is_virtual:
+        return f"{kind.title} of {counted(made.config.num_virtual_tokens, 'virtual token')}"
+    if not kind.has_factors:
+        return f"{kind.title} of {counted(made.modules, 'module')}"
+    ranks = sorted({made.config.rank, *made.config.rank_pattern.values()})
+    return f"{counted(made.modules, 'module')} of rank {', '.join(map(str, ranks))}"
 
 
 def _weights(text: str | None, count: int) -> tuple[float, ...]:

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from fedlora.errors import AdapterError, AdapterMismatchError, AtRestError
 from fedlora.exported.adapter_manifest import AdapterManifest, read_adapter_manifest
+from fedlora.exported.cache_prefix import check_cache_inputs, is_of_cache
 from fedlora.exported.flat_buffer import MAX_BYTES, FlatTable, root_table
 from fedlora.exported.inputs import is_of_factors, model_version, modules_of
 from fedlora.exported.profiles import DEFAULT, Profile
@@ -35,7 +36,8 @@ from fedlora.exported.sidecar import InputShapes, sidecar_of
 from fedlora.files.at_rest import read_plain
 from fedlora.files.tensor_file import MAX_TENSORS
 from fedlora.lora.adapter import check_extras
-from fedlora.lora.config import MAX_RANK
+from fedlora.lora.config import MAX_RANK, MAX_VIRTUAL_TOKENS
+from fedlora.lora.kinds import kind_of
 from fedlora.peft.missing import told_instead
 
 MAX_LABELS = 4096  # of a head that a file brings
@@ -69,7 +71,7 @@ def load_adapter_file(
     path: Path,
     *,
     base_fingerprint: str,
-    inputs: InputShapes,  # of the graph that it is for: fedlora.exported.profiles.graph_inputs
+    inputs: InputShapes,  # of the graph that it is for: fedlora.exported.profiles.file_inputs
     profile: Profile = DEFAULT,  # of that graph
     allow_unnamed_base: bool = False,
 ) -> AdapterFile:
@@ -87,7 +89,7 @@ def load_adapter_file(
             f"{sidecar_of(path)}: made for base {manifest.base}, this base is {base_fingerprint}; "
             "export the adapter again for this base"
         )
-    if manifest and manifest.profile != profile:
+    if manifest and manifest.profile != profile and not kind_of(manifest.lora).is_virtual:
         raise AdapterMismatchError(
             f"{sidecar_of(path)}: made for profile {manifest.profile}, this graph is {profile}; export the adapter again "
             f"with: fedlora export-adapter --profile {profile}"
@@ -161,9 +163,13 @@ def check_inputs(values: Mapping[str, NDArray[np.float32]], inputs: InputShapes,
     """Raise AdapterMismatchError unless names, shapes and paired ranks fit the inputs.
 
     Modules without an adapter are fine; halves of one are not. Nor is a head whose parts are for other numbers of labels.
+    Keys and values of virtual tokens stand alone.
     """
     if not values:
         raise AdapterMismatchError(f"{where}: the adapter has no modules; export one that has")
+    if any(is_of_cache(name) and name in inputs for name in values):
+        check_cache_inputs(values, inputs, where)
+        return
     ranks: dict[str, list[int]] = {}
     for name, value in values.items():
         if name not in inputs:
@@ -209,10 +215,15 @@ def _largest_file(inputs: InputShapes) -> int:
     numbers = sum(
         max(shape) * _largest_rank(_module_of(name))
         if is_of_factors(name)
-        else math.prod(MAX_LABELS if size == -1 else size for size in shape)
+        else math.prod(_most(name) if size == -1 else size for size in shape)
         for name, shape in inputs.items()
     )
     return min(4 * numbers + _OVERHEAD_BYTES * (len(inputs) + 1), MAX_BYTES)
+
+
+def _most(name: str) -> int:
+    """Of an input that is no factor: how large its size is that the base leaves open."""
+    return MAX_VIRTUAL_TOKENS if is_of_cache(name) else MAX_LABELS
 
 
 def _largest_rank(module: str) -> int:

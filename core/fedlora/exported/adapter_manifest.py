@@ -3,10 +3,12 @@
 base             the fingerprint of the base; the file itself has room for 31 bits of it
 profile          of the graphs that take it (`fedlora.exported.profiles`): compat, or fast, whose inputs are joined
 sha256           of the adapter file, and size_bytes
-slots            {input name: [rows, columns]} of every value in the file; of a head's bias [rows]
+slots            {input name: [rows, columns]} of every value in the file; of a head's bias [rows]; of virtual tokens
+                 [1, heads, tokens, size of a head]
 ranks            {module: rank}
-lora             rank, alpha, use_rslora, target_modules and the patterns of the adapter
-scaling          a note: the file's lora_B is scaling * B already
+lora             rank, alpha, use_rslora, target_modules and the patterns of the adapter; of virtual tokens their method and
+                 num_virtual_tokens
+scaling          a note: the file's lora_B is scaling * B already; of virtual tokens, that they are keys and values
 source           what was exported, by name
 chat             where it was given: the adapter's chat template, special tokens and ends of an answer
 """
@@ -23,14 +25,17 @@ from typing import Any
 from fedlora.data.adapter_chat import chat_from_json, chat_to_json
 from fedlora.data.chat_settings import ChatSettings
 from fedlora.errors import AdapterError, ConfigError
+from fedlora.exported.cache_prefix import is_of_cache
 from fedlora.exported.inputs import input_names, is_of_factors, modules_of
 from fedlora.exported.profiles import Profile
 from fedlora.exported.sidecar import InputShapes, read_sidecar, sidecar_of
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
+from fedlora.lora.kinds import kind_of
 
 FORMAT, VERSION = "fedlora-onnx-adapter", 1
 SCALING = "lora_B.weight is scaling * B, transposed: nothing is left to multiply"
+OF_CACHE = "keys and values of virtual tokens, with which the cache of a sequence begins"
 FILE_PROFILES: tuple[Profile, ...] = ("compat", "fast")  # those with inputs of one adapter
 _FIELDS = {"profile": str, "ranks": dict, "lora": dict, "scaling": str, "source": str}
 
@@ -82,6 +87,9 @@ def adapter_manifest_text(
         "ranks": {module: pair.rank for module, pair in adapter.pairs.items()},
         "slots": {name: list(shape) for name, shape in inputs.items()},
     }
+    if kind_of(lora).is_virtual:
+        told_of = {"method": lora.method, "num_virtual_tokens": lora.num_virtual_tokens}
+        manifest |= {"lora": told_of, "scaling": OF_CACHE}
     told = chat_to_json(chat or ChatSettings())
     return json.dumps({**manifest, "chat": told} if told else manifest, indent=2) + "\n"
 
@@ -102,6 +110,7 @@ def read_adapter_manifest(adapter_file: Path) -> AdapterManifest | None:
         if type(rank) is not int or rank != lora.rank_of(module):
             raise AdapterError(f"{path}: ranks: {module!r:.120} is {rank!r:.80}; lora says {lora.rank_of(module)}")
     _check_inputs(values["slots"], values["ranks"], path)
+    _check_virtual(values["slots"], lora, path)
     return AdapterManifest(
         base=values["base"],
         profile=values["profile"],
@@ -140,11 +149,26 @@ def _check_inputs(inputs: InputShapes, ranks: Mapping[str, int], path: Path) -> 
             )
 
 
-# Of a LoraConfig: what is exported is plain LoRA, and `ranks` has the modules of its layers.
+def _check_virtual(inputs: InputShapes, lora: LoraConfig, path: Path) -> None:
+    """Raise AdapterError unless the slots are keys and values of as many virtual tokens as `lora` says, or none of them."""
+    expected = lora.num_virtual_tokens if kind_of(lora).is_virtual else 0
+    for name, shape in inputs.items():
+        found = shape[2] if is_of_cache(name) and len(shape) == 4 else 0
+        if found != expected:
+            raise AdapterError(
+                f"{path}: slots: {name!r:.120} is {list(shape)}, of {found} virtual tokens; lora says {expected}: export "
+                "the adapter again"
+            )
+
+
+# Of a LoraConfig: what is exported is plain LoRA, and `ranks` has the modules of its layers; or it is virtual tokens.
+_TOLD_VIRTUAL = {"method", "num_virtual_tokens"}
 _TOLD = {"rank", "alpha", "use_rslora", "target_modules", "rank_pattern", "alpha_pattern"}
 
 
 def _lora(values: Mapping[str, Any], path: Path) -> LoraConfig:
+    if values.keys() == _TOLD_VIRTUAL:
+        return _virtual(values, path)
     patterns = [values.get("rank_pattern"), values.get("alpha_pattern")]
     if (
         values.keys() != _TOLD
@@ -157,3 +181,13 @@ def _lora(values: Mapping[str, Any], path: Path) -> LoraConfig:
         return LoraConfig(**{**values, "target_modules": tuple(values["target_modules"])})
     except (ConfigError, TypeError) as error:
         raise AdapterError(f"{path}: lora: {error}; export the adapter again") from None
+
+
+def _virtual(values: Mapping[str, Any], path: Path) -> LoraConfig:
+    try:
+        lora = LoraConfig(**values)
+    except (ConfigError, TypeError) as error:
+        raise AdapterError(f"{path}: lora: {error}; export the adapter again") from None
+    if not kind_of(lora).is_virtual:
+        raise AdapterError(f"{path}: lora: method is {lora.method}; expected one with virtual tokens: export it again")
+    return lora

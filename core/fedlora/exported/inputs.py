@@ -162,6 +162,26 @@ def row_values(
     return values
 
 
+def weighted_sum(parts: Sequence[tuple[Mapping[str, NDArray[np.float32]], float]]) -> dict[str, NDArray[np.float32]]:
+    """{input name: value} of one adapter whose updates are sum_i w_i (x A_i) B_i, of those that have the module.
+
+        A = [A_1 A_2 ...]  [I, R_1 + R_2 + ...]        B = [w_1 B_1; w_2 B_2; ...]  [R_1 + R_2 + ..., O]
+
+    A head is sum_i w_i head_i, and each has one, or none has.
+    """
+    values: dict[str, NDArray[np.float32]] = {}
+    for name in dict.fromkeys(name for inputs, _ in parts for name in inputs):
+        own = [(inputs[name], np.float32(weight)) for inputs, weight in parts if name in inputs]
+        with np.errstate(over="ignore", invalid="ignore"):  # whoever computes with it tells what is not finite
+            if not is_of_factors(name):
+                values[name] = np.asarray(sum(value * weight for value, weight in own), np.float32)
+            elif name.endswith(input_names("")[0]):
+                values[name] = np.concatenate([value for value, _ in own], axis=1)
+            else:
+                values[name] = np.concatenate([value * weight for value, weight in own], axis=0)
+    return values
+
+
 def adapter_of_inputs(values: Mapping[str, NDArray[np.float32]]) -> Adapter:
     """The adapter whose inputs these are, with its head and with scaling 1: what `input_values` has scaled stays in B."""
     modules = modules_in(values)

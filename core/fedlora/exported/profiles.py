@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+from fedlora.exported.cache_prefix import cache_inputs
 from fedlora.exported.inputs import input_shapes, joined_shapes
 from fedlora.family import DecoderShape, ModelShape
 
@@ -37,3 +38,8 @@ def graph_inputs(model: ModelShape, profile: Profile, *, takes_head: bool = True
         return {}
     factors = joined_shapes(modules, model.linear_groups()) if profile == "fast" else input_shapes(modules)
     return {**factors, **(model.head_inputs() if takes_head and profile in HEAD_PROFILES else {})}
+
+
+def file_inputs(model: ModelShape, profile: Profile) -> dict[str, tuple[int, ...]]:
+    """{input: shape} of what an adapter file may hold: those of the graph, and the beginning of a decoder's cache."""
+    return {**graph_inputs(model, profile), **cache_inputs(model)}

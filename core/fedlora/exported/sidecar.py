@@ -58,7 +58,7 @@ def read_sidecar(
 def _inputs(inputs: Mapping[str, object], path: Path, error: type[FedloraError]) -> InputShapes:
     result: dict[str, tuple[int, ...]] = {}
     for name, shape in inputs.items():
-        if not isinstance(shape, list) or len(shape) not in (1, 2) or any(type(n) is not int or n < -1 for n in shape):
-            raise error(f"{path}: slots: {name!r:.120} is {shape!r:.80}; expected one or two sizes: export again")
+        if not isinstance(shape, list) or not 1 <= len(shape) <= 4 or any(type(n) is not int or n < -1 for n in shape):
+            raise error(f"{path}: slots: {name!r:.120} is {shape!r:.80}; expected one to four sizes: export again")
         result[name] = tuple(shape)
     return result

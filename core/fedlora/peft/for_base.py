@@ -37,19 +37,25 @@ MAX_LORA_BYTES = 8 << 30  # as of a file of plain LoRA
 
 
 def adapter_of(
-    directory: str | Path, base: BasePack | None, *, any_kind: bool = False, max_bytes: int = MAX_LORA_BYTES
+    directory: str | Path,
+    base: BasePack | None,
+    *,
+    any_kind: bool = False,
+    virtual: bool = False,
+    max_bytes: int = MAX_LORA_BYTES,
 ) -> tuple[Adapter, str]:
     """(the adapter of a PEFT directory as plain LoRA, the fingerprint of its base)
 
     `base` is needed where the adapter does not record its own, or has tensors beside A and B; it checks names and shapes.
-    A kind that is not LoRA and cannot become it, exactly, stays what it is with `any_kind`. Raises AdapterError for it
-    without, and for what is of no known kind, AdapterMismatchError for what cannot be expressed by A and B, or what is for
-    another base, and AdapterTooLargeError for what plain LoRA would take more than `max_bytes` of: VeRA's file is small.
+    A kind that is not LoRA and cannot become it, exactly, stays what it is with `any_kind`, and one of virtual tokens with
+    `virtual`. Raises AdapterError for it without, and for what is of no known kind, AdapterMismatchError for what cannot be
+    expressed by A and B, or what is for another base, and AdapterTooLargeError for what plain LoRA would take more than
+    `max_bytes` of: VeRA's file is small.
     """
     where = str(directory)
     check_is_there(Path(directory))
     kind = kind_in(read_config(Path(directory) / CONFIG))
-    if not any_kind and not kind.is_lora:
+    if not (any_kind or kind.is_lora or (virtual and kind.is_virtual)):
         check_plain(kind, Path(directory) / CONFIG)
     content = read_peft(directory, any_kind=True)
     kept = beside_of(content, base, where).replaced
@@ -62,9 +68,7 @@ def adapter_of(
     if kind.name == "lora":
         return content.adapter, fingerprint
     if base is None:
-        raise AdapterMismatchError(
-            f"{where}: what {kind.title} is as LoRA depends on the sizes of the base; pass --base PACK"
-        )
+        raise AdapterMismatchError(f"{where}: what {kind.title} comes to depends on the base; pass --base PACK")
     if kind.is_lora and (size := kind.lora_bytes(content.adapter, base.model)) > max_bytes:
         raise AdapterTooLargeError(
             f"{where}: as plain LoRA {kind.title} of rank {content.adapter.config.rank} has {size} bytes, at most "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import threading
+from collections.abc import Sequence
 from ctypes import c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -37,13 +38,15 @@ class RowLora:
     def __init__(self, library: Path) -> None:
         """Raises OSError or AttributeError where the library is damaged."""
         self.library = library  # for SessionOptions.register_custom_ops_library: as it was opened
-        self._layouts: dict[int, AdapterLayout] = {}
+        self._layouts: dict[int, tuple[AdapterLayout, ...]] = {}  # what the adapter of a number is read from
         self._lock = threading.Lock()
         loaded = ctypes.CDLL(str(library))
-        self._add, self._remove, self._apply = (
-            loaded.fedlora_adapter_add, loaded.fedlora_adapter_remove, loaded.fedlora_adapter_apply,
+        self._add, self._combine, self._remove, self._apply = (
+            loaded.fedlora_adapter_add, loaded.fedlora_adapter_combine, loaded.fedlora_adapter_remove,
+            loaded.fedlora_adapter_apply,
         )  # fmt: skip
         self._add.argtypes, self._add.restype = (c_void_p, c_int64, c_int, c_int64, c_void_p), c_int64
+        self._combine.argtypes, self._combine.restype = (c_void_p, c_void_p, c_int64), c_int64
         self._remove.argtypes, self._remove.restype = (c_int64,), c_int
         self._apply.argtypes, self._apply.restype = (c_int64, c_int64, c_void_p, c_void_p, c_int64), c_int
 
@@ -63,12 +66,31 @@ class RowLora:
                     "the adapter's layout points out of its values, or has a rank beyond 4096; expected one "
                     "that adapter_layout made"
                 )
-            if number < 0:
-                raise AdapterStoreFullError(
-                    f"the operator takes no more than the {counted(len(self._layouts), 'adapter')} that it has; remove "
-                    "one first"
+            return self._taken(number, (layout,))
+
+    def combine(self, numbers: Sequence[int], weights: Sequence[float]) -> int:
+        """The number of the weighted sum of adapters: one of their joined rank, whose parts are read where they lie.
+
+        What it is made of may be removed before it. Raises AdapterStoreFullError, and UnknownAdapterError for a number that
+        no adapter has, or one with other modules than the first has.
+        """
+        given, factors = np.array(numbers, np.int64), np.array(weights, np.float32)
+        assert given.shape == factors.shape == (len(given),)
+        with self._lock:
+            number: int = self._combine(given.ctypes.data, factors.ctypes.data, len(given))
+            if number == _NOT_SOUND:
+                raise UnknownAdapterError(
+                    f"the operator has no adapters of the same modules by the numbers {list(numbers)}; add them first"
                 )
-            self._layouts[number] = layout
+            return self._taken(number, tuple(layout for each in numbers for layout in self._layouts[each]))
+
+    def _taken(self, number: int, layouts: tuple[AdapterLayout, ...]) -> int:
+        if number < 0:
+            raise AdapterStoreFullError(
+                f"the operator takes no more than the {counted(len(self._layouts), 'adapter')} that it has; remove "
+                "one first"
+            )
+        self._layouts[number] = layouts
         return number
 
     def remove(self, number: int) -> None:
@@ -86,12 +108,12 @@ class RowLora:
         y: NDArray[np.float32],  # [T, O]
     ) -> NDArray[np.float32]:
         """y + (x A) B, without ONNX Runtime. Raises UnknownAdapterError."""
-        layout = self._layouts.get(number)
-        if layout is None or not 0 <= module < len(layout.table):
+        layouts = self._layouts.get(number)
+        if layouts is None or not 0 <= module < len(layouts[0].table):
             raise UnknownAdapterError(
                 f"the operator has no module {module} of an adapter of number {number}; it was removed before"
             )
-        inputs, outputs = layout.table[module, :2].tolist()
+        inputs, outputs = layouts[0].table[module, :2].tolist()
         assert x.shape == (len(x), inputs) and y.shape == (len(x), outputs)
         result, x = np.array(y, np.float32, order="C"), np.ascontiguousarray(x, np.float32)
         assert self._apply(number, module, x.ctypes.data, result.ctypes.data, len(x)) == 0

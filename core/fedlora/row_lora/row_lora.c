@@ -40,7 +40,7 @@ static void run_task(void *data, size_t task)
     if (job->y != job->base) memcpy(y, job->base + first * width, sizeof(float) * (size_t)(tokens * width));
     const Adapter *adapter = adapter_of(job->numbers[row]);
     for (int64_t i = 0; adapter && i < kernel->modules; y += kernel->sizes[i++])
-        add_update(&adapter->module[kernel->first + i], adapter->is_half, job->x + first * job->inputs, y, width, tokens);
+        add_updates(adapter, kernel->first + i, job->x + first * job->inputs, y, width, tokens);
 }
 
 static int64_t bytes_to_read(const Job *job)
@@ -48,10 +48,11 @@ static int64_t bytes_to_read(const Job *job)
     int64_t bytes = 0;
     for (int64_t row = 0; row < job->rows; row++) {
         const Adapter *adapter = adapter_of(job->numbers[row]);
-        for (int64_t i = 0; adapter && i < job->kernel->modules; i++) {
-            const Module *module = &adapter->module[job->kernel->first + i];
-            bytes += module->rank * (module->inputs + module->outputs) * (adapter->is_half ? 2 : 4);
-        }
+        for (int64_t part = 0; adapter && part < adapter->parts; part++)
+            for (int64_t i = 0; i < job->kernel->modules; i++) {
+                const Module *module = &adapter->module[part * adapter->modules + job->kernel->first + i];
+                bytes += module->rank * (module->inputs + module->outputs) * (module->is_half ? 2 : 4);
+            }
     }
     return bytes * job->length;
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -18,10 +18,12 @@ _DTYPES: tuple[LayoutDtype, ...] = ("float32", "float16")
 # (I, O, R): whole vectors, none that is whole, and every way to cut a rank
 _MODULES = ((32, 32, 8), (37, 21, 3), (16, 48, 16), (19, 5, 21))
 _TOKENS = (1, 3, 11)
+_WEIGHTS = (0.5, -1.25)  # of an adapter in one dtype and in the other, as one
 
 
 class _Operator(Protocol):
     def add(self, layout: AdapterLayout) -> int: ...
+    def combine(self, numbers: Sequence[int], weights: Sequence[float]) -> int: ...
     def remove(self, number: int) -> None: ...
     def apply(
         self, number: int, module: int, x: NDArray[np.float32], y: NDArray[np.float32]
@@ -43,14 +45,15 @@ def _updates(operator: _Operator) -> Iterator[Comparison]:
             adapter_inputs[name] = (generator.integers(-2048, 2048, shape) * 2.0 ** generator.integers(-24, -8)).astype(
                 np.float32
             )
-    for dtype in _DTYPES:
-        number = operator.add(adapter_layout(adapter_inputs, modules, dtype))
-        try:
+    numbers = [operator.add(adapter_layout(adapter_inputs, modules, dtype)) for dtype in _DTYPES]
+    weights = dict(zip((*numbers, operator.combine(numbers, _WEIGHTS)), (1.0, 1.0, sum(_WEIGHTS)), strict=True))
+    try:
+        for (number, weight), dtype in zip(weights.items(), (*_DTYPES, "float32 and float16"), strict=True):
             for place, (inputs, outputs, rank) in enumerate(_MODULES):
                 lora_A, lora_B = (adapter_inputs[name].astype(np.float64) for name in input_names(str(place)))
                 for tokens in _TOKENS:
                     x = generator.normal(size=(tokens, inputs)).astype(np.float32)
-                    update = x.astype(np.float64) @ lora_A @ lora_B
+                    update = weight * (x.astype(np.float64) @ lora_A @ lora_B)
                     y = (np.abs(update).max() * generator.normal(size=(tokens, outputs))).astype(np.float32)
                     yield Comparison(
                         what=f"an update of rank {rank} in {dtype}",
@@ -58,5 +61,6 @@ def _updates(operator: _Operator) -> Iterator[Comparison]:
                         expected=update,
                         tolerance=_TOLERANCE,
                     )
-        finally:
+    finally:
+        for number in weights:
             operator.remove(number)

@@ -1,4 +1,4 @@
-/* y += (x A) B for a few tokens, with A and B as one adapter's module has them.
+/* y += weight (x A) B for a few tokens, with A and B as one adapter's module has them.
  *
  *     x  float32 [n, I]    y  float32 [n, O], rows `stride` numbers apart    n <= TOKENS
  *     A  [I, R]            R a multiple of 8, filled up with zeros
@@ -20,6 +20,8 @@
 typedef struct {
     const void *lora_A, *lora_B;
     int64_t inputs, outputs, rank; /* rank 0: the module has no adapter */
+    float weight;                  /* of the update */
+    int is_half;
 } Module;
 
 typedef float v8 __attribute__((vector_size(32), aligned(4)));
@@ -207,6 +209,7 @@ static inline void add_sums(const wide *sums, int64_t begin, int64_t outputs, fl
         int64_t rank = module->rank, outputs = module->outputs;                                               \
         const stored *lora_B = module->lora_B;                                                                \
         reduce(module->lora_A, rank, x, module->inputs, n, reduced);                                          \
+        for (int64_t k = 0; module->weight != 1 && k < n * rank; k++) reduced[k] *= module->weight;           \
         for (int64_t begin = 0; begin < outputs; begin += PANEL, lora_B += PANEL * rank) {                    \
             for (int64_t part = 0; part < PANEL; part += WIDTH) {                                             \
                 expand(lora_B + part, rank, reduced, n, sums);                                                \
@@ -217,11 +220,11 @@ static inline void add_sums(const wide *sums, int64_t begin, int64_t outputs, fl
 DEFINE_ADD_UPDATE(add_float, float, reduce_float, expand_float)
 DEFINE_ADD_UPDATE(add_half, half, reduce_half, expand_half)
 
-/* y [tokens, O] += (x A) B, any number of tokens */
-static void add_update(const Module *module, int is_half, const float *x, float *y, int64_t stride, int64_t tokens)
+/* y [tokens, O] += weight (x A) B, any number of tokens */
+static void add_update(const Module *module, const float *x, float *y, int64_t stride, int64_t tokens)
 {
     for (int64_t token = 0; module->rank && token < tokens; token += TOKENS) {
         int n = tokens - token < TOKENS ? (int)(tokens - token) : TOKENS;
-        (is_half ? add_half : add_float)(module, x + token * module->inputs, y + token * stride, stride, n);
+        (module->is_half ? add_half : add_float)(module, x + token * module->inputs, y + token * stride, stride, n);
     }
 }

@@ -10,9 +10,10 @@ from fedlora.counted import counted
 from fedlora.errors import AdapterError, GraphError, PackError
 from fedlora.exported.adapter_file import load_adapter_file
 from fedlora.exported.adapter_manifest import read_adapter_manifest
+from fedlora.exported.cache_prefix import virtual_tokens
 from fedlora.exported.graph_manifest import check_graph_file
 from fedlora.exported.inputs import is_of_factors
-from fedlora.exported.profiles import DEFAULT, graph_inputs
+from fedlora.exported.profiles import DEFAULT, file_inputs
 from fedlora.files.tensor_file import TensorFile
 from fedlora.graph.graph_check import read_checked_graph
 from safetensors import SafetensorError, safe_open
@@ -82,16 +83,18 @@ def verify_adapter(path: Path, base: BasePack, *, allow_unnamed_base: bool = Fal
     verified = load_adapter_file(
         path,
         base_fingerprint=base.fingerprint,
-        inputs=graph_inputs(base.model, profile),
+        inputs=file_inputs(base.model, profile),
         profile=profile,
         allow_unnamed_base=allow_unnamed_base,
     )
+    unnamed = "no manifest, so its base is known by 31 bits at most"
+    told = unnamed if verified.manifest is None else "digest and base as its manifest tells"
+    if virtual := virtual_tokens(verified.values):
+        return f"{path.name}: keys and values of {counted(virtual, 'virtual token')} that fit, finite; {told}"
     if verified.manifest is None:
         modules = sum(map(is_of_factors, verified.values)) // 2
-        fit = counted(modules, "module")
-        return f"{path.name}: {fit} that fit, finite; no manifest, so its base is known by 31 bits at most"
+        return f"{path.name}: {counted(modules, 'module')} that fit, finite; {told}"
     modules, head = len(verified.manifest.ranks), [name for name in verified.values if not is_of_factors(name)]
     ranks = ", ".join(map(str, sorted(set(verified.manifest.ranks.values()))))
-    told = "digest and base as its manifest tells"
     beside = f" and a head of its own ({', '.join(head)})" if head else ""
     return f"{path.name}: profile {profile}, {counted(modules, 'module')} of rank {ranks}{beside}, finite; {told}"

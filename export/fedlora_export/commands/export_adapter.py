@@ -19,7 +19,10 @@ needed("onnxruntime")
 @click.command("export-adapter")
 @click.argument("adapter", type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The .onnx_adapter file.")
-@click.option("--base", help="The base pack; needed for profile fast, and where the adapter does not record its own.")
+@click.option(
+    "--base",
+    help="The base pack; needed for profile fast, for virtual tokens, and where the adapter does not record its own.",
+)
 @click.option(
     "--profile", type=click.Choice(FILE_PROFILES), default=DEFAULT, show_default=True,
     help="Of the graph that takes it. compat: A and B of each module, as other tools have them; fast: joined ones.",

@@ -86,6 +86,17 @@ class AdapterCache:
         if cached.users == 1:
             self._settle(cached)
 
+    def hold_unnamed(self, made: LoadedAdapter) -> CachedAdapter:
+        """One more user of what has no name, which goes with its last one. Raises AdapterStoreFullError."""
+        cached = self._by_digest.get(made.digest)
+        if cached is None:
+            cached = CachedAdapter(digest=made.digest, rank=made.rank, size_bytes=made.size_bytes)
+            self._check_room(cached.size_bytes)
+            self._bring_in(cached, made)
+            self._by_digest[cached.digest] = cached
+        self.hold(cached)
+        return cached
+
     def let_go(self, cached: CachedAdapter) -> None:
         """One user less."""
         cached.users -= 1

@@ -18,10 +18,12 @@ from fedlora.data.adapter_chat import adapter_chat_settings
 from fedlora.data.chat_settings import ChatSettings
 from fedlora.errors import AdapterError, AdapterMismatchError, AdapterTooLargeError
 from fedlora.exported.adapter_file import load_adapter_file
-from fedlora.exported.inputs import digest_of, input_values
-from fedlora.exported.profiles import Profile, graph_inputs
+from fedlora.exported.cache_prefix import Heads, prefix_heads, stacked, unstacked, virtual_tokens
+from fedlora.exported.inputs import digest_of, input_values, weighted_sum
+from fedlora.exported.profiles import Profile, file_inputs
 from fedlora.exported.sidecar import sidecar_of
 from fedlora.family import DecoderShape
+from fedlora.lora.kinds import kind_of
 from fedlora.peft.directory import CONFIG, WEIGHTS
 from fedlora.peft.for_base import MAX_LORA_BYTES, adapter_of
 from fedlora.peft.missing import told_of_file
@@ -30,8 +32,9 @@ from numpy.typing import NDArray
 
 from fedlora_serve.adapters.signed import ReleaseInfo
 
-# {adapter input of the graph `compat`: value}, read-only; or laid out for the graph `kernel`
-AdapterValues = Mapping[str, NDArray[np.float32]] | AdapterLayout
+# {adapter input of the graph `compat`: value}, read-only; or laid out for the graph `kernel`; or where several lie.
+# Empty of virtual tokens.
+AdapterValues = Mapping[str, NDArray[np.float32]] | AdapterLayout | tuple["WeightedAdapter", ...]
 _Values = dict[str, NDArray[np.float32]]
 NO_CHAT = ChatSettings()
 _OVERHEAD_BYTES = 8 << 20  # of a file, at most: its header and its tables
@@ -48,20 +51,45 @@ class LoadedAdapter:
     source: Path
     digest: str  # of its values, however they were stored: `digest_of`
     values: AdapterValues
-    rank: int  # the largest of its modules
+    rank: int  # the largest of its modules; 0 of virtual tokens
     size_bytes: int
+    prefix: Heads | None = None  # [2 L, K, P, D], read-only: what a cache begins with, of virtual tokens
+    made_of: tuple[WeightedAdapter, ...] = ()  # where it is the sum of several (`together`)
     chat: ChatSettings = NO_CHAT  # how to speak with it, where its training says so; no part of the digest
     release: ReleaseInfo | None = None  # the signed release that it comes from; None: nobody vouches for it
 
     @property
+    def virtual_tokens(self) -> int:
+        """P: tokens before the text that take room in the context; 0 of LoRA."""
+        return 0 if self.prefix is None else self.prefix.shape[2]
+
+    @property
     def inputs(self) -> Mapping[str, NDArray[np.float32]]:
-        """{adapter input: value}, for a graph that takes them. Raises AdapterMismatchError where they are laid out."""
+        """{adapter input: value}, for a graph that takes them: of several adapters a copy, made here.
+
+        Raises AdapterMismatchError where they are laid out.
+        """
         if isinstance(self.values, AdapterLayout):
             raise AdapterMismatchError(
                 f"{self.name}: laid out for the graph kernel; this graph takes the values of single modules: load the "
                 "adapter without a layout"
             )
+        if isinstance(self.values, tuple):
+            return weighted_sum([(part.adapter.inputs, part.weight) for part in self.values])
         return self.values
+
+    @property
+    def parts(self) -> tuple[WeightedAdapter, ...]:
+        """The adapters that it is made of: itself alone, or several."""
+        return self.made_of or (WeightedAdapter(adapter=self, weight=1.0),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class WeightedAdapter:
+    """One of several adapters that answer together."""
+
+    adapter: LoadedAdapter
+    weight: float
 
 
 class AdapterLoader(Protocol):
@@ -79,6 +107,8 @@ def load_adapter(
     allow_unnamed_base: bool = False,
 ) -> LoadedAdapter:
     """The adapter of a PEFT directory, or of a .onnx_adapter file of profile compat.
+
+    Of prompts there must be a file.
 
     A PEFT directory that records no base, as PEFT's own do not, is taken where its names and shapes fit; an adapter file
     that names none only with `allow_unnamed_base`. Raises AdapterError where it is damaged or changes while it is read,
@@ -104,7 +134,12 @@ def load_adapter(
         ) from None
     digest = digest_of(adapter_inputs)
     values: AdapterValues
-    if layout is None:
+    prefix = stacked(adapter_inputs, base.shape, str(path)) if virtual_tokens(adapter_inputs) else None
+    if prefix is not None:
+        values, size_bytes = MappingProxyType({}), prefix.nbytes
+        prefix.flags.writeable = False
+        _check_size(path, size_bytes, max_bytes)
+    elif layout is None:
         size_bytes = sum(value.nbytes for value in adapter_inputs.values())
         _check_size(path, size_bytes, max_bytes)
         values = MappingProxyType({name: _own(value) for name, value in adapter_inputs.items()})
@@ -117,14 +152,25 @@ def load_adapter(
         source=path,
         digest=digest,
         values=values,
-        rank=max(value.shape[1] for name, value in adapter_inputs.items() if name.endswith(".lora_A.weight")),
+        rank=max(
+            (value.shape[1] for name, value in adapter_inputs.items() if name.endswith(".lora_A.weight")), default=0
+        ),
         size_bytes=size_bytes,
+        prefix=prefix,
         chat=chat if isinstance(base.model, DecoderShape) else NO_CHAT,
     )
 
 
 def _of_directory(directory: Path, base: BasePack, max_bytes: int) -> tuple[_Values, ChatSettings]:
-    adapter, _ = adapter_of(directory, base, max_bytes=max_bytes)
+    adapter, _ = adapter_of(directory, base, virtual=True, max_bytes=max_bytes)
+    if adapter.config.method == "prompt":
+        # Torch's last bits depend on the machine, and what was evicted is known again by its digest.
+        raise AdapterError(
+            f"{directory}: of {kind_of(adapter).title}, whose keys and values torch computes once, for a file; make it "
+            f"with: fedlora export-adapter {directory} --base BASE -o {directory.name}.onnx_adapter"
+        )
+    if kind_of(adapter).is_virtual:
+        return unstacked(prefix_heads(adapter, base, str(directory))), adapter_chat_settings(directory)
     try:
         return input_values(adapter), adapter_chat_settings(directory)
     except AdapterError as error:
@@ -136,7 +182,7 @@ def _of_file(path: Path, base: BasePack, allow_unnamed_base: bool) -> tuple[_Val
         file = load_adapter_file(
             path,
             base_fingerprint=base.fingerprint,
-            inputs=graph_inputs(base.model, profile),
+            inputs=file_inputs(base.model, profile),
             profile=profile,
             allow_unnamed_base=allow_unnamed_base,
         )

@@ -141,6 +141,17 @@ class AdapterStore:
                 return self._leased(entry)
         return self._lease_evicted(name)
 
+    def lease_copy(self, made: LoadedAdapter) -> Lease:
+        """Hold what was made of adapters for a request: once in memory, and in the budget, however many hold it at a time.
+
+        When the last lease is released it is forgotten. Raises AdapterStoreFullError.
+        """
+        with self._lock:
+            cached = self._cache.hold_unnamed(made)
+            if cached.adapter is None:
+                raise AssertionError(f"{made.name}: in use, and not in memory")
+            return Lease(cached.adapter, partial(self._forget, cached))
+
     def status(self, name: str) -> AdapterStatus | None:
         """What there is to tell of a name; None where there is none such."""
         with self._lock:
@@ -201,6 +212,10 @@ class AdapterStore:
         entry.last_used_at = self._clock()
         self._cache.hold(entry.cached)
         return Lease(entry.version(), partial(self._give_back, entry, entry.cached))
+
+    def _forget(self, cached: CachedAdapter) -> None:
+        with self._lock:
+            self._cache.let_go(cached)
 
     def _give_back(self, entry: Entry, cached: CachedAdapter) -> None:
         with self._lock:

@@ -41,10 +41,12 @@ class BlockManager:
         return True
 
     def load_prefix(self, row: int, sequence: SequenceState) -> None:
-        """Begin a sequence in its row with what was kept of its beginning."""
+        """Begin a sequence in its row with its adapter's virtual tokens, and with what was kept of its beginning."""
+        if sequence.adapter and sequence.adapter.prefix is not None:
+            self._kv_cache.write(row, 0, sequence.adapter.prefix)
         blocks = self.prefixes.find(sequence.digest, sequence.tokens)
         for number, block in enumerate(blocks):
-            self._kv_cache.write_block(row, number, block)
+            self._kv_cache.write(row, sequence.virtual_tokens + number * BLOCK_TOKENS, block)
         sequence.length, sequence.has_begun = len(blocks) * BLOCK_TOKENS, True
         if sequence.is_prompt_only:
             sequence.cached_tokens = sequence.length
@@ -54,7 +56,7 @@ class BlockManager:
         self.prefixes.keep(
             sequence.digest,
             sequence.tokens[: sequence.length],
-            lambda number: self._kv_cache.read_block(row, number),
+            lambda number: self._kv_cache.read_block(row, sequence.virtual_tokens + number * BLOCK_TOKENS),
             lambda: self.make_room(1),
         )
 

@@ -119,7 +119,7 @@ class BatchEngine:
 
     def stats(self) -> EngineStats:
         with self._changed:
-            waiting = Counter(sequence.adapter.name for sequence in self._waiting if sequence.adapter)
+            waiting = Counter(name for sequence in self._waiting for name in sequence.adapter_names)
             running = list(self._scheduler.sequences)
             return EngineStats(
                 running=len(running),
@@ -129,7 +129,7 @@ class BatchEngine:
                 cache_budget_bytes=self._budget_blocks * self._block_bytes,
                 prefix_lookups=self._scheduler.blocks.prefixes.lookups,
                 prefix_hits=self._scheduler.blocks.prefixes.hits,
-                running_adapters=dict(Counter(sequence.adapter.name for sequence in running if sequence.adapter)),
+                running_adapters=dict(Counter(name for sequence in running for name in sequence.adapter_names)),
                 waiting_adapters=dict(waiting),
             )
 
@@ -170,9 +170,12 @@ class BatchEngine:
             raise ConfigError(
                 f"the prompt has a token that is not from 0 to {shape.vocab_size - 1}; give the base's own"
             )
-        if len(prompt) >= self._limit:
+        virtual = request.adapter.version.virtual_tokens if request.adapter else 0
+        if len(prompt) + virtual >= self._limit:
+            beside = f" and its adapter {virtual} virtual ones" if virtual else ""
             raise ConfigError(
-                f"the prompt has {len(prompt)} tokens; prompt and answer together have room for {self._limit}: shorten it"
+                f"the prompt has {len(prompt)} tokens{beside}; prompt and answer together have room for {self._limit}: "
+                "shorten it"
             )
         check_tokens("logit_bias", request.sampling.logit_bias, shape.vocab_size)
         check_tokens("stop_token_ids", request.sampling.stop_token_ids, shape.vocab_size)

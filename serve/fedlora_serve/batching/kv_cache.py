@@ -61,17 +61,17 @@ class KVCache:
             self._give_back(number, source)
         self.blocks[target], self.blocks[source] = self.blocks[source], 0
 
-    def read_block(self, row: int, number: int) -> Block:
-        """A copy of a row's block."""
-        part = slice(number * BLOCK_TOKENS, (number + 1) * BLOCK_TOKENS)
+    def read_block(self, row: int, begin: int) -> Block:
+        """A copy of a row's block whose first token is at `begin`."""
+        part = slice(begin, begin + BLOCK_TOKENS)
         return np.stack([buffer[row, :, part] for buffer in self._buffers])
 
-    def write_block(self, row: int, number: int, block: Block) -> None:
-        """Fill a row's block."""
-        part = slice(number * BLOCK_TOKENS, (number + 1) * BLOCK_TOKENS)
-        for buffer, values in zip(self._buffers, block, strict=True):
+    def write(self, row: int, begin: int, heads: NDArray[np.float32]) -> None:
+        """Fill a row from `begin` on with keys and values [2 L, K, tokens, D]: a block, or those of virtual tokens."""
+        part = slice(begin, begin + heads.shape[2])
+        for buffer, values in zip(self._buffers, heads, strict=True):
             buffer[row, :, part] = values
-        self.grow(row, (number + 1) * BLOCK_TOKENS)
+        self.grow(row, part.stop)
 
     def release(self, row: int) -> None:
         """Give the memory of a row back to the system, where that can be; what it held is gone."""

@@ -1,8 +1,8 @@
 """Keys and values of beginnings that were read before, block by block, for those who begin alike.
 
 A block is known by all that went into it: the digest of the adapter, or none, and every token up to its last. Two versions
-of an adapter share nothing, however they are called. What was least recently of use goes first, later blocks before earlier
-ones.
+of an adapter share nothing, however they are called, nor do two combinations of adapters, or of weights. What was least
+recently of use goes first, later blocks before earlier ones.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from fedlora.row_lora.layout import AdapterLayout
 from fedlora.row_lora.library import RowLora
 from numpy.typing import NDArray
 
-from fedlora_serve.adapters.loading import LoadedAdapter
+from fedlora_serve.adapters.loading import AdapterValues, LoadedAdapter
 from fedlora_serve.batching.kv_cache import KVCache
 from fedlora_serve.batching.sequence import SequenceState
 
@@ -36,7 +36,7 @@ class Rows:
         """Give a sequence the next row, and count the memory of its tokens. Raises what its adapter raises."""
         if sequence.adapter:
             self._adapters.join(sequence.adapter)
-        self._kv_cache.grow(len(self.sequences), len(sequence.tokens))
+        self._kv_cache.grow(len(self.sequences), sequence.row_tokens)
         sequence.number = next(self._numbers)
         self.sequences.append(sequence)
 
@@ -44,7 +44,7 @@ class Rows:
         """Free its row; others close the gap."""
         hole = self.sequences.index(sequence)
         for row in self._next_rows(hole):
-            self._kv_cache.move(row, hole, self.sequences[row].length)
+            self._kv_cache.move(row, hole, self.sequences[row].row_length)
             self.sequences[hole], hole = self.sequences[row], row
         self._kv_cache.release(hole)
         self.sequences.pop()
@@ -90,7 +90,7 @@ class RowAdapters(Protocol):
 
 
 class NumberedAdapters:
-    """For the graph `kernel`: nothing is copied, whatever the ranks."""
+    """For the graph `kernel`: nothing is copied, whatever the ranks, and however many adapters a row has."""
 
     def __init__(self, library: RowLora) -> None:
         self._library = library
@@ -98,19 +98,37 @@ class NumberedAdapters:
         self._rows: dict[str, int] = {}  # that use it
 
     def join(self, adapter: LoadedAdapter) -> None:
+        if adapter.prefix is not None:
+            return  # its row begins with it, and the graph knows nothing of it
         if adapter.digest not in self._numbers:
-            assert isinstance(adapter.values, AdapterLayout)
-            self._numbers[adapter.digest] = self._library.add(adapter.values)
+            self._numbers[adapter.digest] = self._number_of(adapter.values)
         self._rows[adapter.digest] = self._rows.get(adapter.digest, 0) + 1
 
     def leave(self, adapter: LoadedAdapter) -> None:
+        if adapter.prefix is not None:
+            return
         self._rows[adapter.digest] -= 1
         if not self._rows[adapter.digest]:
             del self._rows[adapter.digest]
             self._library.remove(self._numbers.pop(adapter.digest))
 
+    def _number_of(self, values: AdapterValues) -> int:
+        if not isinstance(values, tuple):
+            assert isinstance(values, AdapterLayout)
+            return self._library.add(values)
+        joined: list[LoadedAdapter] = []
+        try:
+            for part in values:
+                self.join(part.adapter)
+                joined.append(part.adapter)
+            numbers = [self._numbers[part.adapter.digest] for part in values]
+            return self._library.combine(numbers, [part.weight for part in values])
+        finally:  # the sum keeps their layouts
+            for each in joined:
+                self.leave(each)
+
     def feeds(self, adapters: Sequence[LoadedAdapter | None]) -> Mapping[str, NDArray[Any]]:
-        numbers = [self._numbers[adapter.digest] if adapter else 0 for adapter in adapters]
+        numbers = [self._numbers[each.digest] if each and each.prefix is None else 0 for each in adapters]
         return {"adapters": np.array(numbers, np.int64)}
 
 
@@ -123,20 +141,18 @@ class CopiedAdapters:
         self._kept: OrderedDict[tuple[str, ...], Mapping[str, NDArray[np.float32]]] = OrderedDict()
 
     def join(self, adapter: LoadedAdapter) -> None:
-        if isinstance(adapter.values, AdapterLayout):
-            raise AdapterError(f"{adapter.name}: laid out for another graph; load it again")
+        for part in adapter.parts:
+            if isinstance(part.adapter.values, AdapterLayout):
+                raise AdapterError(f"{part.adapter.name}: laid out for another graph; load it again")
 
     def leave(self, adapter: LoadedAdapter) -> None:
         pass
 
     def feeds(self, adapters: Sequence[LoadedAdapter | None]) -> Mapping[str, NDArray[Any]]:
-        digests = tuple(adapter.digest if adapter else "" for adapter in adapters)
+        digests = tuple(each.digest if each and each.prefix is None else "" for each in adapters)
         if digests not in self._kept:
             while len(self._kept) >= _KEPT:  # before there are new ones: copies are large
                 self._kept.popitem(last=False)
-            adapter_inputs = [adapter.values if adapter else {} for adapter in adapters]
-            self._kept[digests] = row_values(
-                [each for each in adapter_inputs if not isinstance(each, AdapterLayout)], self._modules
-            )
+            self._kept[digests] = row_values([adapter.inputs if adapter else {} for adapter in adapters], self._modules)
         self._kept.move_to_end(digests)
         return self._kept[digests]

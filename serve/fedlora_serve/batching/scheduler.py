@@ -117,12 +117,12 @@ class Scheduler:
         width = 0  # every part is filled up to the widest, which must fit its row
         for row in range(first, len(self.sequences)):
             sequence = self.sequences[row]
-            free = self._capacity - max([sequence.length, *(part.length for part in parts)])
+            free = self._capacity - max([sequence.row_length, *(part.length for part in parts)])
             most = min(token_budget // (len(parts) + 1), free)
             if row not in rows or most < max(width, 1):
                 break
             end = sequence.length + min(sequence.uncomputed_tokens, most)
-            parts.append(Part(sequence.tokens[sequence.length : end], sequence.length, sequence.adapter))
+            parts.append(Part(sequence.tokens[sequence.length : end], sequence.row_length, sequence.adapter))
             width = max(width, end - sequence.length)
         self._run(first, parts)
         return True
@@ -142,7 +142,7 @@ class Scheduler:
         return [row for row in unread if self.sequences[row].has_begun and not self.sequences[row].is_decoding]
 
     def _decode(self, due: Collection[SequenceState]) -> None:
-        while any(not self.blocks.grow(row, self.sequences[row].length + 1) for row in self._rows_that_decode(due)):
+        while any(not self.blocks.grow(row, self.sequences[row].row_length + 1) for row in self._rows_that_decode(due)):
             self._preempt(max(self.sequences, key=self._by_rows))
         everybody = len(due) == len(self.sequences)
         # The last rows first: who takes over the row of one that has ended comes from behind it.
@@ -154,7 +154,7 @@ class Scheduler:
             self._run(
                 first,
                 [
-                    Part(each.tokens[-1:] if each in decoding else (), each.length, each.adapter)
+                    Part(each.tokens[-1:] if each in decoding else (), each.row_length, each.adapter)
                     for each in self.sequences[first : rows[-1] + 1]
                 ],
             )
@@ -165,7 +165,7 @@ class Scheduler:
     def _has_place_for(self, sequence: SequenceState) -> bool:
         if len(self.sequences) == self._max_rows:
             return False
-        return self.blocks.make_room(blocks_of(len(sequence.tokens)) + len(self.sequences))
+        return self.blocks.make_room(blocks_of(sequence.row_tokens) + len(self.sequences))
 
     def _by_rows(self, sequence: SequenceState) -> tuple[int, int]:
         """The largest is, of whoever has the most rows, the sequence that joined last."""

@@ -21,12 +21,12 @@ _log = logging.getLogger(__name__)
 
 
 class SequenceState:
-    """A request on its way. `length` of its tokens have keys and values in the row that it holds."""
+    """A request on its way. `length` of its tokens have keys and values in the row that it holds, after virtual ones."""
 
     def __init__(
         self, request: Request, tokenizer: Tokenizer, *, vocab_size: int, stop_token_ids: Sequence[int], limit: int
     ) -> None:
-        """`limit` is the longest prompt and answer together."""
+        """`limit` is the longest prompt and answer together, with the adapter's virtual tokens."""
         self.request = request
         self.tokens = list(request.prompt)
         self.length = 0
@@ -34,7 +34,7 @@ class SequenceState:
         self.number = 0  # later ones joined the batch later
         self.cached_tokens = 0  # of the prompt, which it has not read itself
         self._prompt_length = len(self.tokens)
-        self._limit = limit
+        self._limit = limit - self.virtual_tokens
         self._tokenizer, self._vocab_size, self._stop_token_ids = tokenizer, vocab_size, stop_token_ids
         self._chosen: list[ChosenToken] = []
         self._is_heard, self._is_abandoned = True, False
@@ -59,6 +59,26 @@ class SequenceState:
     def digest(self) -> str:
         """The digest of its adapter; empty for the base."""
         return self.adapter.digest if self.adapter else ""
+
+    @property
+    def adapter_names(self) -> list[str]:
+        """The adapters that answer: none, one, or several together."""
+        return [part.adapter.name for part in self.adapter.parts] if self.adapter else []
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Those of its adapter, whose keys and values stand before those of its own tokens."""
+        return self.adapter.virtual_tokens if self.adapter else 0
+
+    @property
+    def row_length(self) -> int:
+        """The tokens that its row has, virtual ones among them."""
+        return self.virtual_tokens + self.length
+
+    @property
+    def row_tokens(self) -> int:
+        """The tokens that its row has once all of its own are read."""
+        return self.virtual_tokens + len(self.tokens)
 
     @property
     def uncomputed_tokens(self) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 from fedlora.base.pack import EMBEDDED, GENERATION_CONFIG
 from fedlora.commands.needed import needed
+from fedlora.errors import ConfigError
 from fedlora.nearest import check_there
 from fedlora.peft.finding import check_adapter
 
@@ -24,8 +25,11 @@ needed("jinja2", "onnxruntime", "tokenizers")
 @click.option("--model", metavar="BASE", help="BASE may be given so, too.")
 @click.option(
     "--adapter",
-    type=click.Path(path_type=Path),
-    help="A PEFT directory or a .onnx_adapter file; without it the base speaks.",
+    "adapters",
+    multiple=True,
+    metavar="PATH[=WEIGHT]",
+    help="A PEFT directory or a .onnx_adapter file; without it the base speaks. Several speak together, each with its "
+    "weight, or 1.",
 )
 @click.option(
     "--allow-unnamed-base",
@@ -68,7 +72,7 @@ needed("jinja2", "onnxruntime", "tokenizers")
 def generate(
     base: str | None,
     model: str | None,
-    adapter: Path | None,
+    adapters: tuple[str, ...],
     allow_unnamed_base: bool,
     prompt: str,
     max_tokens: int | None,
@@ -96,15 +100,16 @@ def generate(
     given: dict[str, Any] = {name: number for name, number in numbers.items() if number is not None}
     sampling = Sampling(seed=seed, stop=stop, **given)  # a value that makes no sense tells so before the base is read
     check_there(base or model or "", (EMBEDDED,))
-    if adapter:
-        check_adapter(adapter, otherwise="expected a PEFT directory, a .onnx_adapter file or a hub id")
+    shares = [_path_and_weight(text) for text in adapters]
+    for path, _ in shares:
+        check_adapter(path, otherwise="expected a PEFT directory, a .onnx_adapter file or a hub id")
     # Here: `fedlora --help` asks for this command's summary, and ONNX Runtime takes long to load.
     from fedlora_serve.local.engine import Engine
     from fedlora_serve.local.generate import generate as generate_text
 
     with ends_at_once():
         engine = Engine(base or model or "", threads=threads)
-    loaded = engine.load_adapter(adapter, allow_unnamed_base=allow_unnamed_base) if adapter else None
+    loaded = engine.load_adapters(shares, allow_unnamed_base=allow_unnamed_base)
     if generation_config == "auto":
         defaults = model_defaults(engine.base)
         open_ones: dict[str, Any] = {name: value for name, value in defaults.values.items() if name not in given}
@@ -119,3 +124,16 @@ def generate(
         for piece in pieces:
             click.echo(piece, nl=False)
     click.echo()
+
+
+def _path_and_weight(text: str) -> tuple[str, float]:
+    """What PATH[=WEIGHT] says. A path that is there may have a = in it."""
+    path, is_weighted, weight = text.rpartition("=")
+    if not is_weighted or Path(text).exists():
+        return text, 1.0
+    try:
+        return path, float(weight)
+    except ValueError:
+        raise ConfigError(
+            f"--adapter {text}: expected a path, or PATH=WEIGHT with a number, such as law=0.7, got {weight!r:.40}"
+        ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from fedlora.exported.profiles import DEFAULT, Profile, graph_name
 from fedlora.peft.finding import find_adapter
 from numpy.typing import NDArray
 
-from fedlora_serve.adapters.loading import LoadedAdapter, load_adapter
+from fedlora_serve.adapters.loading import LoadedAdapter, WeightedAdapter, load_adapter
+from fedlora_serve.adapters.together import copied, together
 from fedlora_serve.session import open_graph
 from fedlora_serve.text.tokenizer import open_tokenizer
 
@@ -49,13 +51,33 @@ class Engine:
             )
         return load_adapter(find_adapter(path), self.base, allow_unnamed_base=allow_unnamed_base)
 
+    def load_adapters(
+        self, shares: Sequence[tuple[str | Path, float]], *, allow_unnamed_base: bool = False
+    ) -> LoadedAdapter | None:
+        """What several adapters with weights are together; one of weight 1 is itself, and none is the base.
+
+        Raises as `load_adapter` and `together`.
+        """
+        parts = [
+            WeightedAdapter(
+                adapter=replace(self.load_adapter(path, allow_unnamed_base=allow_unnamed_base), name=str(path)),
+                weight=weight,
+            )
+            for path, weight in shares
+        ]
+        if not parts:
+            return None
+        if len(parts) == 1 and parts[0].weight == 1:
+            return parts[0].adapter
+        return copied(together(parts, "--adapter"))
+
     def start(self, adapter: LoadedAdapter | None = None) -> Decoding:
         """An empty sequence that speaks with `adapter`."""
         return Decoding(self._session, self, adapter)
 
 
 class Decoding:
-    """One sequence: its key/value cache and its adapter."""
+    """One sequence: its key/value cache and its adapter. `length` counts virtual tokens too, as the context does."""
 
     def __init__(self, session: ort.InferenceSession, engine: Engine, adapter: LoadedAdapter | None) -> None:
         shape = engine.base.shape
@@ -69,8 +91,12 @@ class Decoding:
         self._outputs = [output.name for output in session.get_outputs()]
         empty = ort.OrtValue.ortvalue_from_shape_and_type([1, shape.num_kv_heads, 0, shape.head_dim], np.float32)
         names = [f"{i}.{kind}" for i in range(shape.num_layers) for kind in ("key", "value")]
-        self._past = {f"past_key_values.{name}": empty for name in names}
-        self.length = 0
+        past = [empty] * len(names)
+        if adapter and adapter.prefix is not None:
+            past = [ort.OrtValue.ortvalue_from_numpy(heads[None]) for heads in adapter.prefix]
+        self._past = {f"past_key_values.{name}": value for name, value in zip(names, past, strict=True)}
+        self._virtual = adapter.virtual_tokens if adapter else 0
+        self.length = self._virtual
 
     def step(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Read `tokens`; return the scores [V] of the next one.
@@ -82,8 +108,10 @@ class Decoding:
             raise ConfigError(f"expected token ids from 0 to {self._shape.vocab_size - 1}, got {list(tokens)[:8]}")
         length = self.length + len(tokens)
         if length > self._shape.max_positions:
+            among = f", the adapter's {self._virtual} virtual ones among them," if self._virtual else ""
             raise ConfigError(
-                f"{length} tokens are more than the base's context of {self._shape.max_positions}; shorten the prompt"
+                f"{length} tokens{among} are more than the base's context of {self._shape.max_positions}; shorten the "
+                "prompt"
             )
         ids, mask = np.array([tokens], np.int64), np.ones((1, length), np.int64)
         feeds = {
@@ -106,8 +134,9 @@ class Decoding:
         if np.isfinite(scores).all():
             return
         if self._adapter:
+            told = self._adapter.name if self._adapter.made_of else self._adapter.source
             raise AdapterError(
-                f"{self._adapter.source}: with it the scores of the next token are not finite: its values are too large; "
-                "use another adapter"
+                f"{told}: with it the scores of the next token are not finite: its values are too large; use another "
+                "adapter"
             )
         raise GraphError(f"{self._graph}: the scores of the next token are not finite; export it again")

@@ -19,15 +19,15 @@ from fedlora.terminal import Terminal
 @click.option("--rounds", default="", metavar="N-N,...", help="Committed rounds to take.  [default: all]")
 @click.option("--devices", is_flag=True, help="Take what each device kept of the last round, not the rounds.")
 @click.option(
-    "--how", type=click.Choice(["svd", "cat"]), default="svd", show_default=True,
-    help="cat is the mean exactly, and adds ranks; svd the best of one rank.",
+    "--how", type=click.Choice(["svd", "cat"]),
+    help="cat is the mean exactly, and adds ranks; svd the best of one rank.  [default: svd, where there are products]",
 )  # fmt: skip
 @click.option("--svd-rank", type=click.IntRange(min=1), help="Of svd.  [default: the largest of the run's]")
 @click.option("--data", default="", metavar="PATH", help="Measure on this file's held-out part, not the devices'.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Devices at a time.")
 @click.option("--force", is_flag=True, help="Replace the output if it exists.")
 def soup(
-    run: Path, output: Path, greedy: bool, rounds: str, devices: bool, how: str, svd_rank: int | None, data: str,
+    run: Path, output: Path, greedy: bool, rounds: str, devices: bool, how: str | None, svd_rank: int | None, data: str,
     workers: int, force: bool,
 ) -> None:  # fmt: skip
     """Make one adapter of many that RUN made: their mean, measured on held-out data."""
@@ -40,7 +40,7 @@ def soup(
 
     console = Terminal(stderr=True)
     order = SoupOrder(
-        run=run, greedy=greedy, rounds=rounds, devices=devices, how=cast(Way, how), svd_rank=svd_rank, data=data,
+        run=run, greedy=greedy, rounds=rounds, devices=devices, how=cast("Way | None", how), svd_rank=svd_rank, data=data,
         workers=workers,
     )  # fmt: skip
     made = make_soup(order, output, replace=force, tell=lambda line: console.print(line, soft_wrap=True))

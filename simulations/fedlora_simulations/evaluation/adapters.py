@@ -9,8 +9,9 @@ from fedlora.base.pack import BasePack
 from fedlora.config.run import RunConfig
 from fedlora.errors import ConfigError
 from fedlora.exported.adapter_file import load_adapter_file
+from fedlora.exported.cache_prefix import prefix_adapter, stacked, virtual_tokens
 from fedlora.exported.inputs import adapter_of_inputs
-from fedlora.exported.profiles import DEFAULT, graph_inputs
+from fedlora.exported.profiles import DEFAULT, file_inputs
 from fedlora.lora.adapter import Adapter
 from fedlora.peft.finding import find_adapter
 from fedlora.peft.for_base import whole_adapter_of
@@ -43,5 +44,7 @@ def read_adapter(path: Path, base: BasePack) -> Adapter:
     """For torch: the adapter, verified for the base. Raises AdapterError."""
     if path.is_dir():
         return whole_adapter_of(path, base)
-    file = load_adapter_file(path, base_fingerprint=base.fingerprint, inputs=graph_inputs(base.model, DEFAULT))
+    file = load_adapter_file(path, base_fingerprint=base.fingerprint, inputs=file_inputs(base.model, DEFAULT))
+    if virtual_tokens(file.values):
+        return prefix_adapter(stacked(file.values, base.shape, str(path)))
     return adapter_of_inputs(file.values)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from fedlora.base.pack import BasePack, find_pack, open_pack
 from fedlora.errors import AdapterError, AdapterMismatchError, ConfigError, GraphError
+from fedlora.exported.cache_prefix import unstacked
 from fedlora.exported.profiles import DEFAULT, Profile, graph_name
 from fedlora.family import DecoderShape, EncoderShape, ModelShape
 from fedlora.family.encoder import with_head_of
@@ -99,21 +100,27 @@ class GraphScorer:
         alike: dict[int, list[_Sequence]] = defaultdict(list)
         for sequence in _sequences(windows):
             alike[len(sequence.tokens)].append(sequence)
+        heads = self._adapter.prefix if self._adapter else None
+        if heads is None:
+            heads = np.zeros((2 * shape.num_layers, shape.num_kv_heads, 0, shape.head_dim), np.float32)
+        past, virtual = unstacked(heads), heads.shape[2]
+        if virtual + max(alike, default=0) > shape.max_positions:
+            raise ConfigError(
+                f"a text has {max(alike)} tokens, and the adapter {virtual} virtual ones; the base's context is "
+                f"{shape.max_positions}: cut it"
+            )
         for length, of_length in alike.items():
             of_length.sort(key=lambda sequence: sequence.kept)
-            several = max(1, min(_MOST_ROWS // length, _MOST_LOGITS // (of_length[-1].kept * shape.vocab_size)))
+            # After a cache a batch of one alone reads several tokens.
+            rows = 1 if virtual else min(_MOST_ROWS // length, _MOST_LOGITS // (of_length[-1].kept * shape.vocab_size))
+            several = max(1, rows)
             for first in range(0, len(of_length), several):
                 batch = of_length[first : first + several]
                 kept = max(sequence.kept for sequence in batch)
-                past = np.zeros((len(batch), shape.num_kv_heads, 0, shape.head_dim), np.float32)
                 feeds: dict[str, NDArray[Any]] = {
                     "input_ids": np.stack([sequence.tokens for sequence in batch]),
-                    "attention_mask": np.ones((len(batch), length), np.int64),
-                    **{
-                        f"past_key_values.{i}.{kind}": past
-                        for i in range(shape.num_layers)
-                        for kind in ("key", "value")
-                    },
+                    "attention_mask": np.ones((len(batch), virtual + length), np.int64),
+                    **{name: np.repeat(value, len(batch), 0) for name, value in past.items()},
                     **({_KEEP: np.array([kept], np.int64)} if _KEEP in self._optional else {}),
                 }
                 logits = self._run("logits", feeds)[:, -kept:]

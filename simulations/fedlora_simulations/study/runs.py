@@ -88,7 +88,7 @@ class StudyRunner:
             if self._results.done(run.digest):
                 continue
             config = run.config
-            self._tell(f"{run.row}, {run.setting}, seed {config.seed}, lr {config.train.lr:g}")
+            self._tell(f"{run.row}, {run.setting}, seed {config.seed}, lr {config.train.rate:g}")
             began = time.monotonic()
             try:
                 result = self._measure(
@@ -168,7 +168,7 @@ def _result(run: Run, config: RunConfig) -> Result:
         key: value for key, value in config.flat().items() if key in {f"train.{each}" for each in KEYS}
     }
     return Result(
-        digest=run.digest, row=run.row, setting=run.setting, seed=config.seed, lr=config.train.lr, machine=_machine(),
+        digest=run.digest, row=run.row, setting=run.setting, seed=config.seed, lr=config.train.rate, machine=_machine(),
         config=flat,
     )  # fmt: skip
 

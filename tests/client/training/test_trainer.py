@@ -217,8 +217,8 @@ def adamw_by_hand(
             first[name] = 0.9 * first[name] + 0.1 * grad
             second[name] = 0.999 * second[name] + 0.001 * grad**2
             mean, square = first[name] / (1 - 0.9**step), second[name] / (1 - 0.999**step)
-            decayed = values[name] * (1 - config.lr * config.weight_decay)
-            values[name] = decayed - config.lr * mean / (np.sqrt(square) + 1e-8)
+            decayed = values[name] * (1 - config.rate * config.weight_decay)
+            values[name] = decayed - config.rate * mean / (np.sqrt(square) + 1e-8)
     return values, norms
 
 
@@ -244,14 +244,14 @@ def test_clipping_and_weight_decay_equal_adamw_by_hand(
     result = train(decoder, adapter, windows, config, np.random.default_rng(0))
     expected, norms = adamw_by_hand(decoder, adapter, windows, config)
     got = factors_of(result.adapter)
-    assert share_off(got, expected, config.lr) < 2e-3
+    assert share_off(got, expected, config.rate) < 2e-3
     for other in (
         dataclasses.replace(config, max_grad_norm=0.0 if limit == 0.6 else 0.6),
         dataclasses.replace(config, weight_decay=0.5 - weight_decay),
     ):
         # The comparison would notice the other setting.
         wrong, norms = adamw_by_hand(decoder, adapter, windows, other)
-        assert share_off(got, wrong, config.lr) > 0.5
+        assert share_off(got, wrong, config.rate) > 0.5
     assert min(norms) > 0
 
 
@@ -260,12 +260,12 @@ def test_one_step_equals_torchs_adamw_on_pefts_parameters(base: BasePack, decode
     config = dataclasses.replace(CONFIG, steps=1, batch_size=len(windows), lr=0.01, weight_decay=0.1, max_grad_norm=0.5)
     model, parameters = peft_oracle(base, adapter)
     trainable = [factor for pair in parameters.values() for factor in pair]
-    optimizer = torch.optim.AdamW(trainable, lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(trainable, lr=config.rate, weight_decay=config.weight_decay)
     logits = model(windows.inputs).logits
     F.cross_entropy(logits.flatten(0, 1), windows.targets.flatten(), ignore_index=IGNORED).backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(trainable, config.max_grad_norm)
     optimizer.step()
     expected = {name: factor.detach().numpy() for name, factor in by_name(parameters).items()}
     result = train(decoder, adapter, windows, config, np.random.default_rng(0))
-    assert share_off(factors_of(result.adapter), expected, config.lr) < 2e-3
-    assert share_off(factors_of(adapter), expected, config.lr) > 0.9
+    assert share_off(factors_of(result.adapter), expected, config.rate) < 2e-3
+    assert share_off(factors_of(adapter), expected, config.rate) > 0.9

@@ -88,8 +88,8 @@ def test_in_the_first_step_b_moves_ratio_times_as_far_as_a(decoder: Decoder, rat
     training = training_of(decoder, config, adapter=adapter)
     training.run_step()
     after = training.lora.adapter()
-    assert moved(adapter, after, "lora_A") == pytest.approx(config.lr, rel=1e-2)
-    assert moved(adapter, after, "lora_B") == pytest.approx(ratio * config.lr, rel=1e-2)
+    assert moved(adapter, after, "lora_A") == pytest.approx(config.rate, rel=1e-2)
+    assert moved(adapter, after, "lora_B") == pytest.approx(ratio * config.rate, rel=1e-2)
 
 
 def test_the_rate_of_a_step_follows_from_its_place_in_the_whole_run(decoder: Decoder) -> None:
@@ -195,5 +195,5 @@ def test_a_stack_trains_each_adapter_as_it_trains_alone(decoder: Decoder, max_gr
     stacked = train_stack(decoder, adapters, windows, config, [np.random.default_rng(seed) for seed in range(3)])
     for seed, (adapter, own) in enumerate(zip(adapters, windows, strict=True)):
         alone = train(decoder, adapter, own, config, np.random.default_rng(seed))
-        assert_same_training(stacked[seed], alone, config.lr)
+        assert_same_training(stacked[seed], alone, config.rate)
     assert len({result.losses for result in stacked}) == 3

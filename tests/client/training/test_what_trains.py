@@ -86,7 +86,7 @@ def by_autograd(
     start = {name: torch.tensor(value) for name, value in factors_of(adapter).items()}
     values = {name: value.clone() for name, value in start.items()}
     trained = {name: value for name, value in values.items() if name[-1] in trains}
-    optimizer = torch.optim.AdamW(trained.values(), lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(trained.values(), lr=config.rate, weight_decay=config.weight_decay)
     problem = Problem(windows.inputs, windows.targets, windows.starts, torch.ones(windows.targets.shape))
     for _ in range(config.steps):
         logits, pairs = reference_logits(base, problem, adapter_of(adapter.config, values))
@@ -152,9 +152,11 @@ def test_a_frozen_factor_keeps_its_bits_and_the_other_trains_as_in_autograd(
     for name, value in factors_of(result.adapter).items():
         assert np.array_equal(value, factors_of(adapter)[name]) == (name[-1] != trains)
     assert result.adapter.config == adapter.config
-    assert share_off(result.adapter, by_autograd(decoder.base, adapter, windows, config, trains), config.lr) < BY_CHANCE
+    assert (
+        share_off(result.adapter, by_autograd(decoder.base, adapter, windows, config, trains), config.rate) < BY_CHANCE
+    )
     # The comparison would notice a factor that trains.
-    assert share_off(result.adapter, by_autograd(decoder.base, adapter, windows, config), config.lr) > 0.3
+    assert share_off(result.adapter, by_autograd(decoder.base, adapter, windows, config), config.rate) > 0.3
 
 
 @pytest.mark.parametrize("trains", FROZEN)
@@ -236,8 +238,8 @@ def test_a_training_beside_a_frozen_adapter_is_that_over_weights_that_it_is_fold
     without = by_autograd(base, adapter, windows, config)
     weights = folded(base, frozen)
     monkeypatch.setattr("tests.reference.dense.dense_weights", lambda base: dict(weights))
-    assert share_off(result.adapter, by_autograd(base, adapter, windows, config), config.lr) < BY_CHANCE
-    assert share_off(result.adapter, without, config.lr) > 0.3
+    assert share_off(result.adapter, by_autograd(base, adapter, windows, config), config.rate) < BY_CHANCE
+    assert share_off(result.adapter, without, config.rate) > 0.3
 
 
 def test_a_frozen_adapter_keeps_its_bits_whatever_the_weight_decay(decoder: Decoder) -> None:
@@ -313,9 +315,11 @@ def test_fedprox_is_the_loss_with_the_distance_from_the_start(decoder: Decoder, 
     windows, adapter = windows_of(decoder.base), random_adapter(decoder.base, ALL_RANKS)
     config = dataclasses.replace(whole(windows), steps=4, fedprox_mu=2.0, weight_decay=0.0)
     result = train(decoder, adapter, windows, config, np.random.default_rng(0), trains=trains)
-    assert share_off(result.adapter, by_autograd(decoder.base, adapter, windows, config, trains), config.lr) < BY_CHANCE
+    assert (
+        share_off(result.adapter, by_autograd(decoder.base, adapter, windows, config, trains), config.rate) < BY_CHANCE
+    )
     other = dataclasses.replace(config, fedprox_mu=0.0)
-    assert share_off(result.adapter, by_autograd(decoder.base, adapter, windows, other, trains), config.lr) > 0.3
+    assert share_off(result.adapter, by_autograd(decoder.base, adapter, windows, other, trains), config.rate) > 0.3
 
 
 def test_the_stronger_fedprox_the_nearer_a_training_stays_to_its_start(decoder: Decoder) -> None:

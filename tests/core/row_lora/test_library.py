@@ -12,7 +12,7 @@ import pytest
 from fedlora.errors import AdapterError, AdapterStoreFullError, UnknownAdapterError
 from fedlora.native import BuildError
 from fedlora.row_lora import library as library_module
-from fedlora.row_lora.layout import AdapterLayout, adapter_layout
+from fedlora.row_lora.layout import AdapterLayout, LayoutDtype, adapter_layout
 from fedlora.row_lora.library import RowLora, built_library, row_lora
 from fedlora.row_lora.self_check import disagreement
 
@@ -25,6 +25,7 @@ SABOTAGE = {
     "another token's x": ("tokens[t] = x + (t < n ? t : 0) * inputs", "tokens[t] = x + (t < n ? 0 : t) * inputs"),
     "a column too few": ("for (int64_t k = 0; k < rank; k++) {", "for (int64_t k = 1; k < rank; k++) {"),
     "outputs past the last panel": ("o < outputs; o++", "o + 1 < outputs; o++"),
+    "a weight left out": ("reduced[k] *= module->weight", "reduced[k] *= 1"),
     "y replaced": ("*(wide *)(y + begin) += sums[t]", "*(wide *)(y + begin) = sums[t]"),
 }
 
@@ -79,7 +80,7 @@ def test_a_library_that_computes_wrong_numbers_is_refused(
     copies = tuple(tmp_path / file.name for file in library_module._HEADERS)
     monkeypatch.setattr(library_module, "SOURCE", tmp_path / library_module.SOURCE.name)
     monkeypatch.setattr(library_module, "_HEADERS", copies)
-    with pytest.raises(BuildError, match=r"\.so: an update of rank \d+ in float\d\d differs from numpy's by"):
+    with pytest.raises(BuildError, match=r"\.so: an update of rank \d+ in float.* differs from numpy's by"):
         row_lora()
 
 
@@ -185,6 +186,40 @@ def test_a_table_that_points_out_of_the_values_is_refused(column: int, value: in
     table[0, column] = value
     with pytest.raises(AdapterError, match="layout points out of its values"):
         row_lora().add(AdapterLayout(values=layout.values, table=table))
+
+
+def test_a_weighted_sum_of_adapters_is_their_joined_rank_and_outlives_what_it_was_made_of() -> None:
+    operator, weights = row_lora(), (0.7, -1.5, 2.0)
+    given = [random_inputs({"q": 3, "down": 21}, 7), random_inputs({"q": 40, "v": 8}, 8), random_inputs({"o": 1}, 9)]
+    dtypes: tuple[LayoutDtype, ...] = ("float32", "float32", "float16")
+    numbers = [operator.add(adapter_layout(one, MODULES, dtype)) for one, dtype in zip(given, dtypes, strict=True)]
+    total = operator.combine(numbers, weights)
+    for number in numbers:
+        operator.remove(number)
+    gc.collect()
+    for place, (module, (outputs, inputs)) in enumerate(MODULES.items()):
+        x = np.random.default_rng(place).normal(size=(11, inputs)).astype(np.float32)
+        y = np.ones((11, outputs), np.float32)
+        updates = [with_update(np.zeros_like(y), x, one, [module]) for one in given]
+        expected = y + sum(weight * update for weight, update in zip(weights, updates, strict=True))
+        # The third has values in float16.
+        np.testing.assert_allclose(
+            operator.apply(total, place, x, y), expected, rtol=1e-2, atol=1e-2 if module == "o" else 1e-3
+        )
+    operator.remove(total)
+    with pytest.raises(UnknownAdapterError, match=rf"by the numbers \[{numbers[0]}, {numbers[1]}\]; add them first"):
+        operator.combine(numbers[:2], (1.0, 1.0))
+
+
+def test_adapters_of_other_modules_make_no_sum() -> None:
+    operator = row_lora()
+    other = {**MODULES, "down": (64, 47)}
+    numbers = [operator.add(small()), operator.add(adapter_layout(random_inputs({"q": 4}, 0, other), other))]
+    for wrong in (numbers, numbers[:0]):
+        with pytest.raises(UnknownAdapterError, match="no adapters of the same modules"):
+            operator.combine(wrong, (1.0,) * len(wrong))
+    for number in numbers:
+        operator.remove(number)
 
 
 def test_threads_that_add_at_once_get_numbers_of_their_own() -> None:

@@ -210,6 +210,7 @@ def test_values_that_are_evicted_replaced_or_unloaded_leave_the_memory() -> None
     def records() -> int:
         return sum(type(each) is CachedAdapter for each in gc.get_objects())
 
+    gc.collect()  # what other tests left
     before = records()
     store = AdapterStore(NO_BASE, budget_bytes=2 * UNIT, read=read)
     for seed in range(5):

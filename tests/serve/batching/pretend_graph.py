@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import cast
@@ -31,19 +31,27 @@ SAID = 256  # tokens that it says
 
 def said(prompt: Sequence[int], count: int, adapter: LoadedAdapter | None = None) -> list[int]:
     """What a row says that has read all of its tokens, each in its place."""
-    tokens = list(prompt)
+    virtual = adapter.prefix[0, 0, :, 0].tolist() if adapter and adapter.prefix is not None else []
+    tokens = [*virtual, *prompt]
     for _ in range(count):
         tokens.append(_next(tokens, adapter))
-    return tokens[len(prompt) :]
+    return tokens[len(virtual) + len(prompt) :]
 
 
-def _next(tokens: Sequence[int], adapter: LoadedAdapter | None) -> int:
+def _next(tokens: Sequence[float], adapter: LoadedAdapter | None) -> int:  # all of a row, virtual ones too
     content = np.asarray(tokens, np.float32).tobytes() + (adapter.digest.encode() if adapter else b"")
     return crc32(content) % SAID
 
 
 def adapter_of(digest: str) -> LoadedAdapter:
     return LoadedAdapter(name=digest, digest=digest, number=1, values={}, rank=1, size_bytes=1, source=Path("none"))
+
+
+def with_virtual(adapter: LoadedAdapter, shape: DecoderShape, count: int) -> LoadedAdapter:
+    """The same with so many virtual tokens, which a graph that pretends reads as it does others."""
+    heads = np.zeros((2 * shape.num_layers, shape.num_kv_heads, count, shape.head_dim), np.float32)
+    heads += np.arange(1000, 1000 + count, dtype=np.float32)[:, None]
+    return replace(adapter, prefix=heads)
 
 
 class JoinedAdapters:

@@ -13,7 +13,8 @@ from fedlora.base.pack import BasePack
 from fedlora.errors import ConfigError, GraphError
 from fedlora.exported.profiles import Profile
 from fedlora.lora.config import LoraConfig
-from fedlora_serve.adapters.loading import LoadedAdapter
+from fedlora_serve.adapters.loading import LoadedAdapter, WeightedAdapter
+from fedlora_serve.adapters.together import together
 from fedlora_serve.batching.engine import BatchEngine
 from fedlora_serve.batching.fair_queue import FairQueue
 from fedlora_serve.batching.kv_cache import BLOCK_TOKENS, block_bytes
@@ -102,6 +103,29 @@ def test_a_prompt_that_begins_like_an_earlier_one_of_its_adapter_reads_only_the_
         assert listener.wait().cached_tokens == cached
         assert listener.tokens == greedy(single, [*prompt, *tail], one, 8)
     assert engine.stats().prefix_hits == 64
+
+
+def test_what_was_read_for_some_adapters_together_is_used_for_these_and_these_weights_alone(
+    engines: Engines, version: Callable[[Speaker], LoadedAdapter], speakers: list[Speaker]
+) -> None:
+    engine, prompt = engines(rows=4), random_prompt(np.random.default_rng(1), 70)
+
+    def summed(*shares: tuple[int, float]) -> LoadedAdapter:
+        return together([WeightedAdapter(adapter=version(speakers[number]), weight=w) for number, w in shares])
+
+    answers = []
+    for asked, cached in (
+        (summed((0, 0.7), (4, 0.3)), 0),
+        (summed((4, 0.3), (0, 0.7)), 64),
+        (summed((0, 0.3), (4, 0.7)), 0),
+        (summed((0, 0.7), (3, 0.3)), 0),
+        (summed((0, 0.7)), 0),
+        (version(speakers[0]), 0),
+    ):
+        listener = ask(engine, prompt, counted(4), asked)
+        assert listener.wait().cached_tokens == cached
+        answers.append(listener.tokens)
+    assert answers[0] == answers[1]
 
 
 def test_answers_that_are_asked_for_at_once_share_the_prompt_that_they_have_in_common(

@@ -26,9 +26,9 @@ def test_the_rows_of_a_step_are_a_contiguous_part_of_the_same_memory(base: BaseP
 
 def test_a_block_that_is_read_from_one_row_and_written_to_another_is_the_same_there(base: BasePack) -> None:
     kv_cache = filled(base)
-    block = kv_cache.read_block(0, 2)
+    block = kv_cache.read_block(0, 2 * BLOCK_TOKENS)
     assert block.nbytes == block_bytes(base.shape)
-    kv_cache.write_block(1, 2, block)
+    kv_cache.write(1, 2 * BLOCK_TOKENS, block)
     for buffer in kv_cache.of_rows(0, 3):
         place = slice(2 * BLOCK_TOKENS, 3 * BLOCK_TOKENS)
         np.testing.assert_array_equal(buffer[1, :, place], buffer[0, :, place])

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fedlora.base.pack import open_pack
+from fedlora.base.pack import BasePack, open_pack
+from fedlora.combine.combining import combine
+from fedlora.combine.ways import Combination
 from fedlora.errors import GraphError
 from fedlora.exported.profiles import Profile
-from fedlora_serve.adapters.loading import LoadedAdapter
+from fedlora.peft.directory import PeftDirectory, write_peft
+from fedlora.row_lora.library import row_lora
+from fedlora_serve.adapters.loading import LoadedAdapter, WeightedAdapter
+from fedlora_serve.adapters.together import together
 from fedlora_serve.batching.kv_cache import KVCache
 from fedlora_serve.batching.row_graph import Part, RowGraph
 from fedlora_serve.batching.row_session import open_rows
@@ -64,6 +70,36 @@ def test_rows_of_any_adapters_and_lengths_have_the_scores_of_single_sequences(
             for row, (read, one) in enumerate(zip(reads, singles, strict=True)):
                 if read:
                     assert_close(scores[row], one.step(read))
+
+
+def test_several_adapters_of_a_row_have_the_scores_of_what_fedlora_combine_makes_of_them(
+    graph: RowGraph, profile: Profile, single: Engine, speakers: list[Speaker], long_base: BasePack, tmp_path: Path
+) -> None:
+    chosen, weights = [speakers[2], speakers[4], speakers[6]], (0.7, -0.3, 1.5)  # one is on some modules alone
+    for number, speaker in enumerate(chosen):
+        content = PeftDirectory(adapter=speaker.adapter, base_fingerprint=long_base.fingerprint)
+        write_peft(tmp_path / str(number), content)
+    combine([tmp_path / str(n) for n in range(3)], tmp_path / "made", Combination(weights=weights, how="cat"))
+    expected = single.load_adapter(tmp_path / "made")
+    parts = [
+        WeightedAdapter(adapter=replace(version_for(speaker, profile), name=str(number)), weight=weight)
+        for number, (speaker, weight) in enumerate(zip(chosen, weights, strict=True))
+    ]
+    whole, alone, half = together(parts), parts[1].adapter, together([replace(parts[1], weight=0.5)])
+    versions = [whole, alone, None, whole, half]
+    singles = [single.start(each) for each in (expected, chosen[1].version, None, expected)]
+    random, before = np.random.default_rng(7), dict(row_lora()._layouts) if profile == "kernel" else {}
+    with joined(graph, versions):
+        for length in (17, 1, 1):
+            reads = [random_prompt(random, length) for _ in versions]
+            at = singles[0].length
+            scores = graph.step(
+                0, [Part(read, at, version) for read, version in zip(reads, versions, strict=True)]
+            ).copy()
+            for row, one in enumerate(singles):
+                assert_close(scores[row], one.step(reads[row]))
+            assert np.abs(scores[4] - scores[1]).max() > 1e-3
+    assert profile == "rows" or row_lora()._layouts == before
 
 
 def test_a_step_of_some_rows_leaves_the_others_as_they_are(

@@ -13,7 +13,7 @@ from fedlora_serve.text.text_stream import TextStream
 from fedlora_serve.text.token_sampler import TokenSampler
 from fedlora_serve.text.tokenizer import open_tokenizer
 
-from tests.serve.batching.pretend_graph import PretendBatch, adapter_of, said
+from tests.serve.batching.pretend_graph import PretendBatch, adapter_of, said, with_virtual
 from tests.serve.speakers import random_prompt
 
 Batches = Callable[..., PretendBatch]
@@ -31,7 +31,7 @@ def prompt_of(length: int, seed: int = 0) -> list[int]:
 
 @pytest.mark.parametrize("seed", range(30))
 def test_whatever_is_asked_under_any_budget_every_answer_is_the_one_that_it_would_be_alone(
-    batches: Batches, seed: int
+    batches: Batches, long_base: BasePack, seed: int
 ) -> None:
     random = np.random.default_rng(seed)
     blocks = int(random.integers(3, 30))
@@ -44,7 +44,7 @@ def test_whatever_is_asked_under_any_budget_every_answer_is_the_one_that_it_woul
         look_s=float(random.choice([0.0, 0.02, 1.0])),
     )
     limit = capacity * BLOCK_TOKENS
-    adapters = [None, adapter_of("a"), adapter_of("b")]
+    adapters = [None, adapter_of("a"), adapter_of("b"), with_virtual(adapter_of("c"), long_base.shape, 21)]
     beginnings = [prompt_of(limit, seed=n) for n in range(3)]
     asked = []
     for _ in range(25):
@@ -52,9 +52,10 @@ def test_whatever_is_asked_under_any_budget_every_answer_is_the_one_that_it_woul
             *beginnings[random.integers(0, 3)][: int(random.integers(0, limit // 2))],
             *random_prompt(random, int(random.integers(1, limit // 2))),
         ]
-        count, adapter = int(random.integers(1, 60)), adapters[random.integers(0, 3)]
-        share = str(random.integers(0, 3))
-        asked.append((batch.ask(prompt, count, adapter, share=share), prompt, min(count, limit - len(prompt)), adapter))
+        count, adapter = int(random.integers(1, 60)), adapters[random.integers(0, 4)]
+        room = limit - (adapter.virtual_tokens if adapter else 0)
+        share, prompt = str(random.integers(0, 3)), prompt[: room - 1]
+        asked.append((batch.ask(prompt, count, adapter, share=share), prompt, min(count, room - len(prompt)), adapter))
         for _ in range(int(random.integers(0, 4))):
             batch.step()
         if random.random() < 0.1 and batch.scheduler.sequences:
@@ -78,6 +79,17 @@ def test_prompts_up_to_the_last_token_of_a_row_are_read_beside_others(batches: B
     batch.finish()
     assert (again.wait().reason, other.wait().reason) == ("length", "length")
     assert again.wait().cached_tokens == 240
+
+
+def test_virtual_tokens_leave_a_row_less_room_for_what_others_read(batches: Batches, long_base: BasePack) -> None:
+    batch, adapter = batches(rows=4, budget_blocks=80), with_virtual(adapter_of("c"), long_base.shape, 21)
+    for prompt in ([1], prompt_of(234)):  # so that the oldest prompt is next
+        batch.ask(prompt, adapter=adapter)
+        batch.finish()
+    other, again = batch.ask(prompt_of(30, seed=1), 3), batch.ask(prompt_of(234), adapter=adapter)  # 10 in place 245
+    batch.finish()
+    assert (other.wait().reason, again.wait().reason) == ("length", "length")
+    assert again.wait().cached_tokens == 224
 
 
 def test_a_short_prompt_does_not_wait_until_a_long_one_is_read(batches: Batches) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from fedlora.base.pack import BasePack, open_pack
 from fedlora.errors import AdapterMismatchError, PackError
+from fedlora.exported.inputs import adapter_of_inputs, input_values, weighted_sum
 from fedlora.graph.packed_layers import FLOAT_ACCURACY
 from fedlora.lora.adapter import Adapter, with_extras
 from fedlora.peft.directory import PeftDirectory, write_peft
@@ -111,6 +112,24 @@ def test_a_text_has_the_label_of_the_model_that_is_named(state: ServiceState, na
     digests = {status.name: status.digest for status in state.store.list()}
     assert response.headers["X-Adapter-Digest"] == digests.get(name, "none")
     assert not any(status.users for status in state.store.list())
+
+
+def test_adapters_with_heads_for_as_many_labels_classify_together(state: ServiceState, served: Path) -> None:
+    base, shares = encoder_pack("bert"), {"three": 0.75, "other": 0.5}
+    given = {"three": for_labels(base, 3, seed=8), "other": for_labels(base, 3, seed=9)}
+    write_peft(served.parent / "other", PeftDirectory(adapter=given["other"], base_fingerprint=base.fingerprint))
+    state.store.load("other", served.parent / "other")
+    response = ask(state, adapters=[{"name": name, "weight": weight} for name, weight in shares.items()])
+    whole = adapter_of_inputs(weighted_sum([(input_values(given[name]), weight) for name, weight in shares.items()]))
+    for name, value in whole.extras.items():
+        np.testing.assert_allclose(value, sum(w * given[n].extras[name] for n, w in shares.items()), rtol=1e-6)
+    assert state.classifier is not None
+    expected = probabilities(base, state.classifier.tokens("so so"), whole)
+    np.testing.assert_allclose(response.json()["data"][0]["probs"], expected, atol=1e-4)
+    refused = refusal(ask(state, adapters=[{"name": "three"}, {"name": "five"}]))
+    assert "five has a head with" in refused["message"]
+    assert not any(status.users for status in state.store.list())
+    state.store.unload("other")
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from fedlora.base.pack import BasePack, open_pack
 from fedlora.base.packing import make_pack
 from fedlora.base.quantize import Quantization
 from fedlora.cli import main
+from fedlora.combine.combining import combine
+from fedlora.combine.ways import Combination
 from fedlora.errors import ConfigError
 from fedlora.peft.directory import PeftDirectory, write_peft
 from fedlora_client.decoder.decoder import Decoder
@@ -166,6 +168,29 @@ def test_the_command_takes_the_base_as_an_argument_or_an_option_and_a_peft_direc
         for adapter in ("mine", "mine.onnx_adapter"):
             options = ["--prompt", "ab", "--max-tokens", "12", "--adapter", str(tmp_path / adapter)]
             assert CliRunner().invoke(generate_command, [*base, *options]).output == f"ab{expected}\n"
+
+
+def test_the_command_speaks_with_several_adapters_together_as_with_what_fedlora_combine_makes_of_them(
+    model: Path, tmp_path: Path, engine: Engine
+) -> None:
+    places = [tmp_path / name for name in ("law", "a=verse")]
+    for seed, place in enumerate(places):
+        adapter = random_adapter(engine.base, seed=seed)
+        write_peft(place, PeftDirectory(adapter=adapter, base_fingerprint=engine.base.fingerprint))
+    combine(places, tmp_path / "both", Combination(weights=(0.75, -0.5), how="cat"))
+    options = [str(model), "--prompt", "ab", "--max-tokens", "12"]
+
+    def said(*adapters: str) -> str:
+        named = [part for adapter in adapters for part in ("--adapter", str(tmp_path / adapter))]
+        result = CliRunner().invoke(generate_command, [*options, *named])
+        assert result.exit_code == 0, result.exception
+        return result.output
+
+    assert said("law=0.75", "a=verse=-0.5") == said("both") != said("law", "a=verse=-0.5")
+    assert said("law") == said("law=1") != said("law=0.25")
+    for wrong, told in (("law=much", "expected a path, or PATH=WEIGHT with a number"), ("law=nan", "the weight nan;")):
+        refused = CliRunner().invoke(generate_command, [*options, "--adapter", str(tmp_path / wrong)])
+        assert told in str(refused.exception)
 
 
 def test_the_command_wants_one_base(model: Path) -> None:

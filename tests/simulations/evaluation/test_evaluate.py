@@ -29,6 +29,7 @@ from tests.client.encoder.test_training import records, written
 from tests.export.test_heads import for_labels
 from tests.tiny.adapters import LORAS, random_adapter
 from tests.tiny.encoders import encoder_pack
+from tests.tiny.kinds import adapter_of_kind
 from tests.tiny.llamas import VARIANTS, Packs
 from tests.tiny.releases import committed_run
 
@@ -94,6 +95,19 @@ def test_the_adapter_is_the_same_in_every_form_and_in_both_runtimes(
         assert in_graph["runtime"] == "ONNX Runtime, decoder.onnx in float32"
         same(in_graph, expected)
     same(told(base.directory, questions, "--graph", tmp_path / "graph"), alone)
+
+
+def test_a_prompt_is_the_same_as_a_directory_in_torch_and_as_a_file_in_both_runtimes(
+    base: BasePack, questions: Path, tmp_path: Path
+) -> None:
+    directory = tmp_path / "adapter"
+    write_peft(directory, PeftDirectory(adapter=adapter_of_kind("prompt", base), base_fingerprint=base.fingerprint))
+    export_peft(directory, tmp_path / "a.onnx_adapter", base)
+    export_base(base, tmp_path / "graph", accuracy_level=FLOAT_ACCURACY)
+    words = (questions, "--length", 48)  # the context is 64
+    expected = told(base.directory, directory, *words)
+    same(told(base.directory, tmp_path / "a.onnx_adapter", *words), expected)
+    same(told(base.directory, tmp_path / "a.onnx_adapter", *words, "--graph", tmp_path / "graph"), expected)
 
 
 def test_a_graph_that_rounds_activations_tells_so_and_what_it_loses(

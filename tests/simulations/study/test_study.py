@@ -78,7 +78,7 @@ def study(tmp_path: Path) -> Study:
 def result(run: Run, loss: float, **more: object) -> Result:
     config = run.config
     found = Result(
-        digest=run.digest, row=run.row, setting=run.setting, seed=config.seed, lr=config.train.lr, loss=loss,
+        digest=run.digest, row=run.row, setting=run.setting, seed=config.seed, lr=config.train.rate, loss=loss,
         config=dict(config.flat()), machine="a machine",
     )  # fmt: skip
     return replace(found, **more)  # type: ignore[arg-type]
@@ -87,7 +87,7 @@ def result(run: Run, loss: float, **more: object) -> Result:
 class Recorder:
     """Stands for the measuring: a loss for each run, and what was asked for in which order."""
 
-    def __init__(self, loss: Callable[[Run], float] = lambda run: abs(math.log10(run.config.train.lr) + 2)) -> None:
+    def __init__(self, loss: Callable[[Run], float] = lambda run: abs(math.log10(run.config.train.rate) + 2)) -> None:
         self.asked: list[Run] = []
         self._loss = loss
 
@@ -105,7 +105,7 @@ def test_a_study_has_a_row_for_each_method_and_variant_and_the_pooled_run(study:
     assert study.rows == ROWS
     config = study.run("momentum", "half", 2, 0.01).config
     assert (config.server.method, config.aggregation.optimizer) == ("svd", "fedavgm")
-    assert (config.server.devices_per_round, config.seed, config.train.lr, config.train.steps) == (2, 2, 0.01, 2)
+    assert (config.server.devices_per_round, config.seed, config.train.rate, config.train.steps) == (2, 2, 0.01, 2)
     assert study.tuning.lr == (0.001, 0.01, 0.1), "in order, so that the edges of the grid are its ends"
 
 
@@ -173,7 +173,7 @@ def test_the_tuning_comes_first_then_the_cells_seed_by_seed_and_what_is_the_same
 ) -> None:
     recorder = Recorder()
     run_all(study, Results(tmp_path / "out"), recorder)
-    asked = [(run.row, run.setting, run.config.seed, run.config.train.lr) for run in recorder.asked]
+    asked = [(run.row, run.setting, run.config.seed, run.config.train.rate) for run in recorder.asked]
     tuning = [(row, "all", 1, lr) for row in ROWS for lr in (0.001, 0.01, 0.1)]
     assert asked[: len(tuning)] == tuning
     federated = ROWS[:-1]
@@ -291,7 +291,7 @@ def test_each_row_gets_the_learning_rate_of_its_least_loss_and_an_edge_of_the_gr
     choices = choose(study, results)
     assert choices == {"fedavg": Choice(0.01), "svd": Choice(0.001, "lowest"), POOLED: Choice(0.1, "highest")}
     cells = cell_runs(study, choices)
-    assert {(run.row, run.config.train.lr) for run in cells} == {("fedavg", 0.01), ("svd", 0.001), (POOLED, 0.1)}
+    assert {(run.row, run.config.train.rate) for run in cells} == {("fedavg", 0.01), ("svd", 0.001), (POOLED, 0.1)}
     table = write_table(study, results, tmp_path).read_text(encoding="utf-8")
     assert "| svd | **1.000** | 2.000 | 3.000 | at the lowest of the grid |" in table
     assert "| pooled | 3.000 | 2.000 | **1.500** | at the highest of the grid |" in table
@@ -461,7 +461,7 @@ def test_a_rate_is_chosen_by_what_the_file_says_and_never_by_the_test_set(tmp_pa
     results = Results(tmp_path / "out")
 
     def measured(run: Run, workers: int) -> Result:
-        lr = run.config.train.lr
+        lr = run.config.train.rate
         return replace(
             result(run, {0.001: 1.0, 0.01: 2.0, 0.1: 3.0}[lr]),
             measures={

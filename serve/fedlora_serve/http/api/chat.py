@@ -41,13 +41,14 @@ async def create_chat_completion(body: ChatBody, request: Request) -> Response:
     state, caller = service_of(request), caller_of(request)
     asked, param = _asked(body)
     n = body.choices_per_prompt
-    async with served_model(state, caller, body.model) as model:
+    async with served_model(state, caller, body.model, body.adapters or ()) as model:
         engine = engine_of(state)
         prompt = await chat_prompt(state, body, share=caller.name, adapter=model.version, choices=n)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         requested = requested_choices(
-            state, engine, body, [prompt], asked=asked, default=None, logprobs=logprobs, param=param
-        )
+            state, engine, body, [prompt], asked=asked, default=None, logprobs=logprobs, param=param,
+            virtual_tokens=model.virtual_tokens,
+        )  # fmt: skip
         caller.take(len(prompt))
         choices = await Choices(state, engine, caller, model, requested, choices_per_prompt=n).submit()
     writer = _Writer(state, body, new_envelope(model, "chatcmpl"))

@@ -30,17 +30,17 @@ router = counted_router()
 async def create_classification(body: ClassificationBody, request: Request) -> Response:
     """The label of each text, and the probabilities of all labels."""
     state, caller, began = service_of(request), caller_of(request), time.perf_counter()
-    async with served_model(state, caller, body.model) as model:
+    async with served_model(state, caller, body.model, body.adapters or ()) as model:
         classifier = _classifier(state)
         rows = await tokens_of_texts(state, caller, classifier, body.input)
         tokens = sum(map(len, rows))
         caller.take(tokens)
-        state.metrics.request_started(model.name)
+        state.metrics.request_started(model.label)
         compute = _bounded(classifier, len(rows), state.limits.max_logprobs)
         probabilities = await while_connected(
             request.receive, computed(state, caller, classifier, compute, model, rows)
         )
-    state.metrics.embedded(model.name, time.perf_counter() - began, tokens)
+    state.metrics.embedded(model.label, time.perf_counter() - began, tokens)
     labels = classifier.labels(probabilities.shape[1])
 
     def content() -> bytes:

@@ -35,14 +35,14 @@ async def create_completion(body: CompletionBody, request: Request) -> Response:
     state, caller = service_of(request), caller_of(request)
     _check(body)
     n = body.choices_per_prompt
-    async with served_model(state, caller, body.model) as model:
+    async with served_model(state, caller, body.model, body.adapters or ()) as model:
         engine = engine_of(state)
         prompts = await completion_prompts(
             state, body.prompt, share=caller.name, choices=n, add_special_tokens=body.add_special_tokens is not False
         )
         requested = requested_choices(
             state, engine, body, prompts, asked=body.max_tokens, default=_DEFAULT_TOKENS, logprobs=body.logprobs,
-            param="max_tokens",
+            param="max_tokens", virtual_tokens=model.virtual_tokens,
         )  # fmt: skip
         writer = _Writer(state, body, new_envelope(model, "cmpl"), prompts)
         caller.take(sum(map(len, prompts)))

@@ -27,18 +27,18 @@ router = counted_router()
 async def create_embeddings(body: EmbeddingBody, request: Request) -> Response:
     """The vector of each text."""
     state, caller, began = service_of(request), caller_of(request), time.perf_counter()
-    async with served_model(state, caller, body.model) as model:
+    async with served_model(state, caller, body.model, body.adapters or ()) as model:
         embedder = _embedder(state)
         _check(embedder, body)
         asked = _normalizes(body)
         rows = await tokens_of_texts(state, caller, embedder, body.input)
         tokens = sum(map(len, rows))
         caller.take(tokens)
-        state.metrics.request_started(model.name)
+        state.metrics.request_started(model.label)
         vectors = await while_connected(request.receive, computed(state, caller, embedder, embedder.embed, model, rows))
         if embedder.normalized if asked is None else asked:
             vectors = _unit(vectors)
-    state.metrics.embedded(model.name, time.perf_counter() - began, tokens)
+    state.metrics.embedded(model.label, time.perf_counter() - began, tokens)
     usage = EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens)
 
     def content() -> bytes:

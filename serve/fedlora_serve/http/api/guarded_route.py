@@ -12,7 +12,7 @@ from fastapi.security import HTTPBearer
 
 from fedlora_serve.http.access.keys import Keys
 from fedlora_serve.http.protocol.errors import ErrorBody
-from fedlora_serve.http.protocol.field_types import DIGEST_HEADER, RELEASE_HEADER, SIGNER_HEADER
+from fedlora_serve.http.protocol.field_types import ADAPTERS_HEADER, DIGEST_HEADER, RELEASE_HEADER, SIGNER_HEADER
 from fedlora_serve.http.service.state import caller_of, service_of
 from fedlora_serve.http.transport.body_values import BoundedRequest
 
@@ -96,8 +96,9 @@ def described(model: type, *, streams: bool = False) -> dict[int | str, Any]:
     digest = {"description": "sha256 of the adapter that answered; none: the base", "schema": {"type": "string"}}
     text = {"schema": {"type": "string"}}
     release = {RELEASE_HEADER: {"description": "name and version of the signed release that answered", **text}}
+    several = {ADAPTERS_HEADER: {"description": "of several: the name, weight and digest of each", **text}}
     signer = {SIGNER_HEADER: {"description": "the id of the key that signed it", **text}}
-    success: dict[str, Any] = {"model": model, "headers": {DIGEST_HEADER: digest, **release, **signer}}
+    success: dict[str, Any] = {"model": model, "headers": {DIGEST_HEADER: digest, **several, **release, **signer}}
     if streams:
         success["content"] = {"text/event-stream": {}}  # OpenAPI 3.1 has no word for the schema of one event
     return {200: success, **listed(*_ERRORS)}

@@ -15,7 +15,8 @@ from fedlora_serve.adapters.signed import ReleaseInfo
 from fedlora_serve.http.api.guarded_route import guarded_router, listed
 from fedlora_serve.http.protocol.field_types import DIGEST_HEADER
 from fedlora_serve.http.protocol.written import written
-from fedlora_serve.http.service.served_model import release_headers, unknown_model
+from fedlora_serve.http.service.leasing import unknown_model
+from fedlora_serve.http.service.served_model import release_headers
 from fedlora_serve.http.service.state import ServiceState, caller_of, service_of
 
 router = guarded_router()
@@ -78,7 +79,7 @@ async def get_model(model: str, request: Request, response: Response) -> Model:
         status = state.store.status(model)
         if status is not None:
             response.headers[DIGEST_HEADER] = status.digest
-            response.headers.update(release_headers(status.release))
+            response.headers.update(release_headers([status.release] if status.release else []))
             return _adapter(state, status)
     raise await unknown_model(state, caller, model)
 

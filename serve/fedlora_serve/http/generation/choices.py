@@ -38,7 +38,8 @@ class Choices:
         """Nothing is submitted yet."""
         self.model, self._caller, self._engine, self._metrics = model, caller, engine, state.metrics
         self._requested, self._per_prompt = requested, choices_per_prompt
-        self._folders = [state.base.directory, *([model.version.source.parent] if model.version else [])]
+        parts = model.version.parts if model.version else ()
+        self._folders = [state.base.directory, *(part.adapter.source.parent for part in parts)]
         self._started_at = time.perf_counter()
         self._last_at: dict[int, float] = {}  # when the last token of a choice came
         self._deadline = asyncio.get_running_loop().time() + state.limits.request_timeout_s
@@ -109,11 +110,11 @@ class Choices:
         )
         self._engine.submit(request)
         self._requests.append(request)
-        self._metrics.request_started(self.model.name)
+        self._metrics.request_started(self.model.label)
 
     def _observe(self, index: int, at: float, event: Event) -> None:
         """Count what comes, whether or not somebody still waits for it."""
-        name = self.model.name
+        name = self.model.label
         self._completion_tokens[index] = event.completion_tokens
         if isinstance(event, Piece):
             if index in self._last_at:

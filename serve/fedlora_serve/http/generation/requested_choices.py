@@ -31,18 +31,19 @@ def requested_choices(
     default: int | None,
     logprobs: int | None,
     param: str,
+    virtual_tokens: int = 0,
 ) -> list[RequestedChoice]:
     """n choices for each prompt, side by side, each with a seed of its own.
 
     `asked` is their length, by the name `param`, or ALL_THAT_FIT; `default` stands for it where it is None, as far as there
-    is room.
+    is room, which the `virtual_tokens` of an adapter take from it.
     Raises ApiError.
     """
     n = body.choices_per_prompt
     if asked == ALL_THAT_FIT:
         asked, default = None, state.limits.max_tokens
     default = state.model_defaults.max_tokens if default is None else default
-    lengths = [_max_tokens(state, engine, prompt, asked, default, param) for prompt in prompts]
+    lengths = [_max_tokens(state, engine, prompt, virtual_tokens, asked, default, param) for prompt in prompts]
     _check_logprobs(state, n * sum(lengths), logprobs, param)
     if (body.min_tokens or 0) > min(lengths):
         message = f"min_tokens: expected at most {param}, which is {min(lengths)}, got {body.min_tokens}"
@@ -90,21 +91,23 @@ def _check_logprobs(state: ServiceState, tokens: int, logprobs: int | None, para
 
 
 def _max_tokens(
-    state: ServiceState, engine: TextEngine, prompt: Sequence[int], asked: int | None, default: int | None, param: str
-) -> int:
+    state: ServiceState, engine: TextEngine, prompt: Sequence[int], virtual_tokens: int,
+    asked: int | None, default: int | None, param: str,
+) -> int:  # fmt: skip
     """What is asked for is given or refused; a default is cut to what there is room for, and None takes all of it."""
     context, most = engine.max_tokens, state.limits.max_tokens
-    left = context - len(prompt)
+    left = context - len(prompt) - virtual_tokens
     if asked is not None and asked > most:
         raise ApiError(
             400, f"{param}: expected at most {most}, which is this service's limit, got {asked}", param=param
         )
     if left < (asked or 1):
         answer, hint = (f"{param} is {asked}", " or ask for fewer") if asked else ("an answer needs 1", "")
+        beside = f", its adapter {virtual_tokens} virtual ones" if virtual_tokens else ""
         raise ApiError(
             400,
-            f"the prompt has {len(prompt)} tokens and {answer}, more than the context of {context} tokens; shorten the "
-            f"prompt{hint}",
+            f"the prompt has {len(prompt)} tokens{beside} and {answer}, more than the context of {context} tokens; shorten "
+            f"the prompt{hint}",
             code="context_length_exceeded",
             param=param if asked else None,
         )

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from fedlora_serve.http.protocol.adapter_shares import AdapterShares
 from fedlora_serve.http.protocol.envelope import EmbeddingUsage
 from fedlora_serve.http.protocol.field_types import ModelName, NotUsedText, TextsOrTokens
 from fedlora_serve.http.protocol.request_body import RequestBody
@@ -15,6 +16,7 @@ class ClassificationBody(RequestBody):
     """Texts to tell the labels of."""
 
     model: ModelName
+    adapters: AdapterShares = None
     input: TextsOrTokens
     user: NotUsedText = None
 

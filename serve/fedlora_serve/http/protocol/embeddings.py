@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from fedlora_serve.http.protocol.adapter_shares import AdapterShares
 from fedlora_serve.http.protocol.envelope import EmbeddingUsage
 from fedlora_serve.http.protocol.field_types import Count, ModelName, NotUsedText, TextsOrTokens
 from fedlora_serve.http.protocol.request_body import RequestBody
@@ -15,6 +16,7 @@ class EmbeddingBody(RequestBody):
     """Texts to embed."""
 
     model: ModelName
+    adapters: AdapterShares = None
     input: TextsOrTokens
     encoding_format: Literal["float", "base64"] | None = Field(
         "float", description="base64: of the vector's float32 numbers, little-endian."

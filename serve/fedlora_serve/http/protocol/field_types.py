@@ -17,6 +17,7 @@ from fedlora_serve.http.protocol.other_fields import EMPTY, is_one_of
 DIGEST_HEADER = "X-Adapter-Digest"
 # Of an adapter that is a signed release: NAME VERSION, and the id of the key.
 RELEASE_HEADER, SIGNER_HEADER = "X-Adapter-Release", "X-Adapter-Signer"
+ADAPTERS_HEADER = "X-Adapters"  # of several that answer together: NAME=WEIGHT DIGEST, ...
 
 MAX_STOPS, MAX_STOP_CHARACTERS = 16, 1024
 MAX_BIASES = MAX_STOP_TOKENS = 1024

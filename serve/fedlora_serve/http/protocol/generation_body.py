@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from fedlora_serve.http.protocol.adapter_shares import AdapterShares
 from fedlora_serve.http.protocol.field_types import (
     Biases,
     Count,
@@ -43,6 +44,7 @@ class GenerationBody(RequestBody):
     """The fields of both routes."""
 
     model: ModelName
+    adapters: AdapterShares = None
     n: Count | None = Field(1, description="Answers to each prompt.")
     stream: bool | None = False
     stream_options: StreamOptions | None = None

@@ -45,7 +45,7 @@ OTHER_FIELDS: dict[str, OtherField] = {
     **_fields(
         "lora_path lora_request lora_id lora_name lora_int_id lora adapter adapter_id adapter_name adapter_source "
         "adapter_parameters merged_adapters api_token",
-        instead="name the adapter in model",
+        instead="name the adapter in model, or several with their weights in adapters",
     ),
     **_fields("pinned", instead="POST /v1/adapters/NAME/pin keeps an adapter in memory"),
     **_fields("is_3d_lora_weight base_model_name"),

@@ -34,7 +34,7 @@ class AdapterTemplates:
         """The template of chats with an adapter; None where they are written as the base's are."""
         if version is None:
             return None
-        settings = self._given.get(version.name, version.chat)
+        settings = self._settings(version)
         if settings.source is None:
             return None
         tokens = {**self._base_tokens, **version.chat.special_tokens}
@@ -48,6 +48,12 @@ class AdapterTemplates:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(key)
         return self._compiled[key]
+
+    def _settings(self, version: LoadedAdapter) -> ChatSettings:
+        """What its chats are written by; where several answer together and differ, as the base's are."""
+        first, *others = (self._given.get(part.adapter.name, part.adapter.chat) for part in version.parts)
+        alike = all(replace(other, place="") == replace(first, place="") for other in others)
+        return first if alike else ChatSettings()
 
 
 def template_file(path: Path) -> ChatSettings:

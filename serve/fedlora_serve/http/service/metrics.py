@@ -22,6 +22,7 @@ from fedlora_serve.batching.request import EngineStats, TextEngine
 
 PREFIX = "fedlora:"
 OTHER = "other"
+JOINT = "+"  # between the names of adapters that answer together: in no name
 
 _MODEL = ("model_name",)
 _REASONS = ("stop", "length", "cancelled", "error")
@@ -47,9 +48,9 @@ class _Series:
 class Metrics:
     """What a service has counted since it started. Safe to call from any thread."""
 
-    def __init__(self, base_name: str, *, max_models: int = 64) -> None:
+    def __init__(self, base_name: str, *, max_models: int = 64, max_combinations: int = 16) -> None:
         self.registry = CollectorRegistry()
-        self._max_models = max_models
+        self._base_name, self._max_models, self._max_combinations = base_name, max_models, max_combinations
         self._lock = threading.Lock()
         self._histograms = [
             self._histogram("time_to_first_token_seconds", "From a request to its first token.", _FIRST_TOKEN_S),
@@ -73,9 +74,18 @@ class Metrics:
         self._by_model = {base_name: self._new_series(_label(base_name))}
 
     def request_started(self, model: str) -> None:
-        """An answer of a model that was found is wanted: it may have series of its own."""
+        """An answer of a model that was found is wanted: it may have series of its own.
+
+        Adapters that answer together have series by their names, with a + between them, and places of their own: whoever
+        tries many combinations takes none from the adapters.
+        """
         with self._lock:
-            if model not in self._by_model and len(self._by_model) <= self._max_models:  # beside the base
+            if model in self._by_model:
+                return
+            combinations = sum(map(self._is_joint, self._by_model))
+            singles = len(self._by_model) - combinations - 1  # beside the base
+            has_place = combinations < self._max_combinations if self._is_joint(model) else singles < self._max_models
+            if has_place:
                 self._by_model[model] = self._new_series(_label(model))
 
     def first_token(self, model: str, seconds: float) -> None:
@@ -110,19 +120,28 @@ class Metrics:
         self.registry.register(collector)
 
     def forget(self, model: str) -> None:
-        """An adapter was unloaded: its series go, and another adapter may have theirs."""
+        """An adapter was unloaded: its series go, and those of its combinations; others may have theirs."""
         with self._lock:
-            if self._by_model.pop(model, None) is None:
-                return
-            label = _label(model)
-            for metric in (*self._histograms, *self._counters):
-                metric.remove(label)
-            for reason in _REASONS:
-                self._ended.remove(label, reason)
+            gone = [
+                each
+                for each in self._by_model
+                if each == model or (self._is_joint(each) and model in each.split(JOINT))
+            ]
+            for known in gone:
+                del self._by_model[known]
+                label = _label(known)
+                for metric in (*self._histograms, *self._counters):
+                    metric.remove(label)
+                for reason in _REASONS:
+                    self._ended.remove(label, reason)
 
     def text(self) -> bytes:
         """All of it, in Prometheus's text format."""
         return generate_latest(self.registry)
+
+    def _is_joint(self, model: str) -> bool:
+        """Whether it is several adapters; the base is called as its folder, which may have a + in its name."""
+        return JOINT in model and model != self._base_name
 
     def _series(self, model: str) -> _Series:
         """Those of a model whose answers still come after it was forgotten are the others'."""

@@ -13,7 +13,7 @@ from fedlora.errors import ConfigError
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
-from fedlora_serve.http.protocol.field_types import DIGEST_HEADER, RELEASE_HEADER, SIGNER_HEADER
+from fedlora_serve.http.protocol.field_types import ADAPTERS_HEADER, DIGEST_HEADER, RELEASE_HEADER, SIGNER_HEADER
 
 ANY = "*"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -43,7 +43,7 @@ def with_allowed_origins(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
         allow_methods=("GET", "HEAD", "POST"),
         allow_headers=(ANY,),  # those that are asked for, by name: clients send some of their own
         allow_private_network=True,  # a page from elsewhere calls a service on its reader's machine
-        expose_headers=(DIGEST_HEADER, RELEASE_HEADER, SIGNER_HEADER, "Retry-After"),
+        expose_headers=(DIGEST_HEADER, ADAPTERS_HEADER, RELEASE_HEADER, SIGNER_HEADER, "Retry-After"),
     )
 
 

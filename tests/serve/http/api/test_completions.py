@@ -6,17 +6,21 @@ import asyncio
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fedlora.base.pack import BasePack
+from fedlora_serve.adapters.store import AdapterStore
 from fedlora_serve.http.api import chat, completions
 from fedlora_serve.http.generation.prompts import chat_prompt, completion_prompts
 from fedlora_serve.http.protocol.chat import ChatBody
 from fedlora_serve.http.protocol.errors import ApiError
 
 from tests.serve.http.fake_engine import FakeEngine, failing, words
-from tests.serve.http.services import BASE, Client, refusal, service, tokens
+from tests.serve.http.services import BASE, Client, fake_adapter, refusal, service, tokens
 from tests.tiny.tokenizer import BOS
 
 Post = Callable[..., Any]
@@ -247,6 +251,27 @@ def test_a_prompt_longer_than_the_context_is_refused_with_openais_code(post: Pos
 def test_a_default_length_is_cut_to_what_the_context_leaves(post: Post, engine: FakeEngine) -> None:
     post(prompt="x" * 60)
     assert engine.requests[0].sampling.max_tokens == 64 - 61
+
+
+def test_virtual_tokens_of_an_adapter_take_room_in_the_context_and_are_in_no_usage(
+    base: BasePack, engine: FakeEngine
+) -> None:
+    state = service(base, engine)
+    heads = np.zeros((2, 1, 10, 1), np.float32)
+    state.store = AdapterStore(
+        base, budget_bytes=1 << 20, read=lambda path, base, **how: replace(fake_adapter(path, base), prefix=heads)
+    )
+    state.store.load("poet", Path("poet"))
+    client = Client(state)
+
+    def answer(**fields: Any) -> Any:
+        return client.post("/v1/completions", {"model": "poet", **fields})
+
+    assert answer(prompt="x" * 50).json()["usage"]["prompt_tokens"] == 51
+    assert engine.requests[0].sampling.max_tokens == 64 - 10 - 51
+    error = refusal(answer(prompt="x" * 50, max_tokens=4))
+    assert error["code"] == "context_length_exceeded"
+    assert "the prompt has 51 tokens, its adapter 10 virtual ones and max_tokens is 4" in error["message"]
 
 
 def test_prompts_times_n_are_bounded(base: BasePack) -> None:

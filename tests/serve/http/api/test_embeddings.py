@@ -55,6 +55,25 @@ def test_an_adapter_embeds_and_is_given_back(base: BasePack) -> None:
     assert status.users == 0
 
 
+def test_adapters_embed_together_in_a_copy_that_counts_while_it_is_used(base: BasePack) -> None:
+    embedder = FakeEmbedder()
+    state = service(base, None, embedder=embedder, adapters=["poet", "cook"])
+    seen = []
+
+    def embed(rows: Any, adapter: Any = None) -> Any:
+        seen.append((adapter.inputs, state.store.stats().resident))
+        return FakeEmbedder.embed(embedder, rows, adapter)
+
+    embedder.embed = embed  # type: ignore[method-assign]
+    response = ask(Client(state), adapters=[{"name": "poet"}, {"name": "cook", "weight": 0.5}])
+    assert response.json()["data"][0]["embedding"] == unit(97, 3)
+    assert response.json()["model"] == BASE
+    assert response.headers["X-Adapters"].count("=") == 2
+    assert seen == [({}, 3)]
+    assert state.store.stats().resident == 2
+    assert not any(status.users for status in state.store.list())
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

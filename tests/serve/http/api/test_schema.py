@@ -45,7 +45,7 @@ KNOWN: dict[str, list[Any]] = {
     "messages": [[{"role": "user", "content": "Hi"}], [{"role": "secret", "content": "Hi"}]],
     "max_tokens": [1, 16], "max_completion_tokens": [None], "n": [1, 2], "best_of": [None], "stream_options": [None],
     "top_logprobs": [None], "dimensions": [None], "logprobs": [None], "min_tokens": [None, 1],
-    "stop_token_ids": [None, [1]],
+    "stop_token_ids": [None, [1]], "adapters": [None, [{"name": "one", "weight": 0.5}, {"name": "two"}]],
 }  # fmt: skip
 KEYS = [ADMIN_KEY] * 6 + [WEB_KEY, "nobody"]
 

@@ -53,7 +53,9 @@ PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 
 # Fields that are honoured, and the test that shows how.
 CHOOSING = "api/test_completions.py::test_every_way_to_choose_reaches_the_engine"
+TOGETHER = "api/test_adapters_together.py::test_several_adapters_answer_together_and_the_answer_says_which"
 GENERATING = {
+    "adapters": TOGETHER,
     "model": "api/test_completions.py::test_an_adapter_answers_and_says_which_version_it_is",
     "n": "api/test_completions.py::test_every_prompt_gets_n_answers_side_by_side_with_seeds_of_their_own",
     "stream": "generation/test_streaming.py::test_usage_comes_in_a_chunk_of_its_own_where_it_is_asked_for",
@@ -101,6 +103,7 @@ HOW: dict[str, dict[str, str]] = {
     },
     "embeddings": {
         "model": "api/test_embeddings.py::test_an_adapter_embeds_and_is_given_back",
+        "adapters": "api/test_embeddings.py::test_adapters_embed_together_in_a_copy_that_counts_while_it_is_used",
         "input": "api/test_embeddings.py::test_texts_and_tokens_have_their_vectors_in_order",
         "encoding_format": "api/test_embeddings.py::test_base64_is_float32_little_endian",
         "dimensions": "api/test_embeddings.py::test_the_size_that_the_base_has_may_be_asked_for",
@@ -109,6 +112,7 @@ HOW: dict[str, dict[str, str]] = {
     },
     "labels": {
         "model": "../embedding/test_classifier.py::test_a_text_has_the_label_of_the_model_that_is_named",
+        "adapters": "../embedding/test_classifier.py::test_adapters_with_heads_for_as_many_labels_classify_together",
         "input": "../embedding/test_classifier.py::test_a_text_has_the_label_of_the_model_that_is_named",
     },
     "stream_options": {

@@ -9,7 +9,8 @@ import pytest
 from fedlora.data.chat_settings import ChatSettings
 from fedlora.data.examples import ChatMessage
 from fedlora.errors import ConfigError
-from fedlora_serve.adapters.loading import LoadedAdapter
+from fedlora_serve.adapters.loading import LoadedAdapter, WeightedAdapter
+from fedlora_serve.adapters.together import together
 from fedlora_serve.http.service.adapter_templates import AdapterTemplates, template_file
 
 CHAT = [ChatMessage("user", "hi")]
@@ -39,6 +40,17 @@ def test_what_the_operator_named_for_an_adapter_counts_before_its_own() -> None:
     assert written(templates, version("one", "own")) == "given hi"
     assert written(templates, version("one", None)) == "given hi"
     assert written(templates, version("two", "own")) == "own"
+
+
+def test_adapters_that_answer_together_chat_as_all_of_them_do_or_as_the_base() -> None:
+    def of(*adapters: LoadedAdapter) -> LoadedAdapter:
+        return together([WeightedAdapter(adapter=adapter, weight=1.0) for adapter in adapters])
+
+    templates = AdapterTemplates(given={"two": ChatSettings(source="own {{ eos_token }}", place="FILE")})
+    one, two, other = (version(name, "own {{ eos_token }}", eos_token="<e>") for name in ("one", "two", "other"))
+    assert written(templates, of(one, other)) == "own <e>"
+    assert templates.of(of(one, two)) is None
+    assert templates.of(of(one, version("none", None))) is None
 
 
 def test_the_base_and_an_adapter_without_a_template_have_none_here() -> None:

@@ -69,6 +69,15 @@ def test_an_adapter_that_is_forgotten_makes_room_for_another() -> None:
     assert models_of(metrics) == {"base", "other", "b"}
 
 
+def test_combinations_have_places_of_their_own_and_go_with_any_of_their_adapters() -> None:
+    metrics = Metrics("folder+b", max_models=1, max_combinations=2)
+    for label in ("a+b", "a+c", "b+c", "a", "b"):
+        metrics.request_started(label)
+    assert models_of(metrics) == {"folder+b", "other", "a+b", "a+c", "a"}
+    metrics.forget("b")
+    assert models_of(metrics) == {"folder+b", "other", "a+c", "a"}
+
+
 def test_what_still_comes_of_a_forgotten_adapter_is_counted_as_the_others_and_takes_no_place() -> None:
     metrics = Metrics("base", max_models=1)
     for number in range(3):
