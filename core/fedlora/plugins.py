@@ -42,23 +42,27 @@ class Plugins:
                 f"{self.key}: more than one package offers the {self.noun} {name!r}: "
                 f"{', '.join(map(_package, points))}; uninstall all but one"
             )
-        what = f"{self.noun} {name!r}" + (f" of the package {_package(points[0])}" if points[0].dist else "")
         try:
             found: object = import_module(points[0].module)
         except ModuleNotFoundError as error:
             raise MissingExtraError(
-                f"{what} needs a part that is not installed: {error}; install it with pip"
+                f"{self._told(points[0])} needs a part that is not installed: {error}; install it with pip"
             ) from None
         except Exception as error:  # whatever somebody else's module raises as it is imported
             raise ConfigError(
-                f"{self.key}: {what} does not load: {type(error).__name__}: {error}; mend or uninstall it"
+                f"{self.key}: {self._told(points[0])} does not load: {type(error).__name__}: {error}; mend or uninstall it"
             ) from error
         try:
             for part in points[0].attr.split("."):
                 found = getattr(found, part)
         except AttributeError as error:
-            raise ConfigError(f"{self.key}: {what} is not where its entry point says: {error}; mend it there") from None
+            raise ConfigError(
+                f"{self.key}: {self._told(points[0])} is not where its entry point says: {error}; mend it there"
+            ) from None
         return found
+
+    def _told(self, point: EntryPoint) -> str:
+        return f"{self.noun} {point.name!r}" + (f" of the package {_package(point)}" if point.dist else "")
 
     def _points(self) -> tuple[EntryPoint, ...]:
         return _installed(self.group, tuple((folder, _changed_ns(folder)) for folder in sys.path))
@@ -78,4 +82,5 @@ def _changed_ns(folder: str) -> int:
 
 
 def _package(point: EntryPoint) -> str:
+    """The name of its distribution: milliseconds, as all of the package's metadata are read for it."""
     return point.dist.name if point.dist else point.value
