@@ -65,8 +65,9 @@ class Ia3(Kind):
                 f"{where}: an adapter of IA3 has tensors {WORD} and no lora_A or lora_B, got {len(own)} and "
                 f"{len(adapter.pairs)} modules with factors; save it again"
             )
+        modules = model.linear_modules()
         for name, array in own.items():
-            rows, columns = check_module(name, model, where)
+            rows, columns = check_module(name, modules, where)
             check_shape(name, array, ((rows, 1), (1, columns)), where)
 
     def merged(self, adapter: Adapter, module: str, weight: NDArray[np.float32]) -> NDArray[np.float32]:
