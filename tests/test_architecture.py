@@ -39,9 +39,9 @@ FORBIDDEN = {
 # The rooms of each package, lowest first: a room imports itself and those before it. The package's face stands above all.
 ROOMS = {
     "fedlora": (
-        "errors", "terminal", "counted", "nearest", "version", "threads", "telemetry", "face", "plugins", "files",
-        "identity", "native", "family", "lora", "base", "wire", "fleet", "peft", "combine", "config", "data", "exported",
-        "row_lora",
+        "errors", "terminal", "counted", "numbered", "nearest", "version", "threads", "telemetry", "face", "plugins",
+        "files", "identity", "native", "family", "lora", "base", "wire", "fleet", "peft", "combine", "config", "data",
+        "exported", "row_lora",
         "graph", "release", "commands", "cli",
     ),
     "fedlora_client": (

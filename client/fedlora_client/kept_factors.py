@@ -19,6 +19,7 @@ from fedlora.errors import ConfigError, TensorFileError
 from fedlora.files.atomic import whole_file
 from fedlora.files.tensor_file import Dtype, TensorFile, write_in_order
 from fedlora.lora.adapter import Adapter, LoraPair
+from fedlora.numbered import is_number
 from numpy.typing import NDArray
 
 _FORMAT = "fedlora-kept-factors-1"
@@ -124,4 +125,4 @@ class KeptFactors:
 def _round_of(path: Path) -> int:
     """0 where the name tells none."""
     number = path.stem.rpartition("-")[2]
-    return int(number) if number.isdecimal() else 0
+    return int(number) if is_number(number) else 0

@@ -46,7 +46,7 @@ def export_peft(
             "pass --base PACK"
         )
     directory, output = find_adapter(directory), Path(output)
-    adapter, fingerprint = adapter_of(directory, base, scaled=True, virtual=True)
+    adapter, fingerprint = adapter_of(directory, base, scaled=True, virtual=True, max_bytes=MAX_BYTES)
     joined_for = base.model if base and profile == "fast" else None
     write_onnx_adapter(
         adapter,

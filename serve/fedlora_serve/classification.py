@@ -13,7 +13,7 @@ import numpy as np
 from fedlora.base.pack import BasePack
 from fedlora.errors import PackError
 from fedlora.family import EncoderShape
-from fedlora.family.encoder import labels_of
+from fedlora.family.encoder import labels_of, with_head_of
 from numpy.typing import NDArray
 
 from fedlora_serve.adapters.loading import LoadedAdapter
@@ -35,6 +35,12 @@ class Classifier(TextEncoder):
                 "ForSequenceClassification"
             )
         return shape
+
+    def label_count(self, adapter: LoadedAdapter | None) -> int:
+        """How many labels there are with an adapter: those of its own head, or the base's."""
+        assert isinstance(self.base.model, EncoderShape)
+        shape = self.base.model if adapter is None else with_head_of(self.base.model, adapter.inputs)
+        return len(shape.labels)
 
     def labels(self, count: int) -> tuple[str, ...]:
         """The names of so many labels."""

@@ -22,7 +22,7 @@ class Limits:
     max_batch_prompts: int = 64  # prompts, or texts to embed, in one request
     max_answers: int = 128  # prompts times n, in one request
     max_adapters: int = 8  # that answer one request together
-    max_logprobs: int = 1 << 18  # in the answers to one request: tokens times (likeliest ones + 1)
+    max_logprobs: int = 1 << 18  # in an answer: tokens times (likeliest ones + 1), or texts times labels
     body_timeout_s: float = 30.0  # for a request's body to come; 408
     send_timeout_s: float = 30.0  # for a client to take one piece of an answer; then its requests are cancelled
     request_timeout_s: float = 600.0  # for a whole answer, its time in the queue included

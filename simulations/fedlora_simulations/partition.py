@@ -13,6 +13,7 @@ from fedlora.data.examples import Labelled
 from fedlora.errors import RunError
 from fedlora.files.atomic import write_text
 from fedlora.files.documents import read_object
+from fedlora.numbered import is_number
 from fedlora_client.data.device_data import device_data
 from fedlora_client.data.partition.dealing import dealing_of
 from rich.table import Table
@@ -22,6 +23,7 @@ from fedlora_simulations.narrow import within
 FILE = "partition.json"
 NEVER = " (never trains)"  # behind the name of a device that data.partition.held_out holds out
 EXAMPLES = "examples"  # what they are where they have neither label nor topic
+_MOST_EXAMPLES = 1 << 53  # of a device: what is more no picture takes
 _MOST_KINDS = 12  # that have a column or a colour of their own
 OTHERS = "others"
 
@@ -89,11 +91,15 @@ def read_partition(run: Path) -> Partition | None:
     content = read_object(path, RunError, "a run's partition")
     devices, test = content.get("devices"), content.get("test")
     sound = isinstance(devices, dict) and all(
-        isinstance(own, dict) and all(type(count) is int for count in own.values()) for own in devices.values()
+        isinstance(own, dict) and all(map(_is_count, own.values())) for own in devices.values()
     )
-    if not sound or type(test) is not int or not devices:
+    if not sound or not isinstance(test, int) or not _is_count(test) or not devices:
         raise RunError(f"{path}: expected examples by device and kind, and the test set's size; copy the run again")
     return Partition(devices=devices, test=test)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < _MOST_EXAMPLES
 
 
 def partition_tables(partition: Partition, width: int = 80) -> list[Table]:
@@ -116,4 +122,4 @@ def _counted(kinds: Iterable[str]) -> dict[str, int]:
 def _in_order(kind: str) -> tuple[str, int, str]:
     """Numbers by their size, also behind a word."""
     word, _, number = kind.rpartition(" ")
-    return (word, int(number), "") if number.isdecimal() else (kind, 0, kind)
+    return (word, int(number), "") if is_number(number) else (kind, 0, kind)

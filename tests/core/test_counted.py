@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fedlora.counted import counted, ranges
+from fedlora.counted import counted, gaps, ranges
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,11 @@ def test_numbers_are_told_as_ranges() -> None:
 
 def test_of_many_ranges_the_first_are_told_and_how_many_numbers_follow() -> None:
     assert ranges([1, 2, 4, 6, 7, 8], most=2) == "1 to 2, 4 and 3 more"
+
+
+def test_what_is_missing_is_told_without_counting_to_it() -> None:
+    assert gaps([0, 1, 2]) == gaps([]) == ""
+    assert gaps([0, 2, 3, 7]) == "1, 4 to 6"
+    assert gaps([2, 2**64]) == f"0 to 1, 3 to {2**64 - 1}"
+    assert gaps(range(0, 40, 2)) == "1, 3, 5, 7, 9, 11, 13, 15 and 11 more"
+    assert gaps([2, 5], first=2) == "3 to 4"

@@ -17,10 +17,11 @@ from fedlora.exported.adapter_file import load_adapter_file
 from fedlora.exported.inputs import input_shapes
 from fedlora.lora.config import LoraConfig
 from fedlora.peft.directory import PeftDirectory, read_peft, write_peft
-from fedlora.peft.for_base import adapter_of
+from fedlora.peft.for_base import adapter_of, whole_adapter_of
 
 from tests.fuzz.reader import TEMPLATE, Reader, files_reader, full_base, full_checkpoint, written
 from tests.tiny.adapters import adapter_on
+from tests.tiny.kinds import KINDS, adapter_of_kind
 
 TEXTS = ("", "a b", "the quick brown fox, 12 times; \u00e9\u4e2d\U0001f600\n\n\tx", "</s><s> <unk>", "a" * 3000)
 RENDERED = (
@@ -148,6 +149,21 @@ def peft(folder: Path) -> Reader:
         adapter_chat_settings(place)
 
     return files_reader(folder / "adapter", read)
+
+
+def kinds(folder: Path) -> Reader:
+    """An adapter of every other kind, as whoever can compute with it reads it, and one that has plain LoRA of it made."""
+    base = full_base(folder)
+    for kind in KINDS:
+        content = PeftDirectory(adapter=adapter_of_kind(kind, base), base_fingerprint=base.fingerprint)
+        write_peft(folder / "kinds" / kind, content)
+
+    def read(place: Path, name: str) -> None:
+        whole_adapter_of((place / name).parent, base)
+        adapter_of((place / name).parent, base, any_kind=True)
+
+    names = sorted(path.relative_to(folder / "kinds").as_posix() for path in (folder / "kinds").rglob("*.*"))
+    return Reader(folder / "kinds", names, read)
 
 
 def adapter_files(folder: Path) -> Reader:

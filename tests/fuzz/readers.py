@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from tests.fuzz.model_readers import adapter_files, chats, checkpoints, encoders, graphs, packs, peft, tokenizers
+from tests.fuzz.model_readers import adapter_files, chats, checkpoints, encoders, graphs, kinds, packs, peft, tokenizers
 from tests.fuzz.reader import Reader
 from tests.fuzz.release_readers import releases
-from tests.fuzz.run_readers import bundles, devices, runs, scenarios, services, states, studies, updates
+from tests.fuzz.run_readers import bundles, devices, reports, runs, scenarios, services, states, studies, updates
 from tests.fuzz.signed_readers import signed_runs, statements
 from tests.fuzz.text_readers import bodies, data
 
@@ -24,6 +24,7 @@ READERS: Mapping[str, Callable[[Path], Reader]] = {
     "tokenizer": tokenizers,
     "chat template": chats,
     "PEFT directory": peft,
+    "PEFT directory of each kind": kinds,
     "adapter file": adapter_files,
     "exported folder": graphs,
     "update": updates,
@@ -35,6 +36,7 @@ READERS: Mapping[str, Callable[[Path], Reader]] = {
     "release": releases,
     "scenario": scenarios,
     "study": studies,
+    "report": reports,
     "service": services,
     "data": data,
     "request bodies": bodies,

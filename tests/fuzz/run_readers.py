@@ -98,6 +98,44 @@ def studies(folder: Path) -> Reader:
     return Reader(written(folder / "study", files), tuple(files), read)
 
 
+def reports(folder: Path) -> Reader:
+    """What a run and a study leave, as a page shows it; pictures are not drawn."""
+    from fedlora_simulations.commands.report import _panels
+    from fedlora_simulations.reports.comma_separated import chart_csv, table_csv
+    from fedlora_simulations.reports.contents import report_of
+    from fedlora_simulations.reports.latex import latex
+
+    losses = {"kitchen": 2.0, "cellar": 3.0}
+    record = {
+        "loss": losses, "train_loss": losses, "accuracy": losses, "scores": {"accuracy": 0.5}, "test": {"loss": 1.0},
+        "never_trained_loss": losses, "never_trained": {"mean": 2.0, "worst_tenth": 3.0, "accuracy": 0.5},
+        "costs": {"kitchen": {"step_s": 1.0, "peak_mb": 100.0}}, "excluded": {"late": 1}, "later": {"kitchen": 1.0},
+    }  # fmt: skip
+    result = {
+        "digest": "d", "row": "svd", "setting": "x", "seed": 1, "lr": 0.1, "loss": 1.0, "base_loss": 2.0,
+        "measures": {"accuracy": 0.5}, "config": {"server.rounds": 3, "train.lr": "auto"},
+    }  # fmt: skip
+    files = {
+        "run/config.json": json.dumps({**RunConfig().flat(), "of.a.later.version": 1}),
+        "run/run.json": json.dumps({"run": "7", "base_fingerprint": "f" * 64}),
+        "run/metrics.jsonl": "".join(json.dumps({"round": number, **record}) + "\n" for number in range(3)),
+        "run/partition.json": json.dumps({"devices": {"kitchen": {"a": 3, "b": 4}, "cellar": {"2": 1}}, "test": 2}),
+        "run/environment.json": json.dumps({"torch": "2"}),
+        "run/baselines.json": json.dumps({"alone": {"kitchen": 2.5}}),
+        "study/results.jsonl": "".join(json.dumps({**result, "digest": row, "row": row}) + "\n" for row in ("svd", "ffa")),
+    }  # fmt: skip
+
+    def read(place: Path, name: str) -> None:
+        report = report_of(_panels([(place / name).parent]))
+        for section in report.sections:
+            for table in section.all_tables:
+                latex(table), table_csv(table)
+            for chart in section.charts:
+                chart_csv(chart)
+
+    return Reader(written(folder / "reports", files), tuple(files), read)
+
+
 def services(folder: Path) -> Reader:
     from fedlora_serve.http.service.config_file import read_config
 

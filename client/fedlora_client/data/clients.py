@@ -10,6 +10,7 @@ from pathlib import Path
 from fedlora.config.run import DataConfig, Scalar
 from fedlora.counted import counted
 from fedlora.errors import DataError
+from fedlora.numbered import in_order, is_number
 
 from fedlora_client.records.data_file import format_of, stem
 from fedlora_client.records.folder import is_document, is_hidden, part_of
@@ -104,6 +105,4 @@ def _named(folder: Path) -> list[Path]:
             f"{folder}: {', '.join(sorted(parts)[:5])} are parts of one data set, not devices; data.path holds a file or a "
             "folder for each device"
         )
-    if all(stem(place).isdecimal() for place in files):
-        return sorted(files, key=lambda place: (int(stem(place)), place))
-    return sorted(files)
+    return in_order(sorted(files), stem) if all(is_number(stem(place)) for place in files) else sorted(files)

@@ -12,7 +12,6 @@ import re
 
 _STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
-_LEFT_OUT = (re.compile(","), re.compile(r"\$"), re.compile(r"(?s).*#### "), re.compile(r"\.$"))
 _NONE = "[invalid]"
 MARK = "#### "  # of a reference: what follows is its answer
 ENDS = ("Question:", "</s>", "<|im_end|>")  # texts that end a generated answer
@@ -32,6 +31,14 @@ def flexible(text: str) -> str:
 
 def is_match(answer: str, reference: str) -> bool:
     """Whether a number is that of the reference, which may be a whole solution."""
-    for pattern in _LEFT_OUT:
-        answer, reference = pattern.sub("", answer), pattern.sub("", reference)
-    return answer.lower() == reference.lower()
+    return _compared(answer) == _compared(reference)
+
+
+def _compared(text: str) -> str:
+    """What is compared: without `,`, `$`, all up to the last mark, and the dot at the end; in small letters.
+
+    lm-eval's patterns for it are r",", r"\\$", r"(?s).*#### " and r"\\.$"; the third takes the square of a text's length.
+    """
+    text = text.replace(",", "").replace("$", "").rpartition(MARK)[2]
+    line = text.removesuffix("\n")  # the pattern's end is before a last line break, too
+    return (line.removesuffix(".") + text[len(line) :]).lower()

@@ -142,7 +142,7 @@ def fetch_version(
                     mirror.download(target, aside / path)
             (aside / ENVELOPE).write_bytes(envelope)
             check_files(aside, manifest, paths)
-            check_adapter(aside, manifest, base)
+            check_adapter(aside, manifest, base, settings.max_mb << 20)
             wrap(aside / WEIGHTS_PATH)
     return folder
 
@@ -175,9 +175,9 @@ def _from_parent(mirror: Mirror, settings: UpdateSettings, manifest: ReleaseMani
     return True
 
 
-def check_adapter(folder: Path, manifest: ReleaseManifest, base: BasePack) -> None:
-    """Raise FedloraError unless the adapter is sound, finite, of this base, and the one that was signed."""
-    adapter, _ = adapter_of(folder / ADAPTER, base)
+def check_adapter(folder: Path, manifest: ReleaseManifest, base: BasePack, max_bytes: int) -> None:
+    """Raise FedloraError unless the adapter is sound, finite, of this base, the one that was signed, and no larger."""
+    adapter, _ = adapter_of(folder / ADAPTER, base, max_bytes=max_bytes)
     digest = digest_of(input_values(adapter))
     if digest != manifest.adapter.values_sha256:
         raise ReleaseError(

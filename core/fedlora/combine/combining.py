@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,9 @@ from fedlora.combine.modules import Part, combined, squared_error
 from fedlora.combine.plan import Plan, base_of, check_number, plan_of
 from fedlora.combine.sources import Source, are_of_products, as_products, open_source
 from fedlora.combine.ways import Combination
-from fedlora.errors import AdapterError
+from fedlora.errors import AdapterError, ConfigError
 from fedlora.files.atomic import check_directory, whole_directory
+from fedlora.files.bounded import read_bounded
 from fedlora.files.tensor_file import TensorPlan, write_tensor_file
 from fedlora.lora.adapter import Adapter, LoraPair
 from fedlora.lora.config import LoraConfig
@@ -34,7 +34,9 @@ from fedlora.peft.configuration import fresh_config
 from fedlora.peft.directory import PeftDirectory, metadata_of, write_peft
 from fedlora.peft.finding import find_adapter
 from fedlora.peft.layout import COMPANIONS, CONFIG, PREFIX, WEIGHTS, factor_name, saved_parts
-from fedlora.peft.origin import Origin, OriginPart
+from fedlora.peft.origin import MOST_CHARACTERS, MOST_PARTS, Origin, OriginPart
+
+_MAX_COMPANION_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,13 +65,14 @@ def combine(
 ) -> Combined:  # fmt: skip
     """Write the combination of PEFT directories, or hub ids, as a PEFT directory. Raises AdapterError and ConfigError."""
     check_directory(output, replace=CONFIG if replace else None)
+    if len(sources) > MOST_PARTS:
+        raise ConfigError(f"{len(sources)} adapters; at most {MOST_PARTS} are combined at a time: combine some first")
     adapters: Sequence[Source] = [open_source(find_adapter(source)) for source in sources]
     check_number(adapters, combination)
     told = told or Told(how=str(combination), names=tuple(a.directory.absolute().name for a in adapters))
     shares = zip(told.names, adapters, combination.weights, strict=True)
-    origin = Origin(
-        how=told.how, parts=tuple(OriginPart(name=n, sha256=a.sha256(), weight=float(w)) for n, a, w in shares)
-    )
+    parts = (OriginPart(name=n[:MOST_CHARACTERS], sha256=a.sha256(), weight=float(w)) for n, a, w in shares)
+    origin = Origin(how=told.how, parts=tuple(parts))
     same, differing = _companions(adapters)
     if not are_of_products(adapters, combination):
         fingerprint, name = base_of(adapters, base)
@@ -77,7 +80,7 @@ def combine(
         content = PeftDirectory(
             adapter=adapter, base_fingerprint=fingerprint, origin=origin, config=adapters[0].peft_config
         )
-        texts = {file: _text(adapters[0].directory / file) for file in same}
+        texts = {file: _text(adapters[0].directory / file, said) for file, said in same.items()}
         write_peft(output, content, base_name=name, texts=texts, replace=replace)
         modules = len(adapted_modules(adapter))
         return Combined(config=adapter.config, modules=modules, distance=None, differing=tuple(differing))
@@ -115,7 +118,7 @@ def combine(
     Adapter(plan.config, {}, extras=plan.heads).check_finite("the combination")
     with whole_directory(output, replace=CONFIG if replace else None) as aside:
         for file in same:
-            shutil.copyfile(adapters[0].directory / file, aside / file)
+            (aside / file).write_bytes(same[file])
         (aside / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         write_tensor_file(aside / WEIGHTS, plans, fill, metadata_of(plan.base_fingerprint, origin), at_rest=WEIGHTS)
     error, norm = (sum(each) for each in zip(*distances, strict=True))
@@ -156,22 +159,25 @@ def _checked(module: str, parts: Sequence[Part], combination: Combination, plan:
     return pair
 
 
-def _companions(adapters: Sequence[Source]) -> tuple[list[str], list[str]]:
+def _companions(adapters: Sequence[Source]) -> tuple[dict[str, bytes], list[str]]:
     """The files that say how to speak with an adapter: (those that are the same in all, the others that are there)."""
-    same: list[str] = []
+    same: dict[str, bytes] = {}
     differing: list[str] = []
     for name in COMPANIONS:
         files = [adapter.directory / name for adapter in adapters]
         there = [file.is_file() for file in files]
         if any(there):
-            equal = all(there) and len({_bounded(file) for file in files}) == 1
-            (same if equal else differing).append(name)
+            contents = {_bounded(file) for file in files} if all(there) else set()
+            if len(contents) == 1:
+                same[name] = contents.pop()
+            else:
+                differing.append(name)
     return same, differing
 
 
-def _text(file: Path) -> str:
+def _text(file: Path, content: bytes) -> str:
     try:
-        return _bounded(file).decode()
+        return content.decode()
     except UnicodeDecodeError as error:
         raise AdapterError(
             f"{file}: not UTF-8 text: byte {error.start} is wrong; save it again, or remove it"
@@ -179,9 +185,10 @@ def _text(file: Path) -> str:
 
 
 def _bounded(file: Path) -> bytes:
-    most = 16 << 20
-    if file.stat().st_size > most:
+    try:
+        return read_bounded(file, _MAX_COMPANION_BYTES)
+    except OSError as error:
         raise AdapterError(
-            f"{file}: {file.stat().st_size} bytes; at most {most} are read: remove it, or make it shorter"
-        )
-    return file.read_bytes()
+            f"{file}: cannot be read: {error.strerror}; at most {_MAX_COMPANION_BYTES} bytes are: remove it, or make it "
+            "shorter"
+        ) from None

@@ -5,7 +5,7 @@ Each module is combined from the adapters that have it, as PEFT does; the shapes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,8 @@ from fedlora.lora.config import MAX_RANK, LoraConfig
 from fedlora.lora.layers import layers_of
 from fedlora.lora.ranks import with_ranks
 from fedlora.peft.misplaced import check_modules
+
+_MOST_ENTRIES = 1 << 26  # of a weight that no base has told of: 256 MB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,8 @@ def plan_of(adapters: Sequence[Source], combination: Combination, base: BasePack
                     f"{list(shapes[module])}: they are for different bases; combine adapters of one"
                 )
             first.setdefault(module, adapter)
+    if base is None:
+        _check_dense(shapes, first, combination)
     largest = max(adapter.config.rank_of(module) for adapter in adapters for module in adapter.shapes)
     ranks = {module: _rank(module, shape, adapters, combination, largest) for module, shape in shapes.items()}
     leaves = tuple(dict.fromkeys(module.rsplit(".", 1)[-1] for module in shapes))
@@ -92,6 +96,16 @@ def _rank(
                 f"{'svd' if combination.how == 'linear' else f'{combination.how}-svd'} or another that ends in svd"
             )
     return ranks[0]
+
+
+def _check_dense(shapes: Mapping[str, tuple[int, int]], first: Mapping[str, Source], combination: Combination) -> None:
+    """Raise AdapterMismatchError for matrices [O, I] that would be made of nothing but the word of a small file."""
+    for module, (rows, columns) in shapes.items():
+        if combination.makes_products and rows * columns > _MOST_ENTRIES:
+            raise AdapterMismatchError(
+                f"{first[module].directory}: {module} updates a weight [{rows}, {columns}], and {combination.how} makes "
+                "all of its entries; pass --base PACK, which says whether there is such a weight, or take --how svd"
+            )
 
 
 def _check_fits(adapter: Source, base: BasePack | None) -> None:

@@ -67,6 +67,11 @@ class Combination:
         return self.how.endswith("svd")
 
     @property
+    def makes_products(self) -> bool:
+        """Whether the products [O, I] are made, and not told by their factors alone."""
+        return self.is_truncated and self.how != "svd"
+
+    @property
     def prunes(self) -> Literal["magnitude", "random"] | None:
         if self.how.startswith(("ties", "magnitude")):
             return "magnitude"

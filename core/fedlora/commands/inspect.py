@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from fedlora.data.adapter_chat import adapter_chat_settings
 from fedlora.errors import ConfigError, UpdateError, printable
 from fedlora.exported.adapter_file import SUFFIX, read_adapter_file
 from fedlora.family import HEAD, DecoderShape, EncoderShape
-from fedlora.files.bounded import read_bounded
+from fedlora.files.bounded import read_open
 from fedlora.files.file_kind import kind_of
 from fedlora.files.hub import commit_of
 from fedlora.lora.adapter import Adapter, Extras
@@ -28,7 +29,7 @@ from fedlora.peft.finding import check_adapter, find_adapter
 from fedlora.peft.layout import HEADS
 from fedlora.peft.missing import told_instead
 from fedlora.peft.tensors import Stored, model_tensor
-from fedlora.wire.update import decode_update
+from fedlora.wire.update import MAX_BEGIN_BYTES, Update, check_length, decode_update
 
 Facts = dict[str, object]
 _MAX_UPDATE_BYTES = 1 << 32
@@ -58,7 +59,7 @@ def inspect(path: str) -> None:
         _show(f"checkpoint {place}", _checkpoint_facts(Checkpoint(place)))
     elif place.is_file():
         try:
-            update = decode_update(read_bounded(place, _MAX_UPDATE_BYTES))
+            update = _read_update(place)
         except UpdateError as error:
             found = kind_of(place)
             told = f"{place}: {error}"
@@ -78,6 +79,15 @@ def inspect(path: str) -> None:
             f"{place}: neither a base pack ({MANIFEST}), nor a PEFT adapter ({CONFIG}), nor an update; "
             f"{told_instead(place)}"
         )
+
+
+def _read_update(path: Path) -> Update:
+    """Read whole only where its length is the one that its header tells: a file with holes takes no room until then."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would be waited for
+    with os.fdopen(descriptor, "rb") as file:
+        check_length(file.read(MAX_BEGIN_BYTES) or b"", os.fstat(descriptor).st_size)
+        file.seek(0)
+        return decode_update(read_open(file, path, _MAX_UPDATE_BYTES))
 
 
 def _checkpoint_facts(checkpoint: Checkpoint) -> Facts:

@@ -23,6 +23,7 @@ from fedlora.family.encoder import HEAD_PARTS
 from fedlora.lora.config import ALL_LINEAR, KINDS, WHOLE_HEAD, LoraConfig
 from fedlora.lora.kinds import BY_NAME
 from fedlora.lora.layers import check_entries, chosen_layers
+from fedlora.numbered import is_number
 
 Number = TypeVar("Number", int, float)
 
@@ -265,6 +266,9 @@ class TrainConfig:
         return replace(self, lr=default_rate(model, BY_NAME[method], all_weights=all_weights))
 
 
+_MOST_DEVICES = 1_000_000  # of a simulation, which holds something of each
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulationConfig:
     """What only a simulation needs: how many devices there are, and what they can."""
@@ -274,10 +278,11 @@ class SimulationConfig:
     ranks: tuple[str, ...] = ()  # the largest rank of each device, dealt out in turn, as in "4,8,16"; empty: any
 
     def __post_init__(self) -> None:
-        require(self.devices >= 1, "simulation.devices must be at least 1", self.devices)
+        known = f"simulation.devices must be from 1 to {_MOST_DEVICES}"
+        require(1 <= self.devices <= _MOST_DEVICES, known, self.devices)
         require(self.workers >= 0, "simulation.workers must be 0 (one for each core) or more", self.workers)
         for rank in self.ranks:
-            require(rank.isdecimal() and int(rank) >= 1, "simulation.ranks must be integers from 1", rank)
+            require(is_number(rank) and int(rank) >= 1, "simulation.ranks must be integers from 1", rank)
 
     def rank_of(self, device: int) -> int:
         """The largest rank of a device, counted from 0; 0 where it takes any."""

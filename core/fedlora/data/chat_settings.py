@@ -96,11 +96,11 @@ def _sources(value: object, place: str, error: type[FedloraError]) -> tuple[str 
         case None | str():
             return value, None
         case list() if all(isinstance(one, dict) for one in value):
-            named = {one.get("name"): one.get("template") for one in value}
+            named = {str(one.get("name")): one.get("template") for one in value}
             if isinstance(template := named.get("default"), str):
                 tool_template = named.get("tool_use")
                 return template, tool_template if isinstance(tool_template, str) else None
-            names = ", ".join(str(name) for name in named) or "nothing"
+            names = ", ".join(named) or "nothing"
             raise error(f"{place}: expected a template named default, got {names}; name one of them default")
     raise error(f"{place}: expected a template or a list of named ones, got {type(value).__name__}")
 

@@ -35,9 +35,7 @@ def read_sidecar(
 
     Every sidecar has `base`, `sha256`, `size_bytes` and `slots` too. Raises `error`.
     """
-    if not path.is_file() or path.stat().st_size > MAX_BYTES:
-        raise error(f"{path}: expected a file of at most {MAX_BYTES} bytes; export again")
-    values = read_object(path, error, f"a manifest of format {kind}")
+    values = read_object(path, error, f"a manifest of format {kind}", max_bytes=MAX_BYTES)
     if values.get("format") != kind or values.get("version") != version:
         raise error(
             f"{path}: format {values.get('format')!r:.80}, version {values.get('version')!r:.80}; this fedlora reads "

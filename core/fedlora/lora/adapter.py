@@ -45,6 +45,7 @@ class LoraPair:
 
 Extras = Mapping[str, NDArray[np.float32]]  # {the tensor's name in the model: values}
 MAX_EXTRAS = 4096  # of an adapter
+MAX_LABELS = 1 << 16  # of a head that an adapter brings, as of a base
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,9 +130,11 @@ def check_extras(extras: Extras, shapes: Mapping[str, tuple[int, ...]], where: s
             )
     for_labels = [name for name, shape in shapes.items() if shape[0] == -1]
     counts = {name: len(extras[name]) for name in for_labels if name in extras}
-    if counts and (len(counts) < len(for_labels) or len(set(counts.values())) > 1 or min(counts.values()) < 1):
+    one_number = len(counts) == len(for_labels) and len(set(counts.values())) == 1
+    if counts and not (one_number and 1 <= min(counts.values()) <= MAX_LABELS):
         raise AdapterMismatchError(
-            f"{where}: its head needs {' and '.join(for_labels)} for one number of labels, got {counts}; save it again"
+            f"{where}: its head needs {' and '.join(for_labels)} for one number of labels, at most {MAX_LABELS}, got "
+            f"{counts}; save it again"
         )
 
 

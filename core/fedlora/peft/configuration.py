@@ -21,6 +21,7 @@ from fedlora.peft.layout import CONFIG, HEADS, WEIGHTS, head_part, saved_parts
 from fedlora.peft.patterns import by_module
 
 MAX_CONFIG_BYTES = 4 << 20
+_MAX_SAVED_NAMES = 1024  # of modules_to_save: each is looked for in the name of each tensor
 _DECODER_LAYERS = "model.layers."
 _REFUSED = {
     "lora_bias": "LoRA biases", "use_qalora": "QA-LoRA", "layer_replication": "layer replication",
@@ -47,11 +48,8 @@ _CONVERTIBLE_TYPES = frozenset(
 
 def read_config(path: Path) -> dict[str, Any]:
     """The configuration in `path`, of a kind that fedlora knows. Raises AdapterError, naming what it is not."""
-    if path.exists() and (not path.is_file() or path.stat().st_size > MAX_CONFIG_BYTES):
-        raise AdapterError(
-            f"{path}: expected a file of at most {MAX_CONFIG_BYTES} bytes; save the adapter again with PEFT"
-        )
-    config = read_object(path, AdapterError, f"a PEFT directory with {CONFIG} and {WEIGHTS}")
+    expected = f"a PEFT directory with {CONFIG} and {WEIGHTS}"
+    config = read_object(path, AdapterError, expected, max_bytes=MAX_CONFIG_BYTES)
     if (found := config.get("peft_type")) not in _KNOWN_TYPES:
         raise AdapterError(
             f"{path}: peft_type is {found!r:.80}, which is not supported; expected {', '.join(_KNOWN_TYPES)}; "
@@ -93,6 +91,8 @@ def saved_module_names(config: Mapping[str, Any], where: Path) -> tuple[str, ...
     names = config.get("modules_to_save") or []
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise AdapterError(f"{where}: modules_to_save must be a list of names, got {names!r:.80}")
+    if len(names) > _MAX_SAVED_NAMES:
+        raise AdapterError(f"{where}: modules_to_save has {len(names)} names; at most {_MAX_SAVED_NAMES} are read")
     return tuple(names)
 
 
@@ -179,7 +179,7 @@ def fresh_config(
 
 def _what_to_do(peft_type: object) -> str:
     """With an adapter of another type: PEFT can make LoRA of some."""
-    if peft_type in _CONVERTIBLE_TYPES:
+    if isinstance(peft_type, str) and peft_type in _CONVERTIBLE_TYPES:
         return "PEFT can make LoRA of it: load it with PEFT and call peft.save_as_lora(DIR, model, rank=RANK)"
     return "PEFT cannot make LoRA of it: train an adapter with PEFT's LoraConfig"
 

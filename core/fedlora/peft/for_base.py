@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fedlora.base.pack import BasePack
 from fedlora.base.quantize import QuantizedMatrix, dequantize, stands_for
-from fedlora.errors import AdapterError, AdapterMismatchError, TensorFileError
+from fedlora.errors import AdapterError, AdapterMismatchError, AdapterTooLargeError, TensorFileError
 from fedlora.family import EMBEDDING, HEAD
 from fedlora.files.tensor_file import as_float32
 from fedlora.lora.adapter import Adapter, with_extras
@@ -33,6 +33,7 @@ from fedlora.peft.tensors import Stored, model_tensor
 _log = logging.getLogger(__name__)
 _ROUNDED = 1.01 * 2.0**-8  # the largest relative error of a value in bfloat16
 _SHOWN = 4
+MAX_LORA_BYTES = 8 << 30  # as of a file of plain LoRA
 
 
 def adapter_of(
@@ -42,14 +43,16 @@ def adapter_of(
     any_kind: bool = False,
     scaled: bool = False,
     virtual: bool = False,
+    max_bytes: int = MAX_LORA_BYTES,
 ) -> tuple[Adapter, str]:
     """(the adapter of a PEFT directory as plain LoRA, the fingerprint of its base)
 
     `base` is needed where the adapter does not record its own, or has tensors beside A and B; it checks names and shapes.
     A kind that is not LoRA and cannot become it, exactly, stays what it is with `any_kind`, and one of virtual tokens with
     `virtual`; with `scaled` it is plain LoRA and what scales modules, as exported graphs take it (`lora/output_scale.py`),
-    where it can be. Raises AdapterError for it without, and for what is of no known kind, and AdapterMismatchError for what
-    cannot be expressed by A and B, or what is for another base.
+    where it can be. Raises AdapterError for it without, and for what is of no known kind, AdapterMismatchError for what
+    cannot be expressed by A and B, or what is for another base, and AdapterTooLargeError for what plain LoRA would take
+    more than `max_bytes` of: VeRA's file is small.
     """
     where = str(directory)
     check_is_there(Path(directory))
@@ -73,6 +76,11 @@ def adapter_of(
             return scaled_of(content.adapter, base), fingerprint
         except AdapterError as error:
             raise AdapterError(f"{where}: {error}") from None
+    if kind.is_lora and (size := kind.lora_bytes(content.adapter, base.model)) > max_bytes:
+        raise AdapterTooLargeError(
+            f"{where}: as plain LoRA {kind.title} of rank {content.adapter.config.rank} has {size} bytes, at most "
+            f"{max_bytes} are taken; raise the budget, or train an adapter of a smaller rank"
+        )
     return kind.as_lora(content.adapter, base.model) or content.adapter, fingerprint
 
 

@@ -7,8 +7,10 @@ from itertools import islice
 from pathlib import Path
 
 from fedlora.errors import AdapterError
+from fedlora.numbered import in_order, is_number
 from fedlora.peft.layout import CONFIG, PICKLED, WEIGHTS
 
+_STEP = "checkpoint-"  # of a Trainer's folder
 _MOST = 1000  # entries of a folder that are looked at
 _SHOWN = 5  # places in a message
 _EXPECTED = f"expected a PEFT directory with {CONFIG} and {WEIGHTS}"
@@ -41,7 +43,8 @@ def _in_folder(place: Path, names: list[str]) -> str:
     if PICKLED in names and CONFIG in names:
         return _pickled(place)
     within = [name for name in names if (place / name / CONFIG).is_file()]
-    checkpoints = sorted((n for n in within if n.removeprefix("checkpoint-").isdecimal()), key=lambda n: int(n[11:]))
+    steps = (name for name in within if name.startswith(_STEP) and is_number(name.removeprefix(_STEP)))
+    checkpoints = in_order(steps, lambda name: name.removeprefix(_STEP))
     if checkpoints:
         return f"a Trainer's folder, with {_listed(checkpoints)}: name {place / checkpoints[-1]}, the newest"
     if snapshots := _below(place, "snapshots", CONFIG):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from fedlora.errors import AdapterError
 from fedlora.files.json_text import parse_json
 
 ORIGIN_KEY = "fedlora_origin"
-_MOST_PARTS, _MOST_CHARACTERS = 1024, 200
+MOST_PARTS, MOST_CHARACTERS = 1024, 200  # that are read: of adapters, and of a name
+_MOST_WEIGHT = 1e300  # JSON's integers have no end, and a float does not hold them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,14 +57,14 @@ def origin_in(metadata: Mapping[str, str], where: str) -> Origin | None:
         ) from None
     texts = [origin.how, *(part.name for part in parts)]
     is_sound = (
-        len(parts) <= _MOST_PARTS
-        and all(isinstance(each, str) and len(each) <= _MOST_CHARACTERS for each in texts)
+        len(parts) <= MOST_PARTS
+        and all(isinstance(each, str) and len(each) <= MOST_CHARACTERS for each in texts)
         and all(isinstance(part.sha256, str) and re.fullmatch(r"[0-9a-f]{64}", part.sha256) for part in parts)
-        and all(type(part.weight) in (int, float) and math.isfinite(part.weight) for part in parts)
+        and all(type(part.weight) in (int, float) and abs(part.weight) < _MOST_WEIGHT for part in parts)
     )
     if not is_sound:
         raise AdapterError(
-            f"{where}: {ORIGIN_KEY} holds other values than fedlora writes: expected at most {_MOST_PARTS} parts, each "
+            f"{where}: {ORIGIN_KEY} holds other values than fedlora writes: expected at most {MOST_PARTS} parts, each "
             "with a name, a sha256 and a finite weight; save the adapter again with PEFT"
         )
     return origin

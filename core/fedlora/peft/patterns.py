@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from fedlora.errors import ConfigError
 from fedlora.peft.name_pattern import NamePattern
+from fedlora.peft.plain_names import PlainNames, ends, is_plain
 
 _MAX_EXPRESSIONS = 16  # in a pattern, beside plain names
-_MAX_NAMES = 4096  # in a pattern; each is compiled, and tried on every module
-# A name, with its dots escaped or not: it has nothing to repeat, and Python's matcher takes no time. Neither does this: a
-# letter can be read in one way only, and none is given back.
-_PLAIN = re.compile(r"\^?(?:[\w.-]|\\[.-])*+\$?")
+_MAX_NAMES = 4096  # in a pattern
 
 
 def by_module(pattern: Mapping[str, Any], modules: Iterable[str]) -> dict[str, Any]:
@@ -25,21 +23,22 @@ def by_module(pattern: Mapping[str, Any], modules: Iterable[str]) -> dict[str, A
         raise ConfigError(
             f"a pattern has {len(pattern)} names; at most {_MAX_NAMES} are read: take out what names no module"
         )
-    matchers: list[tuple[Callable[[str], bool], Any]] = []
-    expressions = 0
-    for key, value in pattern.items():
-        if _PLAIN.fullmatch(key):
-            matchers.append((_plain(key), value))
-        else:
-            expressions += 1
-            matchers.append((NamePattern(key).matches, value))
-    if expressions > _MAX_EXPRESSIONS:
-        raise ConfigError(f"a pattern has {expressions} expressions; at most {_MAX_EXPRESSIONS} are read, beside names")
-    result = {}
+    places = {key: place for place, key in enumerate(pattern)}
+    plain = {key: place for key, place in places.items() if is_plain(key)}
+    if (count := len(places) - len(plain)) > _MAX_EXPRESSIONS:
+        raise ConfigError(f"a pattern has {count} expressions; at most {_MAX_EXPRESSIONS} are read, beside names")
+    expressions = [(place, NamePattern(key)) for key, place in places.items() if key not in plain]
+    names, values, result = PlainNames(plain), list(pattern.values()), {}
     for module in modules:
-        fitting = next(((value,) for matches, value in matchers if matches(module)), None)
-        if fitting:
-            result[module] = fitting[0]
+        first = names.first(module)
+        for place, expression in expressions:
+            if first is not None and place > first:
+                break
+            if expression.matches(module):
+                first = place
+                break
+        if first is not None:
+            result[module] = values[first]
     return result
 
 
@@ -57,37 +56,34 @@ def untargeted(config: Mapping[str, Any], modules: Iterable[str]) -> list[str]:
         excluded = []
     elif not _names(excluded):
         raise ConfigError(f"exclude_modules must be names, got {excluded!r:.120}")
+    # Sets: a list of a stranger's may have a million names, and each is asked for every module.
+    wanted, unwanted = None if targets is None else frozenset(targets), frozenset(excluded)
     layers = _layers(config.get("layers_to_transform"))
     numbered = _layer_numbers(config.get("layers_pattern"))
     wrong = []
     for module in modules:
-        hit = targets is None or module in targets or _ends(module, targets)
+        hit = wanted is None or _is_named(module, wanted)
         # A module that is named in full is a target whatever its layer.
-        if hit and targets is not None and layers and module not in targets:
+        if hit and wanted is not None and layers and module not in wanted:
             hit = numbered(module) in layers
-        if not hit or module in excluded or _ends(module, excluded):
+        if not hit or _is_named(module, unwanted):
             wrong.append(module)
     return wrong
 
 
-def _plain(key: str) -> Callable[[str], bool]:
-    compiled = re.compile(rf"(?:.*\.)?(?:{key})$")
-    return lambda name: compiled.match(name) is not None
+def _is_named(module: str, names: Collection[str]) -> bool:
+    return any(end in names for end in ends(module))
 
 
 def _names(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
-def _ends(module: str, names: Sequence[str]) -> bool:
-    return any(module.endswith(f".{name}") for name in names)
-
-
-def _layers(value: object) -> list[int]:
+def _layers(value: object) -> frozenset[int]:
     layers: list[Any] = [] if value is None else value if isinstance(value, list) else [value]
     if any(type(layer) is not int for layer in layers):
         raise ConfigError(f"layers_to_transform must be layers by number, got {value!r:.120}")
-    return layers
+    return frozenset(layers)
 
 
 def _layer_numbers(pattern: object) -> Callable[[str], int | None]:
@@ -96,12 +92,15 @@ def _layer_numbers(pattern: object) -> Callable[[str], int | None]:
     if not _names(names) or not all(re.fullmatch(r"\w+", name) for name in names):
         raise ConfigError(f"layers_pattern must be names, got {pattern!r:.120}")
 
+    first = {name: place for place, name in reversed(list(enumerate(names)))}
+
     def number(module: str) -> int | None:
         parts = module.split(".")
-        for wanted in names or [None]:
-            for place in range(1 if wanted else 2, len(parts) - 1):
-                if re.fullmatch(r"[0-9]{1,9}", parts[place]) and wanted in (None, parts[place - 1]):
-                    return int(parts[place])
-        return None
+        at = [
+            place
+            for place in range(1 if first else 2, len(parts) - 1)
+            if (not first or parts[place - 1] in first) and re.fullmatch(r"[0-9]{1,9}", parts[place])
+        ]
+        return int(parts[min(at, key=lambda place: first.get(parts[place - 1], 0))]) if at else None
 
     return number

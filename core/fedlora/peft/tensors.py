@@ -13,7 +13,6 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
@@ -223,8 +222,7 @@ def read_pair(file: TensorFile, module: str, names: Mapping[str, str]) -> LoraPa
 
 def _is_saved(name: str, saved_names: Sequence[str]) -> bool:
     # PEFT saves every module whose full name ends so: `classifier` is DistilBERT's pre_classifier too.
-    modules = accumulate(name.split("."), "{}.{}".format)
-    return name.startswith(PREFIX) and any(module.endswith(tuple(saved_names)) for module in modules)
+    return name.startswith(PREFIX) and any(f"{saved}." in f"{name}." for saved in saved_names)
 
 
 def _is_embedding(name: str) -> bool:

@@ -34,12 +34,16 @@ class Codec:
             parts.append(coded.tobytes())
         return b"".join(parts)
 
+    def size_bytes(self, shapes: Sequence[tuple[int, ...]]) -> int:
+        """What tensors of these shapes take."""
+        return sum(math.prod(shape) for shape in shapes) * self.dtype.itemsize
+
     def decode(self, payload: memoryview, shapes: Sequence[tuple[int, ...]]) -> list[NDArray[np.float32]]:
         """Raises UpdateError unless `payload` is exactly as long as the shapes say.
 
         The arrays are views of a payload that nobody can change, where its codes are the numbers; copies otherwise.
         """
-        expected = sum(math.prod(shape) for shape in shapes) * self.dtype.itemsize
+        expected = self.size_bytes(shapes)
         if len(payload) != expected:
             raise UpdateError("truncated", f"payload of {len(payload)} bytes; codec {self.name} expected {expected}")
         arrays, offset = [], 0

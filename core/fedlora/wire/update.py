@@ -19,12 +19,13 @@ from fedlora.errors import AdapterError, ConfigError, UpdateError
 from fedlora.files.json_text import parse_json
 from fedlora.lora.adapter import MAX_EXTRAS, Adapter, LoraPair, with_extras
 from fedlora.lora.config import LoraConfig
-from fedlora.wire.codec import CODECS
+from fedlora.wire.codec import CODECS, Codec
 from fedlora.wire.task import FACTOR_SETS, FactorSet, Task
 
 _MAGIC, _VERSION = b"FLUP", 2
 _PREAMBLE_BYTES, _ALIGNMENT = 9, 64
 _MAX_HEADER_BYTES = 1 << 20
+MAX_BEGIN_BYTES = _PREAMBLE_BYTES + _MAX_HEADER_BYTES
 _MAX_MODULES = 2048
 MAX_ROUND = (1 << 31) - 1
 
@@ -81,46 +82,40 @@ def decode_update(data: bytes | memoryview, known: Callable[[], Adapter] | None 
     A factor that did not travel is that of the first components of `known`. Sound means well formed; whether the update
     belongs to a run is for the one who knows the run to say.
     """
-    view = memoryview(data)
-    header, payload = _split(view)
+    header, payload = _split(memoryview(data))
+    told = _Told.read(header)
+    arrays = iter(told.codec.decode(payload, told.shapes()))
     try:
-        codec = CODECS[header["codec"]]
-        factors: FactorSet = header["factors"]
-        if factors not in FACTOR_SETS:
-            raise ValueError(f"factors {factors!r}, expected one of {', '.join(FACTOR_SETS)}")
-        task = Task(**header["task"])
-        plan = _Plan.read(header, factors)
-        frozen_plan = None if header["side"] is None else _Plan.read(header["side"], "AB")
-        extra_shapes = _extra_shapes(header.get("extras", []))
-        metrics = {name: _number(value, f"metric {name}") for name, value in header["metrics"].items()}
-        circumstances = (header["run"], header["round"], header["base"], header["num_examples"])
-        if [type(value) for value in circumstances] != [str, int, str, int]:
-            raise ValueError("run and base must be strings, round and num_examples integers")
-        if not 0 <= header["round"] <= MAX_ROUND:
-            raise ValueError(f"the round is {header['round']!r:.40}, expected 0 to {MAX_ROUND}")
-    except (KeyError, ValueError, TypeError, AttributeError, ConfigError, OverflowError) as error:
-        raise UpdateError("bad-header", f"not the header of an update: {type(error).__name__}: {error}") from None
-    shapes = [*plan.shapes(), *(frozen_plan.shapes() if frozen_plan else ()), *extra_shapes.values()]
-    arrays = iter(codec.decode(payload, shapes))
-    try:
-        adapter = plan.adapter(arrays, known)
-        frozen = frozen_plan.adapter(arrays, None) if frozen_plan else None
-        adapter = with_extras(adapter, dict(zip(extra_shapes, arrays, strict=True)))
+        adapter = told.plan.adapter(arrays, known)
+        frozen = told.frozen.adapter(arrays, None) if told.frozen else None
+        adapter = with_extras(adapter, dict(zip(told.extras, arrays, strict=True)))
     except AdapterError as error:
         raise UpdateError("bad-shape", str(error)) from None
-    run, server_round, base, num_examples = circumstances
+    run, server_round, base, num_examples = told.circumstances
     return Update(
         adapter=adapter,
         run=run,
         server_round=server_round,
         base_fingerprint=base,
-        factors=factors,
+        factors=told.plan.factors,
         frozen=frozen,
-        task=task,
+        task=told.task,
         num_examples=num_examples,
-        metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
-        bound=codec.bound(payload),
+        metrics={name: value for name, value in told.metrics.items() if math.isfinite(value)},
+        bound=told.codec.bound(payload),
     )
+
+
+def check_length(begin: bytes, size_bytes: int) -> None:
+    """Raise UpdateError unless an update that begins so has as many bytes: asked before all of a file is read.
+
+    `begin` are its first `MAX_BEGIN_BYTES`, or all that there are.
+    """
+    header, rest = _split(memoryview(begin))
+    told = _Told.read(header)
+    due = len(begin) - len(rest) + told.codec.size_bytes(told.shapes())
+    if size_bytes != due:
+        raise UpdateError("truncated", f"{size_bytes} bytes; its header tells of {due}")
 
 
 def payload(data: bytes | memoryview) -> memoryview:
@@ -176,6 +171,47 @@ class _Plan:
             pair = (came, held.lora_B[:, :rank]) if self.factors == "A" else (held.lora_A[:rank], came)
             pairs[name] = LoraPair(*pair)
         return Adapter(self.lora, pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a header says."""
+
+    codec: Codec
+    plan: _Plan
+    frozen: _Plan | None
+    extras: dict[str, tuple[int, ...]]
+    task: Task
+    metrics: dict[str, float]
+    circumstances: tuple[str, int, str, int]  # run, round, base, num_examples
+
+    @classmethod
+    def read(cls, header: Mapping[str, Any]) -> _Told:
+        """Raises UpdateError where it is not the header of an update."""
+        try:
+            factors: FactorSet = header["factors"]
+            if factors not in FACTOR_SETS:
+                raise ValueError(f"factors {factors!r}, expected one of {', '.join(FACTOR_SETS)}")
+            circumstances = (header["run"], header["round"], header["base"], header["num_examples"])
+            if [type(value) for value in circumstances] != [str, int, str, int]:
+                raise ValueError("run and base must be strings, round and num_examples integers")
+            if not 0 <= header["round"] <= MAX_ROUND:
+                raise ValueError(f"the round is {header['round']!r:.40}, expected 0 to {MAX_ROUND}")
+            return cls(
+                codec=CODECS[header["codec"]],
+                task=Task(**header["task"]),
+                plan=_Plan.read(header, factors),
+                frozen=None if header["side"] is None else _Plan.read(header["side"], "AB"),
+                extras=_extra_shapes(header.get("extras", [])),
+                metrics={name: _number(value, f"metric {name}") for name, value in header["metrics"].items()},
+                circumstances=circumstances,
+            )
+        except (KeyError, ValueError, TypeError, AttributeError, ConfigError, OverflowError) as error:
+            raise UpdateError("bad-header", f"not the header of an update: {type(error).__name__}: {error}") from None
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of all that travels, in order."""
+        return [*self.plan.shapes(), *(self.frozen.shapes() if self.frozen else ()), *self.extras.values()]
 
 
 def _extra_shapes(told: object) -> dict[str, tuple[int, ...]]:

@@ -27,7 +27,7 @@ from fedlora.family import DecoderShape
 from fedlora.lora.kinds import kind_of
 from fedlora.lora.output_scale import has_scales
 from fedlora.peft.directory import CONFIG, WEIGHTS
-from fedlora.peft.for_base import adapter_of
+from fedlora.peft.for_base import MAX_LORA_BYTES, adapter_of
 from fedlora.peft.missing import told_of_file
 from fedlora.row_lora.layout import AdapterLayout, LayoutDtype, adapter_layout
 from numpy.typing import NDArray
@@ -130,7 +130,12 @@ def load_adapter(
         before = list(_stamps(path))
         for size, *_ in before[:1]:
             _check_size(path, (size - _outside_bytes(base, path.is_dir())) // _FILE_BYTES_PER_BYTE[layout], max_bytes)
-        adapter_inputs, chat = _of_directory(path, base) if path.is_dir() else _of_file(path, base, allow_unnamed_base)
+        # A layout of float16 may hold twice as much as it takes.
+        most = MAX_LORA_BYTES if max_bytes is None else max_bytes * _FILE_BYTES_PER_BYTE[layout]
+        if path.is_dir():
+            adapter_inputs, chat = _of_directory(path, base, most)
+        else:
+            adapter_inputs, chat = _of_file(path, base, allow_unnamed_base)
         if list(_stamps(path)) != before:
             raise AdapterError(f"{path}: changed while it was read; load it again")
     except OSError as error:
@@ -168,8 +173,8 @@ def load_adapter(
     )
 
 
-def _of_directory(directory: Path, base: BasePack) -> tuple[_Values, ChatSettings]:
-    adapter, _ = adapter_of(directory, base, scaled=True, virtual=True)
+def _of_directory(directory: Path, base: BasePack, max_bytes: int) -> tuple[_Values, ChatSettings]:
+    adapter, _ = adapter_of(directory, base, scaled=True, virtual=True, max_bytes=max_bytes)
     if adapter.config.method == "prompt":
         # Torch's last bits depend on the machine, and what was evicted is known again by its digest.
         raise AdapterError(

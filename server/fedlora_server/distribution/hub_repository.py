@@ -17,6 +17,8 @@ from fedlora.release.folder import read_plain_release
 from fedlora.release.layout import ADAPTER, BOM, BUNDLE, CARD, ENVELOPE
 from fedlora.release.sealed import SignedRelease
 
+from fedlora_server.distribution.bounded_answers import Answers, bounded_hub
+
 _TAG = re.compile(r"v([0-9]{1,9})")
 _OURS = re.compile(
     rf"{ADAPTER}/[^/]+|[a-z]+\.onnx_adapter(\.json)?|" + "|".join(map(re.escape, (CARD, BOM, ENVELOPE, BUNDLE)))
@@ -50,22 +52,23 @@ class HubRepository:
         api = HfApi(library_name="fedlora")
         disable_progress_bars()
         try:
-            api.create_repo(self.repo_id, private=self.private, exist_ok=True)
-            _check_newer(self.repo_id, version, [ref.name for ref in api.list_repo_refs(self.repo_id).tags])
-            there = set(api.list_repo_files(self.repo_id)) - {_KEPT}
-            _check_is_ours(self.repo_id, there)
-            gone = sorted(there - set(paths))
-            commit = api.create_commit(
-                self.repo_id,
-                [
-                    *(CommitOperationAdd(path_in_repo=path, path_or_fileobj=folder / path) for path in paths),
-                    *(CommitOperationDelete(path_in_repo=path) for path in gone),
-                ],
-                commit_message=f"{name} {version}",
-            )
-            api.create_tag(
-                self.repo_id, tag=f"v{version}", revision=commit.oid, tag_message=f"signed by {release.signer}"
-            )
+            with bounded_hub(Answers()):
+                api.create_repo(self.repo_id, private=self.private, exist_ok=True)
+                _check_newer(self.repo_id, version, [ref.name for ref in api.list_repo_refs(self.repo_id).tags])
+                there = set(api.list_repo_files(self.repo_id)) - {_KEPT}
+                _check_is_ours(self.repo_id, there)
+                gone = sorted(there - set(paths))
+                commit = api.create_commit(
+                    self.repo_id,
+                    [
+                        *(CommitOperationAdd(path_in_repo=path, path_or_fileobj=folder / path) for path in paths),
+                        *(CommitOperationDelete(path_in_repo=path) for path in gone),
+                    ],
+                    commit_message=f"{name} {version}",
+                )
+                api.create_tag(
+                    self.repo_id, tag=f"v{version}", revision=commit.oid, tag_message=f"signed by {release.signer}"
+                )
         except HFValidationError as error:
             raise ConfigError(f"{self.repo_id!r:.120}: {error!s:.200}; expected OWNER/NAME") from None
         except ReleaseError:

@@ -25,6 +25,8 @@ from fedlora.release.folder import read_plain_release
 from fedlora.release.layout import BUNDLE, ENVELOPE
 from fedlora.release.sealed import SignedRelease
 
+from fedlora_server.distribution.bounded_answers import Answers, bound_requests
+
 ARTIFACT = "application/vnd.fedlora.release.v1"
 USER, PASSWORD = "FEDLORA_REGISTRY_USER", "FEDLORA_REGISTRY_PASSWORD"
 _TITLE = "org.opencontainers.image.title"
@@ -92,9 +94,13 @@ class Registry:
             ) from None
         host, user = self.reference.partition("/")[0], os.environ.get(USER, "")
         # Which of its two ways the registry asks for: a password each time, or for a token.
-        asked = requests.get(f"{'http' if self.plain else 'https'}://{host}/v2/", timeout=30, allow_redirects=False)
+        answers = Answers()
+        with requests.Session() as session:
+            bound_requests(session, answers)
+            asked = session.get(f"{'http' if self.plain else 'https'}://{host}/v2/", timeout=30, allow_redirects=False)
         is_basic = asked.headers.get("WWW-Authenticate", "").lower().startswith("basic")
         client = Client(hostname=host, insecure=self.plain, auth_backend="basic" if is_basic else "token")
+        bound_requests(client.session, answers)
         container = client.get_container(target)
         if user:
             client.auth.set_basic_auth(user, os.environ.get(PASSWORD, ""))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.errors import ConfigError, IdentityError, ReleaseError
-from fedlora.files.atomic import whole_file
+from fedlora.files.atomic import whole_file, write_text
 from fedlora.files.lock_file import hold
 from fedlora.identity.keys import PublicKey
 from fedlora.release.channels import METADATA, TARGETS, Channel, channel_target, difference_target, file_target
@@ -31,7 +31,7 @@ from securesystemslib.signer import CryptoSigner
 from tuf.api.exceptions import LengthOrHashMismatchError
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Targets, Timestamp
 
-from fedlora_server.distribution.newest import newest_metadata
+from fedlora_server.distribution.newest import FIRST_ROOT, RENEWING, newest_metadata
 from fedlora_server.distribution.role_keys import (
     NEXT,
     ROOT_ROLE,
@@ -89,7 +89,9 @@ class Repository:
         for name in names:
             signed_root.sign(signers[name], append=True)
         with self._held():
-            first = self._write(signed_root, "1.root.json")
+            first = self._write(signed_root, FIRST_ROOT)
+            with whole_file(self.keys / FIRST_ROOT) as aside:  # from which every later one is followed
+                aside.write_bytes(signed_root.to_bytes())
             self._commit(
                 Targets(1, _SPEC, moment), Snapshot(1, _SPEC, moment), Timestamp(1, _SPEC, moment), root, moment, step=0
             )
@@ -113,7 +115,7 @@ class Repository:
         new = {file_target(manifest.name, manifest.version, path): folder / path for path in sorted(manifest.files)}
         new[pointer] = folder / ENVELOPE
         with self._held():
-            newest = newest_metadata(self.path)
+            newest = newest_metadata(self.path, self.keys)
             targets = newest.targets.signed
             files = {target: TargetFile.from_file(target, str(source), ["sha256"]) for target, source in new.items()}
             files[pointer].unrecognized_fields["custom"] = {"version": manifest.version}
@@ -163,7 +165,7 @@ class Repository:
         """Sign anew that this is the newest, by the online keys alone. Raises ReleaseError where targets or root ended."""
         moment = _moment(now)
         with self._held():
-            newest = newest_metadata(self.path)
+            newest = newest_metadata(self.path, self.keys)
             for role, metadata in ((ROOT_ROLE, newest.root), (TARGETS_ROLE, newest.targets)):
                 if metadata.signed.is_expired(moment):
                     raise ReleaseError(
@@ -189,7 +191,7 @@ class Repository:
         """
         moment = _moment(now)
         with self._held():
-            newest = newest_metadata(self.path)
+            newest = newest_metadata(self.path, self.keys)
             root = newest.root.signed
             settle(self.keys, root, self.passphrase)
             names = root_names(self.keys)
@@ -205,6 +207,8 @@ class Repository:
                 root.revoke_key(old.public_key.keyid, role)
                 root.add_key(new.public_key, role)
                 signers.append(new)
+            if not (self.keys / RENEWING).exists():
+                write_text(self.keys / RENEWING, f"{root.version}\n")
             root.version += 1
             root.expires = moment + timedelta(days=DAYS[ROOT_ROLE])
             metadata = Metadata(root)
@@ -213,6 +217,7 @@ class Repository:
             self._write(metadata, f"{root.version}.root.json")
             settle(self.keys, root, self.passphrase)
             self._commit(newest.targets.signed, newest.snapshot.signed, newest.timestamp.signed, root, moment)
+            (self.keys / RENEWING).unlink()
         return root.version
 
     def _next(self, name: str) -> CryptoSigner:

@@ -21,6 +21,7 @@ from fedlora.fleet.bundle import written
 from fedlora.identity.keys import PublicKey, SigningKey
 from fedlora.identity.rotation import MAX_BYTES, MOST, rotated
 from fedlora.identity.statement import MAX_COUNTER
+from fedlora.numbered import is_number
 
 from fedlora_server.run.chain import Signer
 
@@ -76,7 +77,8 @@ def rotate_identity(fleet: Path, now: datetime) -> PublicKey:
     if signer is None:
         raise ConfigError(f"{fleet}: this fleet signs nothing yet; make its pair: fedlora server rotate --identity")
     new = SigningKey.generate()
-    number = 1 + max((int(path.stem) for path in (folder / ROTATED).glob("[0-9]*.json")), default=0)
+    numbers = (int(path.stem) for path in (folder / ROTATED).glob("[0-9]*.json") if is_number(path.stem))
+    number = 1 + max(numbers, default=0)
     with whole_file(folder / ROTATED / f"{number:04d}.json") as aside:
         aside.write_bytes(rotated(signer.key, new.public, written(now)))
     next_key = folder / f"{KEY}.next"

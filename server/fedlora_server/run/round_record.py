@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ _ADDED = (  # that earlier versions did not write
     "accuracy_over_devices", "never_trained_loss", "never_trained_scores", "never_trained",
 )  # fmt: skip
 MAX_LOSS = 1e9  # in nats: a device's word beyond it is no loss, and would leave no mean over the devices
+_MOST = 1e300  # of a number in a record
 _MOST_EXAMPLES = 1 << 53  # that a device may say that it has: what every reader of JSON takes whole
 
 
@@ -154,8 +154,9 @@ def _is_numbers(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    """One that every reader of the record can work with: JSON's integers have no end, and Python's JSON has NaN."""
-    return (type(value) is int and abs(value) <= 1 << 64) or (type(value) is float and math.isfinite(value))
+    """One that every reader of the record can work with: JSON's integers have no end, Python's JSON has NaN, and the sum of
+    two of the largest floats is infinite."""
+    return (type(value) is int and abs(value) <= 1 << 64) or (type(value) is float and abs(value) <= _MOST)
 
 
 def _told(test: Mapping[str, float]) -> str:

@@ -31,6 +31,7 @@ from fedlora.files.atomic import check_writable, write_text
 from fedlora.files.documents import read_object
 from fedlora.files.lock_file import is_held
 from fedlora.lora.adapter import Adapter
+from fedlora.numbered import is_number
 
 from fedlora_server.aggregation.aggregation import with_rule
 from fedlora_server.aggregation.optimizers import Moments
@@ -95,7 +96,7 @@ def committed_rounds(run: Path) -> list[int]:
     """The numbers of the rounds that a run committed, in order."""
     rounds = run / ROUNDS
     names = [entry.name for entry in rounds.iterdir()] if rounds.is_dir() else []
-    return sorted(int(name) for name in names if name.isascii() and name.isdecimal())
+    return sorted(int(name) for name in names if is_number(name))
 
 
 def last_round(run: Path) -> int:

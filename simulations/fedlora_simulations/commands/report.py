@@ -80,14 +80,16 @@ def report(
 
 def _panels(paths: Sequence[Path]) -> list[Panel]:
     """One of all runs, and those of each study."""
-    from fedlora_simulations.reports.groups import grouped
+    from fedlora_simulations.reports.groups import check_groups, grouped
     from fedlora_simulations.reports.run import read_run
     from fedlora_simulations.study.panels import is_study, study_panels, with_names
 
     once = list({path.resolve(): path for path in paths}.values())
     runs = [read_run(path) for path in once if not is_study(path)]
     studies = with_names([panel for path in once if is_study(path) for panel in study_panels(path)])
-    return [*([grouped(runs)] if runs else []), *studies]
+    panels = [*([grouped(runs)] if runs else []), *studies]
+    check_groups(sum(len(panel.groups) for panel in panels))
+    return panels
 
 
 def _default(runs: Sequence[Path]) -> Path:

@@ -91,6 +91,9 @@ class BarChart:
             yield [name, level, None, None]
 
 
+MOST_BARS = 120  # each is a shape for each kind, and takes milliseconds
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StackChart:
     """A bar for each device, cut by what it has of each kind."""
@@ -103,6 +106,11 @@ class StackChart:
     bars: tuple[tuple[str, tuple[int, ...]], ...]  # (device, its examples of each kind)
     has_others: bool = False  # the last kind is the rest
     one_kind: bool = field(default=False)  # there is nothing to tell apart
+
+    @property
+    def drawn(self) -> Sequence[tuple[str, tuple[int, ...]]]:
+        """The bars of the picture, each of which is a shape of its own for each kind; `rows` has all."""
+        return self.bars[:MOST_BARS]
 
     @property
     def legend(self) -> Sequence[tuple[str, int]]:

@@ -39,6 +39,7 @@ from fedlora_simulations.reports.palette import (
 NARROW, WIDE = 360, 800  # pixels
 _PER_INCH = 72
 _LONGEST = {NARROW: 18, WIDE: 28}  # characters of a name beside an axis; the tables have it whole
+_LONGEST_SAID = 160  # of a title or a label: matplotlib takes its time for each
 _MOST_NAMES = 60  # beside one axis
 _STYLE: Mapping[Any, Any] = {
     "svg.fonttype": "none", "pdf.fonttype": 42, "font.size": 12, "text.color": TEXT, "axes.labelcolor": MUTED,
@@ -76,7 +77,7 @@ def panels_svg(charts: Sequence[Chart], width: int) -> str:
         panels = figure.subplots(len(charts), 1, squeeze=False, height_ratios=heights)[:, 0]
         for axes, chart in zip(panels, charts, strict=True):
             _plot(chart, axes, width)
-            axes.set_title(_literal(printable(chart.title)), loc="left", pad=18, color=TEXT)
+            axes.set_title(_said(chart.title), loc="left", pad=18, color=TEXT)
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return _tidied(buffer, title)
 
@@ -86,7 +87,7 @@ def height_of(chart: Chart, width: int) -> int:
     if isinstance(chart, BarChart):
         return 76 + 34 * max(len(chart.bars), 2)
     if isinstance(chart, StackChart):
-        return min(70 + (22 if len(chart.bars) <= _MOST_NAMES else 10) * max(len(chart.bars), 3), 2400)
+        return min(70 + (22 if len(chart.drawn) <= _MOST_NAMES else 10) * max(len(chart.drawn), 3), 2400)
     return 300 if width > NARROW else 250
 
 
@@ -114,7 +115,7 @@ def figure_of(chart: Chart, width: int, *, titled: bool) -> Figure:
     figure = Figure(figsize=(width / _PER_INCH, height / _PER_INCH), layout="constrained")
     handles = _plot(chart, figure.subplots(), width)
     if titled:
-        figure.suptitle(_literal(printable(chart.title)), fontsize=13, x=0.02, ha="left", color=TEXT)
+        figure.suptitle(_said(chart.title), fontsize=13, x=0.02, ha="left", color=TEXT)
         if names:
             figure.legend(handles, names, loc="outside lower left", ncols=columns, frameon=False)
     return figure
@@ -145,8 +146,8 @@ def _(chart: LineChart, axes: Axes, width: int) -> Sequence[Artist]:
             textcoords="offset points",
             ha="right", color=MUTED,
         )  # fmt: skip
-    axes.set_xlabel(chart.x_label)
-    axes.set_ylabel(chart.y_label)
+    axes.set_xlabel(_said(chart.x_label))
+    axes.set_ylabel(_said(chart.y_label))
     values = [end for line in chart.lines for end in _ends(line)] + [level for _, level in chart.levels]
     least = 0.05 if chart.is_share else 0.0
     axes.set_ylim(*_with_room([*values, 0.0] if chart.from_zero else values, least=least))
@@ -181,7 +182,7 @@ def _(chart: BarChart, axes: Axes, width: int) -> Sequence[Artist]:
     axes.set_xlim(
         *_with_room([end for bar in chart.bars for end in _range(bar)] + [level for _, level in chart.levels])
     )
-    axes.set_xlabel(chart.x_label)
+    axes.set_xlabel(_said(chart.x_label))
     _ticks(axes.xaxis, is_share=chart.is_share, most=5)
     return ()
 
@@ -191,20 +192,20 @@ def _(chart: StackChart, axes: Axes, width: int) -> Sequence[Artist]:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.grid(axis="x", linewidth=0.8)
     axes.set_axisbelow(True)
-    left, handles = [0] * len(chart.bars), list[Artist]()
-    places = range(len(chart.bars))
+    left, handles = [0] * len(chart.drawn), list[Artist]()
+    places = range(len(chart.drawn))
     for place in range(len(chart.kinds)):
-        counts = [own[place] for _, own in chart.bars]
+        counts = [own[place] for _, own in chart.drawn]
         ink = OTHERS if chart.has_others and place == len(chart.kinds) - 1 else colour(place)
         bars = axes.barh(places, counts, left=left, height=0.72, color=ink, linewidth=0.8, edgecolor=CARD)
         handles.append(bars[0])
         left = [before + count for before, count in zip(left, counts, strict=True)]
-    named = len(chart.bars) <= _MOST_NAMES
-    axes.set_yticks(places if named else [], _beside_axis([name for name, _ in chart.bars], width) if named else [])
+    named = len(chart.drawn) <= _MOST_NAMES
+    axes.set_yticks(places if named else [], _beside_axis([name for name, _ in chart.drawn], width) if named else [])
     axes.tick_params(axis="y", length=0, labelcolor=TEXT)
-    axes.set_ylim(len(chart.bars) - 0.4, -0.6)
+    axes.set_ylim(len(chart.drawn) - 0.4, -0.6)
     axes.set_xlim(0, max([*left, 1]) * 1.04)
-    axes.set_xlabel(chart.x_label)
+    axes.set_xlabel(_said(chart.x_label))
     _ticks(axes.xaxis, is_share=False, most=5)
     return handles
 
@@ -263,6 +264,11 @@ def _beside_axis(names: Sequence[str], width: int) -> list[str]:
     if len(set(texts)) > 1 and max(map(len, texts)) > most:
         cut = next(place for place, each in enumerate(zip_longest(*texts)) if len(set(each)) > 1)
     return [_literal(_shown(f"…{text[cut:]}" if cut > 1 else text, width)) for text in texts]
+
+
+def _said(text: str) -> str:
+    """A title or a label, which may hold the names of a stranger's measures and units."""
+    return _literal(printable(text[:_LONGEST_SAID]) + "…" * (len(text) > _LONGEST_SAID))
 
 
 def _literal(text: str) -> str:

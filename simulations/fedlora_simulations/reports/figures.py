@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 import numpy as np
+from fedlora.counted import counted
 
 from fedlora_simulations.partition import EXAMPLES, OTHERS, Partition
-from fedlora_simulations.reports.charts import Bar, BarChart, Line, LineChart, StackChart
+from fedlora_simulations.reports.charts import MOST_BARS, Bar, BarChart, Line, LineChart, StackChart
 from fedlora_simulations.reports.groups import Group, Panel
 from fedlora_simulations.reports.measures import Measure, is_extra, measure_of
 from fedlora_simulations.reports.run import RunResult
@@ -136,6 +137,8 @@ def partition_chart(partition: Partition, name: str = "partition", of: str = "")
     kinds = partition.kinds
     test = f" The test set has {partition.test} more." if partition.test else ""
     note = f"Examples that a device trains on or holds out.{test}"
+    if (count := len(partition.devices)) > MOST_BARS:
+        note += f" Drawn are the first {MOST_BARS} of {counted(count, 'device')}."
     return StackChart(
         name=name, title=f"Who has what{': ' + of if of else ''}", x_label="examples",
         kinds=tuple(kinds), bars=tuple((device, tuple(counts)) for device, counts in partition.rows()),

@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from fedlora.config.run import Scalar
+from fedlora.errors import ConfigError
 
 from fedlora_simulations.reports.run import RunResult
 from fedlora_simulations.reports.student import Interval, paired
@@ -18,6 +19,15 @@ _APART = (
 )  # fmt: skip
 _MOST_KEYS, _MOST_CHARACTERS = 3, 48  # of a name that is made of what differs
 _DATA = ("data.", "simulation.devices")  # of the keys: those that say what is measured
+
+
+MOST_GROUPS = 512  # on one page: each has a bar, a line and a row in every picture and table
+
+
+def check_groups(count: int) -> None:
+    """Raise ConfigError for more groups than a page has room for."""
+    if count > MOST_GROUPS:
+        raise ConfigError(f"{count} groups of runs on one page; at most {MOST_GROUPS} are shown: name fewer runs")
 
 
 @dataclass(frozen=True, slots=True)

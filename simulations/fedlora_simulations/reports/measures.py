@@ -98,7 +98,8 @@ def numbers_of(record: Record, devices: Iterable[str] = ()) -> dict[str, float]:
         least = sorted(accuracy.values())[: math.ceil(len(accuracy) / 10)]
         found |= {"accuracy.mean": fmean(accuracy.values()), "accuracy.worst_tenth": fmean(least)}
     if never := record.get(_NEVER):
-        found |= {f"{_NEVER}.loss": never["mean"], f"{_NEVER}.worst_tenth_loss": never["worst_tenth"]}
+        of_loss = {"mean": "loss", "worst_tenth": "worst_tenth_loss"}
+        found |= {f"{_NEVER}.{ours}": never[name] for name, ours in of_loss.items() if name in never}
         found |= {f"{_NEVER}.{name}": never[name] for name in _SCORES if name in never}
     for part in ("scores", "test"):
         found |= {f"{part}.{name}": value for name, value in (record.get(part) or {}).items() if name not in _COUNTS}

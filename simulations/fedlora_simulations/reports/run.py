@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fedlora.config.run import RunConfig, Scalar
-from fedlora.counted import counted, ranges
+from fedlora.counted import counted, gaps, ranges
 from fedlora.errors import ConfigError
 from fedlora.files.documents import read_object
 from fedlora.files.lock_file import is_held
@@ -77,11 +77,8 @@ class RunResult:
     def notices(self) -> list[str]:
         """What a reader of its numbers has to know."""
         told = [] if self.is_finished else [f"{self.name}: {self.state}"]
-        missing = sorted(set(range(self.last_round)) - set(self.numbers))
-        if missing:
-            told.append(
-                f"{self.name}: no line of {'round' if len(missing) == 1 else 'rounds'} {ranges(missing)} in {METRICS}"
-            )
+        if missing := gaps(self.numbers):
+            told.append(f"{self.name}: no line of round{'' if missing.isdecimal() else 's'} {missing} in {METRICS}")
         fewer = [record["round"] for record in self.records if 0 < len(record["loss"]) < self.whole]
         if fewer:
             told.append(

@@ -10,7 +10,7 @@ from statistics import fmean
 from fedlora.config.run import RunConfig
 from fedlora.errors import ConfigError
 
-from fedlora_simulations.reports.groups import Group, Panel
+from fedlora_simulations.reports.groups import Group, Panel, check_groups
 from fedlora_simulations.reports.run import RunResult
 from fedlora_simulations.study.definition import POOLED
 from fedlora_simulations.study.results import RESULTS, Result, Results
@@ -41,6 +41,7 @@ def study_panels(directory: Path) -> list[Panel]:
         raise ConfigError(
             f"{directory / RESULTS}: no method gave a number yet; wait for the first, or name another study"
         )
+    check_groups(len({(result.row, result.setting) for result in results}))
     rates = {row: _rate([result for result in done if result.row == row]) for row in dict.fromkeys(r.row for r in done)}
     chosen = [result for result in done if result.lr == rates[result.row]]
     failed = [result for result in results if result.failure and result.lr == rates.get(result.row, result.lr)]

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from fedlora.config.run import RunConfig
 from fedlora.errors import ConfigError
 from fedlora.files.bounded import read_bounded
 from fedlora.files.json_text import parse_json
@@ -18,6 +19,7 @@ from fedlora_simulations.study.definition import LOSS
 RESULTS = "results.jsonl"
 _MAX_BYTES = 1 << 30
 _BOUND = "aggregation.max_weight"
+_KEYS = RunConfig().flat()
 _MOST = 1e300  # of a number in a result: JSON's integers have no end
 
 
@@ -59,8 +61,10 @@ def _wrong_field(result: Result) -> str:
     """The first field whose value is of another kind than its own; "" where all are sound."""
     for each in fields(result):
         value, kind = getattr(result, each.name), str(each.type)
-        if each.name in ("excluded", "config"):
+        if each.name == "excluded":
             sound = isinstance(value, dict)
+        elif each.name == "config":
+            sound = isinstance(value, dict) and all(_fits(key, one) for key, one in value.items())
         elif each.name == "measures":
             sound = isinstance(value, dict) and all(map(_is_number, value.values()))
         elif kind == "str":
@@ -70,6 +74,15 @@ def _wrong_field(result: Result) -> str:
         if not sound:
             return each.name
     return ""
+
+
+def _fits(key: str, value: Any) -> bool:
+    """Whether it can be the value of a key of a configuration, be it one of another version."""
+    default = _KEYS.get(key, value)
+    if key == "train.lr" and value != default:  # a number, or auto
+        return _is_number(value)
+    is_like = type(value) is type(default) or (type(value) is int and isinstance(default, float))
+    return is_like and (isinstance(value, bool | str) or _is_number(value))
 
 
 def _is_number(value: Any) -> bool:

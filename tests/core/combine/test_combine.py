@@ -282,6 +282,24 @@ def test_adapters_of_different_ranks_are_refused_where_factors_are_added(written
         combined_by_peft(places, (1.0, 1.0), "ties", density=0.5)
 
 
+def test_a_small_file_s_word_makes_no_large_matrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedlora.combine.plan._MOST_ENTRIES", 100 * 100)
+    for number, size in enumerate((100, 101)):
+        adapter = adapter_on(LoraConfig(rank=1, target_modules=("q_proj",)), {"q_proj": (size, 100)})
+        write_peft(tmp_path / str(number), PeftDirectory(adapter=adapter))
+    made([tmp_path / "0"], (1.0,), "ties-svd", density=0.5)
+    with pytest.raises(
+        AdapterMismatchError, match=r"q_proj updates a weight \[101, 100\], and ties-svd makes all of its"
+    ):
+        made([tmp_path / "1"], (1.0,), "ties-svd", density=0.5)
+    made([tmp_path / "1"], (1.0,), "svd")
+
+
+def test_what_is_combined_from_a_folder_of_a_long_name_is_read_back(written: Written) -> None:
+    (place,) = written(ONE)
+    made([place.rename(place.with_name("n" * 240))], (1.0,), "cat")
+
+
 def test_ranks_that_add_up_to_too_much_are_refused(written: Written) -> None:
     places = written(replace(NARROW, rank=2500)) * 2
     with pytest.raises(ConfigError, match=r"2500 \+ 2500 = 5000; at most 4096 are stored: take --how svd"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -83,6 +84,18 @@ def test_an_update_is_shown_with_its_circumstances(tmp_path: Path, adapter: Adap
     (tmp_path / "u").write_bytes(encode_update(_update(adapter), "f16"))
     facts = _facts(tmp_path / "u")
     assert (facts["run"], facts["round"], facts["examples"], facts["metrics"]) == ("a run", "4", "9", "l 2.5")
+
+
+@pytest.mark.parametrize("more", [1 << 33, -1], ids=["holes", "cut short"])
+def test_an_update_is_read_whole_only_where_its_header_tells_of_its_length(
+    tmp_path: Path, adapter: Adapter, monkeypatch: pytest.MonkeyPatch, more: int
+) -> None:
+    path = tmp_path / "u.update"
+    path.write_bytes(encode_update(Update(adapter=adapter, run="1", server_round=1, base_fingerprint="f" * 64)))
+    due = path.stat().st_size
+    os.truncate(path, due + more)
+    monkeypatch.setattr("fedlora.commands.inspect.read_open", lambda *_: pytest.fail("it was read"))
+    assert f"{due + more} bytes; its header tells of {due}" in str(_error(path))
 
 
 def test_a_run_name_that_no_terminal_can_show_breaks_nothing(tmp_path: Path, adapter: Adapter) -> None:

@@ -275,7 +275,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(tmp_path: Path, te
         ("server.round_timeout_s", float("nan"), "server.round_timeout_s must be positive, got nan"),
         ("server.codec", "zip", "server.codec must be one of f32, f16, got 'zip'"),
         ("data.max_bytes", -1, "data.max_bytes must be 0 (all) or more, got -1"),
-        ("simulation.devices", 0, "simulation.devices must be at least 1, got 0"),
+        ("simulation.devices", 0, "simulation.devices must be from 1 to 1000000, got 0"),
         ("seed", -1, "seed must be from 0 to 2^32 - 1, got -1"),
         ("seed", 2**32, "seed must be from 0 to 2^32 - 1, got 4294967296"),
         ("name", "", "name must be letters, digits, '-', '_' and '.', and not begin with '.', got ''"),

@@ -72,6 +72,10 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "no template": ({"template": "{% for %}"}, r"chat_template\.jinja: line 1: not a Jinja template"),
     "a template that is a number": ({"tokenizer_config": {"chat_template": 5}}, "expected a template or a list"),
     "no default": ({"tokenizer_config": {"chat_template": [{"name": "x", "template": "y"}]}}, "named default, got x"),
+    "a name that is a list": (
+        {"tokenizer_config": {"chat_template": [{"name": ["x"]}]}},
+        r"named default, got \['x'\]",
+    ),
     "a large template": (
         {"template": "x" * ((1 << 20) + 1)},
         r"chat_template\.jinja: cannot be read: more than 1048576 bytes",

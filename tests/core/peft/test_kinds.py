@@ -16,7 +16,7 @@ from fedlora.base.merging import write_merged
 from fedlora.base.pack import BasePack
 from fedlora.cli import commands
 from fedlora.config.run import LoraSection, RunConfig
-from fedlora.errors import AdapterError, AdapterMismatchError
+from fedlora.errors import AdapterError, AdapterMismatchError, AdapterTooLargeError
 from fedlora.lora.config import KINDS as NAMES
 from fedlora.lora.kinds import BY_NAME, own_in
 from fedlora.lora.kinds.vera import projections_of
@@ -25,6 +25,7 @@ from fedlora.peft.directory import CONFIG, WEIGHTS, PeftDirectory, read_peft, wr
 from fedlora.peft.for_base import adapter_of, whole_adapter_of
 from fedlora.peft.mapped import open_mapped
 from fedlora_client.data.prompt_text import with_prompt_of
+from fedlora_serve.adapters.loading import load_adapter
 from safetensors.torch import load_file, save_file
 
 from tests.reference.oracles import oracle, pefts_own_warnings
@@ -114,6 +115,49 @@ def test_projections_of_vera_are_pefts_to_the_bit_and_others_are_refused(base: B
     save_file(tensors, tmp_path / "theirs" / WEIGHTS, metadata={"format": "pt"})
     with pytest.raises(AdapterError, match=r"base_model\.vera_A is not what projection_prng_key = 7 makes"):
         read_peft(tmp_path / "theirs", any_kind=True)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not BY_NAME[kind].is_virtual])
+def test_the_base_is_asked_for_its_modules_once_however_many_tensors_there_are(
+    base: BasePack, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    adapter, asked, modules = adapter_of_kind(kind, base), 0, base.model.linear_modules()
+
+    def counted(_: object) -> dict[str, tuple[int, int]]:
+        nonlocal asked
+        asked += 1
+        return modules
+
+    monkeypatch.setattr(type(base.model), "linear_modules", counted)
+    BY_NAME[kind].check(adapter, base.model, "here")
+    assert asked == 1 < len(adapter.extras)
+
+
+@pytest.mark.parametrize(
+    "shapes", [((6, 0), (6, 6)), ((6, 6), (0, 6)), ((6,), (6, 6)), ((6, 6), None), ((5, 6), (6, 6))]
+)
+def test_projections_of_any_other_shape_are_refused(
+    base: BasePack, tmp_path: Path, shapes: tuple[tuple[int, ...], tuple[int, ...] | None]
+) -> None:
+    place = written(base, tmp_path / "a", "vera")
+    named = zip(("base_model.vera_A", "base_model.vera_B"), shapes, strict=True)
+    stored = {name: torch.zeros(shape) for name, shape in named if shape is not None}
+    save_file({**load_file(place / WEIGHTS), **stored}, place / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(AdapterError, match=r"vera_A is \[.*\] and vera_B \[.*\]; expected \[4, I\] and \[O, 4\]"):
+        read_peft(place, any_kind=True)
+
+
+def test_what_vera_takes_as_lora_is_known_before_it_is_made(base: BasePack, tmp_path: Path) -> None:
+    place = written(base, tmp_path / "a", "vera")
+    adapter, kind = read_peft(place, any_kind=True).adapter, BY_NAME["vera"]
+    plain = kind.as_lora(adapter, base.model)
+    assert plain is not None and kind.lora_bytes(adapter, base.model) == plain.size_bytes
+    assert kind.held_bytes(adapter, base.model) == sum(part.nbytes for part in projections_of(adapter, base.model))
+    adapter_of(place, base, max_bytes=plain.size_bytes)
+    with pytest.raises(AdapterTooLargeError, match=f"VeRA of rank 4 has {plain.size_bytes} bytes, at most"):
+        adapter_of(place, base, max_bytes=plain.size_bytes - 1)
+    with pytest.raises(AdapterTooLargeError):  # a service, before anything is made
+        load_adapter(place, base, max_bytes=plain.size_bytes // 4)
 
 
 @pytest.mark.parametrize(

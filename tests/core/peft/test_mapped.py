@@ -61,6 +61,7 @@ def test_a_rank_that_the_configuration_does_not_say_is_refused_before_anything_i
         '{"how": "x", "parts": [{"name": "a", "sha256": "short", "weight": 1}]}',
         '{"how": "x", "parts": [{"name": "a", "sha256": "%s", "weight": "1"}]}' % ("0" * 64),
         '{"how": "x", "parts": [{"name": "a", "sha256": "%s", "weight": NaN}]}' % ("0" * 64),
+        '{"how": "x", "parts": [{"name": "a", "sha256": "%s", "weight": 1' % ("0" * 64) + "0" * 400 + "}]}",
     ],
 )  # fmt: skip
 def test_what_an_adapter_was_made_of_is_refused_where_fedlora_did_not_write_it(text: str) -> None:

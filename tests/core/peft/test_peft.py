@@ -386,7 +386,7 @@ def test_a_configuration_that_is_a_pipe_is_refused_and_not_waited_for(directory:
     for name in (WEIGHTS, CONFIG):
         (directory / name).unlink()
         os.mkfifo(directory / name)
-        with pytest.raises(AdapterError, match=f"{name}: (not a plain file|expected a file)"):
+        with pytest.raises(AdapterError, match=f"{name}: (cannot be read: )?not a plain file"):
             read_peft(directory)
 
 

@@ -189,8 +189,8 @@ def test_a_directory_that_is_replaced_while_it_is_read_is_refused(
     read = loading._of_directory
     other = save(random_adapter(base, ALL_RANKS, seed=3), tmp_path / "other", base.fingerprint)
 
-    def read_and_replace(directory: Path, base: BasePack) -> object:
-        values = read(directory, base)
+    def read_and_replace(directory: Path, base: BasePack, max_bytes: int) -> object:
+        values = read(directory, base, max_bytes)
         (other / WEIGHTS).replace(directory / WEIGHTS)
         return values
 

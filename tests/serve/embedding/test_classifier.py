@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,16 @@ def test_what_cannot_be_classified_is_refused_by_its_field(
     state: ServiceState, fields: dict[str, Any], param: str
 ) -> None:
     assert refusal(ask(state, **fields))["param"] == param
+
+
+def test_an_answer_has_no_more_numbers_than_it_may_whatever_head_an_adapter_brings(
+    state: ServiceState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "limits", dataclasses.replace(state.limits, max_logprobs=9))
+    assert ask(state, input=["a", "b"]).status_code == 200
+    told = "input: expected at most 1 text in one request of this model, which has 5 labels, got 2"
+    assert told in refusal(ask(state, model="five", input=["a", "b"]))["message"]
+    assert ask(state, model="five", input=["a"]).status_code == 200
 
 
 def test_what_a_base_with_labels_does_not_do_is_said_with_what_it_does(state: ServiceState) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ from fedlora.release.folder import read_release
 from fedlora_server.distribution.hub_repository import HubRepository
 from fedlora_server.distribution.oci_registry import Registry
 from fedlora_server.distribution.repository import DAYS, Repository
-from fedlora_server.distribution.role_keys import has_passphrase, key_path
+from fedlora_server.distribution.role_keys import has_passphrase, key_path, new_key, read_key
+from securesystemslib.signer import CryptoSigner
 from tuf.api.exceptions import ExpiredMetadataError
+from tuf.api.metadata import Metadata, Root
 from tuf.ngclient import Updater
 
 from tests.tiny.releases import NOW, write_release
@@ -186,7 +188,9 @@ def test_one_root_key_is_not_enough(repository: Repository) -> None:
 
 def test_another_repository_s_keys_are_refused(repository: Repository, tmp_path: Path) -> None:
     Repository(tmp_path / "other", tmp_path / "others-keys").init()
-    with pytest.raises(IdentityError, match="not the key that the root names"):
+    with pytest.raises(
+        IdentityError, match=r"not the first root that .* holds the keys of; name this repository's own"
+    ):
         Repository(repository.path, tmp_path / "others-keys").refresh(NOW)
 
 
@@ -312,3 +316,61 @@ def test_one_process_at_a_time_publishes(repository: Repository) -> None:
     with hold(repository.keys / "lock"), pytest.raises(ConfigError, match="another process publishes there"):
         repository.refresh(now=NOW)
     repository.refresh(now=NOW)
+
+
+def changed(path: Path, change: Callable[[Any], None], signers: Sequence[CryptoSigner] = ()) -> None:
+    """Metadata changed by who may write into the folder that is given out, signed with keys of his own."""
+    metadata: Metadata[Any] = Metadata.from_file(str(path))
+    change(metadata.signed)
+    for signer in signers:
+        metadata.sign(signer, append=True)
+    metadata.to_file(str(path))
+
+
+def names_keys_of_his_own(root: Root, mine: CryptoSigner) -> None:
+    for role in ("root", "targets", "snapshot", "timestamp"):
+        root.add_key(mine.public_key, role)
+    root.roles["root"].threshold, root.version = 1, 2
+
+
+@pytest.mark.parametrize("what", ["targets", "snapshot", "timestamp", "a new root", "the first root", "an older state"])
+def test_what_somebody_else_wrote_into_the_folder_is_not_signed(
+    repository: Repository, base: BasePack, tmp_path: Path, what: str
+) -> None:
+    write_release(tmp_path / "r", base, KEY)
+    repository.publish(tmp_path / "r", "stable", [KEY.public], NOW)
+    folder, mine = repository.path / "metadata", new_key(tmp_path / "mine.pem")
+    match what:
+        case "a new root":
+            (folder / "2.root.json").write_bytes((folder / "1.root.json").read_bytes())
+            stolen = read_key(key_path(repository.keys, "root-1"))
+            changed(folder / "2.root.json", lambda root: names_keys_of_his_own(root, mine), [stolen, mine])
+        case "the first root":
+            changed(folder / "1.root.json", lambda root: root.add_key(mine.public_key, "root"), [mine])
+        case "an older state":
+            (folder / "2.snapshot.json").write_bytes((folder / "1.snapshot.json").read_bytes())
+        case _:
+            name = next(path.name for path in sorted(folder.glob(f"*{what}.json"), reverse=True))
+            changed(folder / name, lambda signed: signed.unrecognized_fields.update(mine="x"), [mine])
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    again: tuple[Callable[[], object], ...] = (
+        lambda: repository.publish(tmp_path / "r", "canary", [KEY.public], NOW),
+        lambda: repository.refresh(NOW),
+        lambda: repository.renew((), NOW),
+    )
+    for signs in again:
+        with pytest.raises((ReleaseError, IdentityError), match="copy the repository again"):
+            signs()
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_repository_of_an_earlier_version_is_followed_from_its_own_first_root(repository: Repository) -> None:
+    (repository.keys / "1.root.json").unlink()
+    assert repository.renew(["targets", "root-1"], NOW) == 2
+    repository.refresh(NOW)
+
+
+def test_metadata_without_an_end_are_not_read(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedlora_server.distribution.newest.MAX_BYTES", 100)
+    with pytest.raises(ReleaseError, match="cannot be read"):
+        repository.refresh(NOW)

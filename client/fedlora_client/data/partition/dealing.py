@@ -18,6 +18,7 @@ from fedlora.counted import counted
 from fedlora.data.datasets import DataSource, DeviceData, partition_of, split_records
 from fedlora.data.examples import Example, Labelled, text_of
 from fedlora.errors import DataError
+from fedlora.numbered import named_in_order
 
 from fedlora_client.data.partition import rules
 from fedlora_client.data.partition.topics import topics_of
@@ -156,7 +157,7 @@ def _natural(owners: Sequence[str], devices: int, least: int, place: Path, notic
     of_owners: dict[str, list[int]] = {}
     for record, owner in enumerate(owners):
         of_owners.setdefault(owner, []).append(record)
-    in_order = sorted(of_owners, key=int) if all(name.isdecimal() for name in of_owners) else sorted(of_owners)
+    in_order = named_in_order(of_owners)
     names = [name for name in in_order if len(of_owners[name]) >= least]
     few = (
         f"{len(in_order) - len(names)} of {counted(len(in_order), 'owner')} have fewer than data.partition.least = "

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from fedlora.counted import counted
 from fedlora.errors import DataError
+from fedlora.numbered import named_in_order
 from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
@@ -78,8 +79,7 @@ def by_label(labels: Sequence[str]) -> dict[str, Indices]:
     found: dict[str, list[int]] = {}
     for number, label in enumerate(labels):
         found.setdefault(label, []).append(number)
-    in_order = sorted(found, key=int) if all(label.isdecimal() for label in found) else sorted(found)
-    return {label: np.array(found[label], np.int64) for label in in_order}
+    return {label: np.array(found[label], np.int64) for label in named_in_order(found)}
 
 
 def _check_enough(records: int, devices: int, least: int) -> None:

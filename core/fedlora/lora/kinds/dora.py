@@ -66,8 +66,9 @@ class Dora(Kind):
 
     def check(self, adapter: Adapter, model: ModelShape, where: str) -> None:
         self.check_whole_at(adapter, where)
+        modules = model.linear_modules()
         for name, array in own_tensors(adapter, self).items():
-            check_shape(name, array, (check_module(name, model, where)[:1],), where)
+            check_shape(name, array, (check_module(name, modules, where)[:1],), where)
 
     def check_whole(self, adapter: Adapter) -> None:
         theirs = set(modules_of(own_tensors(adapter, self)))

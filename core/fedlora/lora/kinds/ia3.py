@@ -76,8 +76,9 @@ class Ia3(Kind):
                 f"{where}: an adapter of IA3 has tensors {WORD} and no lora_A or lora_B, got {len(own)} and "
                 f"{len(adapter.pairs)} modules with factors; save it again"
             )
+        modules = model.linear_modules()
         for name, array in own.items():
-            rows, columns = check_module(name, model, where)
+            rows, columns = check_module(name, modules, where)
             check_shape(name, array, ((rows, 1), (1, columns)), where)
 
     def as_scaled(self, adapter: Adapter, model: ModelShape, weight: Weight, bias: Bias) -> Adapter:

@@ -81,6 +81,10 @@ class Kind(ABC):
         """What a training holds for the adapter beside its numbers."""
         return 0
 
+    def lora_bytes(self, adapter: Adapter, model: ModelShape) -> int:
+        """What the factors of `as_lora` take, told before they are made."""
+        return sum(pair.lora_A.nbytes + pair.lora_B.nbytes for pair in adapter.pairs.values())
+
     def as_lora(self, adapter: Adapter, model: ModelShape) -> Adapter | None:
         """The same adapter as plain LoRA, exactly; None where there is none."""
         return None
@@ -166,10 +170,9 @@ def modules_of(own: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(tensor.rpartition(".")[0] for tensor in own if "." in tensor))
 
 
-def check_module(tensor: str, model: ModelShape, where: str) -> tuple[int, int]:
-    """(O, I) of the module of an own tensor. Raises AdapterMismatchError where the base has no such module."""
+def check_module(tensor: str, modules: Mapping[str, tuple[int, int]], where: str) -> tuple[int, int]:
+    """(O, I) of the module of an own tensor. Raises AdapterMismatchError where the base's `modules` have no such one."""
     module, _, _ = tensor.rpartition(".")
-    modules = model.linear_modules()
     if module not in modules:
         raise AdapterMismatchError(
             f"{where}: it has {tensor}, and the base has no module {module}; the adapter is for another base"

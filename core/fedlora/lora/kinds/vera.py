@@ -31,6 +31,7 @@ from fedlora.lora.kinds.kind import Kind, Shape, Weight, check_module, check_sha
 
 D, B = "vera_lambda_d", "vera_lambda_b"
 _BEGINS = np.float32(0.1)  # d
+_BLOCK = 1 << 16  # numbers of a projection that are made at a time
 _ROUNDED = 2.0**-7  # of a stored projection in bfloat16, by the largest number in it
 
 
@@ -54,8 +55,9 @@ class Vera(Kind):
 
     def check(self, adapter: Adapter, model: ModelShape, where: str) -> None:
         self.check_whole_at(adapter, where)
+        modules = model.linear_modules()
         for name, array in own_tensors(adapter, self).items():
-            rows, _ = check_module(name, model, where)
+            rows, _ = check_module(name, modules, where)
             check_shape(name, array, [(adapter.config.rank,) if name.endswith(D) else (rows,)], where)
 
     def check_whole(self, adapter: Adapter) -> None:
@@ -75,7 +77,11 @@ class Vera(Kind):
         return adapter.config.rank
 
     def held_bytes(self, adapter: Adapter, model: ModelShape) -> int:
-        return sum(array.nbytes for array in projections_of(adapter, model))
+        return 4 * adapter.config.rank * sum(_sides(adapter, model))
+
+    def lora_bytes(self, adapter: Adapter, model: ModelShape) -> int:
+        shapes = model.linear_modules()
+        return 4 * adapter.config.rank * sum(sum(shapes[module]) for module in modules_of(own_tensors(adapter, self)))
 
     def as_lora(self, adapter: Adapter, model: ModelShape) -> Adapter:
         lora_A, lora_B = projections_of(adapter, model)
@@ -104,7 +110,8 @@ class Vera(Kind):
         if not shared:
             return
         lora_A, lora_B = (shared.get(name, np.zeros((0, 0), np.float32)) for name in self.shared)
-        if lora_A.ndim != 2 or lora_B.ndim != 2 or len(lora_A) != config.rank or lora_B.shape[1] != config.rank:
+        wrong = lora_A.ndim != 2 or lora_B.ndim != 2 or not (lora_A.size and lora_B.size)
+        if wrong or len(lora_A) != config.rank or lora_B.shape[1] != config.rank:
             raise AdapterError(
                 f"vera_A is {list(lora_A.shape)} and vera_B {list(lora_B.shape)}; expected [{config.rank}, I] and "
                 f"[O, {config.rank}]: save it again with PEFT"
@@ -136,9 +143,15 @@ class Vera(Kind):
 
 def projections_of(adapter: Adapter, model: ModelShape) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """A and B as all modules of an adapter share them."""
+    rows, columns = _sides(adapter, model)
+    return projections(adapter.config, columns, rows)
+
+
+def _sides(adapter: Adapter, model: ModelShape) -> tuple[int, int]:
+    """(O_max, I_max) of the modules that it is on."""
     shapes = model.linear_modules()
     targets = modules_of(name for name in adapter.extras if name.endswith((B, D)))
-    return projections(adapter.config, max(shapes[m][1] for m in targets), max(shapes[m][0] for m in targets))
+    return max(shapes[m][0] for m in targets), max(shapes[m][1] for m in targets)
 
 
 def projections(config: LoraConfig, columns: int, rows: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -150,7 +163,9 @@ def projections(config: LoraConfig, columns: int, rows: int) -> tuple[NDArray[np
 
 def _uniform(stream: Any, shape: tuple[int, int]) -> NDArray[np.float32]:
     """torch.nn.init's Kaiming-uniform, gain sqrt(2), as torch computes it: from 24 bits of each number, rounded once."""
-    raw = stream.random_raw(math.prod(shape)) & 0xFFFFFF
     bound = np.float32(math.sqrt(3.0) * math.sqrt(2.0) / math.sqrt(shape[1]))
-    width = np.float64(bound - -bound)
-    return np.asarray(raw * 2.0**-24 * width - np.float64(bound), np.float32).reshape(shape)
+    width, made = np.float64(bound - -bound), np.empty(math.prod(shape), np.float32)
+    for begin in range(0, len(made), _BLOCK):  # at once it would take seven times the memory of what is made
+        part = made[begin : begin + _BLOCK]
+        part[:] = (stream.random_raw(len(part)) & 0xFFFFFF) * 2.0**-24 * width - np.float64(bound)
+    return made.reshape(shape)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import time
 import uuid
 
+import numpy as np
 from fastapi import Request, Response
+from fedlora.counted import counted
+from numpy.typing import NDArray
 
+from fedlora_serve.adapters.loading import LoadedAdapter
 from fedlora_serve.classification import Classifier
-from fedlora_serve.http.api.encoded_texts import AT_ONCE, computed, done, tokens_of_texts
+from fedlora_serve.http.api.encoded_texts import AT_ONCE, Compute, Rows, computed, done, tokens_of_texts
 from fedlora_serve.http.api.guarded_route import counted_router, described
 from fedlora_serve.http.protocol.classification import Classification, ClassificationBody, Classifications
 from fedlora_serve.http.protocol.envelope import EmbeddingUsage
@@ -32,8 +36,9 @@ async def create_classification(body: ClassificationBody, request: Request) -> R
         tokens = sum(map(len, rows))
         caller.take(tokens)
         state.metrics.request_started(model.label)
+        compute = _bounded(classifier, len(rows), state.limits.max_logprobs)
         probabilities = await while_connected(
-            request.receive, computed(state, caller, classifier, classifier.probabilities, model, rows)
+            request.receive, computed(state, caller, classifier, compute, model, rows)
         )
     state.metrics.embedded(model.label, time.perf_counter() - began, tokens)
     labels = classifier.labels(probabilities.shape[1])
@@ -52,6 +57,26 @@ async def create_classification(body: ClassificationBody, request: Request) -> R
 
     answer = await done(state, caller, content, at_once=probabilities.size <= AT_ONCE)
     return Response(answer, media_type="application/json", headers=model.headers)
+
+
+def _bounded(classifier: Classifier, texts: int, most: int) -> Compute:
+    """What computes, once it is known that the answer has at most so many numbers: an adapter's head may have any labels.
+
+    Raises ApiError for more.
+    """
+
+    def compute(rows: Rows, adapter: LoadedAdapter | None) -> NDArray[np.float64]:
+        labels = classifier.label_count(adapter)
+        if texts * labels > most and texts > 1:
+            raise ApiError(
+                400,
+                f"input: expected at most {counted(max(1, most // labels), 'text')} in one request of this model, which "
+                f"has {labels} labels, got {texts}",
+                param="input",
+            )
+        return classifier.probabilities(rows, adapter)
+
+    return compute
 
 
 def _classifier(state: ServiceState) -> Classifier:
