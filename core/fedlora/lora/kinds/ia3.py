@@ -48,6 +48,7 @@ _TARGETS = (
 
 class Ia3(Kind):
     name, title, words, scales = "ia3", "IA3", (WORD,), True
+    rate = 10.0
     keys = frozenset({"target_modules", "layers", "modules_to_save"})
     mean, mean_is_exact = "exact: the mean of the vectors is the vector of the mean weight", True
     peft_type, peft_mark = "IA3", "peft_type is 'IA3'"

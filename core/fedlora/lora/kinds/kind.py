@@ -39,7 +39,7 @@ class Kind(ABC):
     is_virtual: ClassVar[bool] = False  # it is tokens before the text, and no change of a weight
     keys: ClassVar[frozenset[str]]  # of the section `lora`, those that it uses
     takes_dropout: ClassVar[bool] = False  # train.dropout
-    rate: ClassVar[float] = 1.0  # times the learning rate of LoRA, where it is left to fedlora
+    rate: ClassVar[float] = 1.0  # times the learning rate of LoRA by default: docs/adapters.md
     mean: ClassVar[str]  # what a weighted mean of it means
     mean_is_exact: ClassVar[bool]  # the mean of the tensors is the mean of what they do: robust rules may compare them
     peft_type: ClassVar[str]  # in adapter_config.json

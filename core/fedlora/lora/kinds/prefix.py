@@ -30,6 +30,7 @@ _DEVIATION = np.float32(0.02)
 
 class Prefix(VirtualTokens):
     name, title = "prefix", "prefix tuning"
+    rate = 20.0
     keys = frozenset({"num_virtual_tokens"})
     mean = "of keys and of values by position: the numbers exactly, near the mean of what they do, not equal"
     peft_type, peft_mark = "PREFIX_TUNING", "peft_type is 'PREFIX_TUNING'"

@@ -27,6 +27,7 @@ from fedlora.lora.kinds.virtual import WORD, VirtualTokens
 
 class Prompt(VirtualTokens):
     name, title = "prompt", "prompt tuning"
+    rate = 30.0
     keys = frozenset({"num_virtual_tokens", "prompt_tuning_init", "prompt_tuning_init_text"})
     mean = "of the embeddings by position: the numbers exactly, near the mean of what they do, not equal"
     peft_type, peft_mark = "PROMPT_TUNING", "peft_type is 'PROMPT_TUNING'"

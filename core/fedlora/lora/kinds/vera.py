@@ -38,6 +38,7 @@ _ROUNDED = 2.0**-7  # of a stored projection in bfloat16, by the largest number 
 class Vera(Kind):
     name, title, words = "vera", "VeRA", (B, D)
     takes_dropout = is_lora = True
+    rate = 10.0
     keys = frozenset({"rank", "target_modules", "layers", "modules_to_save"})
     mean, mean_is_exact = "of each vector by itself: the mean of the products is another", False
     peft_type, peft_mark = "VERA", "peft_type is 'VERA'"
