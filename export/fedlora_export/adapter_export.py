@@ -22,8 +22,10 @@ from fedlora.files.at_rest import encrypts, write_bytes
 from fedlora.files.atomic import whole_file
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.kinds import kind_of
+from fedlora.peft.configuration import kind_in, read_config
 from fedlora.peft.finding import find_adapter
 from fedlora.peft.for_base import adapter_of
+from fedlora.peft.layout import CONFIG
 
 _ADAPTER_VERSION = 1
 
@@ -33,7 +35,8 @@ def export_peft(
 ) -> None:
     """Write the adapter of a PEFT directory as `output` and its manifest, for the graph of `profile`.
 
-    It is LoRA, or of virtual tokens: then their keys and values on the base are written, which torch computes of a prompt.
+    It is LoRA, with what scales modules where it is of DoRA or IA3, or of virtual tokens: then their keys and values on the
+    base are written, which torch computes of a prompt.
 
     Raises as `adapter_of`, `prefix_heads` and `write_onnx_adapter`; ConfigError for `fast` without a base.
     """
@@ -43,7 +46,7 @@ def export_peft(
             "pass --base PACK"
         )
     directory, output = find_adapter(directory), Path(output)
-    adapter, fingerprint = adapter_of(directory, base, virtual=True, max_bytes=MAX_BYTES)
+    adapter, fingerprint = adapter_of(directory, base, scaled=True, virtual=True, max_bytes=MAX_BYTES)
     joined_for = base.model if base and profile == "fast" else None
     write_onnx_adapter(
         adapter,
@@ -51,6 +54,7 @@ def export_peft(
         output,
         source=directory.resolve().name,
         joined_for=joined_for,
+        method=kind_in(read_config(directory / CONFIG)).name,
         chat=adapter_chat_settings(directory),
         heads=prefix_heads(adapter, base, str(directory)) if base and kind_of(adapter).is_virtual else None,
     )
@@ -63,6 +67,7 @@ def write_onnx_adapter(
     *,
     source: str = "",
     chat: ChatSettings | None = None,  # how to speak with it, which the manifest keeps
+    method: str = "lora",  # the kind that it was, which the manifest keeps where it scales modules
     joined_for: ModelShape | None = None,  # the base, for its graph of profile fast; None: for that of profile compat
     heads: Heads | None = None,  # of its virtual tokens on the base: `prefix_heads`
 ) -> None:
@@ -93,6 +98,7 @@ def write_onnx_adapter(
             adapter, base_fingerprint, source, data,
             profile="compat" if joined_for is None else "fast",
             inputs={name: value.shape for name, value in values.items()},
+            method=method,
             chat=chat,
         )  # fmt: skip
         manifest.write_text(text, encoding="utf-8")

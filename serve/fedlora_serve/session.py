@@ -35,7 +35,9 @@ def open_graph(
     graphs = [base.directory / name for name in names]
     graph = next((graph for graph in graphs if graph.is_file()), graphs[0])
     manifest = check_graph_file(graph, base)
-    checked = read_checked_graph(graph, base, manifest.profile, manifest.accuracy_level)
+    checked = read_checked_graph(
+        graph, base, manifest.profile, manifest.accuracy_level, takes_scales=manifest.takes_scales
+    )
     options = ort.SessionOptions()
     options.log_severity_level = 3  # an optional input is a warning to ONNX Runtime
     options.intra_op_num_threads = threads

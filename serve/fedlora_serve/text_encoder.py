@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 from fedlora.base.pack import BasePack, open_pack
-from fedlora.errors import AdapterError, AdapterMismatchError, ConfigError, FedloraError, GraphError, PackError
+from fedlora.errors import AdapterError, ConfigError, FedloraError, GraphError, PackError
 from fedlora.exported.profiles import DEFAULT, Profile, graph_name
 from fedlora.family import EncoderShape
 from numpy.typing import NDArray
@@ -131,16 +131,7 @@ class TextEncoder:
         """The adapter inputs of the graph."""
         if adapter is None:
             return {}
-        if self.graph_manifest.profile == "base":
-            raise AdapterMismatchError(
-                f"{adapter.name}: {self.graph_manifest.graph} is of profile base, which takes no adapter; write a graph "
-                f"that does with: fedlora export {self.base.directory} --profile {DEFAULT}"
-            )
-        if not self.graph_manifest.takes(adapter.inputs):
-            raise AdapterMismatchError(
-                f"{adapter.name}: it has a head of its own, and {self.graph_manifest.graph} is of before graphs took one; "
-                f"write it again with: fedlora export {self.base.directory}"
-            )
+        self.graph_manifest.check_takes(adapter.inputs, adapter.name, self.base.directory)
         return adapter.inputs
 
     def _run(

@@ -245,12 +245,13 @@ def saved_by_peft(base: BasePack, directory: Path, config: peft.PeftConfig) -> P
 
 TARGETS = ["q_proj", "up_proj"]
 OTHERS: dict[str, tuple[peft.PeftConfig, str]] = {
-    "DoRA": (peft.LoraConfig(target_modules=TARGETS, use_dora=True), "use_dora is set: DoRA is trained and"),
     "biases": (peft.LoraConfig(target_modules=TARGETS, bias="lora_only"), "bias is 'lora_only'; only 'none'"),
     "LoRA biases": (peft.LoraConfig(target_modules=TARGETS, lora_bias=True), "lora_bias is set; LoRA biases"),
     "LoHa": (peft.LoHaConfig(target_modules=TARGETS), "peft_type is 'LOHA', which is not supported"),
     "LoKr": (peft.LoKrConfig(target_modules=TARGETS), "peft_type is 'LOKR'"),
-    "IA3": (peft.IA3Config(target_modules=TARGETS, feedforward_modules=["up_proj"]), "peft_type is 'IA3'"),
+    "IA3 of an input": (
+        peft.IA3Config(target_modules=TARGETS, feedforward_modules=["up_proj"]), "up_proj: its vector is of its input"
+    ),
     "a trained embedding": (
         peft.LoraConfig(target_modules=["embed_tokens"]), "lora_embedding_A is LoRA on an embedding, which is not"
     ),

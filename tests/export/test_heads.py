@@ -112,8 +112,10 @@ def test_a_graph_of_an_earlier_version_stays_valid_and_takes_no_head(own: BasePa
     facts = read_checked_graph(path, own, profile, 4).facts
     assert facts.adapter_inputs == new.adapter_inputs - 4
     assert (facts.nodes, facts.external) == (new.nodes, new.external)
-    assert manifest.takes(input_values(random_adapter(own)) if profile == "compat" else [])
-    assert not manifest.takes(input_values(with_head(own, random_adapter(own))))
+    manifest.check_takes(input_values(random_adapter(own)), "a", own.directory)
+    if profile == "compat":
+        with pytest.raises(AdapterMismatchError, match="it has a head of its own"):
+            manifest.check_takes(input_values(with_head(own, random_adapter(own))), "a", own.directory)
 
 
 def test_a_graph_that_takes_a_part_of_a_head_is_none_of_the_bases(own: BasePack) -> None:

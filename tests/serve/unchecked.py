@@ -3,7 +3,7 @@
 UNCHECKED = """
 import fedlora_serve.session as session
 from fedlora.graph.graph_check import CheckedGraph
-session.read_checked_graph = lambda graph, *_: CheckedGraph(content=graph.read_bytes(), facts=None)
+session.read_checked_graph = lambda graph, *_, **__: CheckedGraph(content=graph.read_bytes(), facts=None)
 """
 # ... and there does not stop when it is told.
 DEAF = f"""{UNCHECKED}

@@ -11,8 +11,10 @@ import click
 from fedlora.base.checkpoint import Checkpoint
 from fedlora.base.pack import CONFIG as MODEL_CONFIG
 from fedlora.base.pack import EMBEDDED, MANIFEST, WEIGHTS, BasePack, find_pack, open_pack
+from fedlora.commands.exported_facts import exported_facts
 from fedlora.data.adapter_chat import adapter_chat_settings
 from fedlora.errors import ConfigError, UpdateError, printable
+from fedlora.exported.adapter_file import SUFFIX, read_adapter_file
 from fedlora.family import HEAD, DecoderShape, EncoderShape
 from fedlora.files.bounded import read_open
 from fedlora.files.file_kind import kind_of
@@ -36,7 +38,8 @@ _MAX_UPDATE_BYTES = 1 << 32
 @click.command()
 @click.argument("path", type=click.Path())
 def inspect(path: str) -> None:
-    """Show what PATH holds: the directory of a base pack, a checkpoint or a PEFT adapter, or a file with one update."""
+    """Show what PATH holds: the directory of a base pack, a checkpoint or a PEFT adapter, a file with one update, or an
+    adapter file (.onnx_adapter)."""
     place = find_pack(path)
     if not place.exists():
         check_adapter(path, (EMBEDDED,))
@@ -50,6 +53,8 @@ def inspect(path: str) -> None:
         stored |= {"revision": commit} if (commit := commit_of(place)) else {}
         about = stored | _origin_facts(content) | _beside_facts(content) | _chat_facts(place)
         _show(f"adapter {place}", _adapter_facts(content.adapter) | about)
+    elif place.suffix == SUFFIX and place.is_file():
+        _show(f"adapter file {place}", exported_facts(read_adapter_file(place)))
     elif (place / MODEL_CONFIG).is_file():
         _show(f"checkpoint {place}", _checkpoint_facts(Checkpoint(place)))
     elif place.is_file():

@@ -30,7 +30,7 @@ from fedlora.errors import AdapterError, AdapterMismatchError, AtRestError
 from fedlora.exported.adapter_manifest import AdapterManifest, read_adapter_manifest
 from fedlora.exported.cache_prefix import check_cache_inputs, is_of_cache
 from fedlora.exported.flat_buffer import MAX_BYTES, FlatTable, root_table
-from fedlora.exported.inputs import is_of_factors, model_version, modules_of
+from fedlora.exported.inputs import is_of_factors, is_of_head, model_version, modules_of
 from fedlora.exported.profiles import DEFAULT, Profile
 from fedlora.exported.sidecar import InputShapes, sidecar_of
 from fedlora.files.at_rest import read_plain
@@ -38,6 +38,7 @@ from fedlora.files.tensor_file import MAX_TENSORS
 from fedlora.lora.adapter import check_extras
 from fedlora.lora.config import MAX_RANK, MAX_VIRTUAL_TOKENS
 from fedlora.lora.kinds import kind_of
+from fedlora.lora.output_scale import is_scale
 from fedlora.peft.missing import told_instead
 
 MAX_LABELS = 4096  # of a head that a file brings
@@ -104,17 +105,34 @@ def load_adapter_file(
         raise AdapterMismatchError(
             f"{path}: {error.strerror}, more than any adapter of this base has; export the adapter again for this base"
         ) from None
-    if manifest and (len(data), hashlib.sha256(data).hexdigest()) != (manifest.size_bytes, manifest.sha256):
-        raise AdapterError(
-            f"{path}: {len(data)} bytes with sha256 {hashlib.sha256(data).hexdigest()}, its manifest says "
-            f"{manifest.size_bytes} with {manifest.sha256}; the file is damaged: copy both again"
-        )
+    _check_digest(data, manifest, path)
     file = parse_adapter_file(data, str(path))
     _check_version(file, model_version(base_fingerprint), str(path), allow_unnamed_base and manifest is None)
     check_inputs(file.values, inputs, str(path))
     if manifest and {name: value.shape for name, value in file.values.items()} != manifest.inputs:
         raise AdapterError(f"{sidecar_of(path)}: slots are not those of the file; export the adapter again")
     return replace(file, manifest=manifest)
+
+
+def read_adapter_file(path: Path) -> AdapterFile:
+    """A file and its manifest, where it has one, whatever base they are for. Raises AdapterError where they are damaged."""
+    manifest = read_adapter_manifest(path)
+    try:
+        data = read_plain(path, MAX_BYTES)
+    except AtRestError as error:
+        raise AdapterError(str(error)) from None
+    except OSError as error:
+        raise AdapterError(f"{path}: cannot be read: {error.strerror}; expected an adapter file (*{SUFFIX})") from None
+    _check_digest(data, manifest, path)
+    return replace(parse_adapter_file(data, str(path)), manifest=manifest)
+
+
+def _check_digest(data: bytes, manifest: AdapterManifest | None, path: Path) -> None:
+    if manifest and (len(data), hashlib.sha256(data).hexdigest()) != (manifest.size_bytes, manifest.sha256):
+        raise AdapterError(
+            f"{path}: {len(data)} bytes with sha256 {hashlib.sha256(data).hexdigest()}, its manifest says "
+            f"{manifest.size_bytes} with {manifest.sha256}; the file is damaged: copy both again"
+        )
 
 
 def parse_adapter_file(data: bytes, where: str) -> AdapterFile:
@@ -162,8 +180,8 @@ def _parameter(parameter: FlatTable, data: bytes, where: str) -> tuple[str, NDAr
 def check_inputs(values: Mapping[str, NDArray[np.float32]], inputs: InputShapes, where: str) -> None:
     """Raise AdapterMismatchError unless names, shapes and paired ranks fit the inputs.
 
-    Modules without an adapter are fine; halves of one are not. Nor is a head whose parts are for other numbers of labels.
-    Keys and values of virtual tokens stand alone.
+    Modules without an adapter are fine, with what scales them alone too; halves of one are not. Nor is a head whose parts
+    are for other numbers of labels. Keys and values of virtual tokens stand alone.
     """
     if not values:
         raise AdapterMismatchError(f"{where}: the adapter has no modules; export one that has")
@@ -177,16 +195,18 @@ def check_inputs(values: Mapping[str, NDArray[np.float32]], inputs: InputShapes,
                 f"{where}: the graph has no adapter input {name}; the adapter is for another base or profile"
             )
         want = inputs[name]
+        if is_scale(name) and value.shape != want:
+            raise AdapterMismatchError(f"{where}: {name} is {list(value.shape)}; the graph expects {list(want)}")
         if not is_of_factors(name):
             continue
         if value.ndim != 2 or any(w not in (-1, got) for w, got in zip(want, value.shape, strict=True)):
             shape = " x ".join("rank" if w == -1 else str(w) for w in want)
             raise AdapterMismatchError(f"{where}: {name} is {list(value.shape)}; the graph expects {shape}")
         ranks.setdefault(_module_of(name), []).append(value.shape[want.index(-1)])
-    if not ranks:
+    head = {name: value for name, value in values.items() if is_of_head(name)}
+    if head.keys() == values.keys():
         raise AdapterMismatchError(f"{where}: the adapter has a head and no modules; export one that has")
-    head = {name: value for name, value in values.items() if not is_of_factors(name)}
-    check_extras(head, {name: shape for name, shape in inputs.items() if not is_of_factors(name)}, where)
+    check_extras(head, {name: shape for name, shape in inputs.items() if is_of_head(name)}, where)
     for module, found in ranks.items():
         if len(found) != 2 or found[0] != found[1] or not 1 <= found[0] <= _largest_rank(module):
             raise AdapterMismatchError(

@@ -3,13 +3,14 @@
 base             the fingerprint of the base; the file itself has room for 31 bits of it
 profile          of the graphs that take it (`fedlora.exported.profiles`): compat, or fast, whose inputs are joined
 sha256           of the adapter file, and size_bytes
-slots            {input name: [rows, columns]} of every value in the file; of a head's bias [rows]; of virtual tokens
-                 [1, heads, tokens, size of a head]
+slots            {input name: [rows, columns]} of every value in the file; of a head's bias, or of what scales, [rows]; of
+                 virtual tokens [1, heads, tokens, size of a head]
 ranks            {module: rank}
 lora             rank, alpha, use_rslora, target_modules and the patterns of the adapter; of virtual tokens their method and
                  num_virtual_tokens
 scaling          a note: the file's lora_B is scaling * B already; of virtual tokens, that they are keys and values
 source           what was exported, by name
+method           of an adapter that scales modules: its kind, dora or ia3 (`lora.method`); `lora` is of its factors, if any
 chat             where it was given: the adapter's chat template, special tokens and ends of an answer
 """
 
@@ -32,6 +33,7 @@ from fedlora.exported.sidecar import InputShapes, read_sidecar, sidecar_of
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import LoraConfig
 from fedlora.lora.kinds import kind_of
+from fedlora.lora.output_scale import METHODS, has_scales
 
 FORMAT, VERSION = "fedlora-onnx-adapter", 1
 SCALING = "lora_B.weight is scaling * B, transposed: nothing is left to multiply"
@@ -52,6 +54,7 @@ class AdapterManifest:
     ranks: Mapping[str, int]
     lora: LoraConfig
     source: str
+    method: str = "lora"  # the kind that it was before it was exported
     chat: ChatSettings = field(default_factory=ChatSettings)
 
 
@@ -63,6 +66,7 @@ def adapter_manifest_text(
     *,
     profile: Profile,
     inputs: InputShapes,
+    method: str = "lora",
     chat: ChatSettings | None = None,
 ) -> str:
     """The manifest of a file that holds `data`, made from `adapter`: `inputs`, the inputs of the graph of `profile`."""
@@ -87,6 +91,8 @@ def adapter_manifest_text(
         "ranks": {module: pair.rank for module, pair in adapter.pairs.items()},
         "slots": {name: list(shape) for name, shape in inputs.items()},
     }
+    if has_scales(inputs):
+        manifest["method"] = method
     if kind_of(lora).is_virtual:
         told_of = {"method": lora.method, "num_virtual_tokens": lora.num_virtual_tokens}
         manifest |= {"lora": told_of, "scaling": OF_CACHE}
@@ -100,7 +106,7 @@ def read_adapter_manifest(adapter_file: Path) -> AdapterManifest | None:
     if not path.exists():
         return None
     values = read_sidecar(
-        path, kind=FORMAT, version=VERSION, fields=_FIELDS, error=AdapterError, optional={"chat": dict}
+        path, kind=FORMAT, version=VERSION, fields=_FIELDS, error=AdapterError, optional={"chat": dict, "method": str}
     )
     if values["profile"] not in FILE_PROFILES:
         expected = ", ".join(FILE_PROFILES)
@@ -110,6 +116,12 @@ def read_adapter_manifest(adapter_file: Path) -> AdapterManifest | None:
         if type(rank) is not int or rank != lora.rank_of(module):
             raise AdapterError(f"{path}: ranks: {module!r:.120} is {rank!r:.80}; lora says {lora.rank_of(module)}")
     _check_inputs(values["slots"], values["ranks"], path)
+    method = values.get("method", "lora")
+    if (method in METHODS) != has_scales(values["slots"]) or ("method" in values and method not in METHODS):
+        raise AdapterError(
+            f"{path}: method {method!r:.80} beside slots that {'scale' if has_scales(values['slots']) else 'do not scale'} "
+            f"modules; expected {' or '.join(METHODS)} where they do, and none where not: export the adapter again"
+        )
     _check_virtual(values["slots"], lora, path)
     return AdapterManifest(
         base=values["base"],
@@ -120,6 +132,7 @@ def read_adapter_manifest(adapter_file: Path) -> AdapterManifest | None:
         ranks=values["ranks"],
         lora=lora,
         source=values["source"],
+        method=lora.method if kind_of(lora).is_virtual else method,
         chat=chat_from_json(values.get("chat", {}), str(path)),
     )
 

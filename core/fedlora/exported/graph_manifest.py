@@ -5,7 +5,8 @@
     base             the fingerprint of the pack whose weights it reads
     profile          how an adapter comes in (`fedlora.exported.profiles`)
     accuracy_level   of its products (MatMulNBits)
-    slots            {adapter input: [rows, columns]}, -1 for the rank, or the number of labels; of a head's bias [rows]
+    slots            {adapter input: [rows, columns]}, -1 for the rank, or the number of labels; [rows] of a head's bias,
+                     and of what scales modules, where the graph was exported with --output-scales
 
 Whoever changes a graph can write this too: whether the graph is the base's own is for `fedlora.graph.graph_check` to see,
 before it runs, and for the exporter before it writes this manifest.
@@ -19,10 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedlora.base.pack import BasePack, file_digest
-from fedlora.errors import GraphError
-from fedlora.exported.profiles import PROFILES, Profile, graph_inputs, graph_name
+from fedlora.errors import AdapterMismatchError, GraphError
+from fedlora.exported.cache_prefix import is_of_cache
+from fedlora.exported.profiles import DEFAULT, PROFILES, SCALE_PROFILES, Profile, graph_inputs, graph_name
 from fedlora.exported.sidecar import InputShapes, read_sidecar, sidecar_of
 from fedlora.files.atomic import write_text
+from fedlora.lora.output_scale import has_scales
 
 FORMAT, VERSION = "fedlora-graph", 1
 _FIELDS = {"graph": str, "profile": str, "accuracy_level": int}
@@ -40,9 +43,30 @@ class GraphManifest:
     accuracy_level: int
     inputs: InputShapes
 
-    def takes(self, values: Iterable[str]) -> bool:
-        """Whether the graph has all of these adapter inputs; those of earlier versions have none for a head."""
-        return set(values) <= self.inputs.keys()
+    @property
+    def takes_scales(self) -> bool:
+        """Whether it has inputs for what scales modules; `kernel` takes that by number."""
+        return has_scales(self.inputs)
+
+    def check_takes(self, values: Iterable[str], adapter: str, folder: Path) -> None:
+        """Raise AdapterMismatchError, which says how to write one that does, unless the graph of `folder` takes an adapter
+        of these adapter inputs of single modules."""
+        values = [name for name in values if not is_of_cache(name)]  # which every graph has as its cache
+        if self.profile == "base":
+            raise AdapterMismatchError(
+                f"{adapter}: {self.graph} is of profile base, which takes no adapter; write a graph that does with: "
+                f"fedlora export {folder} --profile {DEFAULT}"
+            )
+        if has_scales(values) and not self.takes_scales and self.profile in SCALE_PROFILES:
+            raise AdapterMismatchError(
+                f"{adapter}: it scales what modules give (DoRA, IA3), and {self.graph} has no inputs for that; write it "
+                f"again with: fedlora export {folder} --profile {self.profile} --output-scales"
+            )
+        if self.profile == DEFAULT and not set(values) <= self.inputs.keys():
+            raise AdapterMismatchError(
+                f"{adapter}: it has a head of its own, and {self.graph} is of before graphs took one; write it again with: "
+                f"fedlora export {folder}"
+            )
 
 
 def write_graph_manifest(
@@ -109,8 +133,9 @@ def check_graph_file(graph: Path, base: BasePack) -> GraphManifest:
     digest = file_digest(graph)
     if digest != manifest.sha256:
         raise GraphError(f"{graph}: sha256 is {digest}, its manifest says {manifest.sha256}; export it again")
-    inputs = graph_inputs(base.model, manifest.profile)
-    if manifest.inputs not in (inputs, graph_inputs(base.model, manifest.profile, takes_head=False)):
+    inputs = graph_inputs(base.model, manifest.profile, takes_scales=manifest.takes_scales)
+    earlier = graph_inputs(base.model, manifest.profile, takes_head=False)
+    if manifest.inputs not in (inputs, earlier):
         wrong = sorted({name for name, _ in manifest.inputs.items() ^ inputs.items()})[0]
         raise GraphError(
             f"{sidecar_of(graph)}: adapter input {wrong!r:.120} is {manifest.inputs.get(wrong, 'missing')}, the base's is "

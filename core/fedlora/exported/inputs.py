@@ -10,10 +10,13 @@ side by side; a module without an adapter has rank 0:
 
     A = [A_1 A_2 ...]  [I, R_1 + R_2 + ...]        B = diag(B_1, B_2, ...)  [R_1 + R_2 + ..., O_1 + O_2 + ...]
 
+What scales modules (`fedlora.lora.output_scale`), of an adapter of DoRA or IA3, for graphs that take it: each by its name,
+joined as the outputs are, ones, or zeros of a shift, where a module has none.
+
 A head that an adapter has of its own, in place of the base's: each of its tensors by its name in the model, as it is.
 
 By rows, where every row of a batch has an adapter of its own: A [S, I, R] and B [S, R, O], R the largest rank in the batch.
-A row whose adapter is smaller, or which has none, is filled up with zeros, which change nothing.
+A row whose adapter is smaller, or which has none, is filled up with zeros, which change nothing. What scales is [S, 1, O].
 """
 
 # S rows, I in features, O out features, R rank
@@ -27,9 +30,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedlora.errors import AdapterError
+from fedlora.errors import AdapterError, AdapterMismatchError
+from fedlora.exported.cache_prefix import is_of_cache
 from fedlora.lora.adapter import Adapter, LoraPair
 from fedlora.lora.config import LoraConfig
+from fedlora.lora.output_scale import INPUT, SCALE, SHIFT, is_scale, rest_of
 from fedlora.lora.ranks import with_ranks
 
 BASE_PROPERTY = "fedlora_base"  # in the graph's metadata: the fingerprint of its base
@@ -75,8 +80,13 @@ def digest_of(values: Mapping[str, NDArray[np.float32]]) -> str:
 
 
 def is_of_factors(name: str) -> bool:
-    """Whether an adapter input is an A or a B; else it is an extra tensor."""
+    """Whether an adapter input is an A or a B; else it scales a module, or is a head's."""
     return name.endswith((".lora_A.weight", ".lora_B.weight"))
+
+
+def is_of_head(name: str) -> bool:
+    """Whether an adapter input is a tensor of a head."""
+    return not (is_of_factors(name) or is_scale(name) or is_of_cache(name))
 
 
 def input_shapes(modules: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
@@ -118,14 +128,29 @@ def joined_shapes(
     return shapes
 
 
+def joined_scale_shapes(
+    shapes: Mapping[str, tuple[int]],  # of single modules: fedlora.lora.output_scale.scale_shapes
+    groups: Sequence[Sequence[str]],
+) -> dict[str, tuple[int]]:
+    """{input name: shape}"""
+    joined = dict[str, tuple[int]]()
+    for group in groups:
+        for word in (SCALE, SHIFT):
+            if sizes := [shapes[module + word][0] for module in group if module + word in shapes]:
+                joined[joined_name(group) + word] = (sum(sizes),)
+        joined |= {own: shapes[own] for module in group if (own := module + INPUT) in shapes}
+    return joined
+
+
 def joined_values(
     inputs: Mapping[str, NDArray[np.float32]],  # of single modules
     modules: Mapping[str, tuple[int, int]],
     groups: Sequence[Sequence[str]],
 ) -> dict[str, NDArray[np.float32]]:
-    """{input name: value} of every group of which a module has an adapter, and the extra tensors."""
-    values = {name: value for name, value in inputs.items() if not is_of_factors(name)}
+    """{input name: value} of every group of which a module has an adapter, and the tensors of a head."""
+    values = {name: value for name, value in inputs.items() if is_of_head(name)}
     for group in groups:
+        values |= _joined_scales(inputs, [(module, modules[module][0]) for module in group])
         names = [input_names(module) for module in group]
         if not any(name_a in inputs for name_a, _ in names):
             continue
@@ -142,14 +167,31 @@ def joined_values(
     return values
 
 
+def _joined_scales(
+    inputs: Mapping[str, NDArray[np.float32]], group: Sequence[tuple[str, int]]
+) -> dict[str, NDArray[np.float32]]:
+    """{input name: value} of what scales the modules of a group, (name, O); nothing where none is scaled."""
+    values, name = dict[str, NDArray[np.float32]](), joined_name([module for module, _ in group])
+    for word in (SCALE, SHIFT):
+        if any(module + word in inputs for module, _ in group):
+            values[name + word] = np.concatenate(
+                [inputs.get(module + word, np.full(rows, rest_of(word), np.float32)) for module, rows in group]
+            )
+    return values | {own: inputs[own] for module, _ in group if (own := module + INPUT) in inputs}
+
+
 def row_values(
     rows: Sequence[
         Mapping[str, NDArray[np.float32]]
     ],  # of each row's adapter, as `input_values` gives them; empty: none
     modules: Mapping[str, tuple[int, int]],  # {module: (O, I)}
+    scales: Mapping[str, tuple[int, ...]] | None = None,  # {input: shape} of what the graph takes to scale modules
 ) -> dict[str, NDArray[np.float32]]:
-    """{input name: value} of every module."""
-    values: dict[str, NDArray[np.float32]] = {}
+    """{input name: value} of every module. Raises AdapterMismatchError for what scales where the graph takes none."""
+    values, scales = dict[str, NDArray[np.float32]](), scales or {}
+    unknown = {name for own in rows for name in own if is_scale(name)} - scales.keys()
+    if unknown:
+        raise AdapterMismatchError(f"{min(unknown)}: the graph has no input for it; export it with --output-scales")
     for module, (out_features, in_features) in modules.items():
         name_a, name_b = input_names(module)
         rank = max(own[name_a].shape[1] if name_a in own else 0 for own in rows)
@@ -159,6 +201,12 @@ def row_values(
             if name_a in own:
                 values[name_a][row, :, : own[name_a].shape[1]] = own[name_a]
                 values[name_b][row, : own[name_b].shape[0]] = own[name_b]
+    for name, (size,) in scales.items():
+        if any(name in own for own in rows):
+            rest = np.full(size, rest_of(name), np.float32)
+            values[name] = np.stack([own.get(name, rest)[None] for own in rows])
+        else:  # not left out: what an earlier step was given would stay bound
+            values[name] = np.full((len(rows), 1, 1), rest_of(name), np.float32)
     return values
 
 

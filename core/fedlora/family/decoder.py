@@ -142,6 +142,21 @@ class DecoderShape:
             for half, group in halves
         ]
 
+    def fed_by(self, module: str) -> tuple[str, int] | None:
+        """(another module, a place among its outputs): from there on they are this one's inputs, each times something, so
+        that what scales the one scales the other. None where no module's outputs are."""
+        half, _, name = module.rpartition(".")
+        query, joined = self.num_heads * self.head_dim, self.joined_modules
+        if name == "down_proj":
+            return (f"{half}.gate_up_proj", self.intermediate_size) if joined else (f"{half}.up_proj", 0)
+        if name == "o_proj" and self.num_heads == self.num_kv_heads:  # else several inputs are made of one output
+            return (f"{half}.qkv_proj", 2 * query) if joined else (f"{half}.v_proj", 0)
+        return None
+
+    def scaled_inputs(self) -> tuple[str, ...]:
+        """(): what scales the input of a decoder's module is in the output of another (`fed_by`)."""
+        return ()
+
     def vocabulary_modules(self) -> dict[str, tuple[int, int]]:
         """{module name: (V, H)} of the embedding and, where it is not tied to it, the head."""
         names = (EMBEDDING,) if self.tie_word_embeddings else (EMBEDDING, HEAD)

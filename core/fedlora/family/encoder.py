@@ -98,6 +98,17 @@ class EncoderShape:
             tuple(self.module(layer, role) for role in group) for layer in range(self.num_layers) for group in groups
         ]
 
+    def fed_by(self, module: str) -> tuple[str, int] | None:
+        """As of a decoder: what the attention gives is made of the values, feature by feature."""
+        for layer in range(self.num_layers):
+            if module == self.module(layer, "attention_output"):
+                return self.module(layer, "value"), 0
+        return None
+
+    def scaled_inputs(self) -> tuple[str, ...]:
+        """Modules whose input a graph scales itself: before `output` stands gelu, which no scale goes through."""
+        return tuple(self.module(layer, "output") for layer in range(self.num_layers))
+
     def vocabulary_modules(self) -> dict[str, tuple[int, int]]:
         """{module name: (V, H)} of the word embedding."""
         return {f"{self.names.embeddings}.word_embeddings": (self.vocab_size, self.hidden_size)}

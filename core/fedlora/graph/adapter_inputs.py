@@ -1,7 +1,8 @@
 """How an adapter comes into a graph: y = x W^T + (x A) B, with A and B inputs of the graph, in one way for each profile.
 
 A [I, R] is transposed, B [R, O] transposed and scaled (`fedlora.exported.inputs`). Modules that read one input come as a
-group.
+group. A graph that takes what scales modules has y = s * (x W^T + b + (x A) B) + t (`fedlora.lora.output_scale`), s and t
+optional; of those that `scaled_inputs` names, x is l * x.
 """
 
 # N rows, I in features, O out features, R rank
@@ -14,10 +15,11 @@ from typing import Protocol
 import numpy as np
 
 from fedlora.exported.inputs import input_names, joined_name
-from fedlora.exported.profiles import Profile
+from fedlora.exported.profiles import SCALE_PROFILES, Profile
 from fedlora.graph.builder import GraphBuilder, Value
 from fedlora.graph.graph import DataType
 from fedlora.graph.packed_layers import can_be_one, linear
+from fedlora.lora.output_scale import INPUT, SCALE, SHIFT, rest_of, scale_shapes
 from fedlora.row_lora.library import DOMAIN, OPERATOR
 
 NUMBERS = "adapters"  # the input of the profile `kernel`
@@ -112,6 +114,40 @@ def _with_adapter(builder: GraphBuilder, x: Value, modules: Sequence[str], name:
     lora_B = builder.input(name_b, DataType.FLOAT, (f"{name}.rank", rows), np.zeros((0, rows), np.float32))
     reduced = builder.op("MatMul", [x, lora_A], f"{name}.lora_A.out")
     return builder.op("Gemm", [reduced, lora_B, base], f"{name}.out")
+
+
+class ScaledModules:
+    """What another way gives, with s, t and l as inputs, by default one number for all of a module. Of one graph.
+
+    The name of a size that is not fixed is each input's own; a row of a batch in `rows` has its own s, t and l, [S, 1, O].
+    """
+
+    def __init__(self, modules: AdapterInputs) -> None:
+        self._modules, self.flat = modules, modules.flat
+        self._shapes: Mapping[str, tuple[int]] = {}  # of the model whose graph is made
+
+    def linear(self, builder: GraphBuilder, x: Value, modules: Sequence[str]) -> list[Value]:
+        shapes = self._shapes = self._shapes or scale_shapes(builder.base.model)
+        if modules[0] + INPUT in shapes:
+            x = self._op(builder, "Mul", x, modules[0] + INPUT)
+        outputs = self._modules.linear(builder, x, modules)
+        names = list(modules) if len(outputs) == len(modules) else [joined_name(modules)]
+        outputs = [self._op(builder, "Mul", y, name + SCALE) for y, name in zip(outputs, names, strict=True)]
+        return [
+            self._op(builder, "Add", y, name + SHIFT) if module + SHIFT in shapes else y
+            for y, name, module in zip(outputs, names, modules, strict=False)
+        ]
+
+    def _op(self, builder: GraphBuilder, kind: str, y: Value, name: str) -> Value:
+        shape: list[int | str] = [f"{name}.size"] if self.flat else [f"{name}.rows", 1, f"{name}.size"]
+        rest = np.full([1] * len(shape), rest_of(name), np.float32)
+        return builder.op(kind, [y, builder.input(name, DataType.FLOAT, shape, rest)], f"{name}.out")
+
+
+def adapter_inputs(profile: Profile, *, takes_scales: bool = False) -> AdapterInputs:
+    """Those of a profile; of SCALE_PROFILES also with what scales modules."""
+    inputs = ADAPTER_INPUTS[profile]
+    return ScaledModules(inputs) if takes_scales and profile in SCALE_PROFILES else inputs
 
 
 ADAPTER_INPUTS: Mapping[Profile, AdapterInputs] = {

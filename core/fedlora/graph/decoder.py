@@ -20,7 +20,7 @@ from fedlora.base.pack import BasePack
 from fedlora.errors import GraphError
 from fedlora.exported.profiles import ROW_PROFILES, Profile
 from fedlora.family import EMBEDDING, FINAL_NORM, HEAD, layer_name
-from fedlora.graph.adapter_inputs import ADAPTER_INPUTS, AdapterInputs
+from fedlora.graph.adapter_inputs import AdapterInputs, adapter_inputs
 from fedlora.graph.attention import Attention
 from fedlora.graph.builder import GraphBuilder, Value
 from fedlora.graph.graph import DataType, Graph
@@ -28,9 +28,12 @@ from fedlora.graph.packed_layers import add_norm, embedding, linear, norm
 from fedlora.graph.sequences import Sequences, sequences_of_mask, sequences_of_rows
 
 
-def build_decoder(base: BasePack, profile: Profile = "compat", accuracy_level: int = 0) -> Graph:
+def build_decoder(
+    base: BasePack, profile: Profile = "compat", accuracy_level: int = 0, *, takes_scales: bool = False
+) -> Graph:
     """The model; its weights are external data inside the pack's file. Raises GraphError for heads that do not run."""
-    builder, adapters, shape = GraphBuilder(base, accuracy_level), ADAPTER_INPUTS[profile], base.shape
+    builder, shape = GraphBuilder(base, accuracy_level), base.shape
+    adapters = adapter_inputs(profile, takes_scales=takes_scales)
     if shape.head_dim % 8:
         raise GraphError(
             f"{base.directory}: its heads have {shape.head_dim} features; ONNX Runtime's attention takes multiples of 8"

@@ -21,7 +21,7 @@ from fedlora.base.pack import BasePack
 from fedlora.errors import GraphError
 from fedlora.exported.profiles import HEAD_PROFILES, Profile
 from fedlora.family import EncoderShape
-from fedlora.graph.adapter_inputs import ADAPTER_INPUTS, AdapterInputs
+from fedlora.graph.adapter_inputs import AdapterInputs, adapter_inputs
 from fedlora.graph.builder import GraphBuilder, Value
 from fedlora.graph.encoder_layers import embedded, head, layer_norm, skip_norm
 from fedlora.graph.graph import DataType, Graph
@@ -31,16 +31,18 @@ _NEVER = float(np.finfo(np.float32).min)  # what attention adds to the score of 
 
 
 def build_encoder(
-    base: BasePack, profile: Profile = "compat", accuracy_level: int = 0, *, takes_head: bool = True
-) -> Graph:
+    base: BasePack, profile: Profile = "compat", accuracy_level: int = 0, *, takes_head: bool = True,
+    takes_scales: bool = False,
+) -> Graph:  # fmt: skip
     """The model; its weights are external data inside the pack's file. Raises GraphError where the base is no encoder.
 
-    `takes_head` False: as earlier versions wrote it, without inputs for a head.
+    `takes_head` False: as earlier versions wrote it, without inputs for a head. `takes_scales`: with some for what scales
+    modules, where the profile has them.
     """
     shape = base.model
     if not isinstance(shape, EncoderShape):
         raise GraphError(f"{base.directory}: {shape.model_type} is a decoder; build_decoder makes its graph")
-    builder, adapters = GraphBuilder(base, accuracy_level), ADAPTER_INPUTS[profile]
+    builder, adapters = GraphBuilder(base, accuracy_level), adapter_inputs(profile, takes_scales=takes_scales)
     tokens = builder.input("input_ids", DataType.INT64, ["batch", "length"])
     mask = builder.input("attention_mask", DataType.INT64, ["batch", "length"])
     blocks = _Blocks(builder, shape, adapters, tokens, mask)

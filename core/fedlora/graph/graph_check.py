@@ -8,7 +8,7 @@ part. Its time and memory are then those of the base. Nothing is run and no weig
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -48,7 +48,9 @@ class CheckedGraph:
     facts: GraphFacts
 
 
-def read_checked_graph(graph: Path, base: BasePack, profile: Profile, accuracy_level: int) -> CheckedGraph:
+def read_checked_graph(
+    graph: Path, base: BasePack, profile: Profile, accuracy_level: int, *, takes_scales: bool = False
+) -> CheckedGraph:
     """The file of a graph, which is the base's own for this profile. Raises GraphError, with the place of what is not."""
     where = str(graph)
     for path in (graph, base.directory / WEIGHTS):
@@ -61,7 +63,7 @@ def read_checked_graph(graph: Path, base: BasePack, profile: Profile, accuracy_l
             f"{where}: accuracy level {accuracy_level}; expected {ACCURACY_LEVELS[0]} to {ACCURACY_LEVELS[-1]}: "
             "export it again"
         )
-    expected = build_graph(base, profile, accuracy_level)
+    expected = build_graph(base, profile, accuracy_level, takes_scales=takes_scales)
     parts = sum(map(len, (expected.nodes, expected.inputs, expected.outputs, expected.initializers)))
     try:
         content = read_bounded(graph, _BYTES_OF_A_PART * parts)
@@ -71,9 +73,10 @@ def read_checked_graph(graph: Path, base: BasePack, profile: Profile, accuracy_l
     heads = base.model.head_inputs()
     takes_head = any(signature.name in heads for signature in got.inputs)
     if heads and not takes_head:  # as earlier versions wrote it
-        expected = build_graph(base, profile, accuracy_level, takes_head=False)
+        expected = build_graph(base, profile, accuracy_level, takes_head=False, takes_scales=takes_scales)
     check_same_graph(got, expected, where)
-    return CheckedGraph(content=content, facts=_facts(got, base, profile, takes_head=takes_head))
+    inputs = graph_inputs(base.model, profile, takes_head=takes_head, takes_scales=takes_scales)
+    return CheckedGraph(content=content, facts=_facts(got, inputs))
 
 
 def check_same_graph(got: Graph, expected: Graph, where: str) -> None:
@@ -188,11 +191,11 @@ def _same_tensor(got: Tensor, expected: Tensor) -> bool:
     return left == right
 
 
-def _facts(graph: Graph, base: BasePack, profile: Profile, *, takes_head: bool) -> GraphFacts:
+def _facts(graph: Graph, adapter_inputs: Collection[str]) -> GraphFacts:
     inside = [tensor.content for tensor in graph.initializers if not isinstance(tensor.content, Place)]
     return GraphFacts(
         nodes=len(graph.nodes),
         external=len(graph.initializers) - len(inside),
         constants_bytes=sum(map(len, inside)),
-        adapter_inputs=len(graph_inputs(base.model, profile, takes_head=takes_head)),
+        adapter_inputs=len(adapter_inputs),
     )

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlora.base.pack import BasePack
-from fedlora.base.quantize import QuantizedMatrix, stands_for
-from fedlora.errors import AdapterMismatchError, AdapterTooLargeError, TensorFileError
+from fedlora.base.quantize import QuantizedMatrix, dequantize, stands_for
+from fedlora.errors import AdapterError, AdapterMismatchError, AdapterTooLargeError, TensorFileError
 from fedlora.family import EMBEDDING, HEAD
 from fedlora.files.tensor_file import as_float32
 from fedlora.lora.adapter import Adapter, with_extras
@@ -41,6 +41,7 @@ def adapter_of(
     base: BasePack | None,
     *,
     any_kind: bool = False,
+    scaled: bool = False,
     virtual: bool = False,
     max_bytes: int = MAX_LORA_BYTES,
 ) -> tuple[Adapter, str]:
@@ -48,14 +49,15 @@ def adapter_of(
 
     `base` is needed where the adapter does not record its own, or has tensors beside A and B; it checks names and shapes.
     A kind that is not LoRA and cannot become it, exactly, stays what it is with `any_kind`, and one of virtual tokens with
-    `virtual`. Raises AdapterError for it without, and for what is of no known kind, AdapterMismatchError for what cannot be
-    expressed by A and B, or what is for another base, and AdapterTooLargeError for what plain LoRA would take more than
-    `max_bytes` of: VeRA's file is small.
+    `virtual`; with `scaled` it is plain LoRA and what scales modules, as exported graphs take it (`lora/output_scale.py`),
+    where it can be. Raises AdapterError for it without, and for what is of no known kind, AdapterMismatchError for what
+    cannot be expressed by A and B, or what is for another base, and AdapterTooLargeError for what plain LoRA would take
+    more than `max_bytes` of: VeRA's file is small.
     """
     where = str(directory)
     check_is_there(Path(directory))
     kind = kind_in(read_config(Path(directory) / CONFIG))
-    if not (any_kind or kind.is_lora or (virtual and kind.is_virtual)):
+    if not (any_kind or kind.is_lora or (scaled and kind.scales) or (virtual and kind.is_virtual)):
         check_plain(kind, Path(directory) / CONFIG)
     content = read_peft(directory, any_kind=True)
     kept = beside_of(content, base, where).replaced
@@ -69,12 +71,27 @@ def adapter_of(
         return content.adapter, fingerprint
     if base is None:
         raise AdapterMismatchError(f"{where}: what {kind.title} comes to depends on the base; pass --base PACK")
+    if scaled and kind.scales:
+        try:
+            return scaled_of(content.adapter, base), fingerprint
+        except AdapterError as error:
+            raise AdapterError(f"{where}: {error}") from None
     if kind.is_lora and (size := kind.lora_bytes(content.adapter, base.model)) > max_bytes:
         raise AdapterTooLargeError(
             f"{where}: as plain LoRA {kind.title} of rank {content.adapter.config.rank} has {size} bytes, at most "
             f"{max_bytes} are taken; raise the budget, or train an adapter of a smaller rank"
         )
     return kind.as_lora(content.adapter, base.model) or content.adapter, fingerprint
+
+
+def scaled_of(adapter: Adapter, base: BasePack) -> Adapter:
+    """An adapter of a kind that scales, as exported graphs take it. Raises AdapterError."""
+    return kind_of(adapter).as_scaled(
+        adapter,
+        base.model,
+        lambda module: dequantize(base.matrix(module)),
+        lambda module: base.floats(f"{module}.bias"),
+    )
 
 
 def whole_adapter_of(directory: str | Path, base: BasePack) -> Adapter:

@@ -32,16 +32,19 @@ static const Adapter *adapter_of(int64_t number)
 }
 
 /* What an adapter's values, `size` of them, hold of a module, or -1: they must hold all of it. */
-static int read_module(const int64_t *row, const char *values, int64_t size, int is_half, Module *module)
+static int read_module(const int64_t *row, const char *values, int64_t size, int is_half, const float *scales,
+                       int64_t scales_size, Module *module)
 {
-    int64_t inputs = row[0], outputs = row[1], rank = row[2], at_A = row[3], at_B = row[4];
+    int64_t inputs = row[0], outputs = row[1], rank = row[2], at_A = row[3], at_B = row[4], at_scale = row[5];
     if (inputs < 1 || outputs < 1 || inputs > INT32_MAX || outputs > INT32_MAX) return -1;
     if (rank < 0 || rank > MAX_RANK || rank % 8) return -1;
     int64_t panels = (outputs + PANEL - 1) / PANEL;
     if (at_A < 0 || at_A > size || inputs * rank > size - at_A) return -1;
     if (at_B < 0 || at_B > size || panels * PANEL * rank > size - at_B) return -1;
+    if (at_scale < -1 || at_scale > scales_size || (at_scale >= 0 && 2 * outputs > scales_size - at_scale)) return -1;
     int64_t width = is_half ? 2 : 4;
-    *module = (Module){values + at_A * width, values + at_B * width, inputs, outputs, rank, 1, is_half};
+    const float *scale = at_scale < 0 ? NULL : scales + at_scale, *shift = scale ? scale + outputs : NULL;
+    *module = (Module){values + at_A * width, values + at_B * width, inputs, outputs, rank, 1, is_half, scale, shift};
     return 0;
 }
 
@@ -68,20 +71,23 @@ static int64_t published(Adapter *adapter)
 /* The number of an adapter; NO_ROOM, or NOT_SOUND where its table points out of its values. Callers take turns.
  *
  *     values   size numbers, float32 or float16, which stay where they are until the adapter is removed
- *     table    int64 [modules, 5]: inputs, outputs, rank, and where A and B begin in the values
+ *     table    int64 [modules, 6]: inputs, outputs, rank, where A and B begin in the values, and s, before t, in the scales, or -1
+ *     scales   as the values, scales_size numbers, float32
  */
-int64_t fedlora_adapter_add(const void *values, int64_t size, int is_half, int64_t modules, const int64_t *table)
+int64_t fedlora_adapter_add(const void *values, int64_t size, int is_half, int64_t modules, const int64_t *table,
+                            const float *scales, int64_t scales_size)
 {
-    if (modules < 0 || size < 0) return NOT_SOUND;
+    if (modules < 0 || size < 0 || scales_size < 0) return NOT_SOUND;
     Adapter *adapter = new_adapter(modules, 1);
     if (!adapter) return NO_ROOM;
     for (int64_t i = 0; i < modules; i++)
-        if (read_module(table + i * 5, values, size, is_half, &adapter->module[i])) return free(adapter), NOT_SOUND;
+        if (read_module(table + i * 6, values, size, is_half, scales, scales_size, &adapter->module[i]))
+            return free(adapter), NOT_SOUND;
     return published(adapter);
 }
 
-/* The number of the weighted sum of adapters; NO_ROOM, or NOT_SOUND where one is not there or has other modules than the
- * first. Their values stay where they are until it is removed; they themselves may be removed before. Callers take turns. */
+/* The number of the weighted sum of adapters; NO_ROOM, or NOT_SOUND where one is not there, scales its modules, or has others than
+ * the first. Their values stay where they are until it is removed; they themselves may be removed before. Callers take turns. */
 int64_t fedlora_adapter_combine(const int64_t *numbers, const float *weights, int64_t count)
 {
     const Adapter *first = count > 0 ? adapter_of(numbers[0]) : NULL;
@@ -91,7 +97,8 @@ int64_t fedlora_adapter_combine(const int64_t *numbers, const float *weights, in
         const Adapter *other = adapter_of(numbers[each]);
         if (!other || other->modules != first->modules) return NOT_SOUND;
         for (int64_t i = 0; i < first->modules; i++)
-            if (other->module[i].inputs != first->module[i].inputs || other->module[i].outputs != first->module[i].outputs)
+            if (other->module[i].inputs != first->module[i].inputs || other->module[i].outputs != first->module[i].outputs ||
+                other->module[i].scale)
                 return NOT_SOUND;
         parts += other->parts;
     }
@@ -116,11 +123,12 @@ int fedlora_adapter_remove(int64_t number)
     return 0;
 }
 
-/* y [tokens, O] += (x [tokens, I] A) B of one module of an adapter, part by part */
+/* y [tokens, O] = s * (y + (x [tokens, I] A) B) + t of one module of an adapter, part by part; a sum has no s and t */
 static void add_updates(const Adapter *adapter, int64_t module, const float *x, float *y, int64_t stride, int64_t tokens)
 {
     for (int64_t part = 0; part < adapter->parts; part++)
         add_update(&adapter->module[part * adapter->modules + module], x, y, stride, tokens);
+    scale_outputs(&adapter->module[module], y, stride, tokens);
 }
 
 /* The same without ONNX Runtime; -1 where there is no such adapter or module. */

@@ -4,6 +4,9 @@ Of each module, in the order of the model's `linear_modules()`:
 
     A  [I, R']              R' is the rank, filled up with zeros to a multiple of 8
     B  [ceil(O / 16), R', 16]    scaled; sixteen outputs side by side, filled up with zeros
+
+Beside them, float32 whatever the dtype of A and B, s [O] and t [O] of each module that is scaled
+(`fedlora.lora.output_scale`).
 """
 
 # I in features, O out features, R rank
@@ -19,13 +22,14 @@ from numpy.typing import NDArray
 
 from fedlora.errors import AdapterError, AdapterMismatchError
 from fedlora.exported.inputs import input_names
+from fedlora.lora.output_scale import INPUT, SCALE, SHIFT, rest_of
 
 LayoutDtype = Literal["float32", "float16"]
 
 _RANKS = 8  # a rank is filled up to a multiple of it
 _PANEL = 16
 _ALIGNMENT = 64  # bytes, of the values and of each matrix among them
-INPUTS, OUTPUTS, RANK, AT_A, AT_B = range(5)  # the columns of a layout's table
+INPUTS, OUTPUTS, RANK, AT_A, AT_B, AT_SCALE = range(6)  # the columns of a layout's table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +37,13 @@ class AdapterLayout:
     """Immutable; must stay in memory as long as the operator may read it, which `RowLora.add` sees to."""
 
     values: NDArray[Any]  # flat, float32 or float16
-    table: NDArray[np.int64]  # [modules, 5]: inputs, outputs, R' (0: no adapter), and where A and B begin in the values
+    # [modules, 6]: inputs, outputs, R' (0: no A and B), where A and B begin in the values, and s in the scales (-1: none)
+    table: NDArray[np.int64]
+    scales: NDArray[np.float32]  # flat
 
     @property
     def size_bytes(self) -> int:
-        return self.values.nbytes + self.table.nbytes
+        return self.values.nbytes + self.table.nbytes + self.scales.nbytes
 
 
 def adapter_layout(
@@ -47,11 +53,11 @@ def adapter_layout(
 ) -> AdapterLayout:
     """The layout of an adapter that sits on some of the modules.
 
-    Raises AdapterMismatchError for adapter_inputs that the modules do not have, AdapterError for a value that float16 does
-    not hold.
+    Raises AdapterMismatchError for adapter_inputs that the modules do not have, or that scale a module's input,
+    AdapterError for a value that float16 does not hold.
     """
     ranks = _ranks(adapter_inputs, modules)
-    table = np.zeros((len(modules), 5), np.int64)
+    table = np.zeros((len(modules), 6), np.int64)
     table[:, OUTPUTS], table[:, INPUTS] = np.array(list(modules.values()), np.int64).reshape(-1, 2).T
     table[:, RANK] = _multiple(np.array(ranks, np.int64), _RANKS)
     sizes = np.stack([table[:, INPUTS] * table[:, RANK], _multiple(table[:, OUTPUTS], _PANEL) * table[:, RANK]], axis=1)
@@ -66,8 +72,29 @@ def adapter_layout(
                 _fill(values, row, adapter_inputs[name_a], adapter_inputs[name_b])
     if dtype == "float16" and not np.isfinite(values).all():
         raise AdapterError("a value of the adapter is beyond float16's 65504; keep this adapter in float32")
-    values.flags.writeable = table.flags.writeable = False
-    return AdapterLayout(values=values, table=table)
+    scales = _scales(adapter_inputs, modules, table)
+    values.flags.writeable = table.flags.writeable = scales.flags.writeable = False
+    return AdapterLayout(values=values, table=table, scales=scales)
+
+
+def _scales(
+    adapter_inputs: Mapping[str, NDArray[np.float32]], modules: Mapping[str, tuple[int, int]], table: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """s and t of each module that is scaled, one after another; where they begin is put into the table."""
+    parts, end = [np.zeros(0, np.float32)], 0
+    for row, (module, (rows, _)) in zip(table, modules.items(), strict=True):
+        row[AT_SCALE] = -1
+        if any(module + word in adapter_inputs for word in (SCALE, SHIFT)):
+            row[AT_SCALE] = end
+            for word in (SCALE, SHIFT):
+                part = adapter_inputs.get(module + word, np.full(rows, rest_of(word), np.float32))
+                if part.shape != (rows,):
+                    raise AdapterMismatchError(
+                        f"{module}{word} is {list(part.shape)}; expected [{rows}]: the adapter is for another base"
+                    )
+                parts.append(part)
+            end += 2 * rows
+    return np.concatenate(parts)
 
 
 def _ranks(adapter_inputs: Mapping[str, NDArray[np.float32]], modules: Mapping[str, tuple[int, int]]) -> list[int]:
@@ -75,7 +102,7 @@ def _ranks(adapter_inputs: Mapping[str, NDArray[np.float32]], modules: Mapping[s
     ranks, known = [], set[str]()
     for module, (out_features, in_features) in modules.items():
         names = input_names(module)
-        known.update(names)
+        known.update(names, (module + SCALE, module + SHIFT))
         if not any(name in adapter_inputs for name in names):
             ranks.append(0)
             continue
@@ -88,6 +115,11 @@ def _ranks(adapter_inputs: Mapping[str, NDArray[np.float32]], modules: Mapping[s
             )
         ranks.append(rank)
     unknown = adapter_inputs.keys() - known
+    if scaled := sorted(name for name in unknown if name.endswith(INPUT)):
+        raise AdapterMismatchError(
+            f"{scaled[0]}: profile kernel scales what modules give, and no module's input; use a graph of profile compat "
+            "or fast that was exported with --output-scales"
+        )
     if unknown:
         raise AdapterMismatchError(f"{min(unknown)}: the base has no such module; the adapter is for another base")
     return ranks
@@ -97,7 +129,7 @@ def _fill(
     values: NDArray[Any], row: NDArray[np.int64], lora_A: NDArray[np.float32], lora_B: NDArray[np.float32]
 ) -> None:
     """Copy A [I, R] and B [R, O] to their places."""
-    inputs, outputs, padded, at_a, at_b = row.tolist()
+    inputs, outputs, padded, at_a, at_b, _ = row.tolist()
     rank = lora_A.shape[1]
     values[at_a : at_a + inputs * padded].reshape(inputs, padded)[:, :rank] = lora_A
     whole, rest = divmod(outputs, _PANEL)

@@ -45,7 +45,8 @@ class RowLora:
             loaded.fedlora_adapter_add, loaded.fedlora_adapter_combine, loaded.fedlora_adapter_remove,
             loaded.fedlora_adapter_apply,
         )  # fmt: skip
-        self._add.argtypes, self._add.restype = (c_void_p, c_int64, c_int, c_int64, c_void_p), c_int64
+        self._add.argtypes = (c_void_p, c_int64, c_int, c_int64, c_void_p, c_void_p, c_int64)
+        self._add.restype = c_int64
         self._combine.argtypes, self._combine.restype = (c_void_p, c_void_p, c_int64), c_int64
         self._remove.argtypes, self._remove.restype = (c_int64,), c_int
         self._apply.argtypes, self._apply.restype = (c_int64, c_int64, c_void_p, c_void_p, c_int64), c_int
@@ -56,14 +57,15 @@ class RowLora:
         The layout stays in memory until it is removed. Raises AdapterStoreFullError where 4,095 are there already,
         AdapterError for a layout that is not sound.
         """
-        values, table = layout.values, layout.table
+        values, table, scales = layout.values, layout.table, layout.scales
         with self._lock:
             number: int = self._add(
-                values.ctypes.data, values.size, values.dtype == np.float16, len(table), table.ctypes.data
-            )
+                values.ctypes.data, values.size, values.dtype == np.float16, len(table), table.ctypes.data,
+                scales.ctypes.data, scales.size,
+            )  # fmt: skip
             if number == _NOT_SOUND:
                 raise AdapterError(
-                    "the adapter's layout points out of its values, or has a rank beyond 4096; expected one "
+                    "the adapter's layout points out of its values or scales, or has a rank beyond 4096; expected one "
                     "that adapter_layout made"
                 )
             return self._taken(number, (layout,))
@@ -107,7 +109,7 @@ class RowLora:
         x: NDArray[np.float32],  # [T, I]
         y: NDArray[np.float32],  # [T, O]
     ) -> NDArray[np.float32]:
-        """y + (x A) B, without ONNX Runtime. Raises UnknownAdapterError."""
+        """s * (y + (x A) B) + t, without ONNX Runtime. Raises UnknownAdapterError."""
         layouts = self._layouts.get(number)
         if layouts is None or not 0 <= module < len(layouts[0].table):
             raise UnknownAdapterError(

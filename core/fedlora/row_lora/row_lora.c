@@ -1,4 +1,4 @@
-/* y = base + (x A) B, each row of the batch with the adapter that its number names: an operator of ONNX Runtime.
+/* y = s * (base + (x A) B) + t, each row of the batch with the adapter that its number names: an operator of ONNX Runtime.
  *
  *     base      float32 [..., O]     the outputs of M modules side by side, O = O_1 + ... + O_M; y takes its place
  *     x         float32 [..., I]     what all of them read
@@ -52,6 +52,7 @@ static int64_t bytes_to_read(const Job *job)
             for (int64_t i = 0; i < job->kernel->modules; i++) {
                 const Module *module = &adapter->module[part * adapter->modules + job->kernel->first + i];
                 bytes += module->rank * (module->inputs + module->outputs) * (module->is_half ? 2 : 4);
+                bytes += module->scale ? 2 * module->outputs * (int64_t)sizeof(float) : 0;
             }
     }
     return bytes * job->length;

@@ -1,8 +1,9 @@
-/* y += weight (x A) B for a few tokens, with A and B as one adapter's module has them.
+/* y += weight (x A) B for a few tokens, with A and B as one adapter's module has them; then y = s * y + t.
  *
  *     x  float32 [n, I]    y  float32 [n, O], rows `stride` numbers apart    n <= TOKENS
  *     A  [I, R]            R a multiple of 8, filled up with zeros
  *     B  [ceil(O / 16), R, 16]
+ *     s, t  float32 [O]    or neither: y is not scaled
  *
  * A and B are float32 or float16, and are read once, in order. The sums are float32.
  */
@@ -19,9 +20,10 @@
 
 typedef struct {
     const void *lora_A, *lora_B;
-    int64_t inputs, outputs, rank; /* rank 0: the module has no adapter */
+    int64_t inputs, outputs, rank; /* rank 0: there is no A and B */
     float weight;                  /* of the update */
     int is_half;
+    const float *scale, *shift; /* null: there is none */
 } Module;
 
 typedef float v8 __attribute__((vector_size(32), aligned(4)));
@@ -227,4 +229,12 @@ static void add_update(const Module *module, const float *x, float *y, int64_t s
         int n = tokens - token < TOKENS ? (int)(tokens - token) : TOKENS;
         (module->is_half ? add_half : add_float)(module, x + token * module->inputs, y + token * stride, stride, n);
     }
+}
+
+/* y [tokens, O] = s * y + t */
+static void scale_outputs(const Module *module, float *y, int64_t stride, int64_t tokens)
+{
+    const float *scale = module->scale, *shift = module->shift;
+    for (; scale && tokens-- > 0; y += stride)
+        for (int64_t o = 0; o < module->outputs; o++) y[o] = scale[o] * y[o] + shift[o];
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from fedlora.native import BuildError
 from fedlora.row_lora.library import row_lora
 
 from fedlora_export.checks.graph_runs import run_graph
+from fedlora_export.checks.scaled_sample import scaled_sample
 from fedlora_export.checks.torch_logits import Expected, Floats, Sample
 
 # Both sides sum in float32, in another order: for logits of a few tens that is 1e-5 or so; twenty times that is a mistake.
@@ -33,6 +34,7 @@ def check_graph(
     profile: Profile = "compat",
     *,
     tolerance: float | None = None,  # None: that of float32, for the kind of model
+    takes_scales: bool = False,  # the graph has inputs for what scales modules
 ) -> dict[str, float] | None:
     """The largest difference of logits, without an adapter and with one; None where nothing is expected.
 
@@ -43,10 +45,10 @@ def check_graph(
         tolerance = TOLERANCE if isinstance(base.model, DecoderShape) else ENCODER_TOLERANCE
     session, sample = open_session(graph, profile), Sample.of(base)
     differences = {}
-    for name, adapters, logits in _cases(sample, expected, profile):
+    for name, adapters, logits in _cases(sample, expected, profile, scaled_sample(base) if takes_scales else {}):
         tokens, mask = sample.tokens[: len(adapters)], sample.mask[: len(adapters)]
         try:
-            got, positions = run_graph(session, base, profile, tokens, mask, adapters)
+            got, positions = run_graph(session, base, profile, tokens, mask, adapters, takes_scales=takes_scales)
         except Exception as error:
             raise GraphError(f"ONNX Runtime does not run it ({name}): {error}; export it again") from None
         if not np.isfinite(got).all():
@@ -79,11 +81,15 @@ def open_session(graph: Path, profile: Profile = "compat") -> ort.InferenceSessi
 
 
 def _cases(
-    sample: Sample, expected: Expected | None, profile: Profile
+    sample: Sample, expected: Expected | None, profile: Profile, scaled: Mapping[str, Adapter]
 ) -> Iterator[tuple[str, list[Adapter | None], list[Floats] | None]]:
     """(name, the adapter of each row, the logits of each)"""
     if profile in ROW_PROFILES:
         yield "adapters", list(sample.adapters), None if expected is None else list(expected.rows)
+    for name, adapter in scaled.items():  # beside a row that nothing scales, where rows have adapters of their own
+        beside = [sample.adapters[1]] if profile == "rows" else []
+        logits = None if expected is None else [expected.scaled[name], *expected.rows[1:]][: 1 + len(beside)]
+        yield name, [adapter, *beside], logits
     if profile == "rows":  # rank 0 is no other case to it
         return
     yield "base", [None], None if expected is None else [expected.base]

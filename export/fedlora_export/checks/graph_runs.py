@@ -12,11 +12,12 @@ import numpy as np
 import onnxruntime as ort
 from fedlora.base.pack import BasePack
 from fedlora.errors import AdapterMismatchError
-from fedlora.exported.inputs import input_values, joined_values, row_values
+from fedlora.exported.inputs import input_values, is_of_head, joined_values, row_values
 from fedlora.exported.profiles import ROW_PROFILES, Profile
 from fedlora.family import DecoderShape
 from fedlora.graph.adapter_inputs import NUMBERS
 from fedlora.lora.adapter import Adapter
+from fedlora.lora.output_scale import scale_shapes
 from fedlora.row_lora.layout import adapter_layout
 from fedlora.row_lora.library import row_lora
 from numpy.typing import NDArray
@@ -31,10 +32,14 @@ def run_graph(
     tokens: NDArray[np.int64],  # [S, T]
     mask: NDArray[np.int64],  # [S, T]: 0 past a row's end; a decoder's have one length, but in ROW_PROFILES
     adapters: Sequence[Adapter | None],  # of each row; but for ROW_PROFILES all are the same
+    *,
+    takes_scales: bool = False,  # whether a graph of `rows` was exported so
 ) -> tuple[Floats, NDArray[np.int64]]:  # [S, P, V] and [S, P]
     """(the logits, the positions that they are of). Of an encoder: its scores or embeddings [S, 1, ...], and 0."""
     feeds: AbstractContextManager[Mapping[str, NDArray[Any]]] = (
-        numbered(base, adapters) if profile == "kernel" else nullcontext(adapter_feeds(base, profile, adapters))
+        numbered(base, adapters)
+        if profile == "kernel"
+        else nullcontext(adapter_feeds(base, profile, adapters, takes_scales=takes_scales))
     )
     with feeds as adapter_inputs:
         if isinstance(base.model, DecoderShape):
@@ -43,16 +48,19 @@ def run_graph(
         return scores[:, None], np.zeros((len(tokens), 1), np.int64)
 
 
-def adapter_feeds(base: BasePack, profile: Profile, adapters: Sequence[Adapter | None]) -> Mapping[str, Floats]:
+def adapter_feeds(
+    base: BasePack, profile: Profile, adapters: Sequence[Adapter | None], *, takes_scales: bool = False
+) -> Mapping[str, Floats]:
     """The adapter inputs of a batch, but for `kernel`. Raises AdapterError where a scaled value is not finite."""
     modules, first = base.model.linear_modules(), adapters[0]
     if profile == "rows":
-        if any(adapter is not None and adapter.extras for adapter in adapters):
+        if any(is_of_head(name) for adapter in adapters if adapter is not None for name in adapter.extras):
             raise AdapterMismatchError(
                 "an adapter with a head of its own does not run on a graph of profile rows, whose head is the base's; "
                 "use one of profile compat or fast"
             )
-        return row_values([{} if adapter is None else input_values(adapter) for adapter in adapters], modules)
+        rows = [{} if adapter is None else input_values(adapter) for adapter in adapters]
+        return row_values(rows, modules, scale_shapes(base.model) if takes_scales else {})
     adapter_inputs = input_values(first) if first is not None else {}
     return joined_values(adapter_inputs, modules, base.model.linear_groups()) if profile == "fast" else adapter_inputs
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import cast
 
@@ -23,7 +23,10 @@ from fedlora.lora.adapter import Adapter, LoraPair, initial_adapter, with_extras
 from fedlora.lora.config import LoraConfig
 from numpy.typing import NDArray
 
+from fedlora_export.checks.scaled_sample import scaled_adapters
+
 _TOKENS = 20  # of the longer row
+OF_KIND = "kind "  # with which the names of arrays in a file begin
 Floats = NDArray[np.float32]
 
 # (base, tokens [S, T], adapter, mask [S, T]) -> logits [S, T, V], or an encoder's scores [S, L]
@@ -62,15 +65,20 @@ class Expected:
     base: Floats  # the first row, without an adapter
     rows: tuple[Floats, Floats]  # each row with its own
     headed: Floats | None = None  # the first row, with the first adapter that has a head
+    scaled: Mapping[str, Floats] = field(default_factory=dict)  # the first row, with each of `scaled_adapters`
 
 
-def torch_logits(base: BasePack) -> Expected | None:
-    """None where the client is not installed (entry-point group `fedlora.references`). Raises GraphError where it fails."""
+def torch_logits(base: BasePack, *, scaled: bool = False) -> Expected | None:
+    """None where the client is not installed (entry-point group `fedlora.references`). Raises GraphError where it fails.
+
+    `scaled`: those of adapters that scale modules, too.
+    """
     if "torch" in sys.modules:
-        return computed_logits(base)
+        return computed_logits(base, scaled=scaled)
     with own_folder("logits") as folder:
         output = folder / "logits.npz"
         command = [sys.executable, "-m", "fedlora_export.checks.reference_process", str(base.directory), str(output)]
+        command += ["scaled"] if scaled else []
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -81,7 +89,8 @@ def torch_logits(base: BasePack) -> Expected | None:
         with np.load(output) as arrays:
             if not arrays.files:
                 return None
-            return Expected(arrays["base"], (arrays["first"], arrays["second"]), arrays.get("headed"))
+            kinds = {name.removeprefix(OF_KIND): arrays[name] for name in arrays if name.startswith(OF_KIND)}
+            return Expected(arrays["base"], (arrays["first"], arrays["second"]), arrays.get("headed"), kinds)
 
 
 def find_reference() -> Reference | None:
@@ -94,7 +103,7 @@ def find_reference() -> Reference | None:
     return None
 
 
-def computed_logits(base: BasePack) -> Expected | None:
+def computed_logits(base: BasePack, *, scaled: bool = False) -> Expected | None:
     """What `torch_logits` gives, computed in this process."""
     reference = find_reference()
     if reference is None:
@@ -105,7 +114,9 @@ def computed_logits(base: BasePack) -> Expected | None:
         reference(base, text, adapter, np.ones_like(text)) for text, adapter in zip(texts, sample.adapters, strict=True)
     )
     plain, headed = (reference(base, texts[0], adapter, np.ones_like(texts[0])) for adapter in (None, sample.headed))
-    return Expected(plain, (first, second), headed if sample.headed else None)
+    kinds = scaled_adapters(base) if scaled else {}
+    of_kinds = {name: reference(base, texts[0], adapter, np.ones_like(texts[0])) for name, adapter in kinds.items()}
+    return Expected(plain, (first, second), headed if sample.headed else None, of_kinds)
 
 
 def _random_adapter(base: BasePack, generator: np.random.Generator) -> Adapter:

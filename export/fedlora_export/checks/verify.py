@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fedlora.base.pack import MANIFEST, BasePack, open_pack, read_manifest
@@ -12,10 +12,12 @@ from fedlora.exported.adapter_file import load_adapter_file
 from fedlora.exported.adapter_manifest import read_adapter_manifest
 from fedlora.exported.cache_prefix import virtual_tokens
 from fedlora.exported.graph_manifest import check_graph_file
-from fedlora.exported.inputs import is_of_factors
+from fedlora.exported.inputs import is_of_factors, is_of_head
 from fedlora.exported.profiles import DEFAULT, file_inputs
 from fedlora.files.tensor_file import TensorFile
 from fedlora.graph.graph_check import read_checked_graph
+from fedlora.lora.kinds import BY_NAME
+from fedlora.lora.output_scale import is_scale
 from safetensors import SafetensorError, safe_open
 
 from fedlora_export.checks.folder_files import ADAPTER, GRAPH, check_folder_files
@@ -67,10 +69,14 @@ def verify_graph(graph: Path, base: BasePack) -> Iterator[str]:
         f"{graph.name}: digest and base as its manifest tells; profile {manifest.profile}, "
         f"accuracy level {manifest.accuracy_level}"
     )
-    facts = read_checked_graph(graph, base, manifest.profile, manifest.accuracy_level).facts
+    checked = read_checked_graph(
+        graph, base, manifest.profile, manifest.accuracy_level, takes_scales=manifest.takes_scales
+    )
+    facts = checked.facts
     yield (
         f"{graph.name}: {counted(facts.nodes, 'node')}, all known; {facts.external} weights are whole tensors of the pack; "
         f"{facts.constants_bytes / 1e3:.0f} kB of constants; {counted(facts.adapter_inputs, 'adapter input')}"
+        f"{', output scales among them' if manifest.takes_scales else ''}"
     )
 
 
@@ -93,8 +99,17 @@ def verify_adapter(path: Path, base: BasePack, *, allow_unnamed_base: bool = Fal
         return f"{path.name}: keys and values of {counted(virtual, 'virtual token')} that fit, finite; {told}"
     if verified.manifest is None:
         modules = sum(map(is_of_factors, verified.values)) // 2
-        return f"{path.name}: {counted(modules, 'module')} that fit, finite; {told}"
-    modules, head = len(verified.manifest.ranks), [name for name in verified.values if not is_of_factors(name)]
+        return f"{path.name}: {counted(modules, 'module')}{_scaled(verified.values)} that fit, finite; {told}"
+    modules, head = len(verified.manifest.ranks), [name for name in verified.values if is_of_head(name)]
     ranks = ", ".join(map(str, sorted(set(verified.manifest.ranks.values()))))
     beside = f" and a head of its own ({', '.join(head)})" if head else ""
-    return f"{path.name}: profile {profile}, {counted(modules, 'module')} of rank {ranks}{beside}, finite; {told}"
+    rank = f" of rank {ranks}" if ranks else " with factors"
+    parts = f"{counted(modules, 'module')}{rank}{_scaled(verified.values, verified.manifest.method)}{beside}"
+    return f"{path.name}: profile {profile}, {parts}, finite; {told}"
+
+
+def _scaled(names: Iterable[str], method: str = "") -> str:
+    """What is told of the modules, alone or in groups, that an adapter scales."""
+    count = len({name.rpartition(".")[0] for name in names if is_scale(name)})
+    kind = f" ({BY_NAME[method].title})" if method in BY_NAME else ""
+    return f", {counted(count, 'module')} scaled{kind}" if count else ""

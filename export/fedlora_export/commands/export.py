@@ -10,7 +10,7 @@ from click.core import ParameterSource
 from fedlora.base.pack import EMBEDDED, MANIFEST, find_pack, open_pack
 from fedlora.commands.needed import needed
 from fedlora.errors import ConfigError
-from fedlora.exported.profiles import DEFAULT, PROFILES, Profile
+from fedlora.exported.profiles import DEFAULT, PROFILES, SCALE_PROFILES, Profile
 from fedlora.files.atomic import check_directory
 from fedlora.graph.packed_layers import FLOAT_ACCURACY, INT8_ACCURACY
 from fedlora.nearest import check_there
@@ -38,6 +38,12 @@ _ACCURACY = {"int8": INT8_ACCURACY, "float32": FLOAT_ACCURACY}
     help="Of the activations within a product: int8 is several times faster, float32 equals the training.",
 )  # fmt: skip
 @click.option(
+    "--output-scales",
+    "takes_scales",
+    is_flag=True,
+    help="With inputs for what scales a module's output, which adapters of DoRA and IA3 need; kernel takes them without.",
+)
+@click.option(
     "--merge", type=click.Path(path_type=Path),
     help="An adapter, a PEFT directory, folded into the base, which is quantized anew in a folder of its own (-o).",
 )  # fmt: skip
@@ -49,11 +55,17 @@ def export(
     output: Path | None,
     profiles: tuple[str, ...],
     accuracy: str,
+    takes_scales: bool,
     merge: Path | None,
     force: bool,
 ) -> None:
     """Write ONNX graphs of BASE, a base pack, into the pack's folder."""
     check_there(base, (EMBEDDED,))
+    if takes_scales and (merge is not None or SCALE_PROFILES.isdisjoint(profiles)):
+        raise ConfigError(
+            f"--output-scales is for the profiles {', '.join(p for p in PROFILES if p in SCALE_PROFILES)}: kernel takes "
+            "what scales modules as it is, and base, which --merge writes, takes no adapter; leave it out"
+        )
     if merge is not None:
         check_adapter(merge)
     if output is not None and output.resolve() != find_pack(base).resolve():
@@ -77,7 +89,8 @@ def export(
         click.echo(f"merged: {told}", err=True)
         return
     names = cast("tuple[Profile, ...]", tuple(dict.fromkeys(profiles)))
-    for graph in export_base(pack, output, profiles=names, accuracy_level=level, replace=force):
+    written = export_base(pack, output, profiles=names, accuracy_level=level, takes_scales=takes_scales, replace=force)
+    for graph in written:
         _show(graph, accuracy)
 
 

@@ -19,11 +19,13 @@ from fedlora.data.chat_settings import ChatSettings
 from fedlora.errors import AdapterError, AdapterMismatchError, AdapterTooLargeError
 from fedlora.exported.adapter_file import load_adapter_file
 from fedlora.exported.cache_prefix import Heads, prefix_heads, stacked, unstacked, virtual_tokens
+from fedlora.exported.graph_manifest import GraphManifest
 from fedlora.exported.inputs import digest_of, input_values, weighted_sum
 from fedlora.exported.profiles import Profile, file_inputs
 from fedlora.exported.sidecar import sidecar_of
 from fedlora.family import DecoderShape
 from fedlora.lora.kinds import kind_of
+from fedlora.lora.output_scale import has_scales
 from fedlora.peft.directory import CONFIG, WEIGHTS
 from fedlora.peft.for_base import MAX_LORA_BYTES, adapter_of
 from fedlora.peft.missing import told_of_file
@@ -51,7 +53,7 @@ class LoadedAdapter:
     source: Path
     digest: str  # of its values, however they were stored: `digest_of`
     values: AdapterValues
-    rank: int  # the largest of its modules; 0 of virtual tokens
+    rank: int  # the largest of its modules; 0 where none has factors, and of virtual tokens
     size_bytes: int
     prefix: Heads | None = None  # [2 L, K, P, D], read-only: what a cache begins with, of virtual tokens
     made_of: tuple[WeightedAdapter, ...] = ()  # where it is the sum of several (`together`)
@@ -79,6 +81,13 @@ class LoadedAdapter:
         return self.values
 
     @property
+    def scales(self) -> bool:
+        """Whether it scales what modules give (DoRA, IA3)."""
+        if isinstance(self.values, AdapterLayout):
+            return bool(self.values.scales.size)
+        return isinstance(self.values, Mapping) and has_scales(self.values)
+
+    @property
     def parts(self) -> tuple[WeightedAdapter, ...]:
         """The adapters that it is made of: itself alone, or several."""
         return self.made_of or (WeightedAdapter(adapter=self, weight=1.0),)
@@ -93,7 +102,7 @@ class WeightedAdapter:
 
 
 class AdapterLoader(Protocol):
-    """What reads an adapter: `load_adapter`."""
+    """What reads an adapter: `load_adapter`, for a graph."""
 
     def __call__(self, path: Path, base: BasePack, *, max_bytes: int, layout: LayoutDtype | None) -> LoadedAdapter: ...
 
@@ -105,8 +114,9 @@ def load_adapter(
     max_bytes: int | None = None,
     layout: LayoutDtype | None = None,  # for the graph `kernel`; None: inputs, for all others
     allow_unnamed_base: bool = False,
+    graph: GraphManifest | None = None,  # that is to take it; None: any
 ) -> LoadedAdapter:
-    """The adapter of a PEFT directory, or of a .onnx_adapter file of profile compat.
+    """The adapter of a PEFT directory, or of a .onnx_adapter file of profile compat: LoRA, and what scales modules.
 
     Of prompts there must be a file.
 
@@ -132,6 +142,8 @@ def load_adapter(
         raise AdapterError(
             f"{path}: cannot be read: {error.strerror}; expected a PEFT directory or a .onnx_adapter file"
         ) from None
+    if graph is not None:
+        graph.check_takes(adapter_inputs, str(path), base.directory)
     digest = digest_of(adapter_inputs)
     values: AdapterValues
     prefix = stacked(adapter_inputs, base.shape, str(path)) if virtual_tokens(adapter_inputs) else None
@@ -162,7 +174,7 @@ def load_adapter(
 
 
 def _of_directory(directory: Path, base: BasePack, max_bytes: int) -> tuple[_Values, ChatSettings]:
-    adapter, _ = adapter_of(directory, base, virtual=True, max_bytes=max_bytes)
+    adapter, _ = adapter_of(directory, base, scaled=True, virtual=True, max_bytes=max_bytes)
     if adapter.config.method == "prompt":
         # Torch's last bits depend on the machine, and what was evicted is known again by its digest.
         raise AdapterError(

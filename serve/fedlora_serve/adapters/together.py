@@ -16,7 +16,7 @@ from types import MappingProxyType
 from fedlora.counted import counted
 from fedlora.data.chat_settings import ChatSettings
 from fedlora.errors import AdapterMismatchError, ConfigError
-from fedlora.exported.inputs import is_of_factors
+from fedlora.exported.inputs import is_of_head
 from fedlora.lora.config import MAX_RANK
 
 from fedlora_serve.adapters.loading import NO_CHAT, LoadedAdapter, WeightedAdapter
@@ -29,7 +29,7 @@ def together(parts: Sequence[WeightedAdapter], where: str = "adapters") -> Loade
     """The sum of adapters, as one. In what order they are named changes nothing.
 
     Raises ConfigError for weights that are none, for a name that is there twice, and for a joined rank above 4096;
-    AdapterMismatchError where their heads do not add up. `where` begins the message.
+    AdapterMismatchError where their heads do not add up, or one scales modules. `where` begins the message.
     """
     _check(parts, where)
     _check_heads(parts, where)
@@ -82,6 +82,11 @@ def _check(parts: Sequence[WeightedAdapter], where: str) -> None:
     names = [part.adapter.name for part in parts]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConfigError(f"{where}: {twice[0]} is named twice; name it once, with the sum of the weights")
+    if scaled := [part.adapter.name for part in parts if part.adapter.scales]:
+        raise AdapterMismatchError(
+            f"{where}: {scaled[0]} scales what modules give (DoRA, IA3), of which there is no weighted sum; name it alone, "
+            "as the model, or combine adapters of IA3 before: fedlora combine"
+        )
     ranks = {part.adapter.name: part.adapter.rank for part in parts}
     if (total := sum(ranks.values())) > MAX_RANK:
         told = " + ".join(f"{rank} of {name}" for name, rank in ranks.items())
@@ -104,7 +109,7 @@ def _check_heads(parts: Sequence[WeightedAdapter], where: str) -> None:
 def _head(adapter: LoadedAdapter) -> dict[str, tuple[int, ...]]:
     """{tensor: shape} of a head of its own: a decoder's adapter, which may be laid out, has none."""
     values = adapter.values if isinstance(adapter.values, Mapping) else {}
-    return {name: value.shape for name, value in values.items() if not is_of_factors(name)}
+    return {name: value.shape for name, value in values.items() if is_of_head(name)}
 
 
 def _told(head: dict[str, tuple[int, ...]]) -> str:

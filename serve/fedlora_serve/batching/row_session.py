@@ -9,6 +9,7 @@ from fedlora.base.pack import EMBEDDED, BasePack, find_pack
 from fedlora.errors import GraphError
 from fedlora.exported.graph_manifest import GraphManifest
 from fedlora.exported.profiles import graph_name
+from fedlora.lora.output_scale import scale_shapes
 from fedlora.native import BuildError
 from fedlora.row_lora.library import row_lora
 
@@ -46,7 +47,7 @@ def open_rows(base: BasePack, *, threads: int = 0) -> RowSession:
                 manifest=manifest, session=session, adapters=NumberedAdapters(library), lays_out_adapters=True
             )
     manifest, session = open_graph(base, [rows.name], threads=threads)
-    adapters = CopiedAdapters(base.shape.linear_modules())
+    adapters = CopiedAdapters(base.shape.linear_modules(), scale_shapes(base.shape) if manifest.takes_scales else {})
     return RowSession(manifest=manifest, session=session, adapters=adapters, lays_out_adapters=False)
 
 

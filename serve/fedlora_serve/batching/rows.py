@@ -135,8 +135,11 @@ class NumberedAdapters:
 class CopiedAdapters:
     """For the graph `rows`, which any ONNX Runtime runs: copied when the rows change, filled up to the largest rank."""
 
-    def __init__(self, modules: Mapping[str, tuple[int, int]]) -> None:
-        self._modules = modules
+    def __init__(
+        self, modules: Mapping[str, tuple[int, int]], scales: Mapping[str, tuple[int, ...]] | None = None
+    ) -> None:
+        """`modules`: {name: (O, I)}; `scales`: {input: shape} of what the graph takes to scale modules."""
+        self._modules, self._scales = modules, scales or {}
         # Of the last rows of each kind: where prompts are read, those of the prompts and those that decode take turns.
         self._kept: OrderedDict[tuple[str, ...], Mapping[str, NDArray[np.float32]]] = OrderedDict()
 
@@ -153,6 +156,7 @@ class CopiedAdapters:
         if digests not in self._kept:
             while len(self._kept) >= _KEPT:  # before there are new ones: copies are large
                 self._kept.popitem(last=False)
-            self._kept[digests] = row_values([adapter.inputs if adapter else {} for adapter in adapters], self._modules)
+            adapter_inputs = [adapter.inputs if adapter else {} for adapter in adapters]
+            self._kept[digests] = row_values(adapter_inputs, self._modules, self._scales)
         self._kept.move_to_end(digests)
         return self._kept[digests]

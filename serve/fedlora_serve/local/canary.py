@@ -78,7 +78,8 @@ def _labels(texts: Sequence[CanaryText], base: BasePack, shape: EncoderShape, ad
         raise ReleaseError(
             f"{base.directory}: an encoder without labels; expected one with a head, for a canary with labels"
         )
-    _, session = open_graph(base, [graph_name(shape, DEFAULT)])
+    manifest, session = open_graph(base, [graph_name(shape, DEFAULT)])
+    manifest.check_takes(adapter.inputs, adapter.name, base.directory)
     tokenizer = open_tokenizer(base.directory)
     tried = []
     for text in texts:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 from fedlora.base.pack import open_pack
-from fedlora.errors import AdapterError, AdapterMismatchError, ConfigError, GraphError
+from fedlora.errors import AdapterError, ConfigError, GraphError
 from fedlora.exported.profiles import DEFAULT, Profile, graph_name
 from fedlora.peft.finding import find_adapter
 from numpy.typing import NDArray
@@ -40,16 +40,15 @@ class Engine:
         self.tokenizer = open_tokenizer(self.base.directory)
 
     def load_adapter(self, path: str | Path, *, allow_unnamed_base: bool = False) -> LoadedAdapter:
-        """Read and verify a PEFT directory, here or on the hub, or a .onnx_adapter file. Raises AdapterError.
+        """Read and verify a PEFT directory, here or on the hub, or a .onnx_adapter file. Raises AdapterError,
+        AdapterMismatchError where the graph does not take it.
 
         `allow_unnamed_base` takes a file of another tool, which names no base, where its names and shapes fit.
         """
-        if self.graph_manifest.profile == "base":
-            raise AdapterMismatchError(
-                f"{path}: {self.graph_manifest.graph} is of profile base, which takes no adapter; write a graph that does "
-                f"with: fedlora export {self.base.directory} --profile {DEFAULT}"
-            )
-        return load_adapter(find_adapter(path), self.base, allow_unnamed_base=allow_unnamed_base)
+        self.graph_manifest.check_takes((), str(path), self.base.directory)
+        return load_adapter(
+            find_adapter(path), self.base, allow_unnamed_base=allow_unnamed_base, graph=self.graph_manifest
+        )
 
     def load_adapters(
         self, shares: Sequence[tuple[str | Path, float]], *, allow_unnamed_base: bool = False

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from fedlora.base.pack import BasePack
 from fedlora.config.run import RunConfig
-from fedlora.errors import ConfigError
+from fedlora.errors import AdapterError, ConfigError
 from fedlora.exported.adapter_file import load_adapter_file
 from fedlora.exported.cache_prefix import prefix_adapter, stacked, virtual_tokens
 from fedlora.exported.inputs import adapter_of_inputs
 from fedlora.exported.profiles import DEFAULT, file_inputs
 from fedlora.lora.adapter import Adapter
+from fedlora.lora.output_scale import has_scales
 from fedlora.peft.finding import find_adapter
 from fedlora.peft.for_base import whole_adapter_of
 from fedlora_server.run.run_directory import CONFIG, ROUNDS, adapter_of_round, last_round, read_config
@@ -47,4 +48,9 @@ def read_adapter(path: Path, base: BasePack) -> Adapter:
     file = load_adapter_file(path, base_fingerprint=base.fingerprint, inputs=file_inputs(base.model, DEFAULT))
     if virtual_tokens(file.values):
         return prefix_adapter(stacked(file.values, base.shape, str(path)))
+    if has_scales(file.values):
+        raise AdapterError(
+            f"{path}: it scales what modules give (DoRA, IA3), which torch takes as it trained; name the adapter's PEFT "
+            "directory, or compute in a graph with --graph DIR"
+        )
     return adapter_of_inputs(file.values)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from fedlora.base.pack import BasePack, find_pack, open_pack
-from fedlora.errors import AdapterError, AdapterMismatchError, ConfigError, GraphError
+from fedlora.errors import AdapterError, ConfigError, GraphError
 from fedlora.exported.cache_prefix import unstacked
 from fedlora.exported.profiles import DEFAULT, Profile, graph_name
 from fedlora.family import DecoderShape, EncoderShape, ModelShape
@@ -58,12 +58,10 @@ class GraphScorer:
         self._base = base
         names = [graph_name(base.model, profile) for profile in _PROFILES]
         self.manifest, self._session = open_graph(base, names)
-        if adapter is not None and self.manifest.profile == "base":
-            raise AdapterMismatchError(
-                f"{adapter}: {self.manifest.graph} is of profile base, which takes no adapter; write a graph that does "
-                f"with: fedlora export {base.directory} --profile {DEFAULT}"
-            )
-        self._adapter: LoadedAdapter | None = load_adapter(adapter, base) if adapter is not None else None
+        self._adapter: LoadedAdapter | None = None
+        if adapter is not None:
+            self.manifest.check_takes((), str(adapter), base.directory)
+            self._adapter = load_adapter(adapter, base, graph=self.manifest)
         self._engine: Engine | None = None
         self._optional = {value.name for value in self._session.get_overridable_initializers()}
 

@@ -20,7 +20,7 @@ DTYPES: tuple[LayoutDtype, ...] = get_args(LayoutDtype)
 
 def read_back(layout: AdapterLayout, place: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """A [I, R'] and B [R', O] of a module, number by number as the layout's docstring says."""
-    inputs, outputs, rank, at_a, at_b = layout.table[place].tolist()
+    inputs, outputs, rank, at_a, at_b, _ = layout.table[place].tolist()
     values = layout.values.astype(np.float64)
     lora_A = np.array([[values[at_a + i * rank + k] for k in range(rank)] for i in range(inputs)])
     lora_B = np.array(
@@ -59,7 +59,7 @@ def test_matrices_are_aligned_lie_apart_and_hold_all_there_is(
     width = layout.values.itemsize
     assert layout.values.size == 0 or layout.values.ctypes.data % 64 == 0
     taken = np.zeros(layout.values.size, np.int64)
-    for inputs, outputs, rank, at_a, at_b in layout.table.tolist():
+    for inputs, outputs, rank, at_a, at_b, _ in layout.table.tolist():
         for begin, count in ((at_a, inputs * rank), (at_b, -(-outputs // 16) * 16 * rank)):
             assert begin * width % 64 == 0
             assert begin + count <= layout.values.size
@@ -70,10 +70,12 @@ def test_matrices_are_aligned_lie_apart_and_hold_all_there_is(
 
 
 def test_a_layout_cannot_be_changed_and_tells_its_size() -> None:
-    layouts = {dtype: adapter_layout(random_inputs({"q": 16, "down": 16}, 2), MODULES, dtype) for dtype in DTYPES}
+    inputs = {**random_inputs({"q": 16, "down": 16}, 2), "v.output_scale": np.ones(MODULES["v"][0], np.float32)}
+    layouts = {dtype: adapter_layout(inputs, MODULES, dtype) for dtype in DTYPES}
     for layout in layouts.values():
-        assert layout.size_bytes == layout.values.nbytes + layout.table.nbytes
-        for array in (layout.values, layout.table):
+        assert layout.size_bytes == layout.values.nbytes + layout.table.nbytes + layout.scales.nbytes
+        assert layout.scales.nbytes == 2 * 4 * MODULES["v"][0]
+        for array in (layout.values, layout.table, layout.scales):
             with pytest.raises(ValueError, match="read-only"):
                 array[...] = 0
     assert layouts["float16"].values.nbytes < 0.51 * layouts["float32"].values.nbytes

@@ -25,6 +25,7 @@ SABOTAGE = {
     "another token's x": ("tokens[t] = x + (t < n ? t : 0) * inputs", "tokens[t] = x + (t < n ? 0 : t) * inputs"),
     "a column too few": ("for (int64_t k = 0; k < rank; k++) {", "for (int64_t k = 1; k < rank; k++) {"),
     "outputs past the last panel": ("o < outputs; o++", "o + 1 < outputs; o++"),
+    "a shift left out": ("scale[o] * y[o] + shift[o]", "scale[o] * y[o]"),
     "a weight left out": ("reduced[k] *= module->weight", "reduced[k] *= 1"),
     "y replaced": ("*(wide *)(y + begin) += sums[t]", "*(wide *)(y + begin) = sums[t]"),
 }
@@ -177,15 +178,16 @@ def test_a_layout_lives_as_long_as_its_number() -> None:
     ("column", "value"),
     [
         (0, 0), (0, 1 << 40), (1, -3), (1, 1 << 40), (2, -8), (2, 4), (2, 4104), (2, 16), (3, -1), (3, 10**9), (4, -64),
-        (4, 10**9),
+        (4, 10**9), (5, -2), (5, 1), (5, 10**9),
     ],
 )  # fmt: skip
 def test_a_table_that_points_out_of_the_values_is_refused(column: int, value: int) -> None:
-    layout = adapter_layout(random_inputs({"down": 8}, 6, {"down": (64, 48)}), {"down": (64, 48)})
+    inputs = {**random_inputs({"down": 8}, 6, {"down": (64, 48)}), "down.output_scale": np.ones(64, np.float32)}
+    layout = adapter_layout(inputs, {"down": (64, 48)})
     table = layout.table.copy()
     table[0, column] = value
     with pytest.raises(AdapterError, match="layout points out of its values"):
-        row_lora().add(AdapterLayout(values=layout.values, table=table))
+        row_lora().add(AdapterLayout(values=layout.values, table=table, scales=layout.scales))
 
 
 def test_a_weighted_sum_of_adapters_is_their_joined_rank_and_outlives_what_it_was_made_of() -> None:

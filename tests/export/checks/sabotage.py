@@ -51,8 +51,8 @@ def change_model(change: Callable[[ir.Model], None]) -> Sabotage:
     def sabotage(patch: Patch) -> None:
         original = export_module.build_graph
 
-        def wrong(base: BasePack, profile: Profile, accuracy_level: int) -> ir.Model:
-            model = original(base, profile, accuracy_level)
+        def wrong(base: BasePack, profile: Profile, accuracy_level: int, **how: bool) -> ir.Model:
+            model = original(base, profile, accuracy_level, **how)
             change(model)
             return model
 

@@ -66,7 +66,7 @@ def give_each_row_anothers_adapter(patch: Patch) -> None:
     patch.setattr(
         graph_runs_module,
         "row_values",
-        lambda adapter_inputs, modules: row_values(list(reversed(adapter_inputs)), modules),
+        lambda adapter_inputs, modules, scales: row_values(list(reversed(adapter_inputs)), modules, scales),
     )
 
 

@@ -17,6 +17,7 @@ from fedlora.config.run import DataConfig, RunConfig
 from fedlora.errors import AdapterError, ConfigError, DataError, GraphError
 from fedlora.graph.packed_layers import FLOAT_ACCURACY
 from fedlora.lora.adapter import Adapter, with_extras
+from fedlora.lora.output_scale import METHODS
 from fedlora.peft.directory import PeftDirectory, write_peft
 from fedlora_client.data.tokenizer import open_tokenizer
 from fedlora_client.device import Device
@@ -95,6 +96,24 @@ def test_the_adapter_is_the_same_in_every_form_and_in_both_runtimes(
         assert in_graph["runtime"] == "ONNX Runtime, decoder.onnx in float32"
         same(in_graph, expected)
     same(told(base.directory, questions, "--graph", tmp_path / "graph"), alone)
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_an_adapter_that_scales_is_the_same_in_torch_and_in_a_graph(
+    base: BasePack, questions: Path, tmp_path: Path, kind: str
+) -> None:
+    content = PeftDirectory(adapter=adapter_of_kind(kind, base), base_fingerprint=base.fingerprint)
+    write_peft(tmp_path / "a", content, base_name="base")
+    export_peft(tmp_path / "a", tmp_path / "a.onnx_adapter", base)
+    export_base(base, tmp_path / "graph", accuracy_level=FLOAT_ACCURACY, takes_scales=True)
+    expected = told(base.directory, tmp_path / "a", questions)
+    assert abs(expected["loss"] - told(base.directory, questions)["loss"]) > 0.01
+    for place in ("a", "a.onnx_adapter"):
+        same(told(base.directory, tmp_path / place, questions, "--graph", tmp_path / "graph"), expected)
+    with pytest.raises(
+        AdapterError, match=r"name the adapter's PEFT directory, or compute in a graph with --graph DIR"
+    ):
+        said(base.directory, tmp_path / "a.onnx_adapter", questions)
 
 
 def test_a_prompt_is_the_same_as_a_directory_in_torch_and_as_a_file_in_both_runtimes(

@@ -15,6 +15,7 @@ device computes is not linear in the two together, so the mean of the weights W'
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,19 @@ from fedlora.errors import AdapterError
 from fedlora.family import ModelShape
 from fedlora.lora.adapter import Adapter, Extras
 from fedlora.lora.config import LoraConfig
-from fedlora.lora.kinds.kind import Kind, Shape, Weight, check_module, check_shape, modules_of, own_tensors
+from fedlora.lora.kinds.kind import (
+    Bias,
+    Kind,
+    Shape,
+    Weight,
+    check_module,
+    check_shape,
+    heads_of,
+    modules_of,
+    own_tensors,
+)
 from fedlora.lora.kinds.lora import Lora
+from fedlora.lora.output_scale import SCALE, SHIFT, check_finite
 
 WORD = "lora_magnitude_vector"
 _BESIDE = "what it commits stands beside the adapter, frozen, and the lengths of rows would be of both together"
@@ -66,10 +78,31 @@ class Dora(Kind):
                 f"{odd[0]} has no {missing}; expected both of each module of DoRA: save it again with PEFT"
             )
 
+    def as_scaled(self, adapter: Adapter, model: ModelShape, weight: Weight, bias: Bias) -> Adapter:
+        """s = m / ||W + gamma B A||; the bias is not scaled, as in PEFT."""
+        scales, biases = dict[str, NDArray[np.float32]](), model.float_tensors()
+        with np.errstate(over="ignore", invalid="ignore"):
+            for module in adapter.pairs:
+                _, scale = self._moved(adapter, module, weight(module))
+                scales[module + SCALE] = scale
+                if f"{module}.bias" in biases:
+                    scales[module + SHIFT] = (1 - scale) * bias(module)
+        check_finite(scales)
+        return Adapter(
+            replace(adapter.config, method="lora"), adapter.pairs, extras=scales | dict(heads_of(adapter, self))
+        )
+
     def merged(self, adapter: Adapter, module: str, weight: NDArray[np.float32]) -> NDArray[np.float32]:
+        moved, scale = self._moved(adapter, module, weight)
+        return np.asarray(moved * scale[:, None], np.float32)
+
+    def _moved(
+        self, adapter: Adapter, module: str, weight: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(W + gamma B A [O, I], what its rows are times in the end [O])"""
         moved = super().merged(adapter, module, weight)
         lengths = np.maximum(lengths_of_rows(moved), np.finfo(np.float32).tiny)
-        return np.asarray(moved * (adapter.extras[f"{module}.{WORD}"] / lengths)[:, None], np.float32)
+        return moved, np.asarray(adapter.extras[f"{module}.{WORD}"] / lengths, np.float32)
 
     def refuses_method(self, method: str) -> str:
         return _REFUSED.get(method, "")

@@ -24,7 +24,18 @@ from fedlora.errors import AdapterError, AdapterMismatchError
 from fedlora.family import ModelShape
 from fedlora.lora.adapter import Adapter, Extras
 from fedlora.lora.config import LoraConfig
-from fedlora.lora.kinds.kind import Kind, Shape, Weight, check_module, check_shape, modules_of, own_tensors
+from fedlora.lora.kinds.kind import (
+    Bias,
+    Kind,
+    Shape,
+    Weight,
+    check_module,
+    check_shape,
+    heads_of,
+    modules_of,
+    own_tensors,
+)
+from fedlora.lora.output_scale import INPUT, SCALE, check_finite
 
 WORD = "ia3_l"
 # Modules whose vector is of the input, by the ends of their names; and what a new adapter scales, of each family its own.
@@ -70,6 +81,28 @@ class Ia3(Kind):
         for name, array in own.items():
             rows, columns = check_module(name, modules, where)
             check_shape(name, array, ((rows, 1), (1, columns)), where)
+
+    def as_scaled(self, adapter: Adapter, model: ModelShape, weight: Weight, bias: Bias) -> Adapter:
+        """A vector of an input is of the output that the input is made of, where there is one; else of the input."""
+        scales, modules = dict[str, NDArray[np.float32]](), model.linear_modules()
+        for name, vector in own_tensors(adapter, self).items():
+            module = name.rpartition(".")[0]
+            place = model.fed_by(module) if len(vector) == 1 else (module, 0)
+            if place is not None:
+                source, begin = place
+                found = scales.setdefault(source + SCALE, np.ones(modules[source][0], np.float32))
+                found[begin : begin + vector.size] *= vector.ravel()
+            elif module in model.scaled_inputs():
+                scales[module + INPUT] = vector.ravel()
+            else:
+                raise AdapterError(
+                    f"{module}: its vector is of its input, which no exported graph scales; make it one of the output "
+                    "(feedforward_modules of PEFT's IA3Config), or merge the adapter into its base: fedlora export BASE "
+                    "--merge ADAPTER -o DIR"
+                )
+        check_finite(scales)
+        plain = LoraConfig(rank=1, alpha=1.0, target_modules=adapter.config.target_modules)
+        return Adapter(plain, {}, extras=scales | dict(heads_of(adapter, self)))
 
     def merged(self, adapter: Adapter, module: str, weight: NDArray[np.float32]) -> NDArray[np.float32]:
         return weight * adapter.extras[f"{module}.{WORD}"]

@@ -24,6 +24,7 @@ from fedlora.lora.config import LoraConfig
 
 Shape = tuple[int, ...]
 Weight = Callable[[str], NDArray[np.float32]]  # a module's weight [O, I], dequantized
+Bias = Callable[[str], NDArray[np.float32]]  # a module's bias [O], where it has one
 
 
 class Kind(ABC):
@@ -87,6 +88,13 @@ class Kind(ABC):
     def as_lora(self, adapter: Adapter, model: ModelShape) -> Adapter | None:
         """The same adapter as plain LoRA, exactly; None where there is none."""
         return None
+
+    def as_scaled(self, adapter: Adapter, model: ModelShape, weight: Weight, bias: Bias) -> Adapter:
+        """The same adapter as exported graphs take it: plain LoRA, and what scales modules (`lora/output_scale.py`).
+
+        Asked of kinds that scale. Raises AdapterError where a graph has no place for what it scales.
+        """
+        raise NotImplementedError
 
     def merged(self, adapter: Adapter, module: str, weight: NDArray[np.float32]) -> NDArray[np.float32]:
         """W' [O, I] of one of `modules_in`."""

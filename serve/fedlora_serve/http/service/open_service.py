@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from fedlora.base.pack import CONFIG, find_pack
@@ -13,6 +14,7 @@ from fedlora.family import DecoderShape, EncoderShape, model_shape
 from fedlora.files.documents import read_object
 from fedlora.peft.finding import find_adapter
 
+from fedlora_serve.adapters.loading import load_adapter
 from fedlora_serve.adapters.signed import SignedNames, read_signed_names
 from fedlora_serve.adapters.store import AdapterStore
 from fedlora_serve.batching.engine import BatchEngine
@@ -79,7 +81,13 @@ def _decoder(directory: Path, config: ServeConfig, base_name: str, signed: Signe
         base=engine.base,
         base_name=base_name,
         tokenizer=engine.tokenizer,
-        store=AdapterStore(engine.base, budget_bytes=config.adapter_bytes, layout=layout, signed=signed),
+        store=AdapterStore(
+            engine.base,
+            budget_bytes=config.adapter_bytes,
+            layout=layout,
+            signed=signed,
+            read=partial(load_adapter, graph=engine.graph_manifest),
+        ),
         limits=config.limits,
         keys=Keys(config.keys, admin=config.admin),
         metrics=Metrics(base_name),
