@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The folders with code: what is formatted, linted and type-checked.
 CODE := core client server export serve simulations tests benchmarks tools
+# What `make check` asks of the whole tree, so that `make test` need not ask it again.
+HOUSE := tests/test_architecture.py tests/test_locks.py
 
 # Python keeps what it has compiled, whatever a shell says: tests start hundreds of processes.
 unexport PYTHONDONTWRITEBYTECODE
@@ -26,14 +28,14 @@ demo: setup
 
 # A process per core, each with a share of the tests; `pytest PATH` runs some of them in one.
 test: setup
-	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal $(HOUSE:%=--ignore %)
 
 check: setup
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/mypy
 	$(BIN)/python -m bandit --quiet --recursive --configfile pyproject.toml $(filter-out tests,$(CODE))
-	$(BIN)/python -m pytest tests/test_architecture.py tests/test_locks.py
+	$(BIN)/python -m pytest $(HOUSE)
 
 format: setup
 	$(BIN)/ruff format $(CODE)

@@ -13,6 +13,8 @@ from fedlora.files.at_rest import current_key, use_key
 
 from fedlora_client.data.account import account, by_file, notices
 from fedlora_client.device import Device
+from fedlora_client.opened import opened_model
+from fedlora_client.ops.compute import choose_compute
 from fedlora_client.policy.machine import HERE, Machine
 from fedlora_client.records.folder import data_files
 from fedlora_client.service.clock import clock_fault
@@ -74,6 +76,14 @@ def checked(config: DeviceConfig, length: int, rank: int, machine: Machine = HER
     clock = "" if why else clock_fault(server)
     said = f"cannot be reached: {why}" if why else f"refuses this device: {clock}" if clock else "answers"
     yield f"server: {server.superlink}, {how}, {said}"
+
+
+def opened_base(config: DeviceConfig) -> tuple[str, str]:
+    """The fingerprint of the device's base, and why it cannot be opened: one of the two is empty."""
+    try:
+        return opened_model(config.device.base, choose_compute()).base.fingerprint, ""
+    except FedloraError as error:
+        return "", str(error)
 
 
 def data_hindrance(config: DeviceConfig) -> str:

@@ -33,6 +33,7 @@ def report(config: DeviceConfig, rounds: int) -> dict[str, Any]:
         "link": state.read("link") or None,
         "base": config.device.base,
         "base_fingerprint": told.get("base_fingerprint"),
+        "base_error": told.get("base_error") or None,
         "adapter": state.read("adapter") or None,
         "adapter_error": told.get("adapter_error") or None,
         "published": state.read("published") or None,
@@ -59,7 +60,8 @@ def lines(told: dict[str, Any]) -> Iterator[str]:
     if told["link"] and others.get("link"):
         yield f"link: {told['link'].get('said')}, since {told['link'].get('at')}"
     fingerprint = told["base_fingerprint"]
-    yield f"base: {told['base']}" + (f" ({fingerprint:.16})" if fingerprint else ", not opened yet")
+    opened = f" ({fingerprint:.16})" if fingerprint else f", not opened: {told['base_error'] or 'not yet'}"
+    yield f"base: {told['base']}{opened}"
     adapter, published = told["adapter"], told["published"]
     if adapter:
         yield f"adapter: round {adapter.get('round')} of {adapter.get('name')}, {adapter.get('path')}"

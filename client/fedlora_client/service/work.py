@@ -142,7 +142,8 @@ class DeviceWork:
             self._check_memory(device, update)
         self._keep_counts(counts.with_measurement() if name is None else counts.with_round(name))
         what = f"{question.kind}, round {update.server_round} of {run_name}, since {now_text()}"
-        self.told.say(doing=what, base_fingerprint=device.model.base.fingerprint, adapter_error=said)
+        fingerprint = device.model.base.fingerprint
+        self.told.say(doing=what, base_fingerprint=fingerprint, base_error="", adapter_error=said)
 
     def check_power(self) -> None:
         self._check_paused()

@@ -30,9 +30,7 @@ def run_trainer(config: DeviceConfig) -> None:
     with folder.held(ROLE):
         log_into(config.state / "log", ROLE)
         # Here: whoever only asks about a device does without torch, which takes seconds to load.
-        from fedlora_client.opened import opened_model
-        from fedlora_client.ops.compute import choose_compute
-        from fedlora_client.service.check import data_hindrance
+        from fedlora_client.service.check import data_hindrance, opened_base
         from fedlora_client.service.work import DeviceWork
 
         work = DeviceWork(config)
@@ -43,9 +41,12 @@ def run_trainer(config: DeviceConfig) -> None:
         )  # fmt: skip
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: server.stop())
-        model = opened_model(config.device.base, choose_compute())
-        work.told.say(base_fingerprint=model.base.fingerprint)
-        log.info("%s listens at %s, with the base %s", config.device.name, config.device.socket, model.base.directory)
+        # Whoever does not answer is waited for until a round's deadline: one without a base says that it has none.
+        fingerprint, damage = opened_base(config)
+        work.told.say(base_fingerprint=fingerprint, base_error=damage)
+        log.info("%s listens at %s, with the base %s", config.device.name, config.device.socket, config.device.base)
+        if damage:
+            log.error("each question is refused until the base is mended: %s", damage)
         if lacking := data_hindrance(config):
             log.warning("there is nothing to train on yet: %s", lacking)
         server.serve()

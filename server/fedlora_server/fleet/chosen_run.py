@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fedlora.base.pack import open_pack
+from fedlora.config.rate import AUTO
 from fedlora.config.run import RunConfig, changed
 
 from fedlora_server.fleet.current_run import COMPLETED, CurrentRun, new_run, read_current, with_config, write_current
@@ -30,7 +31,9 @@ def chosen_run(settings: FleetSettings, changes: Sequence[str], tell: Tell, *, i
         changes = [*before.changes, *changes]
     config = changed(RunConfig.from_flat(settings.run, str(settings.at("server.toml"))), changes)
     config = replace(config, base=placed(config.base, Path.cwd()))
-    open_pack(config.base)
+    if before is not None and config.train.lr == AUTO:
+        config = changed(config, [f"train.lr={before.config.get('train.lr', AUTO)}"], str(path))
+    config = config.settled(open_pack(config.base))  # so that the devices, whatever their version, are told a number
     # A base that was named from here is found from anywhere.
     kept = [f"base={config.base}" if change.partition("=")[0] == "base" else change for change in changes]
     if before is not None:

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 from fedlora.base.pack import BasePack
-from fedlora.config.rate import AUTO
 from fedlora.config.run import AggregationConfig, RunConfig
 from fedlora.counted import ranges
 from fedlora.errors import ConfigError, RunError
@@ -66,11 +65,10 @@ def read_config(run: Path) -> RunConfig:
 
 def as_it_began(config: RunConfig, run: Path) -> RunConfig:
     """`config`, to go on with `run`: what it leaves to fedlora is as that run has it, whatever a default is by now."""
-    began, default = read_config(run), AggregationConfig()
+    began, default = read_config(run).aggregation, AggregationConfig()
     left = [key for key in LEFT_TO_FEDLORA if getattr(config.aggregation, key) == getattr(default, key)]
-    settled = dataclasses.replace(config.aggregation, **{key: getattr(began.aggregation, key) for key in left})
-    train = dataclasses.replace(config.train, lr=began.train.lr) if config.train.lr == AUTO else config.train
-    return dataclasses.replace(config, aggregation=settled, train=train)
+    settled = dataclasses.replace(config.aggregation, **{key: getattr(began, key) for key in left})
+    return dataclasses.replace(config, aggregation=settled)
 
 
 def read_metrics(run: Path | str) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,9 +19,9 @@ from fedlora.errors import CourierError
 from fedlora_client.answers import answer
 from fedlora_client.courier.courier import ask
 from fedlora_client.courier.question import Answer, Question
-from fedlora_client.service.config import DeviceConfig
+from fedlora_client.service.config import DeviceConfig, read_device
 from fedlora_client.service.logs import last_lines
-from fedlora_client.service.report import report
+from fedlora_client.service.report import lines, report
 
 from tests.client.service.devices import make_device, question, run_config
 
@@ -154,9 +155,21 @@ def test_a_trainer_ends_within_seconds_saves_what_it_did_and_is_the_only_one_of_
     assert any("kitchen ends" in line for line in last_lines(device.state / "log", 5))
 
 
-def test_a_device_whose_base_is_damaged_does_not_start(short_path: Path, base: BasePack) -> None:
-    config = make_device(short_path, base)
-    config.path.write_text(config.path.read_text().replace(str(base.directory), str(short_path)))
-    trainer = started(config)
-    assert "error: " in ended(trainer)
-    assert trainer.returncode == 1
+def test_a_device_whose_base_is_damaged_answers_so_at_once_until_it_is_mended(short_path: Path, base: BasePack) -> None:
+    config, own = make_device(short_path, base), short_path / "base"
+    shutil.copytree(base.directory, own)
+    config.path.write_text(config.path.read_text().replace(str(base.directory), str(own)))
+    config = read_device(config.path)
+    weights = own / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with running(config):
+        given = ask(config.device.socket, question(base))
+        assert "sha256 is" in given.said
+        assert "base.json says" in given.said
+        told = report(config, 1)
+        assert (told["base_fingerprint"], told["base_error"]) == ("", given.said.removeprefix("device kitchen: "))
+        assert told["base_error"] in "\n".join(lines(told))
+        weights.write_bytes(whole)
+        assert ask(config.device.socket, question(base)).said == ""
+        assert report(config, 1)["base_error"] is None

@@ -104,7 +104,10 @@ def _generated(monkeypatch: pytest.MonkeyPatch, base: BasePack, *options: str) -
         seen.append(sampling)
         yield "!"
 
-    monkeypatch.setattr("fedlora_serve.local.engine.Engine", lambda *_, **__: SimpleNamespace(base=base))
+    monkeypatch.setattr(
+        "fedlora_serve.local.engine.Engine",
+        lambda *_, **__: SimpleNamespace(base=base, load_adapters=lambda *_, **__: None),
+    )
     monkeypatch.setattr("fedlora_serve.local.generate.generate", generate)
     result = CliRunner().invoke(generate_module.generate, [str(base.directory), "--prompt", "x", *options])
     assert result.exception is None, result.exception

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fedlora.base.pack import open_pack
+from fedlora.config.run import RunConfig
 from fedlora.errors import ConfigError, PackError
 from fedlora_server.fleet.chosen_run import chosen_run
 from fedlora_server.fleet.current_run import COMPLETED, write_current
@@ -46,6 +48,16 @@ def test_a_run_of_an_earlier_version_is_still_read(settings: FleetSettings) -> N
     del content["changes"]
     path.write_text(json.dumps(content))
     assert chosen_run(settings, [], print) == first
+
+
+def test_devices_are_told_a_number_for_a_rate_that_is_left_to_fedlora_and_a_run_keeps_its_own(
+    settings: FleetSettings,
+) -> None:
+    first = chosen_run(settings, [], print)
+    assert first.config["train.lr"] == RunConfig().settled(open_pack("nano")).train.rate
+    write_current(settings.at("run.json"), replace(first, config=first.config | {"train.lr": 2e-4}))
+    assert chosen_run(settings, [], print).config["train.lr"] == 2e-4
+    assert chosen_run(settings, [], print, is_new=True).config["train.lr"] == first.config["train.lr"]
 
 
 def test_a_base_that_is_not_there_is_told_before_anything_is_written(settings: FleetSettings) -> None:
