@@ -21,7 +21,7 @@ needed("onnxruntime")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The .onnx_adapter file.")
 @click.option(
     "--base",
-    help="The base pack; needed for profile fast, for virtual tokens, and where the adapter does not record its own.",
+    help="The base pack; needed for profile fast, for kinds other than LoRA, and where the adapter records none.",
 )
 @click.option(
     "--profile", type=click.Choice(FILE_PROFILES), default=DEFAULT, show_default=True,
