@@ -21,13 +21,14 @@ from fedlora.combine.combining import Told, combine, combined_adapter
 from fedlora.combine.sources import Source, open_source
 from fedlora.combine.ways import Combination, Way
 from fedlora.config.run import DataConfig, RunConfig, Scalar
-from fedlora.counted import ranges
+from fedlora.counted import counted, ranges
 from fedlora.errors import ConfigError, DataError
 from fedlora.files.atomic import check_directory
 from fedlora.files.documents import read_object
 from fedlora.lora.adapter import Adapter
 from fedlora.lora.kinds import BY_NAME
 from fedlora.peft.directory import CONFIG, PeftDirectory, write_peft
+from fedlora.peft.origin import MOST_PARTS
 from fedlora_client.device import Device
 from fedlora_client.opened import Part
 from fedlora_server.methods import find_method
@@ -72,6 +73,7 @@ def make_soup(
     config = dataclasses.replace(read_config(order.run), output=str(order.run))
     rounds = _chosen(order.rounds, committed_rounds(order.run), order.run)
     order = dataclasses.replace(order, how=_way(order, config))
+    _check_count(order, config.simulation.devices if order.devices else len(rounds))
     with tempfile.TemporaryDirectory() as folder, DeviceThreads(order.workers) as threads:
         devices = list(threads.map(lambda node: Device(*node), _nodes(config, order)))
         measure = _Measure(_measurable(devices, tell), threads)
@@ -165,6 +167,16 @@ def _way(order: SoupOrder, config: RunConfig) -> Way:
             f"{given}: {order.run} is of {kind.title}, of which the numbers are averaged, and no products; leave it out"
         )
     return "linear"
+
+
+def _check_count(order: SoupOrder, count: int) -> None:
+    """Raise ConfigError for more ingredients than a soup can name, before hours are spent on measuring them."""
+    if count > MOST_PARTS and not order.greedy:
+        fewer = "" if order.devices else "name fewer with --rounds, or "
+        raise ConfigError(
+            f"{order.run}: {counted(count, 'device' if order.devices else 'round')}; a soup names at most {MOST_PARTS}: "
+            f"{fewer}choose with --greedy"
+        )
 
 
 def _mean(adapters: Sequence[Source], order: SoupOrder) -> Combination:

@@ -253,6 +253,7 @@ def test_full_fine_tuning_writes_a_checkpoint_that_is_better_than_the_one_it_rea
 
     checkpoint = base.directory.with_name(f"{base.directory.name}-checkpoint")
     result = run("--full", "--base", checkpoint, steps=8)
+    assert "parameters in float32, learning rate 0.01\n" in result.stderr
     after, before = result.stderr.split("held-out loss ")[1].split(" nats per token, before ")
     assert float(after) < float(before)
     trained = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter", dtype=torch.float32)

@@ -124,6 +124,16 @@ def test_rounds_that_are_not_committed_are_refused(run: Path, tmp_path: Path, ro
     assert not (tmp_path / "made").exists()
 
 
+def test_more_rounds_than_a_soup_can_name_are_refused_before_they_are_measured(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedlora_simulations.soup.MOST_PARTS", 2)
+    with pytest.raises(
+        ConfigError, match=r"3 rounds; a soup names at most 2: name fewer with --rounds, or choose with"
+    ):
+        make_soup(SoupOrder(run=run), tmp_path / "made")
+
+
 def test_of_a_personal_run_it_is_what_the_devices_kept(personal: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"with fedsa each device keeps a factor for itself.*pass --devices"):
         make_soup(SoupOrder(run=personal), tmp_path / "made")

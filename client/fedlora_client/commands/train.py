@@ -153,7 +153,10 @@ def _train_all(run: LocalRun, data: Path, output: Path, console: Console) -> Non
     from fedlora_client.training.full_training import FullTraining
 
     training = FullTraining(run.config, data, run.epochs)
-    console.print(f"full fine-tuning of {training.parameters:,} parameters in float32", highlight=False)
+    rate = training.config.train.rate
+    console.print(
+        f"full fine-tuning of {training.parameters:,} parameters in float32, learning rate {rate:g}", highlight=False
+    )
     before = training.evaluate()
     with TrainDisplay(console, training.config.train) as display:
         training.train(display.watcher.on_step)

@@ -34,7 +34,6 @@ from fedlora_client.ops.workspace import Workspace
 
 # S sequences, T tokens of each, N = S T rows, H hidden size, V vocabulary, D head size
 # L layers, K key/value heads, P virtual tokens
-# L layers, K key/value heads, P virtual tokens
 
 
 class Decoder:

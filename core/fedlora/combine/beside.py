@@ -33,8 +33,9 @@ def combined_heads(sources: Sequence[Source], weights: Sequence[float], base: Ba
     heads, all_are_own = [], base is not None
     for source in sources:
         content, where = source.beside(), str(source.directory)
-        if replaced := beside_of(content, base, where).replaced:
-            names = ", ".join(sorted(map(model_tensor, replaced))[:4])
+        trained = beside_of(content, base, where, heads=True).replaced
+        if others := trained.keys() - content.heads.keys():
+            names = ", ".join(sorted(map(model_tensor, others))[:4])
             remedy = (
                 "train again without them" if base else "pass --base PACK, and those that did not train are left out"
             )
@@ -42,7 +43,7 @@ def combined_heads(sources: Sequence[Source], weights: Sequence[float], base: Ba
                 f"{where}: also holds {names} beside A and B, which cannot be combined; {remedy}"
             )
         heads.append(heads_in(content.adapter))
-        all_are_own = all_are_own and not beside_of(content, base, where, heads=True).replaced
+        all_are_own = all_are_own and not trained
     if all_are_own:
         return {}
     for source, head in zip(sources, heads, strict=True):
@@ -63,10 +64,10 @@ def combined_own(sources: Sequence[Source], weights: Sequence[float], base: Base
     first = sources[0]
     kind = kind_of(first.config)
     if not kind.mean_is_exact and abs(sum(weights) - 1) > _ROUNDED:
-        instead = " or take --how cat or svd, with --base PACK" if kind.is_lora else "as of a mean"
+        instead = ", or take --how cat or svd, with --base PACK" if kind.is_lora else ""
         raise ConfigError(
             f"--weights: add up to {sum(weights):g}; {kind.title} is not linear in its numbers, so it has a mean and no "
-            f"other sum; give weights that add up to 1,{instead if kind.is_lora else ' ' + instead}"
+            f"other sum; give weights that add up to 1{instead}"
         )
     for source in sources:
         assert isinstance(source, WholeAdapter)

@@ -92,7 +92,10 @@ def saved_module_names(config: Mapping[str, Any], where: Path) -> tuple[str, ...
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise AdapterError(f"{where}: modules_to_save must be a list of names, got {names!r:.80}")
     if len(names) > _MAX_SAVED_NAMES:
-        raise AdapterError(f"{where}: modules_to_save has {len(names)} names; at most {_MAX_SAVED_NAMES} are read")
+        raise AdapterError(
+            f"{where}: modules_to_save has {len(names)} names; at most {_MAX_SAVED_NAMES} are read: take out what names no "
+            "module"
+        )
     return tuple(names)
 
 

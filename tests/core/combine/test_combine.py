@@ -362,7 +362,9 @@ def test_trained_modules_beside_the_factors_are_refused(written: Written, tmp_pa
         combine(places, tmp_path / "made", Combination(weights=(1.0, 1.0)))
 
 
-def test_heads_that_are_all_the_bases_are_left_out_where_it_is_given(tmp_path: Path) -> None:
+def test_heads_that_are_all_the_bases_are_left_out_where_it_is_given(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     base, places = encoder_pack("bert"), [tmp_path / "one", tmp_path / "other"]
     head = initial_extras(("classifier",), base)
     trained = {name: value + 1 for name, value in head.items()}
@@ -371,6 +373,7 @@ def test_heads_that_are_all_the_bases_are_left_out_where_it_is_given(tmp_path: P
         write_peft(place, content)
     combine(places, tmp_path / "made", Combination(weights=(0.5, 0.5)), base=base)
     assert not read_peft(tmp_path / "made").extras
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [str(place) for place in places]
     content = PeftDirectory(adapter=with_extras(random_adapter(base), trained), base_fingerprint=base.fingerprint)
     write_peft(places[1], content, replace=True)
     combine(places, tmp_path / "again", Combination(weights=(0.5, 0.5)), base=base)

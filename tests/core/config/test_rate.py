@@ -9,7 +9,7 @@ from fedlora.base.pack import BasePack, open_pack
 from fedlora.config.rate import default_rate
 from fedlora.config.run import RunConfig, changed
 from fedlora.errors import ConfigError
-from fedlora.lora.kinds import BY_NAME
+from fedlora.lora.kinds import BY_NAME, Kind
 
 from tests.tiny.encoders import encoder_pack
 
@@ -44,6 +44,14 @@ def test_a_run_is_settled_once_and_a_number_stays(base: BasePack) -> None:
     assert RunConfig.from_flat(settled.flat(), "here") == settled
     assert changed(settled, ["train.lr=auto"]).train.lr == "auto"
     assert changed(left, ["train.lr=0.5"]).settled(base).train.rate == 0.5
+
+
+@pytest.mark.parametrize("kind", BY_NAME.values(), ids=BY_NAME)
+def test_each_kind_of_a_run_has_its_multiple_and_no_base_is_so_narrow_that_it_is_no_rate(
+    base: BasePack, kind: Kind
+) -> None:
+    rate = changed(RunConfig(), [f"lora.method={kind.name}"]).settled(base).train.rate
+    assert rate == pytest.approx(kind.rate * default_rate(base.model, LORA), rel=0.06)  # both have two digits
 
 
 def test_a_rate_that_is_settled_too_high_for_its_ratio_is_refused(base: BasePack) -> None:
