@@ -21,7 +21,7 @@ from fedlora.family import ModelShape
 from fedlora.files.at_rest import encrypts, write_bytes
 from fedlora.files.atomic import whole_file
 from fedlora.lora.adapter import Adapter
-from fedlora.lora.kinds import kind_of
+from fedlora.lora.kinds import kind_of, own_in
 from fedlora.peft.configuration import kind_in, read_config
 from fedlora.peft.finding import find_adapter
 from fedlora.peft.for_base import adapter_of
@@ -78,6 +78,11 @@ def write_onnx_adapter(
     """
     if path.is_dir():
         raise ConfigError(f"{path}: a folder; name the file to write, such as {path / 'my.onnx_adapter'}")
+    if heads is None and own_in(adapter):
+        raise AdapterError(
+            f"{path}: an adapter of {kind_of(adapter).title} as it trains is no input of a graph; write its PEFT directory "
+            "with: fedlora export-adapter"
+        )
     # Kept until the file is written: an OrtValue does not own its memory.
     values = input_values(adapter) if heads is None else unstacked(heads)
     if joined_for is not None and heads is None:

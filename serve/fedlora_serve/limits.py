@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from fedlora.errors import ConfigError
 
 MEBIBYTE = 1 << 20
+MOST_ADAPTERS = 64  # that `max_adapters` may be: a longer list is refused as it is read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,3 +37,5 @@ class Limits:
             value = getattr(self, bound.name)
             if not 0 < value < 1 << 40:  # NaN too is refused
                 raise ConfigError(f"limits.{bound.name} must be above 0 and below 2^40, got {value!r}")
+        if self.max_adapters > MOST_ADAPTERS:
+            raise ConfigError(f"limits.max_adapters must be at most {MOST_ADAPTERS}, got {self.max_adapters}")

@@ -31,7 +31,7 @@ from fedlora.lora.output_scale import METHODS
 from fedlora.peft.directory import PeftDirectory, write_peft
 from fedlora.peft.for_base import adapter_of, scaled_of
 from fedlora.row_lora.layout import adapter_layout
-from fedlora_export.adapter_export import export_peft
+from fedlora_export.adapter_export import export_peft, write_onnx_adapter
 from fedlora_export.checks.graph_runs import run_graph
 from fedlora_export.checks.verify import verify_folder
 from fedlora_export.export import export_base
@@ -234,6 +234,16 @@ def test_what_the_values_are_scaled_by_scales_the_input_of_the_module_after_the_
     mine = scaled_of(replace(adapter_of_kind("ia3", base), extras={f"{module}.ia3_l": vector[None]}), base)
     assert mine.extras.keys() == {f"{values}.output_scale"}
     np.testing.assert_array_equal(mine.extras[f"{values}.output_scale"], vector)
+
+
+@pytest.mark.parametrize("kind", ["dora", "prompt"])
+def test_what_a_kind_trains_is_not_written_as_an_input_of_a_graph(kind: str, tmp_path: Path) -> None:
+    base = family_pack("llama")
+    with pytest.raises(
+        AdapterError, match=f"{BY_NAME[kind].title} as it trains is no input .*: fedlora export-adapter"
+    ):
+        write_onnx_adapter(adapter_of_kind(kind, base), base.fingerprint, tmp_path / "a")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_operator_refuses_what_scales_an_input() -> None:

@@ -35,13 +35,12 @@ from fedlora.exported.profiles import DEFAULT, Profile
 from fedlora.exported.sidecar import InputShapes, sidecar_of
 from fedlora.files.at_rest import read_plain
 from fedlora.files.tensor_file import MAX_TENSORS
-from fedlora.lora.adapter import check_extras
+from fedlora.lora.adapter import MAX_LABELS, check_extras
 from fedlora.lora.config import MAX_RANK, MAX_VIRTUAL_TOKENS
 from fedlora.lora.kinds import kind_of
 from fedlora.lora.output_scale import is_scale
 from fedlora.peft.missing import told_instead
 
-MAX_LABELS = 4096  # of a head that a file brings
 SUFFIX = ".onnx_adapter"
 IDENTIFIER = b"TORT"
 FORMAT_VERSION = 1

@@ -14,9 +14,7 @@ PROFILES: tuple[Profile, ...] = get_args(Profile)
 DEFAULT: Profile = "compat"
 HEAD_PROFILES: frozenset[Profile] = frozenset({"compat", "fast"})  # which take a head of the adapter's own, too
 ROW_PROFILES: frozenset[Profile] = frozenset({"rows", "kernel"})  # rows of any length, each with an adapter of its own
-SCALE_PROFILES: frozenset[Profile] = frozenset(
-    {"compat", "fast", "rows"}
-)  # which have inputs for scales where asked to
+SCALE_PROFILES: frozenset[Profile] = frozenset({"compat", "fast", "rows"})  # with inputs for scales, where asked to
 
 # compat  an A and a B for each module, optional, of any rank: files of other tools run on it, and it in other tools
 # fast    q, k and v are one product with one A and one B, and so are gate and up

@@ -13,9 +13,8 @@ from fedlora.files.documents import read_object
 
 MAX_BYTES = 4 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-InputShapes = Mapping[
-    str, tuple[int, ...]
-]  # {input name: shape}, with -1 for a rank or a number of labels that is free
+# {input name: shape}, with -1 for what is free: a rank, a number of labels or of virtual tokens
+InputShapes = Mapping[str, tuple[int, ...]]
 
 
 def sidecar_of(path: Path) -> Path:

@@ -74,7 +74,7 @@ class RowLora:
         """The number of the weighted sum of adapters: one of their joined rank, whose parts are read where they lie.
 
         What it is made of may be removed before it. Raises AdapterStoreFullError, and UnknownAdapterError for a number that
-        no adapter has, or one with other modules than the first has.
+        no adapter has, or one that scales its modules, or has others than the first has.
         """
         given, factors = np.array(numbers, np.int64), np.array(weights, np.float32)
         assert given.shape == factors.shape == (len(given),)
@@ -82,7 +82,8 @@ class RowLora:
             number: int = self._combine(given.ctypes.data, factors.ctypes.data, len(given))
             if number == _NOT_SOUND:
                 raise UnknownAdapterError(
-                    f"the operator has no adapters of the same modules by the numbers {list(numbers)}; add them first"
+                    f"the operator has no adapters of the same modules, none of them scaled, by the numbers "
+                    f"{list(numbers)}; add them first"
                 )
             return self._taken(number, tuple(layout for each in numbers for layout in self._layouts[each]))
 

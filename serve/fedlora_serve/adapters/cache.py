@@ -86,6 +86,14 @@ class AdapterCache:
         if cached.users == 1:
             self._settle(cached)
 
+    def hold_known(self, digest: str) -> CachedAdapter | None:
+        """One more user of what is in memory; None where it is not."""
+        cached = self._by_digest.get(digest)
+        if cached is None or cached.adapter is None:
+            return None
+        self.hold(cached)
+        return cached
+
     def hold_unnamed(self, made: LoadedAdapter) -> CachedAdapter:
         """One more user of what has no name, which goes with its last one. Raises AdapterStoreFullError."""
         cached = self._by_digest.get(made.digest)

@@ -18,7 +18,14 @@ from pathlib import Path
 
 from fedlora.base.pack import BasePack
 from fedlora.counted import counted
-from fedlora.errors import AdapterError, AdapterExistsError, AdapterStoreFullError, ConfigError, UnknownAdapterError
+from fedlora.errors import (
+    AdapterError,
+    AdapterExistsError,
+    AdapterStoreFullError,
+    AdapterTooLargeError,
+    ConfigError,
+    UnknownAdapterError,
+)
 from fedlora.nearest import hint
 from fedlora.row_lora.layout import LayoutDtype
 
@@ -27,6 +34,7 @@ from fedlora_serve.adapters.leases import AdapterStatus, Entry, Lease, StoreStat
 from fedlora_serve.adapters.loading import AdapterLoader, LoadedAdapter, load_adapter, most_file_bytes
 from fedlora_serve.adapters.signed import SignedNames
 from fedlora_serve.adapters.single_flight import SingleFlight
+from fedlora_serve.adapters.together import copied, with_values_of
 
 __all__ = ["AdapterStatus", "AdapterStore", "StoreStats", "Unloading"]
 
@@ -141,16 +149,23 @@ class AdapterStore:
                 return self._leased(entry)
         return self._lease_evicted(name)
 
-    def lease_copy(self, made: LoadedAdapter) -> Lease:
-        """Hold what was made of adapters for a request: once in memory, and in the budget, however many hold it at a time.
+    def lease_copy(self, whole: LoadedAdapter) -> Lease:
+        """Hold several adapters as one (`together`) with values of its own: copied once, and counted once in the budget,
+        however many hold it at a time, each by the names that it gave.
 
-        When the last lease is released it is forgotten. Raises AdapterStoreFullError.
+        When the last lease is released the copy is forgotten. Raises AdapterTooLargeError where it never fits beside its
+        parts, AdapterStoreFullError where it does not now.
         """
         with self._lock:
-            cached = self._cache.hold_unnamed(made)
-            if cached.adapter is None:
-                raise AssertionError(f"{made.name}: in use, and not in memory")
-            return Lease(cached.adapter, partial(self._forget, cached))
+            cached = self._cache.hold_known(whole.digest)
+        if cached is None:
+            made = self._readings.do(whole.digest, partial(copied, whole))
+            self._check_fits_beside_parts(whole, made.size_bytes)
+            with self._lock:
+                cached = self._cache.hold_unnamed(made)
+        if cached.adapter is None:
+            raise AssertionError(f"{whole.name}: in use, and not in memory")
+        return Lease(with_values_of(whole, cached.adapter), partial(self._forget, cached))
 
     def status(self, name: str) -> AdapterStatus | None:
         """What there is to tell of a name; None where there is none such."""
@@ -206,6 +221,15 @@ class AdapterStore:
                 f"{read.digest[:16]}: the file changed since it was loaded; load it again"
             )
         return read
+
+    def _check_fits_beside_parts(self, whole: LoadedAdapter, copy_bytes: int) -> None:
+        parts = {part.adapter.digest: part.adapter.size_bytes for part in whole.parts}
+        beside, most = sum(parts.values()), self._cache.budget_bytes
+        if copy_bytes + beside > most:
+            raise AdapterTooLargeError(
+                f"adapters: {whole.name} takes {copy_bytes} bytes beside the {beside} of its parts, all adapters together "
+                f"may have {most}; name fewer, or raise the budget"
+            )
 
     def _leased(self, entry: Entry) -> Lease:
         entry.users += 1

@@ -59,6 +59,11 @@ def copied(adapter: LoadedAdapter) -> LoadedAdapter:
     return replace(adapter, values=MappingProxyType(values), size_bytes=size_bytes)
 
 
+def with_values_of(adapter: LoadedAdapter, copy: LoadedAdapter) -> LoadedAdapter:
+    """The same sum with the values of a copy that was made for somebody else, who may know its parts by other names."""
+    return replace(adapter, values=copy.values, size_bytes=copy.size_bytes)
+
+
 def releases_of(adapter: LoadedAdapter) -> list[ReleaseInfo]:
     """The signed releases behind an adapter; none where one of its parts comes from none."""
     releases = [part.adapter.release for part in adapter.parts]

@@ -11,7 +11,7 @@ from itertools import count
 from typing import Any, Protocol
 
 import numpy as np
-from fedlora.errors import AdapterError
+from fedlora.errors import AdapterError, AdapterMismatchError
 from fedlora.exported.inputs import row_values
 from fedlora.row_lora.layout import AdapterLayout
 from fedlora.row_lora.library import RowLora
@@ -77,7 +77,7 @@ class RowAdapters(Protocol):
     """The adapters of the rows of a batch."""
 
     def join(self, adapter: LoadedAdapter) -> None:
-        """A row with this adapter begins. Raises AdapterError where there is no room for more."""
+        """A row with this adapter begins. Raises AdapterError where there is no room, or it is for another graph."""
         ...
 
     def leave(self, adapter: LoadedAdapter) -> None:
@@ -101,7 +101,7 @@ class NumberedAdapters:
         if adapter.prefix is not None:
             return  # its row begins with it, and the graph knows nothing of it
         if adapter.digest not in self._numbers:
-            self._numbers[adapter.digest] = self._number_of(adapter.values)
+            self._numbers[adapter.digest] = self._number_of(adapter.name, adapter.values)
         self._rows[adapter.digest] = self._rows.get(adapter.digest, 0) + 1
 
     def leave(self, adapter: LoadedAdapter) -> None:
@@ -112,10 +112,13 @@ class NumberedAdapters:
             del self._rows[adapter.digest]
             self._library.remove(self._numbers.pop(adapter.digest))
 
-    def _number_of(self, values: AdapterValues) -> int:
-        if not isinstance(values, tuple):
-            assert isinstance(values, AdapterLayout)
+    def _number_of(self, name: str, values: AdapterValues) -> int:
+        if isinstance(values, AdapterLayout):
             return self._library.add(values)
+        if not isinstance(values, tuple):
+            raise AdapterMismatchError(
+                f"{name}: not laid out for the graph kernel; load it with a layout, such as float32"
+            )
         joined: list[LoadedAdapter] = []
         try:
             for part in values:
@@ -147,6 +150,11 @@ class CopiedAdapters:
         for part in adapter.parts:
             if isinstance(part.adapter.values, AdapterLayout):
                 raise AdapterError(f"{part.adapter.name}: laid out for another graph; load it again")
+            if part.adapter.scales and not self._scales:  # in a step it would end the others' sequences too
+                raise AdapterMismatchError(
+                    f"{part.adapter.name}: it scales what modules give (DoRA, IA3), and the graph has no inputs for that; "
+                    "write it again with: fedlora export BASE --profile rows --output-scales"
+                )
 
     def leave(self, adapter: LoadedAdapter) -> None:
         pass

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fedlora.data.chat_settings import ChatSettings
-from fedlora.errors import AdapterMismatchError, AdapterStoreFullError, ConfigError
+from fedlora.errors import AdapterMismatchError, AdapterStoreFullError, AdapterTooLargeError, ConfigError
 from fedlora_serve.adapters.loading import LoadedAdapter, WeightedAdapter
 from fedlora_serve.adapters.together import copied, releases_of, together
 
@@ -96,9 +96,14 @@ def test_how_to_chat_is_what_all_say_and_else_nothing_and_releases_are_told_wher
 def test_a_copy_counts_to_the_budget_once_while_somebody_holds_it(source: FakeSource) -> None:
     store = filled(source, "abc", budget=4)
     leases = [store.lease(name) for name in "ab"]
-    copy = copied(summed(*((lease.version, 1.0) for lease in leases)))
-    held = [store.lease_copy(copy), store.lease_copy(replace(copy))]  # c is evicted: it is nobody's
-    assert held[0].version is held[1].version
+    versions = [lease.version for lease in leases]
+    wholes = [
+        summed(*((version, 1.0) for version in versions)),
+        summed(*((version, 1.0) for version in versions[::-1])),
+    ]
+    held = [store.lease_copy(whole) for whole in wholes]  # c is evicted: it is nobody's
+    assert held[0].version.values is held[1].version.values
+    assert [lease.version.name for lease in held] == ["1 a + 1 b", "1 b + 1 a"]
     assert (store.stats().resident_bytes, store.stats().loaded) == (4 * UNIT, 3)
     assert not status_of(store, "c").resident
     with pytest.raises(
@@ -112,3 +117,14 @@ def test_a_copy_counts_to_the_budget_once_while_somebody_holds_it(source: FakeSo
     for lease in leases:
         lease.release()
     store.lease("c").release()
+
+
+def test_a_copy_that_never_fits_beside_its_parts_is_too_large(source: FakeSource) -> None:
+    store = filled(source, "ab", budget=3)
+    leases = [store.lease(name) for name in "ab"]
+    whole = summed(*((lease.version, 1.0) for lease in leases))
+    with pytest.raises(
+        AdapterTooLargeError, match=r"takes 1600 bytes beside the 1600 of its parts, all .* have 2400; name fewer"
+    ):
+        store.lease_copy(whole)
+    assert store.stats().resident_bytes == 2 * UNIT

@@ -15,6 +15,7 @@ from fedlora.graph.packed_layers import FLOAT_ACCURACY
 from fedlora.lora.kinds import BY_NAME
 from fedlora.peft.directory import PeftDirectory, write_peft
 from fedlora.row_lora.layout import LayoutDtype
+from fedlora.row_lora.library import row_lora
 from fedlora_export.export import export_base
 from fedlora_serve.adapters.loading import LoadedAdapter, WeightedAdapter, load_adapter
 from fedlora_serve.adapters.store import AdapterStore
@@ -22,6 +23,7 @@ from fedlora_serve.adapters.together import together
 from fedlora_serve.batching.kv_cache import KVCache
 from fedlora_serve.batching.row_graph import Part, RowGraph
 from fedlora_serve.batching.row_session import open_rows
+from fedlora_serve.batching.rows import CopiedAdapters, NumberedAdapters
 from fedlora_serve.local.engine import Engine
 
 from tests.reference.agreement import assert_close
@@ -124,3 +126,16 @@ def test_a_service_whose_graph_takes_no_scales_refuses_the_adapter_and_says_what
         Engine(tmp_path / "plain", threads=1).load_adapter(adapters["dora"])
     with opened(tmp_path / "plain", adapters={"a": str(adapters["vera"])}) as state:
         assert state.store.list()[0].rank == 4
+
+
+def test_an_adapter_for_another_graph_gets_no_row_and_costs_the_others_nothing(
+    scaled: dict[Profile, Path], adapters: dict[str, Path]
+) -> None:
+    base = open_pack(scaled["rows"])
+    loaded = load_adapter(adapters["ia3"], base)
+    with pytest.raises(
+        AdapterMismatchError, match=r"ia3: it scales what modules give .*--profile rows --output-scales"
+    ):
+        CopiedAdapters(base.shape.linear_modules()).join(loaded)
+    with pytest.raises(AdapterMismatchError, match="ia3: not laid out for the graph kernel; load it with a layout"):
+        NumberedAdapters(row_lora()).join(loaded)

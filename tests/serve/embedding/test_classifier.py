@@ -29,6 +29,7 @@ from tests.reference.agreement import assert_close
 from tests.serve.http.services import Client, refusal
 from tests.tiny.adapters import random_adapter
 from tests.tiny.encoders import LABELS, encoder_pack
+from tests.tiny.kinds import adapter_of_kind
 from tests.tiny.tokens import random_texts
 
 LENGTHS = (9, 17, 2, 1, 30)
@@ -87,6 +88,14 @@ def test_an_encoder_without_a_head_and_a_graph_without_inputs_for_one_are_refuse
 def state(served: Path) -> ServiceState:
     places = {name: str(served.parent / name) for name in ("plain", "five", "three")}
     return open_service(served, ServeConfig(adapters=places, threads=1))
+
+
+def test_a_service_refuses_what_its_graph_does_not_take_when_it_is_loaded(state: ServiceState, served: Path) -> None:
+    base, place = encoder_pack("bert"), served.parent / "ia3"
+    content = PeftDirectory(adapter=adapter_of_kind("ia3", base), base_fingerprint=base.fingerprint)
+    write_peft(place, content, base_name="base")
+    with pytest.raises(AdapterMismatchError, match=r"encoder\.onnx has no inputs for that; .*--output-scales"):
+        state.store.load("ia3", place)
 
 
 def ask(state: ServiceState, path: str = "/v1/classify", **fields: Any) -> Any:

@@ -9,8 +9,7 @@ from pydantic import Field
 from fedlora_serve.adapters.together import MAX_WEIGHT
 from fedlora_serve.http.protocol.field_types import Number, Text
 from fedlora_serve.http.protocol.request_body import RequestBody
-
-MAX_SHARES = 64  # before anything is done with them; a service's limit is lower
+from fedlora_serve.limits import MOST_ADAPTERS
 
 
 class AdapterShare(RequestBody):
@@ -29,7 +28,7 @@ class AdapterShare(RequestBody):
 AdapterShares = Annotated[
     list[AdapterShare] | None,
     Field(
-        max_length=MAX_SHARES,
+        max_length=MOST_ADAPTERS,
         fail_fast=True,
         description="Adapters that answer together, where model names the base: the base's weights and the weighted sum of "
         "their updates.",

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
-from fedlora.errors import AdapterError, AdapterStoreFullError, ConfigError, UnknownAdapterError
+from fedlora.errors import AdapterError, AdapterStoreFullError, AdapterTooLargeError, ConfigError, UnknownAdapterError
 from fedlora.nearest import hint
 
 from fedlora_serve.adapters.leases import Lease
 from fedlora_serve.adapters.loading import WeightedAdapter
-from fedlora_serve.adapters.together import copied, together
+from fedlora_serve.adapters.together import together
 from fedlora_serve.http.access.keys import Caller
 from fedlora_serve.http.protocol.adapter_shares import AdapterShare
 from fedlora_serve.http.protocol.errors import SERVER, ApiError
@@ -26,11 +27,11 @@ async def leased(state: ServiceState, caller: Caller, name: str, param: str = "m
     if not caller.may_use(name):
         raise await unknown_model(state, caller, name, param)
     try:
-        return await _leased(state, name)
+        return await _in_a_thread(partial(state.store.lease, name))
     except UnknownAdapterError:
         raise await unknown_model(state, caller, name, param) from None
-    except AdapterStoreFullError:
-        raise  # 503: until another request has ended
+    except AdapterStoreFullError as error:
+        raise _without_others(error, name) from None
     except AdapterError as error:  # whoever asks has done nothing wrong, and the file's place is not their business
         _logger.warning("%s: %s", name, error)
         message = f"the adapter {name} was evicted and cannot be read again; the service's log says why"
@@ -67,9 +68,11 @@ async def leased_together(state: ServiceState, caller: Caller, shares: Sequence[
         except (ConfigError, AdapterError) as error:
             raise ApiError(400, str(error), param="adapters") from None
         if state.encoder is not None:  # its graph takes A and B as inputs
-            made = state.store.lease_copy(await asyncio.to_thread(copied, whole))
-            held.append(made)
-            whole = made.version
+            try:
+                held.append(await _in_a_thread(partial(state.store.lease_copy, whole)))
+            except AdapterStoreFullError as error:
+                raise _without_others(error, whole.name) from None
+            whole = held[-1].version
     except BaseException:
         give_back()
         raise
@@ -93,9 +96,17 @@ async def unknown_model(state: ServiceState, caller: Caller, name: str, param: s
     return ApiError(404, f"the model {name!r:.140} does not exist; {told}", code="model_not_found", param=param)
 
 
-async def _leased(state: ServiceState, name: str) -> Lease:
-    """A lease, which is released again where nobody waits for it any more."""
-    reading = asyncio.get_running_loop().run_in_executor(None, state.store.lease, name)
+def _without_others(error: AdapterStoreFullError, name: str) -> AdapterStoreFullError:
+    """503, until another request has ended; which adapters others use is not for this caller to see."""
+    if isinstance(error, AdapterTooLargeError):
+        return error
+    _logger.info("%s: %s", name, error)
+    return AdapterStoreFullError(f"{name}: there is no room in memory for it; try again when other requests have ended")
+
+
+async def _in_a_thread(lease: Callable[[], Lease]) -> Lease:
+    """What it gives, which is released again where nobody waits for it any more."""
+    reading = asyncio.get_running_loop().run_in_executor(None, lease)
     try:
         return await asyncio.shield(reading)
     except asyncio.CancelledError:

@@ -121,7 +121,12 @@ def _encoder(directory: Path, config: ServeConfig, base_name: str, signed: Signe
         base=encoder.base,
         base_name=base_name,
         tokenizer=encoder.tokenizer,
-        store=AdapterStore(encoder.base, budget_bytes=config.adapter_bytes, signed=signed),
+        store=AdapterStore(
+            encoder.base,
+            budget_bytes=config.adapter_bytes,
+            signed=signed,
+            read=partial(load_adapter, graph=encoder.graph_manifest),
+        ),
         limits=config.limits,
         keys=Keys(config.keys, admin=config.admin),
         metrics=Metrics(base_name),

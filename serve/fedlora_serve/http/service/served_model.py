@@ -57,7 +57,7 @@ class ServedModel:
         version = self.version
         if version is None:
             return {DIGEST_HEADER: "none"}
-        parts = [f"{part.adapter.name}={part.weight:g} {part.adapter.digest}" for part in version.made_of]
+        parts = [f"{part.adapter.name}={part.weight!r} {part.adapter.digest}" for part in version.made_of]
         several = {ADAPTERS_HEADER: ", ".join(parts)} if parts else {}
         return {DIGEST_HEADER: version.digest, **several, **release_headers(releases_of(version))}
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fedlora.base.pack import BasePack
+from fedlora_serve.adapters.store import AdapterStore
 from fedlora_serve.http.access.keys import ApiKey, key_digest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.serve.http.fake_engine import FakeEngine, words
-from tests.serve.http.services import BASE, Client, refusal, service
+from tests.serve.http.services import BASE, Client, fake_adapter, refusal, service
 
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "x"},
@@ -108,3 +110,19 @@ def test_a_key_needs_the_right_to_each_adapter_and_to_the_base(base: BasePack) -
     narrow = Client(state, authorization="Bearer n")
     assert refusal(narrow.post("/v1/completions", {**asked, **both}), 404)["param"] == "model"
     assert not any(status.users for status in state.store.list())
+
+
+def test_where_there_is_no_room_in_memory_it_is_not_told_what_others_use(base: BasePack) -> None:
+    state = service(base, FakeEngine(), keys=[ApiKey(name="team", digest=key_digest("t"), models=("team-*",))])
+    state.store = AdapterStore(base, budget_bytes=100, read=fake_adapter)  # room for one
+    for name in ("team-a", "secret"):
+        state.store.load(name, Path("somewhere") / name)
+    lease = state.store.lease("secret")
+    asked = {"model": "team-a", "prompt": "x"}
+    team = Client(state, authorization="Bearer t")
+    response = team.post("/v1/completions", asked)
+    error = refusal(response, 503)
+    assert (error["code"], response.headers["Retry-After"]) == ("adapter_memory_full", "1")
+    assert error["message"] == "team-a: there is no room in memory for it; try again when other requests have ended"
+    lease.release()
+    assert team.post("/v1/completions", asked).status_code == 200

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from fedlora.base.pack import BasePack
+from fedlora_serve.adapters.loading import WeightedAdapter
+from fedlora_serve.adapters.together import together
 
 from tests.serve.http.fake_engine import FakeEngine
 from tests.serve.http.services import BASE, Client, FakeEmbedder, refusal, service, unit
@@ -72,6 +75,22 @@ def test_adapters_embed_together_in_a_copy_that_counts_while_it_is_used(base: Ba
     assert seen == [({}, 3)]
     assert state.store.stats().resident == 2
     assert not any(status.users for status in state.store.list())
+
+
+def test_of_a_copy_that_others_use_too_each_is_told_the_names_that_they_gave(base: BasePack) -> None:
+    state = service(base, None, embedder=FakeEmbedder(), adapters=["poet", "cook"])
+    state.store.load("twin", Path("elsewhere") / "poet")  # of the same values
+    shares = {"poet": 0.1234567, "cook": 1.0}
+    leases = {name: state.store.lease(name) for name in shares}
+    parts = [WeightedAdapter(adapter=leases[name].version, weight=weight) for name, weight in shares.items()]
+    held = state.store.lease_copy(together(parts))
+    response = ask(Client(state), adapters=[{"name": "twin", "weight": 0.1234567}, {"name": "cook"}])
+    assert response.headers["X-Adapter-Digest"] == held.version.digest
+    told = {part.split()[0] for part in response.headers["X-Adapters"].split(", ")}
+    assert told == {"twin=0.1234567", "cook=1.0"}
+    for lease in (held, *leases.values()):
+        lease.release()
+    assert state.store.stats().resident == 2
 
 
 @pytest.mark.parametrize(

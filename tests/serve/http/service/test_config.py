@@ -101,6 +101,7 @@ def test_a_file_sets_everything_and_the_command_line_changes_it(tmp_path: Path) 
         ("[adapters]\n'a b' = 'x'", "an adapter cannot be called 'a b'"),
         ("[adapters]\na = 3", "adapters: a must be a path, got 3"),
         ("[limits]\nmax_n = 0", "limits.max_n must be above 0"),
+        ("[limits]\nmax_adapters = 65", "limits.max_adapters must be at most 64, got 65"),
         ("[limits]\nsend_timeout_s = nan", "limits.send_timeout_s must be above 0"),
         ("keys = 3", "keys must be a list of tables"),
         ("[[keys]]\nkey = 'a-key-of-the-web-0123'", "keys, number 1: name is missing"),
