@@ -45,10 +45,17 @@ class RemoteRowLora:
         self._library, self._layouts = library, dict[int, AdapterLayout]()
 
     def add(self, layout: AdapterLayout) -> int:
-        values, table = Pointer(_bytes(layout.values)), Pointer(_bytes(layout.table))
+        values, table, scales = (Pointer(_bytes(each)) for each in (layout.values, layout.table, layout.scales))
         is_half = layout.values.dtype == np.float16
         number = self._library.call(
-            "fedlora_adapter_add", values, layout.values.size, is_half, len(layout.table), table
+            "fedlora_adapter_add",
+            values,
+            layout.values.size,
+            is_half,
+            len(layout.table),
+            table,
+            scales,
+            layout.scales.size,
         )
         assert number > 0
         self._layouts[number] = layout
