@@ -8,6 +8,7 @@ from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import cast
 
 from fedlora.errors import ConfigError, MissingExtraError
 from fedlora.nearest import hint
@@ -66,6 +67,16 @@ class Plugins:
 
     def _points(self) -> tuple[EntryPoint, ...]:
         return _installed(self.group, tuple((folder, _changed_ns(folder)) for folder in sys.path))
+
+
+def first_that_loads(group: str) -> object | None:
+    """What the first of a group stands for whose package is there; None where none is."""
+    for point in entry_points(group=group):
+        try:
+            return cast(object, point.load())
+        except ImportError:
+            continue
+    return None
 
 
 @lru_cache(maxsize=16)

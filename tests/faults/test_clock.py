@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 from tests.faults.fleets import Fleet, until
 
 pytestmark = pytest.mark.faults
+# What a device that ended while no server ran is still taken for one that is there: two of Flower's heartbeats.
+_FORGOTTEN_S = 65.0
 
 
 def started_at(fleet: Fleet, minutes_ahead: int) -> None:
@@ -30,6 +33,7 @@ def test_a_device_whose_clock_is_ten_minutes_off_says_so_and_the_round_goes_on(
     fleet: Fleet, minutes_ahead: int, told: str, row: Callable[[str, str], None]
 ) -> None:
     started_at(fleet, minutes_ahead)
+    time.sleep(_FORGOTTEN_S)
     try:
         fleet.start_server("--new", "--set=server.min_devices=3", "--set=server.rounds=2")
         until(lambda: told in fleet.said("pantry"), "the device does not say that its clock is off")
@@ -39,9 +43,7 @@ def test_a_device_whose_clock_is_ten_minutes_off_says_so_and_the_round_goes_on(
     finally:
         fleet.devices["pantry"].end()
     assert [sorted(line["train_loss"]) for line in fleet.rounds()] == [["attic", "cellar", "kitchen"]] * 2
-    # At first a server may ask a device that was in its sight when it last ended: for a minute Flower has it as there.
-    assert fleet.rounds()[0]["excluded"] in ({}, {"device-error": 1})
-    assert fleet.rounds()[-1]["excluded"] == {}
+    assert all(line["excluded"] == {} for line in fleet.rounds())
     assert told in link
     assert "set this device's clock" in link
     assert checked.rstrip().endswith("answers"), "it is the clock of the device's processes alone that is off"

@@ -18,7 +18,6 @@ Stacked, as a cache has them: the keys and the values of each layer in turn, [2 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
 from typing import cast
 
 import numpy as np
@@ -32,6 +31,7 @@ from fedlora.lora.adapter import Adapter
 from fedlora.lora.config import MAX_VIRTUAL_TOKENS, LoraConfig
 from fedlora.lora.kinds import kind_of
 from fedlora.lora.kinds.virtual import WORD
+from fedlora.plugins import first_that_loads
 
 Heads = NDArray[np.float32]  # [2 L, K, P, D]
 HeadsOf = Callable[[BasePack, Adapter], Heads]  # of an adapter with virtual tokens, on its base
@@ -124,12 +124,10 @@ def _check_room(count: int, shape: DecoderShape, where: str) -> None:
 
 
 def _computed(where: str, title: str) -> HeadsOf:
-    for point in entry_points(group="fedlora.prefixes"):
-        try:
-            return cast(HeadsOf, point.load())
-        except ImportError:
-            continue
-    raise MissingExtraError(
-        f"{where}: the keys and values of {title} are what the base computes of it, once, in torch, and the extra 'client' "
-        "is not installed: pip install 'fedlora[client]'"
-    )
+    found = first_that_loads("fedlora.prefixes")
+    if found is None:
+        raise MissingExtraError(
+            f"{where}: the keys and values of {title} are what the base computes of it, once, in torch, and the extra "
+            "'client' is not installed: pip install 'fedlora[client]'"
+        )
+    return cast(HeadsOf, found)

@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from typing import cast
 
 import numpy as np
@@ -21,6 +20,7 @@ from fedlora.family import EncoderShape
 from fedlora.files.temporary import own_folder
 from fedlora.lora.adapter import Adapter, LoraPair, initial_adapter, with_extras
 from fedlora.lora.config import LoraConfig
+from fedlora.plugins import first_that_loads
 from numpy.typing import NDArray
 
 from fedlora_export.checks.scaled_sample import scaled_adapters
@@ -95,12 +95,7 @@ def torch_logits(base: BasePack, *, scaled: bool = False) -> Expected | None:
 
 def find_reference() -> Reference | None:
     """The trainer's logits where the client is installed."""
-    for point in entry_points(group="fedlora.references"):
-        try:
-            return cast(Reference, point.load())
-        except ImportError:
-            continue
-    return None
+    return cast(Reference | None, first_that_loads("fedlora.references"))
 
 
 def computed_logits(base: BasePack, *, scaled: bool = False) -> Expected | None:

@@ -11,7 +11,15 @@ from fedlora.base.pack import open_pack
 from fedlora.config.rate import AUTO
 from fedlora.config.run import RunConfig, changed
 
-from fedlora_server.fleet.current_run import COMPLETED, CurrentRun, new_run, read_current, with_config, write_current
+from fedlora_server.fleet.current_run import (
+    COMPLETED,
+    CurrentRun,
+    has_begun,
+    new_run,
+    read_current,
+    with_config,
+    write_current,
+)
 from fedlora_server.fleet.settings import FleetSettings, placed
 
 Tell = Callable[[str], None]
@@ -31,7 +39,7 @@ def chosen_run(settings: FleetSettings, changes: Sequence[str], tell: Tell, *, i
         changes = [*before.changes, *changes]
     config = changed(RunConfig.from_flat(settings.run, str(settings.at("server.toml"))), changes)
     config = replace(config, base=placed(config.base, Path.cwd()))
-    if before is not None and config.train.lr == AUTO:
+    if before is not None and config.train.lr == AUTO and has_begun(before):
         config = changed(config, [f"train.lr={before.config.get('train.lr', AUTO)}"], str(path))
     config = config.settled(open_pack(config.base))  # so that the devices, whatever their version, are told a number
     # A base that was named from here is found from anywhere.

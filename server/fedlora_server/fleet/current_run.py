@@ -41,10 +41,15 @@ def new_run(folder: Path, config: RunConfig, now: datetime, changes: Sequence[st
     return CurrentRun(output=str(output), config=_flat(config), changes=list(changes))
 
 
+def has_begun(current: CurrentRun) -> bool:
+    """Whether its server wrote anything of it."""
+    return (Path(current.output) / CONFIG).is_file()
+
+
 def with_config(current: CurrentRun, config: RunConfig, changes: Sequence[str] = ()) -> CurrentRun:
     """A run that goes on under `config`. Raises ConfigError where it would become another run."""
     output = Path(current.output)
-    if (output / CONFIG).is_file():
+    if has_begun(current):
         try:
             check_goes_on(read_config(output), as_it_began(config, output), output)
         except ConfigError as error:

@@ -55,7 +55,12 @@ def test_devices_are_told_a_number_for_a_rate_that_is_left_to_fedlora_and_a_run_
 ) -> None:
     first = chosen_run(settings, [], print)
     assert first.config["train.lr"] == RunConfig().settled(open_pack("nano")).train.rate
-    write_current(settings.at("run.json"), replace(first, config=first.config | {"train.lr": 2e-4}))
+    of_before = first.config | {"train.lr": 2e-4}
+    write_current(settings.at("run.json"), replace(first, config=of_before))
+    assert chosen_run(settings, [], print).config["train.lr"] == first.config["train.lr"], "it has not begun"
+    write_current(settings.at("run.json"), replace(first, config=of_before))
+    Path(first.output).mkdir(parents=True)
+    (Path(first.output) / "config.json").write_text(json.dumps(of_before))
     assert chosen_run(settings, [], print).config["train.lr"] == 2e-4
     assert chosen_run(settings, [], print, is_new=True).config["train.lr"] == first.config["train.lr"]
 
