@@ -82,15 +82,15 @@ def _check(parts: Sequence[WeightedAdapter], where: str) -> None:
         if part.adapter.virtual_tokens:
             raise ConfigError(
                 f"{where}: {part.adapter.name} is {counted(part.adapter.virtual_tokens, 'virtual token')} before the text, "
-                "which have no sum with another adapter; name it as the model, alone"
+                "which have no sum with another adapter; ask for it alone"
             )
     names = [part.adapter.name for part in parts]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConfigError(f"{where}: {twice[0]} is named twice; name it once, with the sum of the weights")
     if scaled := [part.adapter.name for part in parts if part.adapter.scales]:
         raise AdapterMismatchError(
-            f"{where}: {scaled[0]} scales what modules give (DoRA, IA3), of which there is no weighted sum; name it alone, "
-            "as the model, or combine adapters of IA3 before: fedlora combine"
+            f"{where}: {scaled[0]} scales what modules give (DoRA, IA3), of which there is no weighted sum; ask for it "
+            "alone, or combine adapters of IA3 before: fedlora combine"
         )
     ranks = {part.adapter.name: part.adapter.rank for part in parts}
     if (total := sum(ranks.values())) > MAX_RANK:

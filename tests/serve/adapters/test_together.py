@@ -59,7 +59,7 @@ def test_a_copy_has_the_factors_side_by_side_and_the_digest_of_the_sum() -> None
         ([(LAW, 1.0), (LAW, 2.0)], "law is named twice; name it once, with the sum of the weights"),
         (
             [(LAW, 1.0), (replace(VERSE, values={}, prefix=np.zeros((2, 1, 20, 4), np.float32)), 1.0)],
-            "verse is 20 virtual tokens before the text, which have no sum with another adapter; name it as the model",
+            "verse is 20 virtual tokens before the text, which have no sum with another adapter; ask for it alone",
         ),
         (
             [(LAW, 1.0), (replace(VERSE, rank=4095), 1.0)],
